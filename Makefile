@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Two test processes of one thread each: on small layers that beats one process of two threads.
+THREADS := OMP_NUM_THREADS=1
+
+.PHONY: setup demo test test-all lint format zoo bench clean lock
+.DEFAULT_GOAL := test
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(BIN)/onebyone demo --out demo
+
+test: setup
+	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
+
+test-all: setup
+	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu" $(ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/house.py
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+zoo: setup
+	$(BIN)/python -m bench.zoo $(ARGS)
+
+bench: setup
+	$(BIN)/python -m bench.run $(ARGS)
+
+# Remake the lock file from what pyproject.toml asks for (the CPU build's local version tag is dropped).
+lock:
+	$(BIN)/python -m pip freeze --exclude-editable --exclude onebyone | sed 's/+cpu//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) demo build dist .artefacts

@@ -1,0 +1,47 @@
+"""The errors onebyone raises. Each carries the exit code the command line gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from onebyone.records import Refusal
+
+
+class OnebyoneError(Exception):
+    """Base of every error raised on purpose by onebyone."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class BadInput(OnebyoneError, ValueError):
+    """An argument or a file cannot be used; the message names the argument, its value and what was expected."""
+
+    exit_code = 2
+
+
+class MissingExtra(BadInput, ImportError):
+    """An optional library is not installed; the message names the extra to install."""
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {library}, which is not installed: pip install 'onebyone[{extra}]'")
+
+
+class Refused(OnebyoneError):
+    """What was asked cannot be done rightly; `refusals` holds every reason."""
+
+    exit_code = 3
+
+    def __init__(self, refusals: Sequence[Refusal], what: str = "the network cannot be converted") -> None:
+        self.refusals = tuple(refusals)
+        super().__init__(what + ":\n" + "\n".join(f"  {r}" for r in self.refusals))
+
+
+class NotEquivalent(OnebyoneError):
+    """A verification failed; `verification` holds its result."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, verification: Any = None) -> None:
+        self.verification = verification
+        super().__init__(message)

@@ -1,0 +1,80 @@
+"""Plain data that every part shares: what was changed, what was refused, and a table of either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer that was re-expressed.
+
+    `path` is the dotted module path (or the graph node's name), `kind` what it was (`Linear`, `Conv2d`, `aten.linear`),
+    `law` the name of the law applied, `before` and `after` short descriptions with weight shapes,
+    `copied_bytes` the new storage the change needed (0 where the weight is a view).
+    """
+
+    path: str
+    kind: str
+    law: str
+    before: str
+    after: str
+    copied_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One layer or operator that was not converted, and why."""
+
+    path: str
+    kind: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.path or '(top level)'} ({self.kind}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a classifier's outputs mean, and how its inputs were prepared; carried by a model or given by the user.
+
+    A pixel value v in [0, 255] (or [0, 1] for floating images) becomes `(v * scale - mean) / std`, channel by channel, in
+    `colour_order` ("RGB", "BGR" or "L").
+    """
+
+    classes: tuple[str, ...] = ()
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    colour_order: str = "RGB"
+    background: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        return asdict(self)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in plain aligned text: what `print(result)` shows where no terminal styling is wanted.
+
+    >>> print(table(["a", "b"], [[1, "xyz"], [22, "y"]]))
+    a   b
+    --  ---
+    1   xyz
+    22  y
+    """
+    cells = [[str(h) for h in headers], *([str(c) for c in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)
