@@ -1,0 +1,349 @@
+"""Geometry: where a place of a map lies in the image, in pixels, on integers only.
+
+Equation (one axis, one sliding operator with kernel k, stride s, dilation d, padding p before and after):
+
+    extent            e  = (k - 1)·d + 1
+    places            n' = ⌊(n + p_before + p_after - e) / s⌋ + 1
+    jump              j' = j·s
+    start             a' = a - p_before·j
+    receptive field   r' = r + (e - 1)·j
+
+so that place q of a map sees pixels [q·j + a, q·j + a + r). A branching graph joins its branches: the jumps must
+be equal, and the field is the hull of the fields.
+
+Source: Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019 (size,
+start and jump of chains; branching graphs); Dumoulin and Visin, "A guide to convolution arithmetic for deep
+learning", 2016, §2 and §5.1 (sizes; dilation). The ceil_mode rule is PyTorch's own (`aten/src/ATen/native/Pool.h`,
+`pooling_output_shape`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onebyone.errors import BadInput
+
+NAME = "geometry"
+EQUATION = "place q sees pixels [q·jump + start, q·jump + start + size)"
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """One axis of one sliding operator: a convolution or a pool. All lengths in places of the map it reads.
+
+    A pad operator is `Sliding(kernel=1, pad_before=..., pad_after=...)`.
+
+    Raises
+    ------
+    BadInput
+        where kernel, stride or dilation is below 1, or a padding below 0.
+
+    >>> Sliding(kernel=3, stride=2, pad_before=1, pad_after=1).out_size(224)
+    112
+    >>> Sliding(kernel=3, stride=2, ceil_mode=True).out_size(6), Sliding(kernel=3, stride=2).out_size(6)
+    (3, 2)
+    """
+
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    pad_before: int = 0
+    pad_after: int = 0
+    ceil_mode: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("kernel", "stride", "dilation"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("pad_before", "pad_after"):
+            if getattr(self, name) < 0:
+                raise BadInput(
+                    f"{name} is {getattr(self, name)}; it must not be negative (crop with Field.shifted)"
+                )
+
+    @property
+    def extent(self) -> int:
+        """Places from the first to the last tap, both included: (kernel - 1)·dilation + 1."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    def out_size(self, size: int) -> int:
+        """How many places come out of `size` places (0 where none fits).
+
+        With ceil_mode a last place may start anywhere inside the input or its padding before, but no later.
+        """
+        room = size + self.pad_before + self.pad_after - self.extent
+        if not self.ceil_mode:
+            return max(0, room // self.stride + 1)
+        places = (room + self.stride - 1) // self.stride + 1
+        if (places - 1) * self.stride >= size + self.pad_before:
+            places -= 1
+        return max(0, places)
+
+    def partial_last(self, size: int) -> bool:
+        """Whether the last place reaches past `size + pad_after`: only ceil_mode makes such a place.
+
+        >>> Sliding(kernel=3, stride=2, ceil_mode=True).partial_last(6)
+        True
+        """
+        places = self.out_size(size)
+        end = (places - 1) * self.stride - self.pad_before + self.extent
+        return places > 0 and end > size + self.pad_after
+
+    def padded(self) -> bool:
+        """Whether some place can see padding."""
+        return self.pad_before > 0 or self.pad_after > 0
+
+
+@dataclass(frozen=True)
+class Field:
+    """What one place of a map sees on one axis: place q sees pixels [q·jump + start, q·jump + start + size).
+
+    >>> Field().through(Sliding(3, stride=2, pad_before=1)).through(Sliding(3))
+    Field(jump=2, start=-1, size=7)
+    """
+
+    jump: int = 1
+    start: int = 0
+    size: int = 1
+
+    def through(self, op: Sliding) -> Field:
+        """The field after `op`."""
+        return Field(
+            jump=self.jump * op.stride,
+            start=self.start - op.pad_before * self.jump,
+            size=self.size + (op.extent - 1) * self.jump,
+        )
+
+    def join(self, other: Field) -> Field | None:
+        """The field where two branches meet place by place: the hull; None where their jumps differ."""
+        if self.jump != other.jump:
+            return None
+        start = min(self.start, other.start)
+        stop = max(self.start + self.size, other.start + other.size)
+        return Field(self.jump, start, stop - start)
+
+    def shifted(self, places: int) -> Field:
+        """The field after the first `places` places were cropped (negative: that many were put before)."""
+        return Field(self.jump, self.start + places * self.jump, self.size)
+
+    def strided(self, step: int) -> Field:
+        """The field after only every `step`-th place was kept, beginning with the first."""
+        return Field(self.jump * step, self.start, self.size)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Branches that read the same map and meet again, place by place. An empty branch is a shortcut."""
+
+    branches: tuple[tuple[Step, ...], ...]
+
+
+Step = Sliding | Parallel
+
+
+def follow(steps: Iterable[Step], field: Field | None = None) -> Field:
+    """The field at the end of a chain whose links are operators or parallel branches (which may nest).
+
+    Raises
+    ------
+    BadInput
+        where branches meet with different jumps.
+
+    >>> follow([Sliding(7, stride=2, pad_before=3), Parallel(((), (Sliding(3, pad_before=1),)))])
+    Field(jump=2, start=-5, size=11)
+    """
+    field = field or Field()
+    for step in steps:
+        field = field.through(step) if isinstance(step, Sliding) else _meet(step, field)
+    return field
+
+
+def _meet(step: Parallel, field: Field) -> Field:
+    if not step.branches:
+        raise BadInput("Parallel has no branches; it needs at least one (an empty one is a shortcut)")
+    ends = [follow(branch, field) for branch in step.branches]
+    joined: Field = ends[0]
+    for end in ends[1:]:
+        hull = joined.join(end)
+        if hull is None:
+            raise BadInput(f"branches meet with different jumps: {joined.jump} and {end.jump} pixels")
+        joined = hull
+    return joined
+
+
+def places(steps: Iterable[Step], size: int) -> int:
+    """How many places a chain makes of `size` pixels; branches are cropped to their common extent.
+
+    >>> places([Sliding(3, stride=2), Sliding(3)], 21)
+    8
+    """
+    for step in steps:
+        size = (
+            step.out_size(size) if isinstance(step, Sliding) else min(places(b, size) for b in step.branches)
+        )
+    return size
+
+
+def why_not_exact(steps: Iterable[Step], window: int) -> tuple[str, ...]:
+    """Every reason why a dense pass differs from cropping each window of `window` pixels; empty if it equals it.
+
+    Padding shows a crop a border which the dense pass does not have; a partial ceil_mode place acts as padding at
+    the far edge, at the nominal size.
+
+    >>> why_not_exact([Sliding(3, pad_before=1, pad_after=1), Sliding(2, stride=2)], 8)
+    ('step 0: padding 1 before and 1 after',)
+    """
+    reasons: list[str] = []
+    size = window
+    for number, step in enumerate(steps):
+        if isinstance(step, Parallel):
+            for branch in step.branches:
+                reasons += [f"step {number}, {reason}" for reason in why_not_exact(branch, size)]
+        elif step.padded():
+            reasons.append(f"step {number}: padding {step.pad_before} before and {step.pad_after} after")
+        elif step.partial_last(size):
+            reasons.append(f"step {number}: ceil_mode's last place is partial at {size} places")
+        size = places([step], size)
+    return tuple(reasons)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the places of a dense result lie in the image, per axis (y, x), in pixels.
+
+    Place i stands for the window [i·stride - window_offset, + window), and its receptive field is
+    [i·stride - receptive_field_offset, + receptive_field), which padding can make larger than the window. `exact`
+    says that the dense result equals cropping every window; if not, `inexact_because` names the operators.
+
+    >>> g = Geometry((28, 28), (2, 2), (0, 0), (28, 28), (0, 0), True)
+    >>> g.positions((64, 65)), g.window_at((1, 18))
+    ((19, 19), ((2, 30), (36, 64)))
+    >>> Geometry.from_dict(g.to_dict()) == g
+    True
+    >>> print(g)
+    window 28×28, stride 2×2, window offset 0×0
+    receptive field 28×28, offset 0×0
+    exact: equals cropping every window
+    """
+
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    window_offset: tuple[int, ...]
+    receptive_field: tuple[int, ...]
+    receptive_field_offset: tuple[int, ...]
+    exact: bool
+    inexact_because: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({len(getattr(self, name)) for name in _AXES}) != 1:
+            given = ", ".join(f"{name} {getattr(self, name)}" for name in _AXES)
+            raise BadInput(f"a geometry needs one number per axis in each of {given}")
+        for name in ("window", "stride", "receptive_field"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise BadInput(f"{name} is {getattr(self, name)}; every axis must be at least 1 pixel")
+
+    @classmethod
+    def from_fields(
+        cls, window: Sequence[int], fields: Sequence[Field], inexact_because: Sequence[str] = ()
+    ) -> Geometry:
+        """The geometry of a result whose place 0 answers for the window at the image's first pixel.
+
+        `window` in pixels and `fields` (of the result), one per axis; exact where `inexact_because` is empty.
+        """
+        return cls(
+            window=tuple(window),
+            stride=tuple(f.jump for f in fields),
+            window_offset=(0,) * len(fields),
+            receptive_field=tuple(f.size for f in fields),
+            receptive_field_offset=tuple(-f.start for f in fields),
+            exact=not inexact_because,
+            inexact_because=tuple(inexact_because),
+        )
+
+    def positions(self, size: Sequence[int]) -> tuple[int, ...]:
+        """How many windows an image of `size` pixels has on each axis: ⌊(size - window) / stride⌋ + 1.
+
+        Raises
+        ------
+        BadInput
+            where the image is smaller than the window, or has another number of axes.
+        """
+        self._check_axes(size, "image size")
+        if any(s < w for s, w in zip(size, self.window, strict=True)):
+            raise BadInput(f"the image is {_by(size)} pixels, smaller than the window of {_by(self.window)}")
+        return tuple((s - w) // step + 1 for s, w, step in zip(size, self.window, self.stride, strict=True))
+
+    def window_at(self, index: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """First pixel and first pixel past the window of place `index`, per axis."""
+        self._check_axes(index, "index")
+        return _spans(index, self.stride, self.window_offset, self.window)
+
+    def receptive_field_at(self, index: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """First pixel and first pixel past the receptive field of `index`, per axis; it may leave the image."""
+        self._check_axes(index, "index")
+        return _spans(index, self.stride, self.receptive_field_offset, self.receptive_field)
+
+    @property
+    def halo(self) -> tuple[tuple[int, int], ...]:
+        """Pixels before and after the window that the receptive field reaches, per axis; 0 where it does not.
+
+        >>> Geometry((8,), (2,), (0,), (12,), (3,), False, ("conv1: padding",)).halo
+        ((3, 1),)
+        """
+        zero = (0,) * len(self.window)
+        pairs = zip(self.window_at(zero), self.receptive_field_at(zero), strict=True)
+        return tuple((max(0, w0 - r0), max(0, r1 - w1)) for (w0, w1), (r0, r1) in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Geometry:
+        """The geometry that `to_dict` wrote.
+
+        Raises
+        ------
+        BadInput
+            where an entry is missing or not of its kind.
+        """
+        try:
+            axes = {name: tuple(int(v) for v in data[name]) for name in _AXES}
+            reasons = tuple(str(reason) for reason in data["inexact_because"])
+            return cls(**axes, exact=bool(data["exact"]), inexact_because=reasons)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"not a geometry: {error!r} in {dict(data)!r}") from error
+
+    def __str__(self) -> str:
+        why = "; ".join(self.inexact_because) or "no reason given"
+        exact = "exact: equals cropping every window" if self.exact else f"not exact: {why}"
+        field, start = _by(self.receptive_field), _by(self.receptive_field_offset)
+        return "\n".join(
+            (
+                f"window {_by(self.window)}, stride {_by(self.stride)}, window offset {_by(self.window_offset)}",
+                f"receptive field {field}, offset {start}",
+                exact,
+            )
+        )
+
+    def _check_axes(self, values: Sequence[int], what: str) -> None:
+        if len(values) != len(self.window):
+            raise BadInput(
+                f"{what} {tuple(values)} has {len(values)} axes; this geometry has {len(self.window)}"
+            )
+
+
+_AXES = ("window", "stride", "window_offset", "receptive_field", "receptive_field_offset")
+
+
+def _by(values: Sequence[int]) -> str:
+    return "×".join(str(v) for v in values)
+
+
+def _spans(
+    index: Sequence[int], stride: Sequence[int], offset: Sequence[int], length: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    starts = [i * s - o for i, s, o in zip(index, stride, offset, strict=True)]
+    return tuple((start, start + n) for start, n in zip(starts, length, strict=True))
