@@ -8,12 +8,13 @@ so two such evaluations differ by at most 2·γ_{n+1}·(|w|·|x| + |b|). And if 
 n·m² + m ≤ 2^p, where m bounds all of them and p is the number of significand bits, every product and every
 partial sum, in any order, is an integer that the format holds: they do not differ at all.
 
-Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, §3.1 (lemma 3.1 and what follows
-it: the order of summation does not matter) and §2.1 (unit roundoff). Each term meets one product and at most n
-additions.
+Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, §3.1 (lemma 3.1 and what
+follows it: the order of summation does not matter) and §2.1 (unit roundoff). Each term meets one product and
+at most n additions.
 
-Not covered: overflow and underflow; algorithms that do not form the plain sum (Winograd and FFT convolutions, TF32,
-sums kept in a narrower format than the one named). These need a bound of their own, or must be turned off.
+Not covered: overflow and underflow; algorithms that do not form the plain sum (Winograd and FFT
+convolutions, TF32, sums kept in a narrower format than the one named). These need a bound of their own, or
+must be turned off.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from onebyone.errors import BadInput
 NAME = "rounding bounds"
 EQUATION = "|fl₁(W·x + b) - fl₂(W·x + b)| ≤ 2·γ_{n+1}·(|W|·|x| + |b|)"
 
-# significand bits, the hidden one included: IEEE 754-2019, table 3.5; bfloat16 is float32 with 16 bits cut off
+# significand bits, the hidden one included: IEEE 754-2019, table 3.5; bfloat16 is float32 less 16 bits
 _SIGNIFICAND_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 
 

@@ -8,13 +8,13 @@ Equation (one axis, one sliding operator with kernel k, stride s, dilation d, pa
     start             a' = a - p_before·j
     receptive field   r' = r + (e - 1)·j
 
-so that place q of a map sees pixels [q·j + a, q·j + a + r). A branching graph joins its branches: the jumps must
-be equal, and the field is the hull of the fields.
+so that place q of a map sees pixels [q·j + a, q·j + a + r). A branching graph joins its branches: the jumps
+must be equal, and the field is the hull of the fields.
 
-Source: Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019 (size,
-start and jump of chains; branching graphs); Dumoulin and Visin, "A guide to convolution arithmetic for deep
-learning", 2016, §2 and §5.1 (sizes; dilation). The ceil_mode rule is PyTorch's own (`aten/src/ATen/native/Pool.h`,
-`pooling_output_shape`).
+Source: Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019
+(size, start and jump of chains; branching graphs); Dumoulin and Visin, "A guide to convolution arithmetic
+for deep learning", 2016, §2 and §5.1 (sizes; dilation). The ceil_mode rule is PyTorch's own
+(`aten/src/ATen/native/Pool.h`, `pooling_output_shape`).
 """
 
 from __future__ import annotations
@@ -187,10 +187,10 @@ def places(steps: Iterable[Step], size: int) -> int:
 
 
 def why_not_exact(steps: Iterable[Step], window: int) -> tuple[str, ...]:
-    """Every reason why a dense pass differs from cropping each window of `window` pixels; empty if it equals it.
+    """Every reason why a dense pass differs from cropping each window of `window` pixels, or ().
 
-    Padding shows a crop a border which the dense pass does not have; a partial ceil_mode place acts as padding at
-    the far edge, at the nominal size.
+    Padding shows a crop a border which the dense pass does not have; a partial ceil_mode place acts as
+    padding at the far edge, at the nominal size.
 
     >>> why_not_exact([Sliding(3, pad_before=1, pad_after=1), Sliding(2, stride=2)], 8)
     ('step 0: padding 1 before and 1 after',)
@@ -214,8 +214,9 @@ class Geometry:
     """How the places of a dense result lie in the image, per axis (y, x), in pixels.
 
     Place i stands for the window [i·stride - window_offset, + window), and its receptive field is
-    [i·stride - receptive_field_offset, + receptive_field), which padding can make larger than the window. `exact`
-    says that the dense result equals cropping every window; if not, `inexact_because` names the operators.
+    [i·stride - receptive_field_offset, + receptive_field), which padding can make larger than the window.
+    `exact` says that the dense result equals cropping every window; if not, `inexact_because` names the
+    operators.
 
     >>> g = Geometry((28, 28), (2, 2), (0, 0), (28, 28), (0, 0), True)
     >>> g.positions((64, 65)), g.window_at((1, 18))
@@ -281,7 +282,7 @@ class Geometry:
         return _spans(index, self.stride, self.window_offset, self.window)
 
     def receptive_field_at(self, index: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """First pixel and first pixel past the receptive field of `index`, per axis; it may leave the image."""
+        """First pixel and pixel past the receptive field of `index`, per axis (it may leave the image)."""
         self._check_axes(index, "index")
         return _spans(index, self.stride, self.receptive_field_offset, self.receptive_field)
 
@@ -320,9 +321,10 @@ class Geometry:
         why = "; ".join(self.inexact_because) or "no reason given"
         exact = "exact: equals cropping every window" if self.exact else f"not exact: {why}"
         field, start = _by(self.receptive_field), _by(self.receptive_field_offset)
+        offset = _by(self.window_offset)
         return "\n".join(
             (
-                f"window {_by(self.window)}, stride {_by(self.stride)}, window offset {_by(self.window_offset)}",
+                f"window {_by(self.window)}, stride {_by(self.stride)}, window offset {offset}",
                 f"receptive field {field}, offset {start}",
                 exact,
             )
