@@ -1,0 +1,236 @@
+"""Checkpoints: read without running anything in them, loaded with a clear account of what does not fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
+
+from onebyone.errors import BadInput
+
+# Where training frameworks put the tensors inside a checkpoint, and what they put before each name.
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "network",
+    "net",
+    "params",
+    "weights",
+)
+PREFIXES = ("module.", "model.", "_orig_mod.", "state_dict.", "network.", "net.", "backbone.")
+_STRING_OPCODES = (
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+)
+# What torch.save itself writes around tensors: no news in a message about what else a file holds.
+_TENSOR_MACHINERY = re.compile(
+    r"torch\._utils _rebuild_\w+|collections OrderedDict|torch(\.storage)? \w*Storage"
+)
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What `load_weights` did: how many tensors went in, and the prefix that was taken off their names."""
+
+    tensors: int
+    prefix: str
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name: `.safetensors`, or `torch.save`'s, read with `weights_only=True`.
+
+    Nested checkpoints (`{"state_dict": ...}` and the like) are opened.
+
+    Raises:
+        BadInput: missing, truncated or of another format, or a pickle that holds code, which is not run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"weights {path}: {'is a directory' if path.is_dir() else 'there is no such file'}")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except SafetensorError as error:
+        raise BadInput(f"weights {path}: not a readable safetensors file ({error})") from error
+    except OSError as error:
+        raise BadInput(f"weights {path}: cannot be read ({error.strerror or error})") from error
+    return _tensors(content, path)
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> LoadedWeights:
+    """Load a checkpoint into `network`, every tensor of it or none.
+
+    A prefix that all names share (`module.`, `model.` ...) is taken off where the names then fit.
+
+    Raises:
+        BadInput: names missing, surplus or of another shape: how many of each, and the first few.
+    """
+    wanted = network.state_dict()
+    found, prefix = _fitted(read_checkpoint(path), wanted)
+    problems = _problems(found, wanted)
+    if problems:
+        raise BadInput(f"weights {os.fspath(path)} do not fit the network: {'; '.join(problems)}")
+    network.load_state_dict(found, strict=False)  # strictness was settled above, in words
+    return LoadedWeights(len(found), prefix)
+
+
+def nonfinite_weights(network: nn.Module | ExportedProgram) -> tuple[str, ...]:
+    """The names of parameters and buffers that hold NaN or infinity.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> _ = nn.init.constant_(layer.bias, float("nan"))
+    >>> nonfinite_weights(layer)
+    ('bias',)
+    """
+    return tuple(name for name, value in _named_tensors(network) if not _finite(value))
+
+
+def _named_tensors(network: nn.Module | ExportedProgram) -> Iterable[tuple[str, Tensor]]:
+    return [(n, v) for n, v in network.state_dict().items() if isinstance(v, Tensor)]
+
+
+def _finite(value: Tensor) -> bool:
+    if is_lazy(value) or value.is_meta or not value.numel():
+        return True
+    if not (value.is_floating_point() or value.is_complex()):
+        return True
+    return bool(torch.isfinite(value.detach()).all())
+
+
+def _read_pickle(path: Path) -> object:
+    _refuse_archive_bomb(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on pickle protocols; the outcome speaks below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        named = _foreign_globals(path)
+        if named:
+            raise BadInput(
+                f"weights {path}: is a pickle that holds code or objects ({_few(named)}), which was not run; "
+                f"save tensors only, with torch.save(model.state_dict(), ...) or as safetensors"
+            ) from error
+        raise BadInput(f"weights {path}: not a checkpoint of tensors, or a damaged one") from error
+    except (
+        Exception
+    ) as error:  # torch raises RuntimeError, KeyError, EOFError, ValueError ... on damaged files
+        raise BadInput(f"weights {path}: truncated, or not a checkpoint written by torch.save") from error
+
+
+def _refuse_archive_bomb(path: Path) -> None:
+    """torch.save stores its records uncompressed, so they can never unpack to more than the file holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile:
+        return  # an older or another format: torch.load says
+    if unpacked > path.stat().st_size:
+        raise BadInput(f"weights {path}: its records unpack to {unpacked:,} bytes, more than the file holds")
+
+
+def _foreign_globals(path: Path) -> list[str]:
+    """The names a pickle would import, without importing them; empty where it cannot be read as a pickle."""
+    names: list[str] = []
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                record = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+                with archive.open(record) as stream:
+                    _collect_globals(stream, names)
+        else:
+            with path.open("rb") as stream:
+                _collect_globals(stream, names)
+    except Exception:  # damaged beyond reading: what was seen until then is all there is to say
+        pass
+    return [n.replace(" ", ".") for n in dict.fromkeys(names) if not _TENSOR_MACHINERY.fullmatch(n)]
+
+
+def _collect_globals(stream: Any, names: list[str]) -> None:
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name == "GLOBAL":
+            names.append(str(argument))
+        elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
+            names.append(f"{strings[-2]} {strings[-1]}")
+        elif opcode.name in _STRING_OPCODES:
+            strings.append(str(argument))
+
+
+def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    """The mapping of names to tensors inside a checkpoint, which may wrap it a few times."""
+    for _ in range(4):
+        if not isinstance(content, Mapping):
+            raise BadInput(f"weights {path}: holds {type(content).__name__}, not tensors by name")
+        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        inner = next((content[w] for w in WRAPPERS if isinstance(content.get(w), Mapping)), None)
+        if inner is None or len(tensors) > len(inner):
+            break
+        content = inner
+    if not tensors:
+        raise BadInput(f"weights {path}: holds no tensors by name")
+    return tensors
+
+
+def _fitted(found: dict[str, Tensor], wanted: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The checkpoint with that prefix taken off which makes most names fit; none where none helps."""
+    best, best_prefix = found, ""
+    hits = len(wanted.keys() & found.keys())
+    candidates = [""]
+    for _ in range(3):  # wrappers nest: module.model.
+        candidates = [c + p for c in candidates for p in PREFIXES if any(n.startswith(c + p) for n in found)]
+        for prefix in candidates:
+            stripped = {n.removeprefix(prefix): v for n, v in found.items()}
+            here = len(wanted.keys() & stripped.keys())
+            if here > hits:
+                best, best_prefix, hits = stripped, prefix, here
+    return best, best_prefix
+
+
+def _problems(found: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> list[str]:
+    # Checkpoints older than torch 0.4.1 have no batch counters; torch fills them in.
+    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
+    surplus = [n for n in found if n not in wanted]
+    odd = [
+        f"{n} is {_shape(found[n])}, expected {_shape(wanted[n])}"
+        for n in found
+        if n in wanted and not _fits(found[n], wanted[n])
+    ]
+    counts = ((missing, "missing"), (surplus, "surplus"), (odd, "of another shape"))
+    return [f"{len(names)} {word} ({_few(names)})" for names, word in counts if names]
+
+
+def _fits(found: Tensor, wanted: Any) -> bool:
+    if not isinstance(wanted, Tensor) or is_lazy(wanted):
+        return True
+    return found.shape == wanted.shape
+
+
+def _shape(value: Tensor) -> str:
+    return "×".join(map(str, value.shape)) or "a single number"
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
