@@ -1,6 +1,7 @@
 """What the text of an exported program may hold: names, arithmetic on sizes, tensor operators.
 
-Plain data in, reason out. Each `why_unsafe_*` returns None, or one clause saying what was found. The rules are lists of what is allowed.
+Plain data in, reason out: each `why_unsafe_*` returns None, or one clause saying what was found.
+The rules are lists of what is allowed.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _CONTAINERS = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict
 # What SymPy's srepr writes, and torch's own functions of sizes.
 _CALL_NAMES = """
     Symbol Integer Rational Float Add Mul Pow Max Min Abs Not And Or Eq Ne Lt Le Gt Ge Piecewise ExprCondPair
-    Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan ITE floor ceiling sqrt log exp max min
-    FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural
-    FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt
+    Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan ITE floor ceiling sqrt log exp
+    max min FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift
+    PowByNatural FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt
     RoundDecimal ToFloat Identity
 """
 _CALLS = frozenset(_CALL_NAMES.split())

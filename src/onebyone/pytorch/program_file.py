@@ -1,10 +1,10 @@
 """Read a `.pt2` file without running anything that its author put into it.
 
-`torch.export.load` trusts its file: records may be pickles that are loaded whole, or compiled libraries; sizes
-are strings given to SymPy, which evaluates them as Python; an operator is any dotted name under `torch`
-(`torch.os.system` too); names and guards are pasted into generated source. So the archive is examined first, with
-the very reader that will load it, against what `torch.export.save` writes for an ordinary network: everything else
-is refused by name. What the checks cannot promise: that running the program is cheap.
+`torch.export.load` trusts its file: records may be pickles that are loaded whole, or compiled libraries;
+sizes are strings given to SymPy, which evaluates them as Python; an operator is any dotted name under `torch`
+(`torch.os.system` too); names and guards are pasted into generated source. So the archive is examined first,
+with the very reader that will load it, against what `torch.export.save` writes for an ordinary network:
+everything else is refused by name. What the checks cannot promise: that running the program is cheap.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_container(stream: BinaryIO, path: Path) -> None:
-    """The file is a whole zip archive, and unpacks to no more than it holds: torch does not compress records."""
+    """The file is a whole zip archive, and unpacks to no more than it holds: torch compresses nothing."""
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()

@@ -62,9 +62,9 @@ def _import_zoo(name: str) -> ModuleType:
         raise MissingExtra(name, "zoo", f"a {name}: source") from error
     except RuntimeError as error:
         # A torchvision wheel built for another torch (a CUDA wheel beside the CPU torch, say) cannot load its
-        # compiled part, and then trips over registering the shapes of operators that part would have declared.
-        # Its Python part, models and transforms, needs neither: declaring the two schemas is enough. Only in
-        # this case, so that a torchvision in order keeps its own operators.
+        # compiled part, and then trips over registering the shapes of operators which that part would have
+        # declared. Its Python part, models and transforms, needs neither: declaring the two schemas is enough.
+        # Only in this case, so that a torchvision in order keeps its own operators.
         if "torchvision::nms does not exist" not in str(error):
             raise
     _declare_torchvision_operators()
@@ -86,7 +86,7 @@ def load_source(
 
     Args:
         spec: `file.pt2`, `torchvision:NAME`, `timm:NAME` or `package.module:factory`.
-        weights: a checkpoint to load into it: `.safetensors`, or a `.pth`, `.pt`, `.ckpt` or `.bin` of tensors.
+        weights: a checkpoint to load into it: `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin`.
         seed: of the random weights, where the source makes them; the global generator is left as it was.
 
     Returns:
