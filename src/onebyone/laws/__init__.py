@@ -1,0 +1,17 @@
+"""The laws: one a file, its equation at the top. Plain integers and NumPy: no graph, no model, no file.
+
+Equal forms of one linear map
+    pointwise   linear = pointwise convolution, in 1, 2 and 3 dimensions; tokens are a channels-last image
+    flatten     flatten, linear = convolution without padding, for every start, axis order and index
+    pooling     average pooling commutes with linear; a global pool is, on a larger map, a pool at stride 1
+    strided     strided pointwise convolution = subsample, linear
+    grouped     grouped pointwise convolution = batched product
+
+What places see, what forms cost, how far results may differ
+    geometry    window, stride, offset, receptive field, halo: of chains and branching graphs, per axis
+    cost        parameters, MACs, bytes read and written, arithmetic intensity
+    bounds      rounding bounds of sums, and integers on which sums are exact
+
+A law has NAME and EQUATION; `why_not_…` tells why it does not apply, or None; the rest are shapes and
+weights.
+"""

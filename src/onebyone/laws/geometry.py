@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import index
 from typing import Any
 
 from onebyone.errors import BadInput
@@ -311,11 +312,11 @@ class Geometry:
             where an entry is missing or not of its kind.
         """
         try:
-            axes = {name: tuple(int(v) for v in data[name]) for name in _AXES}
+            axes = {name: tuple(index(v) for v in data[name]) for name in _AXES}
             reasons = tuple(str(reason) for reason in data["inexact_because"])
             return cls(**axes, exact=bool(data["exact"]), inexact_because=reasons)
         except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(f"not a geometry: {error!r} in {dict(data)!r}") from error
+            raise BadInput(f"not a geometry: {error!r} in {data!r}") from error
 
     def __str__(self) -> str:
         why = "; ".join(self.inexact_because) or "no reason given"
