@@ -70,7 +70,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
-    """Raise BadInput now if `path` could not be written later; for checks before long work. Leaves nothing."""
+    """Raise BadInput now if `path` could not be written later; leaves nothing. For before long work."""
     _create_beside(Path(os.path.realpath(path)), Path(path)).unlink()
 
 

@@ -1,0 +1,23 @@
+"""Dense inference: a pure tile plan, the executor that runs it, and the every-window baseline."""
+
+from onebyone.dense.plan import Plan, Span, Tile, finer, plan_scan, tile_for
+from onebyone.dense.preprocess import Pixels, load_image, normalise
+from onebyone.dense.scan import Dense, scan
+from onebyone.dense.scores import ScoreMap
+from onebyone.dense.windows import scan_windows
+
+__all__ = [
+    "Dense",
+    "Pixels",
+    "Plan",
+    "ScoreMap",
+    "Span",
+    "Tile",
+    "finer",
+    "load_image",
+    "normalise",
+    "plan_scan",
+    "scan",
+    "scan_windows",
+    "tile_for",
+]

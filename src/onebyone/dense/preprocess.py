@@ -1,0 +1,197 @@
+"""Images into network inputs: what is accepted, and the formula (v · scale − mean) / std.
+
+Accepted are a path (a picture, or a NumPy array in `.npy`), a Pillow image, an array (H, W) or (H, W, C), or
+a tensor (C, H, W) or (1, C, H, W). Values v enter the formula as follows: 8-bit integers as they are,
+16-bit integers divided by 257 (so that the full range is 0 to 255 again), floating values as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from onebyone.dense.pictures import as_array, read_picture
+from onebyone.errors import BadInput
+from onebyone.files import require_file
+from onebyone.records import Labels
+
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float64)  # ITU-R BT.601, as Pillow's convert("L")
+_ACCEPTED = "a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W)"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image that was checked: `values` (H, W, C) in uint8, uint16 or floating point, all finite."""
+
+    values: NDArray[Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.values.shape[0], self.values.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """Channels per pixel."""
+        return int(self.values.shape[2])
+
+    def read(self, region: Sequence[slice], labels: Labels) -> torch.Tensor:
+        """The network's input for a region, (1, C, h, w) float32."""
+        part = self.values[region[0], region[1]]
+        return torch.from_numpy(normalise(part, labels))[None]
+
+
+def load_image(image: Any, *, channels: int | None = None, labels: Labels | None = None) -> Pixels:
+    """Read and check an image for a network of `channels` input channels.
+
+    Picture files are turned grey or RGB as the network asks; arrays must have its channels already.
+
+    Raises
+    ------
+    BadInput
+        if it cannot be read, has another number of channels or an unusable type or shape, or holds values
+        that are not finite (the message counts them and names the first).
+
+    Example
+    -------
+    >>> load_image(np.zeros((4, 5, 3), np.uint8), channels=3).size
+    (4, 5)
+    """
+    labels = labels or Labels()
+    if channels is None and labels.colour_order == "L":
+        channels = 1
+    pixels = Pixels(np.ascontiguousarray(_values(image, channels)))
+    _check(pixels.values, channels)
+    _check_labels(labels, pixels)
+    return pixels
+
+
+def normalise(values: NDArray[Any], labels: Labels) -> NDArray[np.float32]:
+    """(H, W, C) values to the network's (C, H, W) float32: (v · scale − mean) / std, in the colour order.
+
+    >>> normalise(np.full((1, 1, 1), 255, np.uint8), Labels(scale=1 / 255, mean=(0.5,), std=(0.25,)))
+    array([[[2.]]], dtype=float32)
+    """
+    planes = np.moveaxis(values, 2, 0)
+    if labels.colour_order == "BGR" and planes.shape[0] == 3:
+        planes = planes[::-1]
+    scale = labels.scale / 257 if values.dtype == np.uint16 else labels.scale
+    out = np.ascontiguousarray(planes, dtype=np.float32)
+    if out is values or np.shares_memory(out, values):
+        out = out.copy()
+    if scale != 1.0:
+        out *= np.float32(scale)
+    if labels.mean:
+        out -= np.asarray(labels.mean, dtype=np.float32)[:, None, None]
+    if labels.std:
+        out /= np.asarray(labels.std, dtype=np.float32)[:, None, None]
+    return out
+
+
+def _values(image: Any, channels: int | None) -> NDArray[Any]:
+    """Any accepted image as (H, W, C)."""
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        if path.suffix.lower() == ".npy":
+            return _with_channel_axis(_read_npy(path))
+        return _match(_with_channel_axis(read_picture(path)), channels)
+    if isinstance(image, torch.Tensor):
+        return _from_tensor(image)
+    if isinstance(image, np.ndarray):
+        return _with_channel_axis(image)
+    if hasattr(image, "getbands"):  # a Pillow image, known by its face so that Pillow stays optional
+        return _match(_with_channel_axis(as_array(image)), channels)
+    raise BadInput(f"image is a {type(image).__name__}; expected {_ACCEPTED}")
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    require_file(path)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadInput(f"{path} cannot be read as an array: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise BadInput(f"{path} holds several arrays; expected one, (H, W) or (H, W, C)")
+    return array
+
+
+def _from_tensor(image: torch.Tensor) -> NDArray[Any]:
+    shape = tuple(image.shape)
+    if image.ndim == 4 and shape[0] == 1:
+        image = image[0]
+    if image.ndim != 3:
+        raise BadInput(f"image is a tensor of shape {shape}; expected (C, H, W) or (1, C, H, W)")
+    image = image.detach().cpu()
+    if image.dtype == torch.bfloat16:  # NumPy has no bfloat16; float32 holds it exactly
+        image = image.float()
+    return image.permute(1, 2, 0).numpy()
+
+
+def _with_channel_axis(array: NDArray[Any]) -> NDArray[Any]:
+    if array.ndim == 2:
+        return array[:, :, None]
+    if array.ndim != 3:
+        raise BadInput(f"image is an array of shape {array.shape}; expected (H, W) or (H, W, C)")
+    return array
+
+
+def _match(values: NDArray[Any], channels: int | None) -> NDArray[Any]:
+    """A picture's grey as RGB or its RGB as grey, where the network takes the other."""
+    if channels == 3 and values.shape[2] == 1:
+        return np.repeat(values, 3, axis=2)
+    if channels == 1 and values.shape[2] == 3:
+        grey = values.astype(np.float64) @ _LUMA
+        return (
+            np.rint(grey).astype(values.dtype)[:, :, None] if values.dtype.kind == "u" else grey[:, :, None]
+        )
+    return values
+
+
+def _check(values: NDArray[Any], channels: int | None) -> None:
+    if values.dtype not in (np.uint8, np.uint16) and values.dtype.kind != "f":
+        raise BadInput(f"image has values of type {values.dtype}; expected uint8, uint16 or floating point")
+    if values.size == 0:
+        raise BadInput(f"image is empty: its shape is {values.shape}")
+    if channels is not None and values.shape[2] != channels:
+        first = (
+            " (is it channels-first? then transpose it to (H, W, C))" if values.shape[0] == channels else ""
+        )
+        has = f"image of shape {values.shape} has {values.shape[2]} channel(s)"
+        raise BadInput(f"{has} and the network takes {channels}{first}")
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        if not finite.all():
+            y, x, c = np.unravel_index(int(np.argmin(finite)), values.shape)
+            count = values.size - int(np.count_nonzero(finite))
+            raise BadInput(
+                f"image has {count} value(s) that are not finite, the first {values[y, x, c]} "
+                f"at row {y}, column {x}, channel {c}"
+            )
+
+
+def _check_labels(labels: Labels, pixels: Pixels) -> None:
+    for name in ("mean", "std"):
+        count = len(getattr(labels, name))
+        if count not in (0, 1, pixels.channels):
+            raise BadInput(f"labels.{name} has {count} numbers and the image {pixels.channels} channel(s)")
+    if (
+        any(value == 0 for value in labels.std)
+        or not np.isfinite([labels.scale, *labels.mean, *labels.std]).all()
+    ):
+        raise BadInput("labels: scale, mean and std must be finite, and std not zero")
+    if labels.colour_order not in ("RGB", "BGR", "L"):
+        raise BadInput(f"labels.colour_order is {labels.colour_order!r}; expected RGB, BGR or L")
+    if pixels.values.dtype.kind == "f" and 0 < labels.scale <= 1 / 128:
+        peak = float(np.abs(pixels.values).max())
+        if 0 < peak <= 1:  # 8-bit preprocessing on values that were scaled already: all would be near black
+            raise BadInput(
+                f"image is floating, at most {peak:.3g}, and labels.scale={labels.scale:.3g} is meant for "
+                "values up to 255: multiply the image by 255, or give labels with scale=1"
+            )

@@ -1,0 +1,99 @@
+"""What both executors share: devices, evaluation mode, choosing an output, and telling how far they are."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from onebyone.errors import BadInput
+
+Progress = bool | Callable[[int, int], object] | None
+
+
+def place_on(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """`model` where it is, if that is `device`; else a copy there, so that the caller's stays put.
+
+    Raises BadInput if there is no such device here.
+    """
+    wanted = device_named(device)
+    here = next((p.device for p in [*model.parameters(), *model.buffers()]), wanted)
+    if here.type == wanted.type and (wanted.index is None or here.index == wanted.index):
+        return model
+    return copy.deepcopy(model).to(wanted)
+
+
+def device_named(device: str | torch.device) -> torch.device:
+    """The device, proven by allocating on it. Raises BadInput if there is no such device here."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"device {str(device)!r} cannot be used here: {reason}") from error
+    return found
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """The type the network computes in: its first floating parameter's, else float32."""
+    floating = (p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point())
+    return next(floating, torch.float32)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation and inference mode for the time of a scan; each module's own mode is put back after.
+
+    The flags are set one by one because the modules of exported programs refuse `eval()`.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def output_of(result: Any, output: int) -> torch.Tensor:
+    """The tensor asked for of a network that gives one tensor or a tuple of them."""
+    if isinstance(result, torch.Tensor):
+        if output != 0:
+            raise BadInput(f"output={output}, but the network has one output")
+        return result
+    if isinstance(result, tuple | list) and 0 <= output < len(result):
+        chosen = result[output]
+        if isinstance(chosen, torch.Tensor):
+            return chosen
+    count = f"{len(result)} outputs" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
+    raise BadInput(f"output={output}, but the network gives {count}")
+
+
+@contextmanager
+def telling(progress: Progress, total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A function to call with what was done so far: it feeds the caller's callable, or a bar on stderr."""
+    if callable(progress):
+        yield lambda done: (progress(done, total), None)[1]
+    elif progress:
+        with _bar(total, what) as advance:
+            yield advance
+    else:
+        yield lambda _: None
+
+
+@contextmanager
+def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,173 @@
+"""The dense executor: runs a plan over an image in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from onebyone.dense.plan import PerAxis, Plan, Tile, plan_scan, tile_for
+from onebyone.dense.preprocess import Pixels, load_image
+from onebyone.dense.run import Progress, evaluating, floating_dtype, output_of, place_on, telling
+from onebyone.dense.scores import ScoreMap
+from onebyone.errors import BadInput
+from onebyone.laws.geometry import Geometry
+from onebyone.records import Labels
+
+WHOLE_PIXELS = 2**22
+"""The most pixels run at once where no tile is given: a few GiB of feature maps in the widest networks."""
+
+
+class Dense(Protocol):
+    """What `scan` needs of a network: `convolutionalize` and `load_dense` give it."""
+
+    @property
+    def model(self) -> nn.Module:
+        """(N, C, H, W) -> (N, classes, H', W'), or a tuple of such."""
+        ...
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where the places of the output lie in the image."""
+        ...
+
+    @property
+    def labels(self) -> Labels:
+        """Classes and preprocessing that the model carries."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels the network reads."""
+        ...
+
+
+def scan(
+    d: Dense,
+    image: Any,
+    *,
+    labels: Labels | None = None,
+    device: str | torch.device = "cpu",
+    batch: int = 8,
+    shifts: PerAxis = 1,
+    tile: PerAxis | None = None,
+    output: int = 0,
+    softmax: bool | None = None,
+    progress: Progress = None,
+) -> ScoreMap:
+    """Run a dense network over an image: one score per class for every window.
+
+    Parameters
+    ----------
+    d
+        what `convolutionalize` or `load_dense` gives.
+    image
+        a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W); see `preprocess`.
+    labels
+        classes and preprocessing; those that `d` carries where None.
+    batch
+        how many tiles of one shape run at once, at most.
+    shifts
+        passes per axis (a divisor of the stride): the map's stride becomes stride / shifts. Each pass runs
+        over the image without its first pixels, so near the image's own edges a network with padding sees its
+        padding from there.
+    tile
+        places of the map per tile and axis; None runs images of up to 4 million pixels whole and larger
+        ones in tiles of about that. Tiles carry the halo they need: tiled equals whole up to rounding.
+    output
+        which of its outputs, for a network that gives a tuple.
+    softmax
+        whether the scores need a softmax to become probabilities; None finds out from the scores.
+    progress
+        True for a bar on stderr, or a callable of (done, total) tiles.
+
+    Raises
+    ------
+    BadInput
+        for an image smaller than the window, with other channels, or with values that are not finite; for
+        shifts that do not divide the stride; for a device that is not there; for a network whose output is
+        not what its geometry says.
+    """
+    labels = _labels(d, labels)
+    pixels = load_image(image, channels=getattr(d, "channels", None), labels=labels)
+    if batch < 1:
+        raise BadInput(f"batch={batch}: expected a positive integer")
+    wanted = tile_for(d.geometry, pixels.size, WHOLE_PIXELS, shifts) if tile is None else tile
+    plan = plan_scan(d.geometry, pixels.size, shifts=shifts, tile=wanted)
+    if tile is None and len(plan) > 1:
+        batch = 1  # the tiles are already as large as one run should be
+    model = place_on(d.model, device)
+    start = time.perf_counter()
+    with evaluating(model):
+        scores = _run(plan, model, torch.device(device), pixels, labels, batch, output, progress)
+    return ScoreMap(
+        scores=scores,
+        geometry=plan.geometry,
+        labels=labels,
+        image_size=pixels.size,
+        seconds=time.perf_counter() - start,
+        softmax=softmax,
+        device=str(device),
+        passes=len(plan),
+    )
+
+
+def _labels(d: Dense, given: Labels | None) -> Labels:
+    carried = getattr(d, "labels", None)
+    return given or carried or Labels()
+
+
+def _run(
+    plan: Plan,
+    model: nn.Module,
+    device: torch.device,
+    pixels: Pixels,
+    labels: Labels,
+    batch: int,
+    output: int,
+    progress: Progress,
+) -> NDArray[np.float32]:
+    dtype = floating_dtype(model)
+    scores: NDArray[np.float32] | None = None
+    done = 0
+    with telling(progress, len(plan), "scanning") as tell:
+        for tiles in _batches(plan, batch):
+            inputs = torch.cat([pixels.read([span.slice for span in t.read], labels) for t in tiles])
+            result = output_of(model(inputs.to(device, dtype)), output)
+            _check_places(result, plan, tiles[0])
+            values = result.float().cpu().numpy()
+            if scores is None:
+                scores = np.empty((values.shape[1], *plan.positions), dtype=np.float32)
+            for t, value in zip(tiles, values, strict=True):
+                scores[:, *(s.slice for s in t.write)] = value[:, *(s.slice for s in t.keep)]
+            done += len(tiles)
+            tell(done)
+    assert scores is not None  # a plan has at least one tile
+    return scores
+
+
+def _batches(plan: Plan, batch: int) -> Iterator[list[Tile]]:
+    """Runs of up to `batch` consecutive tiles of one shape."""
+    waiting: list[Tile] = []
+    for tile in plan:
+        if waiting and (len(waiting) == batch or tile.read_shape != waiting[0].read_shape):
+            yield waiting
+            waiting = []
+        waiting.append(tile)
+    if waiting:
+        yield waiting
+
+
+def _check_places(result: torch.Tensor, plan: Plan, tile: Tile) -> None:
+    """The network must give just the places its geometry promises: one more or fewer is a wrong geometry."""
+    expected = plan.network.positions(tile.read_shape)
+    if tuple(result.shape[2:]) != expected:
+        raise BadInput(
+            f"the network gives an output of shape {tuple(result.shape)} for {tile.read_shape} pixels, "
+            f"and its geometry says {expected} places"
+        )
