@@ -1,0 +1,114 @@
+"""From a score map to objects: threshold, boxes, suppression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebyone.dense.scores import ScoreMap
+from onebyone.detect.detections import Detections
+from onebyone.detect.nms import canonical_order, nms, vote
+from onebyone.errors import BadInput
+
+MOST_CANDIDATES = 5_000_000
+
+
+def detect(
+    scores: ScoreMap,
+    *,
+    threshold: float = 0.5,
+    iou: float = 0.3,
+    background: Sequence[str | int] = (),
+    per_class: bool = True,
+    max_detections: int | None = None,
+    refine: bool = False,
+) -> Detections:
+    """Objects in a score map: the windows that reach the threshold, less those that overlap a better one.
+
+    Parameters
+    ----------
+    scores
+        what `scan` gives.
+    threshold
+        the least probability, 0 to 1.
+    iou
+        boxes that overlap a better one by more than this are suppressed, 0 to 1.
+    background
+        names or numbers of classes that are no objects; those the labels call background are left out too.
+    per_class
+        whether only boxes of one class suppress each other.
+    max_detections
+        keep the best so many.
+    refine
+        put each box at the mean, weighted by probability, of itself and the boxes of its class it suppressed:
+        finer than the stride's grid. Without it every box is exactly a window.
+
+    Raises
+    ------
+    BadInput
+        for a threshold or class that is none, for scores that are not finite, and for a threshold so low that
+        more than five million windows reach it.
+    """
+    if not 0 <= threshold <= 1:
+        raise BadInput(f"threshold={threshold}: expected a number from 0 to 1")
+    if max_detections is not None and max_detections < 1:
+        raise BadInput(f"max_detections={max_detections}: expected a positive integer or None")
+    boxes, values, labels = _candidates(scores, threshold, _foreground(scores, background))
+    kept, groups = nms(boxes, values, labels, iou, per_class=per_class)
+    placed = boxes[kept]
+    if refine and len(kept):
+        same = [g[labels[g] == labels[k]] for k, g in zip(kept, groups, strict=True)]
+        placed = np.stack(list(vote(boxes, values, same)))
+    order = canonical_order(placed, values[kept], labels[kept])[:max_detections]
+    return Detections(
+        boxes=placed[order].astype(np.float32),
+        scores=values[kept][order].astype(np.float32),
+        labels=labels[kept][order],
+        classes=scores.classes,
+        image_size=scores.image_size,
+    )
+
+
+def _foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
+    """The numbers of the classes that are objects."""
+    classes = scores.classes
+    given = [background] if isinstance(background, str | int) else list(background)
+    unwanted = set()
+    for name in [*given, *scores.labels.background]:
+        if isinstance(name, int) and 0 <= name < len(classes):
+            unwanted.add(name)
+        elif name in classes:
+            unwanted.add(classes.index(str(name)))
+        else:
+            raise BadInput(f"background={name!r} is none of the classes: {', '.join(classes)}")
+    return [k for k in range(len(classes)) if k not in unwanted]
+
+
+def _candidates(
+    scores: ScoreMap, threshold: float, foreground: list[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Boxes, probabilities and classes of all windows that reach the threshold."""
+    if not np.isfinite(scores.scores).all():
+        count = scores.scores.size - int(np.isfinite(scores.scores).sum())
+        raise BadInput(f"scores hold {count} value(s) that are not finite")
+    chosen = scores.probabilities()[foreground]
+    reached = chosen >= threshold
+    count = int(np.count_nonzero(reached))
+    if count > MOST_CANDIDATES:
+        raise BadInput(f"threshold={threshold}: {count:,} windows reach it, more than {MOST_CANDIDATES:,}")
+    kinds, rows, columns = np.nonzero(reached)
+    (y1, y2), (x1, x2) = (_extent(scores, axis, index) for axis, index in enumerate((rows, columns)))
+    boxes = np.stack([x1, y1, x2, y2], axis=1).astype(np.float64)
+    labels = np.asarray(foreground, dtype=np.int64)[kinds]
+    return boxes, chosen[reached].astype(np.float64), labels
+
+
+def _extent(
+    scores: ScoreMap, axis: int, index: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """First pixel and past the last of the windows at `index`, within the image."""
+    g, size = scores.geometry, scores.image_size[axis]
+    first = index * g.stride[axis] - g.window_offset[axis]
+    return np.clip(first, 0, size), np.clip(first + g.window[axis], 0, size)

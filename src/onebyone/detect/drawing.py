@@ -1,0 +1,132 @@
+"""Detections drawn on their image with Pillow."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onebyone.dense.pictures import pillow
+from onebyone.dense.preprocess import load_image
+from onebyone.errors import BadInput
+from onebyone.files import atomic_path
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+    from onebyone.detect.detections import Detections
+
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
+"""Told apart by people with any colour vision; Okabe and Ito, "Color Universal Design", 2008, with white in
+the place of black, which the boxes' dark edge already has."""
+
+_EDGE = "#000000"
+_DARK_TEXT = 0.45  # relative luminance from which black text reads better than white
+
+
+def draw(found: Detections, image: Any) -> Image.Image:
+    """A copy of `image` with every box, class and score on it; the best boxes on top.
+
+    Raises BadInput if the image cannot be read or is not of the detections' size.
+    """
+    picture = _as_picture(image)
+    if (picture.height, picture.width) != tuple(found.image_size):
+        size = f"{picture.height}×{picture.width}"
+        raise BadInput(
+            f"the image is {size} and the detections are for {'×'.join(map(str, found.image_size))}"
+        )
+    return _draw(found, picture)
+
+
+def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture in the format of the name's ending, whole or not at all."""
+    with atomic_path(path) as temporary:
+        try:
+            picture.save(temporary)
+        except (ValueError, KeyError) as error:
+            raise BadInput(f"cannot write {path}: {error}") from error
+
+
+def colour_of(label: int) -> str:
+    """The colour of a class, as #RRGGBB: by number, so that it is the same in every picture."""
+    return PALETTE[label % len(PALETTE)]
+
+
+def _as_picture(image: Any) -> Image.Image:
+    module = pillow("drawing detections")
+    values = load_image(image).values
+    if values.dtype == np.uint16:
+        values = (values // 257).astype(np.uint8)
+    elif values.dtype != np.uint8:
+        top = 255.0 if values.max() > 1 else 1.0  # floating images are 0 to 1 by custom, or 0 to 255
+        values = np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+    if values.shape[2] not in (1, 3):
+        raise BadInput(f"cannot draw on an image of {values.shape[2]} channels; expected 1 or 3")
+    grey = values[:, :, 0] if values.shape[2] == 1 else values
+    picture: Image.Image = module.fromarray(np.ascontiguousarray(grey)).convert("RGB")
+    return picture
+
+
+def _draw(found: Detections, picture: Image.Image) -> Image.Image:
+    from PIL import ImageDraw, ImageFont
+
+    pen = ImageDraw.Draw(picture)
+    line = max(2, round(min(picture.size) / 500))
+    height = max(11, round(min(picture.size) / 75))
+    font = ImageFont.load_default(size=height)
+    rows = list(zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True))
+    for box, label, _ in reversed(rows):
+        _box(pen, box, colour_of(label), line)
+    taken: list[tuple[float, float, float, float]] = []
+    for box, label, score in rows:
+        _tag(pen, box, f"{found.classes[label]} {score:.2f}", colour_of(label), font, picture.size, taken)
+    return picture
+
+
+def _box(pen: ImageDraw.ImageDraw, box: list[float], colour: str, line: int) -> None:
+    x1, y1, x2, y2 = round(box[0]), round(box[1]), round(box[2]) - 1, round(box[3]) - 1
+    x2, y2 = max(x1, x2), max(y1, y2)
+    # a dark edge on both sides keeps every colour visible on every ground
+    pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_EDGE)
+    inner = (x1 + line, y1 + line, x2 - line, y2 - line)
+    if inner[0] <= inner[2] and inner[1] <= inner[3]:
+        pen.rectangle(inner, outline=_EDGE)
+    pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+
+
+def _tag(
+    pen: ImageDraw.ImageDraw,
+    box: list[float],
+    text: str,
+    colour: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+    taken: list[tuple[float, float, float, float]],
+) -> None:
+    """Class and score on the class's colour, above the box, or wherever near it there is still room."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    wide, high = right - left + 6, bottom - top + 5
+    x = min(max(0, round(box[0]) - 1), max(0, size[0] - wide))
+    above, below, inside = round(box[1]) - high, round(box[3]), round(box[1])
+    places = [(x, y) for y in (above, below, inside) if 0 <= y <= size[1] - high] or [(x, 0)]
+    free = (p for p in places if not any(_overlap((*p, p[0] + wide, p[1] + high), t) for t in taken))
+    x, y = next(free, places[0])
+    taken.append((x, y, x + wide, y + high))
+    pen.rectangle((x, y, x + wide - 1, y + high - 1), fill=colour, outline=_EDGE)
+    pen.text(
+        (x + 3 - left, y + 2 - top),
+        text,
+        fill="black" if _luminance(colour) > _DARK_TEXT else "white",
+        font=font,
+    )
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _luminance(colour: str) -> float:
+    """How bright #RRGGBB looks, 0 to 1 (WCAG 2.2's weights, on gamma-encoded values)."""
+    red, green, blue = (int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
