@@ -1,0 +1,170 @@
+"""What `convert` gives back for a network: the converted network, and everything about how it came to be."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from onebyone.errors import BadInput
+from onebyone.pytorch.state import Entry, StateDict, to_converted, to_original
+from onebyone.records import Change, Refusal, table
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One layer before and after: `path` is the first place it has in the network."""
+
+    path: str
+    original: nn.Module
+    converted: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """A converted network: `model`, with what was changed and what was refused; `print(conversion)` is a
+    table.
+
+    >>> import onebyone.pytorch.convert as convert
+    >>> print(convert.convert_module(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), to="conv"))
+    to conv (layers): 1 converted, 0 refused, 0 bytes copied
+    path  before       after                law
+    ----  -----------  -------------------  ------------------------------
+    0     Linear 2×3   1×1 convolution 2×3  linear = pointwise convolution
+    """
+
+    model: nn.Module
+    changes: tuple[Change, ...]
+    refused: tuple[Refusal, ...]
+    to: str
+    level: str
+    pairs: tuple[Pair, ...] = ()
+    entries: tuple[Entry, ...] = field(default=(), repr=False)
+
+    def state_dict_from_original(self, state: StateDict) -> dict[str, Any]:
+        """A state dict of the original network, renamed and reshaped so that `model.load_state_dict` takes
+        it.
+        """
+        return to_converted(self.entries, state)
+
+    def state_dict_to_original(self, state: StateDict | None = None) -> dict[str, Any]:
+        """A state dict of `model` (by default its own), so that the original's `load_state_dict` takes it."""
+        return to_original(self.entries, self.model.state_dict() if state is None else state)
+
+    @property
+    def copied_bytes(self) -> int:
+        """New storage that the conversion needed."""
+        return sum(c.copied_bytes for c in self.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data for JSON."""
+        return {
+            "to": self.to,
+            "level": self.level,
+            "copied_bytes": self.copied_bytes,
+            "changes": [c.to_dict() for c in self.changes],
+            "refused": [r.to_dict() for r in self.refused],
+        }
+
+    def __str__(self) -> str:
+        head = f"to {self.to} ({self.level}): {len(self.changes)} converted, {len(self.refused)} refused"
+        parts = [f"{head}, {self.copied_bytes:,} bytes copied"]
+        if self.changes:
+            rows = [(c.path or "(top level)", c.before, c.after, c.law) for c in self.changes]
+            parts.append(table(["path", "before", "after", "law"], rows))
+        if self.refused:
+            rows3 = [(r.path or "(top level)", r.kind, r.reason) for r in self.refused]
+            parts.append(table(["refused", "kind", "reason"], rows3))
+        return "\n".join(parts)
+
+    def save(self, path: str | os.PathLike[str], example: Any = None) -> Path:
+        """Write the converted network, whole or not at all.
+
+        `.safetensors`: the state dict of `model`, with the report in the file's metadata and, for people,
+        beside it as `.json`. `.pt2`: the program exported with `example` (the input, or a tuple of them),
+        in eval mode, the report inside it.
+
+        Raises:
+            BadInput: another suffix, a folder that cannot be written, state that the format cannot hold,
+            no example.
+        """
+        path = Path(path)
+        report = json.dumps({"onebyone": "conversion", **self.to_dict()}, indent=1)
+        if path.suffix == ".safetensors":
+            tensors = _storable(self.model)
+            _replace(path, lambda part: save_file(tensors, part, metadata={"onebyone.json": report}))
+            _replace(path.with_suffix(".json"), lambda part: Path(part).write_text(report, encoding="utf-8"))
+        elif path.suffix == ".pt2":
+            program = self._export(example)
+            _replace(
+                path, lambda part: torch.export.save(program, part, extra_files={"onebyone.json": report})
+            )
+        else:
+            raise BadInput(f"path={str(path)!r}: expected a name that ends in .safetensors or .pt2")
+        return path
+
+    def _export(self, example: Any) -> torch.export.ExportedProgram:
+        if example is None:
+            raise BadInput("saving a .pt2 needs an example input: save(path, example=x)")
+        args = example if isinstance(example, tuple) else (example,)
+        modes = [(m, m.training) for m in self.model.modules()]
+        self.model.eval()
+        try:
+            return torch.export.export(self.model, args, strict=False)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def _storable(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as safetensors can hold it: every name a contiguous tensor with storage of its own."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise BadInput(
+                f"state dict: {name} is a {type(value).__name__}; a .safetensors file holds tensors only"
+            )
+        if value.is_meta:
+            raise BadInput(f"state dict: {name} is on the meta device and has no values to save")
+        storage = value.untyped_storage()
+        whole = storage.nbytes() == value.numel() * value.element_size()
+        fresh = storage._cdata not in seen and whole and value.is_contiguous()
+        seen.add(storage._cdata)
+        tensors[name] = value if fresh else value.clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
+def _replace(path: Path, write: Callable[[str], object]) -> None:
+    """Write through a temporary file in the same folder, so that `path` is whole, or as it was."""
+    try:
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({error.strerror})") from error
+    os.close(handle)
+    try:
+        write(part)
+        with open(part, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.chmod(part, 0o666 & ~_umask())
+        os.replace(part, path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

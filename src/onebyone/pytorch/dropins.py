@@ -1,0 +1,182 @@
+"""Modules that stand in for others and compute the same in the other form.
+
+`PointwiseConvolution` stands for `nn.Linear`, `PointwiseLinear` for a 1×1 `nn.Conv1d`, `nn.Conv2d` or
+`nn.Conv3d`. Both keep everything the module they stand for had (parameters of the same shape under the
+same name, sizes, hooks, training flag), so code that reads `.weight` or `.in_features`, and every
+`state_dict`, is served as before; neither is an instance of what it stands for. The law is
+`onebyone.laws.pointwise`; the other form of the weight is a view taken at each call.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onebyone.errors import BadInput
+
+
+def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` computed as a 1×1 convolution: x (..., C), weight (O, C), bias (O,) give (..., O).
+
+    A token tensor (B, T, C) is, byte for byte, a channels-last image (B, C, T, 1): neither it nor the
+    result is copied. A batch of vectors (T, C) is one image of T places. Nested (ragged) tensors, which no
+    convolution takes, go through `F.linear`.
+
+    >>> x, w = torch.ones(2, 5, 3), torch.arange(6.0).view(2, 3)
+    >>> torch.equal(pointwise_convolution(x, w), F.linear(x, w))
+    True
+    """
+    if x.is_nested:
+        return F.linear(x, weight, bias)
+    lead = x.shape[:-1]
+    if x.numel() == 0 or x.dim() > 4:
+        # a convolution takes an empty batch but no empty image
+        y = _convolve(x.reshape(-1, 1, 1, x.shape[-1]), weight, bias)
+    elif x.dim() == 4:
+        y = _convolve(x, weight, bias)
+    elif x.dim() == 3:
+        y = _convolve(x.unsqueeze(2), weight, bias)
+    else:
+        y = _convolve(x.reshape(1, -1, 1, x.shape[-1]), weight, bias)
+    return y.reshape(*lead, weight.shape[0])
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Places last-but-one: x (N, H, W, C) to (N, H, W, O), contiguous as the output of `F.linear` is."""
+    kernel = weight[:, None, None, :].permute(
+        0, 3, 1, 2
+    )  # (O, C, 1, 1), channels last: so conv reads x in place
+    y = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias).permute(0, 2, 3, 1)
+    return y if y.is_contiguous() else y.contiguous()
+
+
+def pointwise_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, ...] = (),
+    groups: int = 1,
+) -> Tensor:
+    """An unpadded 1×1 convolution of 1, 2 or 3 dimensions computed as a matrix product at each place.
+
+    x (N, C, *size) or (C, *size), weight (O, C/groups, 1, ...), bias (O,) give (N, O, *size'), where a
+    stride keeps every s-th place. Channels-last maps are read as they lie by `F.linear`; otherwise the
+    product is taken from the left, W·x, so that no map is transposed. Groups are a batched product, never
+    a block-diagonal matrix.
+
+    >>> x, w = torch.ones(1, 3, 4, 5), torch.arange(6.0).view(2, 3, 1, 1)
+    >>> torch.equal(pointwise_linear(x, w, stride=(2, 1)), F.conv2d(x, w, stride=(2, 1)))
+    True
+    """
+    dims = weight.dim() - 2
+    if x.dim() == dims + 1:
+        return pointwise_linear(x.unsqueeze(0), weight, bias, stride, groups).squeeze(0)
+    channels_last = _is_channels_last(x)
+    if any(s != 1 for s in stride):
+        x = subsampled(x, stride)
+    if groups > 1:
+        y = _grouped(x, weight, bias, groups)
+        return y.movedim(-1, 1) if channels_last else y.movedim(-1, 1).contiguous()
+    matrix = weight.flatten(1)
+    if channels_last:
+        return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
+    if torch.is_grad_enabled() and matrix.requires_grad and not torch.compiler.is_exporting():
+        # from the left, the weight's gradient would be formed once per image: (N, O, C) instead of (O, C)
+        return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1).contiguous()
+    return _from_the_left(x, matrix, bias)
+
+
+def subsampled(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Every s-th place of a map (..., *size) on each of its last axes: a view."""
+    index: tuple[Any, ...] = (..., *(slice(None, None, s) for s in stride))
+    return x[index]
+
+
+def _from_the_left(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """W·x + b on x (N, C, *size), contiguous, with no transposition."""
+    columns, rows = x.flatten(2), matrix.expand(x.shape[0], *matrix.shape)
+    y = torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
+    return y.reshape(x.shape[0], matrix.shape[0], *x.shape[2:])
+
+
+def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """x (N, C, *size) to (N, *size, O), group by group."""
+    tokens = x.movedim(1, -1)
+    lead = tokens.shape[:-1]
+    parts = tokens.reshape(-1, groups, x.shape[1] // groups).transpose(0, 1)  # (G, places, C/G)
+    matrices = weight.view(groups, -1, weight.shape[1]).transpose(1, 2)  # (G, C/G, O/G)
+    y = torch.bmm(parts, matrices).transpose(0, 1).reshape(*lead, weight.shape[0])
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether the map lies in memory place by place, as a channels-last convolution's output does."""
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+class DropIn(nn.Module):
+    """What the drop-ins share: `origin`, the class they stand for, and how its weight is read."""
+
+    origin: type[nn.Module]
+
+    def read_weight(self) -> Tensor:
+        """The weight in the shape the origin's convention gives it to `F.linear` or to a convolution."""
+        reader = vars(self).get("weight_reader")
+        return cast(Tensor, self.weight if reader is None else reader(self))
+
+    def extra_repr(self) -> str:
+        """As the origin's own, with its name."""
+        sizes = self.origin.extra_repr(cast(Any, self))
+        return f"{sizes}, for={self.origin.__name__}"
+
+
+class PointwiseConvolution(DropIn):
+    """Stands for an `nn.Linear` (C → O) and computes it as a 1×1 convolution: (..., C) to (..., O).
+
+    Made by `onebyone.convert(model, to="conv")`.
+    """
+
+    in_features: int
+    out_features: int
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Linear gives it
+        """input (..., C) to (..., O)."""
+        return pointwise_convolution(input, self.read_weight(), self.bias)
+
+
+class PointwiseLinear(DropIn):
+    """Stands for a 1×1 convolution (C → O) and computes a linear layer at each place: (N, C, *size) to (N,
+    O, *size').
+
+    Made by `onebyone.convert(model, to="linear")`.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Conv2d gives it
+        """input (N, C, *size) or (C, *size) to the same with O channels, strided as the convolution was."""
+        weight = self.read_weight()
+        dims = weight.dim() - 2
+        if input.dim() not in (dims + 1, dims + 2):
+            shape = tuple(input.shape)
+            raise BadInput(f"input has shape {shape}; expected {dims + 2} axes (N, C, ...) or {dims + 1}")
+        if not isinstance(self.padding, str) and any(self.padding):
+            # zeros around the map answer with the bias alone; the other modes repeat places of the map
+            pads = [p for p in reversed(self.padding) for _ in range(2)]
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = F.pad(input, pads, mode=mode)  # noqa: A001
+        return pointwise_linear(input, weight, self.bias, self.stride, self.groups)
