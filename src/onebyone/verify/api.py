@@ -1,0 +1,297 @@
+"""`verify`: does the converted network compute the same function, and how is that known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.errors import BadInput
+from onebyone.verify import network, recording, structure
+from onebyone.verify.layers import check_layer
+from onebyone.verify.network import NetworkCheck, Quartet, Runner
+from onebyone.verify.result import SAME_FUNCTION, GradientCheck, LayerCheck, Verification
+from onebyone.verify.settings import proof_settings
+from onebyone.verify.subjects import UnverifiableError, module_subject
+from onebyone.verify.trees import leaves
+
+
+def verify(
+    model: Any,
+    converted: Any,
+    x: Any = None,
+    *,
+    seed: int = 0,
+    gradients: bool = True,
+    max_windows: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Whether `converted` computes what `model` computes, layer by layer and as a whole.
+
+    `converted` is what `convert` or `convolutionalize` returned (they know which layer became which), or a
+    bare module or callable: then only outputs (and, between modules, gradients) are compared. `x` is an
+    example input: a tensor, a tuple of positional arguments, or a dict of keyword arguments; without one
+    the layers are still probed, and `unverified` lists what was not. Proofs run in eval mode, with TF32 and
+    autocast off; flags, random state and weights are left as they were. `max_windows` limits how many
+    windows a dense form is compared on; `progress(done, of)` is called after every layer.
+
+    Raises
+    ------
+    BadInput
+        where there is nothing to run, or `model` itself fails on `x`.
+
+    >>> f, g = torch.nn.Linear(3, 2), torch.nn.Conv1d(3, 2, 1)
+    >>> _ = g.load_state_dict({"weight": f.weight[..., None], "bias": f.bias})
+    >>> verify(f, lambda x: g(x[..., None])[..., 0], torch.randn(4, 3)).equivalent
+    True
+    """
+    report = progress or (lambda done, of: None)
+    model = _runnable(model, "model")
+    if hasattr(converted, "geometry") and hasattr(converted, "pairs"):
+        from onebyone.verify.dense import verify_dense
+
+        return verify_dense(model, converted, x, seed, gradients, max_windows, report)
+    if hasattr(converted, "pairs") and hasattr(converted, "model"):
+        return _verify_conversion(model, converted, x, seed, gradients, report)
+    if x is None:
+        raise BadInput("x is missing: two callables can only be compared on an example input")
+    other = _runnable(converted, "converted")
+    with proof_settings(seed, model, other):
+        return _whole(model, other, x, seed, gradients, None, _Findings())
+
+
+class _Findings:
+    """What has been found before the whole network is compared."""
+
+    def __init__(self) -> None:
+        self.layers: list[LayerCheck] = []
+        self.problems: list[str] = []
+        self.unverified: list[str] = []
+
+
+def _runnable(thing: Any, name: str) -> Any:
+    if isinstance(thing, torch.export.ExportedProgram):
+        return thing.module()
+    if not callable(thing):
+        raise BadInput(f"{name} is a {type(thing).__name__}, which is neither a network nor a callable")
+    return thing
+
+
+def _verify_conversion(
+    model: Any, conversion: Any, x: Any, seed: int, gradients: bool, report: Callable[[int, int], None]
+) -> Verification:
+    after = _runnable(conversion.model, "converted.model")
+    found = _Findings()
+    with proof_settings(seed, model, after):
+        if isinstance(model, nn.Module) and isinstance(after, nn.Module):
+            _check_structure(model, after, conversion, found)
+        inputs = {} if x is None else _recorded(model, conversion.pairs, x, seed, found)
+        for done, pair in enumerate(conversion.pairs, 1):
+            _check_pair(pair, conversion, inputs.get(pair.path), seed + done, found, x is not None)
+            report(done, len(conversion.pairs))
+        if x is None:
+            found.unverified.append(
+                "without an example input: the whole network, its gradients, the layers on their own inputs"
+            )
+            return _concluded(found, NetworkCheck(), None, None)
+        back = _gradient_map(conversion, model, after)
+        return _whole(model, after, x, seed, gradients, back, found)
+
+
+def _check_structure(model: nn.Module, after: nn.Module, conversion: Any, found: _Findings) -> None:
+    paths = [p.path for p in conversion.pairs]
+    found.problems += structure.not_finite(model, "original")
+    if not found.problems:
+        found.problems += structure.not_finite(after, "converted")
+    found.problems += structure.out_of_place(conversion.pairs, model, after)
+    problems, notes = structure.untied(model, after)
+    found.problems += problems
+    found.unverified += notes
+    found.problems += structure.untouched(model, after, paths)
+
+
+def _recorded(model: Any, pairs: Any, x: Any, seed: int, found: _Findings) -> dict[str, Tensor]:
+    if not isinstance(model, nn.Module):
+        return {}
+    known = dict(model.named_modules(remove_duplicate=False))
+    with torch.no_grad():
+        runner = Runner(model, x, seed)
+        return recording.record_inputs(
+            lambda: _run_original(runner), model, [p.path for p in pairs if p.path in known]
+        )
+
+
+def _run_original(runner: Runner) -> Any:
+    try:
+        return runner()
+    except Exception as error:
+        raise BadInput(f"model fails on x: {type(error).__name__}: {error}") from error
+
+
+def _check_pair(
+    pair: Any, conversion: Any, x: Tensor | None, seed: int, found: _Findings, expected_input: bool
+) -> None:
+    try:
+        subject = module_subject(
+            pair.path,
+            pair.original,
+            pair.converted,
+            law=str(getattr(pair, "law", "")),
+            from_original=getattr(conversion, "state_dict_from_original", None),
+        )
+        found.layers.append(check_layer(subject, x, seed))
+    except UnverifiableError as reason:
+        found.unverified.append(f"{pair.path}: {reason}")
+        return
+    except Exception as error:  # a layer that cannot be run is a finding
+        kind = type(pair.original).__name__
+        why = f"{type(error).__name__}: {error}"
+        found.layers.append(LayerCheck(pair.path, kind, ok=False, why=why))
+        return
+    if expected_input and x is None:
+        found.unverified.append(
+            f"{pair.path}: never called on the example input, so no bound on real weights"
+        )
+
+
+def _gradient_map(conversion: Any, model: Any, after: Any) -> Callable[[network.Grads], network.Grads] | None:
+    """From the converted parameters' gradients to the original's: the state-dict map, where it only renames
+    and reshapes.
+    """
+    if not isinstance(model, nn.Module) or not isinstance(after, nn.Module):
+        return None
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    if {n: p.shape for n, p in after.named_parameters()} == shapes:
+        return None
+    to_original = getattr(conversion, "state_dict_to_original", None)
+    if to_original is None:
+        return None
+
+    def back(grads: Mapping[str, Tensor]) -> network.Grads:
+        state = {n: torch.zeros_like(t) for n, t in after.state_dict().items()} | dict(grads)
+        mapped = to_original(state)
+        return {n: g for n, g in mapped.items() if n in shapes}
+
+    return back
+
+
+def _whole(
+    model: Any,
+    after: Any,
+    x: Any,
+    seed: int,
+    gradients: bool,
+    back: Callable[[network.Grads], network.Grads] | None,
+    found: _Findings,
+) -> Verification:
+    original, converted = Runner(model, x, seed), Runner(after, x, seed)
+    bad = [
+        f"input {path} holds NaN or infinity".replace("input  ", "the input ")
+        for path, t in leaves(x)
+        if _bad(t)
+    ]
+    if bad:
+        found.problems += bad
+        return _concluded(found, NetworkCheck(), None, None)
+    with torch.no_grad():
+        _run_original(original)
+    stochastic = _is_stochastic(original)
+    if stochastic:
+        found.unverified.append("its forward draws random numbers in eval mode: compared under one seed only")
+    four = _quartet(original, converted, found)
+    if four is None:
+        return _concluded(found, network.compare_directly(original, converted), None, None)
+    check = network.compare(four, stochastic)
+    gradient = None
+    if gradients and not check.problems:
+        gradient = _gradients(four, back, found)
+    first = None
+    if check.problems or (gradient and not gradient.ok):
+        first = _first_difference(four)
+    return _concluded(found, check, gradient, first)
+
+
+def _bad(t: Tensor) -> bool:
+    return (t.is_floating_point() or t.is_complex()) and not bool(torch.isfinite(t).all())
+
+
+def _is_stochastic(original: Runner) -> bool:
+    with torch.no_grad():
+        a, b = leaves(original()), leaves(replace(original, seed=original.seed + 1)())
+    same = [
+        s.shape == t.shape and bool(torch.equal(s.nan_to_num(), t.nan_to_num()))
+        for (_, s), (_, t) in zip(a, b, strict=True)
+    ]
+    return not all(same)
+
+
+def _quartet(original: Runner, converted: Runner, found: _Findings) -> Quartet | None:
+    """Both networks in two dtypes; None, with a note, where there is no second dtype to run them in."""
+    try:
+        four = network.quartet(original, converted)
+        why = network.why_no_float64(four.wide_original)
+        if why is None and four.is_float64:
+            four.original()
+        if why is None and not isinstance(converted.call, nn.Module):
+            why = network.why_no_float64(four.wide_converted)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    if why is None:
+        return four
+    found.unverified.append(
+        f"gradients, rounding_ratio: no float64 reference ({why}); outputs compared in their own dtype"
+    )
+    return None
+
+
+def _gradients(
+    four: Quartet, back: Callable[[network.Grads], network.Grads] | None, found: _Findings
+) -> GradientCheck | None:
+    try:
+        return network.compare_gradients(four, back)
+    except Exception as error:
+        found.unverified.append(f"gradients: {type(error).__name__}: {error}")
+        return None
+
+
+def _first_difference(four: Quartet) -> str | None:
+    a, b = four.wide_original, four.wide_converted
+    if not isinstance(a.call, nn.Module) or not isinstance(b.call, nn.Module):
+        return None
+
+    def limit(t: Tensor) -> float:
+        return network.limit64(four.u * float(t.abs().max()), four.u) if t.numel() else 0.0
+
+    with torch.no_grad():
+        try:
+            return recording.first_difference(a, b, a.call, b.call, limit)
+        except Exception:  # the converted network failed before any module differed
+            return None
+
+
+def _concluded(
+    found: _Findings, check: NetworkCheck, gradient: GradientCheck | None, first: str | None
+) -> Verification:
+    problems = [
+        *found.problems,
+        *(f"{layer.path}: {layer.why}" for layer in found.layers if not layer.ok),
+        *check.problems,
+        *([f"gradients {gradient.why}"] if gradient and not gradient.ok else []),
+    ]
+    failing = next((layer.path for layer in found.layers if not layer.ok), None)
+    return Verification(
+        equivalent=not problems,
+        target=SAME_FUNCTION,
+        max_error=check.max_error,
+        rounding_ratio=check.rounding_ratio,
+        float64_error=check.float64_error,
+        float64_limit=check.float64_limit,
+        layers=tuple(found.layers),
+        gradients=gradient,
+        first_difference=first or failing,
+        problems=tuple(dict.fromkeys(problems)),
+        unverified=tuple(dict.fromkeys([*found.unverified, *check.unverified])),
+    )

@@ -1,0 +1,390 @@
+"""Two whole networks on one input: in float64, in their own dtype, and their gradients.
+
+Let e be the original's own rounding error: the largest |original − original in float64| of an output, and at
+least half a unit in the last place of its largest value (u·max|y|), which no form can avoid. A network that
+already is in float64 has no finer reference; its e is that of its float32 copy times u64/u32, since to first
+order the error is proportional to u.
+
+- `rounding_ratio` is the converted network's error over e (1 where both are zero). It must stay below
+  √(u'/u), u' being the roundoff of the next shorter type: nearer to this type than to that one.
+- In float64 the two may differ by at most e·√(u64/u): the geometric middle between what rounding does in
+  float64 (e·u64/u) and what it does in the network's own dtype (e). Rounding stays a factor of √(u/u64)
+  below it (23,170 for float32), and whatever a user could ever notice is as far above.
+
+Both are judged output by output, so that a small output is not drowned by a large one. The same rule holds
+for the gradients of Σ c·y, c random signs, with respect to every floating input and every parameter.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from onebyone.laws import bounds
+from onebyone.verify.result import GradientCheck
+from onebyone.verify.trees import arguments, cast, cast_tensor, leaves, map_tensors, wide
+
+U64 = bounds.unit_roundoff("float64")
+# the next shorter type: TF32 and float16 below float32, the eight-bit E5M2 below the sixteen-bit types
+_SHORTER = {"float64": 2.0**-24, "float32": 2.0**-11, "float16": 2.0**-3, "bfloat16": 2.0**-3}
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One network (or callable), the example it is run on, and the seed set before each run."""
+
+    call: Callable[..., Any]
+    example: Any
+    seed: int
+
+    def __call__(self) -> Any:
+        """Run on copies of the inputs: a network may change them in place."""
+        args, kwargs = arguments(map_tensors(self.example, lambda t: t.detach().clone()))
+        torch.manual_seed(self.seed)
+        return self.call(*args, **kwargs)
+
+    def in_dtype(self, call: Callable[..., Any], dtype: torch.dtype) -> Runner:
+        """The same example in another dtype, for `call`."""
+        return Runner(call, cast(self.example, dtype), self.seed)
+
+
+@dataclass
+class NetworkCheck:
+    """What the comparison of two networks found; the parts of a Verification."""
+
+    max_error: float | None = None
+    rounding_ratio: float | None = None
+    float64_error: float | None = None
+    float64_limit: float | None = None
+    problems: list[str] = field(default_factory=list)
+    unverified: list[str] = field(default_factory=list)
+
+
+def own_dtype(model: Any, example: Any) -> torch.dtype:
+    """The shortest real floating dtype among parameters and inputs: the one whose rounding shows."""
+    tensors = [t for _, t in leaves(example)]
+    if isinstance(model, nn.Module):
+        tensors += list(model.parameters())
+    found = {t.real.dtype if t.is_complex() else t.dtype for t in tensors}
+    known = [d for d in found if str(d).removeprefix("torch.") in _SHORTER]
+    return max(known, key=unit, default=torch.float32)
+
+
+def unit(dtype: torch.dtype) -> float:
+    """Unit roundoff of a torch dtype."""
+    return bounds.unit_roundoff(str(dtype))
+
+
+def limit64(own_error: float, u: float) -> float:
+    """How far two forms may differ in float64, given the original's own error at roundoff `u`."""
+    return own_error * math.sqrt(U64 / u)
+
+
+def copies_in(dtype: torch.dtype, *models: Any) -> tuple[Any, ...]:
+    """Deep copies of the networks in `dtype`, made together, so that what they share stays shared."""
+    copied = copy.deepcopy(models)
+    for model in copied:
+        if isinstance(model, nn.Module):
+            model._apply(lambda t: cast_tensor(t, dtype))  # type: ignore[no-untyped-call]
+    return copied
+
+
+@dataclass(frozen=True)
+class Quartet:
+    """Both networks in their own dtype and in a second one (float64; float32 for networks that are in
+    float64).
+    """
+
+    original: Runner
+    converted: Runner
+    wide_original: Runner
+    wide_converted: Runner
+    u: float
+    """Unit roundoff of the shorter of the two dtypes."""
+    is_float64: bool
+
+
+def quartet(original: Runner, converted: Runner) -> Quartet:
+    """The four runners. May raise whatever copying a network raises."""
+    dtype = own_dtype(original.call, original.example)
+    is_float64 = dtype == torch.float64
+    other = torch.float32 if is_float64 else torch.float64
+    calls = copies_in(other, original.call, converted.call)
+    a, b = (r.in_dtype(c, other) for r, c in zip((original, converted), calls, strict=True))
+    if is_float64:
+        return Quartet(a, b, original, converted, unit(other), True)
+    return Quartet(original, converted, a, b, unit(dtype), False)
+
+
+def compare(four: Quartet, stochastic: bool = False) -> NetworkCheck:
+    """Outputs of both networks, in float64 and in the shorter dtype. Raises what the original raises."""
+    check = NetworkCheck()
+    with torch.no_grad():
+        exact, rounded = leaves(four.wide_original()), leaves(four.original())
+        found64 = _attempt(four.wide_converted, check, "in float64")
+        found = _attempt(four.converted, check, "")
+    if found64 is None or found is None:
+        return check
+    if not _same_structure(exact, found64, check) or not _same_structure(exact, found, check):
+        return check
+    if not leaves_finite({"original": exact, "original ": rounded, "converted": [*found64, *found]}, check):
+        return check
+    for (path, y), (_, y_own), (_, z), (_, z_own) in zip(exact, rounded, found64, found, strict=True):
+        _judge(check, path, y, y_own, z, z_own, four, stochastic)
+    return check
+
+
+def _judge(
+    check: NetworkCheck,
+    path: str,
+    y: Tensor,
+    y_own: Tensor,
+    z: Tensor,
+    z_own: Tensor,
+    four: Quartet,
+    stochastic: bool,
+) -> None:
+    """One output of both networks: exact y, rounded y, and the converted network's two."""
+    name = f"output {path}" if path else "the output"
+    if not (y.is_floating_point() or y.is_complex()):
+        if not torch.equal(y, z) or not torch.equal(y_own, z_own):
+            check.problems.append(f"{name} ({y.dtype}) differs")
+        return
+    error64 = difference(y, z)
+    # two dtypes draw different random numbers, so that there the floor has to do
+    own = four.u * _size(y) if stochastic else max(difference(y, y_own), four.u * _size(y))
+    limit = limit64(own, four.u)
+    if four.is_float64:
+        scale = own * U64 / four.u
+        ratio = quotient(error64, scale)
+        direct = error64
+    else:
+        ratio = quotient(difference(y, z_own), own)
+        direct = difference(y_own, z_own)
+    check.max_error = max(check.max_error or 0.0, direct)
+    worst = check.float64_limit is None or quotient(error64, limit) >= quotient(
+        check.float64_error or 0.0, check.float64_limit
+    )
+    if worst:
+        check.float64_error, check.float64_limit = error64, limit
+    if error64 > limit:
+        check.problems.append(f"{name} differs by {error64:.3g} in float64, limit {limit:.3g}")
+    if stochastic:
+        return
+    check.rounding_ratio = max(check.rounding_ratio or 0.0, ratio)
+    u = U64 if four.is_float64 else four.u
+    allowed = math.sqrt(shorter(u) / u)
+    if ratio > allowed:
+        check.problems.append(
+            f"{name} has {ratio:.3g} times the original's rounding error, limit {allowed:.3g}"
+        )
+
+
+def compare_directly(original: Runner, converted: Runner) -> NetworkCheck:
+    """Outputs in their own dtype alone, for networks that cannot be run in a second one.
+
+    They may differ by √(u·u')·max|y|: the middle between this type's roundoff and the next shorter one's.
+    """
+    check = NetworkCheck()
+    u = unit(own_dtype(original.call, original.example))
+    with torch.no_grad():
+        expected = leaves(original())
+        found = _attempt(converted, check, "")
+    if found is None or not _same_structure(expected, found, check):
+        return check
+    if not leaves_finite({"original": expected, "converted": found}, check):
+        return check
+    for (path, y), (_, z) in zip(expected, found, strict=True):
+        off, limit = difference(y, z), math.sqrt(u * shorter(u)) * _size(y)
+        limit = limit if _is_real_or_complex(y) else 0.0
+        check.max_error = max(check.max_error or 0.0, off)
+        if off > limit:
+            name = f"output {path}" if path else "the output"
+            check.problems.append(f"{name} differs by {off:.3g}, limit {limit:.3g}")
+    return check
+
+
+def shorter(u: float) -> float:
+    """The unit roundoff of the next shorter type."""
+    return next(v for name, v in _SHORTER.items() if bounds.unit_roundoff(name) == u)
+
+
+class _Narrowing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices a network that casts float64 down inside: its float64 run then is no finer reference."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        to = kwargs.get("dtype")
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64 and func is _TO_COPY:
+            self.seen |= to is not None and to.is_floating_point and to != torch.float64
+        return func(*args, **kwargs)
+
+
+_TO_COPY = torch.ops.aten._to_copy.default
+
+
+def why_no_float64(run: Runner) -> str | None:
+    """Why `run`, given float64 weights and inputs, does not compute in float64; None where it does."""
+    try:
+        with torch.no_grad(), _Narrowing() as watch:
+            outputs = leaves(run())
+    except Exception as error:
+        said = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {said[0] if said else ''}"
+    if watch.seen:
+        return "it casts to a shorter type inside"
+    short = [t.dtype for _, t in outputs if t.is_floating_point() and t.dtype != torch.float64]
+    return f"it answers in {short[0]}" if short else None
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest |a − b|, in float64; NaN counts as infinite; 0 for empty tensors."""
+    if a.shape != b.shape:
+        return math.inf
+    if a.numel() == 0:
+        return 0.0
+    d = (wide(a) - wide(b)).abs()
+    return math.inf if bool(torch.isnan(d).any()) else float(d.max())
+
+
+def _size(t: Tensor) -> float:
+    return float(wide(t).abs().max()) if t.numel() else 0.0
+
+
+def quotient(error: float, scale: float) -> float:
+    """error ÷ scale, where no error over no scale is 1 and an error over no scale infinite."""
+    if scale == 0:
+        return 1.0 if error == 0 else math.inf
+    return error / scale
+
+
+def _attempt(run: Callable[[], Any], check: NetworkCheck, where: str) -> list[tuple[str, Tensor]] | None:
+    try:
+        return leaves(run())
+    except Exception as error:  # any failure of the converted network is a finding, not a crash
+        said = str(error).strip().splitlines()
+        check.problems.append(
+            f"the converted network fails {where}".rstrip()
+            + f": {type(error).__name__}: {said[0] if said else ''}"
+        )
+        return None
+
+
+def _same_structure(
+    expected: list[tuple[str, Tensor]], found: list[tuple[str, Tensor]], check: NetworkCheck
+) -> bool:
+    a = [(path, tuple(t.shape)) for path, t in expected]
+    b = [(path, tuple(t.shape)) for path, t in found]
+    if a != b:
+        check.problems.append(f"outputs have places and shapes {b}, the original's {a}")
+    if not a:
+        check.problems.append("the original returns no tensor to compare")
+    return bool(a) and a == b
+
+
+def leaves_finite(groups: Mapping[str, list[tuple[str, Tensor]]], check: NetworkCheck) -> bool:
+    """Whether all tensors are finite; each that is not becomes a problem, so that nothing passes on NaN."""
+    before = len(check.problems)
+    for group, tensors in groups.items():
+        for path, t in tensors:
+            if (t.is_floating_point() or t.is_complex()) and not bool(torch.isfinite(t).all()):
+                said = f"{group.strip()}: {path or 'the output'} holds NaN or infinity"
+                if said not in check.problems:
+                    check.problems.append(said)
+    return len(check.problems) == before
+
+
+Grads = dict[str, Tensor]
+
+
+def compare_gradients(
+    four: Quartet, back: Callable[[Grads], Grads] | None, with_parameters: bool = True
+) -> GradientCheck:
+    """Gradients of Σ c·y with respect to every floating input and parameter, in float64, judged like the
+    outputs.
+
+    `back` maps the converted network's parameter gradients to the original's names and shapes (None: same
+    names). Parameters whose names the two do not share are counted in `why`.
+    """
+    exact = _gradients(four.wide_original, with_parameters)
+    if not exact:
+        return GradientCheck(True, 0, why="no output depends differentiably on an input or a parameter")
+    rounded = _gradients(four.original, with_parameters)
+    found = _gradients(four.wide_converted, with_parameters)
+    if back is not None:
+        inputs = {n: g for n, g in found.items() if n.startswith("input ")}
+        found = inputs | back({n: g for n, g in found.items() if n not in inputs})
+    worst, ratio, error, bad = "", 0.0, 0.0, []
+    for name, g in exact.items():
+        if name not in found:
+            continue
+        off = difference(g, found[name].reshape(g.shape) if found[name].numel() == g.numel() else found[name])
+        own = max(difference(g, rounded.get(name, g)), four.u * _size(g))
+        # a cotangent of ±1 puts the gradients of one network on one scale: the largest sets the floor
+        limit = limit64(own, four.u)
+        r = 0.0 if off == 0 else quotient(off, limit)
+        error = max(error, off)
+        if r >= ratio:
+            worst, ratio = name, r
+        if r > 1:
+            bad.append(f"{name} by {off:.3g} (limit {limit:.3g})")
+    missing = [n for n in exact if n not in found]
+    why = f"differ: {'; '.join(bad[:3])}" if bad else ""
+    if missing:
+        why += f"{'; ' if why else ''}{len(missing)} without a counterpart: {', '.join(missing[:3])}"
+    return GradientCheck(not bad and not missing, len(exact) - len(missing), worst, error, ratio, why)
+
+
+def _gradients(runner: Runner, with_parameters: bool) -> Grads:
+    """By name: "input PATH" and the parameters' own names (a tied one once, under its first name)."""
+    example = map_tensors(runner.example, _differentiable)
+    sources: Grads = {f"input {p}".strip(): t for p, t in leaves(example) if t.requires_grad}
+    held: list[Tensor] = []
+    if with_parameters and isinstance(runner.call, nn.Module):
+        held = [p for p in runner.call.parameters() if _is_real_or_complex(p)]
+        sources |= {n: p for n, p in runner.call.named_parameters() if _is_real_or_complex(p)}
+    flags = [(p, p.requires_grad) for p in held]
+    try:
+        for p in held:
+            p.requires_grad_(True)
+        # not through Runner.__call__, which detaches; a copy all the same, since leaves may not change in
+        # place
+        args, kwargs = arguments(map_tensors(example, lambda t: t.clone()))
+        torch.manual_seed(runner.seed)
+        with torch.enable_grad():
+            outputs = [t for _, t in leaves(runner.call(*args, **kwargs)) if t.requires_grad]
+            if not outputs or not sources:
+                return {}
+            generator = torch.Generator().manual_seed(runner.seed)
+            cotangents = [_signs(t, generator) for t in outputs]
+            grads = torch.autograd.grad(outputs, list(sources.values()), cotangents, allow_unused=True)
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+    return {n: g for n, g in zip(sources, grads, strict=True) if g is not None}
+
+
+def _is_real_or_complex(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _differentiable(t: Tensor) -> Tensor:
+    return t.detach().clone().requires_grad_(_is_real_or_complex(t))
+
+
+def _signs(t: Tensor, generator: torch.Generator) -> Tensor:
+    signs = torch.randint(2, t.shape, generator=generator) * 2 - 1
+    return signs.to(device=t.device, dtype=t.dtype)

@@ -1,0 +1,109 @@
+"""The settings under which proofs run: eval mode, plain IEEE arithmetic, one random stream; all put back
+after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def proof_settings(seed: int, *models: Any) -> Iterator[None]:
+    """Eval mode for `models`; TF32, reduced-precision sums, fused attention paths and autocast off; `seed`
+    set.
+
+    What is switched off computes something other than the plain sums whose rounding the bounds describe:
+    TF32 rounds the inputs, split-K in float16 rounds the partial sums, NNPACK transforms (Winograd), and the
+    fast path of `nn.TransformerEncoderLayer` calls none of its layers.
+    """
+    with ExitStack() as stack:
+        for model in models:
+            if isinstance(model, nn.Module):
+                stack.enter_context(eval_mode(model))
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices()))
+        stack.enter_context(_plain_arithmetic())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """`model.eval()` inside; every module's own training flag back after, errors or not.
+
+    >>> m = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+    >>> with eval_mode(m): [child.training for child in m]
+    [False, False]
+    >>> [child.training for child in m]
+    [True, False]
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        # by flag, not by .eval(): exported modules forbid the call, and users override it
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    b = torch.backends
+    exact: list[tuple[Any, str, Any]] = [
+        (owner, "fp32_precision", "ieee")
+        for owner in (
+            b.cuda.matmul,
+            b.cudnn.conv,  # type: ignore[attr-defined]
+            b.cudnn.rnn,
+            b.mkldnn.matmul,  # type: ignore[attr-defined]
+            b.mkldnn.conv,  # type: ignore[attr-defined]
+            b.mkldnn.rnn,  # type: ignore[attr-defined]
+        )
+    ]
+    return [
+        *exact,
+        (b.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+        (b.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+        (b.cudnn, "benchmark", False),
+        (b.cudnn, "deterministic", True),
+    ]
+
+
+@contextmanager
+def _plain_arithmetic() -> Iterator[None]:
+    with ExitStack() as stack:
+        for owner, name, value in _switches():
+            stack.callback(_restorer(owner, name, getattr(owner, name)))
+            setattr(owner, name, value)
+        nnpack = torch.backends.nnpack.set_flags(False)  # type: ignore[no-untyped-call]
+        stack.callback(torch.backends.nnpack.set_flags, *nnpack)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+
+
+def _restorer(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(owner, name, value)
+
+
+@contextmanager
+def direct_convolutions() -> Iterator[None]:
+    """cuDNN off: it may choose Winograd or FFT algorithms, which the bound for plain sums does not cover."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before

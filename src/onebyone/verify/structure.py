@@ -1,0 +1,109 @@
+"""What needs no run: finite weights, ties kept, untouched tensors equal, converted layers really in place."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def not_finite(model: nn.Module, name: str) -> list[str]:
+    """Parameters that hold NaN or infinity, and buffers that hold NaN (an infinite one is often a mask)."""
+    found = [
+        f"{name}: weight {n} holds NaN or infinity" for n, p in model.named_parameters() if not _finite(p)
+    ]
+    return found + [
+        f"{name}: buffer {n} holds NaN"
+        for n, b in model.named_buffers()
+        if _floating(b) and not b.is_meta and bool(torch.isnan(b).any())
+    ]
+
+
+def _floating(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _finite(t: Tensor) -> bool:
+    if not _floating(t) or t.is_meta or isinstance(t, nn.parameter.UninitializedParameter):
+        return True
+    return bool(torch.isfinite(t.detach()).all())
+
+
+def untied(model: nn.Module, converted: nn.Module) -> tuple[list[str], list[str]]:
+    """Names tied in `model` that no longer are in `converted`: (problems, notes).
+
+    A problem where both names still hold tensors of the original's shape; where the conversion had to make
+    a copy in another shape, a note.
+    """
+    after = dict(converted.named_parameters(remove_duplicate=False))
+    before = dict(model.named_parameters(remove_duplicate=False))
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, p in before.items():
+        groups[id(p)].append(name)
+    problems: list[str] = []
+    notes: list[str] = []
+    for names in groups.values():
+        held = [n for n in names if n in after]
+        if len({id(after[n]) for n in held}) <= 1:
+            continue
+        same = [n for n in held if after[n].shape == before[n].shape]
+        said = f"the weight tied under {', '.join(names)} is no longer one parameter"
+        (problems if len({id(after[n]) for n in same}) > 1 else notes).append(said)
+    return problems, notes
+
+
+def untouched(model: nn.Module, converted: nn.Module, paths: Collection[str]) -> list[str]:
+    """Parameters and buffers outside the converted layers that differ, or that only one network has."""
+
+    def outside(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        return {n: t for n, t in named if not any(p == "" or n.startswith(p + ".") for p in paths)}
+
+    a = outside(
+        [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    )
+    b = outside(
+        [
+            *converted.named_parameters(remove_duplicate=False),
+            *converted.named_buffers(remove_duplicate=False),
+        ]
+    )
+    problems = [f"{n} is in one network only" for n in sorted(set(a) ^ set(b))]
+    return problems + [
+        f"{n} changed, and is in no converted layer" for n in a if n in b and not _equal(a[n], b[n])
+    ]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a is b:
+        return True
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.is_meta or b.is_meta:
+        return a.is_meta and b.is_meta
+    return bool(torch.equal(a.detach(), b.detach().to(a.device)) or _equal_with_nan(a, b))
+
+
+def _equal_with_nan(a: Tensor, b: Tensor) -> bool:
+    return _floating(a) and bool(((a == b.to(a.device)) | (a.isnan() & b.to(a.device).isnan())).all())
+
+
+def out_of_place(pairs: Iterable[Any], model: nn.Module, converted: nn.Module) -> list[str]:
+    """Pairs whose modules are not where their path says, in either network."""
+    before, after = (dict(m.named_modules(remove_duplicate=False)) for m in (model, converted))
+    problems = []
+    for pair in pairs:
+        if pair.path not in before or pair.path not in after:
+            problems.append(f"{pair.path} is not in both networks")
+        elif after[pair.path] is not pair.converted:
+            problems.append(f"{pair.path} in the converted network is not the layer recorded for it")
+        elif before[pair.path] is not pair.original and not _same_tensors(before[pair.path], pair.original):
+            problems.append(f"{pair.path} in the original is not the layer recorded for it")
+    return problems
+
+
+def _same_tensors(a: nn.Module, b: nn.Module) -> bool:
+    x, y = (dict(m.named_parameters()) for m in (a, b))
+    return type(a) is type(b) and set(x) == set(y) and all(_equal(x[n], y[n]) for n in x)
