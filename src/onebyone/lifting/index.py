@@ -1,0 +1,204 @@
+"""Indices: which element of a window's part of a map each element of a value is.
+
+An index is an integer array of the value's shape (without the batch) into the flattened `(channels, *nominal)`. The
+functions here recognise the patterns that a map can be made to hold: a gather (channels chosen, places cropped and
+strided), a stencil (the same pattern of places and channels, repeated on a grid), a reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onebyone.lifting.grid import Grid, Integers
+
+
+def identity(shape: Sequence[int]) -> Integers:
+    """The index of a window's part of a map itself, shape `(channels, *nominal)`."""
+    return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(tuple(shape))
+
+
+def decode(index: Integers, grid: Grid) -> tuple[Integers, Integers]:
+    """Channels, shape as `index`, and places, shape `(axes, *index.shape)`."""
+    channel, *places = np.unravel_index(index, grid.shape)
+    return np.asarray(channel), np.stack([np.asarray(p) for p in places])
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Out channel k at place q is in channel `channels[k]` at place `starts[:, k] + q * steps`.
+
+    `broadcast` names the axes on which one place serves all (a value per window that meets a value per place).
+    """
+
+    channels: Integers
+    starts: Integers  # (axes, K)
+    steps: tuple[int, ...]
+    nominal: tuple[int, ...]
+    broadcast: tuple[int, ...] = ()
+
+    def grid(self, grid: Grid) -> Grid:
+        """The grid of the gathered map."""
+        spans = [(int(s.min()), int(s.max())) for s in self.starts]
+        return grid.gathered(len(self.channels), spans, self.steps, self.nominal)
+
+    def is_identity(self, grid: Grid) -> bool:
+        """Whether nothing needs to be done."""
+        return (
+            not self.starts.any()
+            and all(s == 1 for s in self.steps)
+            and self.nominal == grid.nominal
+            and np.array_equal(self.channels, np.arange(grid.channels))
+        )
+
+
+def as_gather(index: Integers, grid: Grid) -> Gather | str:
+    """Read an index of shape `(K, *places)` as a gather from the map, or say why it is none."""
+    axes = len(grid.nominal)
+    if index.ndim != axes + 1:
+        return f"a value of shape {index.shape} is not a map with {axes} spatial axes"
+    if not index.size:
+        return "a value without elements"
+    channel, place = decode(index, grid)
+    origin = (slice(None),) + (0,) * axes
+    channels, starts = channel[origin], place[(slice(None), *origin)]
+    if not (channel == channels.reshape((-1,) + (1,) * axes)).all():
+        return "channels and places are mixed"
+    steps, broadcast = [], []
+    for axis in range(axes):
+        length = index.shape[axis + 1]
+        one = tuple(int(a == axis) for a in range(axes))
+        step = int(place[axis][(0, *one)] - starts[axis, 0]) if length > 1 else 1
+        expected = starts[axis].reshape((-1,) + (1,) * axes) + step * np.arange(length).reshape(
+            (1,) + tuple(length if a == axis else 1 for a in range(axes))
+        )
+        if not (place[axis] == expected).all():
+            return "places do not follow one another in steps"
+        if step < 0:
+            return "places run backwards (a spatial flip)"
+        if step == 0:
+            broadcast.append(axis)
+        steps.append(max(step, 1))
+    nominal = tuple(1 if a in broadcast else index.shape[a + 1] for a in range(axes))
+    return Gather(channels, starts, tuple(steps), nominal, tuple(broadcast))
+
+
+@dataclass(frozen=True)
+class Stencil:
+    """Rows of features that repeat over a grid of places.
+
+    Feature f of the row at out place q is in channel `channels[f]` at place `start + q * step + offsets[:, f]`;
+    `lead` gives each row's out place, flattened over `nominal`.
+    """
+
+    channels: Integers  # (F,)
+    offsets: Integers  # (axes, F), each axis beginning at 0
+    start: tuple[int, ...]
+    step: tuple[int, ...]
+    nominal: tuple[int, ...]
+    lead: Integers
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Places per axis that the features span."""
+        return tuple(int(o.max()) + 1 for o in self.offsets)
+
+    def out_index(self, features: int) -> Integers:
+        """The index of rows of `features` new features, shape `(*lead, features)`, into `(features, *nominal)`."""
+        places = int(np.prod(self.nominal))
+        return np.asarray(np.arange(features, dtype=np.int64) * places + self.lead[..., None])
+
+
+def as_stencil(index: Integers, grid: Grid) -> Stencil | str:
+    """Read an index of shape `(*lead, F)` as a stencil, or say why it is none."""
+    if not index.size:
+        return "a value without elements"
+    rows = index.reshape(-1, index.shape[-1])
+    channel, place = decode(rows, grid)
+    if not (channel == channel[:1]).all():
+        return "the features of different rows are in different channels"
+    relative = place - place[:, :, :1]
+    if not (relative == relative[:, :1]).all():
+        return "the features of different rows lie differently in the map"
+    low = relative[:, 0].min(axis=1)  # (axes,)
+    base = place[:, :, 0] + low[:, None]  # (axes, rows)
+    start = base.min(axis=1)
+    steps, nominal, lead = [], [], np.zeros(rows.shape[0], dtype=np.int64)
+    for axis in range(len(grid.nominal)):
+        distance = base[axis] - start[axis]
+        step = int(np.gcd.reduce(distance)) or 1
+        count = int(distance.max()) // step + 1
+        lead = lead * count + distance // step
+        steps.append(step)
+        nominal.append(count)
+    return Stencil(
+        channel[0],
+        relative[:, 0] - low[:, None],
+        tuple(int(s) for s in start),
+        tuple(steps),
+        tuple(nominal),
+        lead.reshape(index.shape[:-1]),
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """A reduction over a full rectangle of places, channel by channel: a pool of `kernel` places at stride 1.
+
+    `index` is the result's index into the pooled map, whose nominal size is `nominal - kernel + 1`.
+    """
+
+    kernel: tuple[int, ...]
+    index: Integers
+
+
+def as_window(index: Integers, grid: Grid) -> Window | str:
+    """Read an index of shape `(*lead, R)`, reduced over R, as a windowed pool, or say why it is none."""
+    rows = index.reshape(-1, index.shape[-1])
+    channel, place = decode(rows, grid)
+    if not (channel == channel[:, :1]).all():
+        return "the reduction mixes channels and places"
+    relative = place - place[:, :, :1]
+    if not (relative == relative[:, :1]).all():
+        return "the reduction takes other places for other elements"
+    low = relative[:, 0].min(axis=1)
+    offsets = relative[:, 0] - low[:, None]
+    kernel = tuple(int(o.max()) + 1 for o in offsets)
+    flat = np.ravel_multi_index(tuple(offsets), kernel)
+    if len(flat) != int(np.prod(kernel)) or len(np.unique(flat)) != len(flat):
+        return "the reduction does not take every place of a rectangle once"
+    shape = (grid.channels, *(n - k + 1 for n, k in zip(grid.nominal, kernel, strict=True)))
+    base = place[:, :, 0] + low[:, None]
+    new = np.ravel_multi_index((channel[:, 0], *base), shape).astype(np.int64)
+    return Window(kernel, new.reshape(index.shape[:-1]))
+
+
+def is_bijection(index: Integers, grid: Grid) -> bool:
+    """Whether every element of the window's part of the map is in the value exactly once."""
+    size = int(np.prod(grid.shape))
+    return index.size == size and len(np.unique(index)) == size
+
+
+def in_layout_of(index: Integers, anchor: Integers, grid: Grid) -> Integers:
+    """`index` (of the anchor's shape) rearranged as the anchor's map is: shape `(channels, *nominal)` of `grid`."""
+    moved = np.empty(int(np.prod(grid.shape)), dtype=np.int64)
+    moved[anchor.ravel()] = index.ravel()
+    return moved.reshape(grid.shape)
+
+
+def batched(index: Integers, size: int, batch: int) -> Integers:
+    """The index with a batch in front, element e of sample b numbered `b * size + e`: what shape operators run on."""
+    return np.asarray(np.arange(batch).reshape((-1,) + (1,) * index.ndim) * size + index)
+
+
+def unbatched(result: Integers, size: int, batch: int) -> Integers | str:
+    """The index of one sample after a shape operator, or a reason: samples were mixed, or the batch axis moved."""
+    if result.ndim == 0 or result.shape[0] != batch:
+        return "the batch axis is merged with another or moved"
+    first = result[0]
+    same = all(np.array_equal(result[b], first + b * size) for b in range(1, batch))
+    if not same or (first.size and (first.min() < 0 or first.max() >= size)):
+        return "elements of different samples of the batch are mixed"
+    return first

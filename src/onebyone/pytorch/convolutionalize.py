@@ -1,0 +1,257 @@
+"""From a classifier of one window to a network that takes an image of any size and answers for every window."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from onebyone.errors import BadInput, Refused
+from onebyone.laws.geometry import Geometry
+from onebyone.lifting.grid import Grid
+from onebyone.pytorch import emit
+from onebyone.pytorch.rules import rule_for
+from onebyone.pytorch.trace import Traced, infer_channels, trace
+from onebyone.pytorch.walk import Cannot, Lifted, Pair, Poison, Walk
+from onebyone.records import Change, Labels, Refusal, table
+
+HEADS = ("window", "cam")
+CONTEXTS = (None, "window", "image")
+
+
+@dataclass(frozen=True)
+class Convolutionalized:
+    """A network of any size, and where its answers lie in the image.
+
+    `model(image)` takes `(N, C, H, W)`, H and W from the window up, and gives `(N, classes, H', W')`, or a tuple of such,
+    for a network with several outputs; place (i, j) answers for the window that `geometry.window_at((i, j))` tells.
+    Its parameters are the original's own, under the same names: a checkpoint of either loads into the other, and training
+    one trains both.
+    """
+
+    model: nn.Module
+    geometry: Geometry
+    changes: tuple[Change, ...]
+    original: nn.Module | ExportedProgram
+    channels: int
+    head: str = "window"
+    context: str | None = None
+    labels: Labels = Labels()
+    pairs: tuple[Pair, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network as an exported program (`.pt2`) with free batch, H and W, its geometry and labels beside it."""
+        from onebyone.pytorch.dense_file import save_dense
+
+        save_dense(self, path)
+
+    def with_labels(self, labels: Labels) -> Convolutionalized:
+        """The same network, carrying class names and preprocessing."""
+        return replace(self, labels=labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data for JSON, without the network."""
+        return {
+            "geometry": self.geometry.to_dict(),
+            "channels": self.channels,
+            "head": self.head,
+            "context": self.context,
+            "labels": self.labels.to_dict(),
+            "changes": [c.to_dict() for c in self.changes],
+        }
+
+    def __str__(self) -> str:
+        rows = [(c.path, c.kind, c.before, c.after, c.copied_bytes or "") for c in self.changes]
+        return "\n".join([table(("layer", "kind", "before", "after", "bytes copied"), rows), "", str(self.geometry)])
+
+
+def convolutionalize(
+    model: nn.Module | ExportedProgram,
+    window: int | Sequence[int],
+    channels: int | None = None,
+    *,
+    head: str = "window",
+    context: str | None = None,
+    labels: Labels | None = None,
+) -> Convolutionalized:
+    """Make a classifier of `window` pixels a network that answers for every window of a larger image.
+
+    Flatten and linear layers become convolutions without padding, the linear layers after them 1×1 convolutions, pools over
+    the whole map pools over each window's part of it. On an image of H × W pixels the result has
+    ⌊(H − window)/stride⌋ + 1 places per axis. See `Geometry.exact` for whether they equal cropping every window.
+
+    Parameters
+    ----------
+    model: a network of one image `(N, C, *window)`; its structure is not touched.
+    window: the size in pixels that the network was built for, per axis (one number: the same on two axes).
+    channels: of the image; taken from the first layer where it tells.
+    head: "window", the numbers that cropping gives, or "cam", the class map before the last pool, whose means over the
+        pool's places are the numbers of "window".
+    context: what squeeze-and-excitation and the like pool over: "window" (around each place), "image", or None: refused.
+    labels: class names and preprocessing for the result to carry.
+
+    Raises
+    ------
+    Refused
+        naming every operator that cannot be lifted, with its module path.
+    BadInput
+        where the network does not run on such a window, or an argument is none of those named.
+
+    Example
+    -------
+    >>> import torch, onebyone
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
+    >>> d = convolutionalize(net, window=(8, 8))
+    >>> d.model(torch.zeros(1, 3, 20, 31)).shape
+    torch.Size([1, 10, 13, 24])
+    """
+    size = _check(model, window, channels, head, context)
+    count = infer_channels(model, size) if channels is None else channels
+    traced = trace(model, size, count)
+    walk = _walk(traced, size, count, head, context, frozenset())
+    if context == "image" and walk.context_nodes:
+        walk = _walk(traced, size, count, head, context, frozenset(walk.context_nodes))
+    elif head == "cam" and walk.context_nodes:
+        raise Refused(
+            [Refusal("", "head='cam'", "the network has global context inside; use head='window'")]
+        )
+    if walk.refused:
+        raise Refused(walk.refused, f"the network cannot be made to take images of any size (window {_by(size)})")
+    network, geometry = _finish(walk)
+    return Convolutionalized(
+        network, geometry, tuple(walk.changes), model, count, head, context, labels or Labels(), tuple(walk.pairs)
+    )
+
+
+def _check(model: object, window: int | Sequence[int], channels: int | None, head: str, context: str | None) -> tuple[int, ...]:
+    if not isinstance(model, (nn.Module, ExportedProgram)):
+        raise BadInput(f"model is a {type(model).__name__}; a torch.nn.Module or an ExportedProgram was expected")
+    size = (window, window) if isinstance(window, int) else tuple(window)
+    if not 1 <= len(size) <= 3 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise BadInput(f"window is {window!r}; one to three positive whole numbers of pixels were expected")
+    if channels is not None and (not isinstance(channels, int) or channels < 1):
+        raise BadInput(f"channels is {channels!r}; a positive whole number was expected")
+    if head not in HEADS:
+        raise BadInput(f"head is {head!r}; 'window' or 'cam' was expected")
+    if context not in CONTEXTS:
+        raise BadInput(f"context is {context!r}; 'window', 'image' or None was expected")
+    return size
+
+
+def _walk(
+    traced: Traced, window: tuple[int, ...], channels: int, head: str, context: str | None, image_wide: frozenset[str]
+) -> Walk:
+    walk = Walk(traced, window, channels, head, context, image_wide)
+    walk.context_nodes |= image_wide
+    walk.run(rule_for)
+    return walk
+
+
+def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
+    """Crop each output to the places of the windows, close the graph, and give it the network's own tensors."""
+    node = next(n for n in walk.traced.graph.nodes if n.op == "output")
+    results = [_answer(walk, i, walk.value(v)) for i, v in enumerate(node.args[0])]  # type: ignore[arg-type, union-attr]
+    if walk.refused:
+        raise Refused(walk.refused, f"the network cannot be made to take images of any size (window {_by(walk.window)})")
+    window = tuple(w - s for w, s in zip(walk.window, walk.shrink or (0,) * walk.axes, strict=True))
+    stride = tuple(math.lcm(*(r.grid.jump[a] for r in results)) for a in range(walk.axes))
+    image = next(n for n in walk.graph.nodes if n.op == "placeholder")
+    maps = [_cropped(walk, r, window, stride, walk.proxy(image)) for r in results]
+    spec = walk.traced.program.call_spec.out_spec
+    tree = pytree.tree_unflatten([m.handle.node for m in maps], spec)
+    single = isinstance(tree, fx.Node)
+    walk.graph.output(tree if single or isinstance(tree, dict) else tuple(m.handle.node for m in maps))
+    fields = results[0].grid.fields
+    for other in results[1:]:
+        fields = tuple(
+            replace(f.strided(s // f.jump), start=min(f.start, g.start), size=max(f.start + f.size, g.start + g.size) - min(f.start, g.start))
+            for f, g, s in zip(fields, other.grid.fields, stride, strict=True)
+        )
+    reasons = list(walk.inexact)
+    if walk.shrink:
+        reasons.append("head='cam': class evidence of each place, before the pool over the window's places")
+    fields = tuple(replace(f, jump=s) for f, s in zip(fields, stride, strict=True))
+    return _module(walk), Geometry.from_fields(window, fields, reasons)
+
+
+def _answer(walk: Walk, number: int, value: Any) -> Lifted:
+    """An output as a map of one place per window, its elements as channels."""
+    if isinstance(value, Lifted) and value.affine is None and not value.grid.image_wide:
+        try:
+            if max(value.grid.nominal) > 1 and len(value.shape) == walk.axes + 1 and max(value.shape[1:]) > 1:
+                raise Cannot(f"gives a map of {_by(value.shape[1:])} places for one window, not a vector")
+            return walk.at_one_place(value)
+        except Cannot as reason:
+            walk.refused.append(Refusal("", f"output {number}", str(reason)))
+    elif not isinstance(value, Poison):
+        walk.refused.append(Refusal("", f"output {number}", "does not depend on the place in the image"))
+    return Lifted(value, Grid.image(1, walk.window))  # never used: a refusal is on record
+
+
+def _cropped(walk: Walk, value: Lifted, window: tuple[int, ...], stride: tuple[int, ...], image: fx.Proxy) -> Lifted:
+    """The map at the windows' stride, with exactly one place a window."""
+    steps = [s // j for s, j in zip(stride, value.grid.jump, strict=True)]
+    handle = emit.stride(value.handle, steps)
+    exact = all(
+        all(-(-have // step) == (size + i - w) // s + 1 for i, have in enumerate(sizes))
+        for sizes, step, s, w, size in zip(value.grid.sizes, steps, stride, window, walk.window, strict=True)
+    )
+    if not exact:
+        counts = [(image.shape[2 + a] - w) // s + 1 for a, (w, s) in enumerate(zip(window, stride, strict=True))]
+        handle = emit.limit(handle, counts)
+    return replace(value, handle=handle)
+
+
+def _module(walk: Walk) -> nn.Module:
+    """The graph as a module that holds the network's parameters and buffers under their own names."""
+    root = nn.Module()
+    for path, module in walk.modules.items():
+        _attach(root, path, module)
+    for name, tensor in walk.traced.tensors.items():
+        _attach(root, name, tensor)
+    for name, buffer in walk.recorder.buffers.items():
+        root.register_buffer(name, buffer, persistent=False)
+    network = fx.GraphModule(root, walk.graph, "AnySize")
+    network.graph.eliminate_dead_code()
+    network.graph.lint()
+    network.recompile()
+    for name, tensor in walk.traced.tensors.items():  # those that no operator reads stay in the state dict too
+        _attach(network, name, tensor)
+    for name in walk.recorder.buffers:
+        network.register_buffer(name, walk.recorder.buffers[name], persistent=False)
+    return network.eval()
+
+
+def _attach(root: nn.Module, path: str, item: nn.Module | torch.Tensor) -> None:
+    """Put a module or tensor at a dotted path, with plain modules on the way; what is there already stays."""
+    *way, name = path.split(".")
+    holder = root
+    for step in way:
+        below = holder._modules.get(step)
+        if below is None:
+            below = nn.Module()
+            holder.add_module(step, below)
+        holder = below
+    if name in holder._parameters or name in holder._buffers or name in holder._modules:
+        return
+    if isinstance(item, nn.Module):
+        holder.add_module(name, item)
+    elif isinstance(item, nn.Parameter):
+        holder.register_parameter(name, item)
+    else:
+        holder.register_buffer(name, item)
+
+
+def _by(size: Sequence[int]) -> str:
+    return "×".join(str(n) for n in size)
+
+
+__all__ = ["Convolutionalized", "convolutionalize"]

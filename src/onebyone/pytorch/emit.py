@@ -1,0 +1,204 @@
+"""Carry out the plans of `lifting` with torch operators.
+
+Every function takes tensors or `torch.fx.Proxy`s alike: what is emitted into the any-size network and what the
+verifier runs on integers is one code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from onebyone.errors import BadInput
+from onebyone.lifting.grid import Integers
+from onebyone.lifting.index import Gather, Stencil
+
+#: A tensor, or a proxy for one.
+Array = Any
+
+CONV: tuple[Callable[..., Any], ...] = (F.conv1d, F.conv2d, F.conv3d)
+AVG_POOL: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+MAX_POOL: tuple[Callable[..., Any], ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+
+
+class Recorder(fx.proxy.GraphAppendingTracer):
+    """Appends what is done to proxies to a graph; index constants become buffers, kept in `buffers` by name."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        super().__init__(graph)
+        self.buffers: dict[str, torch.Tensor] = {}
+
+    def constant(self, ids: Integers) -> fx.Proxy:
+        """A proxy for an index tensor."""
+        name = f"_index_{len(self.buffers)}"
+        self.buffers[name] = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64))
+        return fx.Proxy(self.graph.get_attr(name), self)
+
+
+def constant(source: Array, ids: Integers) -> Array:
+    """An index tensor on the device of `source`."""
+    if isinstance(source, fx.Proxy):
+        assert isinstance(source.tracer, Recorder)
+        return source.tracer.constant(ids)
+    return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(source.device)
+
+
+def require_window(image: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
+    """The image itself, if it is at least the window; part of every any-size network.
+
+    Raises
+    ------
+    BadInput
+        where the image is smaller than the window, or has another number of axes.
+    """
+    if image.ndim != len(window) + 2:
+        raise BadInput(f"image has shape {tuple(image.shape)}; (N, C, {', '.join('HWD'[: len(window)])}) was expected")
+    if any(image.shape[a + 2] < n for a, n in enumerate(window)):
+        size = "×".join(str(int(n)) for n in image.shape[2:])
+        raise BadInput(f"image is {size}, smaller than the window of {'×'.join(map(str, window))}")
+    return image
+
+
+def gather(source: Array, plan: Gather, have: int) -> Array:
+    """The gathered map of a map of `have` channels: crops, strides and channel choices; runs of channels are views."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for k, start in enumerate(plan.starts.T):
+        groups.setdefault(tuple(int(s) for s in start), []).append(k)
+    if len(groups) == 1:
+        ((start, _),) = groups.items()
+        return _take(_channels(source, plan.channels, have), start, plan.steps)
+    parts, order = [], []
+    for start, members in groups.items():
+        parts.append(_take(_channels(source, plan.channels[members], have), start, plan.steps))
+        order += members
+    joined = torch.cat(common(parts, len(plan.steps)), 1)
+    back = np.argsort(np.asarray(order))
+    return joined if (back == np.arange(len(back))).all() else _select(joined, 1, back)
+
+
+def common(maps: Sequence[Array], axes: int) -> list[Array]:
+    """The maps cropped to their common extent."""
+    sizes = [minimum([m.shape[2 + a] for m in maps]) for a in range(axes)]
+    return [m[(slice(None), slice(None), *(slice(0, s) for s in sizes))] for m in maps]
+
+
+def minimum(sizes: Sequence[Any]) -> Any:
+    """The least of some sizes, which may be symbolic."""
+    least = sizes[0]
+    for size in sizes[1:]:
+        least = torch.sym_min(least, size)
+    return least
+
+
+def limit(source: Array, counts: Sequence[Any]) -> Array:
+    """The map's first `counts` places per axis."""
+    return source[(slice(None), slice(None), *(slice(0, n) for n in counts))]
+
+
+def stride(source: Array, steps: Sequence[int]) -> Array:
+    """Every `steps`-th place."""
+    return _take(source, (0,) * len(steps), steps)
+
+
+def kernel(weight: Array, stencil: Stencil, channels: int) -> Array:
+    """A linear layer's weight `(O, F)` as a kernel `(O, C, *stencil.kernel)`: a view where the features are in the
+    kernel's own order; else one copy in which repeats add up and absences are zeros."""
+    shape = (channels, *stencil.kernel)
+    flat = np.ravel_multi_index((stencil.channels, *stencil.offsets), shape)
+    size = int(np.prod(shape))
+    if len(flat) == size and (flat == np.arange(size)).all():
+        return weight.reshape(-1, *shape)
+    unique = len(np.unique(flat)) == len(flat)
+    if unique and len(flat) == size:
+        return _select(weight, 1, np.argsort(flat)).reshape(-1, *shape)
+    full = weight.new_zeros((weight.shape[0], size))
+    return full.index_add(1, constant(weight, flat), weight).reshape(-1, *shape)
+
+
+def copies(stencil: Stencil, channels: int) -> bool:
+    """Whether `kernel` must copy the weight."""
+    shape = (channels, *stencil.kernel)
+    flat = np.ravel_multi_index((stencil.channels, *stencil.offsets), shape)
+    return len(flat) != int(np.prod(shape)) or bool((flat != np.arange(len(flat))).any())
+
+
+def linear(source: Array, weight: Array, bias: Array, stencil: Stencil, channels: int) -> Array:
+    """A linear layer on the rows of a stencil, as a convolution without padding."""
+    axes = len(stencil.step)
+    start = source if not any(stencil.start) else _take(source, stencil.start, (1,) * axes)
+    return CONV[axes - 1](start, kernel(weight, stencil, channels), bias, stencil.step)
+
+
+def per_channel(constant: Array, ids: Integers, axes: int) -> Array:
+    """A constant's elements `ids` as one value a channel, shape `(len(ids), 1, …)`."""
+    flat = constant.reshape(-1)
+    if not (len(ids) == 1 or (ids == np.arange(len(ids))).all()):
+        flat = _select(flat, 0, ids)
+    elif len(ids) == 1:
+        flat = flat[int(ids[0]) : int(ids[0]) + 1]
+    return flat.reshape(-1, *(1,) * axes)
+
+
+def window_mean(source: Array, size: Sequence[int]) -> Array:
+    """The mean over `size` places at stride 1."""
+    return AVG_POOL[len(size) - 1](source, tuple(size), 1)
+
+
+def window_max(source: Array, size: Sequence[int]) -> Array:
+    """The maximum over `size` places at stride 1."""
+    return MAX_POOL[len(size) - 1](source, tuple(size), 1)
+
+
+def image_mean(source: Array, axes: int) -> Array:
+    """The mean over the whole map, one place."""
+    return source.mean(tuple(range(2, 2 + axes)), keepdim=True)
+
+
+def image_max(source: Array, axes: int) -> Array:
+    """The maximum over the whole map, one place."""
+    return source.amax(tuple(range(2, 2 + axes)), keepdim=True)
+
+
+def spread(source: Array, size: Sequence[int]) -> Array:
+    """Give each place the value of the window of `size` places that is centred on it, the nearest window at the edges.
+
+    A map of windows `(…, H - h + 1, …)` becomes one of places `(…, H, …)`.
+    """
+    pads: list[int] = []
+    for n in reversed(size):
+        pads += [(n - 1) // 2, n - 1 - (n - 1) // 2]
+    return F.pad(source, pads, mode="replicate")
+
+
+def as_batch(source: Array, axes: int, shape: Sequence[int]) -> Array:
+    """A map whose channels are a whole value of `shape` as a batch of such values, one for each place."""
+    moved = source.movedim(1, -1)
+    return moved.reshape(-1, *shape)
+
+
+def from_batch(values: Array, like: Array, axes: int) -> Array:
+    """The inverse of `as_batch`: a batch of values as the channels of a map, of the extent of `like`."""
+    sizes = [like.shape[0], *(like.shape[2 + a] for a in range(axes))]
+    return values.reshape(*sizes, -1).movedim(-1, 1)
+
+
+def _channels(source: Array, channels: Integers, have: int) -> Array:
+    first, count = int(channels[0]), len(channels)
+    if (channels == np.arange(first, first + count)).all():
+        return source if count == have else source.narrow(1, first, count)
+    return _select(source, 1, channels)
+
+
+def _select(source: Array, axis: int, ids: Integers) -> Array:
+    return source.index_select(axis, constant(source, ids))
+
+
+def _take(source: Array, start: Sequence[int], steps: Sequence[int]) -> Array:
+    if not any(start) and all(s == 1 for s in steps):
+        return source
+    return source[(slice(None), slice(None), *(slice(a, None, s) for a, s in zip(start, steps, strict=True)))]

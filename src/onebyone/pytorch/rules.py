@@ -1,0 +1,73 @@
+"""The registry of rules: what each operator means for values of any size.
+
+A rule is a function of the walk and the node; it gives the lifted value of the node's result, or raises `Cannot` with the
+reason. Users register rules for operators of their own (`torch.library` custom operators too) in the same way:
+
+>>> import torch
+>>> from onebyone.pytorch.rules import elementwise
+>>> _ = elementwise(torch.ops.aten.erf.default)  # acts on each element by itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from onebyone.pytorch.walk import Cannot, Walk
+
+Rule = Callable[[Walk, fx.Node], Any]
+
+_RULES: dict[Any, Rule] = {}
+
+
+def register(*operators: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for operators: overloads (`torch.ops.aten.relu.default`) or packets, for all their overloads.
+
+    A later registration replaces an earlier one.
+    """
+
+    def keep(rule: Rule) -> Rule:
+        for operator in operators:
+            for overload in _overloads(operator):
+                _RULES[overload] = rule
+        return rule
+
+    return keep
+
+
+def refusing(reason: str, *operators: Any) -> None:
+    """Register a reason for which operators are always refused."""
+
+    def rule(_walk: Walk, _node: fx.Node) -> Any:
+        raise Cannot(reason)
+
+    register(*operators)(rule)
+
+
+def elementwise(*operators: Any) -> None:
+    """Register operators that act on each element by itself, with no constants but numbers."""
+    from onebyone.pytorch.rules_pointwise import unary  # the rules import the registry
+
+    register(*operators)(unary)
+
+
+def rule_for(operator: Any) -> Rule | None:
+    """The rule for an operator, or None."""
+    _load()
+    return _RULES.get(operator)
+
+
+def _overloads(operator: Any) -> list[Any]:
+    if isinstance(operator, torch._ops.OpOverloadPacket):
+        return [getattr(operator, name) for name in operator.overloads()]
+    return [operator]
+
+
+def _load() -> None:
+    """Import the built-in rules, once."""
+    from onebyone.pytorch import rules_linear, rules_maps, rules_place, rules_pointwise, rules_reduce, rules_shape
+
+    del rules_linear, rules_maps, rules_place, rules_pointwise, rules_reduce, rules_shape

@@ -1,0 +1,238 @@
+"""Operators on maps: convolutions, pools, padding, batch normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from onebyone.laws.geometry import Sliding
+from onebyone.pytorch.rules import refusing, register
+from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, functional, handle_of
+
+aten = torch.ops.aten
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """An operator's arguments by the names in its schema, with defaults."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    given = {a.name: (a.default_value if a.has_default_value() else None) for a in schema.arguments}
+    given.update({a.name: v for a, v in zip(schema.arguments, node.args, strict=False)})
+    given.update(node.kwargs)
+    return given
+
+
+def _per_axis(value: Any, axes: int) -> list[int]:
+    listed = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [int(v) for v in (listed * axes if len(listed) == 1 else listed)]
+
+
+@register(aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution.default)
+def convolution(walk: Walk, node: fx.Node) -> Lifted:
+    """The same convolution on a map of any size."""
+    a = arguments(node)
+    value = walk.lifted(a["input"])
+    weight = walk.value(a["weight"])
+    if not isinstance(weight, Const):
+        raise Cannot("a kernel that depends on the image")
+    if a.get("transposed"):
+        raise Cannot("a transposed convolution gives a finer map than it reads")
+    if len(weight.shape) != walk.axes + 2:
+        return per_place(walk, node)
+    value = walk.as_map(value)
+    kernel = weight.shape[2:]
+    stride, dilation = _per_axis(a["stride"], walk.axes), _per_axis(a["dilation"], walk.axes)
+    ops = [
+        Sliding(k, s, d, before, after)
+        for k, s, d, (before, after) in zip(kernel, stride, dilation, _padding(a, kernel, dilation), strict=True)
+    ]
+    grid = _slide(walk, node, value, ops, weight.shape[0])
+    rest = [node.args[1], *node.args[2:]]
+    handle = walk.call(node.target, value.handle, *[_constant(walk, r) for r in rest], **node.kwargs)  # type: ignore[arg-type]
+    return Lifted(handle, grid, None, value.pooled)
+
+
+def _padding(a: dict[str, Any], kernel: tuple[int, ...], dilation: list[int]) -> list[tuple[int, int]]:
+    padding = a["padding"]
+    if padding == "valid":
+        return [(0, 0)] * len(kernel)
+    if padding == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return [(t // 2, t - t // 2) for t in totals]
+    return [(p, p) for p in _per_axis(padding, len(kernel))]
+
+
+def _constant(walk: Walk, argument: Any) -> Any:
+    value = walk.value(argument)
+    return handle_of(value) if isinstance(value, Const) else value
+
+
+def _slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channels: int | None = None) -> Any:
+    """The grid after sliding operators; padding and partial last places make the result inexact."""
+    padded = [op for op in ops if op.padded()]
+    if padded:
+        amounts = ", ".join(f"{op.pad_before}+{op.pad_after}" for op in ops)
+        walk.not_exact(node, f"padding ({amounts}) shows a crop a border that the middle of an image has not")
+    if any(op.partial_last(n) for op, n in zip(ops, value.grid.nominal, strict=True)):
+        walk.not_exact(node, "ceil_mode makes a last place that is partial in a crop and whole in a larger image")
+    grid = value.grid.through(ops, channels)
+    walk.check_jump(grid)
+    if any(n < 1 for n in grid.nominal):
+        raise Cannot("the window is too small: no place is left")
+    return grid
+
+
+@register(aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)
+def max_pool(walk: Walk, node: fx.Node) -> Any:
+    """The same maximum on a map of any size."""
+    a = arguments(node)
+    value = walk.as_map(walk.lifted(node.args[0]))
+    kernel = _per_axis(a["kernel_size"], walk.axes)
+    ops = [
+        Sliding(k, s, d, p, p, bool(a["ceil_mode"]))
+        for k, s, d, p in zip(
+            kernel,
+            _per_axis(a["stride"] or kernel, walk.axes),
+            _per_axis(a["dilation"], walk.axes),
+            _per_axis(a["padding"], walk.axes),
+            strict=True,
+        )
+    ]
+    grid = _slide(walk, node, value, ops)
+    plain = getattr(aten, f"max_pool{walk.axes}d").default
+    handle = walk.call(plain, value.handle, *node.args[1:], **node.kwargs)
+    result = Lifted(handle, grid, None, value.pooled)
+    return (result, None) if "with_indices" in str(node.target) else result
+
+
+@register(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
+def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
+    """The same mean on a map of any size."""
+    a = arguments(node)
+    value = walk.as_map(walk.lifted(node.args[0]))
+    kernel = _per_axis(a["kernel_size"], walk.axes)
+    ops = [
+        Sliding(k, s, 1, p, p, bool(a["ceil_mode"]))
+        for k, s, p in zip(
+            kernel, _per_axis(a["stride"] or kernel, walk.axes), _per_axis(a["padding"], walk.axes), strict=True
+        )
+    ]
+    grid = _slide(walk, node, value, ops)
+    handle = walk.call(node.target, value.handle, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    return Lifted(handle, grid, None, value.pooled)
+
+
+@register(aten.pad, aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d)
+def pad(walk: Walk, node: fx.Node) -> Lifted:
+    """Padding by fixed amounts; negative amounts crop."""
+    value = walk.as_map(walk.lifted(node.args[0]))
+    amounts = [int(p) for p in node.args[1]]  # type: ignore[union-attr, arg-type]
+    pairs = [(amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)][::-1]
+    if len(pairs) > walk.axes:
+        if any(p != (0, 0) for p in pairs[: -walk.axes]):
+            raise Cannot("padding of channels or of the batch")
+        pairs = pairs[-walk.axes :]
+    pairs = [(0, 0)] * (walk.axes - len(pairs)) + pairs
+    if any(after < 0 for _, after in pairs):
+        raise Cannot("a crop at the far edge, whose place depends on the size of the image")
+    starts = [(max(0, -before),) * 2 for before, _ in pairs]
+    rest = [n + min(0, before) for n, (before, _) in zip(value.grid.nominal, pairs, strict=True)]
+    grid = value.grid.gathered(value.grid.channels, starts, (1,) * walk.axes, rest)
+    ops = [Sliding(1, 1, 1, max(0, before), max(0, after)) for before, after in pairs]
+    grid = _slide(walk, node, replace(value, grid=grid), ops)
+    handle = walk.call(node.target, value.handle, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    return Lifted(handle, grid, None, value.pooled)
+
+
+@register(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, aten.cudnn_batch_norm.default)
+def batch_norm(walk: Walk, node: fx.Node) -> Any:
+    """A batch norm a channel; on a flattened map, a scale and a shift by position for the next linear layer."""
+    a = arguments(node)
+    value = walk.lifted(a["input"])
+    mean, var = walk.value(a["running_mean"]), walk.value(a["running_var"])
+    if a.get("training") or not isinstance(mean, Const) or not isinstance(var, Const):
+        raise Cannot("a batch norm that takes its statistics from the batch")
+    weight, bias = walk.value(a["weight"]), walk.value(a["bias"])
+    result: Lifted
+    try:
+        laid = _channels_first(walk, value)
+    except Cannot:
+        laid = None
+    if laid is None:
+        result = _by_position(value, mean, var, weight, bias, float(a["eps"]))
+    else:
+        handle = _normalise(walk, node, laid, (mean, var, weight, bias), float(a["eps"]), float(a["momentum"]))
+        result = replace(laid, handle=handle)
+        if value.shape != laid.shape:
+            result = replace(result, index=laid.indices().reshape(value.shape))
+    return (result, None, None) if "native" in str(node.target) else result
+
+
+def _channels_first(walk: Walk, value: Lifted) -> Lifted:
+    """The value on a map whose channels are the value's first axis."""
+    if len(value.shape) == walk.axes + 1:
+        return walk.as_map(value)
+    if len(value.shape) == 1:
+        if int(np.prod(value.grid.nominal)) > 1:
+            raise Cannot("a flattened map")
+        return walk.at_one_place(value)
+    raise Cannot("a batch norm over another axis than the map's channels")
+
+
+def _by_position(value: Lifted, mean: Const, var: Const, weight: Any, bias: Any, eps: float) -> Lifted:
+    if len(value.shape) != 1:
+        raise Cannot("a batch norm whose channels are not those of the map")
+    scale = torch.rsqrt(handle_of(var) + eps)
+    if isinstance(weight, Const):
+        scale = scale * handle_of(weight)
+    shift = -handle_of(mean) * scale
+    if isinstance(bias, Const):
+        shift = shift + handle_of(bias)
+    return replace(value, affine=(scale, shift))
+
+
+def _normalise(
+    walk: Walk, node: fx.Node, value: Lifted, tensors: tuple[Any, Any, Any, Any], eps: float, momentum: float
+) -> fx.Proxy:
+    """A batch-norm module over the network's own tensors where they belong to one module, so that training goes on."""
+    mean, var, weight, bias = tensors
+    path = str(mean.name).rpartition(".")[0] if mean.name else ""
+    names = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
+    ours = path and all(c is None or c.name == f"{path}.{n}" for n, c in names.items())
+    if ours and (weight is None) == (bias is None):
+        if path not in walk.modules:
+            walk.modules[path] = _module(walk, path, int(mean.shape[0]), eps, momentum, weight is not None)
+        return walk.proxy(walk.graph.call_module(path, (value.handle.node,)))
+    given = [handle_of(t) if isinstance(t, Const) else t for t in tensors]
+    return walk.call(F.batch_norm, value.handle, *given, False, momentum, eps)
+
+
+def _module(walk: Walk, path: str, features: int, eps: float, momentum: float, affine: bool) -> nn.Module:
+    tensors = walk.traced.tensors
+    module: nn.Module = _BATCH_NORMS[walk.axes - 1](features, eps, momentum, affine, device="meta")
+    for name in ("weight", "bias"):
+        if affine:
+            held = tensors[f"{path}.{name}"]
+            module.register_parameter(name, held if isinstance(held, nn.Parameter) else nn.Parameter(held))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        held = tensors.get(f"{path}.{name}")
+        module.register_buffer(name, held)
+    return module.eval()
+
+
+def per_place(walk: Walk, node: fx.Node) -> Lifted:
+    """An operator on values that are at one place each: places become samples of the batch, and it runs as it is."""
+    from onebyone.pytorch.rules_place import at_each_place
+
+    return at_each_place(walk, node)
+
+
+refusing("instance statistics over the whole map", aten.instance_norm)
+refusing("a map resized by interpolation has another stride than its windows", aten.upsample_nearest2d, aten.upsample_bilinear2d)
+__all__ = ["arguments", "functional"]

@@ -1,0 +1,190 @@
+"""Element-wise operators: on one value, on a value and a constant, on two values that meet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from onebyone.lifting.grid import Integers
+from onebyone.lifting.index import Gather, as_gather, identity, in_layout_of, is_bijection
+from onebyone.pytorch import emit
+from onebyone.pytorch.rules import register
+from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, functional, handle_of, module_path
+
+aten = torch.ops.aten
+
+UNARY = (
+    aten.relu, aten.relu_, aten.relu6, aten.relu6_, aten.leaky_relu, aten.leaky_relu_, aten.elu, aten.elu_, aten.selu,
+    aten.selu_, aten.celu, aten.celu_, aten.gelu, aten.gelu_, aten.silu, aten.silu_, aten.mish, aten.mish_,
+    aten.hardswish, aten.hardswish_, aten.hardsigmoid, aten.hardsigmoid_, aten.hardtanh, aten.hardtanh_, aten.sigmoid,
+    aten.sigmoid_, aten.tanh, aten.tanh_, aten.softplus, aten.log_sigmoid, aten.hardshrink, aten.softshrink, aten.clamp,
+    aten.clamp_, aten.clamp_min, aten.clamp_min_, aten.clamp_max, aten.abs, aten.neg, aten.exp, aten.log, aten.sqrt,
+    aten.rsqrt, aten.reciprocal, aten.square, aten.sign, aten.floor, aten.round, aten.erf, aten.sin, aten.cos, aten.log1p,
+    aten._to_copy, aten.to, aten.type_as, aten.threshold, aten.threshold_, aten.nan_to_num, aten.expm1,
+)  # fmt: skip
+
+BINARY = (
+    aten.add, aten.add_, aten.sub, aten.sub_, aten.mul, aten.mul_, aten.div, aten.div_, aten.maximum, aten.minimum,
+    aten.pow, aten.pow_, aten.rsub, aten.true_divide, aten.subtract, aten.multiply, aten.divide,
+)  # fmt: skip
+
+
+@register(*UNARY)
+def unary(walk: Walk, node: fx.Node) -> Lifted:
+    """The operator acts on the map as it is; the index stays."""
+    value = walk.lifted(node.args[0])
+    if any(isinstance(walk.value(a), (Const, Lifted)) for a in node.args[1:]):
+        raise Cannot("an argument that is a tensor")
+    handle = walk.call(functional(node.target), value.handle, *node.args[1:], **node.kwargs)
+    return replace(value, handle=handle)
+
+
+@register(aten.dropout, aten.dropout_, aten.alpha_dropout, aten.feature_dropout)
+def dropout(walk: Walk, node: fx.Node) -> Lifted:
+    """A dropout module of the same probability: nothing in eval mode, and dropout again in training."""
+    value: Lifted = walk.value(node.args[0])
+    if value.affine is not None:  # it would act before the scale and shift that wait for the next linear layer
+        return value
+    kind = nn.Dropout2d if "feature" in str(node.target) else nn.AlphaDropout if "alpha" in str(node.target) else nn.Dropout
+    name = _free_name(walk, module_path(node), node)
+    walk.modules[name] = kind(float(node.args[1]))  # type: ignore[arg-type]
+    handle = walk.proxy(walk.graph.call_module(name, (value.handle.node,)))
+    return replace(value, handle=handle)
+
+
+def _free_name(walk: Walk, path: str, node: fx.Node) -> str:
+    taken = {name.rpartition(".")[0] for name in walk.traced.tensors} | set(walk.modules)
+    if path and path not in taken and not any(t.startswith(path + ".") for t in taken):
+        return path
+    return f"{path}.{node.name}" if path else node.name
+
+
+@register(*BINARY)
+def binary(walk: Walk, node: fx.Node) -> Lifted:
+    """Two values that meet element by element, or one and a constant."""
+    a, b = walk.value(node.args[0]), walk.value(node.args[1])
+    target = functional(node.target)
+    extra = node.args[2:]
+    if isinstance(a, Lifted) and isinstance(b, Lifted):
+        return _meet(walk, node, a, b, target, extra)
+    lifted, other = (a, b) if isinstance(a, Lifted) else (b, a)
+    value = walk.lifted(node.args[0] if lifted is a else node.args[1])
+    if not isinstance(other, Const):
+        first, second = (value.handle, b) if lifted is a else (a, value.handle)
+        return replace(value, handle=walk.call(target, first, second, *extra, **node.kwargs))
+    value, constant = with_constant(walk, value, other, tuple(node.meta["val"].shape[1:]))
+    first, second = (value.handle, constant) if lifted is a else (constant, value.handle)
+    return replace(value, handle=walk.call(target, first, second, *extra, **node.kwargs))
+
+
+def with_constant(walk: Walk, value: Lifted, constant: Const, shape: tuple[int, ...]) -> tuple[Lifted, Any]:
+    """The value laid out as a map of `shape`'s elements, and the constant as one number a channel of it."""
+    ids = _ids(constant.shape, shape)
+    if ids.size and (ids == ids.flat[0]).all() and value.shape == shape:
+        return value, emit.per_channel(handle_of(constant), ids.ravel()[:1], 0)
+    value = _anchor(walk, value, shape)
+    laid = in_layout_of(ids, value.indices(), value.grid).reshape(value.grid.channels, -1)
+    if not (laid == laid[:, :1]).all():
+        raise Cannot("a constant that depends on the position is combined with the map (a position embedding, for one)")
+    return value, emit.per_channel(handle_of(constant), laid[:, 0], walk.axes)
+
+
+def _ids(constant: tuple[int, ...], shape: tuple[int, ...]) -> Integers:
+    """Which element of the constant meets each element of a value of `shape`."""
+    if len(constant) > len(shape):
+        if constant[0] != 1 or len(constant) != len(shape) + 1:
+            raise Cannot("a constant that differs from sample to sample of the batch")
+        constant = constant[1:]
+    numbers = np.arange(int(np.prod(constant)), dtype=np.int64).reshape(constant)
+    return np.asarray(np.broadcast_to(numbers, shape))
+
+
+def _anchor(walk: Walk, value: Lifted, shape: tuple[int, ...]) -> Lifted:
+    """The value on a map that holds each element of `shape` exactly once."""
+    index = np.broadcast_to(value.indices(), shape)
+    if value.shape == shape and is_bijection(index, value.grid):
+        return value
+    plan = as_gather(np.asarray(index), value.grid) if len(shape) == walk.axes + 1 else "not a map"
+    if not isinstance(plan, str) and not plan.broadcast:
+        return walk.gathered(replace(value, index=np.asarray(index)), plan)
+    one = walk.at_one_place(replace(value, index=np.asarray(index)))
+    return replace(one, index=identity(shape))
+
+
+def _meet(walk: Walk, node: fx.Node, a: Lifted, b: Lifted, target: Any, extra: tuple[Any, ...]) -> Lifted:
+    if a.affine is not None or b.affine is not None:
+        raise Cannot("constants that depend on the position in a flattened map are only taken in by a linear layer")
+    shape = tuple(int(n) for n in node.meta["val"].shape[1:])
+    swapped = a.shape != shape or (b.shape == shape and a.grid.image_wide and not b.grid.image_wide)
+    anchor, other = (b, a) if swapped else (a, b)
+    if anchor.grid.image_wide and not other.grid.image_wide:
+        raise Cannot("a value of the whole image is spread over windows")
+    same = anchor.grid.shape == other.grid.shape and anchor.shape == other.shape == shape
+    if not (same and np.array_equal(anchor.indices(), other.indices())):
+        anchor = _anchor(walk, anchor, shape)
+        other = _laid_as(walk, node, other, anchor, shape)
+    if other.grid.image_wide and not anchor.grid.image_wide:
+        first, second, grid = anchor, other, anchor.grid
+    else:
+        wide = replace(other, grid=replace(other.grid, nominal=anchor.grid.nominal))
+        (first, second), grid = walk.met([anchor, wide])
+    pair = (second, first) if swapped else (first, second)
+    handle = walk.call(target, pair[0].handle, pair[1].handle, *extra, **node.kwargs)
+    return Lifted(handle, replace(grid, channels=anchor.grid.channels), anchor.index, first.pooled | second.pooled)
+
+
+def _laid_as(walk: Walk, node: fx.Node, value: Lifted, anchor: Lifted, shape: tuple[int, ...]) -> Lifted:
+    """The value's elements laid out as the anchor's map is."""
+    index = np.asarray(np.broadcast_to(value.indices(), shape))
+    plan = as_gather(in_layout_of(index, anchor.indices(), anchor.grid), value.grid)
+    if isinstance(plan, str):
+        raise Cannot(f"two values meet that lie differently in the image: {plan}")
+    if (plan.channels == plan.channels[0]).all() and (plan.starts == plan.starts[:, :1]).all():
+        plan = replace(plan, channels=plan.channels[:1], starts=plan.starts[:, :1])  # one channel serves all
+    if not plan.broadcast:
+        return walk.gathered(value, plan)
+    return _in_context(walk, node, value, plan, anchor)
+
+
+def _in_context(walk: Walk, node: fx.Node, value: Lifted, plan: Gather, anchor: Lifted) -> Lifted:
+    """A value per window meets values per place: what squeeze-and-excitation does."""
+    if not value.pooled:
+        raise Cannot("a value of one place is repeated over places, and it is no pool over the window")
+    if walk.context is None:
+        raise Cannot(
+            "global context: a value pooled over the whole window acts on every place of it; choose context='window' "
+            "(pooled over the window around each place) or context='image' (over the whole image)"
+        )
+    walk.context_nodes |= value.pooled
+    walk.not_exact(node, f"global context, taken over the {walk.context}: neighbouring windows share their places")
+    gathered = walk.gathered(value, plan)
+    if gathered.grid.image_wide:
+        return gathered
+    size = [anchor.grid.nominal[a] if a in plan.broadcast else 1 for a in range(walk.axes)]
+    handle = walk.call(emit.spread, gathered.handle, tuple(size))
+    return replace(gathered, handle=handle, grid=_spread_grid(gathered, size))
+
+
+def _spread_grid(value: Lifted, size: list[int]) -> Any:
+    fields, sizes = [], []
+    for f, s, n in zip(value.grid.fields, value.grid.sizes, size, strict=True):
+        fields.append(replace(f, start=f.start - (n - 1) * f.jump, size=f.size + (n - 1) * f.jump))
+        sizes.append(tuple(m + n - 1 for m in s))
+    return replace(value.grid, fields=tuple(fields), sizes=tuple(sizes), nominal=tuple(size))
+
+
+@register(aten.prelu, aten._prelu_kernel)
+def prelu(walk: Walk, node: fx.Node) -> Lifted:
+    """A slope a channel, or one for all."""
+    value, weight = walk.lifted(node.args[0]), walk.value(node.args[1])
+    if not isinstance(weight, Const):
+        raise Cannot("a slope that depends on the image")
+    if int(np.prod(weight.shape)) > 1:
+        length = (1,) * (len(value.shape) - 1)
+        weight = replace(weight, shape=(int(np.prod(weight.shape)), *length))
+    value, slope = with_constant(walk, value, weight, value.shape)
+    return replace(value, handle=torch.where(value.handle > 0, value.handle, value.handle * slope))

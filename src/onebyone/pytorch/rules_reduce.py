@@ -1,0 +1,238 @@
+"""Reductions: pools over the window, means and maxima over places or channels, softmax and layer normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from onebyone.laws.geometry import Sliding
+from onebyone.lifting.grid import Integers
+from onebyone.lifting.index import Gather, as_stencil, as_window, identity
+from onebyone.pytorch import emit
+from onebyone.pytorch.rules import refusing, register
+from onebyone.pytorch.rules_maps import arguments
+from onebyone.pytorch.rules_shape import with_index
+from onebyone.pytorch.walk import Cannot, Change, Const, Lifted, Walk, handle_of, module_path, op_name
+
+aten = torch.ops.aten
+
+
+@register(aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
+def reduce(walk: Walk, node: fx.Node) -> Lifted:
+    """A reduction over places is a windowed pool; over channels, a reduction of the map's channels."""
+    a = arguments(node)
+    value = walk.lifted(node.args[0])
+    name = op_name(node.target).removeprefix("aten.")
+    dims = _axes(a["dim"], len(value.shape))
+    return _reduced(walk, node, value, dims, bool(a["keepdim"]), name)
+
+
+def _axes(dims: Any, rank: int) -> list[int]:
+    """Reduced axes of the value without its batch; the batch itself may not be reduced."""
+    listed = [dims] if isinstance(dims, int) else list(dims if dims is not None else range(rank + 1))
+    axes = [d % (rank + 1) for d in listed]
+    if 0 in axes or not axes:
+        raise Cannot("a reduction over the batch")
+    return sorted(d - 1 for d in axes)
+
+
+def _reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim: bool, name: str) -> Lifted:
+    index = value.indices()
+    kept = [d for d in range(index.ndim) if d not in dims]
+    lead = tuple(index.shape[d] for d in kept)
+    rows = index.transpose(*kept, *dims).reshape(*lead, -1)
+    shape = tuple(1 if d in dims else n for d, n in enumerate(index.shape)) if keepdim else lead
+    window = as_window(rows, value.grid)
+    if not isinstance(window, str):
+        result = pooled(walk, node, value, window.kernel, name)
+        return with_index(result, window.index.reshape(shape))
+    stencil = as_stencil(rows, value.grid)
+    if isinstance(stencil, str) or any(k != 1 for k in stencil.kernel):
+        raise Cannot(f"{window}; a reduction over places and channels at once, or over parts of either")
+    plan = Gather(stencil.channels, _starts(stencil), stencil.step, stencil.nominal)
+    laid = walk.gathered(replace(value, index=identity(value.grid.shape)), plan)
+    handle = _over_channels(laid.handle, name)
+    grid = replace(laid.grid, channels=1)
+    return with_index(Lifted(handle, grid, None, value.pooled), stencil.lead.reshape(shape))
+
+
+def _starts(stencil: Any) -> Integers:
+    return np.asarray(stencil.offsets + np.asarray(stencil.start)[:, None])
+
+
+def _over_channels(handle: fx.Proxy, name: str) -> Any:
+    operation: dict[str, Callable[..., Any]] = {"mean": torch.mean, "sum": torch.sum, "amax": torch.amax, "amin": torch.amin}
+    return operation[name](handle, 1, keepdim=True)
+
+
+def _full(value: Lifted, kernel: tuple[int, ...]) -> bool:
+    return kernel == value.grid.nominal
+
+
+def pooled(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], name: str) -> Lifted:
+    """The map pooled over `kernel` places at stride 1: each window's own pool.
+
+    A pool over the whole window is the network's head (`head="cam"` leaves it out) or a context (`context="image"`
+    takes it over the image).
+    """
+    places = int(np.prod(kernel))
+    if places == 1 or value.grid.image_wide:
+        return replace(value, index=None)
+    full = _full(value, kernel)
+    ops = [Sliding(k) for k in kernel]
+    if full and node.name in walk.image_wide:
+        handle = _image_pool(walk, value.handle, name, places)
+        grid = replace(value.grid.through(ops), sizes=((1,) * len(value.grid.sizes[0]),) * walk.axes, image_wide=True)
+        return Lifted(handle, grid, None, value.pooled | {node.name})
+    if full and walk.head == "cam" and node.name not in walk.context_nodes:
+        return _class_map(walk, node, value, kernel, name)
+    if name == "amin":
+        raise Cannot("a minimum over places")
+    handle = emit.window_max(value.handle, kernel) if name == "amax" else emit.window_mean(value.handle, kernel)
+    handle = handle * float(places) if name == "sum" else handle
+    by = "×".join(str(k) for k in kernel)
+    walk.changes.append(
+        Change(module_path(node), op_name(node.target), "global pool = pool over the window", "pool over the map", f"{by} pool at stride 1")
+    )
+    names = {node.name} if full else set()
+    return Lifted(handle, value.grid.through(ops), None, value.pooled | names)
+
+
+def _image_pool(walk: Walk, handle: fx.Proxy, name: str, places: int) -> Any:
+    if name == "amax":
+        return emit.image_max(handle, walk.axes)
+    if name == "mean":
+        return emit.image_mean(handle, walk.axes)
+    raise Cannot(f"context='image' with a {name} over places, which grows with the image")
+
+
+def _class_map(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], name: str) -> Lifted:
+    if name != "mean":
+        raise Cannot(f"head='cam' needs an average pool before the classifier, not {name}")
+    shrink = tuple((k - 1) * j for k, j in zip(kernel, value.grid.jump, strict=True))
+    if walk.shrink not in (None, shrink):
+        raise Cannot("head='cam' with two pools of different sizes")
+    walk.shrink = shrink
+    walk.changes.append(
+        Change(module_path(node), op_name(node.target), "average pool commutes with linear", "pool over the map", "left out (class map)")
+    )
+    one = (1,) * walk.axes
+    return Lifted(value.handle, replace(value.grid, nominal=one), None, value.pooled | {node.name})
+
+
+@register(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d, aten._adaptive_avg_pool2d)
+def adaptive_avg_pool(walk: Walk, node: fx.Node) -> Lifted:
+    """Means over the bins that the nominal size gives."""
+    return _adaptive(walk, node, "mean")
+
+
+@register(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d)
+def adaptive_max_pool(walk: Walk, node: fx.Node) -> Any:
+    """Maxima over the bins that the nominal size gives."""
+    return (_adaptive(walk, node, "amax"), None)
+
+
+def _adaptive(walk: Walk, node: fx.Node, name: str) -> Lifted:
+    value = walk.as_map(walk.lifted(node.args[0]))
+    wanted = node.args[1]
+    out = [int(n) for n in (wanted if isinstance(wanted, (list, tuple)) else [wanted])]  # type: ignore[arg-type]
+    bins = [_bins(n, m) for n, m in zip(value.grid.nominal, out, strict=True)]
+    kernels = [sorted({stop - start for start, stop in axis}) for axis in bins]
+    if any(len(k) > 1 for k in kernels):
+        return _uneven(walk, node, value, bins, name)
+    kernel = tuple(k[0] for k in kernels)
+    if tuple(out) == value.grid.nominal:
+        return value
+    result = pooled(walk, node, value, kernel, name)
+    if result.grid.nominal == (1,) * walk.axes:
+        return result
+    index = identity(result.grid.shape)
+    for axis, starts in enumerate(bins):
+        index = index.take([start for start, _ in starts], axis=axis + 1)
+    return with_index(result, index)
+
+
+def _bins(size: int, out: int) -> list[tuple[int, int]]:
+    """Bin i is [⌊i·n/m⌋, ⌈(i+1)·n/m⌉) (PyTorch, AdaptiveAveragePooling)."""
+    return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+
+
+def _uneven(walk: Walk, node: fx.Node, value: Lifted, bins: list[list[tuple[int, int]]], name: str) -> Lifted:
+    """Bins of different sizes: a pool for each bin, cropped to where it begins, side by side as channels."""
+    shape = tuple(len(b) for b in bins)
+    if int(np.prod(shape)) * value.grid.channels > 65536:
+        raise Cannot(f"adaptive pooling from {value.grid.nominal} to {shape} places, in bins of different sizes")
+    parts = []
+    for place in np.ndindex(*shape):
+        spans = [bins[axis][p] for axis, p in enumerate(place)]
+        part = pooled(walk, node, value, tuple(stop - start for start, stop in spans), name)
+        starts = np.tile(np.asarray([[start] for start, _ in spans]), (1, value.grid.channels))
+        one = (1,) * walk.axes
+        parts.append(walk.gathered(part, Gather(np.arange(value.grid.channels), starts, one, one)))
+    maps, grid = walk.met(parts)
+    handle = walk.call(torch.cat, [m.handle.node for m in maps], 1)
+    channels = value.grid.channels
+    index = np.arange(channels)[:, None] + channels * np.arange(int(np.prod(shape)))[None, :]
+    whole = replace(grid, channels=channels * int(np.prod(shape)))
+    return with_index(Lifted(handle, whole, None, value.pooled), index.reshape(channels, *shape))
+
+
+@register(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
+def softmax(walk: Walk, node: fx.Node) -> Lifted:
+    """Over the channels of each place."""
+    value = walk.lifted(node.args[0])
+    (axis,) = _axes(node.args[1], len(value.shape))
+    laid, restore = _rows(walk, value, (axis,))
+    function = torch.log_softmax if "log" in str(node.target) else torch.softmax
+    return restore(function(laid.handle, 1))
+
+
+@register(aten.layer_norm.default, aten.native_layer_norm.default, aten.rms_norm.default)
+def layer_norm(walk: Walk, node: fx.Node) -> Any:
+    """Over the channels of each place, by means and variances along the channel axis."""
+    a = arguments(node)
+    value = walk.lifted(a["input"])
+    count = len(a["normalized_shape"])
+    laid, restore = _rows(walk, value, tuple(range(len(value.shape) - count, len(value.shape))))
+    weight, bias = walk.value(a.get("weight")), walk.value(a.get("bias"))
+    eps = a.get("eps")
+    channels_last = laid.handle.movedim(1, -1)
+    given = [handle_of(t).reshape(-1) if isinstance(t, Const) else None for t in (weight, bias)]
+    shape = (laid.grid.channels,)
+    if "rms_norm" in str(node.target):
+        out = walk.call(torch.nn.functional.rms_norm, channels_last, shape, given[0], eps)
+    else:
+        out = walk.call(torch.nn.functional.layer_norm, channels_last, shape, *given, eps)
+    result = restore(out.movedim(-1, 1))
+    return (result, None, None) if "native" in str(node.target) else result
+
+
+def _rows(walk: Walk, value: Lifted, axes: tuple[int, ...]) -> tuple[Lifted, Callable[[Any], Lifted]]:
+    """The value on a map whose channels are its elements along `axes`; and how to go on with a new map of that kind."""
+    index = np.moveaxis(value.indices(), axes, range(-len(axes), 0))
+    lead = index.shape[: -len(axes)]
+    rows = index.reshape(*lead, -1)
+    stencil = as_stencil(rows, value.grid)
+    if isinstance(stencil, str):
+        raise Cannot(stencil)
+    plan = Gather(stencil.channels, _starts(stencil), stencil.step, stencil.nominal)
+    laid = walk.gathered(replace(value, index=identity(value.grid.shape)), plan)
+    new = stencil.out_index(rows.shape[-1]).reshape(index.shape)
+    back = np.moveaxis(new, range(-len(axes), 0), axes)
+
+    def restore(handle: Any) -> Lifted:
+        return with_index(replace(laid, handle=handle, index=None), np.ascontiguousarray(back))
+
+    return laid, restore
+
+
+refusing(
+    "statistics over the window's places (instance or group statistics)",
+    aten.std.correction, aten.var.correction, aten.std.dim, aten.var.dim, aten.var_mean.correction,
+    aten.std_mean.correction,
+)  # fmt: skip

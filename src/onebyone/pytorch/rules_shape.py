@@ -1,0 +1,148 @@
+"""Shape operators: run on the index alone, so that no size is baked in and no order is assumed."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from onebyone.laws.geometry import Sliding
+from onebyone.lifting.grid import Integers
+from onebyone.lifting.index import batched, unbatched
+from onebyone.pytorch.rules import register
+from onebyone.pytorch.walk import BATCH, Cannot, Lifted, Walk, functional
+
+aten = torch.ops.aten
+
+MOVES = (
+    aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t,
+    aten.squeeze, aten.unsqueeze, aten.movedim, aten.swapaxes, aten.swapdims, aten.numpy_T, aten.mT,
+    aten.select, aten.slice, aten.narrow, aten.flip, aten.roll, aten.rot90, aten.expand, aten.expand_as, aten.repeat,
+    aten.repeat_interleave, aten.chunk, aten.split, aten.split_with_sizes, aten.unbind, aten.tensor_split,
+    aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.unfold, aten.diagonal, aten.tile,
+    aten.broadcast_to, aten.view_as, aten.reshape_as, aten.ravel, aten.adjoint, aten.moveaxis, aten.hsplit, aten.vsplit,
+)  # fmt: skip
+
+PASSES = (
+    aten.contiguous, aten.clone, aten.detach, aten.alias, aten.lift_fresh_copy, aten.positive, aten.detach_,
+    aten._assert_tensor_metadata,
+)  # fmt: skip
+
+
+@register(*MOVES)
+def move(walk: Walk, node: fx.Node) -> Any:
+    """Run the operator on integers that number the elements of a batch; the result's numbers are the new index."""
+    value = walk.value(node.args[0])
+    if not isinstance(value, Lifted):
+        raise Cannot("a constant takes its shape from a value that depends on the image")
+    index = value.indices()
+    size = int(np.prod(value.grid.shape))
+
+    def argument(a: Any) -> Any:
+        other = walk.values.get(a) if isinstance(a, fx.Node) else None
+        if other is None:
+            return a
+        if not isinstance(other, Lifted):
+            raise Cannot("a shape that depends on a constant tensor")
+        return torch.empty(BATCH, *other.shape, dtype=torch.int64)  # view_as, expand_as: only the shape counts
+
+    numbers = torch.from_numpy(batched(index, size, BATCH))
+    rest = fx.node.map_aggregate(node.args[1:], argument)
+    kwargs = fx.node.map_aggregate(dict(node.kwargs), argument)
+    result = functional(node.target)(numbers, *rest, **kwargs)  # type: ignore[misc, operator]
+    if isinstance(result, (list, tuple)):
+        return tuple(_moved(value, r, size) for r in result)
+    return _moved(value, result, size)
+
+
+def _moved(value: Lifted, result: torch.Tensor, size: int) -> Lifted:
+    index = unbatched(result.numpy(), size, BATCH)
+    if isinstance(index, str):
+        raise Cannot(index)
+    affine = value.affine
+    if affine is not None and index.shape != value.shape:
+        raise Cannot("a vector with constants that depend on the position is reshaped before the next linear layer")
+    return with_index(value, index)
+
+
+def with_index(value: Lifted, index: Integers) -> Lifted:
+    """The value with another index; the identity is kept as None."""
+    whole = index.shape == value.grid.shape and np.array_equal(index.ravel(), np.arange(index.size))
+    return Lifted(value.handle, value.grid, None if whole else index, value.pooled, value.affine)
+
+
+@register(*PASSES)
+def same(walk: Walk, node: fx.Node) -> Any:
+    """The very same value."""
+    return walk.value(node.args[0])
+
+
+@register(operator.getitem)
+def getitem(walk: Walk, node: fx.Node) -> Any:
+    """One of several results."""
+    return walk.value(node.args[0])[node.args[1]]
+
+
+@register(aten.cat, aten.concat, aten.concatenate)
+def cat(walk: Walk, node: fx.Node) -> Lifted:
+    """Maps side by side along the channels; the index says where each element went."""
+    values = walk.value(node.args[0])
+    axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+    return _joined(walk, values, lambda parts: torch.cat(parts, axis))
+
+
+@register(aten.stack)
+def stack(walk: Walk, node: fx.Node) -> Lifted:
+    """As `cat`, along a new axis."""
+    values = walk.value(node.args[0])
+    axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+    return _joined(walk, values, lambda parts: torch.stack(parts, axis))
+
+
+def _joined(walk: Walk, values: list[Any], join: Any) -> Lifted:
+    if not all(isinstance(v, Lifted) and v.affine is None for v in values):
+        raise Cannot("a constant is put beside values that depend on the image (a class token, for one)")
+    if all(v.handle is values[0].handle for v in values):
+        return _join_indices(values[0], [v.indices() for v in values], int(np.prod(values[0].grid.shape)), join)
+    if len({v.grid.image_wide for v in values}) > 1:
+        raise Cannot("a value of the whole image is put beside values of a window")
+    compact = [_compact(walk, v) for v in values]
+    if len({v.grid.nominal for v, _ in compact}) > 1:
+        compact = [_vector(walk, v) for v in values]
+    maps, grid = walk.met([v for v, _ in compact])
+    handle = walk.call(torch.cat, [m.handle.node for m in maps], 1)
+    places = int(np.prod(grid.nominal))
+    first, indices = 0, []
+    for part, (_, index) in zip(maps, compact, strict=True):
+        indices.append(index + first * places)
+        first += part.grid.channels
+    whole = grid.through([Sliding(1)] * walk.axes, first)
+    pooled = frozenset().union(*(v.pooled for v in values))
+    return _join_indices(Lifted(handle, whole, None, pooled), indices, first * places, join)
+
+
+def _join_indices(value: Lifted, indices: list[Integers], size: int, join: Any) -> Lifted:
+    numbers = join([torch.from_numpy(batched(i, size, BATCH)) for i in indices])
+    index = unbatched(numbers.numpy(), size, BATCH)
+    if isinstance(index, str):
+        raise Cannot(index)
+    return with_index(value, index)
+
+
+def _compact(walk: Walk, value: Lifted) -> tuple[Lifted, Integers]:
+    """The value on a map that holds no more than it needs where that is a plain gather; and its index there."""
+    if value.index is not None and value.index.size < int(np.prod(value.grid.shape)):
+        try:
+            gathered = walk.as_map(value)
+        except Cannot:
+            return value, value.indices()
+        return gathered, gathered.indices()
+    return value, value.indices()
+
+
+def _vector(walk: Walk, value: Lifted) -> tuple[Lifted, Integers]:
+    one = walk.at_one_place(value)
+    return one, one.indices().reshape(value.shape)

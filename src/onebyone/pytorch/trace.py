@@ -1,0 +1,213 @@
+"""Read a network as an exported program of aten operators, with the names of its parameters and modules."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from onebyone.errors import BadInput
+
+#: Samples in the example a network is traced with: two, so that operators which mix the batch are seen.
+BATCH = 2
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An exported program, read: its graph, the name of the tensor behind each constant placeholder, and the tensors."""
+
+    graph: fx.Graph
+    image: str
+    names: dict[str, str]
+    tensors: dict[str, torch.Tensor]
+    program: ExportedProgram
+
+
+def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: int) -> Traced:
+    """The network as a graph of aten operators, traced in eval mode on a batch of `BATCH` windows.
+
+    Raises
+    ------
+    BadInput
+        where the network does not run on such a window, or takes more than one input.
+    """
+    if isinstance(model, ExportedProgram):
+        return read(_fits(model, window, channels))
+    reference = next(iter(model.parameters()), torch.empty(0))
+    dtype = reference.dtype if reference.is_floating_point() else torch.get_default_dtype()
+    example = torch.zeros(BATCH, channels, *window, dtype=dtype, device=reference.device)
+    with evaluating(model), quiet():
+        try:
+            program = torch.export.export(model, (example,), strict=False)
+        except Exception as error:
+            raise BadInput(_why_not(model, example, error)) from error
+    traced = read(program)
+    return read(program.run_decompositions({})) if _mutates_what_is_read_later(traced.graph) else traced
+
+
+def read(program: ExportedProgram) -> Traced:
+    """The parts of an exported program that the walk needs."""
+    names, tensors, images = {}, {}, []
+    for spec in program.graph_signature.input_specs:
+        name = getattr(spec.arg, "name", "")
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and spec.target:
+            names[name] = spec.target
+            held = program.state_dict.get(spec.target)
+            tensors[spec.target] = held if held is not None else program.constants[spec.target]
+        elif spec.kind == InputKind.USER_INPUT:
+            images.append(name)
+    if len(images) != 1:
+        raise BadInput(f"model takes {len(images)} inputs; a network of one image was expected")
+    return Traced(program.graph, images[0], names, tensors, program)
+
+
+def infer_channels(model: nn.Module | ExportedProgram, window: Sequence[int]) -> int:
+    """Channels of the image, from the first layer that tells.
+
+    Raises
+    ------
+    BadInput
+        where no layer tells; the caller must give `channels`.
+    """
+    if isinstance(model, ExportedProgram):
+        shape = model.graph_signature.user_inputs and _user_input(model).meta["val"].shape
+        return int(shape[1])
+    for module in model.modules():
+        if isinstance(module, _CONVOLUTIONS):
+            return int(module.in_channels)
+        if isinstance(module, nn.Linear) and module.in_features % math.prod(window) == 0:
+            return module.in_features // math.prod(window)
+        if isinstance(module, nn.Linear):
+            break
+    raise BadInput("channels: the network's first layer does not tell how many channels the image has; give channels=")
+
+
+def module_path(node: fx.Node) -> str:
+    """The dotted path of the module a node belongs to ("" at the top)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and each one's own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the deprecation warnings and logs that torch.export's own internals give."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _user_input(program: ExportedProgram) -> fx.Node:
+    name = program.graph_signature.user_inputs[0]
+    return next(n for n in program.graph.nodes if n.name == name)
+
+
+def _fits(program: ExportedProgram, window: Sequence[int], channels: int) -> ExportedProgram:
+    """The program itself if it was exported at this window, in batches of at least two or any number."""
+    shape = tuple(_user_input(program).meta["val"].shape)
+    fixed = [d if isinstance(d, int) else None for d in shape]
+    if len(shape) != len(window) + 2 or any(
+        have is not None and have != want for have, want in zip(fixed[1:], (channels, *window), strict=True)
+    ):
+        raise BadInput(f"window {tuple(window)}: the program was exported for an input of shape {shape}")
+    if fixed == [BATCH, channels, *window]:
+        return program
+    example = torch.zeros(BATCH, channels, *window)
+    try:
+        with quiet():
+            return torch.export.export(program.module(), (example,), strict=False)
+    except Exception as error:
+        raise BadInput(
+            f"model: the program was exported for an input of shape {shape}, and does not run on a batch of {BATCH}; "
+            "export it with a free batch dimension"
+        ) from error
+
+
+def _why_not(model: nn.Module, example: torch.Tensor, error: Exception) -> str:
+    """One sentence on why the network cannot be traced on the example: where its own forward fails, that place."""
+    failing: list[str] = []
+    handles = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda _m, _i, path=path: failing.append(path)))
+        handles.append(module.register_forward_hook(lambda _m, _i, _o, path=path: failing.remove(path)))
+    size = "×".join(str(n) for n in example.shape[1:])
+    try:
+        with torch.no_grad():
+            model(example)
+    except Exception as own:
+        at = f" (at {failing[-1]})" if failing and failing[-1] else ""
+        return f"window: the network does not run on a {size} image{at}: {first_line(own)}"
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"model: torch.export cannot trace the network: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _mutates_what_is_read_later(graph: fx.Graph) -> bool:
+    """Whether some in-place operator changes a tensor that is read later under another name.
+
+    Otherwise the operators can be read as if they made new tensors, which keeps dropout in the graph; if so, the
+    program must be functionalised first.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    root: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        first = node.all_input_nodes[0] if node.all_input_nodes else None
+        root[node] = root[first] if first is not None and _aliases(node) else node
+    for node in graph.nodes:
+        if not is_inplace(node.target):
+            continue
+        base = root[node.all_input_nodes[0]]
+        for other, its_root in root.items():
+            stale = its_root is base and order[other] < order[node]
+            if stale and any(order[user] > order[node] for user in other.users):
+                return True
+    return False
+
+
+def is_inplace(target: Any) -> bool:
+    """Whether an operator writes into its first argument (relu_, add_, …)."""
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def _aliases(node: fx.Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return node.op == "call_function"  # getitem of a split
+    return any(r.alias_info is not None for r in target._schema.returns) or target._schema.name in _MAY_ALIAS
+
+
+_MAY_ALIAS = {"aten::reshape", "aten::flatten", "aten::contiguous", "aten::to", "aten::dropout"}

@@ -1,0 +1,304 @@
+"""The walk: an exported graph, one window in size, re-read with lifted values into a graph of any size.
+
+The walk holds what the rules need (values, the graph being made, refusals, reasons for inexactness) and the acts that
+many rules share; what each operator means is in `rules_*.py`. A refused operator poisons what depends on it, so that one
+walk finds every reason.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from onebyone.lifting.grid import PERIOD, Grid, Integers
+from onebyone.lifting.index import Gather, as_gather, as_stencil, identity
+from onebyone.pytorch import emit
+from onebyone.pytorch.trace import BATCH, Traced, is_inplace, module_path
+from onebyone.records import Change, Refusal
+
+
+class Cannot(Exception):  # noqa: N818 - a reason, not an error: the walk records it and goes on
+    """Raised by a rule: this operator cannot be lifted, and why."""
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A value that depends on the image: the map's handle, its grid, and the index (None: the identity).
+
+    `pooled` names the reductions over places that the value came through since it was a map of many places.
+    `affine`, two constants of the value's shape, is a scale and a shift by position that the next linear layer takes in.
+    """
+
+    handle: fx.Proxy
+    grid: Grid
+    index: Integers | None = None
+    pooled: frozenset[str] = frozenset()
+    affine: tuple[Any, Any] | None = None
+
+    def indices(self) -> Integers:
+        """The index, written out."""
+        return identity(self.grid.shape) if self.index is None else self.index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The value's shape in one window, without the batch."""
+        return self.grid.shape if self.index is None else self.index.shape
+
+
+@dataclass(frozen=True)
+class Const:
+    """A value that does not depend on the image: a parameter, or what is computed from parameters alone."""
+
+    handle: Any
+    shape: tuple[int, ...]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Poison:
+    """A value that a refusal upstream makes unknown."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One lifted linear layer, for the verifier.
+
+    `original(crop, params)` runs the network's own operators from the map `(N, *map_shape)` to the layer's output;
+    `converted(map, params)` runs the emitted code on a map of any size and gives, for every window position,
+    `(N, H', W', *out)`. `params` maps the names in `parameter_shapes` to tensors.
+    """
+
+    path: str
+    kind: str
+    law: str
+    map_shape: tuple[int, ...]
+    step: tuple[int, ...]
+    parameter_shapes: dict[str, tuple[int, ...]]
+    original: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
+    converted: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
+
+
+@dataclass
+class Walk:
+    """The state of one walk over a traced graph."""
+
+    traced: Traced
+    window: tuple[int, ...]
+    channels: int
+    head: str = "window"
+    context: str | None = None
+    image_wide: frozenset[str] = frozenset()
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
+    inexact: list[str] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    context_nodes: set[str] = field(default_factory=set)
+    shrink: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        self.graph = fx.Graph()
+        self.recorder = emit.Recorder(self.graph)
+
+    @property
+    def axes(self) -> int:
+        """Spatial axes."""
+        return len(self.window)
+
+    def run(self, rules: Callable[[Any], Callable[[Walk, fx.Node], Any] | None]) -> None:
+        """Walk the whole graph; `rules` gives the rule for an operator, or None."""
+        self.rules = rules
+        for node in self.traced.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = self._placeholder(node)
+            elif node.op == "call_function":
+                self.values[node] = self._call(node)
+                if is_inplace(node.target) and isinstance(node.args[0], fx.Node):
+                    self.values[node.args[0]] = self.values[node]
+
+    def _placeholder(self, node: fx.Node) -> Lifted | Const:
+        name = self.traced.names.get(node.name)
+        if name is None and node.name == self.traced.image:
+            image = self.proxy(self.graph.placeholder("image"))
+            checked = self.call(emit.require_window, image, self.window)
+            return Lifted(checked, Grid.image(self.channels, self.window))
+        assert name is not None, "trace.read lets one input through"
+        tensor = self.traced.tensors[name]
+        return Const(_Late(self, name), tuple(tensor.shape), name)
+
+    def rule_of(self, node: fx.Node) -> Callable[[Walk, fx.Node], Any] | None:
+        """The rule for a node's operator, or None."""
+        return self.rules(node.target)
+
+    def _call(self, node: fx.Node) -> Any:
+        inputs = [self.values[n] for n in node.all_input_nodes]
+        flat = [v for value in inputs for v in (value if isinstance(value, tuple) else (value,))]
+        if any(isinstance(v, Poison) for v in flat):
+            return Poison()
+        if not any(isinstance(v, Lifted) for v in flat):
+            return self._constant(node)
+        try:
+            rule = self.rule_of(node)
+            if rule is None:
+                raise Cannot("this operator has no rule yet")
+            return rule(self, node)
+        except Cannot as reason:
+            self.refuse(node, str(reason))
+            return Poison()
+
+    def _constant(self, node: fx.Node) -> Any:
+        """An operator on constants alone: copied into the new graph as it is."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _node(self.values[n]))
+        target = functional(node.target)
+        made = self.graph.call_function(target, args, kwargs)
+        meta = node.meta.get("val")
+        if isinstance(meta, (list, tuple)):
+            return tuple(
+                Const(self.proxy(self.graph.call_function(operator.getitem, (made, i))), tuple(m.shape)) for i, m in enumerate(meta)
+            )
+        return Const(self.proxy(made), tuple(getattr(meta, "shape", ())))
+
+    # ---- what rules use -------------------------------------------------------------------------------------------
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy for a node of the new graph."""
+        return fx.Proxy(node, self.recorder)
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Proxy:
+        """Emit one call; arguments may be proxies."""
+        nodes = fx.node.map_aggregate((args, kwargs), lambda a: _node(a))
+        return self.proxy(self.graph.call_function(target, *nodes))  # type: ignore[misc, arg-type]
+
+    def value(self, argument: Any) -> Any:
+        """An operator's argument: the value of a node, or the plain value itself (lists of nodes too)."""
+        if isinstance(argument, fx.Node):
+            return self.values[argument]
+        if isinstance(argument, (list, tuple)):
+            return [self.value(a) for a in argument]
+        return argument
+
+    def lifted(self, argument: Any) -> Lifted:
+        """The argument as a lifted value without a pending affine."""
+        value = self.value(argument)
+        if not isinstance(value, Lifted):
+            raise Cannot("a constant where a value that depends on the image was expected")
+        if value.affine is not None:
+            raise Cannot("constants that depend on the position in a flattened map are only taken in by a linear layer")
+        return value
+
+    def as_map(self, value: Lifted) -> Lifted:
+        """The value as a map whose index is the identity, its shape `(channels, *places)`."""
+        if value.index is None:
+            return value
+        plan = as_gather(value.index, value.grid)
+        if isinstance(plan, str):
+            raise Cannot(plan)
+        if plan.broadcast:
+            raise Cannot("a value per window is repeated over places")
+        return self.gathered(value, plan)
+
+    def gathered(self, value: Lifted, plan: Gather) -> Lifted:
+        """The map after a gather."""
+        if plan.is_identity(value.grid):
+            return replace(value, index=None)
+        handle = emit.gather(value.handle, plan, value.grid.channels)
+        return Lifted(handle, plan.grid(value.grid), None, value.pooled)
+
+    def at_one_place(self, value: Lifted) -> Lifted:
+        """The value as the channels of a map with one place per window: its elements in their own order."""
+        stencil = as_stencil(value.indices().reshape(1, -1), value.grid)
+        if isinstance(stencil, str):
+            raise Cannot(stencil)
+        starts = stencil.offsets + np.asarray(stencil.start)[:, None]
+        one = (1,) * self.axes
+        plan = Gather(stencil.channels, starts, one, one)
+        return self.gathered(replace(value, index=identity(value.grid.shape)), plan)
+
+    def met(self, values: list[Lifted]) -> tuple[list[Lifted], Grid]:
+        """Maps that meet place by place, cropped to their common extent where it can differ; and their joint grid."""
+        grid = values[0].grid
+        for other in values[1:]:
+            joined = grid.joined(other.grid)
+            if joined is None:
+                raise Cannot(f"maps meet that have different strides: {grid.jump} and {other.grid.jump} pixels")
+            grid = joined
+        if any(v.grid.sizes != grid.sizes for v in values):
+            handles = emit.common([v.handle for v in values], self.axes)
+            values = [replace(v, handle=h) for v, h in zip(values, handles, strict=True)]
+        return values, grid
+
+    def refuse(self, node: fx.Node, reason: str) -> None:
+        """Record a refusal."""
+        refusal = Refusal(module_path(node), op_name(node.target), reason)
+        if refusal not in self.refused:
+            self.refused.append(refusal)
+
+    def not_exact(self, node: fx.Node, reason: str) -> None:
+        """Record why the result differs from cropping every window."""
+        text = f"{module_path(node) or node.name} ({op_name(node.target)}): {reason}"
+        if text not in self.inexact:
+            self.inexact.append(text)
+
+    def check_jump(self, grid: Grid) -> None:
+        """Refuse strides beyond what extents are compared over."""
+        if any(j > PERIOD for j in grid.jump):
+            raise Cannot(f"the stride grows beyond {PERIOD} pixels")
+
+
+class _Late:
+    """A parameter's handle, made in the new graph when first used."""
+
+    def __init__(self, walk: Walk, name: str) -> None:
+        self.walk, self.name = walk, name
+        self.made: fx.Proxy | None = None
+
+    def get(self) -> fx.Proxy:
+        if self.made is None:
+            self.made = self.walk.proxy(self.walk.graph.get_attr(self.name))
+        return self.made
+
+
+def handle_of(const: Const) -> fx.Proxy:
+    """The proxy of a constant."""
+    return const.handle.get() if isinstance(const.handle, _Late) else const.handle  # type: ignore[no-any-return]
+
+
+def _node(value: Any) -> Any:
+    if isinstance(value, Const):
+        return handle_of(value).node
+    if isinstance(value, Lifted):
+        return value.handle.node
+    if isinstance(value, fx.Proxy):
+        return value.node
+    if isinstance(value, tuple):
+        return tuple(_node(v) for v in value)
+    return value
+
+
+def op_name(target: Any) -> str:
+    """An operator's name as people write it: `aten.linear`."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).replace("::", ".")
+    return str(getattr(target, "__name__", target))
+
+
+def functional(target: Any) -> Any:
+    """The operator that makes a new tensor where this one writes in place (relu_ → relu)."""
+    if not is_inplace(target):
+        return target
+    namespace, _, name = target._schema.name.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), name.rstrip("_"), None)
+    overload = getattr(packet, target._overloadname, None)
+    if overload is None:
+        raise Cannot("an in-place operator without a functional twin")
+    return overload
+
+
+__all__ = ["BATCH", "Cannot", "Change", "Const", "Lifted", "Pair", "Poison", "Walk", "functional", "handle_of", "op_name"]
