@@ -65,7 +65,7 @@ class Cost:
         )
 
     def repeated(self, times: int) -> Cost:
-        """The cost of running the same layers `times` times: the parameters are there once, but read each time."""
+        """The same layers run `times` times: the parameters are there once, but read each time."""
         return Cost(self.parameters, self.macs * times, self.bytes_read * times, self.bytes_written * times)
 
 
@@ -73,8 +73,7 @@ class Cost:
 class Layer:
     """A convolution, or with out_channels None a pool, as far as cost goes; one `Sliding` per axis.
 
-    A linear layer on h×w×C features is `Layer(C, O, (Sliding(h), Sliding(w)))`, which on a larger map is its
-    dense form.
+    A linear layer on C×h×w features is `Layer(C, O, (Sliding(h), Sliding(w)))`: its dense form.
     """
 
     in_channels: int

@@ -206,11 +206,13 @@ def why_not_flatten(
 
 
 def _scatter_add(weight: Array, index: Index, block: Sequence[int]) -> Array:
-    # sorting brings repeats together, so that one reduceat adds them up (np.add.at is many times slower)
+    flat = np.zeros((weight.shape[0], prod(block)), dtype=weight.dtype)
     by_element = np.argsort(index, kind="stable")
     elements, firsts = np.unique(index[by_element], return_index=True)
-    flat = np.zeros((weight.shape[0], prod(block)), dtype=weight.dtype)
-    flat[:, elements] = np.add.reduceat(weight[:, by_element], firsts, axis=1)
+    if len(elements) == len(index):
+        flat[:, index] = weight
+    else:  # sorted, repeats lie together, and one reduceat adds them up (np.add.at is many times slower)
+        flat[:, elements] = np.add.reduceat(weight[:, by_element], firsts, axis=1)
     return flat.reshape(kernel_shape(weight.shape, block))
 
 

@@ -19,9 +19,9 @@ for deep learning", 2016, §2 and §5.1 (sizes; dilation). The ceil_mode rule is
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import index
 from typing import Any
 
 from onebyone.errors import BadInput
@@ -312,7 +312,7 @@ class Geometry:
             where an entry is missing or not of its kind.
         """
         try:
-            axes = {name: tuple(index(v) for v in data[name]) for name in _AXES}
+            axes = {name: tuple(operator.index(v) for v in data[name]) for name in _AXES}
             reasons = tuple(str(reason) for reason in data["inexact_because"])
             return cls(**axes, exact=bool(data["exact"]), inexact_because=reasons)
         except (KeyError, TypeError, ValueError) as error:

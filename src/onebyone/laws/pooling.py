@@ -91,7 +91,7 @@ def pooling_matrix(op: Sliding, size: int, count_include_pad: bool = True) -> Ar
         divisor = _divisor(op, size, place) if count_include_pad else len(seen)
         if divisor < 1:
             raise BadInput(f"place {place} of the pool holds padding alone: its average is 0/0")
-        row[list(seen)] = 1 / divisor
+        row[seen] = 1 / divisor
     return rows
 
 
@@ -110,16 +110,19 @@ def pooled_kernel(weight: Array, size: Sequence[int]) -> Array:
     return np.broadcast_to(scaled, (*weight.shape, *size))
 
 
-def _seen(op: Sliding, size: int, place: int) -> range:
-    """The places of the map that `place` of the pool averages, padding left out."""
+def _taps(op: Sliding, place: int) -> range:
     first = place * op.stride - op.pad_before
-    return range(max(first, 0), min(first + op.kernel, size))
+    return range(first, first + op.extent, op.dilation)
+
+
+def _seen(op: Sliding, size: int, place: int) -> list[int]:
+    """The places of the map that `place` of the pool averages, padding left out."""
+    return [tap for tap in _taps(op, place) if 0 <= tap < size]
 
 
 def _divisor(op: Sliding, size: int, place: int) -> int:
     # with count_include_pad PyTorch counts the padding, but not what a partial ceil_mode place has beyond it
-    first = place * op.stride - op.pad_before
-    return min(first + op.kernel, size + op.pad_after) - first
+    return sum(tap < size + op.pad_after for tap in _taps(op, place))
 
 
 def _sees_padding(op: Sliding, size: int | None) -> bool:
