@@ -38,8 +38,8 @@ _CALL_NAMES = """
     Symbol Integer Rational Float Add Mul Pow Max Min Abs Not And Or Eq Ne Lt Le Gt Ge Piecewise ExprCondPair
     Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan ITE floor ceiling sqrt log exp
     max min FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift
-    PowByNatural FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt
-    RoundDecimal ToFloat Identity
+    PowByNatural FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt
+    RoundToInt RoundDecimal ToFloat Identity
 """
 _CALLS = frozenset(_CALL_NAMES.split())
 _METHODS = frozenset({"size", "stride", "storage_offset", "dim", "isnan", "floor", "ceil", "trunc", "sqrt"})

@@ -63,8 +63,8 @@ def _import_zoo(name: str) -> ModuleType:
     except RuntimeError as error:
         # A torchvision wheel built for another torch (a CUDA wheel beside the CPU torch, say) cannot load its
         # compiled part, and then trips over registering the shapes of operators which that part would have
-        # declared. Its Python part, models and transforms, needs neither: declaring the two schemas is enough.
-        # Only in this case, so that a torchvision in order keeps its own operators.
+        # declared. Its Python part, models and transforms, needs neither: the two schemas are enough. Done
+        # only in this case, so that a torchvision in order keeps its own operators.
         if "torchvision::nms does not exist" not in str(error):
             raise
     _declare_torchvision_operators()

@@ -1,0 +1,279 @@
+"""The public verbs: they take what users have (a network, or its name) and call the part that does the work.
+
+Nothing heavy is imported until a verb is called, so that `import onebyone` and `onebyone --help` are instant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onebyone.errors import BadInput
+from onebyone.records import Labels
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from onebyone.dense import Dense, ScoreMap
+    from onebyone.detect import Detections
+    from onebyone.pytorch.conversion import Conversion
+    from onebyone.pytorch.convolutionalize import Convolutionalized
+    from onebyone.verify import Verification
+
+    Network = nn.Module | ExportedProgram
+    Source = Network | str | os.PathLike[str]
+
+
+def convert(
+    model: Source,
+    to: str = "conv",
+    *,
+    level: str = "layers",
+    example: Any = None,
+    copy: bool = False,
+    only: str | Sequence[str] | Callable[[str, nn.Module], bool] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Conversion:
+    """Re-express linear layers as 1×1 convolutions (`to="conv"`), or 1×1 convolutions as linear layers.
+
+    Args:
+        model: an `nn.Module`, an `ExportedProgram`, or a source by name (see `onebyone --help`).
+        to: "conv" or "linear".
+        level: "layers" (drop-in modules that share the very parameters), "native" (real `nn.Conv2d` /
+            `nn.Linear`), or "graph" (the whole exported graph; needs `example`).
+        example: an example input, or a tuple of them.
+        copy: part the result's parameters from the original's.
+        only: a path glob (`"*.head"`), several of them, or a function (path, module) -> bool.
+        optimizer: carried over to new parameters, with its state, where there are any.
+
+    Returns:
+        A `Conversion`: `.model`, `.changes` and `.refused`, each with a reason; `print(c)` is a table.
+
+    Raises:
+        BadInput: not a network, or an argument that does not fit.
+
+    >>> import torch, onebyone
+    >>> c = onebyone.convert(torch.nn.Sequential(torch.nn.Linear(4, 3)))
+    >>> [change.path for change in c.changes], c.model(torch.ones(2, 4)).shape
+    (['0'], torch.Size([2, 3]))
+    """
+    from torch import nn
+
+    from onebyone.pytorch.convert import convert_module
+
+    network = _network(model)
+    if level == "graph":
+        raise BadInput("level='graph': comes in a later version; expected 'layers' or 'native'")
+    if not isinstance(network, nn.Module):
+        raise BadInput(
+            f"model: is an exported program, which has no modules left to convert; level={level!r} needs them"
+        )
+    return convert_module(network, to=to, level=level, copy=copy, only=only, optimizer=optimizer)
+
+
+def convolutionalize(
+    model: Source,
+    window: int | Sequence[int],
+    channels: int | None = None,
+    *,
+    head: str = "window",
+    context: str | None = None,
+    labels: Labels | None = None,
+) -> Convolutionalized:
+    """Turn a classifier of fixed-size windows into a network for images of any size.
+
+    Args:
+        model: an `nn.Module`, an `ExportedProgram`, or a source by name.
+        window: pixels (H, W) the classifier takes; one number for a square.
+        channels: of the image; inferred where the first layer tells.
+        head: "window" (the numbers that cropping gives) or "cam" (the class map before pooling).
+        context: global pooling inside the network over the "window" or the whole "image"; None refuses it.
+        labels: class names and preprocessing to carry along.
+
+    Returns:
+        A `Convolutionalized`: `.model` maps (N, C, H, W) to (N, classes, H', W'), place (i, j) answering for
+        the window at (i, j)·stride; `.geometry` says which pixels, and whether it equals cropping exactly.
+
+    Raises:
+        Refused: an operator does not allow it; `.refusals` holds every reason.
+        BadInput: not a network, or a window it cannot take.
+
+    >>> import torch, onebyone
+    >>> m = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
+    >>> onebyone.convolutionalize(m, window=(8, 8)).model(torch.randn(1, 3, 20, 31)).shape
+    torch.Size([1, 10, 13, 24])
+    """
+    from onebyone.pytorch.convolutionalize import convolutionalize as lift
+
+    return lift(_network(model), window, channels, head=head, context=context, labels=labels)
+
+
+def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **options: Any) -> Verification:
+    """Whether `converted` computes the same function as `model`, and how that is known.
+
+    Args:
+        model: the original.
+        converted: what `convert` or `convolutionalize` gave, or any callable (outputs are compared only).
+        x: an example input, or a tuple of them; without one the layers are probed by themselves.
+        seed: of the probes.
+        options: gradients, max_windows, progress: see `onebyone.verify.verify`.
+
+    Returns:
+        A `Verification`: `.equivalent`, `.max_error`, `.rounding_ratio`, `.integer_probe`, `.layers`;
+        `.check()` raises `NotEquivalent`.
+
+    >>> import torch, onebyone
+    >>> m = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    >>> onebyone.verify(m, onebyone.convert(m), torch.randn(2, 4)).equivalent
+    True
+    """
+    from onebyone.verify import verify as prove
+
+    original = model if callable(model) else _network(model)
+    return prove(original, converted, x, seed=seed, **options)
+
+
+def scan(
+    d: Dense | str | os.PathLike[str],
+    image: Any,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> ScoreMap:
+    """Run a dense network over an image: one score per class for every window.
+
+    Args:
+        d: what `convolutionalize` gave, or the path of its saved `.pt2`.
+        image: a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W).
+        out: where to save the score map (`.npz`).
+        options: labels, device, batch, shifts, tile, output, softmax, progress: see `onebyone.dense.scan`.
+
+    Raises:
+        BadInput: an image smaller than the window, with other channels or values that are not finite; a file
+            that cannot be read or written.
+    """
+    from onebyone import dense, files
+
+    if out is not None:
+        if Path(out).suffix.lower() != ".npz":
+            raise BadInput(f"out={os.fspath(out)!r}: a score map is saved as .npz")
+        files.require_writable(out)
+    network = open_dense(d)[0] if isinstance(d, str | os.PathLike) else d
+    scores = dense.scan(network, image, **options)
+    if out is not None:
+        scores.save(out)
+    return scores
+
+
+def detect(
+    scores: ScoreMap | str | os.PathLike[str],
+    *,
+    threshold: float = 0.5,
+    iou: float = 0.3,
+    background: Sequence[str | int] = (),
+    **options: Any,
+) -> Detections:
+    """Turn a score map into objects: boxes (x1, y1, x2, y2) in pixels, scores and labels.
+
+    Args:
+        scores: what `scan` gave, or the path of a saved one (`.npz`).
+        threshold: least probability of a detection.
+        iou: boxes of one class that overlap a better one by more are the same object.
+        background: classes that are no objects, beside those that the labels name.
+        options: per_class, max_detections, refine: see `onebyone.detect.detect`.
+
+    Raises:
+        BadInput: a file that is not a score map, or a class that does not exist.
+    """
+    from onebyone.dense import ScoreMap
+    from onebyone.detect import detect as find
+
+    loaded = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
+    return find(loaded, threshold=threshold, iou=iou, background=tuple(background), **options)
+
+
+# What the command line needs beside the verbs. Not part of the public face.
+
+
+def open_network(
+    spec: str, weights: str | os.PathLike[str] | None = None, *, seed: int = 0
+) -> tuple[Network, tuple[str, ...]]:
+    """The network that `spec` names, and what a user should know about it."""
+    from onebyone.pytorch.sources import load_source
+    from onebyone.pytorch.weights import nonfinite_weights
+
+    network = load_source(spec, weights, seed=seed)
+    return network, _notes(nonfinite_weights(network))
+
+
+def open_dense(
+    spec: str | os.PathLike[str],
+    window: Sequence[int] | None = None,
+    channels: int | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> tuple[Dense, tuple[str, ...]]:
+    """A dense network: a saved one as it is; any other source made so, which takes its window."""
+    from onebyone.pytorch.convolutionalize import load_dense
+    from onebyone.pytorch.weights import nonfinite_weights
+
+    if window is None:
+        if Path(spec).suffix != ".pt2":
+            raise BadInput(f"{os.fspath(spec)}: its window is not known; give --window (window=) in pixels")
+        if weights is not None:
+            raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} carries its own weights")
+        saved = load_dense(spec)
+        return saved, _notes(nonfinite_weights(saved.model))
+    network, notes = open_network(os.fspath(spec), weights, seed=seed)
+    return convolutionalize(network, window, channels), notes
+
+
+def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> torch.Tensor:
+    """A random input of `shape`, standard normal, in the type the network computes in."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    values = [
+        v for v in network.state_dict().values() if isinstance(v, torch.Tensor) and v.is_floating_point()
+    ]
+    return torch.randn(*shape, generator=generator).to(values[0].dtype if values else torch.float32)
+
+
+def labels(
+    classes: Sequence[str] | None = None, *, carried: Labels | None = None, **preprocessing: Any
+) -> Labels | None:
+    """Labels from what was given, over those that a model carries; None where there is neither."""
+    given: Mapping[str, Any] = {k: v for k, v in preprocessing.items() if v is not None}
+    if classes is not None:
+        given = {**given, "classes": tuple(classes)}
+    if not given:
+        return carried
+    return Labels(**{**(carried.to_dict() if carried else {}), **given})
+
+
+def _network(model: Source) -> Network:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from onebyone.pytorch.sources import load_source
+
+    if isinstance(model, str | os.PathLike):
+        return load_source(model)
+    if isinstance(model, nn.Module | ExportedProgram):
+        return model
+    raise BadInput(
+        f"model: is not a network but of type {type(model).__name__}; expected a torch.nn.Module, "
+        f"an ExportedProgram, or the name of a source"
+    )
+
+
+def _notes(nonfinite: Sequence[str]) -> tuple[str, ...]:
+    if not nonfinite:
+        return ()
+    few = ", ".join(nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
+    return (f"{len(nonfinite)} weight tensors hold NaN or infinity ({few})",)

@@ -1,0 +1,116 @@
+"""`scan` and `detect`: a classifier over a whole image, and what it found there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onebyone.cli import options as o
+from onebyone.cli.session import session
+
+
+def scan(
+    context: typer.Context,
+    source: o.Source,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture, or an array (H, W, C) in .npy.")],
+    window: o.OptionalWindow = None,
+    channels: o.Channels = None,
+    weights: o.Weights = None,
+    seed: o.Seed = 0,
+    classes: o.Classes = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    scale: o.Scale = None,
+    colour_order: o.ColourOrder = None,
+    shifts: Annotated[
+        int, typer.Option("--shifts", min=1, help="Passes per axis, each shifted: a finer map.")
+    ] = 1,
+    tile: Annotated[
+        int | None,
+        typer.Option("--tile", min=1, help="Places of the map per tile and axis.", show_default="by memory"),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1 …")] = "cpu",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Tiles run at once, at most.")] = 8,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the score map: .npz.", rich_help_panel=o.OUTPUT)
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Run a classifier over every window of an image in one pass: one score per class and place.
+
+    SRC is a .pt2 that convolutionalize wrote, or any network with --window.
+    """
+    with session(context, as_json) as run:
+        from onebyone import api, files
+        from onebyone.cli import render
+
+        if output is not None:
+            files.require_writable(output)
+        with run.step(f"Opening {source}"):
+            dense, notes = api.open_dense(source, window, channels, weights=weights, seed=seed)
+        meaning = api.labels(
+            classes, scale=scale, mean=mean, std=std, colour_order=colour_order, carried=dense.labels
+        )
+        with run.progress(f"Scanning {image.name}") as tell:
+            scores = api.scan(
+                dense,
+                image,
+                labels=meaning,
+                out=output,
+                device=device,
+                batch=batch,
+                shifts=shifts,
+                tile=tile,
+                progress=tell,
+            )
+        data = render.scores_data(scores, source, image, output)
+        render.tell(run, notes)
+        run.result(data, *render.scores_tables(data))
+
+
+def detect(
+    context: typer.Context,
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A score map that scan wrote: .npz.")],
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, max=1, help="Least probability of a detection.")
+    ] = 0.5,
+    iou: Annotated[
+        float,
+        typer.Option("--iou", min=0, max=1, help="Boxes that overlap a better one by more are dropped."),
+    ] = 0.3,
+    background: Annotated[
+        str,
+        typer.Option(
+            "--background", metavar="A,B,…", help="Classes that are no objects.", show_default=False
+        ),
+    ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write them: .json (COCO), .geojson, .csv, or .png (drawn on --image).",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="The picture to draw the boxes on.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Turn a score map into objects: boxes, scores and labels."""
+    with session(context, as_json) as run:
+        from onebyone import api, files
+        from onebyone.cli import render
+
+        if output is not None:
+            files.require_writable(output)
+        with run.step(f"Detecting in {scores}"):
+            found = api.detect(scores, threshold=threshold, iou=iou, background=o.read_names(background))
+            if output is not None:
+                found.save(output, image=image)
+        data = render.detections_data(found, scores, output)
+        run.result(data, *render.detections_tables(data))

@@ -1,0 +1,66 @@
+"""The command line: `onebyone VERB SRC …`. It parses, calls the public face, prints, and decides nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from onebyone import __version__
+from onebyone.cli import demo, dense, network
+
+EPILOG = (
+    "Exit codes: 0 done · 1 not equivalent · 2 wrong usage or unreadable input · 3 refused, with the reason. "
+    "Every verb prints a table, or one JSON object with --json."
+)
+
+HELP = """
+Fully connected layers as 1×1 convolutions, and back: converted, proven, and run densely over images.
+
+A network (SRC) is a [cyan]file.pt2[/], [cyan]torchvision:NAME[/] or [cyan]timm:NAME[/] (random weights,
+nothing is downloaded), or [cyan]package.module:factory[/], a function of your own; --weights loads a
+checkpoint into it.
+"""
+
+app = typer.Typer(
+    name="onebyone",
+    help=HELP,
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"onebyone {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No tables, notes or progress: only errors.")
+    ] = False,
+) -> None:
+    context.obj = {"quiet": quiet}
+
+
+CONVERT, DENSE, START = "Convert and prove", "Run over images of any size", "Start here"
+app.command(rich_help_panel=START)(demo.demo)
+app.command(rich_help_panel=CONVERT)(network.convert)
+app.command(rich_help_panel=CONVERT)(network.verify)
+app.command(rich_help_panel=DENSE)(network.convolutionalize)
+app.command(rich_help_panel=DENSE)(dense.scan)
+app.command(rich_help_panel=DENSE)(dense.detect)
+
+
+def run() -> None:
+    """The entry point `onebyone`."""
+    app()

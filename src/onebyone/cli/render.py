@@ -1,0 +1,265 @@
+"""Tables for people. Each takes the plain data that `--json` prints, so that both always say the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from onebyone.cli.session import Session
+
+if TYPE_CHECKING:
+    from onebyone.dense import ScoreMap
+    from onebyone.detect import Detections
+    from onebyone.pytorch.conversion import Conversion
+
+MOST_ROWS = 60
+"""Rows shown of a long table; --json has them all."""
+
+Data = dict[str, Any]
+
+
+def tell(run: Session, notes: Iterable[str]) -> None:
+    """Each note on stderr."""
+    for note in notes:
+        run.note(note)
+
+
+def plain_all(records: Iterable[Any]) -> list[Data]:
+    """Changes or refusals as plain data."""
+    return [record.to_dict() for record in records]
+
+
+def conversion_data(conversion: Conversion, source: str, notes: Sequence[str]) -> Data:
+    """What `convert` did."""
+    return {"source": source, **conversion.to_dict(), "notes": list(notes)}
+
+
+def conversion_tables(data: Data) -> list[RenderableType]:
+    """What changed, what was refused, and a line that sums it up."""
+    changes, refused = data["changes"], data["refused"]
+    copied = _bytes(data["copied_bytes"]) if data["copied_bytes"] else "nothing"
+    summary = f"{len(changes)} {_plural('layer', changes)} converted, {len(refused)} refused, {copied} copied"
+    return [*_changes(changes), *_refusals(refused), _summary(summary, data)]
+
+
+def _changes(changes: Sequence[Data]) -> list[RenderableType]:
+    if not changes:
+        return []
+    headers = ("layer", "kind", "law", "before", "after", "copied")
+    rows = [
+        (c["path"] or "(top level)", c["kind"], c["law"], c["before"], c["after"], _bytes(c["copied_bytes"]))
+        for c in changes
+    ]
+    return [_table("Changed", headers, rows)]
+
+
+def _refusals(refused: Sequence[Data]) -> list[RenderableType]:
+    rows = [(r["path"] or "(top level)", r["kind"], r["reason"]) for r in refused]
+    return [_table("Left as they were", ("layer", "kind", "reason"), rows)] if rows else []
+
+
+_FIGURES = (
+    ("target", "compared"),
+    ("integer_probe", "integer probes equal bit for bit"),
+    ("max_error", "largest difference"),
+    ("rounding_ratio", "rounding ratio (converted ÷ original, against float64)"),
+    ("windows", "windows compared"),
+    ("max_abs_difference", "dense against crops, largest difference"),
+    ("bound", "derived bound on it"),
+    ("class_agreement", "windows with the same best class"),
+    ("first_difference", "first layer that differs"),
+)
+
+
+def verification_tables(data: Data) -> list[RenderableType]:
+    """Layer by layer, then the figures, then the verdict."""
+    parts: list[RenderableType] = []
+    if data["layers"]:
+        headers = ("layer", "kind", "integers", "|Δ|", "bound", "smallest planted fault", "verdict")
+        parts.append(_table("Layers", headers, [_layer(layer) for layer in data["layers"]]))
+    if data.get("refused"):
+        parts += _refusals(data["refused"])
+    parts.append(_figures(data))
+    parts += [Text(f"not verified: {note}", style="dim") for note in data["unverified"]]
+    parts += [Text(f"problem: {problem}", style="red") for problem in data["problems"]]
+    parts.append(_verdict(data["equivalent"]))
+    return parts
+
+
+def _layer(layer: Data) -> tuple[str, ...]:
+    bits = {True: "bit for bit", False: "DIFFER", None: "–"}[layer["bitwise"]]
+    verdict = ("ok" if layer["ok"] else "FAILS") + (f": {layer['why']}" if layer["why"] else "")
+    numbers = (_number(layer[name]) for name in ("max_error", "bound", "planted_fault"))
+    return (layer["path"] or "(top level)", layer["kind"], bits, *numbers, verdict)
+
+
+def _figures(data: Data) -> Table:
+    rows = [(words, _number(data[name])) for name, words in _FIGURES if data.get(name) is not None]
+    gradients = data.get("gradients")
+    if gradients:
+        rows.append(
+            ("gradients", f"{gradients['compared']} tensors, {'agree' if gradients['ok'] else 'DIFFER'}")
+        )
+    return _pairs(rows)
+
+
+def _verdict(equivalent: bool) -> Text:
+    return Text("equivalent", style="bold green") if equivalent else Text("NOT equivalent", style="bold red")
+
+
+def dense_data(dense: Any, source: str, notes: Sequence[str]) -> Data:
+    """What `convolutionalize` made."""
+    return {
+        "source": source,
+        "channels": dense.channels,
+        "head": dense.head,
+        "context": dense.context,
+        "geometry": dense.geometry.to_dict(),
+        "changes": plain_all(dense.changes),
+        "notes": list(notes),
+    }
+
+
+def dense_tables(data: Data) -> list[RenderableType]:
+    """What changed, and where each answer lies in the image."""
+    parts = [*_changes(data["changes"]), *geometry_tables(data["geometry"])]
+    if "verification" in data:
+        parts += verification_tables(data["verification"])
+    return [*parts, _summary(f"any image from {_by(data['geometry']['window'])} pixels up", data)]
+
+
+def geometry_tables(geometry: Data) -> list[RenderableType]:
+    """Window, stride, offset, receptive field, and whether it equals cropping."""
+    names = ("window", "stride", "window_offset", "receptive_field", "receptive_field_offset")
+    rows = [(name.replace("_", " "), _by(geometry[name])) for name in names]
+    exact = "yes" if geometry["exact"] else "no: " + "; ".join(geometry["inexact_because"])
+    return [_pairs([*rows, ("equals cropping every window", exact)], "Geometry (pixels)")]
+
+
+def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: object) -> Data:
+    """What `scan` found, without the map itself."""
+    best = scores.scores.reshape(scores.scores.shape[0], -1).argmax(axis=0)
+    counts = [int((best == k).sum()) for k in range(scores.scores.shape[0])]
+    return {
+        "source": source,
+        "image": os.fspath(image),
+        "image_size": list(scores.image_size),
+        "places": list(scores.positions),
+        "windows": scores.windows,
+        "seconds": scores.seconds,
+        "device": scores.device,
+        "geometry": scores.geometry.to_dict(),
+        "classes": dict(zip(scores.classes, counts, strict=True)),
+        "output": None if output is None else str(output),
+    }
+
+
+def scores_tables(data: Data) -> list[RenderableType]:
+    """How many windows were answered for, and which class was best in how many."""
+    found = sorted(data["classes"].items(), key=lambda item: -item[1])
+    rows = [(name, f"{count:,}", f"{count / data['windows']:.1%}") for name, count in found if count]
+    summary = (
+        f"{data['windows']:,} windows ({_by(data['places'])} places) of {_by(data['image_size'])} pixels "
+        f"in {data['seconds']:.2f} s on {data['device']}"
+    )
+    return [
+        _table("Best class", ("class", "windows", "share"), rows),
+        *geometry_tables(data["geometry"]),
+        _summary(summary, data),
+    ]
+
+
+def detections_data(found: Detections, scores: os.PathLike[str], output: object) -> Data:
+    """What `detect` found: boxes from (x1, y1) to (x2, y2) in pixels."""
+    return {
+        "scores": os.fspath(scores),
+        "image_size": list(found.image_size),
+        "objects": found.to_dicts(),
+        "output": None if output is None else str(output),
+    }
+
+
+def detections_tables(data: Data) -> list[RenderableType]:
+    """The objects, best first."""
+    sides = ("x1", "y1", "x2", "y2")
+    rows = [(o["class"], f"{o['score']:.3f}", *(f"{o[side]:g}" for side in sides)) for o in data["objects"]]
+    summary = _summary(f"{len(rows)} {_plural('object', rows)} in {_by(data['image_size'])} pixels", data)
+    return [_table("Objects", ("class", "score", *sides), rows), summary] if rows else [summary]
+
+
+def demo_tables(summary: Data, folder: os.PathLike[str]) -> list[RenderableType]:
+    """The figures of the demonstration, and where to look."""
+    rows = [
+        (str(name).replace("_", " "), _number(value)) for name, value in summary.items() if _is_figure(value)
+    ]
+    return [
+        _pairs(rows, "What was measured"),
+        Text(f"open {os.path.join(folder, 'index.html')}", style="bold"),
+    ]
+
+
+def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows[:MOST_ROWS]:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    more = len(rows) - MOST_ROWS
+    return (
+        Group(table, Text(f"… and {more} more: --json lists them all", style="dim"))
+        if more > 0
+        else Group(table)
+    )
+
+
+def _pairs(rows: Sequence[tuple[str, str]], title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
+    table.add_column(style="cyan")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(escape(name), escape(value))
+    return table
+
+
+def _summary(text: str, data: Data) -> Text:
+    wrote = f"; wrote {data['output']}" if data.get("output") else ""
+    return Text(text + wrote, style="bold")
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _by(values: Iterable[Any]) -> str:
+    return "×".join(str(v) for v in values)
+
+
+def _bytes(count: int) -> str:
+    if not count:
+        return "–"
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _plural(noun: str, things: Sequence[Any]) -> str:
+    return noun if len(things) == 1 else noun + "s"

@@ -1,0 +1,170 @@
+"""One run of a command: where results, progress and errors go, and the exit code.
+
+Results go to stdout (a table, or one JSON object and nothing else), everything else to stderr. Exit codes:
+0 done, 1 not equivalent, 2 wrong usage or unreadable input, 3 refused with a reason; 70 for an error of
+onebyone's own, with its traceback, and 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+import typer
+
+from onebyone.errors import OnebyoneError, Refused
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+OWN_ERROR = 70  # EX_SOFTWARE of sysexits.h: never to be taken for an answer
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+WIDE = 120  # columns of a table that goes into a file or a pipe
+_LONG = 1.0  # seconds after which a step says what it is doing
+_REPEAT = 10.0  # seconds between lines of progress where there is no terminal
+
+
+class Session:
+    """Where a command puts what it has to say."""
+
+    def __init__(self, stdout: TextIO, as_json: bool, quiet: bool) -> None:
+        self._stdout = stdout
+        self.as_json = as_json
+        self.quiet = quiet
+
+    def result(self, data: Mapping[str, Any], *tables: RenderableType) -> None:
+        """The answer: `data` as JSON where asked for, else the tables."""
+        if self.as_json:
+            self._stdout.write(as_json(data))
+        elif not self.quiet:
+            console = _console(self._stdout)
+            for table in tables:
+                console.print(table)
+
+    def note(self, text: str) -> None:
+        """Something to know beside the answer, on stderr."""
+        if not self.quiet:
+            _console(sys.stderr).print(f"[yellow]note:[/] {_escaped(text)}", soft_wrap=True)
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Say on stderr what is going on, once it has taken a second."""
+        with self.progress(what):
+            yield
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A function of (done, total) that feeds a bar on stderr, or writes a line now and then."""
+        if self.quiet:
+            yield lambda done, total: None
+        elif sys.stderr.isatty():
+            with _bar(what) as update:
+                yield update
+        else:
+            with _lines(what) as update:
+                yield update
+
+
+@contextmanager
+def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
+    """Run a command: errors become one sentence and an exit code, and only the answer reaches stdout."""
+    run = Session(sys.stdout, as_json, bool((context.obj or {}).get("quiet")))
+    try:
+        # What a model or a library prints while it is imported or run must not end up in the answer.
+        with redirect_stdout(sys.stderr):
+            yield run
+    except (typer.Exit, typer.Abort, click.UsageError, BrokenPipeError):
+        raise  # answers already, or typer's to end; it goes quietly where the reader of a pipe has gone
+    except OnebyoneError as error:
+        _report(error, run)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _console(sys.stderr).print("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception:
+        traceback.print_exc()
+        raise typer.Exit(OWN_ERROR) from None
+
+
+def _report(error: OnebyoneError, run: Session) -> None:
+    console = _console(sys.stderr)
+    refusals = error.refusals if isinstance(error, Refused) else ()
+    sentence = str(error).splitlines()[0].removesuffix(":") if refusals else str(error)
+    console.print(f"[bold red]{'refused' if refusals else 'error'}:[/] {_escaped(sentence)}", soft_wrap=True)
+    for refusal in refusals:
+        console.print(f"  {_escaped(str(refusal))}", soft_wrap=True)
+    if run.as_json:
+        run.result({"error": sentence, "refusals": [r.to_dict() for r in refusals]})
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    from rich import progress as p
+
+    columns = (p.SpinnerColumn(), p.TextColumn("{task.description}"), p.BarColumn(), p.MofNCompleteColumn())
+    with p.Progress(*columns, p.TimeElapsedColumn(), console=_console(sys.stderr), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _lines(what: str) -> Iterator[Callable[[int, int], None]]:
+    stderr = sys.stderr
+    last = [time.monotonic()]
+
+    def say(text: str) -> None:
+        print(text, file=stderr, flush=True)
+
+    def update(done: int, total: int) -> None:
+        if time.monotonic() - last[0] > _REPEAT:
+            last[0] = time.monotonic()
+            say(f"{what}: {done} of {total}")
+
+    first = threading.Timer(_LONG, say, (f"{what} …",))
+    first.daemon = True
+    first.start()
+    try:
+        yield update
+    finally:
+        first.cancel()
+
+
+def as_json(data: Mapping[str, Any]) -> str:
+    """`data` as the text of a JSON file."""
+    return json.dumps(plain(data), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON holds it: lists for tuples, Python's numbers for NumPy's, NaN and infinity by name."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return str(value)
+    return value
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
+    return Console(file=stream, width=width, highlight=False)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
