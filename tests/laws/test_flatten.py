@@ -21,7 +21,7 @@ ORDERS = list(permutations(range(3)))
 def flatten_then_linear(
     crop: np.ndarray, weight: np.ndarray, order: tuple[int, ...], start: int
 ) -> np.ndarray:
-    """What a network does with one window: reorder the axes, flatten from `start` on, multiply the last axis."""
+    """What a network does with a window: reorder the axes, flatten from `start`, multiply the last axis."""
     moved = torch.from_numpy(crop).permute(order)
     return (torch.flatten(moved, start) @ torch.from_numpy(weight).T).numpy()
 
@@ -55,7 +55,7 @@ def test_every_block_order_and_start(start):
 def dense_differs(
     weight: np.ndarray, kernel: np.ndarray, order: tuple[int, ...], bias=None, conv_bias=None
 ) -> bool:
-    """Whether torch's convolution on a larger map differs in any place from flatten + linear on the window there."""
+    """Whether torch's convolution on a larger map differs anywhere from flatten + linear on the window."""
     c, h, w = kernel.shape[1:]
     image = integers(c, h + 2, w + 1, seed=3).astype(float)
     torch_bias = None if conv_bias is None else torch.tensor(conv_bias.astype(float))
@@ -117,7 +117,7 @@ def test_axis_orders_give_views_and_other_indices_one_copy():
 
 
 def test_every_small_index_repeats_add_up_and_absences_are_zeros():
-    """Every index of up to 4 elements into every block of up to 4: the kernel is the linear map on the block."""
+    """Every index of up to 4 elements into every block of up to 4, by impulses on the block."""
     for size, length in product(range(1, 5), repeat=2):
         block = (size, 1, 1) if size != 4 else (1, 2, 2)
         weight = integers(2, length)

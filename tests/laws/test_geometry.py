@@ -65,7 +65,7 @@ def test_a_partial_place_changes_the_number_of_places_only_by_one():
 
 
 def first_disagreement(through) -> tuple[Sliding, ...] | None:
-    """The first chain of two operators on which `through` disagrees with the impulse oracle; None if on no chain."""
+    """The first chain of two operators on which `through` disagrees with the impulse oracle, or None."""
     for ops in product(CHAIN_OPS, repeat=2):
         field = through(through(Field(), ops[0]), ops[1])
         for place in (0, 1, 5):
@@ -112,7 +112,7 @@ def test_planted_faults_in_the_field_are_caught(faulty):
 
 
 def test_numeric_impulses_move_exactly_the_places_whose_field_holds_them():
-    """On a finite map, with weights of one: a pixel outside the field never matters; the field's two ends do."""
+    """On a finite map with weights of one, a pixel outside the field never matters; a tap's does."""
     for ops in product(CHAIN_OPS[::3], repeat=2):
         size = 13
         if places(ops, size) < 1:

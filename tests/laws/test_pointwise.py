@@ -63,7 +63,7 @@ def test_planted_faults_are_caught():
 
 
 def test_what_is_not_a_linear_layer_is_refused_and_what_is_refused_differs():
-    """Torch with this stride or padding, against W·x at each place: refused exactly where the result differs."""
+    """Torch with this stride or padding, against W·x at each place: refused where the result differs."""
     weight, bias = integers(2, 3), integers(2, seed=2)
     x = torch.tensor(integers(1, 3, 4, 4).astype(float))
     for stride, padding in product((1, 2), (0, 1)):

@@ -78,7 +78,7 @@ def test_without_a_bias_every_average_commutes():
 
 
 def test_divisor_override_on_two_axes_against_torch():
-    """A pool of a map of ones gives ones exactly where the weights sum to 1; n/n is exact in floating point."""
+    """A pool of a map of ones gives ones just where the weights sum to 1; n/n is exact in floats."""
     ones = torch.ones(1, 1, 4, 3, dtype=torch.float64)
     for (k, s, p, ceil), divisor, counted in product(
         [
@@ -106,7 +106,7 @@ def test_divisor_override_on_two_axes_against_torch():
 
 
 def test_a_global_pool_is_a_windowed_pool_and_commutes_to_the_class_map():
-    """mean then W, at every window of a larger map = 1×1 convolution, then a pool of that size at stride 1."""
+    """Mean then W, at every window of a larger map = 1×1 convolution, then that pool at stride 1."""
     x, weight, bias = (
         integers(1, 3, 8, 7).astype(float),
         integers(4, 3).astype(float),

@@ -1,0 +1,133 @@
+"""Cost against loops that count, and against published figures."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from onebyone.errors import BadInput
+from onebyone.laws import cost
+from onebyone.laws.cost import Cost, Layer
+from onebyone.laws.geometry import Sliding
+from tests.laws.oracles import sliding_ops, starts
+
+
+def counted(
+    batch: int, c: int, o: int, ops: list[Sliding], size: tuple[int, ...], groups: int, bias: bool
+) -> Cost:
+    """Run the convolution's loops and count MACs and elements touched, at two bytes an element."""
+    macs, read, written, weights = 0, set(), set(), set()
+    offsets = [[t * op.dilation for t in range(op.kernel)] for op in ops]
+    for n, out in product(range(batch), range(o)):
+        group = out // (o // groups)
+        for firsts in product(*(starts(op, s) for op, s in zip(ops, size, strict=True))):
+            written.add((n, out, firsts))
+            for channel, taps in product(range(c // groups), product(*offsets)):
+                macs += 1
+                weights.add((out, channel, taps))
+                place = tuple(f + t for f, t in zip(firsts, taps, strict=True))
+                if all(0 <= p < s for p, s in zip(place, size, strict=True)):
+                    read.add((n, group * (c // groups) + channel, place))
+    parameters = len(weights) + o * bias
+    return Cost(parameters, macs, 2 * (len(read) + parameters), 2 * len(written))
+
+
+def test_every_small_convolution_is_counted_as_its_loops_run():
+    for op, size, (c, o, groups), bias in product(
+        sliding_ops(strides=(1, 3), ceil=(False,)), (4, 5), [(1, 2, 1), (2, 4, 2)], (True, False)
+    ):
+        ops = [op, Sliding(2, 1)]
+        if op.out_size(size):
+            expected = counted(2, c, o, ops, (size, 3), groups, bias)
+            assert cost.convolution(2, c, o, ops, (size, 3), groups=groups, bias=bias, itemsize=2) == expected
+
+
+def test_linear_and_pointwise_are_counted_as_their_loops_run():
+    for rows, features, out in product((1, 3), (1, 4), (2, 5)):
+        expected = counted(rows, features, out, [Sliding(1)], (1,), 1, True)
+        assert cost.linear(rows, features, out, itemsize=2) == expected
+    for stride, size in product((1, 2, 3), (3, 4)):
+        expected = counted(2, 4, 6, [Sliding(1, stride)] * 2, (size, 5), 2, False)
+        ours = cost.pointwise(2, 4, 6, (size, 5), stride=stride, groups=2, bias=False, itemsize=2)
+        assert ours == expected
+
+
+def test_linear_on_tokens_costs_what_the_pointwise_convolution_costs():
+    for tokens, features, out in product((1, 7, 196), (3, 64), (5, 32)):
+        assert cost.linear(tokens, features, out) == cost.pointwise(1, features, out, (tokens, 1))
+
+
+def test_flatten_linear_against_both_convolutions():
+    """D5: against 1×1 h·w times the weights at equal MACs; against the h×w convolution all alike."""
+    for channels, h, w, out in product((1, 8), (1, 3), (2, 7), (1, 10)):
+        flat = cost.flatten_linear(1, channels, (h, w), out, bias=False)
+        point = cost.pointwise(1, channels, out, (h, w), bias=False)
+        assert (flat.parameters, flat.macs) == (h * w * point.parameters, point.macs)
+        assert flat == cost.convolution(1, channels, out, [Sliding(h), Sliding(w)], (h, w), bias=False)
+        assert point.bytes_written == h * w * flat.bytes_written
+
+
+def vgg16() -> list[Layer]:
+    layers, channels = [], 3
+    conv, pool = (Sliding(3, pad_before=1, pad_after=1),) * 2, (Sliding(2, 2),) * 2
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            layers.append(Layer(channels, width, conv))
+            channels = width
+        layers.append(Layer(channels, None, pool))
+    return [
+        *layers,
+        Layer(512, 4096, (Sliding(7),) * 2),
+        Layer(4096, 4096, (Sliding(1),) * 2),
+        Layer(4096, 1000, (Sliding(1),) * 2),
+    ]
+
+
+def test_vgg16_has_its_published_parameters_and_macs():
+    """138,357,544 parameters and 15.47 billion MACs, as torchvision's documentation of vgg16 has them."""
+    total = cost.network(vgg16(), (224, 224))
+    assert total.parameters == 138_357_544
+    assert round(total.macs / 1e9, 2) == 15.47
+
+
+def test_every_window_against_one_dense_pass():
+    layers = [
+        Layer(1, 4, (Sliding(3),) * 2),
+        Layer(4, None, (Sliding(2, 2),) * 2),
+        Layer(4, 10, (Sliding(3),) * 2),
+    ]
+    window, image, positions = (8, 8), (18, 14), (6, 4)
+    one, dense = cost.network(layers, window), cost.network(layers, image)
+    # by hand: 6·6·9·4 + 3·3·4·10 MACs in a window; 16·12·9·4 + 6·4·9·4·10 in the dense pass
+    assert one.macs == 6 * 6 * 9 * 4 + 9 * 4 * 10
+    assert dense.macs == 16 * 12 * 9 * 4 + 24 * 9 * 4 * 10
+    apart = cost.every_window(layers, window, positions)
+    assert (apart.macs, apart.bytes_moved) == (24 * one.macs, 24 * one.bytes_moved)
+    assert apart.parameters == dense.parameters == one.parameters
+    for batch in (5, 24, 100):
+        batched = cost.every_window(layers, window, positions, batch)
+        assert (batched.macs, batched.parameters) == (apart.macs, apart.parameters)
+        saved = (24 - -(-24 // batch)) * 4 * one.parameters
+        assert apart.bytes_read - batched.bytes_read == saved
+        assert batched.bytes_written == apart.bytes_written
+
+
+def test_a_pool_has_no_macs_but_moves_bytes():
+    pool = Layer(3, None, (Sliding(2, 2), Sliding(2, 2))).cost((5, 4), batch=2)
+    assert pool == Cost(0, 0, 4 * 2 * 3 * 4 * 4, 4 * 2 * 3 * 2 * 2)
+
+
+def test_arithmetic_intensity_grows_with_the_batch_towards_the_compute_bound():
+    one, many = cost.linear(1, 4096, 4096), cost.linear(512, 4096, 4096)
+    assert one.macs_per_byte < 0.25 < 50 < many.macs_per_byte
+    assert Cost().macs_per_byte == 0
+    assert np.isclose(many.macs_per_byte, many.macs / (many.bytes_read + many.bytes_written), rtol=0, atol=0)
+
+
+def test_bad_input():
+    with pytest.raises(BadInput, match="do not divide into 3 groups"):
+        cost.pointwise(1, 4, 6, (2, 2), groups=3)
+    with pytest.raises(BadInput, match="layer 1"):
+        cost.network([Layer(1, 1, (Sliding(3),)), Layer(1, 1, (Sliding(3),))], (4,))
