@@ -1,4 +1,4 @@
-"""Conversions written by hand: what `convert` returns, so that these tests judge the verifier and nothing else."""
+"""Conversions written by hand, so that these tests judge the verifier and nothing else."""
 
 from __future__ import annotations
 

@@ -96,6 +96,10 @@ def _verify_conversion(
             found.unverified.append(
                 "without an example input: the whole network, its gradients, the layers on their own inputs"
             )
+            if conversion.pairs and not any(layer.bitwise is not None for layer in found.layers):
+                found.problems.append(
+                    "nothing could be verified: no layer could be probed and there is no input"
+                )
             return _concluded(found, NetworkCheck(), None, None)
         back = _gradient_map(conversion, model, after)
         return _whole(model, after, x, seed, gradients, back, found)

@@ -132,7 +132,7 @@ def _largest(t: Tensor) -> float:
 
 def _plant(subject: Subject, x: Tensor, expected: Tensor, bound: Tensor, fault: Fault) -> Fault:
     """The same comparison, with the fault in place."""
-    params: Params = planted(subject.params, subject.map_shape)[fault.name]
+    params: Params = planted(subject.params, subject.map_shape)[fault.name]()
     if all(torch.equal(params[n], p) for n, p in subject.params.items()):
         return dataclasses.replace(
             fault, seen_by_bound=False, deviation=0.0, why="the real weights are unchanged by it"

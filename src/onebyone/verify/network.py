@@ -89,7 +89,12 @@ def limit64(own_error: float, u: float) -> float:
 
 def copies_in(dtype: torch.dtype, *models: Any) -> tuple[Any, ...]:
     """Deep copies of the networks in `dtype`, made together, so that what they share stays shared."""
-    copied = copy.deepcopy(models)
+    memo: dict[int, Any] = {}
+    for module in (m for model in models if isinstance(model, nn.Module) for m in model.modules()):
+        # what old-style weight-norm leaves as plain attributes cannot be deep-copied (and is computed afresh)
+        tensors = [v for v in vars(module).values() if isinstance(v, Tensor) and v.grad_fn is not None]
+        memo |= {id(v): v.detach().clone() for v in tensors}
+    copied = copy.deepcopy(models, memo)
     for model in copied:
         if isinstance(model, nn.Module):
             model._apply(lambda t: cast_tensor(t, dtype))  # type: ignore[no-untyped-call]
@@ -308,6 +313,8 @@ def leaves_finite(groups: Mapping[str, list[tuple[str, Tensor]]], check: Network
 
 
 Grads = dict[str, Tensor]
+# no parameter has a blank in its name
+_INPUT = "the input "
 
 
 def compare_gradients(
@@ -325,7 +332,7 @@ def compare_gradients(
     rounded = _gradients(four.original, with_parameters)
     found = _gradients(four.wide_converted, with_parameters)
     if back is not None:
-        inputs = {n: g for n, g in found.items() if n.startswith("input ")}
+        inputs = {n: g for n, g in found.items() if n.startswith(_INPUT.strip())}
         found = inputs | back({n: g for n, g in found.items() if n not in inputs})
     worst, ratio, error, bad = "", 0.0, 0.0, []
     for name, g in exact.items():
@@ -349,9 +356,9 @@ def compare_gradients(
 
 
 def _gradients(runner: Runner, with_parameters: bool) -> Grads:
-    """By name: "input PATH" and the parameters' own names (a tied one once, under its first name)."""
+    """By name: "the input PATH" and the parameters' own names (a tied one once, under its first name)."""
     example = map_tensors(runner.example, _differentiable)
-    sources: Grads = {f"input {p}".strip(): t for p, t in leaves(example) if t.requires_grad}
+    sources: Grads = {f"{_INPUT}{p}".strip(): t for p, t in leaves(example) if t.requires_grad}
     held: list[Tensor] = []
     if with_parameters and isinstance(runner.call, nn.Module):
         held = [p for p in runner.call.parameters() if _is_real_or_complex(p)]

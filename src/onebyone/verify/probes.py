@@ -68,7 +68,7 @@ def probe(subject: Subject, seed: int) -> tuple[bool, str, list[Fault]]:
         if not same:
             return False, f"integer probe on input {shape}: {why}", []
         expected = subject.original(x, params)
-        unseen -= {n for n in unseen if not torch.equal(subject.converted(x, faults[n]), expected)}
+        unseen -= {n for n in unseen if not torch.equal(subject.converted(x, faults[n]()), expected)}
     return True, "", [Fault(n, seen_by_integers=n not in unseen) for n in faults]
 
 

@@ -57,6 +57,9 @@ def untied(model: nn.Module, converted: nn.Module) -> tuple[list[str], list[str]
 
 def untouched(model: nn.Module, converted: nn.Module, paths: Collection[str]) -> list[str]:
     """Parameters and buffers outside the converted layers that differ, or that only one network has."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    layers = {id(known[p]) for p in paths if p in known}
+    paths = [p for p, m in known.items() if id(m) in layers]  # a layer used twice has two paths
 
     def outside(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         return {n: t for n, t in named if not any(p == "" or n.startswith(p + ".") for p in paths)}

@@ -179,25 +179,27 @@ def _tensor(y: Any) -> Tensor:
     return y
 
 
-def planted(params: Params, map_shape: tuple[int, ...] | None = None) -> dict[str, Params]:
-    """Faults a conversion could make, as changed parameters, by name; only those that the shapes allow."""
+def planted(params: Params, map_shape: tuple[int, ...] | None = None) -> dict[str, Callable[[], Params]]:
+    """Faults a conversion could make, as makers of changed parameters; only those that the shapes allow."""
     weight, bias = params["weight"], params.get("bias")
-    faults: dict[str, Params] = {}
+    faults: dict[str, Callable[[], Params]] = {}
     if bias is not None:
-        faults["bias dropped"] = params | {"bias": torch.zeros_like(bias)}
+        faults["bias dropped"] = lambda: params | {"bias": torch.zeros_like(bias)}
     axis = next(
         (a for a in (1, 0, *range(2, weight.dim())) if weight.dim() > a and weight.shape[a] > 1), None
     )
     if axis is not None:
-        faults["weight order shifted by one"] = params | {"weight": weight.roll(1, axis)}
+        faults["weight order shifted by one"] = lambda: params | {"weight": weight.roll(1, axis)}
     if weight.dim() == 2 and weight.shape[0] == weight.shape[1] > 1:
-        faults["weight transposed"] = params | {"weight": weight.t().contiguous()}
+        faults["weight transposed"] = lambda: params | {"weight": weight.t().contiguous()}
     if map_shape is not None and weight.dim() == 2 and weight.shape[1] == math.prod(map_shape):
         whole = weight.reshape(weight.shape[0], *map_shape)
         if map_shape[0] > 1 and math.prod(map_shape[1:]) > 1:
-            last = whole.movedim(1, -1).reshape(weight.shape)
-            faults["flatten order swapped (channels last)"] = params | {"weight": last}
+            faults["flatten order swapped (channels last)"] = lambda: (
+                params | {"weight": whole.movedim(1, -1).reshape(weight.shape)}
+            )
         if len(map_shape) > 2 and min(map_shape[-2:]) > 1:
-            turned = whole.transpose(-1, -2).reshape(weight.shape)
-            faults["flatten order swapped (height and width)"] = params | {"weight": turned}
+            faults["flatten order swapped (height and width)"] = lambda: (
+                params | {"weight": whole.transpose(-1, -2).reshape(weight.shape)}
+            )
     return faults
