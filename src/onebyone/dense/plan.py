@@ -172,26 +172,23 @@ def finer(geometry: Geometry, shifts: PerAxis) -> Geometry:
 
 
 def tile_for(
-    geometry: Geometry, image_size: Sequence[int], pixels: int, shifts: PerAxis = 1
+    geometry: Geometry, image_size: Sequence[int], *, shifts: PerAxis = 1, least: int = 256, most: int = 2048
 ) -> tuple[int, ...]:
-    """A tile, in places of the map, whose reads stay near `pixels` in all; the whole map if the image does.
+    """A good tile, in places of the map; the whole map where the image is no larger than one read.
 
-    At least as many places as one read of a window and its halo would waste, so that tiles never cost many
-    times the whole pass.
+    Neighbouring reads share window − stride + halo pixels per axis. A read is about 12 times as wide, so that
+    computing those twice costs less than a fifth in two dimensions, within `least` (feature maps that stay
+    in a processor's cache) and `most` pixels (feature maps that stay in memory).
     """
-    axes = len(geometry.window)
-    passes = _per_axis("shifts", shifts, axes)
-    whole = tuple(finer(geometry, passes).positions(image_size))
-    if prod(image_size) <= pixels:
-        return whole
-    side = round(pixels ** (1 / axes))
-    places = []
-    for window, stride, halo, count in zip(
-        geometry.window, geometry.stride, geometry.halo, passes, strict=True
-    ):
-        surplus = window - stride + sum(halo)
-        places.append(max(side - surplus, surplus, stride) // stride * count)
-    return tuple(min(p, w) for p, w in zip(places, whole, strict=True))
+    passes = _per_axis("shifts", shifts, len(geometry.window))
+    whole = finer(geometry, passes).positions(image_size)
+    tile = []
+    for axis, (size, stride, count) in enumerate(zip(image_size, geometry.stride, passes, strict=True)):
+        shared = max(0, geometry.window[axis] - stride + sum(geometry.halo[axis]))
+        side = min(max(least, 12 * shared), most)
+        places = max(side - shared, shared, stride) // stride * count
+        tile.append(whole[axis] if size <= side else min(places, whole[axis]))
+    return tuple(tile)
 
 
 @dataclass(frozen=True)

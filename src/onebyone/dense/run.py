@@ -45,6 +45,21 @@ def floating_dtype(model: nn.Module) -> torch.dtype:
     return next(floating, torch.float32)
 
 
+def laid_out(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """A copy-free or copied (N, C, H, W) tensor in the memory order asked for.
+
+    Written by strides, because torch holds a one-channel tensor to be in both orders and would leave it as
+    it is, and its convolutions then choose the order of the output by the strides.
+    """
+    if not channels_last:
+        return x.contiguous()
+    n, c, h, w = x.shape
+    strides = (c * h * w, 1, w * c, c)
+    if x.stride() == strides:
+        return x
+    return torch.empty_strided((n, c, h, w), strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation and inference mode for the time of a scan; each module's own mode is put back after.

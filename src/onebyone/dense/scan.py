@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,14 +15,20 @@ from torch import nn
 
 from onebyone.dense.plan import PerAxis, Plan, Tile, plan_scan, tile_for
 from onebyone.dense.preprocess import Pixels, load_image
-from onebyone.dense.run import Progress, evaluating, floating_dtype, output_of, place_on, telling
+from onebyone.dense.run import (
+    Progress,
+    device_named,
+    evaluating,
+    floating_dtype,
+    laid_out,
+    output_of,
+    place_on,
+    telling,
+)
 from onebyone.dense.scores import ScoreMap
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 from onebyone.records import Labels
-
-WHOLE_PIXELS = 2**22
-"""The most pixels run at once where no tile is given: a few GiB of feature maps in the widest networks."""
 
 
 class Dense(Protocol):
@@ -53,9 +61,10 @@ def scan(
     *,
     labels: Labels | None = None,
     device: str | torch.device = "cpu",
-    batch: int = 8,
+    batch: int = 1,
     shifts: PerAxis = 1,
     tile: PerAxis | None = None,
+    channels_last: bool | None = None,
     output: int = 0,
     softmax: bool | None = None,
     progress: Progress = None,
@@ -77,8 +86,11 @@ def scan(
         over the image without its first pixels, so near the image's own edges a network with padding sees its
         padding from there.
     tile
-        places of the map per tile and axis; None runs images of up to 4 million pixels whole and larger
-        ones in tiles of about that. Tiles carry the halo they need: tiled equals whole up to rounding.
+        places of the map per tile and axis; None chooses (see `tile_for`), and a large number makes one pass
+        over the whole image. Tiles carry the halo they need: tiled equals whole up to rounding.
+    channels_last
+        the memory order of the input; None takes channels last on a processor where a tile has 64 places or
+        more, which is the faster there.
     output
         which of its outputs, for a network that gives a tuple.
     softmax
@@ -97,14 +109,18 @@ def scan(
     pixels = load_image(image, channels=getattr(d, "channels", None), labels=labels)
     if batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
-    wanted = tile_for(d.geometry, pixels.size, WHOLE_PIXELS, shifts) if tile is None else tile
-    plan = plan_scan(d.geometry, pixels.size, shifts=shifts, tile=wanted)
-    if tile is None and len(plan) > 1:
-        batch = 1  # the tiles are already as large as one run should be
+    device = device_named(device)
+    on_cpu = device.type == "cpu"
+    if tile is None:
+        tile = tile_for(d.geometry, pixels.size, shifts=shifts, least=256 if on_cpu else 2048)
+    plan = plan_scan(d.geometry, pixels.size, shifts=shifts, tile=tile)
+    if channels_last is None:
+        channels_last = on_cpu and prod(plan.tile) >= 64 * prod(plan.shifts)
     model = place_on(d.model, device)
+    runner = _Runner(model, device, pixels, labels, channels_last, output)
     start = time.perf_counter()
-    with evaluating(model):
-        scores = _run(plan, model, torch.device(device), pixels, labels, batch, output, progress)
+    with evaluating(model), telling(progress, len(plan), "scanning") as tell:
+        scores = _run(plan, runner, batch, tell)
     return ScoreMap(
         scores=scores,
         geometry=plan.geometry,
@@ -122,31 +138,37 @@ def _labels(d: Dense, given: Labels | None) -> Labels:
     return given or carried or Labels()
 
 
-def _run(
-    plan: Plan,
-    model: nn.Module,
-    device: torch.device,
-    pixels: Pixels,
-    labels: Labels,
-    batch: int,
-    output: int,
-    progress: Progress,
-) -> NDArray[np.float32]:
-    dtype = floating_dtype(model)
+@dataclass(frozen=True)
+class _Runner:
+    """Runs the network on tiles of one shape."""
+
+    model: nn.Module
+    device: torch.device
+    pixels: Pixels
+    labels: Labels
+    channels_last: bool
+    output: int
+
+    def __call__(self, tiles: list[Tile]) -> torch.Tensor:
+        """The network's places for the tiles, (tiles, classes, H', W')."""
+        parts = [self.pixels.read([span.slice for span in tile.read], self.labels) for tile in tiles]
+        inputs = torch.cat(parts).to(self.device, floating_dtype(self.model))
+        return output_of(self.model(laid_out(inputs, self.channels_last)), self.output)
+
+
+def _run(plan: Plan, runner: _Runner, batch: int, tell: Callable[[int], None]) -> NDArray[np.float32]:
     scores: NDArray[np.float32] | None = None
     done = 0
-    with telling(progress, len(plan), "scanning") as tell:
-        for tiles in _batches(plan, batch):
-            inputs = torch.cat([pixels.read([span.slice for span in t.read], labels) for t in tiles])
-            result = output_of(model(inputs.to(device, dtype)), output)
-            _check_places(result, plan, tiles[0])
-            values = result.float().cpu().numpy()
-            if scores is None:
-                scores = np.empty((values.shape[1], *plan.positions), dtype=np.float32)
-            for t, value in zip(tiles, values, strict=True):
-                scores[:, *(s.slice for s in t.write)] = value[:, *(s.slice for s in t.keep)]
-            done += len(tiles)
-            tell(done)
+    for tiles in _batches(plan, batch):
+        result = runner(tiles)
+        _check_places(result, plan, tiles[0])
+        values = result.float().cpu().numpy()
+        if scores is None:
+            scores = np.empty((values.shape[1], *plan.positions), dtype=np.float32)
+        for t, value in zip(tiles, values, strict=True):
+            scores[:, *(s.slice for s in t.write)] = value[:, *(s.slice for s in t.keep)]
+        done += len(tiles)
+        tell(done)
     assert scores is not None  # a plan has at least one tile
     return scores
 

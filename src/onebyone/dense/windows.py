@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onebyone.dense.preprocess import load_image
-from onebyone.dense.run import Progress, evaluating, floating_dtype, output_of, place_on, telling
+from onebyone.dense.run import (
+    Progress,
+    device_named,
+    evaluating,
+    floating_dtype,
+    laid_out,
+    output_of,
+    place_on,
+    telling,
+)
 from onebyone.dense.scores import ScoreMap
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
@@ -63,7 +72,7 @@ def scan_windows(
     start = time.perf_counter()
     with evaluating(model), telling(progress, total, "every window") as tell:
         whole = pixels.read((slice(None), slice(None)), labels)[0]
-        crops = _Crops(whole.to(torch.device(device), floating_dtype(model)), geometry, positions)
+        crops = _Crops(whole.to(device_named(device), floating_dtype(model)), geometry, positions)
         scores = _run(model, crops, _pace(batch, geometry, total), output, tell)
     return ScoreMap(
         scores=scores,
@@ -88,22 +97,22 @@ class _Crops:
     def __len__(self) -> int:
         return int(np.prod(self.positions))
 
-    def take(self, first: int, last: int, layout: torch.memory_format) -> torch.Tensor:
-        """Windows [first, last) as (N, C, *window) in the layout."""
+    def take(self, first: int, last: int, channels_last: bool) -> torch.Tensor:
+        """Windows [first, last) as (N, C, *window)."""
         view = self.image
         for axis, (window, stride) in enumerate(zip(self.geometry.window, self.geometry.stride, strict=True)):
             view = view.unfold(axis + 1, window, stride)
         rows, columns = np.unravel_index(np.arange(first, last), self.positions)
         # (C, rows, columns, h, w) indexed by pairs gives (C, N, h, w)
         picked = view[:, torch.from_numpy(rows), torch.from_numpy(columns)]
-        return picked.transpose(0, 1).contiguous(memory_format=layout)
+        return laid_out(picked.transpose(0, 1), channels_last)
 
 
 @dataclass
 class _Pace:
     """How large the next batch is and how it is laid out: tries every candidate, then takes the fastest."""
 
-    candidates: list[tuple[int, torch.memory_format]]
+    candidates: list[tuple[int, bool]]  # windows a batch, channels last
     queue: list[int] = field(default_factory=list)
     best: dict[int, float] = field(default_factory=dict)
 
@@ -119,13 +128,12 @@ class _Pace:
 
 
 def _pace(batch: int | None, geometry: Geometry, total: int) -> _Pace:
-    layouts = (torch.contiguous_format, torch.channels_last)
     if batch is not None:
-        return _Pace([(batch, torch.contiguous_format)])
+        return _Pace([(batch, True)])
     pixels = int(np.prod(geometry.window))
     largest = max(1, _LARGEST_BATCH_PIXELS // pixels)
     sizes = sorted({min(n, largest) for n in (4, 16, 64, 256)})
-    candidates = [(n, layout) for n in sizes for layout in layouts]
+    candidates = [(n, channels_last) for n in sizes for channels_last in (True, False)]
     # trying all must stay a small part of the work
     while len(candidates) > 1 and 8 * _TRIALS * sum(n for n, _ in candidates) > total:
         candidates.pop()
@@ -150,10 +158,10 @@ def _steps(
     first = 0
     while first < len(crops):
         candidate = pace.next()
-        size, layout = pace.candidates[candidate]
+        size, channels_last = pace.candidates[candidate]
         last = min(first + size, len(crops))
         start = time.perf_counter()
-        values = _vectors(output_of(model(crops.take(first, last, layout)), output))
+        values = _vectors(output_of(model(crops.take(first, last, channels_last)), output))
         seconds = time.perf_counter() - start
         pace.learn(candidate, seconds / (last - first))
         yield seconds, values

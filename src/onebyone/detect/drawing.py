@@ -80,7 +80,7 @@ def _draw(found: Detections, picture: Image.Image) -> Image.Image:
         _box(pen, box, colour_of(label), line)
     taken: list[tuple[float, float, float, float]] = []
     for box, label, score in rows:
-        _tag(pen, box, f"{found.classes[label]} {score:.2f}", colour_of(label), font, picture.size, taken)
+        _tag(pen, box, f"{found.classes[label]} ({score:.2f})", colour_of(label), font, picture.size, taken)
     return picture
 
 
