@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, cast
 
 from torch import nn
 from torch.optim import Optimizer
 
 from onebyone.errors import BadInput
-from onebyone.pytorch import layers, native
+from onebyone.pytorch import attention, layers, native
 from onebyone.pytorch.conversion import Conversion, Pair
 from onebyone.pytorch.dropins import DropIn, PointwiseConvolution
 from onebyone.pytorch.state import Entry, carry_optimizer, check_optimizer
@@ -30,10 +31,25 @@ class Place:
 
     module: nn.Module
     paths: list[str]
+    attention: Place | None = None  # whose output projection it is
+    projection: Place | None = None  # the output projection of an attention
 
     @property
     def path(self) -> str:
         return self.paths[0]
+
+    def matches(self, test: Callable[[str, nn.Module], bool]) -> bool:
+        """Whether any path of it passes; an attention and its output projection go together."""
+        both = [p for p in (self, self.attention, self.projection) if p is not None]
+        return any(test(path, place.module) for place in both for path in place.paths)
+
+    def why_not(self) -> str | None:
+        """Why this layer cannot have a drop-in; None if it can."""
+        if isinstance(self.module, nn.MultiheadAttention):
+            return attention.why_not_attention(self.module)
+        if self.attention is not None and (reason := self.attention.why_not()):
+            return f"its weight is read, it is never called; by {reason}"
+        return layers.why_not(self.module)
 
 
 @dataclass
@@ -89,6 +105,7 @@ def convert_module(
         builder.restore(place)
     for place in plan.stand_in:
         builder.stand_in(place)
+    builder.finish(places)
     if optimizer is not None:
         carry_optimizer(optimizer, builder.parameters(places))
     return Conversion(
@@ -115,6 +132,11 @@ def _places(model: nn.Module) -> list[Place]:
     found: dict[int, Place] = {}
     for path, module in walk(model):
         found.setdefault(id(module), Place(module, [])).paths.append(path)
+    for place in found.values():
+        if isinstance(place.module, nn.MultiheadAttention):
+            place.projection = found.get(id(place.module.out_proj))
+            if place.projection is not None:
+                place.projection.attention = place
     return list(found.values())
 
 
@@ -122,16 +144,18 @@ def _is_candidate(module: nn.Module, to: str) -> bool:
     """Whether a module is of the form to be left: a layer, or a drop-in that stands for the form wanted."""
     if isinstance(module, DropIn):
         return isinstance(module, PointwiseConvolution) == (to == "linear")
+    if isinstance(module, nn.MultiheadAttention):
+        return isinstance(module, attention.PointwiseAttention) == (to == "linear")
     return why_opaque(module) is None and layers.kind_of(module) == SOURCE[to]
 
 
 def _plan(candidates: list[Place], to: str, level: str, only: Only | None, places: list[Place]) -> Plan:
     plan = Plan()
     for place in _chosen(candidates, only, to):
-        if isinstance(place.module, DropIn):
+        if isinstance(place.module, DropIn | attention.PointwiseAttention):
             plan.restore.append(place)
             continue
-        reason = layers.why_not(place.module)
+        reason = place.why_not()
         if reason is None:
             plan.stand_in.append(place)
         else:
@@ -150,7 +174,9 @@ def _refuse_native(plan: Plan, places: list[Place]) -> None:
         for place in plan.stand_in:
             users[id(vars(place.module)["_parameters"].get("weight"))] -= 1
         reasons = [
-            native.why_not_native(p.module, users[id(vars(p.module)["_parameters"].get("weight"))])
+            None
+            if isinstance(p.module, nn.MultiheadAttention)
+            else native.why_not_native(p.module, users[id(vars(p.module)["_parameters"].get("weight"))])
             for p in plan.stand_in
         ]
         if not any(reasons):
@@ -164,7 +190,7 @@ def _chosen(candidates: list[Place], only: Only | None, to: str) -> list[Place]:
     if only is None:
         return candidates
     if callable(only):
-        chosen = [p for p in candidates if any(only(path, p.module) for path in p.paths)]
+        chosen = [p for p in candidates if p.matches(only)]
         if not chosen:
             raise BadInput(f"only={getattr(only, '__name__', only)!r} {_none_chosen(candidates, to)}")
         return chosen
@@ -173,10 +199,17 @@ def _chosen(candidates: list[Place], only: Only | None, to: str) -> list[Place]:
         raise BadInput(
             f"only={only!r}: expected a glob, several of them, or a function (path, module) -> bool"
         )
+    matched: set[int] = set()
     for glob in globs:
-        if not any(fnmatchcase(path, glob) for p in candidates for path in p.paths):
+        hits = [p for p in candidates if p.matches(partial(_fits, glob))]
+        if not hits:
             raise BadInput(f"only={glob!r} {_none_chosen(candidates, to)}")
-    return [p for p in candidates if any(fnmatchcase(path, g) for path in p.paths for g in globs)]
+        matched |= {id(p) for p in hits}
+    return [p for p in candidates if id(p) in matched]
+
+
+def _fits(glob: str, path: str, _: nn.Module) -> bool:
+    return fnmatchcase(path, glob)
 
 
 def _none_chosen(candidates: list[Place], to: str) -> str:
@@ -198,7 +231,10 @@ class _Builder:
         old, new = place.module, cast(nn.Module, self.successors.of(place.module))
         law, before = layers.law_of(old), _describe(old)
         copied = 0
-        if self.level == "native":
+        if isinstance(new, nn.MultiheadAttention):
+            attention.stand_in_attention(new)
+            after = f"1×1 convolution {attention.describe_attention(new)}"
+        elif self.level == "native":
             copied = native.stand_native(new, self._reshaped)
             self.entries += [e for path in place.paths for e in _entries(path, old, new)]
             after = _describe(getattr(new, cast(Any, new).INNER))
@@ -210,13 +246,25 @@ class _Builder:
     def restore(self, place: Place) -> None:
         new = cast(Any, self.successors.of(place.module))
         before = f"{NAMES[SOURCE[self.to]]} {_shape(place.module)}"
-        layers.restore(new)
+        if isinstance(new, attention.PointwiseAttention):
+            attention.restore_attention(new)
+        else:
+            layers.restore(new)
         self._record(place, new, layers.law_of(new), before, _describe(new), 0)
 
     def _record(self, place: Place, new: nn.Module, law: str, before: str, after: str, copied: int) -> None:
         kind = type(place.module).__name__
         self.changes.append(Change(place.path, kind, law, before, after, copied))
         self.pairs.append(Pair(place.path, place.module, new))
+
+    def finish(self, places: list[Place]) -> None:
+        """Have encoder layers call what was put into them."""
+        for place in places:
+            new = self.successors.of(place.module)
+            if isinstance(new, nn.TransformerEncoderLayer):
+                inner = [vars(new)["_modules"].get(n) for n in ("self_attn", "linear1", "linear2")]
+                changed = any(isinstance(m, MADE) for m in inner)
+                (attention.unfuse if changed else attention.fuse_again)(new)
 
     def parameters(self, places: list[Place]) -> list[tuple[str, nn.Parameter, nn.Parameter]]:
         """(path, old, new) for every Parameter of the network, as the optimizer needs them."""
@@ -230,10 +278,13 @@ class _Builder:
         return list(found.values())
 
 
+MADE = (DropIn, attention.PointwiseAttention, native.TokensConv2d, native.MapsLinear)
 SOURCE_OF_OTHER = {"conv": layers.CONV, "linear": layers.LINEAR}
 
 
 def _shape(module: nn.Module) -> str:
+    if isinstance(module, nn.MultiheadAttention):
+        return attention.describe_attention(module)
     return "×".join(map(str, layers.sample_weight(module).shape))
 
 

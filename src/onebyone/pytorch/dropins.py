@@ -9,6 +9,7 @@ same name, sizes, hooks, training flag), so code that reads `.weight` or `.in_fe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -22,35 +23,48 @@ def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None)
     """`F.linear` computed as a 1×1 convolution: x (..., C), weight (O, C), bias (O,) give (..., O).
 
     A token tensor (B, T, C) is, byte for byte, a channels-last image (B, C, T, 1): neither it nor the
-    result is copied. A batch of vectors (T, C) is one image of T places. Nested (ragged) tensors, which no
-    convolution takes, go through `F.linear`.
+    result is copied. A batch of vectors (T, C) is one image of T places. The parts of a
+    nested (ragged) tensor are gathered first.
 
     >>> x, w = torch.ones(2, 5, 3), torch.arange(6.0).view(2, 3)
     >>> torch.equal(pointwise_convolution(x, w), F.linear(x, w))
     True
     """
+    # (O, C, 1, 1) in channels-last order, so that the convolution reads x as it lies
+    kernel = weight[:, None, None, :].permute(0, 3, 1, 2)
+    return on_tokens(lambda image: F.conv2d(image, kernel, bias), x, weight.shape[0])
+
+
+def on_tokens(convolve: Callable[[Tensor], Tensor], x: Tensor, out: int) -> Tensor:
+    """A pointwise convolution of images (N, C, H, W) put to tokens x (..., C): gives (..., out),
+    contiguous.
+    """
     if x.is_nested:
-        return F.linear(x, weight, bias)
-    lead = x.shape[:-1]
+        return _on_ragged(convolve, x, out)
+    channels = x.shape[-1]
     if x.numel() == 0 or x.dim() > 4:
         # a convolution takes an empty batch but no empty image
-        y = _convolve(x.reshape(-1, 1, 1, x.shape[-1]), weight, bias)
+        places = x.reshape(-1, 1, 1, channels)
     elif x.dim() == 4:
-        y = _convolve(x, weight, bias)
+        places = x
     elif x.dim() == 3:
-        y = _convolve(x.unsqueeze(2), weight, bias)
+        places = x.unsqueeze(2)
     else:
-        y = _convolve(x.reshape(1, -1, 1, x.shape[-1]), weight, bias)
-    return y.reshape(*lead, weight.shape[0])
+        places = x.reshape(1, -1, 1, channels)
+    y = convolve(places.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    y = y if y.is_contiguous() else y.contiguous()
+    return y.reshape(*x.shape[:-1], out)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Places last-but-one: x (N, H, W, C) to (N, H, W, O), contiguous as the output of `F.linear` is."""
-    kernel = weight[:, None, None, :].permute(
-        0, 3, 1, 2
-    )  # (O, C, 1, 1), channels last: so conv reads x in place
-    y = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias).permute(0, 2, 3, 1)
-    return y if y.is_contiguous() else y.contiguous()
+def _on_ragged(convolve: Callable[[Tensor], Tensor], x: Any, out: int) -> Tensor:
+    if x.layout == torch.jagged:
+        return torch.nested.nested_tensor_from_jagged(on_tokens(convolve, x.values(), out), x.offsets())
+    parts = x.unbind()
+    joined: Any = on_tokens(convolve, torch.cat([p.flatten(0, -2) for p in parts]), out)
+    split = joined.split([p.shape[:-1].numel() for p in parts])
+    return torch.nested.as_nested_tensor(
+        [y.reshape(*p.shape[:-1], out) for y, p in zip(split, parts, strict=True)]
+    )
 
 
 def pointwise_linear(
@@ -74,19 +88,23 @@ def pointwise_linear(
     dims = weight.dim() - 2
     if x.dim() == dims + 1:
         return pointwise_linear(x.unsqueeze(0), weight, bias, stride, groups).squeeze(0)
-    channels_last = _is_channels_last(x)
+    places_first = _is_channels_last(x)
+    # a convolution's output lies as its input does in 2-d; in 1-d, and mostly in 3-d, it is contiguous
+    finish = (lambda y: y.movedim(-1, 1)) if places_first and dims == 2 else _channels_first
     if any(s != 1 for s in stride):
         x = subsampled(x, stride)
     if groups > 1:
-        y = _grouped(x, weight, bias, groups)
-        return y.movedim(-1, 1) if channels_last else y.movedim(-1, 1).contiguous()
+        return finish(_grouped(x, weight, bias, groups))
     matrix = weight.flatten(1)
-    if channels_last:
-        return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
-    if torch.is_grad_enabled() and matrix.requires_grad and not torch.compiler.is_exporting():
-        # from the left, the weight's gradient would be formed once per image: (N, O, C) instead of (O, C)
-        return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1).contiguous()
+    # from the left, the weight's gradient would be formed once per image: (N, O, C) instead of (O, C)
+    trains = torch.is_grad_enabled() and matrix.requires_grad and not torch.compiler.is_exporting()
+    if places_first or trains:
+        return finish(F.linear(x.movedim(1, -1), matrix, bias))
     return _from_the_left(x, matrix, bias)
+
+
+def _channels_first(y: Tensor) -> Tensor:
+    return y.movedim(-1, 1).contiguous()
 
 
 def subsampled(x: Tensor, stride: tuple[int, ...]) -> Tensor:

@@ -132,10 +132,11 @@ def why_not(module: nn.Module) -> str | None:
     cls = plain_class(module)
     if _is_quantised(cls):
         return f"quantised ({cls.__module__}.{cls.__qualname__}): it has no floating-point weight to share"
-    return _why_not_tensors(module) or _why_not_class(module, cls) or _why_not_shape(module)
+    return why_not_tensors(module) or _why_not_class(module, cls) or _why_not_shape(module)
 
 
-def _why_not_tensors(module: nn.Module) -> str | None:
+def why_not_tensors(module: nn.Module) -> str | None:
+    """Why some tensor in `module` is not one that a convolution or a linear layer reads; None if all are."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         kind = type(tensor.data if type(tensor) is nn.Parameter else tensor)
         if not _is_ordinary(kind):
@@ -143,6 +144,8 @@ def _why_not_tensors(module: nn.Module) -> str | None:
             return f"its {name} is a {full}: a sharded, quantised or wrapped tensor"
         if tensor.layout != torch.strided:
             return f"its {name} is stored as {tensor.layout}, which a convolution cannot read"
+        if tensor.is_floating_point() and tensor.itemsize == 1:
+            return f"its {name} is {tensor.dtype}: no convolution computes in it"
     return None
 
 
@@ -194,8 +197,6 @@ def _why_not_shape(module: nn.Module) -> str | None:
     own = sample_weight(module)
     if not isinstance(own, Tensor) or not (own.is_floating_point() or own.is_complex()):
         return f"its weight is {getattr(own, 'dtype', type(own).__name__)}, not floating point"
-    if own.itemsize == 1:
-        return f"its weight is {own.dtype}: no convolution computes in it"
     if 0 in own.shape:
         return f"its weight has shape {tuple(own.shape)}: nothing to multiply"
     bias = getattr(module, "bias", None)
@@ -223,7 +224,7 @@ def _groups(module: nn.Module) -> int:
 
 def law_of(module: nn.Module) -> str:
     """The name of the law that makes `module` into the other form."""
-    if isinstance(module, nn.Linear) or kind_of(module) == LINEAR:
+    if isinstance(module, nn.Linear | nn.MultiheadAttention) or kind_of(module) == LINEAR:
         return pointwise.NAME
     if _groups(module) > 1:
         return grouped.NAME
@@ -237,9 +238,9 @@ def stand_in(module: nn.Module, drop_in: type[DropIn]) -> None:
     Everything in the module stays; only its class changes. Parametrised modules keep the properties
     that compute their weight.
     """
-    origin, top = plain_class(module), type(module)
+    origin = plain_class(module)
     rule = rule_of(origin)
-    module.__class__ = drop_in if top is origin else type(top.__name__, (drop_in,), _properties(top))
+    module.__class__ = changed_class(module, drop_in)
     vars(module)["origin"] = origin
     if rule is not None and rule.weight is not None:
         vars(module)["weight_reader"] = rule.weight
@@ -247,17 +248,20 @@ def stand_in(module: nn.Module, drop_in: type[DropIn]) -> None:
 
 def restore(module: DropIn) -> None:
     """Turn a drop-in, in place, back into the layer that it stands for."""
-    top = type(module)
     origin = vars(module).pop("origin")
     vars(module).pop("weight_reader", None)
-    parametrised = parametrize.is_parametrized(module)
-    module.__class__ = type(top.__name__, (origin,), _properties(top)) if parametrised else origin
+    module.__class__ = changed_class(module, origin)
 
 
-def _properties(cls: type) -> dict[str, Any]:
-    return {
-        k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__", "__module__", "__doc__")
+def changed_class(module: nn.Module, cls: type[Any]) -> type[Any]:
+    """`cls`, or, for a parametrised module, a class over it with the properties that compute its tensors."""
+    if not parametrize.is_parametrized(module):
+        return cls
+    top = type(module)
+    kept = {
+        k: v for k, v in vars(top).items() if k not in ("__dict__", "__weakref__", "__module__", "__doc__")
     }
+    return type(top.__name__, (cls,), kept)
 
 
 DROP_INS: dict[str, type[DropIn]] = {CONV: PointwiseConvolution, LINEAR: PointwiseLinear}

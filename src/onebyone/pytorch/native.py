@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from onebyone.pytorch.dropins import subsampled
+from onebyone.pytorch.dropins import on_tokens, subsampled
 from onebyone.pytorch.layers import CONV, kind_of, plain_class, rule_of
 
 
@@ -35,16 +35,7 @@ class TokensConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Linear gives it
         """input (..., C) to (..., O)."""
-        lead, channels = input.shape[:-1], input.shape[-1]
-        empty = input.numel() == 0
-        if input.dim() == 3 and not empty:
-            x = input.unsqueeze(2)
-        elif input.dim() == 4 and not empty:
-            x = input
-        else:
-            x = input.reshape((-1, 1, 1, channels) if empty or input.dim() > 4 else (1, -1, 1, channels))
-        y = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return cast(Tensor, y.reshape(*lead, self.conv.out_channels).contiguous())
+        return on_tokens(self.conv, input, self.conv.out_channels)
 
 
 class MapsLinear(nn.Module):
