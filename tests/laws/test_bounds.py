@@ -36,7 +36,7 @@ def test_gamma_is_the_fraction_and_covers_every_product_of_roundings():
             high = (1 + u) ** up / (1 - u) ** (n - up)
             low = (1 - u) ** up / (1 + u) ** (n - up)
             assert max(high - 1, 1 - low) <= exact
-    with pytest.raises(BadInput, match="it must be below 1"):
+    with pytest.raises(BadInput, match="n·u = 1 with n = 256, u = 0.00390625, and it must be below 1"):
         bounds.gamma(256, bounds.unit_roundoff("bfloat16"))
     with pytest.raises(BadInput, match="cannot be negative"):
         bounds.gamma(-1, 0.1)
@@ -98,8 +98,10 @@ def test_probe_range_is_the_largest_that_fits():
             continue
         m = bounds.probe_range(n, bits)
         assert n * m * m + m <= 2**bits < n * (m + 1) ** 2 + m + 1
-    with pytest.raises(BadInput, match="must both be at least 1"):
-        bounds.probe_range(0, 53)
+    assert bounds.probe_range(1, 1) == 1
+    for n, bits in ((0, 53), (1, 0)):
+        with pytest.raises(BadInput, match=f"n = {n} and significand_bits = {bits} must both be at least 1"):
+            bounds.probe_range(n, bits)
 
 
 def test_sums_in_the_range_are_exact_in_float16_in_every_order_and_one_beyond_is_not():

@@ -179,6 +179,23 @@ def test_what_cannot_be_scattered_is_refused(index, shape, message):
         flatten.to_kernel(np.zeros(shape), index, (2, 3, 1))
 
 
+@pytest.mark.parametrize(("out", "block"), [(0, (2, 3, 1)), (2, (2, 3, 0)), (2, ())])
+def test_what_is_empty_is_refused(out, block):
+    reason = flatten.why_not_kernel((out, 6), np.arange(6), block)
+    assert reason is not None
+    assert reason.endswith("is empty")
+
+
+@pytest.mark.parametrize("block", [(1, 2, 2), (2, 2, 1)])
+def test_the_reasons_against_gathering_count_and_name_the_element(block):
+    assert flatten.why_not_weight(np.array([3, 1, 3, 3]), block) == (
+        "element 3 occurs 3 times: its weight cannot be shared out"
+    )
+    assert flatten.why_not_weight(np.array([3, 1, 0]), block) == (
+        "element 2 does not occur: its weight would be lost"
+    )
+
+
 def test_orders_and_starts_are_checked():
     with pytest.raises(BadInput, match="order is"):
         flatten.flatten_index((2, 2, 2), order=(0, 1))

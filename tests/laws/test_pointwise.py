@@ -45,6 +45,10 @@ def test_every_small_linear_layer_is_a_pointwise_convolution(dims, biased):
         np.testing.assert_array_equal(back, weight)
 
 
+def test_the_image_of_a_linear_weight_is_two_dimensional_unless_said():
+    assert pointwise.to_conv(integers(3, 4)).shape == pointwise.conv_shape((3, 4)) == (3, 4, 1, 1)
+
+
 def test_both_directions_are_views_of_any_memory():
     base = integers(6, 8)
     for weight in (base, base.T, base[::2, 1::3], np.asfortranarray(base)):
@@ -80,7 +84,10 @@ def test_what_is_not_a_linear_layer_is_refused_and_what_is_refused_differs():
         (pointwise.why_not_pointwise((3, 4), dims=4), "a convolution has 1, 2 or 3 dimensions, not 4"),
         (pointwise.why_not_pointwise((3, 4, 1)), "a linear weight has shape (O, F), not (3, 4, 1)"),
         (pointwise.why_not_pointwise((3, 0)), "the weight of shape (3, 0) is empty"),
-        (pointwise.why_not_pointwise((3, 4), (4,)), "the bias has shape (4,)"),
+        (
+            pointwise.why_not_pointwise((3, 4), (4,)),
+            "the bias has shape (4,); a weight of shape (3, 4) needs (3,)",
+        ),
         (pointwise.why_not_linear((3, 4)), "a convolution's weight has shape (O, C, *kernel)"),
         (pointwise.why_not_linear((3, 4, 1, 2)), "the kernel is 1×2, not 1×1"),
         (pointwise.why_not_linear((3, 4, 1, 1), groups=2), "2 groups keep channels apart"),
