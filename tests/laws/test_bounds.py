@@ -36,7 +36,7 @@ def test_gamma_is_the_fraction_and_covers_every_product_of_roundings():
             high = (1 + u) ** up / (1 - u) ** (n - up)
             low = (1 - u) ** up / (1 + u) ** (n - up)
             assert max(high - 1, 1 - low) <= exact
-    with pytest.raises(BadInput, match="n·u = 1 with n = 256, u = 0.00390625, and it must be below 1"):
+    with pytest.raises(BadInput, match=r"n·u = 1 with n = 256, u = 0\.00390625, and it must be below 1"):
         bounds.gamma(256, bounds.unit_roundoff("bfloat16"))
     with pytest.raises(BadInput, match="cannot be negative"):
         bounds.gamma(-1, 0.1)
