@@ -219,7 +219,7 @@ def open_dense(
     seed: int = 0,
 ) -> tuple[Dense, tuple[str, ...]]:
     """A dense network: a saved one as it is; any other source made so, which takes its window."""
-    from onebyone.pytorch.convolutionalize import load_dense
+    from onebyone.pytorch.dense_file import load_dense
     from onebyone.pytorch.weights import nonfinite_weights
 
     if window is None:

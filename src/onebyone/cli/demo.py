@@ -27,5 +27,5 @@ def demo(
         from onebyone import demo as part
         from onebyone.cli import render
 
-        summary = part.run(output, seed=seed, progress=run.tell)
+        summary = part.run(output, seed=seed, progress=run.progress)
         run.result(summary, *render.demo_tables(summary, output))

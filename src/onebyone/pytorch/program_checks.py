@@ -62,10 +62,10 @@ def why_unsafe_payload(config: Any, folder: str, empty: set[str]) -> str | None:
         record = str(entry["path_name"])
         if not _LABEL.fullmatch(name):
             return f"has a tensor of an odd name ({name[:60]!r})"
-        if entry.get("use_pickle"):
-            return f"keeps {name!r} as a pickle, which could hold code and was not run"
         if not re.fullmatch(r"(weight|tensor)_\w+", record):
             return f"keeps {name!r} in {folder} as an object that is not a tensor ({record[:60]!r})"
+        if entry.get("use_pickle"):
+            return f"keeps {name!r} as a pickle, which could hold code and was not run"
         sizes = [size.get("as_int") for size in (entry.get("tensor_meta") or {}).get("sizes", [])]
         if record in empty and 0 not in sizes:
             return f"has no values for {name!r}"

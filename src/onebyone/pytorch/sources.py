@@ -87,7 +87,7 @@ def load_source(
     Args:
         spec: `file.pt2`, `torchvision:NAME`, `timm:NAME` or `package.module:factory`.
         weights: a checkpoint to load into it: `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin`.
-        seed: of the random weights, where the source makes them; the global generator is left as it was.
+        seed: of the random weights, where the source makes them; torch's generator is left as it was.
 
     Returns:
         An `ExportedProgram` for a `.pt2` file, else an `nn.Module`.
@@ -135,7 +135,7 @@ def _built(text: str, seed: int) -> nn.Module | ExportedProgram:
         elif origin == "timm":
             network = _from_timm(name)
         else:
-            network = _from_factory(origin, name)
+            network = _from_factory(origin, name, seed)
     if isinstance(network, ExportedProgram):
         return network
     if not isinstance(network, nn.Module):
@@ -182,10 +182,11 @@ def _unknown(zoo: str, name: str, names: Sequence[str]) -> str:
     return f"{zoo} has no model named {name!r}{hint}"
 
 
-def _from_factory(module_name: str, attribute: str) -> object:
+def _from_factory(module_name: str, attribute: str, seed: int) -> object:
     spec = f"{module_name}:{attribute}"
     with _current_directory_importable():
         module = _import_module(module_name, spec)
+        torch.manual_seed(seed)  # again: a first import may have drawn numbers, a second one draws none
         target: object = module
         for part in attribute.split("."):
             if not hasattr(target, part):
