@@ -190,14 +190,15 @@ def in_layout_of(index: Integers, anchor: Integers, grid: Grid) -> Integers:
 
 def batched(index: Integers, size: int, batch: int) -> Integers:
     """The index with a batch in front, element e of sample b numbered `b * size + e`: what shape operators run on."""
-    return np.asarray(np.arange(batch).reshape((-1,) + (1,) * index.ndim) * size + index)
+    numbers = np.arange(batch).reshape((-1,) + (1,) * index.ndim) * size + index
+    return np.ascontiguousarray(numbers)
 
 
 def unbatched(result: Integers, size: int, batch: int) -> Integers | str:
     """The index of one sample after a shape operator, or a reason: samples were mixed, or the batch axis moved."""
     if result.ndim == 0 or result.shape[0] != batch:
         return "the batch axis is merged with another or moved"
-    first = result[0]
+    first: Integers = result[0]
     same = all(np.array_equal(result[b], first + b * size) for b in range(1, batch))
     if not same or (first.size and (first.min() < 0 or first.max() >= size)):
         return "elements of different samples of the batch are mixed"

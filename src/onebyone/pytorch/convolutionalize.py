@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput, Refused
-from onebyone.laws.geometry import Geometry
+from onebyone.laws.geometry import Field, Geometry
 from onebyone.lifting.grid import Grid
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import rule_for
@@ -33,7 +33,8 @@ class Convolutionalized:
     `model(image)` takes `(N, C, H, W)`, H and W from the window up, and gives `(N, classes, H', W')`, or a tuple of such,
     for a network with several outputs; place (i, j) answers for the window that `geometry.window_at((i, j))` tells.
     Its parameters are the original's own, under the same names: a checkpoint of either loads into the other, and training
-    one trains both.
+    one trains both. `nominal` is the size the network was built for: the least image it takes (the geometry's window is
+    smaller with head="cam").
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Convolutionalized:
     changes: tuple[Change, ...]
     original: nn.Module | ExportedProgram
     channels: int
+    nominal: tuple[int, ...]
     head: str = "window"
     context: str | None = None
     labels: Labels = Labels()
@@ -62,6 +64,7 @@ class Convolutionalized:
         return {
             "geometry": self.geometry.to_dict(),
             "channels": self.channels,
+            "nominal": list(self.nominal),
             "head": self.head,
             "context": self.context,
             "labels": self.labels.to_dict(),
@@ -70,7 +73,9 @@ class Convolutionalized:
 
     def __str__(self) -> str:
         rows = [(c.path, c.kind, c.before, c.after, c.copied_bytes or "") for c in self.changes]
-        return "\n".join([table(("layer", "kind", "before", "after", "bytes copied"), rows), "", str(self.geometry)])
+        return "\n".join(
+            [table(("layer", "kind", "before", "after", "bytes copied"), rows), "", str(self.geometry)]
+        )
 
 
 def convolutionalize(
@@ -120,20 +125,33 @@ def convolutionalize(
     if context == "image" and walk.context_nodes:
         walk = _walk(traced, size, count, head, context, frozenset(walk.context_nodes))
     elif head == "cam" and walk.context_nodes:
-        raise Refused(
-            [Refusal("", "head='cam'", "the network has global context inside; use head='window'")]
-        )
+        raise Refused([Refusal("", "head='cam'", "the network has global context inside; use head='window'")])
     if walk.refused:
-        raise Refused(walk.refused, f"the network cannot be made to take images of any size (window {_by(size)})")
+        raise Refused(
+            walk.refused, f"the network cannot be made to take images of any size (window {_by(size)})"
+        )
     network, geometry = _finish(walk)
     return Convolutionalized(
-        network, geometry, tuple(walk.changes), model, count, head, context, labels or Labels(), tuple(walk.pairs)
+        model=network,
+        geometry=geometry,
+        changes=tuple(walk.changes),
+        original=model,
+        channels=count,
+        nominal=size,
+        head=head,
+        context=context,
+        labels=labels or Labels(),
+        pairs=tuple(walk.pairs),
     )
 
 
-def _check(model: object, window: int | Sequence[int], channels: int | None, head: str, context: str | None) -> tuple[int, ...]:
+def _check(
+    model: object, window: int | Sequence[int], channels: int | None, head: str, context: str | None
+) -> tuple[int, ...]:
     if not isinstance(model, (nn.Module, ExportedProgram)):
-        raise BadInput(f"model is a {type(model).__name__}; a torch.nn.Module or an ExportedProgram was expected")
+        raise BadInput(
+            f"model is a {type(model).__name__}; a torch.nn.Module or an ExportedProgram was expected"
+        )
     size = (window, window) if isinstance(window, int) else tuple(window)
     if not 1 <= len(size) <= 3 or not all(isinstance(n, int) and n > 0 for n in size):
         raise BadInput(f"window is {window!r}; one to three positive whole numbers of pixels were expected")
@@ -147,7 +165,12 @@ def _check(model: object, window: int | Sequence[int], channels: int | None, hea
 
 
 def _walk(
-    traced: Traced, window: tuple[int, ...], channels: int, head: str, context: str | None, image_wide: frozenset[str]
+    traced: Traced,
+    window: tuple[int, ...],
+    channels: int,
+    head: str,
+    context: str | None,
+    image_wide: frozenset[str],
 ) -> Walk:
     walk = Walk(traced, window, channels, head, context, image_wide)
     walk.context_nodes |= image_wide
@@ -158,9 +181,11 @@ def _walk(
 def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
     """Crop each output to the places of the windows, close the graph, and give it the network's own tensors."""
     node = next(n for n in walk.traced.graph.nodes if n.op == "output")
-    results = [_answer(walk, i, walk.value(v)) for i, v in enumerate(node.args[0])]  # type: ignore[arg-type, union-attr]
+    results = [_answer(walk, i, walk.value(v)) for i, v in enumerate(node.args[0])]
     if walk.refused:
-        raise Refused(walk.refused, f"the network cannot be made to take images of any size (window {_by(walk.window)})")
+        raise Refused(
+            walk.refused, f"the network cannot be made to take images of any size (window {_by(walk.window)})"
+        )
     window = tuple(w - s for w, s in zip(walk.window, walk.shrink or (0,) * walk.axes, strict=True))
     stride = tuple(math.lcm(*(r.grid.jump[a] for r in results)) for a in range(walk.axes))
     image = next(n for n in walk.graph.nodes if n.op == "placeholder")
@@ -171,15 +196,18 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
     walk.graph.output(tree if single or isinstance(tree, dict) else tuple(m.handle.node for m in maps))
     fields = results[0].grid.fields
     for other in results[1:]:
-        fields = tuple(
-            replace(f.strided(s // f.jump), start=min(f.start, g.start), size=max(f.start + f.size, g.start + g.size) - min(f.start, g.start))
-            for f, g, s in zip(fields, other.grid.fields, stride, strict=True)
-        )
+        fields = tuple(_hull(f, g) for f, g in zip(fields, other.grid.fields, strict=True))
     reasons = list(walk.inexact)
     if walk.shrink:
         reasons.append("head='cam': class evidence of each place, before the pool over the window's places")
     fields = tuple(replace(f, jump=s) for f, s in zip(fields, stride, strict=True))
     return _module(walk), Geometry.from_fields(window, fields, reasons)
+
+
+def _hull(a: Field, b: Field) -> Field:
+    """What two outputs see together (their strides are evened out afterwards)."""
+    start, stop = min(a.start, b.start), max(a.start + a.size, b.start + b.size)
+    return Field(a.jump, start, stop - start)
 
 
 def _answer(walk: Walk, number: int, value: Any) -> Lifted:
@@ -196,7 +224,9 @@ def _answer(walk: Walk, number: int, value: Any) -> Lifted:
     return Lifted(value, Grid.image(1, walk.window))  # never used: a refusal is on record
 
 
-def _cropped(walk: Walk, value: Lifted, window: tuple[int, ...], stride: tuple[int, ...], image: fx.Proxy) -> Lifted:
+def _cropped(
+    walk: Walk, value: Lifted, window: tuple[int, ...], stride: tuple[int, ...], image: fx.Proxy
+) -> Lifted:
     """The map at the windows' stride, with exactly one place a window."""
     steps = [s // j for s, j in zip(stride, value.grid.jump, strict=True)]
     handle = emit.stride(value.handle, steps)
@@ -205,7 +235,8 @@ def _cropped(walk: Walk, value: Lifted, window: tuple[int, ...], stride: tuple[i
         for sizes, step, s, w, size in zip(value.grid.sizes, steps, stride, window, walk.window, strict=True)
     )
     if not exact:
-        counts = [(image.shape[2 + a] - w) // s + 1 for a, (w, s) in enumerate(zip(window, stride, strict=True))]
+        have: Any = image.shape
+        counts = [(have[2 + a] - w) // s + 1 for a, (w, s) in enumerate(zip(window, stride, strict=True))]
         handle = emit.limit(handle, counts)
     return replace(value, handle=handle)
 
@@ -223,7 +254,10 @@ def _module(walk: Walk) -> nn.Module:
     network.graph.eliminate_dead_code()
     network.graph.lint()
     network.recompile()
-    for name, tensor in walk.traced.tensors.items():  # those that no operator reads stay in the state dict too
+    for (
+        name,
+        tensor,
+    ) in walk.traced.tensors.items():  # those that no operator reads stay in the state dict too
         _attach(network, name, tensor)
     for name in walk.recorder.buffers:
         network.register_buffer(name, walk.recorder.buffers[name], persistent=False)

@@ -57,7 +57,9 @@ def require_window(image: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor
         where the image is smaller than the window, or has another number of axes.
     """
     if image.ndim != len(window) + 2:
-        raise BadInput(f"image has shape {tuple(image.shape)}; (N, C, {', '.join('HWD'[: len(window)])}) was expected")
+        raise BadInput(
+            f"image has shape {tuple(image.shape)}; (N, C, {', '.join('HWD'[: len(window)])}) was expected"
+        )
     if any(image.shape[a + 2] < n for a, n in enumerate(window)):
         size = "×".join(str(int(n)) for n in image.shape[2:])
         raise BadInput(f"image is {size}, smaller than the window of {'×'.join(map(str, window))}")
@@ -91,7 +93,7 @@ def minimum(sizes: Sequence[Any]) -> Any:
     """The least of some sizes, which may be symbolic."""
     least = sizes[0]
     for size in sizes[1:]:
-        least = torch.sym_min(least, size)
+        least = torch.sym_min(least, size)  # type: ignore[no-untyped-call]
     return least
 
 

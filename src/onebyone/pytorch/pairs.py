@@ -27,7 +27,13 @@ Params = dict[str, torch.Tensor]
 
 
 def make_pair(
-    walk: Walk, node: fx.Node, value: Lifted, stencil: Stencil, weight: Const, bias: Const | None, transposed: bool
+    walk: Walk,
+    node: fx.Node,
+    value: Lifted,
+    stencil: Stencil,
+    weight: Const,
+    bias: Const | None,
+    transposed: bool,
 ) -> Pair:
     """The pair of a linear layer at `node`, whose input is `value`."""
     from onebyone.pytorch.walk import Pair, op_name
@@ -57,14 +63,16 @@ def _original(way: _Way, transposed: bool, crop: torch.Tensor, params: Params) -
     """The network's own operators on crops `(N, C, h, w)`: shape operators, then the linear layer."""
     spare = -len(crop) % BATCH  # the operators were traced on batches of BATCH samples
     padded = torch.cat([crop, crop.new_zeros(spare, *crop.shape[1:])])
-    rows = torch.cat([way(part) for part in padded.split(BATCH)])[: len(crop)]
+    rows = torch.cat([way(part) for part in torch.split(padded, BATCH)])[: len(crop)]
     if "scale" in params:
         rows = rows * params["scale"] + params["shift"]
     weight = params["weight"].t() if transposed else params["weight"]
     return F.linear(rows, weight, params.get("bias"))
 
 
-def _converted(stencil: Stencil, channels: int, transposed: bool, source: torch.Tensor, params: Params) -> torch.Tensor:
+def _converted(
+    stencil: Stencil, channels: int, transposed: bool, source: torch.Tensor, params: Params
+) -> torch.Tensor:
     """The emitted convolution on a map of any size, then each window's elements, `(N, H', W', *out)`."""
     weight = params["weight"].t() if transposed else params["weight"]
     bias = params.get("bias")
@@ -78,7 +86,8 @@ def _converted(stencil: Stencil, channels: int, transposed: bool, source: torch.
         out = out.unfold(2 + axis, size, 1)
     out = out.movedim(1, 1 + axes).flatten(1 + axes)  # (N, places…, O·nominal…)
     index = torch.from_numpy(stencil.out_index(weight.shape[0]))
-    return out[..., index]
+    gathered: torch.Tensor = out[..., index]
+    return gathered
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,19 @@ def rule_for(operator: Any) -> Rule | None:
 
 def _overloads(operator: Any) -> list[Any]:
     if isinstance(operator, torch._ops.OpOverloadPacket):
-        return [getattr(operator, name) for name in operator.overloads()]
+        return [getattr(operator, name) for name in operator.overloads()]  # type: ignore[no-untyped-call]
     return [operator]
 
 
 def _load() -> None:
     """Import the built-in rules, once."""
-    from onebyone.pytorch import rules_linear, rules_maps, rules_place, rules_pointwise, rules_reduce, rules_shape
+    from onebyone.pytorch import (
+        rules_linear,
+        rules_maps,
+        rules_place,
+        rules_pointwise,
+        rules_reduce,
+        rules_shape,
+    )
 
     del rules_linear, rules_maps, rules_place, rules_pointwise, rules_reduce, rules_shape

@@ -14,7 +14,9 @@ from onebyone.lifting.index import Stencil, as_stencil
 from onebyone.pytorch import emit
 from onebyone.pytorch.pairs import make_pair
 from onebyone.pytorch.rules import refusing, register
-from onebyone.pytorch.walk import Cannot, Change, Const, Lifted, Walk, handle_of, module_path, op_name
+from onebyone.pytorch.trace import module_path
+from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of, op_name
+from onebyone.records import Change
 
 aten = torch.ops.aten
 
@@ -42,10 +44,14 @@ def addmm(walk: Walk, node: fx.Node) -> Lifted:
     """`y = b + x W`."""
     if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
         raise Cannot("alpha or beta is not 1")
-    return product(walk, node, node.args[1], walk.value(node.args[2]), walk.value(node.args[0]), transposed=True)
+    return product(
+        walk, node, node.args[1], walk.value(node.args[2]), walk.value(node.args[0]), transposed=True
+    )
 
 
-refusing(ATTENTION, aten.scaled_dot_product_attention, aten.baddbmm, aten.einsum, aten._native_multi_head_attention)
+refusing(
+    ATTENTION, aten.scaled_dot_product_attention, aten.baddbmm, aten.einsum, aten._native_multi_head_attention
+)
 
 
 def product(walk: Walk, node: fx.Node, source: Any, weight: Any, bias: Any, *, transposed: bool) -> Lifted:
@@ -93,7 +99,9 @@ def _record(
         Change(
             path=module_path(node),
             kind=op_name(node.target),
-            law="linear = pointwise convolution" if pointwise else "flatten∘linear = convolution without padding",
+            law="linear = pointwise convolution"
+            if pointwise
+            else "flatten∘linear = convolution without padding",
             before=f"linear {tuple(weight.shape)}",
             after=f"{kernel} convolution {shape}",
             copied_bytes=int(np.prod(shape)) * node.meta["val"].element_size() if copied else 0,

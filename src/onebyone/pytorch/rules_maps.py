@@ -50,7 +50,9 @@ def convolution(walk: Walk, node: fx.Node) -> Lifted:
     stride, dilation = _per_axis(a["stride"], walk.axes), _per_axis(a["dilation"], walk.axes)
     ops = [
         Sliding(k, s, d, before, after)
-        for k, s, d, (before, after) in zip(kernel, stride, dilation, _padding(a, kernel, dilation), strict=True)
+        for k, s, d, (before, after) in zip(
+            kernel, stride, dilation, _padding(a, kernel, dilation), strict=True
+        )
     ]
     grid = _slide(walk, node, value, ops, weight.shape[0])
     rest = [node.args[1], *node.args[2:]]
@@ -80,7 +82,9 @@ def _slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channel
         amounts = ", ".join(f"{op.pad_before}+{op.pad_after}" for op in ops)
         walk.not_exact(node, f"padding ({amounts}) shows a crop a border that the middle of an image has not")
     if any(op.partial_last(n) for op, n in zip(ops, value.grid.nominal, strict=True)):
-        walk.not_exact(node, "ceil_mode makes a last place that is partial in a crop and whole in a larger image")
+        walk.not_exact(
+            node, "ceil_mode makes a last place that is partial in a crop and whole in a larger image"
+        )
     grid = value.grid.through(ops, channels)
     walk.check_jump(grid)
     if any(n < 1 for n in grid.nominal):
@@ -88,7 +92,13 @@ def _slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channel
     return grid
 
 
-@register(aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)
+@register(
+    aten.max_pool1d,
+    aten.max_pool2d,
+    aten.max_pool3d,
+    aten.max_pool2d_with_indices,
+    aten.max_pool3d_with_indices,
+)
 def max_pool(walk: Walk, node: fx.Node) -> Any:
     """The same maximum on a map of any size."""
     a = arguments(node)
@@ -120,7 +130,10 @@ def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
     ops = [
         Sliding(k, s, 1, p, p, bool(a["ceil_mode"]))
         for k, s, p in zip(
-            kernel, _per_axis(a["stride"] or kernel, walk.axes), _per_axis(a["padding"], walk.axes), strict=True
+            kernel,
+            _per_axis(a["stride"] or kernel, walk.axes),
+            _per_axis(a["padding"], walk.axes),
+            strict=True,
         )
     ]
     grid = _slide(walk, node, value, ops)
@@ -131,8 +144,10 @@ def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
 @register(aten.pad, aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d)
 def pad(walk: Walk, node: fx.Node) -> Lifted:
     """Padding by fixed amounts; negative amounts crop."""
-    value = walk.as_map(walk.lifted(node.args[0]))
     amounts = [int(p) for p in node.args[1]]  # type: ignore[union-attr, arg-type]
+    if not any(amounts):
+        return walk.lifted(node.args[0])
+    value = walk.as_map(walk.lifted(node.args[0]))
     pairs = [(amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)][::-1]
     if len(pairs) > walk.axes:
         if any(p != (0, 0) for p in pairs[: -walk.axes]):
@@ -150,7 +165,9 @@ def pad(walk: Walk, node: fx.Node) -> Lifted:
     return Lifted(handle, grid, None, value.pooled)
 
 
-@register(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, aten.cudnn_batch_norm.default)
+@register(
+    aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, aten.cudnn_batch_norm.default
+)
 def batch_norm(walk: Walk, node: fx.Node) -> Any:
     """A batch norm a channel; on a flattened map, a scale and a shift by position for the next linear layer."""
     a = arguments(node)
@@ -167,7 +184,9 @@ def batch_norm(walk: Walk, node: fx.Node) -> Any:
     if laid is None:
         result = _by_position(value, mean, var, weight, bias, float(a["eps"]))
     else:
-        handle = _normalise(walk, node, laid, (mean, var, weight, bias), float(a["eps"]), float(a["momentum"]))
+        handle = _normalise(
+            walk, node, laid, (mean, var, weight, bias), float(a["eps"]), float(a["momentum"])
+        )
         result = replace(laid, handle=handle)
         if value.shape != laid.shape:
             result = replace(result, index=laid.indices().reshape(value.shape))
@@ -199,7 +218,7 @@ def _by_position(value: Lifted, mean: Const, var: Const, weight: Any, bias: Any,
 
 def _normalise(
     walk: Walk, node: fx.Node, value: Lifted, tensors: tuple[Any, Any, Any, Any], eps: float, momentum: float
-) -> fx.Proxy:
+) -> Any:
     """A batch-norm module over the network's own tensors where they belong to one module, so that training goes on."""
     mean, var, weight, bias = tensors
     path = str(mean.name).rpartition(".")[0] if mean.name else ""
@@ -221,8 +240,7 @@ def _module(walk: Walk, path: str, features: int, eps: float, momentum: float, a
             held = tensors[f"{path}.{name}"]
             module.register_parameter(name, held if isinstance(held, nn.Parameter) else nn.Parameter(held))
     for name in ("running_mean", "running_var", "num_batches_tracked"):
-        held = tensors.get(f"{path}.{name}")
-        module.register_buffer(name, held)
+        module.register_buffer(name, tensors.get(f"{path}.{name}"))
     return module.eval()
 
 
@@ -234,5 +252,9 @@ def per_place(walk: Walk, node: fx.Node) -> Lifted:
 
 
 refusing("instance statistics over the whole map", aten.instance_norm)
-refusing("a map resized by interpolation has another stride than its windows", aten.upsample_nearest2d, aten.upsample_bilinear2d)
+refusing(
+    "a map resized by interpolation has another stride than its windows",
+    aten.upsample_nearest2d,
+    aten.upsample_bilinear2d,
+)
 __all__ = ["arguments", "functional"]

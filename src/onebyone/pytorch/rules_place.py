@@ -45,7 +45,7 @@ def at_each_place(walk: Walk, node: fx.Node) -> Lifted:
 
     args = fx.node.map_aggregate(node.args, argument)
     kwargs = fx.node.map_aggregate(dict(node.kwargs), argument)
-    out = walk.call(functional(node.target), *args, **kwargs)  # type: ignore[misc]
+    out = walk.call(functional(node.target), *args, **kwargs)
     meta = node.meta["val"]
     if not isinstance(meta, torch.Tensor):
         raise Cannot("several results")

@@ -13,7 +13,8 @@ from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import Gather, as_gather, identity, in_layout_of, is_bijection
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import register
-from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, functional, handle_of, module_path
+from onebyone.pytorch.trace import module_path
+from onebyone.pytorch.walk import BY_POSITION, Cannot, Const, Lifted, Walk, functional, handle_of
 
 aten = torch.ops.aten
 
@@ -47,9 +48,17 @@ def unary(walk: Walk, node: fx.Node) -> Lifted:
 def dropout(walk: Walk, node: fx.Node) -> Lifted:
     """A dropout module of the same probability: nothing in eval mode, and dropout again in training."""
     value: Lifted = walk.value(node.args[0])
-    if value.affine is not None:  # it would act before the scale and shift that wait for the next linear layer
+    if (
+        value.affine is not None
+    ):  # it would act before the scale and shift that wait for the next linear layer
         return value
-    kind = nn.Dropout2d if "feature" in str(node.target) else nn.AlphaDropout if "alpha" in str(node.target) else nn.Dropout
+    kind = (
+        nn.Dropout2d
+        if "feature" in str(node.target)
+        else nn.AlphaDropout
+        if "alpha" in str(node.target)
+        else nn.Dropout
+    )
     name = _free_name(walk, module_path(node), node)
     walk.modules[name] = kind(float(node.args[1]))  # type: ignore[arg-type]
     handle = walk.proxy(walk.graph.call_module(name, (value.handle.node,)))
@@ -89,7 +98,9 @@ def with_constant(walk: Walk, value: Lifted, constant: Const, shape: tuple[int, 
     value = _anchor(walk, value, shape)
     laid = in_layout_of(ids, value.indices(), value.grid).reshape(value.grid.channels, -1)
     if not (laid == laid[:, :1]).all():
-        raise Cannot("a constant that depends on the position is combined with the map (a position embedding, for one)")
+        raise Cannot(
+            "a constant that depends on the position is combined with the map (a position embedding, for one)"
+        )
     return value, emit.per_channel(handle_of(constant), laid[:, 0], walk.axes)
 
 
@@ -117,7 +128,7 @@ def _anchor(walk: Walk, value: Lifted, shape: tuple[int, ...]) -> Lifted:
 
 def _meet(walk: Walk, node: fx.Node, a: Lifted, b: Lifted, target: Any, extra: tuple[Any, ...]) -> Lifted:
     if a.affine is not None or b.affine is not None:
-        raise Cannot("constants that depend on the position in a flattened map are only taken in by a linear layer")
+        raise Cannot(BY_POSITION)
     shape = tuple(int(n) for n in node.meta["val"].shape[1:])
     swapped = a.shape != shape or (b.shape == shape and a.grid.image_wide and not b.grid.image_wide)
     anchor, other = (b, a) if swapped else (a, b)
@@ -134,7 +145,9 @@ def _meet(walk: Walk, node: fx.Node, a: Lifted, b: Lifted, target: Any, extra: t
         (first, second), grid = walk.met([anchor, wide])
     pair = (second, first) if swapped else (first, second)
     handle = walk.call(target, pair[0].handle, pair[1].handle, *extra, **node.kwargs)
-    return Lifted(handle, replace(grid, channels=anchor.grid.channels), anchor.index, first.pooled | second.pooled)
+    return Lifted(
+        handle, replace(grid, channels=anchor.grid.channels), anchor.index, first.pooled | second.pooled
+    )
 
 
 def _laid_as(walk: Walk, node: fx.Node, value: Lifted, anchor: Lifted, shape: tuple[int, ...]) -> Lifted:
@@ -160,7 +173,9 @@ def _in_context(walk: Walk, node: fx.Node, value: Lifted, plan: Gather, anchor: 
             "(pooled over the window around each place) or context='image' (over the whole image)"
         )
     walk.context_nodes |= value.pooled
-    walk.not_exact(node, f"global context, taken over the {walk.context}: neighbouring windows share their places")
+    walk.not_exact(
+        node, f"global context, taken over the {walk.context}: neighbouring windows share their places"
+    )
     gathered = walk.gathered(value, plan)
     if gathered.grid.image_wide:
         return gathered
@@ -172,7 +187,7 @@ def _in_context(walk: Walk, node: fx.Node, value: Lifted, plan: Gather, anchor: 
 def _spread_grid(value: Lifted, size: list[int]) -> Any:
     fields, sizes = [], []
     for f, s, n in zip(value.grid.fields, value.grid.sizes, size, strict=True):
-        fields.append(replace(f, start=f.start - (n - 1) * f.jump, size=f.size + (n - 1) * f.jump))
+        fields.append(f.shifted(-((n - 1) // 2)))
         sizes.append(tuple(m + n - 1 for m in s))
     return replace(value.grid, fields=tuple(fields), sizes=tuple(sizes), nominal=tuple(size))
 

@@ -17,7 +17,9 @@ from onebyone.pytorch import emit
 from onebyone.pytorch.rules import refusing, register
 from onebyone.pytorch.rules_maps import arguments
 from onebyone.pytorch.rules_shape import with_index
-from onebyone.pytorch.walk import Cannot, Change, Const, Lifted, Walk, handle_of, module_path, op_name
+from onebyone.pytorch.trace import module_path
+from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of, op_name
+from onebyone.records import Change
 
 aten = torch.ops.aten
 
@@ -66,7 +68,12 @@ def _starts(stencil: Any) -> Integers:
 
 
 def _over_channels(handle: fx.Proxy, name: str) -> Any:
-    operation: dict[str, Callable[..., Any]] = {"mean": torch.mean, "sum": torch.sum, "amax": torch.amax, "amin": torch.amin}
+    operation: dict[str, Callable[..., Any]] = {
+        "mean": torch.mean,
+        "sum": torch.sum,
+        "amax": torch.amax,
+        "amin": torch.amin,
+    }
     return operation[name](handle, 1, keepdim=True)
 
 
@@ -87,17 +94,27 @@ def pooled(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], na
     ops = [Sliding(k) for k in kernel]
     if full and node.name in walk.image_wide:
         handle = _image_pool(walk, value.handle, name, places)
-        grid = replace(value.grid.through(ops), sizes=((1,) * len(value.grid.sizes[0]),) * walk.axes, image_wide=True)
+        grid = replace(
+            value.grid.through(ops), sizes=((1,) * len(value.grid.sizes[0]),) * walk.axes, image_wide=True
+        )
         return Lifted(handle, grid, None, value.pooled | {node.name})
     if full and walk.head == "cam" and node.name not in walk.context_nodes:
         return _class_map(walk, node, value, kernel, name)
     if name == "amin":
         raise Cannot("a minimum over places")
-    handle = emit.window_max(value.handle, kernel) if name == "amax" else emit.window_mean(value.handle, kernel)
+    handle = (
+        emit.window_max(value.handle, kernel) if name == "amax" else emit.window_mean(value.handle, kernel)
+    )
     handle = handle * float(places) if name == "sum" else handle
     by = "×".join(str(k) for k in kernel)
     walk.changes.append(
-        Change(module_path(node), op_name(node.target), "global pool = pool over the window", "pool over the map", f"{by} pool at stride 1")
+        Change(
+            module_path(node),
+            op_name(node.target),
+            "global pool = pool over the window",
+            "pool over the map",
+            f"{by} pool at stride 1",
+        )
     )
     names = {node.name} if full else set()
     return Lifted(handle, value.grid.through(ops), None, value.pooled | names)
@@ -119,13 +136,21 @@ def _class_map(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...]
         raise Cannot("head='cam' with two pools of different sizes")
     walk.shrink = shrink
     walk.changes.append(
-        Change(module_path(node), op_name(node.target), "average pool commutes with linear", "pool over the map", "left out (class map)")
+        Change(
+            module_path(node),
+            op_name(node.target),
+            "average pool commutes with linear",
+            "pool over the map",
+            "left out (class map)",
+        )
     )
     one = (1,) * walk.axes
     return Lifted(value.handle, replace(value.grid, nominal=one), None, value.pooled | {node.name})
 
 
-@register(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d, aten._adaptive_avg_pool2d)
+@register(
+    aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d, aten._adaptive_avg_pool2d
+)
 def adaptive_avg_pool(walk: Walk, node: fx.Node) -> Lifted:
     """Means over the bins that the nominal size gives."""
     return _adaptive(walk, node, "mean")
@@ -166,7 +191,9 @@ def _uneven(walk: Walk, node: fx.Node, value: Lifted, bins: list[list[tuple[int,
     """Bins of different sizes: a pool for each bin, cropped to where it begins, side by side as channels."""
     shape = tuple(len(b) for b in bins)
     if int(np.prod(shape)) * value.grid.channels > 65536:
-        raise Cannot(f"adaptive pooling from {value.grid.nominal} to {shape} places, in bins of different sizes")
+        raise Cannot(
+            f"adaptive pooling from {value.grid.nominal} to {shape} places, in bins of different sizes"
+        )
     parts = []
     for place in np.ndindex(*shape):
         spans = [bins[axis][p] for axis, p in enumerate(place)]

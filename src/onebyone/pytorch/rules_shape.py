@@ -13,7 +13,8 @@ from onebyone.laws.geometry import Sliding
 from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import batched, unbatched
 from onebyone.pytorch.rules import register
-from onebyone.pytorch.walk import BATCH, Cannot, Lifted, Walk, functional
+from onebyone.pytorch.trace import BATCH
+from onebyone.pytorch.walk import Cannot, Lifted, Walk, functional
 
 aten = torch.ops.aten
 
@@ -47,12 +48,14 @@ def move(walk: Walk, node: fx.Node) -> Any:
             return a
         if not isinstance(other, Lifted):
             raise Cannot("a shape that depends on a constant tensor")
-        return torch.empty(BATCH, *other.shape, dtype=torch.int64)  # view_as, expand_as: only the shape counts
+        return torch.empty(
+            BATCH, *other.shape, dtype=torch.int64
+        )  # view_as, expand_as: only the shape counts
 
     numbers = torch.from_numpy(batched(index, size, BATCH))
     rest = fx.node.map_aggregate(node.args[1:], argument)
     kwargs = fx.node.map_aggregate(dict(node.kwargs), argument)
-    result = functional(node.target)(numbers, *rest, **kwargs)  # type: ignore[misc, operator]
+    result = functional(node.target)(numbers, *rest, **kwargs)
     if isinstance(result, (list, tuple)):
         return tuple(_moved(value, r, size) for r in result)
     return _moved(value, result, size)
@@ -64,7 +67,9 @@ def _moved(value: Lifted, result: torch.Tensor, size: int) -> Lifted:
         raise Cannot(index)
     affine = value.affine
     if affine is not None and index.shape != value.shape:
-        raise Cannot("a vector with constants that depend on the position is reshaped before the next linear layer")
+        raise Cannot(
+            "a vector with constants that depend on the position is reshaped before the next linear layer"
+        )
     return with_index(value, index)
 
 
@@ -106,7 +111,9 @@ def _joined(walk: Walk, values: list[Any], join: Any) -> Lifted:
     if not all(isinstance(v, Lifted) and v.affine is None for v in values):
         raise Cannot("a constant is put beside values that depend on the image (a class token, for one)")
     if all(v.handle is values[0].handle for v in values):
-        return _join_indices(values[0], [v.indices() for v in values], int(np.prod(values[0].grid.shape)), join)
+        return _join_indices(
+            values[0], [v.indices() for v in values], int(np.prod(values[0].grid.shape)), join
+        )
     if len({v.grid.image_wide for v in values}) > 1:
         raise Cannot("a value of the whole image is put beside values of a window")
     compact = [_compact(walk, v) for v in values]

@@ -90,7 +90,9 @@ def infer_channels(model: nn.Module | ExportedProgram, window: Sequence[int]) ->
             return module.in_features // math.prod(window)
         if isinstance(module, nn.Linear):
             break
-    raise BadInput("channels: the network's first layer does not tell how many channels the image has; give channels=")
+    raise BadInput(
+        "channels: the network's first layer does not tell how many channels the image has; give channels="
+    )
 
 
 def module_path(node: fx.Node) -> str:
@@ -127,7 +129,8 @@ def quiet() -> Iterator[None]:
 
 def _user_input(program: ExportedProgram) -> fx.Node:
     name = program.graph_signature.user_inputs[0]
-    return next(n for n in program.graph.nodes if n.name == name)
+    found: fx.Node = next(n for n in program.graph.nodes if n.name == name)
+    return found
 
 
 def _fits(program: ExportedProgram, window: Sequence[int], channels: int) -> ExportedProgram:

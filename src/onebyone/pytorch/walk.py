@@ -19,8 +19,11 @@ from torch import fx, nn
 from onebyone.lifting.grid import PERIOD, Grid, Integers
 from onebyone.lifting.index import Gather, as_gather, as_stencil, identity
 from onebyone.pytorch import emit
-from onebyone.pytorch.trace import BATCH, Traced, is_inplace, module_path
+from onebyone.pytorch.trace import Traced, is_inplace, module_path
 from onebyone.records import Change, Refusal
+
+#: Why only a linear layer may follow a batch norm on a flattened map.
+BY_POSITION = "constants that depend on the position in a flattened map are only taken in by a linear layer"
 
 
 class Cannot(Exception):  # noqa: N818 - a reason, not an error: the walk records it and goes on
@@ -35,7 +38,7 @@ class Lifted:
     `affine`, two constants of the value's shape, is a scale and a shift by position that the next linear layer takes in.
     """
 
-    handle: fx.Proxy
+    handle: Any  # an fx.Proxy, which stands for a tensor in torch's functions
     grid: Grid
     index: Integers | None = None
     pooled: frozenset[str] = frozenset()
@@ -160,21 +163,20 @@ class Walk:
         made = self.graph.call_function(target, args, kwargs)
         meta = node.meta.get("val")
         if isinstance(meta, (list, tuple)):
-            return tuple(
-                Const(self.proxy(self.graph.call_function(operator.getitem, (made, i))), tuple(m.shape)) for i, m in enumerate(meta)
-            )
+            parts = [self.graph.call_function(operator.getitem, (made, i)) for i in range(len(meta))]
+            return tuple(Const(self.proxy(p), tuple(m.shape)) for p, m in zip(parts, meta, strict=True))
         return Const(self.proxy(made), tuple(getattr(meta, "shape", ())))
 
-    # ---- what rules use -------------------------------------------------------------------------------------------
+    # what rules use
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A proxy for a node of the new graph."""
         return fx.Proxy(node, self.recorder)
 
-    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Proxy:
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Emit one call; arguments may be proxies."""
         nodes = fx.node.map_aggregate((args, kwargs), lambda a: _node(a))
-        return self.proxy(self.graph.call_function(target, *nodes))  # type: ignore[misc, arg-type]
+        return self.proxy(self.graph.call_function(target, *nodes))
 
     def value(self, argument: Any) -> Any:
         """An operator's argument: the value of a node, or the plain value itself (lists of nodes too)."""
@@ -190,7 +192,7 @@ class Walk:
         if not isinstance(value, Lifted):
             raise Cannot("a constant where a value that depends on the image was expected")
         if value.affine is not None:
-            raise Cannot("constants that depend on the position in a flattened map are only taken in by a linear layer")
+            raise Cannot(BY_POSITION)
         return value
 
     def as_map(self, value: Lifted) -> Lifted:
@@ -222,12 +224,14 @@ class Walk:
         return self.gathered(replace(value, index=identity(value.grid.shape)), plan)
 
     def met(self, values: list[Lifted]) -> tuple[list[Lifted], Grid]:
-        """Maps that meet place by place, cropped to their common extent where it can differ; and their joint grid."""
+        """Maps that meet place by place, cropped to their common extent where it can differ; their joint grid."""
         grid = values[0].grid
         for other in values[1:]:
             joined = grid.joined(other.grid)
             if joined is None:
-                raise Cannot(f"maps meet that have different strides: {grid.jump} and {other.grid.jump} pixels")
+                raise Cannot(
+                    f"maps meet that have different strides: {grid.jump} and {other.grid.jump} pixels"
+                )
             grid = joined
         if any(v.grid.sizes != grid.sizes for v in values):
             handles = emit.common([v.handle for v in values], self.axes)
@@ -265,9 +269,9 @@ class _Late:
         return self.made
 
 
-def handle_of(const: Const) -> fx.Proxy:
+def handle_of(const: Const) -> Any:
     """The proxy of a constant."""
-    return const.handle.get() if isinstance(const.handle, _Late) else const.handle  # type: ignore[no-any-return]
+    return const.handle.get() if isinstance(const.handle, _Late) else const.handle
 
 
 def _node(value: Any) -> Any:
@@ -299,6 +303,3 @@ def functional(target: Any) -> Any:
     if overload is None:
         raise Cannot("an in-place operator without a functional twin")
     return overload
-
-
-__all__ = ["BATCH", "Cannot", "Change", "Const", "Lifted", "Pair", "Poison", "Walk", "functional", "handle_of", "op_name"]
