@@ -108,7 +108,7 @@ class ScoreMap:
         """Read what `save` wrote; nothing in the file is run. Raises BadInput if it is not such a file."""
         file = require_file(path)
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 meta = json.loads(str(arrays["meta"]))
                 scores = np.asarray(arrays["scores"], dtype=np.float32)
             if meta["format"] != _FORMAT:
