@@ -118,9 +118,9 @@ def kind_of(module: nn.Module) -> str | None:
         kind = rule.kind if rule else LINEAR if isinstance(module, nn.Linear) else CONV
         return kind if kind == LINEAR or _is_pointwise(module) else None
     if _is_quantised(cls):
-        if cls.__name__.startswith(("Linear", "DynamicQuantizedLinear")):
+        if hasattr(module, "in_features") and hasattr(module, "out_features"):
             return LINEAR
-        if cls.__name__.startswith(("Conv1d", "Conv2d", "Conv3d")) and _is_pointwise(module):
+        if hasattr(module, "kernel_size") and hasattr(module, "in_channels") and _is_pointwise(module):
             return CONV
     return None
 

@@ -191,24 +191,22 @@ class Successors:
         return new
 
     def _renew_function(self, value: types.FunctionType, renew: Callable[[Any], Any]) -> types.FunctionType:
-        cells = tuple(self._renew_cell(cell, renew) for cell in value.__closure__ or ())
+        old_cells = value.__closure__ or ()
+        fresh = [
+            cell for cell in old_cells if id(cell) not in self._new and self._refers(_content(cell), False)
+        ]
+        for cell in fresh:  # empty at first: a function may be its own closure
+            self._record(cell, types.CellType())
+        cells = tuple(self.of(cell) for cell in old_cells)
         new = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
         self._record(value, new)
+        for cell in fresh:
+            self.of(cell).cell_contents = renew(_content(cell))
         new.__defaults__ = None if value.__defaults__ is None else tuple(map(renew, value.__defaults__))
         new.__kwdefaults__ = value.__kwdefaults__ and {k: renew(v) for k, v in value.__kwdefaults__.items()}
         new.__qualname__, new.__doc__, new.__module__ = value.__qualname__, value.__doc__, value.__module__
         new.__dict__.update({k: renew(v) for k, v in vars(value).items()})
         return new
-
-    def _renew_cell(self, cell: types.CellType, renew: Callable[[Any], Any]) -> types.CellType:
-        if id(cell) in self._new:
-            return cast(types.CellType, self._new[id(cell)])
-        content = _content(cell)
-        # a list or dict in a closure is where the hook's owner reads its results: shared unless it holds
-        # the tree
-        if not self._refers(content, False):
-            return cell
-        return cast(types.CellType, self._record(cell, types.CellType(renew(content))))
 
     def _refers(self, value: Any, objects: bool) -> bool:
         """Whether `value` leads to an object that has a successor, without going through a module."""
