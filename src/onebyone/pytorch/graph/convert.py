@@ -1,0 +1,205 @@
+"""`convert(level="graph")`: exported program in, exported program out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.optim import Optimizer
+
+from onebyone.errors import BadInput
+from onebyone.files import atomic_path
+from onebyone.pytorch.graph.counting import layout_operators
+from onebyone.pytorch.graph.functional import functional_program
+from onebyone.pytorch.graph.optimizer import carry
+from onebyone.pytorch.graph.pairs import Pair, pairs_of
+from onebyone.pytorch.graph.rewrite import Found, find_products, rewrite
+from onebyone.pytorch.graph.weights import StoredWeights
+from onebyone.records import Change, Refusal, table
+
+Only = str | Sequence[str] | Callable[[str], bool]
+LAW = {"conv": "linear = pointwise convolution", "linear": "pointwise convolution = linear"}
+
+
+@dataclass(frozen=True, eq=False)
+class GraphConversion:
+    """A converted exported program, with what was changed and what was refused; `print(conversion)` is a table.
+
+    `model` takes what the original takes. `layout_before` and `layout_after` count the layout operators of the two programs, by
+    name (see `counting`). `weights` says which parameters are stored in another shape: names are the original's.
+    """
+
+    model: ExportedProgram
+    changes: tuple[Change, ...]
+    refused: tuple[Refusal, ...]
+    to: str
+    layout_before: Counter[str]
+    layout_after: Counter[str]
+    pairs: tuple[Pair, ...] = ()
+    weights: StoredWeights = field(default_factory=StoredWeights, repr=False)
+    level: str = "graph"
+
+    def state_dict_from_original(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A state dict of the original, in the shapes that the converted program's parameters have."""
+        return self.weights.from_original(state)
+
+    def state_dict_to_original(self, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A state dict of the converted program (by default its own), in the original's shapes."""
+        return self.weights.to_original(self.model.state_dict if state is None else state)
+
+    @property
+    def copied_bytes(self) -> int:
+        """New storage that the conversion needed: parameters whose new shape is no view of the old."""
+        return sum(c.copied_bytes for c in self.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data for JSON."""
+        return {
+            "to": self.to,
+            "level": self.level,
+            "copied_bytes": self.copied_bytes,
+            "layout_before": dict(self.layout_before),
+            "layout_after": dict(self.layout_after),
+            "changes": [c.to_dict() for c in self.changes],
+            "refused": [r.to_dict() for r in self.refused],
+            "shapes": {k: [list(s.original), list(s.shape)] for k, s in self.weights.shapes.items()},
+        }
+
+    def __str__(self) -> str:
+        head = f"to {self.to} (graph): {len(self.changes)} converted, {len(self.refused)} refused"
+        layout = f"layout operators {self.layout_before.total()} → {self.layout_after.total()}"
+        parts = [f"{head}, {self.copied_bytes:,} bytes copied, {layout}"]
+        if self.changes:
+            rows = [(c.path or "(top level)", c.kind, c.before, c.after) for c in self.changes]
+            parts.append(table(["path", "operator", "before", "after"], rows))
+        if self.refused:
+            parts.append(
+                table(["refused", "operator", "reason"], [(r.path, r.kind, r.reason) for r in self.refused])
+            )
+        return "\n".join(parts)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the program, whole or not at all, with the report inside it.
+
+        Raises:
+            BadInput: a name that does not end in .pt2, or a folder that cannot be written.
+        """
+        target = Path(path)
+        if target.suffix != ".pt2":
+            raise BadInput(f"path={str(path)!r}: an exported program is saved under a name that ends in .pt2")
+        report = json.dumps({"onebyone": "conversion", **self.to_dict()}, indent=1)
+        with atomic_path(target) as part:
+            torch.export.save(self.model, part, extra_files={"onebyone.json": report})
+        return target
+
+
+def convert_graph(
+    model: nn.Module | ExportedProgram,
+    *,
+    to: str = "conv",
+    example: Any = None,
+    only: Only | None = None,
+    optimizer: Optimizer | None = None,
+) -> GraphConversion:
+    """Every product with a constant weight as a 1×1 convolution (`to="conv"`), or every 1×1 convolution as a linear map.
+
+    `model` is an exported program, or a module that is exported in eval mode with `example` (its input, or a tuple of its
+    inputs). It is left as it is. Values are stored in the axis order that needs the fewest layout operators, and never more of
+    them than the original had where that can be had. Parameters keep their names; weights are stored as (O, I, 1, 1), as views
+    of the original's storage, so training one trains the other. `only` chooses layers: a glob on dotted paths, several of them,
+    or a function of the path. `optimizer` is handed over to the new parameters, with its elementwise state.
+
+    Raises:
+        BadInput: an argument that cannot be used, among them an `only` that chooses nothing.
+        Refused: the optimizer's state depends on the parameters' shape.
+
+    >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> c = convert_graph(net, to="conv", example=torch.ones(4, 5, 3))
+    >>> print(c)
+    to conv (graph): 2 converted, 0 refused, 0 bytes copied, layout operators 0 → 0
+    path  operator             before      after
+    ----  -------------------  ----------  ----------------------------
+    0     aten.linear.default  linear 3→8  1×1 convolution (8, 3, 1, 1)
+    2     aten.linear.default  linear 8→2  1×1 convolution (2, 8, 1, 1)
+    """
+    if to not in LAW:
+        raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
+    program = exported(model, example)
+    original = functional_program(program)
+    found, refused = find_products(original, to, _selection(only))
+    converted = [f for f in found if f.convert]
+    if only is not None and not converted and not refused:
+        raise BadInput(
+            f"only={only!r} chooses no {'product with a constant weight' if to == 'conv' else '1×1 convolution'}"
+        )
+    result = rewrite(original, found)
+    conversion = GraphConversion(
+        model=result.program,
+        changes=tuple(_change(f, to, result.weights, original) for f in converted),
+        refused=tuple(refused),
+        to=to,
+        layout_before=layout_operators(program),
+        layout_after=layout_operators(result.program),
+        pairs=pairs_of(converted, original, result),
+        weights=result.weights,
+    )
+    if optimizer is not None:
+        carry(optimizer, original, conversion.model, result.weights)
+    return conversion
+
+
+def exported(model: nn.Module | ExportedProgram, example: Any = None) -> ExportedProgram:
+    """The program of a module in eval mode, exported with an example; a program is given back as it is."""
+    if isinstance(model, ExportedProgram):
+        return model
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model is a {type(model).__name__}: expected an nn.Module or an exported program")
+    if example is None:
+        raise BadInput("level='graph' on a module needs an example: convert(model, level='graph', example=x)")
+    args = example if isinstance(example, tuple) else (example,)
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        return torch.export.export(model, args, strict=False)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise BadInput(
+            f"model cannot be exported with this example: {lines[0] if lines else type(error).__name__}"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _selection(only: Only | None) -> Callable[[str], bool]:
+    if only is None:
+        return lambda path: True
+    if callable(only):
+        return only
+    globs = [only] if isinstance(only, str) else list(only)
+    return lambda path: any(fnmatchcase(path, glob) for glob in globs)
+
+
+def _change(found: Found, to: str, weights: StoredWeights, program: ExportedProgram) -> Change:
+    inputs, outputs = found.product.channels
+    grouped = f", {found.product.groups} groups" if found.product.groups > 1 else ""
+    strided = f", stride {found.product.stride}" if any(s != 1 for s in found.product.stride) else ""
+    before, after = f"linear {inputs}→{outputs}", f"1×1 convolution ({outputs}, {inputs}, 1, 1)"
+    if to == "linear":
+        before = f"1×1 convolution {inputs}→{outputs}{grouped}{strided}"
+        after = f"linear ({outputs}, {inputs // found.product.groups}){grouped}{strided}"
+    shape = weights.shapes.get(found.weight_name or "")
+    copied = 0
+    if shape is not None and shape.copied:
+        value = program.state_dict.get(found.weight_name or "")
+        copied = value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+    return Change(found.path, found.product.kind, LAW[to], before, after, copied)

@@ -1,0 +1,40 @@
+"""An optimizer's state, carried to parameters in new shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.optim import Optimizer
+
+from onebyone.pytorch.graph.weights import StoredWeights
+from onebyone.pytorch.state import carry_optimizer, check_optimizer
+
+
+def carry(
+    optimizer: Optimizer, before: ExportedProgram, after: ExportedProgram, weights: StoredWeights
+) -> None:
+    """Let `optimizer` go on with the parameters of `after`; elementwise state moves as the parameters' elements did.
+
+    Raises:
+        Refused: state that depends on the parameters' shape; nothing is changed then.
+    """
+    check_optimizer(optimizer)
+    successors: list[tuple[str, nn.Parameter, nn.Parameter]] = []
+    moved: dict[nn.Parameter, dict[str, Any]] = {}
+    for name, old in before.state_dict.items():
+        new = after.state_dict[name]
+        if isinstance(old, nn.Parameter) and isinstance(new, nn.Parameter) and old is not new:
+            successors.append((name, old, new))
+            shape = weights.shapes[name]
+            moved[new] = {
+                key: shape.store(value)
+                for key, value in optimizer.state.get(old, {}).items()
+                if isinstance(value, torch.Tensor) and value.shape == old.shape
+            }
+    carry_optimizer(optimizer, successors)
+    for new, state in moved.items():
+        if new in optimizer.state:
+            optimizer.state[new].update(state)
