@@ -181,6 +181,16 @@ def test_the_drawing_shows_boxes_in_their_classes_colours() -> None:
     assert (ground == 90).all()  # and so does the image that was given
 
 
+def test_tags_leave_their_neighbours_boxes_free() -> None:
+    """Three boxes in a column, each where the tag of the next would first go."""
+    ground = np.full((200, 300), 90, dtype=np.uint8)
+    boxes = np.float32([[100, 40, 130, 70], [100, 72, 130, 102], [100, 104, 130, 134]])
+    found = Detections(boxes, np.float32([0.7, 0.8, 0.9]), np.arange(3), tuple("abc"), (200, 300))
+    drawn = np.asarray(found.draw(ground))
+    for x1, y1, x2, y2 in boxes.astype(int):
+        assert (drawn[y1 + 4 : y2 - 4, x1 + 4 : x2 - 4] == 90).all()
+
+
 @pytest.mark.parametrize(
     "image", [np.zeros(SIZE, np.uint16), np.zeros((*SIZE, 3)), np.ones((*SIZE, 1), np.float32)]
 )

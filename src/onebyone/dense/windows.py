@@ -40,6 +40,7 @@ def scan_windows(
     labels: Labels | None = None,
     device: str | torch.device = "cpu",
     batch: int | None = None,
+    channels: int | None = None,
     output: int = 0,
     softmax: bool | None = None,
     progress: Progress = None,
@@ -51,7 +52,8 @@ def scan_windows(
     Where `batch` is None, the first windows are run in several batch sizes and memory layouts, each a few
     times, and the rest in the fastest of them; nothing is computed twice.
 
-    `progress` is True for a bar on stderr, or a callable of (done, total) windows.
+    `channels` are those the network reads, where the image must be checked or a picture file turned grey or
+    RGB for it. `progress` is True for a bar on stderr, or a callable of (done, total) windows.
 
     Raises
     ------
@@ -59,7 +61,7 @@ def scan_windows(
         as `scan` does, and for a network that gives more than one place for one window.
     """
     labels = labels or Labels()
-    pixels = load_image(image, labels=labels)
+    pixels = load_image(image, channels=channels, labels=labels)
     positions = geometry.positions(pixels.size)
     if batch is not None and batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")

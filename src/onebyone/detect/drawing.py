@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onebyone.dense.pictures import pillow
 from onebyone.dense.preprocess import load_image
@@ -78,9 +79,9 @@ def _draw(found: Detections, picture: Image.Image) -> Image.Image:
     rows = list(zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True))
     for box, label, _ in reversed(rows):
         _box(pen, box, colour_of(label), line)
-    taken: list[tuple[float, float, float, float]] = []
+    tags = _Tags(found.boxes.astype(np.float64), picture.size)
     for box, label, score in rows:
-        _tag(pen, box, f"{found.classes[label]} ({score:.2f})", colour_of(label), font, picture.size, taken)
+        _tag(pen, tags, box, f"{found.classes[label]} ({score:.2f})", colour_of(label), font)
     return picture
 
 
@@ -95,35 +96,57 @@ def _box(pen: ImageDraw.ImageDraw, box: list[float], colour: str, line: int) -> 
     pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
 
 
+class _Tags:
+    """Finds room for tags beside their boxes, where they cover as little as may be of boxes and other tags."""
+
+    def __init__(self, boxes: NDArray[np.float64], size: tuple[int, int]) -> None:
+        self._boxes, self._size = boxes, size
+        self._tags, self._count = np.empty_like(boxes), 0
+
+    def place(self, box: list[float], wide: int, high: int) -> tuple[int, int]:
+        """Where the tag of `box` goes: its first corner."""
+        left, top, right, bottom = (round(v) for v in box)
+        wanted = [(x, y) for y in (top - high, bottom) for x in (left - 1, right - wide + 1)] + [
+            (right, top),
+            (left - wide, top),
+            (left, top),
+        ]
+        room = max(0, self._size[0] - wide), max(0, self._size[1] - high)
+        inside = [(min(max(0, x), room[0]), min(max(0, y), room[1])) for x, y in wanted]
+        costs = [self._covered(x, y, wide, high) for x, y in inside]
+        x, y = inside[int(np.argmin(costs))]  # the first of the best
+        self._tags[self._count] = (x, y, x + wide, y + high)
+        self._count += 1
+        return x, y
+
+    def _covered(self, x: int, y: int, wide: int, high: int) -> float:
+        """Pixels of boxes that a tag there would cover; those of tags, which must be read, count four times."""
+        tag = (x, y, x + wide, y + high)
+        return _shared(tag, self._boxes) + 4 * _shared(tag, self._tags[: self._count])
+
+
+def _shared(one: tuple[int, int, int, int], others: NDArray[np.float64]) -> float:
+    """The area that a rectangle shares with others (K, 4), summed."""
+    wide = np.minimum(one[2], others[:, 2]) - np.maximum(one[0], others[:, 0])
+    high = np.minimum(one[3], others[:, 3]) - np.maximum(one[1], others[:, 1])
+    return float((np.maximum(wide, 0) * np.maximum(high, 0)).sum())
+
+
 def _tag(
     pen: ImageDraw.ImageDraw,
+    tags: _Tags,
     box: list[float],
     text: str,
     colour: str,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    size: tuple[int, int],
-    taken: list[tuple[float, float, float, float]],
 ) -> None:
-    """Class and score on the class's colour, above the box, or wherever near it there is still room."""
+    """Class and score on the class's colour."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    wide, high = right - left + 6, bottom - top + 5
-    x = min(max(0, round(box[0]) - 1), max(0, size[0] - wide))
-    above, below, inside = round(box[1]) - high, round(box[3]), round(box[1])
-    places = [(x, y) for y in (above, below, inside) if 0 <= y <= size[1] - high] or [(x, 0)]
-    free = (p for p in places if not any(_overlap((*p, p[0] + wide, p[1] + high), t) for t in taken))
-    x, y = next(free, places[0])
-    taken.append((x, y, x + wide, y + high))
+    wide, high = round(right - left) + 6, round(bottom - top) + 5
+    x, y = tags.place(box, wide, high)
     pen.rectangle((x, y, x + wide - 1, y + high - 1), fill=colour, outline=_EDGE)
-    pen.text(
-        (x + 3 - left, y + 2 - top),
-        text,
-        fill="black" if _luminance(colour) > _DARK_TEXT else "white",
-        font=font,
-    )
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    ink = "black" if _luminance(colour) > _DARK_TEXT else "white"
+    pen.text((x + 3 - left, y + 2 - top), text, fill=ink, font=font)
 
 
 def _luminance(colour: str) -> float:
