@@ -319,7 +319,9 @@ class Geometry:
             raise BadInput(f"not a geometry: {error!r} in {data!r}") from error
 
     def __str__(self) -> str:
-        why = "; ".join(self.inexact_because) or "no reason given"
+        more = len(self.inexact_because) - _SHOWN
+        shown = [*self.inexact_because[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        why = "; ".join(shown) or "no reason given"
         exact = "exact: equals cropping every window" if self.exact else f"not exact: {why}"
         field, start = _by(self.receptive_field), _by(self.receptive_field_offset)
         offset = _by(self.window_offset)
@@ -338,6 +340,7 @@ class Geometry:
             )
 
 
+_SHOWN = 3  # reasons that print names; `inexact_because` holds all
 _AXES = ("window", "stride", "window_offset", "receptive_field", "receptive_field_offset")
 
 

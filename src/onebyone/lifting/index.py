@@ -72,7 +72,7 @@ def as_gather(index: Integers, grid: Grid) -> Gather | str:
         one = tuple(int(a == axis) for a in range(axes))
         step = int(place[axis][(0, *one)] - starts[axis, 0]) if length > 1 else 1
         expected = starts[axis].reshape((-1,) + (1,) * axes) + step * np.arange(length).reshape(
-            (1,) + tuple(length if a == axis else 1 for a in range(axes))
+            (1, *(length if a == axis else 1 for a in range(axes)))
         )
         if not (place[axis] == expected).all():
             return "places do not follow one another in steps"

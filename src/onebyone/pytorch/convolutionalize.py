@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,9 +30,11 @@ CONTEXTS = (None, "window", "image")
 class Convolutionalized:
     """A network of any size, and where its answers lie in the image.
 
-    `model(image)` takes `(N, C, H, W)`, H and W from the window up, and gives `(N, classes, H', W')`, or a tuple of such,
+    `model(image)` takes `(N, C, H, W)`, H and W from the window up, and gives `(N, classes, H', W')`, or a
+    tuple of such,
     for a network with several outputs; place (i, j) answers for the window that `geometry.window_at((i, j))` tells.
-    Its parameters are the original's own, under the same names: a checkpoint of either loads into the other, and training
+    Its parameters are the original's own, under the same names: a checkpoint of either loads into the other,
+    and training
     one trains both. `nominal` is the size the network was built for: the least image it takes (the geometry's window is
     smaller with head="cam").
     """
@@ -45,12 +47,13 @@ class Convolutionalized:
     nominal: tuple[int, ...]
     head: str = "window"
     context: str | None = None
-    labels: Labels = Labels()
+    labels: Labels = field(default_factory=Labels)
     pairs: tuple[Pair, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the network as an exported program (`.pt2`) with free batch, H and W, its geometry and labels beside it."""
+        """Write the network as an exported program (`.pt2`) with free batch, H and W, its geometry and
+        labels beside it."""
         from onebyone.pytorch.dense_file import save_dense
 
         save_dense(self, path)
@@ -89,7 +92,8 @@ def convolutionalize(
 ) -> Convolutionalized:
     """Make a classifier of `window` pixels a network that answers for every window of a larger image.
 
-    Flatten and linear layers become convolutions without padding, the linear layers after them 1×1 convolutions, pools over
+    Flatten and linear layers become convolutions without padding, the linear layers after them 1×1
+    convolutions, pools over
     the whole map pools over each window's part of it. On an image of H × W pixels the result has
     ⌊(H − window)/stride⌋ + 1 places per axis. See `Geometry.exact` for whether they equal cropping every window.
 
@@ -100,7 +104,8 @@ def convolutionalize(
     channels: of the image; taken from the first layer where it tells.
     head: "window", the numbers that cropping gives, or "cam", the class map before the last pool, whose means over the
         pool's places are the numbers of "window".
-    context: what squeeze-and-excitation and the like pool over: "window" (around each place), "image", or None: refused.
+    context: what squeeze-and-excitation and the like pool over: "window" (around each place), "image", or
+    None: refused.
     labels: class names and preprocessing for the result to carry.
 
     Raises

@@ -1,6 +1,7 @@
 """The registry of rules: what each operator means for values of any size.
 
-A rule is a function of the walk and the node; it gives the lifted value of the node's result, or raises `Cannot` with the
+A rule is a function of the walk and the node; it gives the lifted value of the node's result, or raises
+`Cannot` with the
 reason. Users register rules for operators of their own (`torch.library` custom operators too) in the same way:
 
 >>> import torch

@@ -77,10 +77,15 @@ def _constant(walk: Walk, argument: Any) -> Any:
 
 def _slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channels: int | None = None) -> Any:
     """The grid after sliding operators; padding and partial last places make the result inexact."""
-    padded = [op for op in ops if op.padded()]
-    if padded:
-        amounts = ", ".join(f"{op.pad_before}+{op.pad_after}" for op in ops)
-        walk.not_exact(node, f"padding ({amounts}) shows a crop a border that the middle of an image has not")
+    if any(op.padded() for op in ops):
+        sides = [
+            f"{op.pad_before}" if op.pad_before == op.pad_after else f"{op.pad_before}+{op.pad_after}"
+            for op in ops
+        ]
+        amounts = sides[0] if len(set(sides)) == 1 else "×".join(sides)
+        walk.not_exact(
+            node, f"padding {amounts}: a crop has a border there that the middle of an image has not"
+        )
     if any(op.partial_last(n) for op, n in zip(ops, value.grid.nominal, strict=True)):
         walk.not_exact(
             node, "ceil_mode makes a last place that is partial in a crop and whole in a larger image"

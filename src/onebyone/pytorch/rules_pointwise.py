@@ -24,7 +24,8 @@ UNARY = (
     aten.hardswish, aten.hardswish_, aten.hardsigmoid, aten.hardsigmoid_, aten.hardtanh, aten.hardtanh_, aten.sigmoid,
     aten.sigmoid_, aten.tanh, aten.tanh_, aten.softplus, aten.log_sigmoid, aten.hardshrink, aten.softshrink, aten.clamp,
     aten.clamp_, aten.clamp_min, aten.clamp_min_, aten.clamp_max, aten.abs, aten.neg, aten.exp, aten.log, aten.sqrt,
-    aten.rsqrt, aten.reciprocal, aten.square, aten.sign, aten.floor, aten.round, aten.erf, aten.sin, aten.cos, aten.log1p,
+    aten.rsqrt, aten.reciprocal, aten.square, aten.sign, aten.floor, aten.round, aten.erf, aten.sin,
+    aten.cos, aten.log1p,
     aten._to_copy, aten.to, aten.type_as, aten.threshold, aten.threshold_, aten.nan_to_num, aten.expm1,
 )  # fmt: skip
 

@@ -25,7 +25,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Traced:
-    """An exported program, read: its graph, the name of the tensor behind each constant placeholder, and the tensors."""
+    """An exported program, read: its graph, the name of the tensor behind each constant placeholder, and the
+    tensors."""
 
     graph: fx.Graph
     image: str

@@ -1,7 +1,8 @@
 """The walk: an exported graph, one window in size, re-read with lifted values into a graph of any size.
 
 The walk holds what the rules need (values, the graph being made, refusals, reasons for inexactness) and the acts that
-many rules share; what each operator means is in `rules_*.py`. A refused operator poisons what depends on it, so that one
+many rules share; what each operator means is in `rules_*.py`. A refused operator poisons what depends on it,
+so that one
 walk finds every reason.
 """
 
@@ -35,7 +36,8 @@ class Lifted:
     """A value that depends on the image: the map's handle, its grid, and the index (None: the identity).
 
     `pooled` names the reductions over places that the value came through since it was a map of many places.
-    `affine`, two constants of the value's shape, is a scale and a shift by position that the next linear layer takes in.
+    `affine`, two constants of the value's shape, is a scale and a shift by position that the next linear
+    layer takes in.
     """
 
     handle: Any  # an fx.Proxy, which stands for a tensor in torch's functions

@@ -1,0 +1,194 @@
+"""The any-size form against the network run on every crop, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.pytorch.anysize import deviation, every_window, image_for, lenet, randomise
+from tests.pytorch.exact_networks import EXACT, Branches
+from torch import nn
+
+from onebyone.pytorch.convolutionalize import convolutionalize
+
+#: float64 rounding of a few hundred terms of size about one: what equal numbers may differ by here. Checked below to
+#: be far under what the smallest fault changes.
+ROUNDING = 1e-11
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_equals_cropping_every_window(name: str) -> None:
+    build, window, channels = EXACT[name]
+    d, error = deviation(build(), window, channels)
+    assert d.geometry.exact, d.geometry.inexact_because
+    assert error < ROUNDING
+
+
+ONE_D = nn.Sequential(
+    nn.Conv1d(2, 4, 5),
+    nn.ReLU(),
+    nn.MaxPool1d(2),
+    nn.Flatten(),
+    nn.Linear(4 * 6, 5),
+    nn.ReLU(),
+    nn.Linear(5, 3),
+)
+THREE_D = nn.Sequential(
+    nn.Conv3d(1, 3, 3),
+    nn.BatchNorm3d(3),
+    nn.ReLU(),
+    nn.MaxPool3d((1, 2, 2)),
+    nn.Flatten(),
+    nn.Linear(3 * 3 * 2 * 3, 4),
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "window"), [(ONE_D, (16,)), (THREE_D, (5, 6, 8))], ids=["signals", "volumes"]
+)
+def test_signals_and_volumes(model: nn.Module, window: tuple[int, ...]) -> None:
+    d, error = deviation(model, window)
+    assert d.geometry.exact
+    assert error < ROUNDING
+    assert len(d.geometry.stride) == len(window)
+
+
+INEXACT = {
+    "padded convolution": (
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 3)),
+        "0 (aten.conv2d): padding",
+    ),
+    "same padding": (
+        nn.Sequential(nn.Conv2d(3, 4, 4, padding="same"), nn.Flatten(), nn.Linear(4 * 64, 3)),
+        "0 (aten.conv2d): padding",
+    ),
+    "padded max-pool": (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(4 * 16, 3)),
+        "1 (aten.max_pool2d): padding",
+    ),
+    "partial ceil_mode place": (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.MaxPool2d(3, 2, ceil_mode=True), nn.Flatten(), nn.Linear(4 * 16, 3)
+        ),
+        "1 (aten.max_pool2d): ceil_mode",
+    ),
+    "padded average pool": (
+        nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 64, 3)),
+        "0 (aten.avg_pool2d): padding",
+    ),
+    "asymmetric zero padding": (
+        nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 4, 3, 2), nn.Flatten(), nn.Linear(64, 3)),
+        "aten.pad): padding",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INEXACT)
+def test_what_padding_touched_is_never_called_exact(name: str) -> None:
+    model, reason = INEXACT[name]
+    d, error = deviation(model, 8)
+    assert not d.geometry.exact
+    assert any(reason in because for because in d.geometry.inexact_because), d.geometry.inexact_because
+    assert error > 1e-3, "the reason is real: the numbers differ"
+    image = image_for(d, d.nominal)
+    with torch.no_grad():
+        nominal = (d.model(image)[..., 0, 0] - model(image).flatten(1)).abs().max()
+    assert nominal < ROUNDING, "on an image of the window's size nothing differs"
+
+
+def test_a_larger_image_has_no_more_places_than_windows() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 4, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, 2, padding=1),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
+    d = convolutionalize(randomise(model), 32)
+    for extra in range(2 * d.geometry.stride[0] + 1):
+        places = d.model(torch.zeros(1, 3, 32 + extra, 32)).shape[2:]
+        assert tuple(places) == (extra // 8 + 1, 1)
+
+
+def test_several_outputs_come_as_a_tuple() -> None:
+    model = randomise(Branches()).double().eval()
+    d = convolutionalize(model, (10, 8))
+    image = image_for(d)
+    with torch.no_grad():
+        first, second = d.model(image)
+        crop = model(image[:, :, 1:11, 2:10])
+    assert d.geometry.exact
+    assert (first[:, :, 1, 2] - crop[0]).abs().max() < ROUNDING
+    assert (second[:, :, 1, 2] - crop[1]).abs().max() < ROUNDING
+
+
+def test_class_map_means_are_the_window_numbers() -> None:
+    model = randomise(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        )
+    )
+    model = model.double().eval()
+    cam, window = convolutionalize(model, 9, head="cam"), convolutionalize(model, 9)
+    image = image_for(window, (17, 13))
+    with torch.no_grad():
+        maps, scores = cam.model(image), window.model(image)
+    assert tuple(maps.shape[2:]) == cam.geometry.positions((17, 13)) == (8, 6)
+    assert (F.avg_pool2d(maps, 4, 1) - scores).abs().max() < ROUNDING
+    assert cam.geometry.window == (3, 3)
+    assert not cam.geometry.exact
+
+
+def test_weights_are_shared_and_checkpoints_load_both_ways() -> None:
+    model = randomise(lenet(norm=True)).eval()
+    d = convolutionalize(model, 32)
+    ours, theirs = dict(d.model.named_parameters()), dict(model.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] is theirs[name] for name in theirs)
+    assert d.model.state_dict().keys() == model.state_dict().keys()
+    other = randomise(lenet(norm=True), seed=7).eval()
+    d.model.load_state_dict(other.state_dict())
+    image = torch.randn(1, 1, 32, 32)
+    assert torch.allclose(d.model(image)[..., 0, 0], other(image), atol=1e-5)
+    other.load_state_dict(d.model.state_dict())
+
+
+def test_gradients_are_those_of_the_windows() -> None:
+    model = randomise(lenet(norm=True)).double().eval()
+    d = convolutionalize(model, 32)
+    image = image_for(d).requires_grad_()
+    target = torch.randn(d.model(image).shape, dtype=torch.float64)
+    dense = torch.autograd.grad((d.model(image) * target).sum(), [image, *d.model.parameters()])
+    crops = torch.autograd.grad((every_window(model, d, image) * target).sum(), [image, *model.parameters()])
+    for a, b in zip(dense, crops, strict=True):
+        assert (a - b).abs().max() <= ROUNDING * max(1.0, float(b.abs().max()))
+
+
+def test_training_mode_brings_dropout_and_batch_statistics_back() -> None:
+    model = randomise(
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Flatten(),
+            nn.Linear(36, 50),
+            nn.Dropout(0.5),
+            nn.Linear(50, 3),
+        )
+    )
+    d = convolutionalize(model, 5)
+    image = torch.randn(2, 1, 9, 9)
+    before = model[1].running_mean.clone()
+    assert torch.equal(d.model(image), d.model(image))
+    d.model.train()
+    assert not torch.equal(d.model(image), d.model(image))
+    assert not torch.equal(model[1].running_mean, before), "statistics are the network's own"
+
+
+def test_the_given_network_is_left_as_it_was() -> None:
+    model = lenet(norm=True).train()
+    model[3].eval()
+    before = {name: m.training for name, m in model.named_modules()}
+    text = str(model)
+    convolutionalize(model, 32)
+    assert {name: m.training for name, m in model.named_modules()} == before
+    assert str(model) == text

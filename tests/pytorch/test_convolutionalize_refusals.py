@@ -1,0 +1,172 @@
+"""What cannot be lifted is refused by operator and module path; what is not a network, or a window that does not fit,
+gets one sentence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.pytorch.anysize import Apply, deviation, image_for, randomise
+from torch import nn
+
+from onebyone.errors import BadInput, Refused
+from onebyone.pytorch.convolutionalize import convolutionalize
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position, self.head = nn.Parameter(torch.zeros(1, 4, 6, 6)), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((x + self.position).relu().mean((2, 3)))
+
+
+class Squeeze(nn.Module):
+    """Squeeze-and-excitation with a hard gate, as MobileNet V3 has it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * F.hardsigmoid(self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1)))))
+
+
+def body(*middle: nn.Module) -> nn.Sequential:
+    """A small trunk over 8×8 windows with something in the middle: 6×6 places, 4 channels."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *middle, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+REFUSED = {
+    "attention": (
+        nn.Sequential(nn.Conv2d(3, 4, 3), Attention()),
+        "1",
+        "aten.scaled_dot_product_attention",
+        "attention",
+    ),
+    "position embedding": (
+        nn.Sequential(nn.Conv2d(3, 4, 3), Embedded()),
+        "1",
+        "aten.add",
+        "depends on the position",
+    ),
+    "instance norm": (body(nn.InstanceNorm2d(4)), "1", "aten.instance_norm", "statistics"),
+    "group norm": (body(nn.GroupNorm(2, 4)), "1", "aten.group_norm", "statistics"),
+    "mixing the batch": (body(Apply(lambda x: x + x.flip(0))), "1", "aten.flip", "different samples"),
+    "softmax over the batch": (body(Apply(lambda x: x.softmax(0))), "1", "aten.softmax", "batch"),
+    "upsampling": (body(nn.Upsample(scale_factor=2)), "1", "aten.upsample", "interpolation"),
+    "transposed convolution": (body(nn.ConvTranspose2d(4, 4, 2, 2)), "1", "aten.conv_transpose2d", ""),
+    "sorting": (body(Apply(lambda x: x.sort(1).values)), "1", "aten.sort", "no rule"),
+    "global context": (body(Squeeze(4)), "1", "aten.mul", "choose context="),
+    "batch statistics": (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 3)
+        ),
+        "1",
+        "aten.batch_norm",
+        "batch",
+    ),
+    "a map for one window": (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+        "",
+        "output 0",
+        "a map of 6×6 places",
+    ),
+    "a constant result": (Apply(lambda x: torch.ones(2, 3)), "", "output 0", "does not depend"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str) -> None:
+    model, path, kind, reason = REFUSED[name]
+    with pytest.raises(Refused) as caught:
+        convolutionalize(randomise(model), 8, 3)
+    (refusal,) = caught.value.refusals
+    assert refusal.path.startswith(path)
+    assert refusal.kind.startswith(kind)
+    assert reason in refusal.reason
+    assert caught.value.exit_code == 3
+
+
+def test_every_reason_is_given_at_once() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.embedded = nn.InstanceNorm2d(3), Embedded()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x).mean((2, 3)) + self.embedded(torch.cat([x, x[:, :1]], 1)[:, :, 1:-1, 1:-1])
+
+    with pytest.raises(Refused) as caught:
+        convolutionalize(Two(), 8, 3)
+    assert {r.path for r in caught.value.refusals} == {"norm", "embedded"}
+
+
+@pytest.mark.parametrize("context", ["window", "image"])
+def test_global_context_by_choice(context: str) -> None:
+    model = body(Squeeze(4))
+    d, error = deviation(model, 8, context=context)
+    assert not d.geometry.exact
+    assert any(f"taken over the {context}" in reason for reason in d.geometry.inexact_because)
+    assert error > 1e-4, "neighbouring windows share their places"
+    image = image_for(d, (8, 8))
+    with torch.no_grad():
+        assert (d.model(image)[..., 0, 0] - model(image)).abs().max() < 1e-12
+
+
+def test_image_context_sees_the_whole_image_and_window_context_does_not() -> None:
+    model = body(Squeeze(4))
+    for context, reaches in (("window", False), ("image", True)):
+        d, _ = deviation(model, 8, context=context)
+        image = image_for(d, (8, 60), batch=1).requires_grad_()
+        (gradient,) = torch.autograd.grad(d.model(image)[0, 0, 0, 0], image)
+        assert bool(gradient[..., 50:].abs().sum() > 0) is reaches
+
+
+def test_a_window_that_does_not_fit_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    with pytest.raises(BadInput, match=r"does not run on a 3×9×9 image \(at 2\): mat1 and mat2"):
+        convolutionalize(model, 9)
+    with pytest.raises(BadInput, match=r"does not run on a 3×2×2 image \(at 0\)"):
+        convolutionalize(model, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"window": 0}, "window is 0; one to three positive"),
+        ({"window": (8, 8, 8, 8)}, "one to three positive"),
+        ({"window": 8, "channels": 0}, "channels is 0"),
+        ({"window": 8, "head": "top"}, "head is 'top'; 'window' or 'cam'"),
+        ({"window": 8, "context": "all"}, "context is 'all'"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict[str, object], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        convolutionalize(body(), **arguments)  # type: ignore[arg-type]
+
+
+def test_what_is_not_a_network() -> None:
+    with pytest.raises(BadInput, match="model is a dict"):
+        convolutionalize({}, 8)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="give channels="):
+        convolutionalize(nn.Sequential(nn.Flatten(), nn.Linear(13, 2)), 8)
+
+
+def test_an_image_smaller_than_the_window() -> None:
+    d = convolutionalize(body(), 8)
+    with pytest.raises(BadInput, match="image is 7×9, smaller than the window of 8×8"):
+        d.model(torch.zeros(1, 3, 7, 9))
+    with pytest.raises(BadInput, match=r"image has shape \(3, 8, 8\)"):
+        d.model(torch.zeros(3, 8, 8))

@@ -1,0 +1,74 @@
+"""Any-size networks as files: free sizes, the geometry beside them, and files that are not ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.pytorch.anysize import Residual, lenet, randomise
+from torch import nn
+
+from onebyone.errors import BadInput
+from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.dense_file import load_dense
+from onebyone.records import Labels
+
+
+@pytest.fixture(scope="module")
+def dense() -> Convolutionalized:
+    labels = Labels(classes=tuple("0123456789"), mean=(0.5,), std=(0.25,), colour_order="L")
+    return convolutionalize(randomise(lenet(norm=True)), 32, labels=labels)
+
+
+def test_round_trip(dense: Convolutionalized, tmp_path: Path) -> None:
+    dense.save(tmp_path / "d.pt2")
+    back = load_dense(tmp_path / "d.pt2")
+    assert back.geometry == dense.geometry
+    assert back.labels == dense.labels
+    assert back.changes == dense.changes
+    assert (back.channels, back.nominal) == (1, (32, 32))
+    for shape in ((1, 1, 32, 32), (3, 1, 32, 61), (1, 1, 47, 33)):
+        image = torch.randn(shape)
+        assert torch.equal(back.model(image), dense.model(image))
+    assert [p.name for p in tmp_path.iterdir()] == ["d.pt2"]
+
+
+@pytest.mark.parametrize("head", ["window", "cam"])
+def test_padded_networks_with_strides_save_too(head: str, tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, padding=1), Residual(nn.Conv2d(8, 8, 3, padding=1), 0), nn.MaxPool2d(3, 2, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    d = convolutionalize(randomise(model), 16, head=head)
+    d.save(tmp_path / "d.pt2")
+    back = load_dense(tmp_path / "d.pt2")
+    for size in ((16, 16), (16, 40), (33, 18)):
+        image = torch.randn(2, 3, *size)
+        assert torch.equal(back.model(image), d.model(image))
+        assert tuple(back.model(image).shape[2:]) == back.geometry.positions(size)
+
+
+def test_an_interrupted_write_leaves_nothing(
+    dense: Convolutionalized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_program: object, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.export, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        dense.save(tmp_path / "d.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_names_and_other_files(dense: Convolutionalized, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"a name ending in \.pt2"):
+        dense.save(tmp_path / "d.onnx")
+    program = torch.export.export(nn.Sequential(nn.Linear(3, 2)), (torch.zeros(1, 3),), strict=False)
+    torch.export.save(program, tmp_path / "plain.pt2")
+    with pytest.raises(BadInput, match=r"without onebyone\.json"):
+        load_dense(tmp_path / "plain.pt2")
+    torch.export.save(program, tmp_path / "odd.pt2", extra_files={"onebyone.json": "[]"})
+    with pytest.raises(BadInput, match="another version"):
+        load_dense(tmp_path / "odd.pt2")
