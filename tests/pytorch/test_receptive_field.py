@@ -41,7 +41,7 @@ NETWORKS = {
         nn.MaxPool2d(2),
         nn.Conv2d(2, 2, 3, dilation=2),
         nn.Flatten(),
-        nn.Linear(2 * 25, 3),
+        nn.Linear(2 * 16, 3),
     ),
     "padded": nn.Sequential(
         nn.Conv2d(1, 2, 5, 2, padding=2),
