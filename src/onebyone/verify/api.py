@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from onebyone.errors import BadInput
 from onebyone.verify import network, recording, structure
+from onebyone.verify.dense import verify_dense
+from onebyone.verify.gradients import Grads, compare_gradients
 from onebyone.verify.layers import check_layer
 from onebyone.verify.network import NetworkCheck, Quartet, Runner
 from onebyone.verify.result import SAME_FUNCTION, GradientCheck, LayerCheck, Verification
@@ -51,8 +53,6 @@ def verify(
     report = progress or (lambda done, of: None)
     model = _runnable(model, "model")
     if hasattr(converted, "geometry") and hasattr(converted, "pairs"):
-        from onebyone.verify.dense import verify_dense
-
         return verify_dense(model, converted, x, seed, gradients, max_windows, report)
     if hasattr(converted, "pairs") and hasattr(converted, "model"):
         return _verify_conversion(model, converted, x, seed, gradients, report)
@@ -161,7 +161,7 @@ def _check_pair(
         )
 
 
-def _gradient_map(conversion: Any, model: Any, after: Any) -> Callable[[network.Grads], network.Grads] | None:
+def _gradient_map(conversion: Any, model: Any, after: Any) -> Callable[[Grads], Grads] | None:
     """From the converted parameters' gradients to the original's: the state-dict map, where it only renames
     and reshapes.
     """
@@ -174,7 +174,7 @@ def _gradient_map(conversion: Any, model: Any, after: Any) -> Callable[[network.
     if to_original is None:
         return None
 
-    def back(grads: Mapping[str, Tensor]) -> network.Grads:
+    def back(grads: Mapping[str, Tensor]) -> Grads:
         state = {n: torch.zeros_like(t) for n, t in after.state_dict().items()} | dict(grads)
         mapped = to_original(state)
         return {n: g for n, g in mapped.items() if n in shapes}
@@ -188,7 +188,7 @@ def _whole(
     x: Any,
     seed: int,
     gradients: bool,
-    back: Callable[[network.Grads], network.Grads] | None,
+    back: Callable[[Grads], Grads] | None,
     found: _Findings,
 ) -> Verification:
     original, converted = Runner(model, x, seed), Runner(after, x, seed)
@@ -252,10 +252,10 @@ def _quartet(original: Runner, converted: Runner, found: _Findings) -> Quartet |
 
 
 def _gradients(
-    four: Quartet, back: Callable[[network.Grads], network.Grads] | None, found: _Findings
+    four: Quartet, back: Callable[[Grads], Grads] | None, found: _Findings
 ) -> GradientCheck | None:
     try:
-        return network.compare_gradients(four, back)
+        return compare_gradients(four, back)
     except Exception as error:
         found.unverified.append(f"gradients: {type(error).__name__}: {error}")
         return None

@@ -1,11 +1,276 @@
-"""A dense form against every window."""
+"""A dense form against every window cropped and run by itself; and tiles against the whole.
+
+Three promises, three names, never mixed up:
+
+- "dense = crops": no padding, exact. |dense − crops| must be within the two sides' running error bounds, added, in the
+  network's own dtype and again in float64, where the bound is some nine digits finer and shows every real fault.
+- "dense ≈ crops (padded)": the network pads (or pools over the image), so that the numbers truly differ.
+  They are measured; what must be equal is the answer on an image of exactly one window, the number of
+  places, and the layers.
+- "tiled = whole": an image run in tiles against the same image run at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from onebyone.verify.result import Verification
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from onebyone.errors import BadInput
+from onebyone.verify import network, structure
+from onebyone.verify.dense_pairs import check_dense_pair
+from onebyone.verify.gradients import compare_gradients
+from onebyone.verify.network import NetworkCheck, Runner
+from onebyone.verify.result import (
+    DENSE_EXACT,
+    DENSE_PADDED,
+    TILED,
+    DenseCheck,
+    GradientCheck,
+    LayerCheck,
+    Verification,
+)
+from onebyone.verify.settings import proof_settings
+from onebyone.verify.trees import leaves, wide
+from onebyone.verify.windows import (
+    Bounds,
+    Figures,
+    Places,
+    Walkers,
+    batch_size,
+    compare_rows,
+    on_windows,
+    places,
+    rows_of,
+)
+
+# windows also compared in float64
+FINE_WINDOWS = 64
+
+
+class _Dense:
+    """One verification of a dense form, step by step."""
+
+    def __init__(self, model: Any, dense: Any, x: Any, seed: int, max_windows: int) -> None:
+        self.model, self.dense, self.geometry, self.seed = model, dense.model, dense.geometry, seed
+        self.head = getattr(dense, "head", "window")
+        self.original = dense.original if isinstance(dense.original, ExportedProgram) else model
+        self.pairs = dense.pairs
+        self.max_windows = max_windows
+        self.target = DENSE_EXACT if self.geometry.exact else DENSE_PADDED
+        self.problems: list[str] = []
+        self.unverified: list[str] = []
+        self.dtype = network.own_dtype(model, x)
+        self.image = self._image(x, dense.channels)
+        self.fixed = self._fixed_batch()
+
+    def _image(self, x: Any, channels: int) -> Tensor:
+        """What is run densely: x where it holds several windows, a mosaic of x where it holds one, else noise.
+
+        At least 3 and 2 windows along the axes, and a rest at the far edge too short for one more.
+        """
+        window, stride = self.geometry.window, self.geometry.stride
+        device = next(iter(self.dense.parameters()), torch.zeros(())).device
+        size = [w + n * s + s - 1 for w, n, s in zip(window, (2, 1, 3), stride, strict=False)]
+        if x is None:
+            self.unverified.append("no example image: random pixels stood in for one")
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.randn(2, channels, *size, generator=generator).to(device, self.dtype)
+        given = leaves(x)[0][1] if leaves(x) else None
+        if given is None or given.dim() != len(window) + 2 or given.shape[1] != channels:
+            shape = None if given is None else tuple(given.shape)
+            raise BadInput(
+                f"x has shape {shape}; an image (N, {channels}, …) with {len(window)} axes was expected"
+            )
+        if any(have < w for have, w in zip(given.shape[2:], window, strict=True)):
+            raise BadInput(f"x is {tuple(given.shape[2:])} pixels, smaller than the window of {window}")
+        if any(have >= w + s for have, w, s in zip(given.shape[2:], window, stride, strict=True)):
+            return given.detach()
+        return _mosaic(given.detach()[:2], size)
+
+    def _fixed_batch(self) -> int | None:
+        if not isinstance(self.original, ExportedProgram) or self.original.example_inputs is None:
+            return None
+        return int(leaves(self.original.example_inputs[0])[0][1].shape[0])
+
+    def layers(self, report: Callable[[int, int], None]) -> tuple[LayerCheck, ...]:
+        found = []
+        for done, pair in enumerate(self.pairs, 1):
+            found.append(check_dense_pair(pair, self.seed + done))
+            report(done, len(self.pairs))
+        self.problems += [f"{c.path}: {c.why}" for c in found if not c.ok]
+        return tuple(found)
+
+    def weights(self) -> None:
+        if isinstance(self.model, nn.Module):
+            self.problems += structure.not_finite(self.model, "original")
+            ours = dict(self.dense.named_parameters())
+            self.problems += [
+                f"{name} differs from the original's"
+                for name, p in self.model.named_parameters()
+                if name in ours and (p.shape != ours[name].shape or not bool((p == ours[name]).all()))
+            ]
+        if not bool(torch.isfinite(self.image).all()):
+            self.problems.append("the image holds NaN or infinity")
+
+    def at_one_window(self, gradients: bool) -> tuple[NetworkCheck, GradientCheck | None]:
+        """On an image of exactly one window both networks are one function, padded or not."""
+        size = tuple(slice(0, w) for w in self.geometry.window)
+        crop = self.image[(slice(0, self.fixed or 2), slice(None), *size)]
+        if self.fixed and len(crop) < self.fixed:
+            crop = crop[:1].expand(self.fixed, *crop.shape[1:])
+        before = Runner(self.model, crop, self.seed, rows_of)
+        after = Runner(self.dense, crop, self.seed, rows_of)
+        try:
+            four = network.quartet(before, after)
+            why = network.why_no_float64(four.wide_original)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        if why is not None:
+            self.unverified.append(f"gradients, rounding_ratio: no float64 reference ({why})")
+            return network.compare_directly(before, after), None
+        check = network.compare(four)
+        if not gradients or check.problems:
+            return check, None
+        try:
+            return check, compare_gradients(four, None)
+        except Exception as error:
+            self.unverified.append(f"gradients: {type(error).__name__}: {error}")
+            return check, None
+
+    def places(self) -> tuple[list[Tensor] | None, tuple[int, ...], tuple[int, ...]]:
+        """The dense outputs, the places expected and those found; and the same on an image one pixel short of two."""
+        window, stride = self.geometry.window, self.geometry.stride
+        short = tuple(w + s - 1 for w, s in zip(window, stride, strict=True))
+        outputs: list[Tensor] | None = None
+        answer: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+        blank = self.image.new_zeros(1, self.image.shape[1], *short)
+        for image in (blank, self.image):
+            size = tuple(image.shape[2:])
+            expected = tuple(self.geometry.positions(size))
+            try:
+                with torch.no_grad():
+                    outputs = [t for _, t in leaves(self.dense(image))]
+            except Exception as error:
+                self.problems.append(
+                    f"the dense network fails on {size} pixels: {type(error).__name__}: {error}"
+                )
+                return None, expected, ()
+            found = [tuple(t.shape[2:]) for t in outputs]
+            answer = (expected, next((f for f in found if f != expected), expected))
+            if answer[0] != answer[1]:
+                self.problems.append(f"{size} pixels give {answer[1]} places, {expected} are expected")
+                return None, *answer
+        return outputs, *answer
+
+    def against_windows(self, report: Callable[[int, int], None]) -> DenseCheck:
+        """Every window (or an even sample of `max_windows`) by itself, against the dense output there."""
+        outputs, expected, found = self.places()
+        blank = DenseCheck(self.target, False, 0, expected, found)
+        if outputs is None:
+            return replace(blank, why="not compared")
+        every = places(expected, len(self.image), self.geometry.window, self.geometry.stride)
+        at = every.sample(self.max_windows)
+        if len(at) < len(every):
+            self.unverified.append(f"compared on {len(at):,} of {len(every):,} windows, evenly spread")
+        batch = batch_size(at, self.image.shape[1], self.fixed)
+        with torch.no_grad():
+            crops = on_windows(
+                lambda x: rows_of(self.model(x)), self.image, at, batch, lambda done: report(done, len(at))
+            )
+        picked = [at.pick(t) for t in outputs]
+        if [t.shape for t in picked] != [t.shape for t in crops]:
+            self.problems.append("dense outputs and the crops' have different shapes")
+            return replace(blank, why="not compared")
+        walkers = Walkers(self.original, self.dense, self.image, at, batch) if self.geometry.exact else None
+        bounds = walkers(self.image, at) if walkers else Bounds([])
+        figures = compare_rows(picked, crops, bounds.total)
+        check = replace(
+            blank,
+            windows=len(at),
+            max_abs_difference=figures.largest,
+            mean_abs_difference=figures.mean,
+            relative_to_spread=figures.largest / figures.spread if figures.spread else None,
+            class_agreement=figures.agreement,
+            bound=figures.bound,
+            bound_ratio=figures.ratio,
+            bound_missing=bounds.missing,
+        )
+        return self._judged(check, figures, at, walkers)
+
+    def _judged(self, check: DenseCheck, figures: Figures, at: Places, walkers: Walkers | None) -> DenseCheck:
+        if not math.isfinite(figures.largest):
+            self.problems.append("dense outputs, or the crops', hold NaN or infinity")
+            return check
+        if walkers is None:
+            return replace(check, ok=True, why="measured: " + "; ".join(self.geometry.inexact_because))
+        wrong = []
+        if figures.ratio is not None and figures.ratio > 1:
+            wrong.append(
+                f"dense and crops differ by {figures.largest:.3g}, {figures.ratio:.3g} times the bound"
+            )
+        try:
+            check, said = self._in_float64(check, at.sample(FINE_WINDOWS), walkers)
+            wrong += said
+        except Exception as error:
+            self.unverified.append(f"dense against crops in float64: {type(error).__name__}: {error}")
+            if figures.ratio is None:
+                wrong.append("neither a bound nor float64 could be had")
+        self.problems += wrong
+        return replace(check, ok=not wrong, why="; ".join(wrong))
+
+    def _in_float64(self, check: DenseCheck, at: Places, walkers: Walkers) -> tuple[DenseCheck, list[str]]:
+        """The finer comparison, its limit (a running error bound, else the network module's), and a planted shift."""
+        model, dense = network.copies_in(torch.float64, self.model, self.dense)
+        image = self.image.to(torch.float64)
+        with torch.no_grad():
+            outputs = [t for _, t in leaves(dense(image))]
+            crops = on_windows(lambda x: rows_of(model(x)), image, at, walkers.batch)
+        bounds = walkers(image, at)
+        if not bounds.total:
+            scale = check.max_abs_difference or 0.0
+            u = network.unit(self.dtype) if self.dtype != torch.float64 else 2.0**-24
+            own = [max(scale, u * float(c.abs().max())) for c in crops]
+            self.unverified.append(
+                f"no derived bound ({bounds.missing}): in float64 the limit of verify.network stood in for it"
+            )
+            bounds = Bounds(
+                [torch.full_like(c, network.limit64(o, u)) for c, o in zip(crops, own, strict=True)]
+            )
+        figures = compare_rows([at.pick(t) for t in outputs], crops, bounds.total)
+        shifted = [at.pick(t.roll(1, -1)) for t in outputs]
+        planted = compare_rows(shifted, crops, bounds.total)
+        check = replace(
+            check,
+            float64_difference=figures.largest,
+            float64_limit=figures.bound,
+            planted_shift=planted.largest if outputs[0].shape[-1] > 1 else None,
+        )
+        assert figures.ratio is not None
+        assert planted.ratio is not None
+        wrong = []
+        if figures.ratio > 1:
+            wrong.append(
+                f"in float64 dense and crops differ by {figures.largest:.3g}, {figures.ratio:.3g} times the limit"
+            )
+        if outputs[0].shape[-1] > 1 and planted.ratio <= 1:
+            self.unverified.append("the bound is too coarse to see a shift by one place on this image")
+        return check, wrong
+
+
+def _mosaic(x: Tensor, size: Sequence[int]) -> Tensor:
+    """A larger image out of x and its mirror images, cut to `size`."""
+    for axis, n in enumerate(size, 2):
+        parts = [x]
+        while sum(p.shape[axis] for p in parts) < n:
+            parts.append(parts[-1].flip(axis))
+        x = torch.cat(parts, axis).narrow(axis, 0, n)
+    return x.contiguous()
 
 
 def verify_dense(
@@ -17,5 +282,77 @@ def verify_dense(
     max_windows: int,
     report: Callable[[int, int], None],
 ) -> Verification:
-    """To come in the next commit."""
-    raise NotImplementedError
+    """`verify` for what `convolutionalize` gave."""
+    with proof_settings(seed, model, dense.model):
+        work = _Dense(model, dense, x, seed, max_windows)
+        work.weights()
+        layers = work.layers(report)
+        if work.problems and any("NaN" in p for p in work.problems):
+            return _answer(work, layers, NetworkCheck(), None, None)
+        if work.head == "cam":
+            work.unverified.append(
+                "head='cam' answers for places before the pool: no crop to compare it with"
+            )
+            work.places()
+            return _answer(work, layers, NetworkCheck(), None, None)
+        check, gradient = work.at_one_window(gradients)
+        against = work.against_windows(report)
+        return _answer(work, layers, check, gradient, against)
+
+
+def _answer(
+    work: _Dense,
+    layers: tuple[LayerCheck, ...],
+    check: NetworkCheck,
+    gradient: GradientCheck | None,
+    against: DenseCheck | None,
+) -> Verification:
+    problems = [*work.problems, *(f"on one window: {p}" for p in check.problems)]
+    if gradient and not gradient.ok:
+        problems.append(f"gradients {gradient.why}")
+    return Verification(
+        equivalent=not problems,
+        target=work.target,
+        max_error=check.max_error,
+        rounding_ratio=check.rounding_ratio,
+        float64_error=check.float64_error,
+        float64_limit=check.float64_limit,
+        layers=layers,
+        gradients=gradient,
+        dense=against,
+        first_difference=next((c.path for c in layers if not c.ok), None),
+        problems=tuple(dict.fromkeys(problems)),
+        unverified=tuple(dict.fromkeys([*work.unverified, *check.unverified])),
+    )
+
+
+def compare_tiled(whole: Any, tiled: Any, bound: Any = None) -> Verification:
+    """Whether an image run in tiles gave what it gives when run at once ("tiled = whole").
+
+    `whole` and `tiled` are tensors or arrays of one shape. `bound` is how far they may differ, a number or
+    an array: two runs of one network may sum in another order where their shapes differ (see
+    `running_error.error_bound`). Without one they must be equal bit for bit.
+
+    >>> compare_tiled(torch.ones(2, 3), torch.ones(2, 3)).equivalent
+    True
+    >>> compare_tiled(torch.ones(2, 3), torch.ones(2, 4)).problems
+    ('shapes (2, 3) and (2, 4) differ',)
+    """
+    a, b = wide(torch.as_tensor(whole)), wide(torch.as_tensor(tiled))
+    expected, found = tuple(a.shape), tuple(b.shape)
+    check = DenseCheck(TILED, False, math.prod(expected[1:]), expected, found)
+    if expected != found:
+        problems = [f"shapes {expected} and {found} differ"]
+    elif not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
+        problems = ["NaN or infinity"]
+    else:
+        limit = torch.zeros_like(a) if bound is None else wide(torch.as_tensor(bound)).expand_as(a)
+        figures = compare_rows([b.flatten()[None]], [a.flatten()[None]], [limit.flatten()[None]])
+        check = replace(
+            check, max_abs_difference=figures.largest, bound=figures.bound, bound_ratio=figures.ratio
+        )
+        off = figures.ratio is not None and figures.ratio > 1
+        said = "bit for bit" if bound is None else f"within {figures.bound:.3g}"
+        problems = [f"tiled and whole differ by {figures.largest:.3g}: not equal {said}"] if off else []
+    check = replace(check, ok=not problems, why="; ".join(problems))
+    return Verification(not problems, TILED, check.max_abs_difference, dense=check, problems=tuple(problems))

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.laws import bounds
-from onebyone.verify.result import GradientCheck
 from onebyone.verify.trees import arguments, cast, cast_tensor, leaves, map_tensors, wide
 
 U64 = bounds.unit_roundoff("float64")
@@ -43,16 +42,23 @@ class Runner:
     call: Callable[..., Any]
     example: Any
     seed: int
+    after: Callable[[Any], Any] | None = None
+    """What is done to the outputs before they are compared."""
 
     def __call__(self) -> Any:
         """Run on copies of the inputs: a network may change them in place."""
-        args, kwargs = arguments(map_tensors(self.example, lambda t: t.detach().clone()))
+        return self.on(map_tensors(self.example, Tensor.detach))
+
+    def on(self, example: Any) -> Any:
+        """Run on copies of another example's tensors, through which gradients flow."""
+        args, kwargs = arguments(map_tensors(example, Tensor.clone))
         torch.manual_seed(self.seed)
-        return self.call(*args, **kwargs)
+        outputs = self.call(*args, **kwargs)
+        return self.after(outputs) if self.after else outputs
 
     def in_dtype(self, call: Callable[..., Any], dtype: torch.dtype) -> Runner:
         """The same example in another dtype, for `call`."""
-        return Runner(call, cast(self.example, dtype), self.seed)
+        return Runner(call, cast(self.example, dtype), self.seed, self.after)
 
 
 @dataclass
@@ -164,7 +170,7 @@ def _judge(
         return
     error64 = difference(y, z)
     # two dtypes draw different random numbers, so that there the floor has to do
-    own = four.u * _size(y) if stochastic else max(difference(y, y_own), four.u * _size(y))
+    own = four.u * size_of(y) if stochastic else max(difference(y, y_own), four.u * size_of(y))
     limit = limit64(own, four.u)
     if four.is_float64:
         scale = own * U64 / four.u
@@ -207,8 +213,8 @@ def compare_directly(original: Runner, converted: Runner) -> NetworkCheck:
     if not leaves_finite({"original": expected, "converted": found}, check):
         return check
     for (path, y), (_, z) in zip(expected, found, strict=True):
-        off, limit = difference(y, z), math.sqrt(u * shorter(u)) * _size(y)
-        limit = limit if _is_real_or_complex(y) else 0.0
+        off, limit = difference(y, z), math.sqrt(u * shorter(u)) * size_of(y)
+        limit = limit if is_real_or_complex(y) else 0.0
         check.max_error = max(check.max_error or 0.0, off)
         if off > limit:
             name = f"output {path}" if path else "the output"
@@ -265,7 +271,7 @@ def difference(a: Tensor, b: Tensor) -> float:
     return math.inf if bool(torch.isnan(d).any()) else float(d.max())
 
 
-def _size(t: Tensor) -> float:
+def size_of(t: Tensor) -> float:
     return float(wide(t).abs().max()) if t.numel() else 0.0
 
 
@@ -312,86 +318,6 @@ def leaves_finite(groups: Mapping[str, list[tuple[str, Tensor]]], check: Network
     return len(check.problems) == before
 
 
-Grads = dict[str, Tensor]
-# no parameter has a blank in its name
-_INPUT = "the input "
-
-
-def compare_gradients(
-    four: Quartet, back: Callable[[Grads], Grads] | None, with_parameters: bool = True
-) -> GradientCheck:
-    """Gradients of Σ c·y with respect to every floating input and parameter, in float64, judged like the
-    outputs.
-
-    `back` maps the converted network's parameter gradients to the original's names and shapes (None: same
-    names). Parameters whose names the two do not share are counted in `why`.
-    """
-    exact = _gradients(four.wide_original, with_parameters)
-    if not exact:
-        return GradientCheck(True, 0, why="no output depends differentiably on an input or a parameter")
-    rounded = _gradients(four.original, with_parameters)
-    found = _gradients(four.wide_converted, with_parameters)
-    if back is not None:
-        inputs = {n: g for n, g in found.items() if n.startswith(_INPUT.strip())}
-        found = inputs | back({n: g for n, g in found.items() if n not in inputs})
-    worst, ratio, error, bad = "", 0.0, 0.0, []
-    for name, g in exact.items():
-        if name not in found:
-            continue
-        off = difference(g, found[name].reshape(g.shape) if found[name].numel() == g.numel() else found[name])
-        own = max(difference(g, rounded.get(name, g)), four.u * _size(g))
-        # a cotangent of ±1 puts the gradients of one network on one scale: the largest sets the floor
-        limit = limit64(own, four.u)
-        r = 0.0 if off == 0 else quotient(off, limit)
-        error = max(error, off)
-        if r >= ratio:
-            worst, ratio = name, r
-        if r > 1:
-            bad.append(f"{name} by {off:.3g} (limit {limit:.3g})")
-    missing = [n for n in exact if n not in found]
-    why = f"differ: {'; '.join(bad[:3])}" if bad else ""
-    if missing:
-        why += f"{'; ' if why else ''}{len(missing)} without a counterpart: {', '.join(missing[:3])}"
-    return GradientCheck(not bad and not missing, len(exact) - len(missing), worst, error, ratio, why)
-
-
-def _gradients(runner: Runner, with_parameters: bool) -> Grads:
-    """By name: "the input PATH" and the parameters' own names (a tied one once, under its first name)."""
-    example = map_tensors(runner.example, _differentiable)
-    sources: Grads = {f"{_INPUT}{p}".strip(): t for p, t in leaves(example) if t.requires_grad}
-    held: list[Tensor] = []
-    if with_parameters and isinstance(runner.call, nn.Module):
-        held = [p for p in runner.call.parameters() if _is_real_or_complex(p)]
-        sources |= {n: p for n, p in runner.call.named_parameters() if _is_real_or_complex(p)}
-    flags = [(p, p.requires_grad) for p in held]
-    try:
-        for p in held:
-            p.requires_grad_(True)
-        # not through Runner.__call__, which detaches; a copy all the same, since leaves may not change in
-        # place
-        args, kwargs = arguments(map_tensors(example, lambda t: t.clone()))
-        torch.manual_seed(runner.seed)
-        with torch.enable_grad():
-            outputs = [t for _, t in leaves(runner.call(*args, **kwargs)) if t.requires_grad]
-            if not outputs or not sources:
-                return {}
-            generator = torch.Generator().manual_seed(runner.seed)
-            cotangents = [_signs(t, generator) for t in outputs]
-            grads = torch.autograd.grad(outputs, list(sources.values()), cotangents, allow_unused=True)
-    finally:
-        for p, flag in flags:
-            p.requires_grad_(flag)
-    return {n: g for n, g in zip(sources, grads, strict=True) if g is not None}
-
-
-def _is_real_or_complex(t: Tensor) -> bool:
+def is_real_or_complex(t: Tensor) -> bool:
+    """Whether a tensor has rounding errors (and gradients): not for integers, masks."""
     return t.is_floating_point() or t.is_complex()
-
-
-def _differentiable(t: Tensor) -> Tensor:
-    return t.detach().clone().requires_grad_(_is_real_or_complex(t))
-
-
-def _signs(t: Tensor, generator: torch.Generator) -> Tensor:
-    signs = torch.randint(2, t.shape, generator=generator) * 2 - 1
-    return signs.to(device=t.device, dtype=t.dtype)

@@ -84,14 +84,37 @@ def _switches() -> list[tuple[Any, str, Any]]:
 @contextmanager
 def _plain_arithmetic() -> Iterator[None]:
     with ExitStack() as stack:
-        for owner, name, value in _switches():
+        switches = _switches()
+        for owner, name, _ in switches:
             stack.callback(_restorer(owner, name, getattr(owner, name)))
+        # torch keeps older flags beside the newer ones, and raises where one is read while they disagree (which
+        # torch.export does): both are set, and both put back
+        for read, write, value, default in _older_switches():
+            stack.callback(write, _read(read, default))
+            write(value)
+        for owner, name, value in switches:
             setattr(owner, name, value)
         nnpack = torch.backends.nnpack.set_flags(False)  # type: ignore[no-untyped-call]
         stack.callback(torch.backends.nnpack.set_flags, *nnpack)
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+def _older_switches() -> list[tuple[Callable[[], Any], Callable[[Any], Any], Any, Any]]:
+    """How each is read and set, its value for proofs, and torch's default."""
+    cudnn = torch.backends.cudnn
+    return [
+        (lambda: cudnn.allow_tf32, lambda v: setattr(cudnn, "allow_tf32", v), False, True),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", "highest"),
+    ]
+
+
+def _read(read: Callable[[], Any], default: Any) -> Any:
+    try:
+        return read()
+    except RuntimeError:  # the user set the newer flags alone
+        return default
 
 
 def _restorer(owner: Any, name: str, value: Any) -> Callable[[], None]:
