@@ -394,7 +394,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("onebyone.pytorch.conversion.save_file", half)
-    with pytest.raises(BadInput, match="cannot be written"):
+    with pytest.raises(BadInput, match="cannot write"):
         c.save(target)
     assert target.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
@@ -404,7 +404,7 @@ def test_what_cannot_be_saved_is_said(tmp_path):
     c = convert_module(nn.Linear(3, 2), to="conv")
     for path, message in [
         (tmp_path / "net.onnx", "expected a name that ends in"),
-        (tmp_path / "missing" / "net.safetensors", "cannot be written"),
+        (tmp_path / "missing" / "net.safetensors", "cannot write"),
         (tmp_path / "net.pt2", "needs an example input"),
     ]:
         with pytest.raises(BadInput, match=message):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onebyone.errors import BadInput
+from onebyone.files import atomic_path, write_text
 from onebyone.pytorch.state import Entry, StateDict, to_converted, to_original
 from onebyone.records import Change, Refusal, table
 
@@ -37,9 +35,9 @@ class Conversion:
     >>> import onebyone.pytorch.convert as convert
     >>> print(convert.convert_module(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), to="conv"))
     to conv (layers): 1 converted, 0 refused, 0 bytes copied
-    path  before       after                law
-    ----  -----------  -------------------  ------------------------------
-    0     Linear 2×3   1×1 convolution 2×3  linear = pointwise convolution
+    path  before      after                law
+    ----  ----------  -------------------  ------------------------------
+    0     Linear 2×3  1×1 convolution 2×3  linear = pointwise convolution
     """
 
     model: nn.Module
@@ -101,13 +99,13 @@ class Conversion:
         report = json.dumps({"onebyone": "conversion", **self.to_dict()}, indent=1)
         if path.suffix == ".safetensors":
             tensors = _storable(self.model)
-            _replace(path, lambda part: save_file(tensors, part, metadata={"onebyone.json": report}))
-            _replace(path.with_suffix(".json"), lambda part: Path(part).write_text(report, encoding="utf-8"))
+            with atomic_path(path) as part:
+                save_file(tensors, part, metadata={"onebyone.json": report})
+            write_text(path.with_suffix(".json"), report)
         elif path.suffix == ".pt2":
             program = self._export(example)
-            _replace(
-                path, lambda part: torch.export.save(program, part, extra_files={"onebyone.json": report})
-            )
+            with atomic_path(path) as part:
+                torch.export.save(program, part, extra_files={"onebyone.json": report})
         else:
             raise BadInput(f"path={str(path)!r}: expected a name that ends in .safetensors or .pt2")
         return path
@@ -142,29 +140,3 @@ def _storable(model: nn.Module) -> dict[str, Tensor]:
         seen.add(storage._cdata)
         tensors[name] = value if fresh else value.clone(memory_format=torch.contiguous_format)
     return tensors
-
-
-def _replace(path: Path, write: Callable[[str], object]) -> None:
-    """Write through a temporary file in the same folder, so that `path` is whole, or as it was."""
-    try:
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror})") from error
-    os.close(handle)
-    try:
-        write(part)
-        with open(part, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(part)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
