@@ -237,11 +237,11 @@ def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> t
     """A random input of `shape`, standard normal, in the type the network computes in."""
     import torch
 
+    from onebyone.pytorch.weights import named_tensors
+
+    dtypes = [value.dtype for _, value in named_tensors(network) if value.is_floating_point()]
     generator = torch.Generator().manual_seed(seed)
-    values = [
-        v for v in network.state_dict().values() if isinstance(v, torch.Tensor) and v.is_floating_point()
-    ]
-    return torch.randn(*shape, generator=generator).to(values[0].dtype if values else torch.float32)
+    return torch.randn(*shape, generator=generator).to(dtypes[0] if dtypes else torch.float32)
 
 
 def labels(
@@ -276,4 +276,5 @@ def _notes(nonfinite: Sequence[str]) -> tuple[str, ...]:
     if not nonfinite:
         return ()
     few = ", ".join(nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
-    return (f"{len(nonfinite)} weight tensors hold NaN or infinity ({few})",)
+    what = "weight tensor holds" if len(nonfinite) == 1 else "weight tensors hold"
+    return (f"{len(nonfinite)} {what} NaN or infinity ({few})",)

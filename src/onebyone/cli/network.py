@@ -138,8 +138,8 @@ def verify(
             example = None if shape is None else api.example_input(network, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(network, to.value, level=level.value, only=only, example=example)
-        with run.step("Verifying"):
-            found = api.verify(network, conversion, example, seed=seed)
+        with run.progress("Verifying") as tell:
+            found = api.verify(network, conversion, example, seed=seed, progress=tell)
         render.tell(run, notes)
         data = {
             "source": source,
@@ -218,8 +218,8 @@ def convolutionalize(
         data = render.dense_data(dense, source, notes)
         found = None
         if prove:
-            with run.step("Verifying against every window"):
-                found = api.verify(network, dense, seed=seed)
+            with run.progress("Verifying against every window") as tell:
+                found = api.verify(network, dense, seed=seed, progress=tell)
             data["verification"] = found.to_dict()
         equal = found is None or found.equivalent
         if output is not None and equal:

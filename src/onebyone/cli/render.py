@@ -72,7 +72,6 @@ _FIGURES = (
     ("windows", "windows compared"),
     ("max_abs_difference", "dense against crops, largest difference"),
     ("bound", "derived bound on it"),
-    ("class_agreement", "windows with the same best class"),
     ("first_difference", "first layer that differs"),
 )
 
@@ -101,6 +100,8 @@ def _layer(layer: Data) -> tuple[str, ...]:
 
 def _figures(data: Data) -> Table:
     rows = [(words, _number(data[name])) for name, words in _FIGURES if data.get(name) is not None]
+    if data.get("class_agreement") is not None:
+        rows.append(("windows with the same best class", f"{data['class_agreement']:.2%}"))
     gradients = data.get("gradients")
     if gradients:
         rows.append(

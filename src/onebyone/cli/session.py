@@ -8,11 +8,13 @@ onebyone's own, with its traceback, and 130 when interrupted.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
@@ -79,7 +81,7 @@ def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
     run = Session(sys.stdout, as_json, bool((context.obj or {}).get("quiet")))
     try:
         # What a model or a library prints while it is imported or run must not end up in the answer.
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _without_advice_to_programmers():
             yield run
     except (typer.Exit, typer.Abort, click.UsageError, BrokenPipeError):
         raise  # answers already, or typer's to end; it goes quietly where the reader of a pipe has gone
@@ -92,6 +94,22 @@ def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
     except Exception:
         traceback.print_exc()
         raise typer.Exit(OWN_ERROR) from None
+
+
+@contextmanager
+def _without_advice_to_programmers() -> Iterator[None]:
+    """Libraries' deprecations, and what torch logs of errors that it also raises: -W and TORCH_LOGS show them."""
+    before = logging.root.manager.disable
+    if "TORCH_LOGS" not in os.environ:
+        logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                for category in (FutureWarning, DeprecationWarning):
+                    warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _report(error: OnebyoneError, run: Session) -> None:

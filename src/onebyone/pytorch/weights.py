@@ -8,7 +8,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,13 @@ def nonfinite_weights(network: nn.Module | ExportedProgram) -> tuple[str, ...]:
     >>> nonfinite_weights(layer)
     ('bias',)
     """
-    return tuple(name for name, value in _named_tensors(network) if not _finite(value))
+    return tuple(name for name, value in named_tensors(network) if not _finite(value))
 
 
-def _named_tensors(network: nn.Module | ExportedProgram) -> Iterable[tuple[str, Tensor]]:
-    return [(n, v) for n, v in network.state_dict().items() if isinstance(v, Tensor)]
+def named_tensors(network: nn.Module | ExportedProgram) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers by name."""
+    state = network.state_dict if isinstance(network, ExportedProgram) else network.state_dict()
+    return [(n, v) for n, v in state.items() if isinstance(v, Tensor)]
 
 
 def _finite(value: Tensor) -> bool:

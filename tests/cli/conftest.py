@@ -1,0 +1,68 @@
+"""The command line run in this process, in an empty folder, with everything it says caught."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from onebyone.cli.main import app
+
+NETWORKS = "tests.cli.networks"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left: exit code, and what it wrote to either stream."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Answer]
+
+
+def run_command(*words: object) -> Answer:
+    """Run `onebyone words…`; a network is named by its function alone, as in `:plain`."""
+    arguments = [f"{NETWORKS}{w}" if str(w).startswith(":") else str(w) for w in words]
+    result = CliRunner().invoke(app, arguments)
+    return Answer(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    return empty
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved dense network `d.pt2`, an image `image.npy`, and its score map `s.npz`: made by the commands."""
+    shelf = tmp_path_factory.mktemp("shelf")
+    np.save(shelf / "image.npy", np.random.default_rng(0).random((30, 41, 3)).astype(np.float32))
+    made = run_command(
+        "convolutionalize", ":plain", "--window", 16, "-o", shelf / "d.pt2", "--classes", "a,b,c,d,e"
+    )
+    assert made.code == 0, made.err
+    made = run_command("scan", shelf / "d.pt2", shelf / "image.npy", "--out", shelf / "s.npz")
+    assert made.code == 0, made.err
+    return shelf

@@ -1,0 +1,61 @@
+"""Factories for the command line to open by name: `tests.cli.networks:…`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def plain() -> nn.Module:
+    """Unpadded, window 16, stride 2: dense equals crops."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 7 * 7, 6), nn.Linear(6, 5)
+    )
+
+
+def padded() -> nn.Module:
+    """A padded convolution and a pooled head: dense does not equal crops."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+
+
+def not_finite() -> nn.Module:
+    """A NaN among the weights."""
+    network = plain()
+    with torch.no_grad():
+        network[4].bias[0] = float("nan")  # type: ignore[index, operator]
+    return network
+
+
+class Attention(nn.Module):
+    """Every token sees every other: no window can be answered for by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.query, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        weights = torch.softmax(self.query(tokens) @ tokens.transpose(1, 2), dim=-1)
+        out: torch.Tensor = self.head((weights @ tokens).mean(1))
+        return out
+
+
+def attention() -> nn.Module:
+    return Attention()
+
+
+def chatty() -> nn.Module:
+    """Prints while it is built, which must not end up in the JSON."""
+    print("hello from the factory")
+    return plain()
+
+
+def crashes() -> nn.Module:
+    raise RuntimeError("no luck")
+
+
+def no_network() -> list[int]:
+    return [1, 2, 3]
