@@ -25,14 +25,22 @@ def scan(
     scale: o.Scale = None,
     colour_order: o.ColourOrder = None,
     shifts: Annotated[
-        int, typer.Option("--shifts", min=1, help="Passes per axis, each shifted: a finer map.")
+        int, typer.Option("--shifts", min=1, metavar="N", help="Passes per axis, each shifted: a finer map.")
     ] = 1,
     tile: Annotated[
         int | None,
-        typer.Option("--tile", min=1, help="Places of the map per tile and axis.", show_default="by memory"),
+        typer.Option(
+            "--tile",
+            min=1,
+            metavar="N",
+            help="Places of the map per tile and axis.",
+            show_default="by memory",
+        ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1 …")] = "cpu",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Tiles run at once, at most.")] = 8,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, metavar="N", help="Tiles run at once, at most.")
+    ] = 8,
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the score map: .npz.", rich_help_panel=o.OUTPUT)
     ] = None,
@@ -74,11 +82,14 @@ def detect(
     context: typer.Context,
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A score map that scan wrote: .npz.")],
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="Least probability of a detection.")
+        float,
+        typer.Option("--threshold", min=0, max=1, metavar="0…1", help="Least probability of a detection."),
     ] = 0.5,
     iou: Annotated[
         float,
-        typer.Option("--iou", min=0, max=1, help="Boxes that overlap a better one by more are dropped."),
+        typer.Option(
+            "--iou", min=0, max=1, metavar="0…1", help="Boxes that overlap a better one by more are dropped."
+        ),
     ] = 0.3,
     background: Annotated[
         str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -18,13 +19,19 @@ HELP = """
 Fully connected layers as 1×1 convolutions, and back: converted, proven, and run densely over images.
 
 A network (SRC) is a [cyan]file.pt2[/], [cyan]torchvision:NAME[/] or [cyan]timm:NAME[/] (random weights,
-nothing is downloaded), or [cyan]package.module:factory[/], a function of your own; --weights loads a
-checkpoint into it.
+nothing is downloaded), or [cyan]package.module:factory[/], a function of your own; --weights loads a checkpoint
+into it.
 """
+
+
+def _paragraphs(text: str | None) -> str:
+    """The text with one line a paragraph: typer would keep the line ends of a docstring."""
+    return "\n\n".join(" ".join(p.split()) for p in inspect.cleandoc(text or "").split("\n\n"))
+
 
 app = typer.Typer(
     name="onebyone",
-    help=HELP,
+    help=_paragraphs(HELP),
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -53,12 +60,15 @@ def main(
 
 
 CONVERT, DENSE, START = "Convert and prove", "Run over images of any size", "Start here"
-app.command(rich_help_panel=START)(demo.demo)
-app.command(rich_help_panel=CONVERT)(network.convert)
-app.command(rich_help_panel=CONVERT)(network.verify)
-app.command(rich_help_panel=DENSE)(network.convolutionalize)
-app.command(rich_help_panel=DENSE)(dense.scan)
-app.command(rich_help_panel=DENSE)(dense.detect)
+for panel, verb in (
+    (START, demo.demo),
+    (CONVERT, network.convert),
+    (CONVERT, network.verify),
+    (DENSE, network.convolutionalize),
+    (DENSE, dense.scan),
+    (DENSE, dense.detect),
+):
+    app.command(rich_help_panel=panel, help=_paragraphs(verb.__doc__))(verb)
 
 
 def run() -> None:

@@ -66,6 +66,15 @@ def read_numbers(text: str) -> Numbers:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5") from None
 
 
+def read_number(text: str) -> float:
+    """`0.5` or a fraction such as `1/255`."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"{text!r} is not a number such as 0.5 or 1/255") from None
+
+
 Source = Annotated[str, typer.Argument(metavar="SRC", help=f"The network: {SOURCE_HELP}", show_default=False)]
 Weights = Annotated[
     Path | None,
@@ -74,7 +83,10 @@ Weights = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", min=0, help="Of everything random: untrained weights, probes, inputs.")
+    int,
+    typer.Option(
+        "--seed", min=0, metavar="N", help="Of everything random: untrained weights, probes, inputs."
+    ),
 ]
 Json = Annotated[
     bool,
@@ -111,6 +123,7 @@ Channels = Annotated[
     typer.Option(
         "--channels",
         min=1,
+        metavar="N",
         help="Channels of the image, where the first layer does not tell.",
         show_default=False,
     ),
@@ -149,7 +162,9 @@ Scale = Annotated[
     float | None,
     typer.Option(
         "--scale",
-        help="What pixel values are multiplied by, such as 0.00392156862745098 (1/255).",
+        parser=read_number,
+        metavar="X",
+        help="What pixel values are multiplied by, such as 1/255.",
         show_default=False,
         rich_help_panel=LABELS,
     ),

@@ -139,8 +139,24 @@ def geometry_tables(geometry: Data) -> list[RenderableType]:
     """Window, stride, offset, receptive field, and whether it equals cropping."""
     names = ("window", "stride", "window_offset", "receptive_field", "receptive_field_offset")
     rows = [(name.replace("_", " "), _by(geometry[name])) for name in names]
-    exact = "yes" if geometry["exact"] else "no: " + "; ".join(geometry["inexact_because"])
+    exact = "yes" if geometry["exact"] else "no: " + "\n".join(_grouped(geometry["inexact_because"]))
     return [_pairs([*rows, ("equals cropping every window", exact)], "Geometry (pixels)")]
+
+
+def _grouped(reasons: Sequence[str]) -> list[str]:
+    """`operator: reason` each, told once for all operators of one reason."""
+    by_reason: dict[str, list[str]] = {}
+    for text in reasons:
+        operator, colon, reason = text.partition(": ")
+        by_reason.setdefault(reason if colon else text, []).append(operator if colon else "")
+    return [
+        f"{reason} ({_few(operators)})" if operators[0] else reason for reason, operators in by_reason.items()
+    ]
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: object) -> Data:

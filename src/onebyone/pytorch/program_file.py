@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,6 @@ MODEL = "model"  # the one program torch.export.save writes
 MAX_GRAPH_BYTES = 256 * 2**20  # of JSON: some hundred times the graph of a large transformer
 _EXPECTED = ("models/", "data/weights/", "data/constants/", "data/sample_inputs/", "extra/", ".data/")
 _EXPECTED_FILES = ("archive_format", "archive_version", "byteorder", "version")
-Read = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _start(stream: BinaryIO) -> bytes:
 
 def _check_archive(reader: PT2ArchiveReader, path: Path) -> None:
     names: list[str] = reader.get_file_names()
-    reason = _why_unexpected(names) or _why_unsafe(names, reader.read_bytes)
+    reason = _why_unexpected(names) or _why_unsafe(names, reader)
     if reason:
         raise BadInput(f"{path}: {reason}")
 
@@ -141,15 +140,14 @@ def _why_unexpected(names: list[str]) -> str | None:
     return None
 
 
-def _why_unsafe(names: list[str], read: Read) -> str | None:
+def _why_unsafe(names: list[str], reader: PT2ArchiveReader) -> str | None:
+    read = reader.read_bytes
     for folder, config in (("weights", "model_weights_config"), ("constants", "model_constants_config")):
         legacy = f"data/{folder}/{MODEL}.pt"
         if legacy in names:
             return f"keeps its {folder} as a pickle, which could hold code and was not run"
-        sizes = {
-            n: len(read(n)) == 0 for n in names if n.startswith(f"data/{folder}/") and not n.endswith(".json")
-        }
-        empty = {n.rsplit("/", 1)[1] for n, none in sizes.items() if none}
+        stored = [n for n in names if n.startswith(f"data/{folder}/")]
+        empty = {n.rsplit("/", 1)[1] for n in stored if not reader.archive_file.get_record_size(n)}
         reason = why_unsafe_payload(_json(read(f"data/{folder}/{config}.json")), folder, empty)
         if reason:
             return reason
