@@ -1,0 +1,324 @@
+"""The whole job, step by step; each step gives plain data that the page shows."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from onebyone.demo import data, network, train
+from onebyone.demo.folder import atomic_folder
+from onebyone.demo.page import Page, compose
+from onebyone.demo.score import Score, score
+from onebyone.demo.steps import Steps, bar
+from onebyone.dense import ScoreMap, normalise, scan, scan_windows
+from onebyone.detect import Detections, detect
+from onebyone.laws import cost
+from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.records import Labels
+from onebyone.verify import Verification, verify
+from onebyone.verify.running_error import error_bound
+
+DIGITS_ON_PAGE = 60
+PAGE_SIDE = 1024
+"""The page's shorter side, in pixels, at least."""
+CROPS = 8000
+"""Background crops cut from the training photographs."""
+REPEATS = 3
+"""How often both scans are timed, in turn."""
+DENSE_TO_WINDOWS = 3
+"""Dense passes timed for each pass over all windows, which takes some twenty times as long."""
+LEAST = 0.05
+"""The probability from which a window is a candidate when scoring; ..."""
+SHOWN = 0.5
+"""... from which it is drawn."""
+OVERLAP = 0.3
+"""Boxes of one class that overlap a better one by more are dropped."""
+EXCERPT = 160
+"""Side of the part of the page on which every window is verified, gradients included."""
+
+LABELS = Labels(
+    classes=data.CLASSES,
+    scale=1 / 255,
+    mean=(0.5,),
+    std=(0.5,),
+    colour_order="L",
+    background=(data.CLASSES[data.BACKGROUND],),
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network, as trained and as used (batch norms folded), and what it was trained and is tested on."""
+
+    network: nn.Sequential
+    losses: list[float]
+    train_digits: data.Digits
+    test_digits: data.Digits
+    hard_crops: int
+    accuracy: float
+    accuracy_on_photographs: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Both scans of the page, and their seconds: medians over the repeats, and every one of them."""
+
+    dense: ScoreMap
+    windows: ScoreMap
+    dense_seconds: tuple[float, ...]
+    windows_seconds: tuple[float, ...]
+
+    @property
+    def speedup(self) -> float:
+        """Median against median."""
+        return statistics.median(self.windows_seconds) / statistics.median(self.dense_seconds)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The two score maps against each other, every number of them: `largest` |Δ| and the derived bounds."""
+
+    equal: bool
+    largest: float
+    bound: float
+    ratio: float
+    same_class: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the page shows."""
+
+    seed: int
+    trained: Trained
+    converted: Convolutionalized
+    verification: Verification
+    page: Page
+    timed: Timed
+    difference: Difference
+    detections: Detections
+    score: Score
+    macs_dense: int
+    macs_windows: int
+    seconds: float
+    step_seconds: dict[str, float]
+
+
+def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[str, Any]:
+    """Train, convert, verify, scan, detect, score; write `out`/index.html and `out`/summary.json.
+
+    `progress(what)` is a context manager that gives a function of (done, total); None shows bars on stderr.
+    Returns what summary.json holds. An interrupted run leaves no folder, or the old one.
+
+    Raises
+    ------
+    MissingExtra
+        if one of the libraries of onebyone[demo] is not installed.
+    BadInput
+        if `out` cannot be written.
+    NotEquivalent
+        if the converted network is not the original.
+    """
+    from onebyone.demo.story import render
+
+    with atomic_folder(out) as folder:
+        results = measure(seed, progress or bar)
+        summary = summarise(results)
+        (folder / "index.html").write_text(render(results, summary), encoding="utf-8")
+        text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (folder / "summary.json").write_text(text, encoding="utf-8")
+    return summary
+
+
+def measure(seed: int, progress: Steps) -> Results:
+    """All steps but writing."""
+    start = time.perf_counter()
+    clock: dict[str, float] = {}
+
+    def step(what: str, work: Callable[[Any], Any]) -> Any:
+        begin = time.perf_counter()
+        with progress(what) as advance:
+            result = work(advance)
+        clock[what] = round(time.perf_counter() - begin, 2)
+        return result
+
+    trained: Trained = step("train on digits and photographs", lambda tell: learn(seed, tell))
+    page = lay_out(trained.test_digits, seed)
+    converted: Convolutionalized = step(
+        "convert the fully connected layers",
+        lambda _: convolutionalize(trained.network, data.WINDOW, labels=LABELS),
+    )
+    proof: Verification = step(
+        "verify on integers and on real pixels",
+        lambda tell: verify(trained.network, converted, excerpt(page), seed=seed, progress=tell).check(),
+    )
+    timed: Timed = step(
+        "scan densely and window by window", lambda tell: both_scans(trained, converted, page, tell)
+    )
+    difference: Difference = step("compare every number", lambda _: compare(converted, timed, page))
+    found = detect(timed.dense, threshold=LEAST, iou=OVERLAP)
+    scored: Score = step("score the detections", lambda _: score(found, page))
+    layers = network.cost_layers(trained.network)
+    return Results(
+        seed=seed,
+        trained=trained,
+        converted=converted,
+        verification=proof,
+        page=page,
+        timed=timed,
+        difference=difference,
+        detections=found,
+        score=scored,
+        macs_dense=cost.network(layers, page.image.shape).macs,
+        macs_windows=cost.every_window(layers, (data.WINDOW,) * 2, timed.windows.positions).macs,
+        seconds=time.perf_counter() - start,
+        step_seconds=clock,
+    )
+
+
+def learn(seed: int, tell: Callable[[int, int], object]) -> Trained:
+    """Train the network; while it trains, its own dense form looks for the background it mistakes."""
+    digits, held_out = data.load_digits(seed)
+    photographs = [data.load_photograph(name) for name in data.TRAIN_PHOTOGRAPHS]
+    batches = train.Batches(digits, train.Crops(train.background_crops(photographs, CROPS, seed)), seed)
+    classifier = network.build(seed)
+    # it shares the classifier's weights, so it learns along
+    searcher = convolutionalize(classifier.eval(), data.WINDOW, labels=LABELS)
+
+    def search(turn: int) -> torch.Tensor:
+        stride = searcher.geometry.stride[0]
+        return train.hard_crops(
+            photographs, lambda image: scan(searcher, image).probabilities(), stride, seed + turn
+        )
+
+    losses = train.train(classifier, batches, search, tell)
+    plain = network.folded(classifier)
+    tests = [data.load_photograph(name) for name in data.TEST_PHOTOGRAPHS]
+    cuts = train.background_crops(tests, len(held_out), seed)
+    return Trained(
+        network=plain,
+        losses=losses,
+        train_digits=digits,
+        test_digits=held_out,
+        hard_crops=len(batches.crops.hard),
+        accuracy=train.accuracy(plain, held_out, torch.full((1, 1, data.WINDOW, data.WINDOW), 0.9)),
+        accuracy_on_photographs=train.accuracy(plain, held_out, cuts),
+    )
+
+
+def lay_out(digits: data.Digits, seed: int) -> Page:
+    """Held-out digits on the first held-out photograph, enlarged until its shorter side is PAGE_SIDE."""
+    name = data.TEST_PHOTOGRAPHS[0]
+    photograph = data.load_photograph(name)
+    enlarged = data.resized(photograph, PAGE_SIDE / min(photograph.shape))
+    return compose(enlarged, name, digits, DIGITS_ON_PAGE, seed)
+
+
+def excerpt(page: Page) -> torch.Tensor:
+    """The part of the page around its first digit as the network reads it, (1, 1, EXCERPT, EXCERPT)."""
+    x, y = page.boxes[0, :2]
+    rows, columns = (
+        max(0, min(int(at) - EXCERPT // 2, side - EXCERPT))
+        for at, side in zip((y, x), page.image.shape, strict=True)
+    )
+    part = page.image[rows : rows + EXCERPT, columns : columns + EXCERPT]
+    return torch.from_numpy(normalise(part[:, :, None], LABELS))[None]
+
+
+def both_scans(
+    trained: Trained, converted: Convolutionalized, page: Page, tell: Callable[[int, int], object]
+) -> Timed:
+    """Time both scans in turn, so that what else the machine does meanwhile falls on both."""
+    dense_seconds, windows_seconds = [], []
+    dense = scan(converted, page.image)  # not timed: first calls compile kernels and reserve memory
+    for turn in range(REPEATS):
+        for _ in range(DENSE_TO_WINDOWS):
+            dense = scan(converted, page.image)
+            dense_seconds.append(dense.seconds)
+        windows = scan_windows(
+            trained.network,
+            page.image,
+            converted.geometry,
+            labels=LABELS,
+            progress=partial(_part_of, tell, turn),
+        )
+        windows_seconds.append(windows.seconds)
+    return Timed(dense, windows, tuple(dense_seconds), tuple(windows_seconds))
+
+
+def _part_of(tell: Callable[[int, int], object], turn: int, done: int, total: int) -> None:
+    tell(turn * total + done, REPEATS * total)
+
+
+def compare(converted: Convolutionalized, timed: Timed, page: Page) -> Difference:
+    """Every score of every window, dense against cropped, each against its own derived bound.
+
+    A running error bound says how far a score, its sums added in whatever order, can be from the exact one;
+    so two runs of the same function differ by at most twice as much.
+    """
+    pixels = torch.from_numpy(normalise(page.image[:, :, None], LABELS))[None]
+    bounds, missing = error_bound(converted.model, pixels)
+    assert not missing, missing
+    bound = 2 * bounds[0][0].numpy()
+    a, b = timed.dense.scores, timed.windows.scores
+    apart = np.abs(a.astype(np.float64) - b)
+    return Difference(
+        equal=a.shape == b.shape == bound.shape and bool((apart <= bound).all()),
+        largest=float(apart.max()),
+        bound=float(bound.min()),
+        ratio=float((apart / bound).max()),
+        same_class=float((a.argmax(0) == b.argmax(0)).mean()),
+    )
+
+
+def summarise(r: Results) -> dict[str, Any]:
+    """The figures, as summary.json holds them."""
+    seconds_dense = statistics.median(r.timed.dense_seconds)
+    seconds_windows = statistics.median(r.timed.windows_seconds)
+    return {
+        "accuracy": r.trained.accuracy,
+        "accuracy_on_photographs": r.trained.accuracy_on_photographs,
+        "integer_probe_bitwise": r.verification.integer_probe is True,
+        "verified_equivalent": r.verification.equivalent,
+        "dense_equals_windows": r.difference.equal,
+        "max_abs_difference": r.difference.largest,
+        "bound": r.difference.bound,
+        "largest_difference_over_bound": r.difference.ratio,
+        "same_class": r.difference.same_class,
+        "windows": r.timed.dense.windows,
+        "image_size": list(r.page.image.shape),
+        "digits_on_page": len(r.page.labels),
+        "macs_windows": r.macs_windows,
+        "macs_dense": r.macs_dense,
+        "mac_ratio": r.macs_windows / r.macs_dense,
+        "seconds_windows": seconds_windows,
+        "seconds_dense": seconds_dense,
+        "speedup_dense_over_windows": r.timed.speedup,
+        "speedup_over_mac_ratio": r.timed.speedup * r.macs_dense / r.macs_windows,
+        "mAP50": r.score.mAP50,
+        "maxDets": r.score.max_detections,
+        "threads": torch.get_num_threads(),
+        "seed": r.seed,
+        "seconds": round(r.seconds, 2),
+        "seconds_by_step": r.step_seconds,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    import platform
+    from importlib.metadata import version
+
+    names = ("onebyone", "torch", "numpy", "scikit-learn", "scikit-image", "pycocotools")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
