@@ -345,6 +345,47 @@ def test_report_prints_and_serialises():
     assert (report["to"], report["level"]) == ("conv", "layers")
 
 
+class Reading(nn.Module):
+    """Reads a layer's weight in its forward, as some attention blocks do, unless its flag says otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.qkv_bias_separate = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.qkv(x) if self.qkv_bias_separate else F.linear(x, self.qkv.weight, self.qkv.bias)
+        return self.proj(x)
+
+
+class ReadingAlways(Reading):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.linear(x, self.qkv.weight, self.qkv.bias))
+
+
+def test_a_layer_that_is_only_read_computes_the_same_and_is_found():
+    x = torch.randint(-2, 3, (2, 3, 4)).float()
+    for level in ("layers", "native"):
+        net = integer_weights(ReadingAlways())
+        c = convert_module(net, to="conv", level=level)
+        assert torch.equal(c.model(x), net(x))
+        assert c.never_called(x) == ("qkv",)
+        assert all(len(m._forward_pre_hooks) == 0 for m in c.model.modules())
+
+
+def test_a_module_with_a_choice_is_told_to_call():
+    net = integer_weights(Reading())
+    c = convert_module(net, to="conv")
+    x = torch.randint(-2, 3, (2, 3, 4)).float()
+    assert c.never_called(x) == ()
+    assert torch.equal(c.model(x), net(x))
+    assert not net.qkv_bias_separate
+    back = convert_module(c.model, to="linear").model
+    assert vars(back).keys() == vars(net).keys()
+    assert not back.qkv_bias_separate
+    assert not convert_module(net, to="conv", only="proj").model.qkv_bias_separate
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -434,6 +434,37 @@ def test_distributed_wrappers_are_refused_by_name(monkeypatch):
     assert c.refused[0].path == "0"
 
 
+@pytest.fixture
+def processes():
+    """Two processes, of which this one is the first and the other answers nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sharded_parameters_are_refused_by_name(processes):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)]))
+    sharded = fully_shard(nn.Sequential(nn.Linear(4, 4)), mesh=mesh)
+    net = nn.Sequential(layer, sharded, nn.Linear(4, 4))
+    for level in ("layers", "native"):
+        c = convert_module(net, to="conv", level=level)
+        assert [change.path for change in c.changes] == ["2"]
+        reasons = {r.path: r.reason for r in c.refused}
+        assert reasons.keys() == {"0", "1"}
+        assert "DTensor" in reasons["0"]
+        assert "FSDP" in reasons["1"]
+        assert c.model[1] is sharded
+
+
 def test_data_parallel_converts_inside():
     net = nn.DataParallel(Net())
     c = convert_module(net, to="conv")

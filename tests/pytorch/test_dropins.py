@@ -106,7 +106,9 @@ def test_linear_as_convolution_of_transposed_and_sliced_input(order):
 
 @pytest.mark.parametrize("shape", [(7, 16), (2, 9, 16), (2, 4, 5, 16), (1, 9, 16)], ids=str)
 def test_token_tensors_are_read_and_written_in_place(shape):
-    """No operator that copies runs, and the convolution itself is given the tokens' own memory as channels last."""
+    """No operator that copies runs, and the convolution itself is given the tokens' own memory as channels
+    last.
+    """
     x, w, b = torch.randn(shape), torch.randn(8, 16), torch.randn(8)
     with torch.no_grad(), Ops() as ops:
         y = pointwise_convolution(x, w, b)
@@ -207,7 +209,9 @@ def test_named_padding_is_none_for_a_pointwise_kernel(padding):
 
 
 def test_maps_are_never_transposed():
-    """Channels first: the product is taken from the left; channels last: a linear layer reads the map as it lies."""
+    """Channels first: the product is taken from the left; channels last: a linear layer reads the map as
+    it lies.
+    """
     conv = nn.Conv2d(6, 8, 1)
     drop_in = convert_module(conv, to="linear").model
     x = torch.randn(2, 6, 5, 4)

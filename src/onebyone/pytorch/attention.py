@@ -18,8 +18,13 @@ from torch import Tensor, nn
 from onebyone.pytorch.dropins import pointwise_convolution
 from onebyone.pytorch.layers import changed_class, plain_class, why_not_tensors
 
-FUSED = "activation_relu_or_gelu"  # what nn.TransformerEncoderLayer looks at; 0 keeps it off its fused path
-FUSED_BEFORE = "_onebyone_fused_before"
+# Modules that read a child's weight unless a flag of theirs says not to: the flag, its value, the children.
+READERS: dict[str, tuple[object, tuple[str, ...]]] = {
+    # nn.TransformerEncoderLayer, in evaluation: 0 keeps it off its fused function
+    "activation_relu_or_gelu": (0, ("self_attn", "linear1", "linear2")),
+    # timm's attention in beit, eva and swin_transformer_v2: F.linear(x, self.qkv.weight, three biases)
+    "qkv_bias_separate": (True, ("qkv",)),
+}
 
 
 class PointwiseAttention(nn.MultiheadAttention):
@@ -172,15 +177,19 @@ def describe_attention(module: nn.MultiheadAttention) -> str:
     return "in_proj " + " + ".join("×".join(map(str, m.shape)) for m in matrices)
 
 
-def unfuse(layer: nn.TransformerEncoderLayer) -> None:
-    """Keep an encoder layer from reading the weights of the layers in it instead of calling them."""
-    state = vars(layer)
-    state.setdefault(FUSED_BEFORE, getattr(layer, FUSED))
-    state[FUSED] = 0
+def call_what_is_inside(module: nn.Module, made: tuple[type, ...]) -> None:
+    """Keep a module from reading the weights of layers in it that were replaced, instead of calling them.
 
-
-def fuse_again(layer: nn.TransformerEncoderLayer) -> None:
-    """Undo `unfuse`."""
-    state = vars(layer)
-    if FUSED_BEFORE in state:
-        state[FUSED] = state.pop(FUSED_BEFORE)
+    And let it do so again once they are back. The two cases known are in `READERS`.
+    """
+    state = vars(module)
+    for flag, (value, children) in READERS.items():
+        if flag not in state:
+            continue
+        replaced = any(isinstance(state["_modules"].get(name), made) for name in children)
+        before = f"_onebyone_{flag}"
+        if replaced:
+            state.setdefault(before, state[flag])
+            state[flag] = value
+        elif before in state:
+            state[flag] = state.pop(before)

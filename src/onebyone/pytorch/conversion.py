@@ -58,6 +58,28 @@ class Conversion:
         """A state dict of `model` (by default its own), so that the original's `load_state_dict` takes it."""
         return to_original(self.entries, self.model.state_dict() if state is None else state)
 
+    def never_called(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """The converted layers that a run of `model` on this input does not call: their change has no
+        effect on it.
+
+        Code that reads a layer's weight instead of calling the layer computes the same, but not in the new
+        form.
+
+        >>> import onebyone.pytorch.convert as convert
+        >>> c = convert.convert_module(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), to="conv")
+        >>> c.never_called(torch.ones(1, 3))
+        ()
+        """
+        called: set[nn.Module] = set()
+        handles = [p.converted.register_forward_pre_hook(lambda m, _: called.add(m)) for p in self.pairs]
+        try:
+            with torch.no_grad():
+                self.model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return tuple(p.path for p in self.pairs if p.converted not in called)
+
     @property
     def copied_bytes(self) -> int:
         """New storage that the conversion needed."""

@@ -258,13 +258,11 @@ class _Builder:
         self.pairs.append(Pair(place.path, place.module, new))
 
     def finish(self, places: list[Place]) -> None:
-        """Have encoder layers call what was put into them."""
+        """Have modules that read weights call what was put into them."""
         for place in places:
             new = self.successors.of(place.module)
-            if isinstance(new, nn.TransformerEncoderLayer):
-                inner = [vars(new)["_modules"].get(n) for n in ("self_attn", "linear1", "linear2")]
-                changed = any(isinstance(m, MADE) for m in inner)
-                (attention.unfuse if changed else attention.fuse_again)(new)
+            if new is not place.module:
+                attention.call_what_is_inside(new, MADE)
 
     def parameters(self, places: list[Place]) -> list[tuple[str, nn.Parameter, nn.Parameter]]:
         """(path, old, new) for every Parameter of the network, as the optimizer needs them."""

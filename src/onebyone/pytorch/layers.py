@@ -49,7 +49,18 @@ HARMLESS = frozenset(
         "__abstractmethods__",
     }
 )
-QUANTISED = ("torch.ao.nn.", "torch.nn.quantized.", "torchao.", "bitsandbytes.", "quanto.", "optimum.quanto.")
+QUANTISED = (
+    "torch.ao.nn.",
+    "torch.nn.quantized.",
+    "torchao.",
+    "bitsandbytes.",
+    "quanto.",
+    "optimum.quanto.",
+    "auto_gptq.",
+    "gptqmodel.",
+    "awq.",
+    "hqq.",
+)
 
 
 @dataclass(frozen=True)

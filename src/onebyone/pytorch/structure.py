@@ -30,15 +30,18 @@ SEARCH_LIMIT = 20_000
 
 def why_opaque(module: nn.Module) -> str | None:
     """Why the inside of `module` cannot be rebuilt from Python; None if it can."""
-    if isinstance(module, torch.jit.ScriptModule):
+    return _why_opaque(type(module))  # type: ignore[arg-type]  # a class is hashable
+
+
+@functools.lru_cache(maxsize=4096)
+def _why_opaque(cls: type[nn.Module]) -> str | None:
+    if issubclass(cls, torch.jit.ScriptModule):
         return "compiled by TorchScript: convert the network before scripting or tracing it"
-    names = {f"{c.__module__}.{c.__qualname__}" for c in type(module).__mro__}
+    names = {f"{c.__module__}.{c.__qualname__}" for c in cls.__mro__}
     if "torch.nn.parallel.distributed.DistributedDataParallel" in names:
         return "DistributedDataParallel keeps a record of its parameters: convert its .module and wrap again"
-    if any(
-        name.startswith("torch.distributed.fsdp.") and "FullyShardedDataParallel" in name for name in names
-    ):
-        return "FullyShardedDataParallel shards its parameters: convert the network before wrapping it"
+    if any(name.startswith("torch.distributed.fsdp.") for name in names):
+        return "FSDP shards its parameters: convert the network before sharding it"
     return None
 
 
