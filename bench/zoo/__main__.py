@@ -1,0 +1,94 @@
+"""`python -m bench.zoo`: run the model zoo and write `bench/results/zoo.json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.zoo import totals, work
+from bench.zoo.models import Entry, chosen, entries
+
+RESULTS = work.ROOT / "bench" / "results" / "zoo.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for; 1 if anything crashed or was not equivalent."""
+    options = _parser().parse_args(arguments)
+    wanted = list(chosen(options.only))
+    if options.sample is not None:
+        wanted = random.Random(options.seed).sample(wanted, min(options.sample, len(wanted)))
+    if not wanted:
+        _parser().error(f"--only {options.only}: no network of the zoo fits")
+    marks = {e.key: None if options.keep else work.fingerprint(e) for e in wanted}
+    results = {e.key: r for e in wanted if not options.fresh and (r := work.kept(e, marks[e.key]))}
+    console = Console(stderr=True)
+    if results:
+        console.print(f"{len(results)} results kept from earlier runs (--fresh runs them again)")
+    results |= _run([e for e in wanted if e.key not in results], options.jobs, console)
+    ordered = [results[e.key] for e in wanted]
+    total = totals.totals(ordered)
+    if {e.key for e in wanted} == {e.key for e in entries()}:
+        write(ordered, total)
+    print(totals.line(total))
+    return int(bool(total["not_equivalent"] or total["crashed"]))
+
+
+def write(results: Sequence[dict[str, object]], total: dict[str, object]) -> None:
+    """Write the results of a whole run, with the machine they were made on."""
+    page = {
+        "machine": totals.machine(),
+        "totals": total,
+        "sources": sorted({str(r["fingerprint"]) for r in results}).__len__(),
+        "exceptions": list(totals.missed_layers(results)),
+        "models": [{k: v for k, v in r.items() if k != "fingerprint"} for r in results],
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
+
+
+def _run(wanted: Sequence[Entry], jobs: int, console: Console) -> dict[str, dict[str, object]]:
+    results: dict[str, dict[str, object]] = {}
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as progress:
+        bar, busy = progress.add_task("loading the libraries", total=len(wanted)), dict[str, None]()
+        for event, entry, result in work.run_all(wanted, jobs):
+            if result is None:
+                busy[entry.key] = None
+            else:
+                busy.pop(entry.key)
+                results[entry.key] = result
+                progress.advance(bar)
+                console.print(_row(result), highlight=False)
+            progress.update(bar, description=", ".join(busy))
+            assert event in ("begun", "done")
+    return results
+
+
+def _row(result: dict[str, object]) -> str:
+    """One network on one line: each step with its outcome."""
+    steps = [s for s in result["steps"] if s["name"] != "build" or s["outcome"] != "converted"]  # type: ignore[attr-defined]
+    told = [f"{s['name']} {s['outcome']}" + (f" ({s['reason'][:160]})" if s["reason"] else "") for s in steps]
+    return f"{result['seconds']:6.1f} s  {result['key']}: " + "; ".join(told)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.zoo", description=__doc__)
+    parser.add_argument(
+        "--only", metavar="GLOB", help="networks whose key (timm:resnet, block:lstm) or source fits"
+    )
+    parser.add_argument("--sample", type=int, metavar="N", help="N of them by chance")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--fresh", action="store_true", help="run everything again")
+    parser.add_argument("--keep", action="store_true", help="keep results of other states of the sources too")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="networks at a time")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,126 @@
+"""One network made to take images of any size, under each context that it needs, and compared with cropping.
+
+Beside `onebyone.verify` two comparisons of the zoo's own: on an image of exactly one window the dense form
+and the network compute the same sums, padding and context included, so they must agree to rounding whatever
+the geometry says; and on an image a few strides larger the windows are cropped and run by themselves, here
+and not in the package.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import onebyone
+from bench.zoo.outcome import NotEquivalentError, summary
+from onebyone.errors import Refused
+from onebyone.laws.geometry import Geometry
+
+CONTEXT = "global context"  # what a refusal says that a choice of context lifts
+CHOICES = ("window", "image")
+#: Strides by which the image is larger than the window, per axis: different ones, so that swapped axes show.
+LARGER = {1: (5,), 2: (1, 2), 3: (1, 1, 2)}
+MAX_WINDOWS = 6
+
+
+class Flat(nn.Module):
+    """A network whose outputs are vectors `(N, ·)`: on images of one window the dense form and the network
+    then compare."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """All outputs in turn."""
+        return tuple(t.flatten(1) for t in _leaves(self.network(x)))
+
+
+def dense_step(model: nn.Module, window: tuple[int, ...], channels: int, figures: dict[str, Any]) -> None:
+    """Fill in one record per context; raises what the first (no context) raises where no other context helps."""
+    contexts: dict[str, Any] = figures.setdefault("contexts", {})
+    try:
+        contexts["none"] = _one(model, window, channels, None)
+        return
+    except Refused as refused:
+        figures["without_context"] = [r.to_dict() for r in refused.refusals]
+        if not any(CONTEXT in r.reason for r in refused.refusals):
+            raise
+    last: Refused | None = None
+    for context in CHOICES:
+        try:
+            contexts[context] = _one(model, window, channels, context)
+        except Refused as refused:
+            last = refused
+            figures[f"refused_with_{context}"] = [r.to_dict() for r in refused.refusals]
+    if not contexts and last is not None:
+        raise last
+
+
+def _one(model: nn.Module, window: tuple[int, ...], channels: int, context: str | None) -> dict[str, Any]:
+    start = time.perf_counter()
+    dense = onebyone.convolutionalize(model, window, channels, context=context)
+    record: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 3), "layers": len(dense.changes)}
+    geometry = dense.geometry
+    record["geometry"] = geometry.to_dict()
+    record["exact"] = geometry.exact
+    generator = torch.Generator().manual_seed(3)
+    crop = torch.randn(1, channels, *window, generator=generator)
+    alone = onebyone.verify(Flat(model).eval(), Flat(dense.model).eval(), crop, gradients=False)
+    record["one_window"] = summary(alone)
+    if not alone.equivalent:
+        raise NotEquivalentError(f"context {context}, one window: " + "; ".join(alone.problems[:3]))
+    steps = LARGER[len(window)]
+    sizes = [w + s * k + s // 2 for w, s, k in zip(window, geometry.stride, steps, strict=True)]
+    image = torch.randn(1, channels, *sizes, generator=generator)
+    record["crops"] = against_crops(model, dense.model, geometry, image)
+    proof = onebyone.verify(model, dense, image, max_windows=MAX_WINDOWS, gradients=False)
+    record["verification"] = summary(proof) | {"target": proof.target, "windows": proof.windows}
+    record["verification"] |= {"max_abs_difference": proof.max_abs_difference, "bound": proof.bound}
+    if not proof.equivalent:
+        raise NotEquivalentError(f"context {context}: " + "; ".join(proof.problems[:3]))
+    return record
+
+
+@torch.no_grad()
+def against_crops(model: nn.Module, dense: nn.Module, geometry: Geometry, image: Tensor) -> dict[str, Any]:
+    """Every window of `image` cropped here and run alone, against its place in the dense output.
+
+    `max_abs_difference`; `relative_to_spread`, that over the standard deviation of the crops' answers;
+    `class_agreement`, the share of windows whose largest output is the same.
+    """
+    found = _leaves(dense(image))
+    places = [
+        (n - w) // s + 1 for n, w, s in zip(image.shape[2:], geometry.window, geometry.stride, strict=True)
+    ]
+    if any(list(f.shape[2 - len(places) + f.ndim - 2 :]) != places for f in found):
+        raise NotEquivalentError(f"{[tuple(f.shape) for f in found]} where {places} places were expected")
+    expected, got = [], []
+    for place in itertools.product(*map(range, places)):
+        where = [
+            slice(i * s, i * s + w) for i, s, w in zip(place, geometry.stride, geometry.window, strict=True)
+        ]
+        expected.append(torch.cat([t.flatten() for t in _leaves(model(image[(..., *where)]))]))
+        got.append(torch.cat([f[(..., *place)].flatten() for f in found]))
+    return _compared(torch.stack(expected).double(), torch.stack(got).double())
+
+
+def _compared(expected: Tensor, got: Tensor) -> dict[str, Any]:
+    difference = float((expected - got).abs().max())
+    spread = float(expected.std())
+    agree = (expected.argmax(1) == got.argmax(1)).double().mean()
+    return {
+        "windows": len(expected),
+        "max_abs_difference": float(f"{difference:.4g}"),
+        "relative_to_spread": float(f"{difference / spread:.4g}") if spread else None,
+        "class_agreement": round(float(agree), 4),
+    }
+
+
+def _leaves(value: Any) -> Sequence[Tensor]:
+    return [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)]

@@ -1,0 +1,186 @@
+"""The networks of the zoo: where each comes from, what it is run on, and how it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from bench.zoo import smallest
+from bench.zoo.blocks import BLOCKS
+from bench.zoo.heads import TrunkAndHeads
+from onebyone.pytorch.sources import import_torchvision, load_source
+
+#: Above this many parameters no gradients are compared and no whole float64 copies of both directions are kept.
+LARGE = 100_000_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network.
+
+    `key` names it in the results, `source` says where it comes from, `inputs` are the shapes of one example
+    without the batch, `window` (pixels) is what its dense form answers for: None where there is none to be
+    had, since it takes no image. `structure` entries are converted on the meta device and no more.
+    """
+
+    key: str
+    source: str
+    inputs: tuple[tuple[int, ...], ...] = ()
+    window: tuple[int, ...] | None = None
+    structure: bool = False
+
+    @property
+    def group(self) -> str:
+        """timm, torchvision, block or structure."""
+        return "structure" if self.structure else self.key.split(":")[0]
+
+
+def _square(channels: int, side: int) -> tuple[tuple[int, ...], ...]:
+    return ((channels, side, side),)
+
+
+#: torchvision's classifiers: the smallest of every family, the image side they are converted at, and their window.
+CLASSIFIERS = {
+    "alexnet": (96, 224),
+    "convnext_tiny": (96, 224),
+    "densenet121": (96, 224),
+    "efficientnet_b0": (96, 224),
+    "googlenet": (96, 224),
+    "inception_v3": (96, 299),
+    "maxvit_t": (224, 224),
+    "mnasnet0_5": (96, 224),
+    "mobilenet_v2": (96, 224),
+    "mobilenet_v3_small": (96, 224),
+    "regnet_x_400mf": (96, 224),
+    "regnet_y_400mf": (96, 224),
+    "resnet18": (96, 224),
+    "resnext50_32x4d": (96, 224),
+    "shufflenet_v2_x0_5": (96, 224),
+    "squeezenet1_1": (96, 224),
+    "swin_t": (96, 224),
+    "swin_v2_t": (96, 224),
+    "vgg11": (96, 224),
+    "vgg11_bn": (96, 224),
+    "vit_b_16": (224, 224),
+    "wide_resnet50_2": (96, 224),
+}
+SEGMENTATION = {
+    "fcn_resnet50": 96,
+    "deeplabv3_mobilenet_v3_large": 96,
+    "lraspp_mobilenet_v3_large": 96,
+}
+VIDEO = {
+    "mc3_18": (8, 56, 56),
+    "r3d_18": (8, 56, 56),
+    "r2plus1d_18": (8, 56, 56),
+    "s3d": (16, 224, 224),
+    "mvit_v2_s": (16, 224, 224),
+    "swin3d_t": (8, 64, 64),
+}
+#: Detectors, by trunk and heads; SSD's extra layers need its own image size.
+DETECTION = {
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 128,
+    "maskrcnn_resnet50_fpn": 96,
+    "keypointrcnn_resnet50_fpn": 96,
+    "retinanet_resnet50_fpn": 96,
+    "fcos_resnet50_fpn": 96,
+    "ssd300_vgg16": 300,
+    "ssdlite320_mobilenet_v3_large": 320,
+}
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """The whole zoo, in the order it runs: blocks, timm, torchvision, then structures."""
+    return (*_blocks(), *_timm(), *_torchvision(), *_structures())
+
+
+def _blocks() -> Iterator[Entry]:
+    for name, block in BLOCKS.items():
+        yield Entry(f"block:{name}", name, block.inputs, block.window)
+
+
+def _timm() -> Iterator[Entry]:
+    for file, of in smallest.load().items():
+        window = (of["window"], of["window"])
+        yield Entry(f"timm:{file}", f"timm:{of['model']}", _square(of["channels"], of["side"]), window)
+
+
+def _torchvision() -> Iterator[Entry]:
+    for name, (side, window) in CLASSIFIERS.items():
+        yield Entry(f"torchvision:{name}", f"torchvision:{name}", _square(3, side), (window, window))
+    for name, side in SEGMENTATION.items():
+        yield Entry(f"torchvision:{name}", f"torchvision:{name}", _square(3, side), (side, side))
+    for name, shape in VIDEO.items():
+        yield Entry(f"torchvision:{name}", f"torchvision:{name}", ((3, *shape),), shape)
+    for name, side in DETECTION.items():
+        yield Entry(f"torchvision:{name}", f"torchvision:{name}", _square(3, side), (side, side))
+
+
+def _structures() -> Iterator[Entry]:
+    done = {*CLASSIFIERS, *SEGMENTATION, *VIDEO, *DETECTION}
+    for name in import_torchvision().models.list_models():
+        if name not in done:
+            yield Entry(f"structure:{name}", f"torchvision:{name}", structure=True)
+
+
+def chosen(only: str | None) -> tuple[Entry, ...]:
+    """The entries whose key or source fits a glob, or all."""
+    return tuple(
+        e for e in entries() if only is None or fnmatchcase(e.key, only) or fnmatchcase(e.source, only)
+    )
+
+
+def build(entry: Entry) -> nn.Module:
+    """The network with random weights, in eval mode; on the meta device for a structure."""
+    if entry.group == "block":
+        torch.manual_seed(0)
+        return enlivened(BLOCKS[entry.source].build().eval())
+    if entry.structure:
+        with torch.device("meta"):
+            structure = load_source(entry.source)
+        assert isinstance(structure, nn.Module)
+        return structure
+    model = load_source(entry.source)
+    assert isinstance(model, nn.Module)
+    if entry.source.partition(":")[2] in DETECTION:
+        model = TrunkAndHeads(model).eval()
+    return enlivened(model)
+
+
+def example(entry: Entry, batch: int = 2) -> tuple[Tensor, ...]:
+    """Standard normal inputs."""
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(batch, *shape, generator=generator) for shape in entry.inputs)
+
+
+@torch.no_grad()
+def enlivened(model: nn.Module, seed: int = 2) -> nn.Module:
+    """The model with every constant tensor made random.
+
+    Fresh networks hold zeros and ones (biases, batch statistics, layer scales of 1e-6, zeroed last layers
+    of a branch): whole branches then add nothing, and a fault in them would not show.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    statistics = [(n, b) for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
+    for name, tensor in [*model.named_parameters(), *statistics]:
+        if (
+            not tensor.is_floating_point()
+            or tensor.numel() < 2
+            or bool((tensor != tensor.flatten()[0]).any())
+        ):
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        constant = float(tensor.flatten()[0])
+        if name.endswith("running_var"):
+            tensor.copy_(1.0 + 0.5 * torch.tanh(noise))
+        elif abs(constant) < 0.01:
+            tensor.copy_(0.05 * noise)
+        else:
+            tensor.copy_(constant * (1.0 + 0.1 * noise))
+    return model

@@ -1,0 +1,202 @@
+"""What is done with one network of the zoo, and what came of it.
+
+Each step ends in one of four ways: converted, refused (with the reason), not equivalent (a proof failed),
+or crashed (an error that is no refusal). A crash ends its own step and nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import onebyone
+from bench.zoo import memory
+from bench.zoo.dense import dense_step
+from bench.zoo.eligible import CONV, LINEAR, eligible_layers, exceptions
+from bench.zoo.models import LARGE, Entry, build, example
+from bench.zoo.outcome import NotEquivalentError, summary
+from onebyone.errors import OnebyoneError, Refused
+from onebyone.pytorch.convert import convert_module
+from onebyone.pytorch.graph.convert import convert_graph
+
+CONVERTED, REFUSED, NOT_EQUIVALENT, CRASHED = "converted", "refused", "not equivalent", "crashed"
+
+
+@dataclass
+class Step:
+    """The record of one step: `seconds` and `peak_bytes` (resident memory above what was there before)
+    cover all of it."""
+
+    name: str
+    outcome: str
+    reason: str = ""
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+class Run:
+    """The steps of one network. `tell` is called with each record as soon as there is one."""
+
+    def __init__(self, entry: Entry, tell: Callable[[Step], None]) -> None:
+        self.entry, self.tell = entry, tell
+
+    def all(self) -> None:
+        """Every step that this network has."""
+        self.model: nn.Module | None = None
+        self.step("build", self._build)
+        if self.model is None:
+            return
+        if self.entry.structure:
+            self.step("structure", self._structure)
+            return
+        self.x = example(self.entry)
+        self.step("layers", self._layers)
+        self.step("graph", self._graph)
+        if self.entry.window is not None:
+            self.step("dense", self._dense)
+
+    def step(self, name: str, act: Callable[[dict[str, Any]], None]) -> None:
+        """One step under guard: it fills in its figures as it goes, and what it raises is its outcome."""
+        figures: dict[str, Any] = {}
+        gc.collect()
+        before, start = memory.forget_peak(), time.perf_counter()
+        outcome, reason = CONVERTED, ""
+        try:
+            act(figures)
+        except Refused as error:
+            outcome, reason = REFUSED, "; ".join(str(r) for r in error.refusals)
+            figures["refusals"] = [r.to_dict() for r in error.refusals]
+        except NotEquivalentError as error:
+            outcome, reason = NOT_EQUIVALENT, str(error)
+        except OnebyoneError as error:
+            outcome, reason = REFUSED, f"{type(error).__name__}: {error}"
+        except Exception as error:  # the point of the zoo is to find these
+            outcome, reason = CRASHED, _last_line(error)
+        seconds = round(time.perf_counter() - start, 3)
+        self.tell(Step(name, outcome, reason, seconds, max(0, memory.peak() - before), figures))
+
+    def _build(self, figures: dict[str, Any]) -> None:
+        self.model = build(self.entry)
+        figures["parameters"] = sum(p.numel() for p in self.model.parameters())
+        figures["eligible"] = _count(self.model)
+
+    def _layers(self, figures: dict[str, Any]) -> None:
+        """To 1×1 convolutions and back, each proven; the layers that were made conv and back give the very
+        same numbers."""
+        assert self.model is not None
+        options = {"gradients": figures_large(self.model)}
+        to_conv = timed(figures, "to_conv", lambda: convert_module(self.model, to="conv"))
+        figures |= _converted(self.model, LINEAR, to_conv)
+        check(figures, "to_conv", onebyone.verify(self.model, to_conv, self.x, **options))
+        back = timed(figures, "to_linear", lambda: convert_module(to_conv.model, to="linear"))
+        figures |= _converted(self.model, CONV, back)
+        check(figures, "to_linear", onebyone.verify(to_conv.model, back, self.x, **options))
+        made = {c.path for c in to_conv.changes}
+        if made:
+            restored = convert_module(to_conv.model, to="linear", only=lambda path, _module: path in made)
+            figures["round_trip"] = _same_numbers(self.model, restored.model, self.x)
+
+    def _graph(self, figures: dict[str, Any]) -> None:
+        """The exported program both ways, with its layout operators counted."""
+        assert self.model is not None
+        program = timed(figures, "export", lambda: _exported(self.model, self.x))
+        for to in ("conv", "linear"):
+            result = timed(figures, f"to_{to}", lambda to=to: convert_graph(program, to=to))
+            figures[f"to_{to}"] |= {
+                "converted": len(result.changes),
+                "refused": [r.to_dict() for r in result.refused],
+                "layout_before": result.layout_before.total(),
+                "layout_after": result.layout_after.total(),
+            }
+            check(figures, f"to_{to}", onebyone.verify(program, result, self.x, gradients=False))
+
+    def _dense(self, figures: dict[str, Any]) -> None:
+        assert self.model is not None
+        assert self.entry.window is not None
+        dense_step(self.model, self.entry.window, self.entry.inputs[0][0], figures)
+
+    def _structure(self, figures: dict[str, Any]) -> None:
+        """Both directions without numbers: on the meta device there are none."""
+        assert self.model is not None
+        to_conv = timed(figures, "to_conv", lambda: convert_module(self.model, to="conv"))
+        figures |= _converted(self.model, LINEAR, to_conv)
+        to_linear = timed(figures, "to_linear", lambda: convert_module(self.model, to="linear"))
+        figures |= _converted(self.model, CONV, to_linear)
+
+
+def figures_large(model: nn.Module) -> bool:
+    """Whether gradients are compared: not in networks whose float64 gradients would not fit beside them."""
+    return sum(p.numel() for p in model.parameters()) <= LARGE
+
+
+def timed(figures: dict[str, Any], name: str, act: Callable[[], Any]) -> Any:
+    """Run `act`, its seconds kept under `name`."""
+    start = time.perf_counter()
+    result = act()
+    figures.setdefault(name, {})["seconds"] = round(time.perf_counter() - start, 4)
+    return result
+
+
+def check(figures: dict[str, Any], name: str, verification: Any) -> None:
+    """Keep a verification's figures, and raise if it failed."""
+    figures[name]["verification"] = summary(verification)
+    if not verification.equivalent:
+        raise NotEquivalentError(f"{name}: " + "; ".join(verification.problems[:3]))
+
+
+def _count(model: nn.Module) -> dict[str, int]:
+    layers = eligible_layers(model)
+    return {form: sum(e.form == form for e in layers) for form in (LINEAR, CONV)}
+
+
+def _converted(model: nn.Module, form: str, conversion: Any) -> dict[str, Any]:
+    """How many of the eligible layers of one form were converted, and every exception."""
+    layers = [e for e in eligible_layers(model) if e.form == form]
+    missed = exceptions(layers, conversion.changes, conversion.refused)
+    return {
+        f"{form}_converted": len(layers) - len(missed),
+        f"{form}_missed": [asdict(m) for m in missed],
+        f"{form}_refused": [r.to_dict() for r in conversion.refused],
+        f"{form}_copied_bytes": conversion.copied_bytes,
+    }
+
+
+@torch.no_grad()
+def _same_numbers(model: nn.Module, restored: nn.Module, x: tuple[torch.Tensor, ...]) -> str:
+    """Layers converted and brought back are the layers they were: the outputs are the same bits."""
+    outputs = []
+    for network in (model, restored):
+        torch.manual_seed(0)
+        outputs.append(torch.utils._pytree.tree_leaves(network(*x)))
+    if any(isinstance(a, torch.Tensor) and not torch.equal(a, b) for a, b in zip(*outputs, strict=True)):
+        raise NotEquivalentError("round trip: layers brought back do not give the original's own numbers")
+    return "bit for bit"
+
+
+def _exported(model: nn.Module | None, x: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
+    from onebyone.pytorch.graph.convert import exported
+
+    assert model is not None
+    return exported(model, x)
+
+
+def _last_line(error: BaseException) -> str:
+    """An error's type and first line, and where in the source it arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "onebyone" in f.filename or "bench" in f.filename] or frames
+    message = (str(error).strip().splitlines() or [""])[0][:300]
+    last = ours[-1]
+    return f"{type(error).__name__}: {message} ({Path(last.filename).name}:{last.lineno} {last.name})"

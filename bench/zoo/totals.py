@@ -1,0 +1,131 @@
+"""The zoo's results added up."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DENSE, GRAPH = "dense", "graph"
+FORMS = ("linear", "conv")
+
+
+def totals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The line of totals as plain data.
+
+    `layers_eligible` is the zoo's own count; each of them is in `layers_converted` or in `exceptions`.
+    `layers_refused` and `dense_refused` are by reason. `not_equivalent` and `crashed` count steps. Layout
+    operators are of the exported programs, both directions added up.
+    """
+    steps = [s for r in results for s in r["steps"]]
+    exceptions = list(missed_layers(results))
+    converted = sum(s["figures"].get(f"{form}_converted", 0) for s in steps for form in FORMS)
+    dense = [s for s in steps if s["name"] == DENSE]
+    return {
+        "models": len(results),
+        "layers_eligible": converted + len(exceptions),
+        "layers_converted": converted,
+        "layers_refused": dict(Counter(reason_class(e["reason"]) for e in exceptions).most_common()),
+        "dense_converted": sum(s["outcome"] == "converted" for s in dense),
+        "dense_exact": sum(is_exact(s) for s in dense),
+        "dense_refused": dict(
+            Counter(main_reason(s) for s in dense if s["outcome"] == "refused").most_common()
+        ),
+        "not_equivalent": sum(s["outcome"] == "not equivalent" for s in steps),
+        "crashed": sum(s["outcome"] == "crashed" for s in steps),
+        "layout_before": _layout(steps, "layout_before"),
+        "layout_after": _layout(steps, "layout_after"),
+        "seconds": round(sum(r["seconds"] for r in results), 1),
+    }
+
+
+def line(total: dict[str, Any]) -> str:
+    """The totals on one line."""
+    refused = sum(total["layers_refused"].values())
+    dense = sum(total["dense_refused"].values())
+    parts = [
+        f"models: {total['models']}",
+        f"layers converted: {total['layers_converted']} of {total['layers_eligible']}",
+        f"layers refused: {refused}{_listed(total['layers_refused'])}",
+        f"dense converted: {total['dense_converted']} ({total['dense_exact']} exact)",
+        f"dense refused: {dense}{_listed(total['dense_refused'])}",
+        f"not equivalent: {total['not_equivalent']}",
+        f"crashed: {total['crashed']}",
+        f"layout operators: {total['layout_before']} before, {total['layout_after']} after",
+        f"{total['seconds']:.0f} s",
+    ]
+    return ", ".join(parts)
+
+
+def missed_layers(results: Iterable[dict[str, Any]]) -> Iterable[dict[str, str]]:
+    """Every eligible layer that was not converted: model, path, kind, reason."""
+    for result in results:
+        for step in result["steps"]:
+            for form in FORMS:
+                for missed in step["figures"].get(f"{form}_missed", ()):
+                    yield {
+                        "model": result["key"],
+                        **missed,
+                        "reason": missed["reason"] or "passed over in silence",
+                    }
+
+
+def is_exact(step: dict[str, Any]) -> bool:
+    """Whether the dense form equals cropping, under the context it was given."""
+    return step["outcome"] == "converted" and any(
+        c.get("exact") for c in step["figures"]["contexts"].values()
+    )
+
+
+def main_reason(step: dict[str, Any]) -> str:
+    """The first reason that no choice of context lifts, without the numbers of one model."""
+    refusals = step["figures"].get("refusals")
+    return reason_class(refusals[0]["reason"]) if refusals else reason_class(step["reason"])
+
+
+def reason_class(reason: str) -> str:
+    """A reason without the numbers and names of one model, so that equal ones are counted together."""
+    text = re.sub(r"\(?\b\d[\d×., ]*\b\)?", "N", reason.split(";")[0].split(" (")[0])
+    return text.strip()[:110]
+
+
+def machine() -> dict[str, Any]:
+    """The machine that the figures are from, by its kind."""
+    import timm
+    import torchvision
+
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for row in info.read_text(encoding="utf-8").splitlines():
+            if row.startswith("model name"):
+                return row.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _layout(steps: Iterable[dict[str, Any]], which: str) -> int:
+    records = [
+        s["figures"].get(f"to_{to}", {}) for s in steps if s["name"] == GRAPH for to in ("conv", "linear")
+    ]
+    return sum(r.get(which, 0) for r in records)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return f" ({'; '.join(f'{n} {reason}' for reason, n in counts.items())})" if counts else ""

@@ -1,0 +1,158 @@
+"""Processes that run the zoo: one a network, so that nothing one does can stop the rest.
+
+They are forked from a server that has the libraries loaded already. Each writes every step's record to a
+file as soon as there is one; what the process was doing when it was stopped, or died, is a crash of that
+step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.zoo import memory
+from bench.zoo.models import Entry
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / "bench" / "work" / "zoo"
+MEMORY = 9 * 2**30
+#: Seconds a network may take in all.
+PATIENCE = 900
+RENDERING = ("report.py", "__main__.py", "totals.py")
+
+
+def fingerprint(entry: Entry) -> str:
+    """What a result depends on: the package's and the zoo's sources, the libraries' versions, the entry."""
+    import timm
+    import torchvision
+
+    digest = hashlib.sha256()
+    sources = sorted([*(ROOT / "src").rglob("*.py"), *Path(__file__).parent.glob("*.py")])
+    for path in sources:
+        if path.name not in RENDERING or "src" in path.relative_to(ROOT).parts:
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    digest.update(
+        json.dumps([torch.__version__, torchvision.__version__, timm.__version__, asdict(entry)]).encode()
+    )
+    return digest.hexdigest()[:16]
+
+
+def result_path(entry: Entry) -> Path:
+    """Where a network's result is kept between runs."""
+    return WORK / (entry.key.replace(":", "-") + ".json")
+
+
+def kept(entry: Entry, mark: str | None) -> dict[str, Any] | None:
+    """The result of an earlier run: one of the same fingerprint, or any where `mark` is None."""
+    path = result_path(entry)
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result if mark in (None, result["fingerprint"]) else None
+
+
+def run_entry(entry: Entry, log: Path) -> None:
+    """In a process of its own: every step of one network, each record a line of `log`."""
+    from bench.zoo.steps import Run, Step
+
+    torch.set_num_threads(1)
+    memory.cap(MEMORY)
+    warnings.simplefilter("ignore")
+
+    def tell(step: Step) -> None:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(step.to_dict()) + "\n")
+
+    Run(entry, tell).all()
+
+
+@dataclass
+class Job:
+    """One network at work."""
+
+    entry: Entry
+    process: ForkServerProcess
+    log: Path
+    start: float
+    mark: str
+
+    def result(self, late: bool) -> dict[str, Any]:
+        """All of its records; one more where the process did not come to its end."""
+        steps = []
+        if self.log.exists():
+            steps = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        if late or self.process.exitcode:
+            why = (
+                f"stopped after {PATIENCE} seconds"
+                if late
+                else f"its process ended with {self.process.exitcode}"
+            )
+            after = steps[-1]["name"] if steps else "nothing"
+            steps.append(
+                {
+                    "name": f"after {after}",
+                    "outcome": "crashed",
+                    "reason": why,
+                    "seconds": 0.0,
+                    "peak_bytes": 0,
+                }
+            )
+        seconds = round(time.monotonic() - self.start, 1)
+        return {**_described(self.entry), "fingerprint": self.mark, "seconds": seconds, "steps": steps}
+
+
+def run_all(entries: Sequence[Entry], jobs: int) -> Iterator[tuple[str, Entry, dict[str, Any] | None]]:
+    """Run the entries, `jobs` at a time: ("begun", entry, None) and ("done", entry, result) as they come."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.zoo.preload"])
+    waiting, running = list(entries), list[Job]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_begin(context, waiting.pop(0)))
+                yield "begun", running[-1].entry, None
+            for job in [j for j in running if not j.process.is_alive() or _late(j)]:
+                running.remove(job)
+                yield "done", job.entry, _end(job)
+            multiprocessing.connection.wait([j.process.sentinel for j in running], timeout=1.0)
+    finally:
+        for job in running:
+            job.process.kill()
+
+
+def _begin(context: Any, entry: Entry) -> Job:
+    log = result_path(entry).with_suffix(".steps")
+    log.unlink(missing_ok=True)
+    process = context.Process(target=run_entry, args=(entry, log), daemon=True)
+    process.start()
+    return Job(entry, process, log, time.monotonic(), fingerprint(entry))
+
+
+def _late(job: Job) -> bool:
+    return time.monotonic() - job.start > PATIENCE
+
+
+def _end(job: Job) -> dict[str, Any]:
+    late = job.process.is_alive()
+    if late:
+        job.process.kill()
+    job.process.join()
+    result = job.result(late)
+    result_path(job.entry).write_text(json.dumps(result), encoding="utf-8")
+    job.log.unlink(missing_ok=True)
+    return result
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    return {"key": entry.key, "group": entry.group, "source": entry.source, "window": entry.window}
