@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from onebyone.detect import Detections
     from onebyone.pytorch.conversion import Conversion
     from onebyone.pytorch.convolutionalize import Convolutionalized
+    from onebyone.pytorch.graph import GraphConversion
     from onebyone.verify import Verification
 
     Network = nn.Module | ExportedProgram
@@ -32,26 +34,27 @@ def convert(
     model: Source,
     to: str = "conv",
     *,
-    level: str = "layers",
+    level: str | None = None,
     example: Any = None,
     copy: bool = False,
-    only: str | Sequence[str] | Callable[[str, nn.Module], bool] | None = None,
+    only: str | Sequence[str] | Callable[..., bool] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-) -> Conversion:
+) -> Conversion | GraphConversion:
     """Re-express linear layers as 1×1 convolutions (`to="conv"`), or 1×1 convolutions as linear layers.
 
     Args:
         model: an `nn.Module`, an `ExportedProgram`, or a source by name (see `onebyone --help`).
         to: "conv" or "linear".
         level: "layers" (drop-in modules that share the very parameters), "native" (real `nn.Conv2d` /
-            `nn.Linear`), or "graph" (the whole exported graph; needs `example`).
+            `nn.Linear`), or "graph" (the whole exported graph; a module needs an `example`); None is "layers"
+            for a module and "graph" for a program.
         example: an example input, or a tuple of them.
         copy: part the result's parameters from the original's.
-        only: a path glob (`"*.head"`), several of them, or a function (path, module) -> bool.
+        only: a path glob (`"*.head"`), several of them, or a function (path, module) -> bool, at "graph" (path).
         optimizer: carried over to new parameters, with its state, where there are any.
 
     Returns:
-        A `Conversion`: `.model`, `.changes` and `.refused`, each with a reason; `print(c)` is a table.
+        A `Conversion` (`GraphConversion`): `.model`, `.changes`, `.refused` with reasons; `print(c)` is a table.
 
     Raises:
         BadInput: not a network, or an argument that does not fit.
@@ -63,15 +66,20 @@ def convert(
     """
     from torch import nn
 
-    from onebyone.pytorch.convert import convert_module
-
     network = _network(model)
+    if level is None:
+        level = "layers" if isinstance(network, nn.Module) else "graph"
     if level == "graph":
-        raise BadInput("level='graph': comes in a later version; expected 'layers' or 'native'")
+        from onebyone.pytorch.graph import convert_graph
+
+        own = deepcopy(network) if copy else network
+        return convert_graph(own, to=to, example=example, only=only, optimizer=optimizer)
     if not isinstance(network, nn.Module):
         raise BadInput(
-            f"model: is an exported program, which has no modules left to convert; level={level!r} needs them"
+            f"level={level!r}: an exported program has no modules left to replace; expected level='graph'"
         )
+    from onebyone.pytorch.convert import convert_module
+
     return convert_module(network, to=to, level=level, copy=copy, only=only, optimizer=optimizer)
 
 
@@ -118,7 +126,8 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     Args:
         model: the original.
         converted: what `convert` or `convolutionalize` gave, or any callable (outputs are compared only).
-        x: an example input, or a tuple of them; without one the layers are probed by themselves.
+        x: an example input, or a tuple of them; without one (and a program may carry one) the layers are
+            probed by themselves.
         seed: of the probes.
         options: gradients, max_windows, progress: see `onebyone.verify.verify`.
 
@@ -133,8 +142,8 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     """
     from onebyone.verify import verify as prove
 
-    original = model if callable(model) else _network(model)
-    return prove(original, converted, x, seed=seed, **options)
+    original = _network(model) if isinstance(model, str | os.PathLike) else model
+    return prove(original, converted, _example_of(original) if x is None else x, seed=seed, **options)
 
 
 def scan(
@@ -244,6 +253,18 @@ def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> t
     return torch.randn(*shape, generator=generator).to(dtypes[0] if dtypes else torch.float32)
 
 
+def save_conversion(
+    conversion: Conversion | GraphConversion, path: str | os.PathLike[str], example: Any = None
+) -> None:
+    """Write a converted network; a module is traced on `example` where it becomes a program."""
+    from onebyone.pytorch.graph import GraphConversion
+
+    if isinstance(conversion, GraphConversion):
+        conversion.save(path)
+    else:
+        conversion.save(path, example)
+
+
 def labels(
     classes: Sequence[str] | None = None, *, carried: Labels | None = None, **preprocessing: Any
 ) -> Labels | None:
@@ -270,6 +291,16 @@ def _network(model: Source) -> Network:
         f"model: is not a network but of type {type(model).__name__}; expected a torch.nn.Module, "
         f"an ExportedProgram, or the name of a source"
     )
+
+
+def _example_of(network: object) -> Any:
+    """The inputs that an exported program keeps as an example; None where there are none."""
+    from torch.export import ExportedProgram
+
+    if not isinstance(network, ExportedProgram) or not network.example_inputs:
+        return None
+    positional, named = network.example_inputs
+    return None if named else positional
 
 
 def _notes(nonfinite: Sequence[str]) -> tuple[str, ...]:

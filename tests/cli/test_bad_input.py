@@ -151,6 +151,14 @@ def test_a_truncated_program_and_one_of_another_format(run: Run, shelf: Path, fo
         assert said in complain(run, "convert", f"{name}.pt2")
 
 
+def test_a_program_has_no_modules_to_replace(run: Run, shelf: Path) -> None:
+    assert "expected level='graph'" in complain(run, "convert", shelf / "d.pt2", "--level", "layers")
+
+
+def test_a_graph_needs_an_example(run: Run) -> None:
+    assert "example" in complain(run, "convert", ":plain", "--level", "graph")
+
+
 def test_a_program_that_is_not_dense_needs_a_window(run: Run, shelf: Path, folder: Path) -> None:
     torch.export.save(
         torch.export.export(networks.plain().eval(), (torch.zeros(2, 3, 16, 16),)), folder / "p.pt2"

@@ -65,6 +65,20 @@ def test_converted_program_computes_the_same(run: Run) -> None:
     torch.testing.assert_close(load_program("p.pt2").program.module()(x), original(x))
 
 
+def test_the_whole_graph_there_and_back(run: Run) -> None:
+    done = run("convert", ":plain", "--level", "graph", "--shape", "2,3,16,16", "-o", "g.pt2", "--seed", 2)
+    assert done.code == 0
+    assert "2 layers converted, 0 refused, nothing copied, layout operators" in done.out
+    back = run("convert", "g.pt2", "--to", "linear", "-o", "back.pt2", "--json")
+    assert back.code == 0
+    assert back.json["level"] == "graph"
+    assert len(back.json["changes"]) == 2
+    x, original = torch.randn(2, 3, 16, 16), load_source(f"{NETWORKS}:plain", seed=2)
+    assert isinstance(original, torch.nn.Module)
+    for name in ("g.pt2", "back.pt2"):
+        torch.testing.assert_close(load_program(name).program.module()(x), original(x))
+
+
 def test_weights_go_into_the_network(run: Run, folder: Path) -> None:
     state = {f"module.{k}": v for k, v in networks.plain().state_dict().items()}
     save_file(state, folder / "in.safetensors")
@@ -114,7 +128,8 @@ def test_convolutionalize_tells_the_geometry(run: Run) -> None:
 def test_padding_is_said(run: Run) -> None:
     done = run("convolutionalize", ":padded", "--window", 16)
     assert done.code == 0
-    assert "no: 0 (aten.conv2d): padding" in done.out
+    assert "equals cropping every window  no: padding" in done.out
+    assert "0 (aten.conv2d)" in done.out
 
 
 def test_a_dense_network_that_fails_its_proof_is_not_written(run: Run, folder: Path) -> None:

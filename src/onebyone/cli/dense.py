@@ -83,12 +83,12 @@ def detect(
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A score map that scan wrote: .npz.")],
     threshold: Annotated[
         float,
-        typer.Option("--threshold", min=0, max=1, metavar="0…1", help="Least probability of a detection."),
+        typer.Option("--threshold", min=0, max=1, metavar="P", help="Least probability of a detection."),
     ] = 0.5,
     iou: Annotated[
         float,
         typer.Option(
-            "--iou", min=0, max=1, metavar="0…1", help="Boxes that overlap a better one by more are dropped."
+            "--iou", min=0, max=1, metavar="P", help="Boxes that overlap a better one by more are dropped."
         ),
     ] = 0.3,
     background: Annotated[

@@ -46,11 +46,12 @@ To = Annotated[
     Form, typer.Option("--to", help="conv: linear layers to 1×1 convolutions; linear: the way back.")
 ]
 AtLevel = Annotated[
-    Level,
+    Level | None,
     typer.Option(
         "--level",
         help="layers: drop-in modules that share the weights; native: real nn.Conv2d or nn.Linear; "
-        "graph: the whole exported graph (needs --shape).",
+        "graph: the whole exported graph (a .pt2, or with --shape).",
+        show_default="layers; graph for a .pt2",
     ),
 ]
 Only = Annotated[
@@ -63,7 +64,7 @@ def convert(
     context: typer.Context,
     source: o.Source,
     to: To = Form.conv,
-    level: AtLevel = Level.layers,
+    level: AtLevel = None,
     only: Only = None,
     shape: o.Shape = None,
     weights: o.Weights = None,
@@ -89,7 +90,7 @@ def convert(
 
     What cannot be converted is left as it is, and listed with its reason.
     """
-    if output is not None and output.suffix == ".pt2" and shape is None:
+    if output is not None and output.suffix == ".pt2" and shape is None and not source.endswith(".pt2"):
         raise typer.BadParameter("a .pt2 is traced on an example input: give --shape", param_hint="--output")
     with session(context, as_json) as run:
         from onebyone import api, files
@@ -101,11 +102,13 @@ def convert(
             network, notes = api.open_network(source, weights, seed=seed)
             example = None if shape is None else api.example_input(network, shape, seed=seed)
         with run.step("Converting"):
-            conversion = api.convert(network, to.value, level=level.value, only=only, example=example)
+            conversion = api.convert(
+                network, to.value, level=level and level.value, only=only, example=example
+            )
         data = render.conversion_data(conversion, source, notes)
         if output is not None:
             with run.step(f"Writing {output}"):
-                conversion.save(output, example)
+                api.save_conversion(conversion, output, example)
             data["output"] = str(output)
         if report is not None:
             files.write_text(report, to_json(data))
@@ -117,7 +120,7 @@ def verify(
     context: typer.Context,
     source: o.Source,
     to: To = Form.conv,
-    level: AtLevel = Level.layers,
+    level: AtLevel = None,
     only: Only = None,
     shape: o.Shape = None,
     weights: o.Weights = None,
@@ -137,7 +140,9 @@ def verify(
             network, notes = api.open_network(source, weights, seed=seed)
             example = None if shape is None else api.example_input(network, shape, seed=seed)
         with run.step("Converting"):
-            conversion = api.convert(network, to.value, level=level.value, only=only, example=example)
+            conversion = api.convert(
+                network, to.value, level=level and level.value, only=only, example=example
+            )
         with run.progress("Verifying") as tell:
             found = api.verify(network, conversion, example, seed=seed, progress=tell)
         render.tell(run, notes)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onebyone.dense import ScoreMap
     from onebyone.detect import Detections
     from onebyone.pytorch.conversion import Conversion
+    from onebyone.pytorch.graph import GraphConversion
 
 MOST_ROWS = 60
 """Rows shown of a long table; --json has them all."""
@@ -35,7 +36,7 @@ def plain_all(records: Iterable[Any]) -> list[Data]:
     return [record.to_dict() for record in records]
 
 
-def conversion_data(conversion: Conversion, source: str, notes: Sequence[str]) -> Data:
+def conversion_data(conversion: Conversion | GraphConversion, source: str, notes: Sequence[str]) -> Data:
     """What `convert` did."""
     return {"source": source, **conversion.to_dict(), "notes": list(notes)}
 
@@ -45,6 +46,9 @@ def conversion_tables(data: Data) -> list[RenderableType]:
     changes, refused = data["changes"], data["refused"]
     copied = _bytes(data["copied_bytes"]) if data["copied_bytes"] else "nothing"
     summary = f"{len(changes)} {_plural('layer', changes)} converted, {len(refused)} refused, {copied} copied"
+    if "layout_before" in data:
+        before, after = (sum(data[name].values()) for name in ("layout_before", "layout_after"))
+        summary += f", layout operators {before} → {after}"
     return [*_changes(changes), *_refusals(refused), _summary(summary, data)]
 
 
