@@ -1,0 +1,295 @@
+"""What is checked of one network: the dense form against every crop and the oracle; the conversions, both ways.
+
+Each check gives a `Finding` or None, and counts. Numbers are compared in float64 against how far the network's own numbers
+move when its input moves by some roundings: what an error of computation can be mistaken for, measured, not guessed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tests.fuzz.networks import Description, Net, randomised
+from tests.fuzz.oracle import Verdict, judge, plan_conversion, plan_graph
+from torch import nn
+
+from onebyone.errors import BadInput, Refused
+from onebyone.pytorch.convert import convert_module
+from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.dropins import DropIn
+from onebyone.pytorch.graph.convert import convert_graph, exported
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong: in which part, what, and the network."""
+
+    part: str
+    what: str
+    description: Description
+
+    @property
+    def bucket(self) -> tuple[str, str]:
+        """What findings are put together by."""
+        return self.part, self.what
+
+
+@dataclass
+class Tally:
+    """Counts over all networks."""
+
+    counts: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, *key: str) -> None:
+        self.counts[key] += 1
+
+    def __str__(self) -> str:
+        width = max((len(" | ".join(k)) for k in self.counts), default=0)
+        lines = [f"{' | '.join(key):{width}}  {n:6}" for key, n in sorted(self.counts.items())]
+        return "\n".join([*lines, f"findings: {len(self.findings)}"])
+
+
+class Wrong(Exception):  # noqa: N818 - caught at once and made a Finding
+    """A check failed."""
+
+
+def check_all(description: Description, tally: Tally) -> list[Finding]:
+    """Every check of one network; counts go to the tally, findings too."""
+    found = []
+    for part, check in CHECKS.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                check(randomised(Net(description)), tally)
+        except Wrong as wrong:
+            found.append(Finding(part, str(wrong), description))
+        except Exception as error:  # what is neither an answer nor a refusal is a finding
+            text = (str(error).splitlines() or [""])[0][:100]
+            found.append(Finding(part, f"{type(error).__name__}: {text}", description))
+    tally.findings += found
+    return found
+
+
+def require(true: bool, what: str) -> None:
+    if not true:
+        raise Wrong(what)
+
+
+# the dense form
+
+
+def check_dense(net: Net, tally: Tally) -> None:
+    """Legal networks convert and are equal; illegal ones are refused; nothing has wrong numbers."""
+    verdict = judge(net)
+    d = net.description
+    try:
+        dense = convolutionalize(net, d.window, d.channels)
+    except Refused as refused:
+        require(verdict.label != "legal", f"a legal network is refused: {_kinds(refused)}")
+        tally.add("dense", verdict.label, "refused", verdict.reason)
+        if verdict.context:
+            check_context(net, tally)
+        return
+    require(verdict.label != "illegal", f"an illegal network is converted ({verdict.reason})")
+    require(
+        dense.geometry.exact != verdict.padded,
+        f"exact is {dense.geometry.exact}, the oracle saw padding: {verdict.padded}",
+    )
+    outcome = check_numbers(net, dense)
+    tally.add("dense", verdict.label, outcome, verdict.reason)
+
+
+def check_context(net: Net, tally: Tally) -> None:
+    """Global context by choice: right on an image of one window, never called exact."""
+    d = net.description
+    for choice in ("window", "image"):
+        try:
+            dense = convolutionalize(net, d.window, d.channels, context=choice)
+        except Refused:
+            tally.add("context", choice, "refused")
+            continue
+        require(not dense.geometry.exact, f"context={choice!r} is called exact")
+        check_numbers(net, dense)
+        tally.add("context", choice, "right on one window")
+
+
+def _kinds(refused: Refused) -> str:
+    return "; ".join(f"{r.kind}: {r.reason.split(':')[0][:70]}" for r in refused.refusals)
+
+
+def check_numbers(net: Net, dense: Convolutionalized) -> str:
+    """The dense form on three images against the network on every crop; "equal", or "padded" where only one window is."""
+    window, stride = net.description.window, dense.geometry.stride
+    require(dense.geometry.window == window, "the geometry tells another window")
+    outcome = "equal" if dense.geometry.exact else "padded, equal on one window"
+    for extra in ([0] * len(window), [s + 1 for s in stride], [(2 - a % 2) * s for a, s in enumerate(stride)]):
+        size = [w + min(e, 12) for w, e in zip(window, extra, strict=True)]
+        image = _image(net, size)
+        with torch.no_grad():
+            got = dense.model(image)
+            crops, slack = _crops(net, image, stride)
+        places = dense.geometry.positions(size)
+        require(tuple(got.shape[2:]) == places, f"{tuple(got.shape[2:])} places, {places} windows")
+        require(got.shape == crops.shape, "other outputs than the network's")
+        if dense.geometry.exact or not any(extra):
+            off = (got - crops).abs() > slack
+            require(not bool(off.any()) and bool(got.isfinite().all() == crops.isfinite().all()), "wrong numbers")
+    return outcome
+
+
+def _image(net: Net, size: list[int]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, net.description.channels, *size, generator=generator, dtype=torch.float64)
+
+
+def _crops(net: nn.Module, image: torch.Tensor, stride: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The network on every crop as `(N, outputs, *places)`, and what rounding may change of it."""
+    assert isinstance(net, Net)
+    window = net.description.window
+    starts = [range(0, n - w + 1, s) for n, w, s in zip(image.shape[2:], window, stride, strict=True)]
+    counts = [len(s) for s in starts]
+    crops = torch.stack(
+        [
+            image[(slice(None), slice(None), *(slice(a, a + w) for a, w in zip(at, window, strict=True)))]
+            for at in itertools.product(*starts)
+        ],
+        1,
+    )  # (N, places, C, *window)
+    flat = crops.flatten(0, 1)
+    out, slack = answers(net, flat)
+    shape = (image.shape[0], -1, *out.shape[1:])
+    return tuple(t.reshape(shape).flatten(2).movedim(1, -1).unflatten(-1, counts) for t in (out, slack))  # type: ignore[return-value]
+
+
+def answers(net: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The network's answers, and how far they may be off: 2^12 roundings of each input, moved at random (four times), by
+    what the network makes of it, beside 2^12 roundings of the largest answer."""
+    generator = torch.Generator().manual_seed(2)
+    out = net(image)
+    worst = out.abs().max() * 2**-40 + torch.zeros_like(out)
+    for _ in range(4):
+        moved = image * (1 + 2**-40 * torch.randn(image.shape, generator=generator, dtype=image.dtype))
+        worst = torch.maximum(worst, (net(moved) - out).abs().max() + torch.zeros_like(out))
+    return out, worst
+
+
+def check_window(net: Net, tally: Tally) -> None:
+    """At a window where the network does not run, one sentence says so."""
+    d = net.description
+    other = tuple(w - 1 if w > 2 else w + 1 for w in d.window)
+    with torch.no_grad():
+        try:
+            net(torch.zeros(2, d.channels, *other, dtype=torch.float64))
+        except Exception:
+            runs = False
+        else:
+            runs = True
+    if runs:
+        return
+    try:
+        convolutionalize(net, other, d.channels)
+    except BadInput:
+        tally.add("window that does not fit", "BadInput")
+        return
+    except Refused:
+        raise Wrong("a window that does not fit is refused, not called bad input") from None
+    raise Wrong("a window at which the network does not run is taken")
+
+
+# the conversions
+
+
+def check_layers(net: Net, tally: Tally) -> None:
+    """Both ways, drop-in and native: the layers that the oracle names and no other, the same numbers, and back."""
+    image = _image(net, list(net.description.window))
+    with torch.no_grad():
+        want, slack = answers(net, image)
+    before = {name: (type(m), m.training) for name, m in net.named_modules()}
+    for to, level in itertools.product(("conv", "linear"), ("layers", "native")):
+        c = convert_module(net, to=to, level=level)
+        legal, illegal = plan_conversion(net, to, level)
+        require({x.path for x in c.changes} == legal, f"to={to}, {level}: other layers are converted than can be")
+        require({x.path for x in c.refused} == illegal, f"to={to}, {level}: other layers are refused than must be")
+        with torch.no_grad():
+            require(bool(((c.model(image) - want).abs() <= slack).all()), f"to={to}, {level}: wrong numbers")
+        require({n: (type(m), m.training) for n, m in net.named_modules()} == before, "the model was touched")
+        tally.counts["layers", f"to {to}", level, "converted"] += len(legal)
+        tally.counts["layers", f"to {to}", level, "refused"] += len(illegal)
+        if level == "layers":
+            require(_tensors(c.model) == _tensors(net), "the parameters are not the original's")
+            back = convert_module(c.model, to="linear" if to == "conv" else "conv", only=_drop_in) if legal else None
+            if back is not None:
+                kinds = {n: (type(m), m.training) for n, m in back.model.named_modules()}
+                require(kinds == before, f"to={to}, and back: not the layers that were")
+                with torch.no_grad():
+                    require(bool(torch.equal(back.model(image), net(image))), f"to={to}, and back: other numbers")
+
+
+def _drop_in(_path: str, module: nn.Module) -> bool:
+    return isinstance(module, DropIn)
+
+
+def _tensors(model: nn.Module) -> dict[str, int]:
+    return {name: id(t) for name, t in model.named_parameters(remove_duplicate=False)}
+
+
+def check_graph(net: Net, tally: Tally) -> None:
+    """The exported program, both ways: as many products as the oracle counts, the same numbers."""
+    image = _image(net, list(net.description.window))
+    program = exported(net, image)
+    with torch.no_grad():
+        want, slack = answers(net, image)
+    for to in ("conv", "linear"):
+        c = convert_graph(program, to=to)
+        legal = plan_graph(net, to)
+        got = sorted(x.path for x in c.changes)
+        require(got == sorted(legal), f"graph to={to}: other products are converted than can be")
+        with torch.no_grad():
+            have = c.model.module()(image)
+        require(bool(((have - want).abs() <= slack).all()), f"graph to={to}: wrong numbers")
+        tally.counts["graph", f"to {to}", "converted"] += len(legal)
+        tally.counts["graph", f"to {to}", "refused"] += len(c.refused)
+
+
+CHECKS: dict[str, Any] = {
+    "dense": check_dense,
+    "window": check_window,
+    "layers": check_layers,
+    "graph": check_graph,
+}
+
+
+def smaller(description: Description) -> Iterator[Description]:
+    """Descriptions with one operator less: those that read it read its first input instead."""
+    for gone in range(len(description.ops)):
+        source = description.ops[gone].inputs[0]
+        renumber = [source if v == gone + 1 else v - (v > gone + 1) for v in range(len(description.ops) + 1)]
+        if any("tied" in op.args and op.args["tied"] == gone for op in description.ops):
+            continue
+        ops = []
+        for number, op in enumerate(description.ops):
+            if number != gone:
+                args = dict(op.args)
+                if "tied" in args:
+                    args["tied"] -= args["tied"] > gone
+                ops.append(type(op)(op.kind, tuple(renumber[i] for i in op.inputs), args))
+        yield Description(description.channels, description.window, tuple(ops))
+
+
+def minimised(finding: Finding) -> Finding:
+    """The finding on the smallest network that still shows it, by leaving out operators."""
+    for candidate in smaller(finding.description):
+        try:
+            Net(candidate)
+        except Exception:
+            continue
+        for other in check_all(candidate, Tally()):
+            if other.bucket == finding.bucket:
+                return minimised(other)
+    return finding

@@ -1,0 +1,466 @@
+"""The oracle: from a description alone, is the dense form legal, and is it exact; which layers convert.
+
+Written apart from the package: it reads operators by their meaning for single elements (see `elements`), not maps and
+indices. A network is labelled
+
+    legal     it must convert, and be equal to cropping every window if nothing was padded
+    illegal   it must be refused
+    open      either is right; what converts must have the right numbers
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from tests.fuzz.elements import (
+    Illegal,
+    Numbers,
+    Open,
+    Value,
+    fresh,
+    image,
+    map_steps,
+    meet,
+    renamed,
+    row_jump,
+    same_rows,
+    spread,
+)
+from tests.fuzz.networks import Description, Net
+
+
+@dataclass
+class Verdict:
+    """What the dense form of a network should be."""
+
+    label: str
+    reason: str
+    padded: bool = False  # padding, or a partial ceil_mode place, in an operator that the output depends on
+    context: bool = False  # refused for global context alone, which context= lifts
+
+
+@dataclass
+class Reading:
+    """One reading of a description."""
+
+    shapes: list[tuple[int, ...]]
+    padded: set[int] = field(default_factory=set)
+
+
+def judge(net: Net) -> Verdict:
+    """The label of a network, with the first reason."""
+    d = net.description
+    used = _used(d)
+    reading = Reading(net.shapes)
+    values: dict[int, Value] = {0: image(d.channels, d.window)}
+    opened = ""
+    for number, op in enumerate(d.ops):
+        if number + 1 not in used:
+            continue
+        rule = RULES[op.kind]
+        inputs = [values[i] for i in op.inputs]
+        try:
+            if any(v.pending for v in inputs) and op.kind not in ("linear", "matmul", "dropout"):
+                raise (Open if op.kind in MOVES else Illegal)("constants by position before no linear layer")
+            values[number + 1] = rule(reading, number, inputs, op.args, net.shapes[number + 1])
+        except Illegal as reason:
+            return Verdict("illegal", f"{op.kind}: {reason}", context="global context" in str(reason))
+        except Open as reason:
+            opened = opened or f"{op.kind}: {reason}"
+            return Verdict("open", opened)
+    answer = values[len(d.ops)]
+    try:
+        if answer.pending:
+            raise Illegal("constants by position before no linear layer")
+        _one_answer(answer)
+    except Illegal as reason:
+        return Verdict("illegal", f"output: {reason}")
+    return Verdict("legal", "", padded=bool(reading.padded & used))
+
+
+def _one_answer(v: Value) -> None:
+    if len(v.shape) == v.axes + 1 and max(v.shape[1:]) > 1 and v.spans():
+        raise Illegal("a map of many places for one window")
+
+
+def _used(d: Description) -> set[int]:
+    """Values that the output depends on."""
+    used = {len(d.ops)}
+    for number in range(len(d.ops) - 1, -1, -1):
+        if number + 1 in used:
+            used |= set(d.ops[number].inputs)
+    return used
+
+
+# Rules: (reading, operator number, inputs, arguments, shape of the result) -> value
+
+
+def _same(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    return v[0]
+
+
+def _elementwise(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    return replace(v[0], function=renamed(v[0].function[..., None]))
+
+
+def _conv(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    if a.get("dims", v[0].axes) != v[0].axes:  # a convolution along something else: each window by itself
+        base = v[0].pixel.reshape(-1, v[0].axes)[0]
+        return _at_one_place(v[0], shape, base)
+    kernel = _each(a["kernel"], v[0].axes)
+    dilation = _each(a.get("dilation", 1), v[0].axes)
+    padding = a.get("padding", 0)
+    if padding == "same":
+        before = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+        if any(d * (k - 1) for k, d in zip(kernel, dilation, strict=True)):
+            r.padded.add(n + 1)
+    else:
+        before = [0] * v[0].axes if padding == "valid" else _each(padding, v[0].axes)
+        if any(before):
+            r.padded.add(n + 1)
+    return _slid(v[0], shape, before, _each(a.get("stride", 1), v[0].axes), fresh(shape[0]), one_start=True)
+
+
+def _at_one_place(v: Value, shape: tuple[int, ...], base: Numbers) -> Value:
+    function = fresh(math.prod(shape)).reshape(shape)
+    return Value(function, np.broadcast_to(base, (*shape, v.axes)), v.jump)
+
+
+def _slid(
+    v: Value, shape: tuple[int, ...], before: list[int], stride: list[int], functions: Numbers, *, one_start: bool
+) -> Value:
+    """A sliding operator over a map: place q of the result reads from place q·stride - before on."""
+    steps = map_steps(v)
+    start = v.pixel[(slice(None), *(0,) * v.axes)]  # (C, axes)
+    start = np.broadcast_to(start[:1], (shape[0], v.axes)) if one_start else start
+    where = np.stack(np.indices(shape)[1:], -1)
+    origin = start.reshape(shape[0], *(1,) * v.axes, v.axes)
+    pixel = origin + (where * np.asarray(stride) - np.asarray(before)) * np.asarray(steps)
+    function = np.broadcast_to(functions.reshape(-1, *(1,) * v.axes), shape)
+    jump = tuple(s * t for s, t in zip(steps, stride, strict=True))
+    return Value(np.ascontiguousarray(function), pixel, jump)
+
+
+def _pool(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    axes = v[0].axes
+    if len(a["kernel"]) != axes:
+        raise Open("a pool over other axes than the image's")
+    kernel, stride, padding = list(a["kernel"]), _each(a["stride"] or a["kernel"], axes), _each(a["padding"], axes)
+    dilation = _each(a.get("dilation", 1), axes)
+    if any(padding):
+        r.padded.add(n + 1)
+    for k, s, p, d, size, out in zip(kernel, stride, padding, dilation, v[0].shape[1:], shape[1:], strict=True):
+        last = (out - 1) * s - p + (k - 1) * d  # the last tap of the last place
+        if last >= size + p:
+            r.padded.add(n + 1)
+    return _slid(v[0], shape, padding, stride, fresh(shape[0]), one_start=False)
+
+
+def _adaptive(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    """Bin i of n places in m bins is [⌊i·n/m⌋, ⌈(i + 1)·n/m⌉): its function is told by its size."""
+    if len(a["out"]) != v[0].axes:
+        raise Open("a pool over other axes than the image's")
+    steps = map_steps(v[0])
+    sizes = v[0].shape[1:]
+    if shape[1:] == sizes:
+        return v[0]
+    starts = [[i * s // m for i in range(m)] for s, m in zip(sizes, shape[1:], strict=True)]
+    ends = [[-(-(i + 1) * s // m) for i in range(m)] for s, m in zip(sizes, shape[1:], strict=True)]
+    where = np.indices(shape)
+    keys = [where[0]]
+    pixel = np.zeros((*shape, v[0].axes), dtype=np.int64)
+    for axis, (lo, hi, step) in enumerate(zip(starts, ends, steps, strict=True)):
+        q = where[axis + 1]
+        keys.append((np.asarray(hi) - np.asarray(lo))[q])
+        pixel[..., axis] = np.asarray(lo)[q] * step
+    pixel = pixel + v[0].pixel[(slice(None), *(slice(0, 1),) * v[0].axes)]
+    return Value(renamed(np.stack(keys, -1)), pixel, steps)
+
+
+def _linear(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    _, pixel = same_rows(v[0], (len(v[0].shape) - 1,))
+    function = np.broadcast_to(fresh(shape[-1]), shape)
+    base = np.broadcast_to(pixel[..., :1, :], (*shape, v[0].axes))
+    return Value(function, base, row_jump(v[0], pixel))
+
+
+def _row_norm(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    """Statistics over each row, every element by itself: layer norm, softmax."""
+    rank = len(v[0].shape)
+    axes = (a["axis"] % rank,) if "axis" in a else tuple(range(rank - a["count"], rank))
+    function, pixel = same_rows(v[0], axes)
+    lead, sizes = function.shape[:-1], [v[0].shape[i] for i in axes]
+    made = np.broadcast_to(fresh(function.shape[-1]), function.shape).reshape(*lead, *sizes)
+    base = np.broadcast_to(pixel[..., :1, :], pixel.shape).reshape(*lead, *sizes, v[0].axes)
+    made = np.moveaxis(made, range(-len(axes), 0), axes)
+    base = np.moveaxis(base, range(-len(axes) - 1, -1), axes)
+    return Value(made, base, row_jump(v[0], pixel))
+
+
+def _reduce(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    axes = tuple(sorted(d % len(v[0].shape) for d in a["axes"]))
+    function = np.moveaxis(v[0].function, axes, range(-len(axes), 0))
+    lead = function.shape[: -len(axes)]
+    function = function.reshape(*lead, -1)
+    pixel = np.moveaxis(v[0].pixel, axes, range(-len(axes) - 1, -1)).reshape(*lead, -1, v[0].axes)
+    offsets = (pixel - pixel[..., :1, :]).reshape(-1, function.shape[-1] * v[0].axes)
+    by_channel = (function == function[..., :1]).all() and (offsets == offsets[:1]).all()
+    if by_channel:
+        made, base = renamed(function[..., :1]), pixel[..., 0, :]
+        return Value(made.reshape(shape), base.reshape(*shape, v[0].axes), v[0].jump)
+    function, pixel = same_rows(v[0], axes)
+    if offsets.any():
+        raise Open("over places and channels at once")
+    made = np.broadcast_to(fresh(1), lead)
+    return Value(made.reshape(shape), pixel[..., 0, :].reshape(*shape, v[0].axes), row_jump(v[0], pixel))
+
+
+def _two(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    left, right = spread(v[0], shape), spread(v[1], shape)
+    made, holds = meet([(left.function, left.pixel), (right.function, right.pixel)], left)
+    if not holds:
+        wide = v[1].shape == shape
+        pooled = (not v[0].spans() and wide) or (not v[1].spans() and v[0].shape == shape)
+        context = "global context" if pooled and not (v[0].spans() and v[1].spans()) else "two maps that lie differently"
+        reason = f"meeting {context}"
+        if v[0].partial or v[1].partial or left.repeats() and right.repeats():
+            raise Open(reason)
+        raise Illegal(reason)
+    if v[0].jump != v[1].jump and _lattice(v[0]) != _lattice(v[1]):
+        if left.spans():
+            raise Open("different strides meet at one place of an axis")
+        raise Open("different strides meet at one place")
+    jump = tuple(map(max, _lattice(v[0]), _lattice(v[1])))
+    return Value(made, left.pixel, jump, v[0].partial or v[1].partial)
+
+
+def _lattice(v: Value) -> tuple[int, ...]:
+    try:
+        return map_steps(v)
+    except Illegal:
+        return v.jump
+
+
+def _by_constant(v: Value, numbers: Numbers) -> tuple[Value, bool]:
+    made, holds = meet([(v.function, v.pixel), (numbers, None)], v)
+    return replace(v, function=made), holds
+
+
+def _constant(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    numbers = np.broadcast_to(np.arange(math.prod(a["shape"])).reshape(a["shape"]), shape)
+    wide = spread(v[0], shape)
+    made, holds = _by_constant(wide, numbers)
+    if not holds:
+        raise (Open if v[0].partial or wide.repeats() else Illegal)("a constant that depends on the position")
+    return made
+
+
+def _prelu(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    count = (a["count"], *(1,) * (len(shape) - 1))
+    return _constant(r, n, v, {"shape": count}, shape)
+
+
+def _batch_norm(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    numbers = np.broadcast_to(np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1)), shape)
+    made, holds = _by_constant(v[0], numbers)
+    if holds:
+        return made
+    if len(shape) == 1:
+        return replace(v[0], pending=True)
+    raise (Open if v[0].partial or v[0].repeats() else Illegal)("a constant that depends on the position")
+
+
+def _group_norm(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    if v[0].spans() and len(shape) > 1:
+        raise Illegal("statistics over the window's places")
+    base = v[0].pixel.reshape(-1, v[0].axes).min(0)
+    return _at_one_place(v[0], shape, base)
+
+
+def _joined(v: list[Value], join: Any) -> Value:
+    one = all(x.shape == () or not x.spans() or len(x.shape) == 1 for x in v)
+    lattices = {_lattice(x) for x in v}
+    if len(lattices) > 1:
+        if one:
+            raise Open("vectors of different strides side by side")
+        raise (Open if any(x.partial for x in v) else Illegal)("maps of different strides side by side")
+    function, pixel = (join([getattr(x, part) for x in v]) for part in ("function", "pixel"))
+    return Value(function, pixel, lattices.pop(), any(x.partial for x in v))
+
+
+def _cat(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    axis = a["axis"] % len(v[0].shape)
+    return _joined(v, lambda parts: np.concatenate(parts, axis))
+
+
+def _stack(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    axis = a["axis"] % (len(v[0].shape) + 1)
+    return _joined(v, lambda parts: np.stack(parts, axis))
+
+
+def _pad(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    amounts = list(a["amounts"]) + [0] * (2 * v[0].axes - len(a["amounts"]))
+    before = [amounts[2 * i] for i in range(v[0].axes)][::-1]
+    if any(x > 0 for x in amounts):
+        r.padded.add(n + 1)
+    return _slid(v[0], shape, before, [1] * v[0].axes, fresh(shape[0]), one_start=False)
+
+
+def _glu(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    axis = a["axis"] % len(v[0].shape)
+    half = v[0].shape[axis] // 2
+    parts = [v[0].moved(lambda x, s=s: x.take(range(s, s + half), axis)) for s in (0, half)]
+    return _two(r, n, parts, a, shape)
+
+
+def _shuffle(x: Numbers, groups: int) -> Numbers:
+    return x.reshape(groups, x.shape[0] // groups, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+
+
+def _unshuffle(x: Numbers, by: int) -> Numbers:
+    c, h, w = x.shape
+    return x.reshape(c, h // by, by, w // by, by).transpose(0, 2, 4, 1, 3).reshape(-1, h // by, w // by)
+
+
+def _pixel_shuffle(x: Numbers, by: int) -> Numbers:
+    c, h, w = x.shape
+    return x.reshape(c // by**2, by, by, h, w).transpose(0, 3, 1, 4, 2).reshape(-1, h * by, w * by)
+
+
+def _sliced(x: Numbers, axis: int, start: int, stop: int | None, step: int) -> Numbers:
+    return x[(*(slice(None),) * axis, slice(start, stop, step))]
+
+
+def _chunked(x: Numbers, parts: int, axis: int, take: int) -> Numbers:
+    size = -(-x.shape[axis] // parts)  # torch: pieces of ⌈n / parts⌉, the last one smaller
+    return _sliced(x, axis, take * size, (take + 1) * size, 1)
+
+
+MOVES: dict[str, Any] = {
+    "slice": lambda x, a: _sliced(x, a["axis"], a["start"], a["stop"], a["step"]),
+    "select": lambda x, a: x.take(a["index"], a["axis"]),
+    "flip": lambda x, a: np.flip(x, a["axes"]),
+    "roll": lambda x, a: np.roll(x, a["by"], a["axis"]),
+    "permute": lambda x, a: x.transpose(a["order"]),
+    "reshape": lambda x, a: x.reshape(a["shape"]),
+    "flatten": lambda x, a: x.reshape(*x.shape[: a["start"]], -1),
+    "unsqueeze": lambda x, a: np.expand_dims(x, a["axis"]),
+    "squeeze": lambda x, a: x.squeeze(a["axis"]) if x.shape[a["axis"]] == 1 else x,
+    "chunk": lambda x, a: _chunked(x, a["parts"], a["axis"], a["take"]),
+    "shuffle": lambda x, a: _shuffle(x, a["groups"]),
+    "unshuffle": lambda x, a: _unshuffle(x, a["by"]),
+    "pixel_shuffle": lambda x, a: _pixel_shuffle(x, a["by"]),
+}
+
+
+def _move(kind: str) -> Any:
+    def rule(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+        return v[0].moved(lambda ids: MOVES[kind](ids, a))
+
+    return rule
+
+
+def _never(reason: str) -> Any:
+    def rule(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+        raise Illegal(reason)
+
+    return rule
+
+
+def _each(value: Any, axes: int) -> list[int]:
+    return list(value) if isinstance(value, (tuple, list)) else [value] * axes
+
+
+RULES: dict[str, Any] = {
+    **{kind: _move(kind) for kind in MOVES},
+    "dropout": _same,
+    "activation": _elementwise,
+    "in_place": _elementwise,
+    "conv": _conv,
+    "max_pool": _pool,
+    "avg_pool": _pool,
+    "adaptive": _adaptive,
+    "linear": _linear,
+    "matmul": _linear,
+    "layer_norm": _row_norm,
+    "rms_norm": _row_norm,
+    "softmax": _row_norm,
+    "reduce": _reduce,
+    "two": _two,
+    "add_": _two,
+    "glu": _glu,
+    "constant": _constant,
+    "prelu": _prelu,
+    "batch_norm": _batch_norm,
+    "group_norm": _group_norm,
+    "cat": _cat,
+    "stack": _stack,
+    "pad": _pad,
+    "transposed": _never("a transposed convolution"),
+    "instance_norm": _never("statistics over the window's places"),
+    "batch_statistics": _never("statistics of the batch"),
+    "upsample": _never("a map resized"),
+    "mix": _never("samples of the batch are mixed"),
+    "merge": _never("the batch is merged with another axis"),
+    "attention": _never("two values that depend on the image are multiplied as matrices"),
+    "std": _never("statistics over the window's places"),
+}
+
+
+# The conversions of layers
+
+
+def plan_conversion(net: Net, to: str, level: str) -> tuple[set[str], set[str]]:
+    """Which layers convert, and which are refused, by the meaning of the two forms.
+
+    A linear layer is always a 1×1 convolution. A convolution whose kernel is 1 on every axis is a linear layer at each
+    place; groups and padding it can only be as a drop-in (`level="layers"`), for one nn.Linear has neither. A weight that
+    two layers hold goes over with both, or with none.
+    """
+    kinds = {name: net.description.ops[int(name)] for name in net.layers}
+    legal, illegal = set(), set()
+    for name, op in kinds.items():
+        if to == "conv" and op.kind == "linear":
+            legal.add(f"layers.{name}")
+        elif to == "linear" and op.kind == "conv" and max(_each(op.args["kernel"], 1)) == 1:
+            bad = level == "native" and (op.args.get("groups", 1) > 1 or _pads(op.args))
+            (illegal if bad else legal).add(f"layers.{name}")
+    if level == "native":
+        _together(net, legal, illegal)
+    return legal, illegal
+
+
+def _pads(args: dict[str, Any]) -> bool:
+    padding = args.get("padding", 0)
+    return padding not in ("valid", "same") and any(_each(padding, 1))
+
+
+def _together(net: Net, legal: set[str], illegal: set[str]) -> None:
+    """Layers that share a weight with one that stays, stay."""
+    changed = True
+    while changed:
+        stays = {id(m.weight) for n, m in net.layers.items() if f"layers.{n}" not in legal and hasattr(m, "weight")}
+        moved = {n for n in legal if id(net.layers[n.removeprefix("layers.")].weight) in stays}
+        legal -= moved
+        illegal |= moved
+        changed = bool(moved)
+
+
+def plan_graph(net: Net, to: str) -> list[str]:
+    """The paths of the products that the program's output depends on and that have the other form, once for each call."""
+    d = net.description
+    used = _used(d)
+    paths = []
+    for number, op in enumerate(d.ops):
+        args = op.args
+        name = f"layers.{number if 'share' in args else args.get('tied', number)}"
+        if number + 1 not in used:
+            continue
+        if to == "conv" and op.kind in ("linear", "matmul"):
+            paths.append(name)
+        elif to == "linear" and op.kind == "conv" and max(_each(args["kernel"], 1)) == 1 and not _pads(args):
+            paths.append(name)
+    return paths
