@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from tests.pytorch.anysize import Apply, Residual, lenet
 from torch import nn
+
+from tests.pytorch.anysize import Apply, Residual, lenet
 
 
 def shuffle(x: torch.Tensor) -> torch.Tensor:
@@ -64,6 +65,21 @@ class Tokens(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.embed(x).flatten(2).transpose(1, 2)
         return self.head((tokens + F.relu(self.mlp(tokens))).mean(1))
+
+
+class TwoStrides(nn.Module):
+    """Two resolutions exchanged, as HRNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 2, 2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = self.fine(x)
+        return self.head(
+            (fine + F.interpolate(self.coarse(fine).relu(), scale_factor=2.0)).relu().mean((2, 3))
+        )
 
 
 EXACT = {
@@ -240,6 +256,28 @@ EXACT = {
     "layer norm over the flattened map": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LayerNorm(36), nn.Linear(36, 3)),
         5,
+        None,
+    ),
+    "nearest neighbours upsampled": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 2, 2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(4, 4, 3),
+            nn.Flatten(),
+            nn.Linear(4 * 36, 3),
+        ),
+        8,
+        None,
+    ),
+    "branches of two strides, one upsampled": (TwoStrides, 12, None),
+    "sum of parts": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 3),
+            Apply(lambda x: x.unflatten(1, (3, 2)).amax(1)),
+            nn.Flatten(),
+            nn.Linear(2 * 16, 3),
+        ),
+        6,
         None,
     ),
     "space to depth": (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.pytorch.anysize import deviation, every_window, image_for, lenet, randomise
-from tests.pytorch.exact_networks import EXACT, Branches
 from torch import nn
 
 from onebyone.pytorch.convolutionalize import convolutionalize
+from tests.pytorch.anysize import deviation, every_window, image_for, lenet, randomise
+from tests.pytorch.exact_networks import EXACT, Branches
 
 #: float64 rounding of a few hundred terms of size about one: what equal numbers may differ by here. Checked below to
 #: be far under what the smallest fault changes.
@@ -54,6 +54,15 @@ def test_signals_and_volumes(model: nn.Module, window: tuple[int, ...]) -> None:
 
 
 INEXACT = {
+    "bilinear upsampling": (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 2, 2),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            nn.Flatten(),
+            nn.Linear(256, 3),
+        ),
+        "1 (aten.upsample_bilinear2d): interpolation",
+    ),
     "padded convolution": (
         nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 3)),
         "0 (aten.conv2d): padding",

@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.pytorch.anysize import Apply, deviation, image_for, randomise
 from torch import nn
 
 from onebyone.errors import BadInput, Refused
 from onebyone.pytorch.convolutionalize import convolutionalize
+from tests.pytorch.anysize import Apply, deviation, image_for, randomise
 
 
 class Attention(nn.Module):
@@ -61,12 +61,17 @@ REFUSED = {
         "aten.add",
         "depends on the position",
     ),
-    "instance norm": (body(nn.InstanceNorm2d(4)), "1", "aten.instance_norm", "statistics"),
-    "group norm": (body(nn.GroupNorm(2, 4)), "1", "aten.group_norm", "statistics"),
+    "instance norm": (body(nn.InstanceNorm2d(4)), "1", "aten.instance_norm", "choose context="),
+    "group norm": (body(nn.GroupNorm(2, 4)), "1", "aten.group_norm", "choose context="),
     "mixing the batch": (body(Apply(lambda x: x + x.flip(0))), "1", "aten.flip", "different samples"),
     "softmax over the batch": (body(Apply(lambda x: x.softmax(0))), "1", "aten.softmax", "batch"),
-    "upsampling": (body(nn.Upsample(scale_factor=2)), "1", "aten.upsample", "interpolation"),
-    "transposed convolution": (body(nn.ConvTranspose2d(4, 4, 2, 2)), "1", "aten.conv_transpose2d", ""),
+    "bicubic upsampling": (
+        body(nn.Upsample(scale_factor=2, mode="bicubic")),
+        "1",
+        "aten.upsample",
+        "interpolation",
+    ),
+    "transposed convolution": (body(nn.ConvTranspose2d(4, 4, 2, 2)), "1", "aten.conv_transpose2d", "phases"),
     "sorting": (body(Apply(lambda x: x.sort(1).values)), "1", "aten.sort", "no rule"),
     "global context": (body(Squeeze(4)), "1", "aten.mul", "choose context="),
     "batch statistics": (
@@ -113,16 +118,65 @@ def test_every_reason_is_given_at_once() -> None:
     assert {r.path for r in caught.value.refusals} == {"norm", "embedded"}
 
 
+class Responses(nn.Module):
+    """Global response normalisation, ConvNeXt V2's, in its channels-last layout."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.permute(0, 2, 3, 1)
+        norm = x.norm(p=2, dim=(1, 2), keepdim=True)
+        out = x + x * (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)) * self.gamma + self.beta
+        return out.permute(0, 3, 1, 2)
+
+
+class SplitAttention(nn.Module):
+    """ResNeSt's: two branches weighed against each other, channel by channel, by what both pool."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.expand, self.weigh = nn.Conv2d(channels, 2 * channels, 1), nn.Conv2d(channels, 2 * channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        branches = self.expand(x).reshape(n, 2, c, h, w)
+        gap = branches.sum(1).mean((2, 3), keepdim=True)
+        weights = self.weigh(gap).view(n, 1, 2, c).transpose(1, 2).softmax(1).reshape(n, 2, c, 1, 1)
+        return (branches * weights).sum(1)
+
+
+CONTEXTS = {
+    "squeeze and excitation": lambda: Squeeze(4),
+    "instance norm": lambda: nn.InstanceNorm2d(4, affine=True),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "response norm": lambda: Responses(4),
+    "split attention": lambda: SplitAttention(4),
+}
+
+
 @pytest.mark.parametrize("context", ["window", "image"])
-def test_global_context_by_choice(context: str) -> None:
-    model = body(Squeeze(4))
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_global_context_by_choice(name: str, context: str) -> None:
+    model = body(nn.Conv2d(4, 4, 3), CONTEXTS[name](), nn.ReLU(), nn.Conv2d(4, 4, 2))
+    with pytest.raises(Refused, match="choose context="):
+        convolutionalize(model, 8)
     d, error = deviation(model, 8, context=context)
     assert not d.geometry.exact
     assert any(f"taken over the {context}" in reason for reason in d.geometry.inexact_because)
     assert error > 1e-4, "neighbouring windows share their places"
     image = image_for(d, (8, 8))
     with torch.no_grad():
-        assert (d.model(image)[..., 0, 0] - model(image)).abs().max() < 1e-12
+        assert (d.model(image)[..., 0, 0] - model(image)).abs().max() < 1e-10
+
+
+def test_window_context_is_the_same_in_every_part_of_the_image() -> None:
+    d, _ = deviation(body(Squeeze(4)), 8, context="window")
+    image = image_for(d, (40, 44), batch=1)
+    with torch.no_grad():
+        whole, part = d.model(image), d.model(image[:, :, 7:, 9:])
+    assert (whole[:, :, 7:, 9:] - part)[:, :, 6:, 6:].abs().max() < 1e-12
 
 
 def test_image_context_sees_the_whole_image_and_window_context_does_not() -> None:

@@ -6,6 +6,7 @@ equal jump align place by place, whatever their receptive fields are, and only t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,9 @@ class Grid:
     """A map of `channels` channels: `nominal` places per axis in one window, the `fields` of its places, and its
     `sizes`, the number of places per axis at image sizes window, window + 1, …, window + PERIOD - 1.
 
-    `image_wide` marks a map of one place that speaks for the whole image.
+    `image_wide` marks a map of one place that speaks for the whole image. Windows must lie at multiples of
+    `align` pixels,
+    beyond what the jump asks: an interpolated map is finer than what it was made of.
     """
 
     channels: int
@@ -34,12 +37,13 @@ class Grid:
     fields: tuple[Field, ...]
     sizes: tuple[tuple[int, ...], ...]
     image_wide: bool = False
+    align: tuple[int, ...] = ()
 
     @classmethod
     def image(cls, channels: int, window: Sequence[int]) -> Grid:
         """The image itself: one place a pixel."""
         sizes = tuple(tuple(range(size, size + PERIOD)) for size in window)
-        return cls(channels, tuple(window), (Field(),) * len(window), sizes)
+        return cls(channels, tuple(window), (Field(),) * len(window), sizes, align=(1,) * len(window))
 
     @property
     def jump(self) -> tuple[int, ...]:
@@ -84,4 +88,5 @@ class Grid:
                 return None
             fields.append(field)
         sizes = tuple(tuple(map(min, a, b)) for a, b in zip(self.sizes, other.sizes, strict=True))
-        return replace(self, fields=tuple(fields), sizes=sizes)
+        align = tuple(map(math.lcm, self.align, other.align))
+        return replace(self, fields=tuple(fields), sizes=sizes, align=align)

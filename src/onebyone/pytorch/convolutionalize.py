@@ -18,7 +18,7 @@ from onebyone.laws.geometry import Field, Geometry
 from onebyone.lifting.grid import Grid
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import rule_for
-from onebyone.pytorch.trace import Traced, infer_channels, trace
+from onebyone.pytorch.trace import Traced, channel_guesses, trace
 from onebyone.pytorch.walk import Cannot, Lifted, Pair, Poison, Walk
 from onebyone.records import Change, Labels, Refusal, table
 
@@ -124,8 +124,7 @@ def convolutionalize(
     torch.Size([1, 10, 13, 24])
     """
     size = _check(model, window, channels, head, context)
-    count = infer_channels(model, size) if channels is None else channels
-    traced = trace(model, size, count)
+    traced, count = _traced(model, size, channel_guesses(model, size) if channels is None else (channels,))
     walk = _walk(traced, size, count, head, context, frozenset())
     if context == "image" and walk.context_nodes:
         walk = _walk(traced, size, count, head, context, frozenset(walk.context_nodes))
@@ -169,6 +168,20 @@ def _check(
     return size
 
 
+def _traced(
+    model: nn.Module | ExportedProgram, window: tuple[int, ...], guesses: tuple[int, ...]
+) -> tuple[Traced, int]:
+    """The network traced with the first number of channels that it runs with; the first one's error if with none."""
+    first: BadInput | None = None
+    for count in guesses:
+        try:
+            return trace(model, window, count), count
+        except BadInput as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
 def _walk(
     traced: Traced,
     window: tuple[int, ...],
@@ -192,7 +205,9 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
             walk.refused, f"the network cannot be made to take images of any size (window {_by(walk.window)})"
         )
     window = tuple(w - s for w, s in zip(walk.window, walk.shrink or (0,) * walk.axes, strict=True))
-    stride = tuple(math.lcm(*(r.grid.jump[a] for r in results)) for a in range(walk.axes))
+    stride = tuple(
+        math.lcm(*(math.lcm(r.grid.jump[a], r.grid.align[a]) for r in results)) for a in range(walk.axes)
+    )
     image = next(n for n in walk.graph.nodes if n.op == "placeholder")
     maps = [_cropped(walk, r, window, stride, walk.proxy(image)) for r in results]
     spec = walk.traced.program.call_spec.out_spec

@@ -54,7 +54,7 @@ def export_dense(d: Convolutionalized) -> torch.export.ExportedProgram:
     for axis, (name, least) in enumerate(zip(_AXES, d.nominal, strict=False)):
         free[axis + 2] = Dim(name, min=max(2, least))
     # Without this, torch.export takes "one place" for a special case, and an image of the window's size is one place.
-    with quiet(), symbolic.patch(backed_size_oblivious=True):
+    with quiet(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(d.model, (example,), dynamic_shapes=(free,), strict=False)
 
 

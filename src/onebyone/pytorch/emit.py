@@ -166,6 +166,28 @@ def image_max(source: Array, axes: int) -> Array:
     return source.amax(tuple(range(2, 2 + axes)), keepdim=True)
 
 
+def image_norm(source: Array, axes: int, places: int) -> Array:
+    """The root of the sum of squares over the whole map, as if it had `places` places."""
+    return ((source * source).mean(tuple(range(2, 2 + axes)), keepdim=True) * float(places)).sqrt()
+
+
+def over_groups(source: Array, groups: int) -> Array:
+    """The mean over each of `groups` groups of channels, `(N, groups, …)`."""
+    return source.unflatten(1, (groups, -1)).mean(2)
+
+
+def of_groups(source: Array, each: int) -> Array:
+    """A value a group as a value a channel, `each` channels a group: the inverse of `over_groups` in shape."""
+    return source.repeat_interleave(each, 1)
+
+
+def repeat_places(source: Array, factors: Sequence[int]) -> Array:
+    """Each place repeated `factors` times per axis."""
+    for axis, factor in enumerate(factors):
+        source = source if factor == 1 else source.repeat_interleave(factor, 2 + axis)
+    return source
+
+
 def spread(source: Array, size: Sequence[int]) -> Array:
     """Give each place the value of the window of `size` places that is centred on it, the nearest window at the edges.
 

@@ -12,6 +12,7 @@ reason. Users register rules for operators of their own (`torch.library` custom 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -69,13 +70,5 @@ def _overloads(operator: Any) -> list[Any]:
 
 def _load() -> None:
     """Import the built-in rules, once."""
-    from onebyone.pytorch import (
-        rules_linear,
-        rules_maps,
-        rules_place,
-        rules_pointwise,
-        rules_reduce,
-        rules_shape,
-    )
-
-    del rules_linear, rules_maps, rules_place, rules_pointwise, rules_reduce, rules_shape
+    for name in ("context", "linear", "maps", "pointwise", "reduce", "resize", "shape"):
+        import_module(f"onebyone.pytorch.rules_{name}")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from onebyone.laws.geometry import Sliding
-from onebyone.pytorch.rules import refusing, register
-from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, functional, handle_of
+from onebyone.pytorch.rules import register
+from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of
 
 aten = torch.ops.aten
 
@@ -254,12 +254,3 @@ def per_place(walk: Walk, node: fx.Node) -> Lifted:
     from onebyone.pytorch.rules_place import at_each_place
 
     return at_each_place(walk, node)
-
-
-refusing("instance statistics over the whole map", aten.instance_norm)
-refusing(
-    "a map resized by interpolation has another stride than its windows",
-    aten.upsample_nearest2d,
-    aten.upsample_bilinear2d,
-)
-__all__ = ["arguments", "functional"]

@@ -10,20 +10,8 @@ from torch import fx
 
 from onebyone.lifting.index import identity
 from onebyone.pytorch import emit
-from onebyone.pytorch.rules import register
 from onebyone.pytorch.rules_shape import with_index
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, functional, handle_of
-
-aten = torch.ops.aten
-
-
-@register(aten.group_norm.default, aten.native_group_norm.default)
-def group_norm(walk: Walk, node: fx.Node) -> Any:
-    """Statistics over groups of channels and all places: as it is where the window has one place, else a context."""
-    value = walk.lifted(node.args[0])
-    if max(value.grid.nominal) > 1:
-        raise Cannot("group statistics are taken over all places of the window")
-    return at_each_place(walk, node)
 
 
 def at_each_place(walk: Walk, node: fx.Node) -> Lifted:

@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 
 from onebyone.lifting.grid import Integers
-from onebyone.lifting.index import Gather, as_gather, identity, in_layout_of, is_bijection
+from onebyone.lifting.index import as_gather, identity, in_layout_of, is_bijection
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import register
+from onebyone.pytorch.rules_context import in_context
 from onebyone.pytorch.trace import module_path
 from onebyone.pytorch.walk import BY_POSITION, Cannot, Const, Lifted, Walk, functional, handle_of
 
@@ -109,7 +110,7 @@ def _ids(constant: tuple[int, ...], shape: tuple[int, ...]) -> Integers:
     """Which element of the constant meets each element of a value of `shape`."""
     if len(constant) > len(shape):
         if constant[0] != 1 or len(constant) != len(shape) + 1:
-            raise Cannot("a constant that differs from sample to sample of the batch")
+            raise Cannot("a constant made for each sample of the batch (a position encoding, for one)")
         constant = constant[1:]
     numbers = np.arange(int(np.prod(constant)), dtype=np.int64).reshape(constant)
     return np.asarray(np.broadcast_to(numbers, shape))
@@ -136,7 +137,7 @@ def _meet(walk: Walk, node: fx.Node, a: Lifted, b: Lifted, target: Any, extra: t
     if anchor.grid.image_wide and not other.grid.image_wide:
         raise Cannot("a value of the whole image is spread over windows")
     same = anchor.grid.shape == other.grid.shape and anchor.shape == other.shape == shape
-    if not (same and np.array_equal(anchor.indices(), other.indices())):
+    if not (same and _equal(anchor.index, other.index)):
         anchor = _anchor(walk, anchor, shape)
         other = _laid_as(walk, node, other, anchor, shape)
     if other.grid.image_wide and not anchor.grid.image_wide:
@@ -151,6 +152,13 @@ def _meet(walk: Walk, node: fx.Node, a: Lifted, b: Lifted, target: Any, extra: t
     )
 
 
+def _equal(a: Integers | None, b: Integers | None) -> bool:
+    """Whether two indices of one shape into grids of one shape are the same; None is the identity."""
+    if a is None or b is None:
+        return a is b  # a written-out index is never the identity
+    return np.array_equal(a, b)
+
+
 def _laid_as(walk: Walk, node: fx.Node, value: Lifted, anchor: Lifted, shape: tuple[int, ...]) -> Lifted:
     """The value's elements laid out as the anchor's map is."""
     index = np.asarray(np.broadcast_to(value.indices(), shape))
@@ -161,36 +169,7 @@ def _laid_as(walk: Walk, node: fx.Node, value: Lifted, anchor: Lifted, shape: tu
         plan = replace(plan, channels=plan.channels[:1], starts=plan.starts[:, :1])  # one channel serves all
     if not plan.broadcast:
         return walk.gathered(value, plan)
-    return _in_context(walk, node, value, plan, anchor)
-
-
-def _in_context(walk: Walk, node: fx.Node, value: Lifted, plan: Gather, anchor: Lifted) -> Lifted:
-    """A value per window meets values per place: what squeeze-and-excitation does."""
-    if not value.pooled:
-        raise Cannot("a value of one place is repeated over places, and it is no pool over the window")
-    if walk.context is None:
-        raise Cannot(
-            "global context: a value pooled over the whole window acts on every place of it; choose context='window' "
-            "(pooled over the window around each place) or context='image' (over the whole image)"
-        )
-    walk.context_nodes |= value.pooled
-    walk.not_exact(
-        node, f"global context, taken over the {walk.context}: neighbouring windows share their places"
-    )
-    gathered = walk.gathered(value, plan)
-    if gathered.grid.image_wide:
-        return gathered
-    size = [anchor.grid.nominal[a] if a in plan.broadcast else 1 for a in range(walk.axes)]
-    handle = walk.call(emit.spread, gathered.handle, tuple(size))
-    return replace(gathered, handle=handle, grid=_spread_grid(gathered, size))
-
-
-def _spread_grid(value: Lifted, size: list[int]) -> Any:
-    fields, sizes = [], []
-    for f, s, n in zip(value.grid.fields, value.grid.sizes, size, strict=True):
-        fields.append(f.shifted(-((n - 1) // 2)))
-        sizes.append(tuple(m + n - 1 for m in s))
-    return replace(value.grid, fields=tuple(fields), sizes=tuple(sizes), nominal=tuple(size))
+    return in_context(walk, node, value, plan, anchor.grid.nominal)
 
 
 @register(aten.prelu, aten._prelu_kernel)

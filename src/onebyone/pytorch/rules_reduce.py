@@ -16,6 +16,7 @@ from onebyone.lifting.index import Gather, as_stencil, as_window, identity
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import refusing, register
 from onebyone.pytorch.rules_maps import arguments
+from onebyone.pytorch.rules_place import at_each_place
 from onebyone.pytorch.rules_shape import with_index
 from onebyone.pytorch.trace import module_path
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of, op_name
@@ -24,14 +25,23 @@ from onebyone.records import Change
 aten = torch.ops.aten
 
 
-@register(aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
+@register(
+    aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.linalg_vector_norm.default
+)
 def reduce(walk: Walk, node: fx.Node) -> Lifted:
     """A reduction over places is a windowed pool; over channels, a reduction of the map's channels."""
     a = arguments(node)
     value = walk.lifted(node.args[0])
     name = op_name(node.target).removeprefix("aten.")
+    if name == "linalg_vector_norm" and a["ord"] != 2:
+        raise Cannot(f"a norm of order {a['ord']}")
     dims = _axes(a["dim"], len(value.shape))
-    return _reduced(walk, node, value, dims, bool(a["keepdim"]), name)
+    try:
+        return _reduced(walk, node, value, dims, bool(a["keepdim"]), name)
+    except Cannot:
+        if max(value.grid.nominal) > 1:
+            raise
+    return at_each_place(walk, node)
 
 
 def _axes(dims: Any, rank: int) -> list[int]:
@@ -55,12 +65,35 @@ def _reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim:
         return with_index(result, window.index.reshape(shape))
     stencil = as_stencil(rows, value.grid)
     if isinstance(stencil, str) or any(k != 1 for k in stencil.kernel):
-        raise Cannot(f"{window}; a reduction over places and channels at once, or over parts of either")
+        return _over_parts(walk, value, rows, name, shape)
     plan = Gather(stencil.channels, _starts(stencil), stencil.step, stencil.nominal)
     laid = walk.gathered(replace(value, index=identity(value.grid.shape)), plan)
     handle = _over_channels(laid.handle, name)
     grid = replace(laid.grid, channels=1)
     return with_index(Lifted(handle, grid, None, value.pooled), stencil.lead.reshape(shape))
+
+
+def _over_parts(walk: Walk, value: Lifted, rows: Integers, name: str, shape: tuple[int, ...]) -> Lifted:
+    """A reduction over a few maps that are parts of one: element by element (split attention sums its branches so)."""
+    count = rows.shape[-1]
+    if count > _MOST_PARTS or name not in _PAIRWISE:
+        raise Cannot("a reduction over places and channels at once, or over parts of either")
+    parts = [walk.as_map(with_index(value, np.ascontiguousarray(rows[..., r]))) for r in range(count)]
+    maps, grid = walk.met(parts)
+    handle = maps[0].handle
+    for other in maps[1:]:
+        handle = _PAIRWISE[name](handle, other.handle)
+    handle = handle / count if name == "mean" else handle
+    return with_index(Lifted(handle, grid, None, value.pooled), identity(grid.shape).reshape(shape))
+
+
+_MOST_PARTS = 64
+_PAIRWISE: dict[str, Callable[[Any, Any], Any]] = {
+    "mean": torch.add,
+    "sum": torch.add,
+    "amax": torch.maximum,
+    "amin": torch.minimum,
+}
 
 
 def _starts(stencil: Any) -> Integers:
@@ -74,6 +107,8 @@ def _over_channels(handle: fx.Proxy, name: str) -> Any:
         "amax": torch.amax,
         "amin": torch.amin,
     }
+    if name not in operation:
+        raise Cannot("a norm over the channels")
     return operation[name](handle, 1, keepdim=True)
 
 
@@ -89,7 +124,7 @@ def pooled(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], na
     """
     places = int(np.prod(kernel))
     if places == 1 or value.grid.image_wide:
-        return replace(value, index=None)
+        return replace(value, index=None, handle=value.handle.abs() if "norm" in name else value.handle)
     full = _full(value, kernel)
     ops = [Sliding(k) for k in kernel]
     if full and node.name in walk.image_wide:
@@ -100,12 +135,7 @@ def pooled(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], na
         return Lifted(handle, grid, None, value.pooled | {node.name})
     if full and walk.head == "cam" and node.name not in walk.context_nodes:
         return _class_map(walk, node, value, kernel, name)
-    if name == "amin":
-        raise Cannot("a minimum over places")
-    handle = (
-        emit.window_max(value.handle, kernel) if name == "amax" else emit.window_mean(value.handle, kernel)
-    )
-    handle = handle * float(places) if name == "sum" else handle
+    handle = _window_pool(value.handle, kernel, name)
     by = "×".join(str(k) for k in kernel)
     walk.changes.append(
         Change(
@@ -120,12 +150,30 @@ def pooled(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], na
     return Lifted(handle, value.grid.through(ops), None, value.pooled | names)
 
 
-def _image_pool(walk: Walk, handle: fx.Proxy, name: str, places: int) -> Any:
+def _window_pool(handle: Any, kernel: tuple[int, ...], name: str) -> Any:
+    places = float(np.prod(kernel))
+    if name == "amax":
+        return emit.window_max(handle, kernel)
+    if name == "mean":
+        return emit.window_mean(handle, kernel)
+    if name == "sum":
+        return emit.window_mean(handle, kernel) * places
+    if name == "linalg_vector_norm":
+        return (emit.window_mean(handle * handle, kernel) * places).sqrt()
+    raise Cannot("a minimum over places")
+
+
+def _image_pool(walk: Walk, handle: Any, name: str, places: int) -> Any:
+    """Over the whole image; sums and norms as if the image had the window's number of places."""
     if name == "amax":
         return emit.image_max(handle, walk.axes)
     if name == "mean":
         return emit.image_mean(handle, walk.axes)
-    raise Cannot(f"context='image' with a {name} over places, which grows with the image")
+    if name == "sum":
+        return emit.image_mean(handle, walk.axes) * float(places)
+    if name == "linalg_vector_norm":
+        return emit.image_norm(handle, walk.axes, places)
+    raise Cannot("a minimum over places")
 
 
 def _class_map(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], name: str) -> Lifted:
@@ -214,7 +262,12 @@ def softmax(walk: Walk, node: fx.Node) -> Lifted:
     """Over the channels of each place."""
     value = walk.lifted(node.args[0])
     (axis,) = _axes(node.args[1], len(value.shape))
-    laid, restore = _rows(walk, value, (axis,))
+    try:
+        laid, restore = _rows(walk, value, (axis,))
+    except Cannot:
+        if max(value.grid.nominal) > 1:
+            raise
+        return at_each_place(walk, node)
     function = torch.log_softmax if "log" in str(node.target) else torch.softmax
     return restore(function(laid.handle, 1))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from onebyone.laws.geometry import Sliding
 from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import batched, unbatched
 from onebyone.pytorch.rules import register
@@ -96,7 +96,24 @@ def cat(walk: Walk, node: fx.Node) -> Lifted:
     """Maps side by side along the channels; the index says where each element went."""
     values = walk.value(node.args[0])
     axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+    if axis in (1, 1 - len(node.meta["val"].shape)) and all(_is_whole(v, values[0]) for v in values):
+        maps, grid = walk.met(values)
+        handle = walk.call(torch.cat, [m.handle.node for m in maps], 1)
+        channels = sum(m.grid.channels for m in maps)
+        pooled: frozenset[str] = frozenset().union(*(v.pooled for v in values))
+        return Lifted(handle, replace(grid, channels=channels), None, pooled)
     return _joined(walk, values, lambda parts: torch.cat(parts, axis))
+
+
+def _is_whole(value: Any, first: Any) -> bool:
+    """Whether the value is a map as it is, of the same part of the image as the first one."""
+    return (
+        isinstance(value, Lifted)
+        and value.index is None
+        and value.affine is None
+        and value.grid.nominal == first.grid.nominal
+        and value.grid.image_wide == first.grid.image_wide
+    )
 
 
 @register(aten.stack)
@@ -126,7 +143,7 @@ def _joined(walk: Walk, values: list[Any], join: Any) -> Lifted:
     for part, (_, index) in zip(maps, compact, strict=True):
         indices.append(index + first * places)
         first += part.grid.channels
-    whole = grid.through([Sliding(1)] * walk.axes, first)
+    whole = replace(grid, channels=first)
     pooled = frozenset().union(*(v.pooled for v in values))
     return _join_indices(Lifted(handle, whole, None, pooled), indices, first * places, join)
 

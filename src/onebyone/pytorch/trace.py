@@ -73,8 +73,10 @@ def read(program: ExportedProgram) -> Traced:
     return Traced(program.graph, images[0], names, tensors, program)
 
 
-def infer_channels(model: nn.Module | ExportedProgram, window: Sequence[int]) -> int:
-    """Channels of the image, from the first layer that tells.
+def channel_guesses(model: nn.Module | ExportedProgram, window: Sequence[int]) -> tuple[int, ...]:
+    """Channels that the image may have, from the first layer that tells, likeliest first: a first
+    convolution that takes
+    four or sixteen times as many may follow a space-to-depth.
 
     Raises
     ------
@@ -83,12 +85,13 @@ def infer_channels(model: nn.Module | ExportedProgram, window: Sequence[int]) ->
     """
     if isinstance(model, ExportedProgram):
         shape = model.graph_signature.user_inputs and _user_input(model).meta["val"].shape
-        return int(shape[1])
+        return (int(shape[1]),)
     for module in model.modules():
         if isinstance(module, _CONVOLUTIONS):
-            return int(module.in_channels)
+            count = int(module.in_channels)
+            return (count, *(count // d for d in (4, 16) if len(window) == 2 and count % d == 0))
         if isinstance(module, nn.Linear) and module.in_features % math.prod(window) == 0:
-            return module.in_features // math.prod(window)
+            return (module.in_features // math.prod(window),)
         if isinstance(module, nn.Linear):
             break
     raise BadInput(

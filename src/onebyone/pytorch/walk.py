@@ -254,7 +254,7 @@ class Walk:
 
     def check_jump(self, grid: Grid) -> None:
         """Refuse strides beyond what extents are compared over."""
-        if any(j > PERIOD for j in grid.jump):
+        if any(j > PERIOD for j in (*grid.jump, *grid.align)):
             raise Cannot(f"the stride grows beyond {PERIOD} pixels")
 
 
