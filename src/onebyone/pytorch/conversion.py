@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from onebyone.errors import BadInput
 from onebyone.files import atomic_path, write_text
+from onebyone.pytorch.layers import with_plain_weight
 from onebyone.pytorch.state import Entry, StateDict, to_converted, to_original
 from onebyone.records import Change, Refusal, table
 
@@ -25,6 +26,19 @@ class Pair:
     path: str
     original: nn.Module
     converted: nn.Module
+
+    @property
+    def plain(self) -> tuple[nn.Module, nn.Module]:
+        """The two for a check on chosen weights: where the layer computes its weight at each call
+        (standardised, stored transposed), ordinary layers on that weight as it is now; else the two
+        themselves.
+        """
+        reader = vars(self.converted).get("weight_reader")
+        if reader is None:
+            return self.original, self.converted
+        with torch.no_grad():
+            weight = reader(self.original)
+        return with_plain_weight(self.original, weight), with_plain_weight(self.converted, weight)
 
 
 @dataclass(frozen=True, eq=False)

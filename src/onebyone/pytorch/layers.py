@@ -5,9 +5,10 @@ Users add their own with `register_layer`; the entries at the end of this file a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -262,6 +263,27 @@ def restore(module: DropIn) -> None:
     origin = vars(module).pop("origin")
     vars(module).pop("weight_reader", None)
     module.__class__ = changed_class(module, origin)
+
+
+def with_plain_weight(module: nn.Module, weight: Tensor) -> nn.Module:
+    """The same layer on a weight that is given instead of computed: an ordinary layer, or the drop-in for
+    one.
+    """
+    bias = cast("nn.Parameter | None", getattr(module, "bias", None))
+    if isinstance(module, DropIn):
+        plain: nn.Module = object.__new__(type(module))
+        vars(plain).update({k: copy.copy(v) if isinstance(v, dict) else v for k, v in vars(module).items()})
+        del plain.weight_reader
+    elif kind_of(module) == LINEAR:
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    else:
+        conv: Any = module
+        cls: type[Any] = CONVOLUTIONS[weight.dim() - 3]
+        sizes = (weight.shape[1] * conv.groups, weight.shape[0], 1, conv.stride, conv.padding, 1, conv.groups)
+        plain = cls(*sizes, bias is not None, getattr(conv, "padding_mode", "zeros"), device="meta")
+    table = {"weight": nn.Parameter(weight.detach(), requires_grad=False), "bias": bias}
+    vars(plain)["_parameters"] = table
+    return plain.train(module.training)
 
 
 def changed_class(module: nn.Module, cls: type[Any]) -> type[Any]:
