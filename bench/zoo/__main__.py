@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,21 +40,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(total["not_equivalent"] or total["crashed"]))
 
 
-def write(results: Sequence[dict[str, object]], total: dict[str, object]) -> None:
+def write(results: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:
     """Write the results of a whole run, with the machine they were made on."""
     page = {
         "machine": totals.machine(),
         "totals": total,
-        "sources": sorted({str(r["fingerprint"]) for r in results}).__len__(),
+        "states_of_the_sources": len({r["sources"] for r in results}),
         "exceptions": list(totals.missed_layers(results)),
-        "models": [{k: v for k, v in r.items() if k != "fingerprint"} for r in results],
+        "models": [{k: v for k, v in r.items() if k not in ("fingerprint", "sources")} for r in results],
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(_laid_out(page), encoding="utf-8")
 
 
-def _run(wanted: Sequence[Entry], jobs: int, console: Console) -> dict[str, dict[str, object]]:
-    results: dict[str, dict[str, object]] = {}
+def _laid_out(page: dict[str, Any]) -> str:
+    """JSON with one network on a line, so that a change in one is a change in one line."""
+    models = ",\n".join(json.dumps(model) for model in page["models"])
+    head = json.dumps({k: v for k, v in page.items() if k != "models"}, indent=1)
+    return head.removesuffix("\n}") + ',\n "models": [\n' + models + "\n]}\n"
+
+
+def _run(wanted: Sequence[Entry], jobs: int, console: Console) -> dict[str, dict[str, Any]]:
+    results: dict[str, dict[str, Any]] = {}
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
         bar, busy = progress.add_task("loading the libraries", total=len(wanted)), dict[str, None]()
@@ -70,9 +78,9 @@ def _run(wanted: Sequence[Entry], jobs: int, console: Console) -> dict[str, dict
     return results
 
 
-def _row(result: dict[str, object]) -> str:
+def _row(result: dict[str, Any]) -> str:
     """One network on one line: each step with its outcome."""
-    steps = [s for s in result["steps"] if s["name"] != "build" or s["outcome"] != "converted"]  # type: ignore[attr-defined]
+    steps = [s for s in result["steps"] if s["name"] != "build" or s["outcome"] != "converted"]
     told = [f"{s['name']} {s['outcome']}" + (f" ({s['reason'][:160]})" if s["reason"] else "") for s in steps]
     return f"{result['seconds']:6.1f} s  {result['key']}: " + "; ".join(told)
 

@@ -67,7 +67,8 @@ def _one(model: nn.Module, window: tuple[int, ...], channels: int, context: str 
     dense = onebyone.convolutionalize(model, window, channels, context=context)
     record: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 3), "layers": len(dense.changes)}
     geometry = dense.geometry
-    record["geometry"] = geometry.to_dict()
+    record["geometry"] = {**geometry.to_dict(), "inexact_because": geometry.inexact_because[:1]}
+    record["reasons_for_inexactness"] = len(geometry.inexact_because)
     record["exact"] = geometry.exact
     generator = torch.Generator().manual_seed(3)
     crop = torch.randn(1, channels, *window, generator=generator)

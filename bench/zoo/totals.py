@@ -7,10 +7,9 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 DENSE, GRAPH = "dense", "graph"
 FORMS = ("linear", "conv")
@@ -97,17 +96,12 @@ def reason_class(reason: str) -> str:
 
 def machine() -> dict[str, Any]:
     """The machine that the figures are from, by its kind."""
-    import timm
-    import torchvision
-
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
+        **{name: version(name) for name in ("torch", "torchvision", "timm")},
     }
 
 

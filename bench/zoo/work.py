@@ -14,11 +14,11 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from bench.zoo import memory
 from bench.zoo.models import Entry
@@ -28,23 +28,24 @@ WORK = ROOT / "bench" / "work" / "zoo"
 MEMORY = 9 * 2**30
 #: Seconds a network may take in all.
 PATIENCE = 900
+LIBRARIES = ("torch", "torchvision", "timm")
 RENDERING = ("report.py", "__main__.py", "totals.py")
 
 
-def fingerprint(entry: Entry) -> str:
-    """What a result depends on: the package's and the zoo's sources, the libraries' versions, the entry."""
-    import timm
-    import torchvision
-
+@cache
+def sources() -> str:
+    """A mark of the package's and the zoo's own sources, and of the libraries' versions."""
     digest = hashlib.sha256()
-    sources = sorted([*(ROOT / "src").rglob("*.py"), *Path(__file__).parent.glob("*.py")])
-    for path in sources:
-        if path.name not in RENDERING or "src" in path.relative_to(ROOT).parts:
+    for path in sorted([*(ROOT / "src").rglob("*.py"), *Path(__file__).parent.glob("*.py")]):
+        if path.parent != Path(__file__).parent or path.name not in RENDERING:
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    digest.update(
-        json.dumps([torch.__version__, torchvision.__version__, timm.__version__, asdict(entry)]).encode()
-    )
+    digest.update(json.dumps([version(name) for name in LIBRARIES]).encode())
     return digest.hexdigest()[:16]
+
+
+def fingerprint(entry: Entry) -> str:
+    """What a result depends on: the sources, and the entry."""
+    return hashlib.sha256((sources() + json.dumps(asdict(entry))).encode()).hexdigest()[:16]
 
 
 def result_path(entry: Entry) -> Path:
@@ -63,6 +64,8 @@ def kept(entry: Entry, mark: str | None) -> dict[str, Any] | None:
 
 def run_entry(entry: Entry, log: Path) -> None:
     """In a process of its own: every step of one network, each record a line of `log`."""
+    import torch
+
     from bench.zoo.steps import Run, Step
 
     torch.set_num_threads(1)
@@ -108,7 +111,8 @@ class Job:
                 }
             )
         seconds = round(time.monotonic() - self.start, 1)
-        return {**_described(self.entry), "fingerprint": self.mark, "seconds": seconds, "steps": steps}
+        marks = {"fingerprint": self.mark, "sources": sources()}
+        return {**_described(self.entry), **marks, "seconds": seconds, "steps": steps}
 
 
 def run_all(entries: Sequence[Entry], jobs: int) -> Iterator[tuple[str, Entry, dict[str, Any] | None]]:
