@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.verify import network, recording, structure
 from onebyone.verify.dense import verify_dense
-from onebyone.verify.gradients import Grads, compare_gradients
 from onebyone.verify.layers import check_layer
-from onebyone.verify.network import NetworkCheck, Quartet, Runner
+from onebyone.verify.network import NetworkCheck, Quartet
+from onebyone.verify.observing import Grads, Runner
 from onebyone.verify.result import SAME_FUNCTION, GradientCheck, LayerCheck, Verification
 from onebyone.verify.settings import proof_settings
 from onebyone.verify.subjects import UnverifiableError, module_subject
 from onebyone.verify.trees import leaves
+from onebyone.verify.whole import compare_networks
 
 
 def verify(
@@ -60,6 +60,7 @@ def verify(
         raise BadInput("x is missing: two callables can only be compared on an example input")
     other = _runnable(converted, "converted")
     with proof_settings(seed, model, other):
+        _run_original(Runner(model, x, seed))
         return _whole(model, other, x, seed, gradients, None, _Findings())
 
 
@@ -109,7 +110,8 @@ def _check_structure(model: nn.Module, after: nn.Module, conversion: Any, found:
     paths = [p.path for p in conversion.pairs]
     found.problems += structure.not_finite(model, "original")
     if not found.problems:
-        found.problems += structure.not_finite(after, "converted")
+        ours = {id(p) for p in model.parameters()}
+        found.problems += structure.not_finite(after, "converted", besides=ours)
     found.problems += structure.out_of_place(conversion.pairs, model, after)
     problems, notes = structure.untied(model, after)
     found.problems += problems
@@ -119,6 +121,7 @@ def _check_structure(model: nn.Module, after: nn.Module, conversion: Any, found:
 
 def _recorded(model: Any, pairs: Any, x: Any, seed: int, found: _Findings) -> dict[str, Tensor]:
     if not isinstance(model, nn.Module):
+        _run_original(Runner(model, x, seed))
         return {}
     known = dict(model.named_modules(remove_duplicate=False))
     with torch.no_grad():
@@ -130,7 +133,8 @@ def _recorded(model: Any, pairs: Any, x: Any, seed: int, found: _Findings) -> di
 
 def _run_original(runner: Runner) -> Any:
     try:
-        return runner()
+        with torch.no_grad():
+            return runner()
     except Exception as error:
         raise BadInput(f"model fails on x: {type(error).__name__}: {error}") from error
 
@@ -200,65 +204,15 @@ def _whole(
     if bad:
         found.problems += bad
         return _concluded(found, NetworkCheck(), None, None)
-    with torch.no_grad():
-        _run_original(original)
-    stochastic = _is_stochastic(original)
-    if stochastic:
-        found.unverified.append("its forward draws random numbers in eval mode: compared under one seed only")
-    four = _quartet(original, converted, found)
-    if four is None:
-        return _concluded(found, network.compare_directly(original, converted), None, None)
-    check = network.compare(four, stochastic)
-    gradient = None
-    if gradients and not check.problems:
-        gradient = _gradients(four, back, found)
+    whole = compare_networks(original, converted, gradients, back)
     first = None
-    if check.problems or (gradient and not gradient.ok):
-        first = _first_difference(four)
-    return _concluded(found, check, gradient, first)
+    if whole.four and (whole.check.problems or (whole.gradients and not whole.gradients.ok)):
+        first = _first_difference(whole.four)
+    return _concluded(found, whole.check, whole.gradients, first)
 
 
 def _bad(t: Tensor) -> bool:
     return (t.is_floating_point() or t.is_complex()) and not bool(torch.isfinite(t).all())
-
-
-def _is_stochastic(original: Runner) -> bool:
-    with torch.no_grad():
-        a, b = leaves(original()), leaves(replace(original, seed=original.seed + 1)())
-    same = [
-        s.shape == t.shape and bool(torch.equal(s.nan_to_num(), t.nan_to_num()))
-        for (_, s), (_, t) in zip(a, b, strict=True)
-    ]
-    return not all(same)
-
-
-def _quartet(original: Runner, converted: Runner, found: _Findings) -> Quartet | None:
-    """Both networks in two dtypes; None, with a note, where there is no second dtype to run them in."""
-    try:
-        four = network.quartet(original, converted)
-        why = network.why_no_float64(four.wide_original)
-        if why is None and four.is_float64:
-            four.original()
-        if why is None and not isinstance(converted.call, nn.Module):
-            why = network.why_no_float64(four.wide_converted)
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-    if why is None:
-        return four
-    found.unverified.append(
-        f"gradients, rounding_ratio: no float64 reference ({why}); outputs compared in their own dtype"
-    )
-    return None
-
-
-def _gradients(
-    four: Quartet, back: Callable[[Grads], Grads] | None, found: _Findings
-) -> GradientCheck | None:
-    try:
-        return compare_gradients(four, back)
-    except Exception as error:
-        found.unverified.append(f"gradients: {type(error).__name__}: {error}")
-        return None
 
 
 def _first_difference(four: Quartet) -> str | None:

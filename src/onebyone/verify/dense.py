@@ -24,8 +24,8 @@ from torch.export import ExportedProgram
 from onebyone.errors import BadInput
 from onebyone.verify import network, structure
 from onebyone.verify.dense_pairs import check_dense_pair
-from onebyone.verify.gradients import compare_gradients
-from onebyone.verify.network import NetworkCheck, Runner
+from onebyone.verify.network import NetworkCheck
+from onebyone.verify.observing import Runner
 from onebyone.verify.result import (
     DENSE_EXACT,
     DENSE_PADDED,
@@ -37,6 +37,7 @@ from onebyone.verify.result import (
 )
 from onebyone.verify.settings import proof_settings
 from onebyone.verify.trees import leaves, wide
+from onebyone.verify.whole import compare_networks
 from onebyone.verify.windows import (
     Bounds,
     Figures,
@@ -126,22 +127,8 @@ class _Dense:
             crop = crop[:1].expand(self.fixed, *crop.shape[1:])
         before = Runner(self.model, crop, self.seed, rows_of)
         after = Runner(self.dense, crop, self.seed, rows_of)
-        try:
-            four = network.quartet(before, after)
-            why = network.why_no_float64(four.wide_original)
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-        if why is not None:
-            self.unverified.append(f"gradients, rounding_ratio: no float64 reference ({why})")
-            return network.compare_directly(before, after), None
-        check = network.compare(four)
-        if not gradients or check.problems:
-            return check, None
-        try:
-            return check, compare_gradients(four, None)
-        except Exception as error:
-            self.unverified.append(f"gradients: {type(error).__name__}: {error}")
-            return check, None
+        whole = compare_networks(before, after, gradients)
+        return whole.check, whole.gradients
 
     def places(self) -> tuple[list[Tensor] | None, tuple[int, ...], tuple[int, ...]]:
         """The dense outputs, the places expected and those found; and the same on an image one pixel short of two."""

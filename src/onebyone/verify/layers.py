@@ -71,9 +71,9 @@ def _on_real_weights(subject: Subject, x: Tensor, check: LayerCheck) -> LayerChe
     faults = tuple(_plant(subject, x, expected, bound, fault) for fault in check.faults)
     ok = ratio <= 1
     why = "" if ok else f"|Δ| is {ratio:.3g} times its bound"
-    coarse = [f"{f.name} ({f.why})" for f in faults if not f.seen_by_bound]
+    coarse = [f.name for f in faults if not f.seen_by_bound]
     if ok and coarse:
-        why = "seen by integers only: " + "; ".join(coarse)
+        why = f"{', '.join(coarse)}: seen by integers only"
     return dataclasses.replace(check, max_error=off, error_ratio=ratio, faults=faults, ok=ok, why=why)
 
 
@@ -96,7 +96,7 @@ def rounding_bound(subject: Subject, x: Tensor) -> tuple[Tensor, Tensor, str]:
     )
     short = name in ("float16", "bfloat16")
     summed = "float32" if short else name
-    terms = subject.terms + subject.scale  # a mean over `scale` places first sums and divides
+    terms = subject.terms
     if x.dtype.is_complex:
         terms *= 2
     bound = bounds.dot_bound(terms, reach, bounds.unit_roundoff(summed))
@@ -134,9 +134,7 @@ def _plant(subject: Subject, x: Tensor, expected: Tensor, bound: Tensor, fault: 
     """The same comparison, with the fault in place."""
     params: Params = planted(subject.params, subject.map_shape)[fault.name]()
     if all(torch.equal(params[n], p) for n, p in subject.params.items()):
-        return dataclasses.replace(
-            fault, seen_by_bound=False, deviation=0.0, why="the real weights are unchanged by it"
-        )
+        return dataclasses.replace(fault, why="the real weights are unchanged by it")
     error, ratio = worst(wide(subject.converted(x, params)) - expected, bound)
     why = "" if ratio > 1 else f"it moves the outputs by {error:.3g}, within the bound"
     return dataclasses.replace(fault, seen_by_bound=ratio > 1, deviation=error, why=why)

@@ -19,46 +19,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.laws import bounds
-from onebyone.verify.trees import arguments, cast, cast_tensor, leaves, map_tensors, wide
+from onebyone.verify.observing import Named, Observation, Runner, is_real_or_complex
+from onebyone.verify.trees import cast_tensor, leaves, wide
 
 U64 = bounds.unit_roundoff("float64")
 # the next shorter type: TF32 and float16 below float32, the eight-bit E5M2 below the sixteen-bit types
 _SHORTER = {"float64": 2.0**-24, "float32": 2.0**-11, "float16": 2.0**-3, "bfloat16": 2.0**-3}
-
-
-@dataclass(frozen=True)
-class Runner:
-    """One network (or callable), the example it is run on, and the seed set before each run."""
-
-    call: Callable[..., Any]
-    example: Any
-    seed: int
-    after: Callable[[Any], Any] | None = None
-    """What is done to the outputs before they are compared."""
-
-    def __call__(self) -> Any:
-        """Run on copies of the inputs: a network may change them in place."""
-        return self.on(map_tensors(self.example, Tensor.detach))
-
-    def on(self, example: Any) -> Any:
-        """Run on copies of another example's tensors, through which gradients flow."""
-        args, kwargs = arguments(map_tensors(example, Tensor.clone))
-        torch.manual_seed(self.seed)
-        outputs = self.call(*args, **kwargs)
-        return self.after(outputs) if self.after else outputs
-
-    def in_dtype(self, call: Callable[..., Any], dtype: torch.dtype) -> Runner:
-        """The same example in another dtype, for `call`."""
-        return Runner(call, cast(self.example, dtype), self.seed, self.after)
 
 
 @dataclass
@@ -134,13 +108,21 @@ def quartet(original: Runner, converted: Runner) -> Quartet:
     return Quartet(original, converted, a, b, unit(dtype), False)
 
 
-def compare(four: Quartet, stochastic: bool = False) -> NetworkCheck:
-    """Outputs of both networks, in float64 and in the shorter dtype. Raises what the original raises."""
+def compare(
+    four: Quartet,
+    wide_original: Observation,
+    original: Observation,
+    wide_converted: Observation,
+    converted: Observation,
+) -> NetworkCheck:
+    """Outputs of both networks, in float64 and in the shorter dtype."""
     check = NetworkCheck()
-    with torch.no_grad():
-        exact, rounded = leaves(four.wide_original()), leaves(four.original())
-        found64 = _attempt(four.wide_converted, check, "in float64")
-        found = _attempt(four.converted, check, "")
+    exact, rounded = wide_original.outputs, original.outputs
+    found64 = _outputs(wide_converted, check, "in float64")
+    found = _outputs(converted, check, "")
+    stochastic = wide_original.random
+    if stochastic:
+        check.unverified.append("its forward draws random numbers in eval mode: compared under one seed only")
     if found64 is None or found is None:
         return check
     if not _same_structure(exact, found64, check) or not _same_structure(exact, found, check):
@@ -198,16 +180,19 @@ def _judge(
         )
 
 
-def compare_directly(original: Runner, converted: Runner) -> NetworkCheck:
+def unit_of(runner: Runner) -> float:
+    """Unit roundoff of a runner's own dtype."""
+    return unit(own_dtype(runner.call, runner.example))
+
+
+def compare_directly(original: Observation, converted: Observation, u: float) -> NetworkCheck:
     """Outputs in their own dtype alone, for networks that cannot be run in a second one.
 
     They may differ by √(u·u')·max|y|: the middle between this type's roundoff and the next shorter one's.
     """
     check = NetworkCheck()
-    u = unit(own_dtype(original.call, original.example))
-    with torch.no_grad():
-        expected = leaves(original())
-        found = _attempt(converted, check, "")
+    expected = original.outputs
+    found = _outputs(converted, check, "")
     if found is None or not _same_structure(expected, found, check):
         return check
     if not leaves_finite({"original": expected, "converted": found}, check):
@@ -225,40 +210,6 @@ def compare_directly(original: Runner, converted: Runner) -> NetworkCheck:
 def shorter(u: float) -> float:
     """The unit roundoff of the next shorter type."""
     return next(v for name, v in _SHORTER.items() if bounds.unit_roundoff(name) == u)
-
-
-class _Narrowing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices a network that casts float64 down inside: its float64 run then is no finer reference."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        to = kwargs.get("dtype")
-        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64 and func is _TO_COPY:
-            self.seen |= to is not None and to.is_floating_point and to != torch.float64
-        return func(*args, **kwargs)
-
-
-_TO_COPY = torch.ops.aten._to_copy.default
-
-
-def why_no_float64(run: Runner) -> str | None:
-    """Why `run`, given float64 weights and inputs, does not compute in float64; None where it does."""
-    try:
-        with torch.no_grad(), _Narrowing() as watch:
-            outputs = leaves(run())
-    except Exception as error:
-        said = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {said[0] if said else ''}"
-    if watch.seen:
-        return "it casts to a shorter type inside"
-    short = [t.dtype for _, t in outputs if t.is_floating_point() and t.dtype != torch.float64]
-    return f"it answers in {short[0]}" if short else None
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -282,16 +233,11 @@ def quotient(error: float, scale: float) -> float:
     return error / scale
 
 
-def _attempt(run: Callable[[], Any], check: NetworkCheck, where: str) -> list[tuple[str, Tensor]] | None:
-    try:
-        return leaves(run())
-    except Exception as error:  # any failure of the converted network is a finding, not a crash
-        said = str(error).strip().splitlines()
-        check.problems.append(
-            f"the converted network fails {where}".rstrip()
-            + f": {type(error).__name__}: {said[0] if said else ''}"
-        )
+def _outputs(seen: Observation, check: NetworkCheck, where: str) -> Named | None:
+    if seen.error:
+        check.problems.append(f"the converted network fails {where}".rstrip() + f": {seen.error}")
         return None
+    return seen.outputs
 
 
 def _same_structure(
@@ -316,8 +262,3 @@ def leaves_finite(groups: Mapping[str, list[tuple[str, Tensor]]], check: Network
                 if said not in check.problems:
                     check.problems.append(said)
     return len(check.problems) == before
-
-
-def is_real_or_complex(t: Tensor) -> bool:
-    """Whether a tensor has rounding errors (and gradients): not for integers, masks."""
-    return t.is_floating_point() or t.is_complex()

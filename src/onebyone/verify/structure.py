@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 
-def not_finite(model: nn.Module, name: str) -> list[str]:
+def not_finite(model: nn.Module, name: str, besides: Collection[int] = ()) -> list[str]:
     """Parameters that hold NaN or infinity, and buffers that hold NaN (an infinite one is often a mask)."""
     found = [
-        f"{name}: weight {n} holds NaN or infinity" for n, p in model.named_parameters() if not _finite(p)
+        f"{name}: weight {n} holds NaN or infinity"
+        for n, p in model.named_parameters()
+        if id(p) not in besides and not _finite(p)
     ]
     return found + [
         f"{name}: buffer {n} holds NaN"
@@ -29,7 +31,9 @@ def _floating(t: Tensor) -> bool:
 def _finite(t: Tensor) -> bool:
     if not _floating(t) or t.is_meta or isinstance(t, nn.parameter.UninitializedParameter):
         return True
-    return bool(torch.isfinite(t.detach()).all())
+    # the sum of finite numbers may overflow, but a sum with NaN or infinity in it is never finite: most are settled
+    # in one pass
+    return bool(torch.isfinite(t.detach().sum())) or bool(torch.isfinite(t.detach()).all())
 
 
 def untied(model: nn.Module, converted: nn.Module) -> tuple[list[str], list[str]]:

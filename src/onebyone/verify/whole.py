@@ -1,0 +1,78 @@
+"""Both networks run and judged: outputs in two dtypes, gradients; five forward and three backward passes in all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from onebyone.verify import network
+from onebyone.verify.gradients import compare_gradients
+from onebyone.verify.network import NetworkCheck, Quartet
+from onebyone.verify.observing import Grads, Observation, Runner, first_line, observe
+from onebyone.verify.result import GradientCheck
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The outcome; `four` is None where there was no float64 reference."""
+
+    check: NetworkCheck
+    gradients: GradientCheck | None = None
+    four: Quartet | None = None
+
+
+def compare_networks(
+    original: Runner,
+    converted: Runner,
+    gradients: bool = True,
+    back: Callable[[Grads], Grads] | None = None,
+) -> Whole:
+    """Outputs, and gradients if asked for; `back` maps parameter gradients to the original's names and shapes."""
+    try:
+        four = network.quartet(original, converted)
+        exact = observe(four.wide_original, gradients)
+        why = exact.short_of_float64
+        rounded = observe(four.original, gradients)
+        why = why or rounded.error
+        found64 = observe(four.wide_converted, gradients)
+        if not isinstance(converted.call, nn.Module):  # a bare callable need not take float64
+            why = why or found64.short_of_float64
+    except Exception as error:
+        why = first_line(error)
+    if why:
+        check = network.compare_directly(observe(original), observe(converted), network.unit_of(original))
+        check.unverified.append(
+            f"gradients, rounding_ratio: no float64 reference ({why}); outputs compared in their own dtype"
+        )
+        return Whole(check)
+    check = network.compare(four, exact, rounded, found64, observe(four.converted))
+    if not gradients or check.problems:
+        return Whole(check, None, four)
+    return Whole(check, _gradients(four, exact, rounded, found64, back, check), four)
+
+
+def _gradients(
+    four: Quartet,
+    exact: Observation,
+    rounded: Observation,
+    found: Observation,
+    back: Callable[[Grads], Grads] | None,
+    check: NetworkCheck,
+) -> GradientCheck | None:
+    for run in (exact, rounded):
+        if run.no_gradients:
+            check.unverified.append(f"gradients: {run.no_gradients}")
+            return None
+    if found.no_gradients:
+        return GradientCheck(False, 0, why=f"the converted network has none: {found.no_gradients}")
+    if exact.random:
+        check.unverified.append("gradients: two dtypes draw different random numbers")
+        return None
+    try:
+        return compare_gradients(exact.gradients, rounded.gradients, found.gradients, four.u, back)
+    except Exception as error:
+        return GradientCheck(
+            False, 0, why=f"cannot be mapped to the original's parameters: {first_line(error)}"
+        )
