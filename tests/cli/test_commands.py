@@ -227,3 +227,16 @@ def test_demo_passes_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert "accuracy               0.98" in done.out
     assert "open there/index.html" in done.out
     assert run("demo", "--json").json["per_class"] == [1, 2]
+
+
+@pytest.mark.zoo
+@pytest.mark.slow
+def test_vgg11_takes_other_sizes(run: Run, folder: Path) -> None:
+    """The issue's own example: half a gigabyte of weights, written, read and run at two sizes."""
+    assert run("convolutionalize", "torchvision:vgg11", "--window", "224", "-o", "vgg11.pt2").code == 0
+    network, original = load_program("vgg11.pt2").program.module(), load_source("torchvision:vgg11")
+    assert isinstance(original, torch.nn.Module)
+    with torch.inference_mode():
+        crop, wide = torch.randn(1, 3, 224, 224), torch.randn(1, 3, 320, 416)
+        torch.testing.assert_close(network(crop)[:, :, 0, 0], original(crop))
+        assert network(wide).shape == (1, 1000, 4, 7)
