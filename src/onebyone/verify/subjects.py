@@ -132,7 +132,7 @@ def _probe_shapes(module: nn.Module, weight: Tensor) -> tuple[tuple[int, ...], .
     features = getattr(module, "in_features", None) or weight.numel() // _outputs(module, {"weight": weight})
     if weight.numel() > 2**22:  # fewer ranks where each costs a second
         return ((2, 3, features),)
-    return ((2, features), (3, 5, features), (2, 3, 5, features), (features,))
+    return ((2, 3, 5, features), (3, 5, features), (2, features), (features,))
 
 
 def _extent(module: Any, axis: int) -> int:
