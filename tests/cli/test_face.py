@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import onebyone
-from onebyone.cli import session
+from onebyone.cli import main, session
 from onebyone.cli.main import app
 from tests.cli.conftest import NETWORKS, Run
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def process(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "onebyone.cli", *words]
+    command = [sys.executable, "-m", "onebyone", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 
@@ -54,6 +55,11 @@ def test_every_verb_has_json_and_a_docstring() -> None:
     for command in commands.values():
         assert command.__doc__
         assert "as_json" in command.__annotations__
+
+
+def test_the_script_is_this_command_line() -> None:
+    (script,) = metadata.entry_points(group="console_scripts", name="onebyone")
+    assert script.load() is main.run
 
 
 def test_quiet_says_nothing_but_errors_and_json(run: Run) -> None:
