@@ -15,9 +15,14 @@ from onebyone.demo.data import BACKGROUND, WINDOW
 from onebyone.demo.page import Page
 from onebyone.dense import ScoreMap
 from onebyone.detect import Detections
+from onebyone.report.html import data_uri
 from onebyone.report.pictures import png, signed, strength, svg, svg_box, svg_text, tiled
 
-HEAT = (214, 51, 32)
+HEAT = (255, 138, 30)
+WIDTH = 1120.0
+"""Of a diagram, in its own units."""
+SPREAD = 7
+"""Places, in height and width, over which a small heat map shows each probability."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def stages(network: nn.Sequential, page: tuple[int, int]) -> list[Stage]:
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             kernel, stride = _square(layer.kernel_size), _square(layer.stride)
             pool = isinstance(layer, nn.MaxPool2d)
-            name = f"{'max-pool' if pool else 'conv'} {kernel}×{kernel}" + (
+            name = f"{'pool' if pool else 'conv'} {kernel}×{kernel}" + (
                 f", step {stride}" if stride > 1 else ""
             )
             channels = found[-1].channels if pool else int(layer.out_channels)  # type: ignore[arg-type]
@@ -63,35 +68,30 @@ def _square(value: Any) -> int:
 
 def diagram(found: list[Stage], form: str) -> str:
     """One lane of the network as a drawing: `form` is "before", "after" (on a window) or "page"."""
-    gap, middle = 124, 92
-    # before its first fully connected layer the map is flattened: one more thing to draw
-    flat = next(i for i, s in enumerate(found) if s.connected)
-    shapes: list[tuple[str, str]] = []
-    for number, stage in enumerate(found):
-        if form == "before" and number == flat:
-            shapes.append(("flatten", "flat"))
-        shapes.append((stage.operation if form == "before" else stage.after, str(number)))
+    shapes = [(s.operation if form == "before" else s.after, s) for s in found]
+    parts: list[tuple[str, str, str, str]] = []
+    middle = 84.0 if form == "before" else 48.0
+    columns = len(found) + (form == "before")  # before, the map is flattened: one more thing to draw
+    for operation, stage in shapes:
+        if form == "before" and stage.connected and not any("flatten" in part for part in parts):
+            parts.append(
+                ("flatten", *_flattened(found[len(parts) - 1], _column(len(parts), columns), middle))
+            )
+        parts.append((operation, *_drawn(stage, form, _column(len(parts), columns), middle)))
     body = []
-    scale = 64 / (max(found[0].page) if form == "page" else WINDOW) ** 0.5
-    for column, (operation, which) in enumerate(shapes):
-        x = 18 + column * gap * (len(found) - 1 + 0.0) / (len(shapes) - 1 or 1)
-        if which == "flat":
-            label, part, css = _flattened(found[flat - 1], x, middle)
-        else:
-            label, part, css = _drawn(found[int(which)], form, x, middle, scale)
-        body.append(part)
-        body.append(svg_text(x + 26, 176, label, f"shape {css}"))
-        if column:
-            body.append(svg_text(x + 26, 194, operation, f"operation {css}"))
-    words = ", ".join(f"{name} to {_label(found, which, form)}" for name, which in shapes)
-    return svg("".join(body), gap * (len(found) - 1) + 120, 204, f"The network {form}: {words}", "lane")
+    for number, (operation, label, part, css) in enumerate(parts):
+        x, low = _column(number, columns), middle + (98 if form == "before" else 68)
+        body += [part, svg_text(x, low, label, f"shape {css}")]
+        if number:
+            body.append(svg_text(x, low + 19, operation, f"operation {css}"))
+    words = ", ".join(f"{operation} to {label}" for operation, label, _, _ in parts[1:])
+    title = f"The network from an image of {parts[0][1]}: {words}"
+    return svg("".join(body), WIDTH, middle + (126 if form == "before" else 96), title, "lane")
 
 
-def _label(found: list[Stage], which: str, form: str) -> str:
-    if which == "flat":
-        return "a vector"
-    stage = found[int(which)]
-    return _shape(stage, form)
+def _column(number: int, columns: int) -> float:
+    """The middle of a column of the diagram."""
+    return (number + 0.5) * WIDTH / columns
 
 
 def _shape(stage: Stage, form: str) -> str:
@@ -101,24 +101,23 @@ def _shape(stage: Stage, form: str) -> str:
     return f"{stage.channels} × {height} × {width}"
 
 
-def _drawn(stage: Stage, form: str, x: float, middle: float, scale: float) -> tuple[str, str, str]:
+def _drawn(stage: Stage, form: str, x: float, middle: float) -> tuple[str, str, str]:
+    """A map's label, drawing around (x, middle), and style; sides grow as the square root of what they show."""
     css = "connected" if stage.connected else ""
     if form == "before" and stage.connected:
-        height = 6 + 9 * stage.channels**0.5
-        part = f'<rect class="vector {css}" x="{x + 21:g}" y="{middle - height / 2:g}" width="10" height="{height:g}"/>'
+        tall = 6 + 9 * stage.channels**0.5
+        part = f'<rect class="vector {css}" x="{x - 5:g}" y="{middle - tall / 2:g}" width="10" height="{tall:g}"/>'
         return _shape(stage, form), part, css
-    height, width = stage.page if form == "page" else stage.window
-    tall, wide = (max(5.0, scale * side**0.5) for side in (height, width))
-    depth = 4 + 5 * stage.channels**0.5
-    part = svg_box(
-        x + 26 - (wide + 0.7 * depth) / 2, middle - tall / 2 + 0.2 * depth, wide, tall, depth, f"box {css}"
-    )
-    return _shape(stage, form), part, css
+    (height, width), scale = (stage.page, 2.0) if form == "page" else (stage.window, 9.5)
+    tall, wide = (max(6.0, scale * side**0.5) for side in (height, width))
+    depth = 3 + 4.5 * stage.channels**0.5
+    left, top = x - (wide + 0.7 * depth) / 2, middle - tall / 2 + 0.21 * depth
+    return _shape(stage, form), svg_box(left, top, wide, tall, depth, f"box {css}"), css
 
 
 def _flattened(stage: Stage, x: float, middle: float) -> tuple[str, str, str]:
     count = stage.channels * stage.window[0] * stage.window[1]
-    part = f'<rect class="vector flat" x="{x + 23:g}" y="{middle - 72:g}" width="6" height="144"/>'
+    part = f'<rect class="vector flat" x="{x - 3:g}" y="{middle - 76:g}" width="6" height="152"/>'
     return str(count), part, "flat"
 
 
@@ -189,23 +188,46 @@ def _with_gap(sheet: NDArray[np.float64], gap: int) -> NDArray[np.float64]:
 
 
 def heat_maps(dense: ScoreMap) -> list[bytes]:
-    """Each class's probability over the page as a clear PNG of one pixel a window, redder where likelier."""
-    probabilities = dense.probabilities()
-    return [png(strength(p, HEAT, gamma=0.6), quantised=64) for p in probabilities]
+    """Each digit's probability over the page, as a clear PNG of one pixel a window.
+
+    A digit lights up some 3×3 places of hundreds, too few to see in a small picture: each place shows the
+    largest probability of the SPREAD×SPREAD around it.
+    """
+    probabilities = torch.from_numpy(dense.probabilities()[:BACKGROUND])
+    wide = nn.functional.max_pool2d(probabilities[None], SPREAD, 1, SPREAD // 2)[0].numpy()
+    return [png(strength(p, HEAT, gamma=0.7), quantised=64) for p in wide]
 
 
-def truth_rings(page: Page, digit: int, dense: ScoreMap) -> str:
-    """Rings where the page has `digit`, over a heat map, in its coordinates of one unit a window."""
-    rows, columns = dense.positions
-    stride = dense.geometry.stride
-    rings = [
-        f'<circle cx="{x / stride[1] + 0.5:.1f}" cy="{y / stride[0] + 0.5:.1f}" r="9"/>'
-        for (x, y, _, _), label in zip(page.boxes.tolist(), page.labels.tolist(), strict=True)
+def any_digit(dense: ScoreMap) -> bytes:
+    """The probability that a window holds a digit at all, 1 − background, place by place."""
+    return png(strength(1 - dense.probabilities()[BACKGROUND], HEAT, gamma=0.7), quantised=128)
+
+
+def heat_over_page(dense: ScoreMap, picture: bytes, label: str, rings: str = "") -> str:
+    """A heat map as a drawing in the page's own pixels, each place a square around its window's middle."""
+    (y, below), (x, right) = (
+        ((a0 + a1 - stride) / 2, (b0 + b1 + stride) / 2)
+        for (a0, a1), (b0, b1), stride in zip(
+            dense.window_at((0, 0)),
+            dense.window_at((dense.positions[0] - 1, dense.positions[1] - 1)),
+            dense.geometry.stride,
+            strict=True,
+        )
+    )
+    image = (
+        f'<image href="{data_uri(picture)}" x="{x:g}" y="{y:g}" width="{right - x:g}" height="{below - y:g}" '
+        'preserveAspectRatio="none"/>'
+    )
+    return svg(image + rings, dense.image_size[1], dense.image_size[0], label, "heat")
+
+
+def rings_around(page: Page, digit: int) -> str:
+    """Rings where the page truly has `digit`, in its pixels."""
+    return "".join(
+        f'<circle cx="{(x1 + x2) / 2:g}" cy="{(y1 + y2) / 2:g}" r="40"/>'
+        for (x1, y1, x2, y2), label in zip(page.boxes.tolist(), page.labels.tolist(), strict=True)
         if label == digit
-    ]
-    name = "background" if digit == BACKGROUND else f"the digit {digit}"
-    label = f"{len(rings)} places where the page has {name}"
-    return svg("".join(rings), columns, rows, label, "rings")
+    )
 
 
 def boxes(page: Page, found: Detections, owner: NDArray[np.int64], shown: float) -> str:
