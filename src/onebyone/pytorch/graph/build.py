@@ -14,9 +14,11 @@ from torch.fx.node import map_arg
 from onebyone.pytorch.graph.counting import operator_name
 from onebyone.pytorch.graph.orders import UNIT, Frame, Order, frame_steps, natural_frame, order_of
 from onebyone.pytorch.graph.plan import Plan
+from onebyone.pytorch.graph.products import CHANNEL, image_frame
 from onebyone.pytorch.graph.rules import Relabel, Rule, axes_of, shape, tensor
 
 aten = torch.ops.aten
+MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 KEPT_META = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "custom", "from_node")
 
 
@@ -28,13 +30,20 @@ class Builder:
     """
 
     def __init__(
-        self, graph: Graph, rules: dict[Node, Rule], plan: Plan, free: set[Node], stored: Mapping[str, Frame]
+        self,
+        graph: Graph,
+        rules: dict[Node, Rule],
+        plan: Plan,
+        free: set[Node],
+        stored: Mapping[str, Frame],
+        channels_last: Mapping[Node, int] | None = None,
     ) -> None:
         self.old, self.rules, self.plan, self.free = graph, rules, plan, free
         self.graph = Graph()
         self.demands: dict[str, Counter[Frame]] = {}
         self.fake_mode = detect_fake_mode([n.meta.get("val") for n in graph.nodes if n.op == "placeholder"])
         self._stored = stored
+        self._channels_last = channels_last or {}
         self._versions: dict[Node, dict[Frame, Node]] = {}
         self._plain: dict[Node, Any] = {}  # values that are no tensors: sizes, submodules
         self._meta: dict[str, Any] = {}
@@ -51,7 +60,7 @@ class Builder:
                 self._plain[node] = self._copy(node)
             elif node in self.rules:
                 self._emit(node)
-            else:
+            elif not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
                 self._number(node)
         _drop_dead_nodes(self.graph)
         self.graph.lint()
@@ -85,7 +94,24 @@ class Builder:
             return
         out, inputs = self.plan[node]
         new, frame = self.rules[node].emit(self, out, inputs)
+        if node in self._channels_last:
+            new, frame = self._laid_out(new, frame, self._channels_last[node])
         self._versions[node] = {frame: new}
+
+    def _laid_out(self, new: Node, frame: Frame, channel: int) -> tuple[Node, Frame]:
+        """An image put into channels-last memory, where it is not: one copy at the start of a run of image operators."""
+        order = order_of(frame)
+        if channel not in order or order.index(channel) > 1 or order[-1] == channel:
+            return new, frame
+        if new.meta["val"].stride(frame.index(channel)) == 1:
+            return new, frame
+        image = restrict_image(order, channel)
+        if len(image) not in MEMORY_FORMATS:
+            return new, frame
+        new = self._reframed(new, frame, image)
+        return self.call(
+            aten.contiguous.default, (new,), {"memory_format": MEMORY_FORMATS[len(image)]}
+        ), image
 
     def _number(self, node: Node) -> None:
         """A size, or arithmetic on sizes."""
@@ -178,6 +204,12 @@ class Builder:
         new = self._reframed(new, have, bare)
         new = self.call(aten.permute.default, (new, [bare.index(a) for a in order]))
         return self._reframed(new, order, frame)
+
+
+def restrict_image(order: Order, channel: int) -> Frame:
+    """The image frame of an order whose channels are first or second."""
+    full = tuple(CHANNEL if a == channel else a for a in order)
+    return tuple(channel if a == CHANNEL else a for a in image_frame(full))
 
 
 def restore(value: torch.Tensor, rank: int, axes: Order, frame: Frame) -> torch.Tensor:

@@ -24,10 +24,39 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 PERMUTES = frozenset(
-    ["permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "numpy_T", "matrix_H", "mT", "mH", "adjoint", "transpose_", "t_", "permute_copy", "transpose_copy", "t_copy"]
+    [
+        "permute",
+        "transpose",
+        "t",
+        "movedim",
+        "moveaxis",
+        "swapaxes",
+        "swapdims",
+        "numpy_T",
+        "matrix_H",
+        "mT",
+        "mH",
+        "adjoint",
+        "transpose_",
+        "t_",
+        "permute_copy",
+        "transpose_copy",
+        "t_copy",
+    ]
 )
 RESHAPES = frozenset(
-    ["reshape", "view", "_unsafe_view", "flatten", "unflatten", "reshape_as", "view_as", "contiguous", "ravel", "view_copy"]
+    [
+        "reshape",
+        "view",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "reshape_as",
+        "view_as",
+        "contiguous",
+        "ravel",
+        "view_copy",
+    ]
 )
 COPIES = frozenset(["clone", "constant_pad_nd", "pad"])
 

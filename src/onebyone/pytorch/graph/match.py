@@ -56,9 +56,14 @@ def constants(program: ExportedProgram) -> set[Node]:
         elif node.op == "call_function":
             inputs = node.all_input_nodes
             random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            if inputs and not random and tensor(node) is not None and all(n in found for n in inputs):
+            if inputs and not random and _holds_tensors(node) and all(n in found for n in inputs):
                 found.add(node)
     return found
+
+
+def _holds_tensors(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) or (isinstance(value, list | tuple) and bool(value))
 
 
 def argument(node: Node, place: int, name: str, default: Any = None) -> Any:

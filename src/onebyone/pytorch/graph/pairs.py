@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from onebyone.pytorch.conversion import Pair
+from onebyone.pytorch.graph.orders import order_of
 from onebyone.pytorch.graph.rewrite import Found, Rewritten
-from onebyone.pytorch.graph.weights import tensor_named
+from onebyone.pytorch.graph.weights import StoredShape, tensor_named
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -77,21 +78,19 @@ def pairs_of(found: list[Found], program: ExportedProgram, result: Rewritten) ->
         before = tensor_named(program, f.weight_name)
         after = tensor_named(result.program, f.weight_name)
         bias = None if f.bias_name is None else tensor_named(program, f.bias_name)
-        pair = _pair(f, before, after, bias)
+        pair = _pair(f, shape, before, after, bias)
         if pair is not None:
             made[f.path] = pair
     return tuple(made.values())
 
 
-def _pair(f: Found, before: Tensor, after: Tensor, bias: Tensor | None) -> Pair | None:
+def _pair(f: Found, shape: StoredShape, before: Tensor, after: Tensor, bias: Tensor | None) -> Pair | None:
     p = f.product
     if f.form == "conv":
         outputs, inputs = p.channels[1], p.channels[0]
         if before.dim() != 2 or tuple(after.shape) != (outputs, inputs, 1, 1):
             return None
-        inputs_first = tuple(after.shape[:2]) != tuple(before.shape) or not torch.equal(
-            after[:, :, 0, 0], before
-        )
+        inputs_first = order_of(shape.frame) == (1, 0)
         return Pair(f.path, LinearMap(before, bias, inputs_first), PointwiseImage(after, bias))
     if after.dim() != 2:
         return None

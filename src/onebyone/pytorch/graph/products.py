@@ -21,6 +21,19 @@ CHANNEL = -2  # the channel's place in an order that names the input's and the o
 aten = torch.ops.aten
 
 
+def image_frame(full: Order) -> Frame:
+    """The frame of a convolution's input: batch, channels, and at least two spatial axes, units before the others.
+
+    Units in front of a single spatial axis keep (B, T, C) storage recognisable as a channels-last image (B, C, 1, T).
+
+    >>> image_frame((0, CHANNEL, 1)), image_frame((CHANNEL, 1, 2))
+    ((0, -2, -1, 1), (-1, -2, 1, 2))
+    """
+    at = full.index(CHANNEL)
+    lead, trail = full[:at], full[at + 1 :]
+    return (*(lead or (UNIT,)), CHANNEL, *(UNIT,) * max(0, 2 - len(trail)), *trail)
+
+
 @dataclass(frozen=True)
 class Product:
     """One product with a constant weight, told apart from how the graph spells it. Axes are logical ones.
@@ -87,6 +100,8 @@ class ProductRule(Free):
         bias = self.product.bias
         if bias is None:
             return ()
+        if self.product.plain_bias:
+            return (axes_of(bias),)
         shift = len(shape(self.node)) - len(shape(bias))
         return (tuple(a - shift for a in out if a - shift in axes_of(bias)),)
 
@@ -118,7 +133,7 @@ class ProductRule(Free):
         full = self._full(out, inputs[0])
         lead, trail = full[: full.index(CHANNEL)], full[full.index(CHANNEL) + 1 :]
         if self.to == "linear":
-            return 0.05 if trail or self.product.groups > 1 else 0.0
+            return self.merge_penalty if trail and self.product.groups == 1 else 0.0
         if lead in ((), (0,)):
             return 0.0
         if not trail:
@@ -150,7 +165,8 @@ class ProductRule(Free):
         has = channel is not None and channel in self.axes
         return tuple((channel if has else UNIT) if a == CHANNEL else a for a in frame)  # type: ignore[misc]
 
-    def _weight_frame(self, spatial: int) -> Frame:
+    def weight_frame(self, spatial: int) -> Frame:
+        """The frame the weight is asked for: (O, I), and as many units as there are spatial axes."""
         p = self.product
         have = axes_of(p.weight)
         pair = tuple(UNIT if a is None or a not in have else a for a in (p.weight_out, p.weight_in))
@@ -168,7 +184,7 @@ class ProductRule(Free):
         lead, trail = full[:at], full[at + 1 :]
         merged = len(lead) > 1 or len(trail) > 3
         spatial = max(2, len(trail)) if len(trail) <= 3 else 2
-        frame: Frame = (*(lead or (UNIT,)), CHANNEL, *trail, *(UNIT,) * max(0, spatial - len(trail)))
+        frame = image_frame(full)
         x = em.get(self.product.x, self._x_frame(full if merged else frame))
         if merged:
             before = sizes_product(em, [self._size(em, a) for a in lead])
@@ -176,7 +192,7 @@ class ProductRule(Free):
             after = after if len(after) <= 3 else [sizes_product(em, after)]
             x = reshaped(em, x, [before, self.product.channels[0], *after, *[1] * (spatial - len(after))])
         target = aten.conv2d.default if spatial == 2 else aten.conv3d.default
-        weight = em.get(self.product.weight, self._weight_frame(spatial))
+        weight = em.get(self.product.weight, self.weight_frame(spatial))
         y = em.call(target, (x, weight, self._bias(em, bias)))
         if merged:
             sizes = [self.product.channels[1] if a == CHANNEL else self._size(em, a) for a in full]
@@ -189,7 +205,7 @@ class ProductRule(Free):
         p = self.product
         x = em.get(p.x, self._x_frame(full))
         x = self._subsampled(em, x, full)
-        weight = em.get(p.weight, self._weight_frame(0))
+        weight = em.get(p.weight, self.weight_frame(0))
         if not trail and p.groups == 1:
             return em.call(aten.linear.default, (x, weight, self._bias(em, bias))), self._out_frame(full)
         inputs, outputs = p.channels

@@ -11,8 +11,14 @@ import sympy
 import torch
 from torch.fx import Node
 
+from onebyone.pytorch.graph.counting import moves_data
 from onebyone.pytorch.graph.orders import Frame, Groups, Order, reshape_groups, through_groups
 from onebyone.pytorch.graph.rules import Emitter, Free, Inputs, axes_of, shape
+
+
+SHAPE_ONLY = frozenset(
+    {torch.ops.aten.reshape.default, torch.ops.aten.unsqueeze.default, torch.ops.aten.squeeze.dims}
+)
 
 
 def product_of(sizes: list[Any]) -> Any:
@@ -81,11 +87,21 @@ def sizes_product(em: Emitter, sizes: list[Any]) -> Any:
 
 
 def reshaped(em: Emitter, x: Node, sizes: list[Any]) -> Node:
-    """`x` in a new shape; one size that is not a number is left for torch to infer, which keeps the program plain."""
+    """`x` in a new shape; one size that is not a number is left for torch to infer, which keeps the program plain.
+
+    Where `x` itself is another shape of some tensor, that tensor is reshaped instead, unless that would copy and `x` did.
+    """
     unknown = [i for i, s in enumerate(sizes) if not isinstance(s, int)]
     if len(unknown) == 1:
         sizes = [-1 if i == unknown[0] else s for i, s in enumerate(sizes)]
-    return em.call(torch.ops.aten.reshape.default, (x, sizes))
+    source = x
+    while source.target in SHAPE_ONLY and isinstance(source.args[0], Node):
+        source = source.args[0]
+    target = torch.ops.aten.reshape.default
+    if source is x:
+        return em.call(target, (x, sizes))
+    new = em.call(target, (source, sizes))
+    return em.call(target, (x, sizes)) if moves_data(new) else new
 
 
 def reshape_rule(node: Node, given: tuple[Any, ...] | None) -> Reshape:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from onebyone.pytorch.graph.build import Builder
 from onebyone.pytorch.graph.counting import PERMUTES, layout_operators, operator_name
@@ -20,10 +20,11 @@ from onebyone.pytorch.graph.match import (
     not_read,
     refusal,
 )
-from onebyone.pytorch.graph.plan import choose_orders
+from onebyone.pytorch.graph.orders import UNIT, Frame, natural_frame
+from onebyone.pytorch.graph.plan import Plan, choose_orders
 from onebyone.pytorch.graph.products import Product, ProductRule
 from onebyone.pytorch.graph.program import with_graph
-from onebyone.pytorch.graph.rules import Relabel, Rule, axes_of
+from onebyone.pytorch.graph.rules import Normalise, Pointwise, Relabel, Rule, axes_of, shape
 from onebyone.pytorch.graph.ruleset import rule_for
 from onebyone.pytorch.graph.weights import (
     StoredShape,
@@ -35,8 +36,8 @@ from onebyone.pytorch.graph.weights import (
 )
 from onebyone.records import Refusal
 
-# How dear a convolution with its tokens in the batch axis (an image of one place) is beside one permute. The first plan that
-# does not have more layout operators than the original is taken.
+# How dear a form that is not the plainest is beside one permute: a convolution with its tokens in the batch axis (an image of
+# one place), a weight that multiplies from the left. The first plan with no more layout operators than the original is taken.
 MERGE_PENALTIES = (1.01, 0.5, 0.04)
 
 
@@ -59,6 +60,7 @@ class Rewritten:
     program: ExportedProgram
     weights: StoredWeights
     layout: int
+    stored: dict[str, Frame]  # the same by placeholder
 
 
 def find_products(
@@ -104,20 +106,34 @@ def _named(node: Node | None, named: dict[str, str]) -> str | None:
 
 
 def rewrite(program: ExportedProgram, found: list[Found]) -> Rewritten:
-    """Write every found product in its form, with as few layout operators as can be found."""
+    """Write every found product in its form, with as few layout operators as can be found.
+
+    Plans are tried from the one with the plainest images to the one with the fewest permutes; the first with no more layout
+    operators than the original is taken, or else the one with the fewest.
+    """
     before = layout_operators(program).total()
+    if not any(f.convert for f in found):
+        return Rewritten(program, StoredWeights(), before, {})
     best: Rewritten | None = None
+    stored: dict[str, Frame] = {}
     for penalty in MERGE_PENALTIES:
-        result = _rewrite_once(program, found, penalty)
-        if best is None or result.layout < best.layout:
-            best = result
-        if best.layout <= before:
-            break
+        rules, free = _rules(program, found, penalty)
+        plan = choose_orders(rules, free)
+        for channels_last in ({}, image_starts(found, rules, plan, free)):
+            result = _written(program, found, rules, free, plan, channels_last, stored)
+            stored = result.stored
+            if best is None or result.layout < best.layout:
+                best = result
+            if best.layout <= before:
+                return best
     assert best is not None
     return best
 
 
-def _rewrite_once(program: ExportedProgram, found: list[Found], penalty: float) -> Rewritten:
+def _rules(
+    program: ExportedProgram, found: list[Found], penalty: float
+) -> tuple[dict[Node, Rule], set[Node]]:
+    """A rule for every node that holds tensors, and the nodes that can be stored in any order for nothing."""
     graph, named = program.graph, constant_placeholders(program)
     products = {f.product.node: f for f in found}
     rules: dict[Node, Rule] = {}
@@ -126,17 +142,47 @@ def _rewrite_once(program: ExportedProgram, found: list[Found], penalty: float) 
             rules[node] = _product_rule(products[node], penalty)
         elif node.op == "output" or (node.op == "call_function" and _holds_tensors(node)):
             rules[node] = rule_for(node, rules)
+    needed = _needed(graph, rules)
+    rules = {node: rule for node, rule in rules.items() if node in needed}
     free = {n for n in graph.nodes if n.op == "placeholder" and n.name in named}
     for node, rule in rules.items():
         if isinstance(rule, Relabel) and rule.operands[0] in free:
             free.add(node)
-    plan = choose_orders(rules, free)
-    first = Builder(graph, rules, plan, free, {})
-    first.build()
-    weights = _weight_placeholders(found, rules, free)
-    stored = choose_stored(first.demands, named, weights, program)
-    second = Builder(graph, rules, plan, free, stored) if stored else first
-    new_graph = second.build() if stored else first.graph
+    return rules, free
+
+
+def _needed(graph: Graph, rules: dict[Node, Rule]) -> set[Node]:
+    """What the new program computes: all that its outputs and checks depend on. What only a product's old spelling used is not."""
+    pending = [n for n in graph.nodes if n.op == "output" or n.is_impure()]
+    needed: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in needed:
+            continue
+        needed.add(node)
+        rule = rules.get(node)
+        pending.extend(node.all_input_nodes if rule is None else rule.operands)
+        pending.extend(n for n in node.all_input_nodes if n not in rules)
+    return needed
+
+
+def _written(
+    program: ExportedProgram,
+    found: list[Found],
+    rules: dict[Node, Rule],
+    free: set[Node],
+    plan: Plan,
+    channels_last: dict[Node, int],
+    guess: dict[str, Frame],
+) -> Rewritten:
+    """The program as planned, with the parameters stored as `guess` has them; again, if they are asked for otherwise."""
+    graph, named = program.graph, constant_placeholders(program)
+    weights = _weight_frames(found, rules, free)
+    builder = Builder(graph, rules, plan, free, guess := guess or weights, channels_last)
+    new_graph = builder.build()
+    stored = choose_stored(builder.demands, named, set(weights), program)
+    if stored != guess:
+        new_graph = Builder(graph, rules, plan, free, stored, channels_last).build()
     ties = tied_names(program)
     shapes = {
         name: StoredShape(tuple(tensor_named(program, name).shape), frame)
@@ -145,7 +191,47 @@ def _rewrite_once(program: ExportedProgram, found: list[Found], penalty: float) 
     }
     state, kept = stored_tensors(program, shapes)
     result = with_graph(program, GraphModule(program.graph_module, new_graph), state, kept)
-    return Rewritten(result, StoredWeights(shapes), layout_operators(result).total())
+    return Rewritten(result, StoredWeights(shapes), layout_operators(result).total(), stored)
+
+
+def image_starts(found: list[Found], rules: dict[Node, Rule], plan: Plan, free: set[Node]) -> dict[Node, int]:
+    """Where the images that converted products read begin: value → its channel axis, behind runs of element-wise operators.
+
+    Put into channels-last memory there, they stay so through the run, as (B, T, C) tokens were.
+    """
+    starts: dict[Node, int] = {}
+    for f in found:
+        if f.convert and f.form == "conv":
+            _walk_back(f.product.x, f.product.x_channel, rules, free, starts, set())
+    return starts
+
+
+def _walk_back(
+    node: Node,
+    channel: int,
+    rules: dict[Node, Rule],
+    free: set[Node],
+    starts: dict[Node, int],
+    seen: set[Node],
+) -> None:
+    pending = [(node, channel)]
+    while pending:
+        value, axis = pending.pop()
+        if value in seen or value in free or value not in rules:
+            continue
+        seen.add(value)
+        rule = rules[value]
+        if isinstance(rule, Pointwise | Normalise):
+            for operand in rule.operands:
+                shift = len(shape(value)) - len(shape(operand))
+                if axis - shift in axes_of(operand) and len(axes_of(operand)) == len(rule.axes):
+                    pending.append((operand, axis - shift))
+        elif isinstance(rule, Relabel):
+            back = {b: a for a, b in rule.names.items()}
+            if axis in back:
+                pending.append((rule.operands[0], back[axis]))
+        elif not isinstance(rule, ProductRule):
+            starts[value] = axis
 
 
 def _holds_tensors(node: Node) -> bool:
@@ -159,13 +245,20 @@ def _product_rule(found: Found, penalty: float) -> ProductRule:
     return ProductRule(p.node, axes_of(p.node), operands, p, found.form, found.convert, penalty)
 
 
-def _weight_placeholders(found: list[Found], rules: dict[Node, Rule], free: set[Node]) -> set[str]:
-    """The placeholders whose values are, up to their axes' order, the weights of converted products."""
-    names = set()
+def _weight_frames(found: list[Found], rules: dict[Node, Rule], free: set[Node]) -> dict[str, Frame]:
+    """The placeholders that are, up to their axes' order, weights of converted products, with the frame those will ask for."""
+    frames: dict[str, Frame] = {}
     for f in found:
-        weight = f.product.weight
-        while f.convert and weight in free and weight.op != "placeholder":
-            weight = rules[weight].operands[0]
-        if f.convert and weight in free:
-            names.add(weight.name)
-    return names
+        weight, rule = f.product.weight, rules.get(f.product.node)
+        if not f.convert or weight not in free or not isinstance(rule, ProductRule):
+            continue
+        frame = rule.weight_frame(2 if f.form == "conv" else 0)
+        while weight.op != "placeholder":
+            relabel = rules[weight]
+            assert isinstance(relabel, Relabel)
+            back = {b: a for a, b in relabel.names.items()}
+            frame = tuple(back[a] if a != UNIT else UNIT for a in frame)
+            weight = relabel.operands[0]
+        if frame != natural_frame(len(shape(weight)), axes_of(weight)):
+            frames[weight.name] = frame
+    return frames

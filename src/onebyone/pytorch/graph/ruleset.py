@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from onebyone.pytorch.graph.counting import operator_name
 from onebyone.pytorch.graph.match import argument
+from onebyone.pytorch.graph.orders import significant
 from onebyone.pytorch.graph.reshaping import groups_between, reshape_rule
 from onebyone.pytorch.graph.rules import (
     AlongAxes,
@@ -28,20 +29,128 @@ from onebyone.pytorch.graph.rules import (
 )
 
 POINTWISE = frozenset(
-    ["add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "remainder", "pow", "neg", "abs", "sign", "exp", "exp2", "expm1", "log", "log2", "log1p", "log10", "sqrt", "rsqrt", "reciprocal", "square", "sin", "cos", "tan", "tanh", "sinh", "cosh", "atan", "asin", "acos", "erf", "erfc", "sigmoid", "logit", "relu", "relu6", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink", "threshold", "log_sigmoid", "clamp", "clamp_min", "clamp_max", "clip", "maximum", "minimum", "fmax", "fmin", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "isnan", "isinf", "isfinite", "floor", "ceil", "round", "trunc", "frac", "to", "_to_copy", "type_as", "detach", "alias", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "atan2", "hypot", "xlogy", "sgn", "nan_to_num"]
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "true_divide",
+        "floor_divide",
+        "remainder",
+        "pow",
+        "neg",
+        "abs",
+        "sign",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log1p",
+        "log10",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "square",
+        "sin",
+        "cos",
+        "tan",
+        "tanh",
+        "sinh",
+        "cosh",
+        "atan",
+        "asin",
+        "acos",
+        "erf",
+        "erfc",
+        "sigmoid",
+        "logit",
+        "relu",
+        "relu6",
+        "gelu",
+        "silu",
+        "mish",
+        "elu",
+        "selu",
+        "celu",
+        "leaky_relu",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "softplus",
+        "softsign",
+        "softshrink",
+        "hardshrink",
+        "tanhshrink",
+        "threshold",
+        "log_sigmoid",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "clip",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "where",
+        "masked_fill",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "logical_xor",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_not",
+        "isnan",
+        "isinf",
+        "isfinite",
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "frac",
+        "to",
+        "_to_copy",
+        "type_as",
+        "detach",
+        "alias",
+        "lift_fresh_copy",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "atan2",
+        "hypot",
+        "xlogy",
+        "sgn",
+        "nan_to_num",
+    ]
 )
 COPYING = frozenset(["contiguous", "clone"])
 # operator → (place of its axis argument, its default, whether it lists axes)
 ALONG: dict[str, tuple[int, Any, bool]] = {
-    **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "logsumexp"], (1, None, False)),
+    **dict.fromkeys(
+        ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "logsumexp"], (1, None, False)
+    ),
     **dict.fromkeys(["slice", "select", "narrow", "index_select", "unbind"], (1, 0, False)),
     "glu": (1, -1, False),
     "flip": (1, None, True),
     "roll": (2, None, True),
     **dict.fromkeys(["split", "split_with_sizes", "chunk"], (2, 0, False)),
     **dict.fromkeys(["mean", "sum", "amax", "amin", "var", "std"], (1, None, True)),
+    **dict.fromkeys(["var_mean", "std_mean"], (1, None, True)),
     "linalg_vector_norm": (2, None, True),
 }
+MOMENTS = frozenset(["var_mean", "std_mean"])
 LISTS = frozenset(["unbind", "split", "split_with_sizes", "chunk"])
 DROPS = frozenset(["select", "unbind"])
 SECOND = frozenset(["batch_norm", "group_norm", "instance_norm", "prelu"])
@@ -68,7 +177,7 @@ def rule_for(node: Node, rules: dict[Node, Rule]) -> Rule:
 
 def _element(node: Node, rules: dict[Node, Rule]) -> Rule | None:
     parent = node.args[0]
-    if not isinstance(parent, Node) or operator_name(parent) not in LISTS or isinstance(rules[parent], Fixed):
+    if not isinstance(parent, Node) or operator_name(parent) not in LISTS | MOMENTS or isinstance(rules[parent], Fixed):
         return None
     return Element(node, axes_of(node), (parent,), rules[parent].axes)
 
@@ -167,12 +276,15 @@ def _along(name: str, node: Node) -> Rule | None:
 
 
 def _along_rule(name: str, node: Node, x: Node, dims: tuple[int, ...], place: int, listed: bool) -> Rule:
-    result = tensor(node)
+    result = node.meta["val"][0] if name in MOMENTS else tensor(node)
     drops = name in DROPS or (result is not None and result.dim() < len(shape(x)))
     left = [a for a in range(len(shape(x))) if not (drops and a in dims)]
     renumbered = {a: i for i, a in enumerate(left)}
     kept = tuple(renumbered[a] for a in axes_of(x) if a in renumbered)
-    axes = kept if name in LISTS else axes_of(node)
+    if name in MOMENTS:
+        axes = significant(tuple(result.shape))
+    else:
+        axes = kept if name in LISTS else axes_of(node)
     names = {a: b for a, b in renumbered.items() if a in axes_of(x) and b in axes}
     return AlongAxes(node, axes, (x,), names, dims, place, listed, drops)
 
