@@ -172,6 +172,7 @@ def test_a_module_used_twice_stays_one():
     ("arguments", "message"),
     [
         ({"model": 3}, "model is a int: expected a torch.nn.Module"),
+        ({"to": ["conv"]}, r"to=\['conv'\]: expected 'conv' or 'linear'"),
         ({"to": "pool"}, "to='pool': expected 'conv' or 'linear'"),
         ({"level": "deep"}, "level='deep': expected"),
         (

@@ -21,6 +21,12 @@ def integer_weights(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """The compiler gives up on a function that was compiled too often in one process: let no test inherit that."""
+    torch._dynamo.reset()
+
+
 def network() -> nn.Module:
     return integer_weights(
         nn.Sequential(
@@ -69,6 +75,37 @@ def test_exports_with_free_batch_and_sequence():
     names = [str(n.target) for n in program.graph.nodes]
     assert "aten.conv2d.default" in names
     assert "aten.linear.default" not in names
+
+
+def test_maps_export_with_free_sizes():
+    """As free as the original's own export: a strided axis of one place is special to both."""
+    net = integer_weights(
+        nn.Sequential(nn.Conv2d(3, 8, 1, stride=2), nn.ReLU(), nn.Conv2d(8, 4, 1, groups=2))
+    )
+    model = convert_module(net, to="linear").model
+    dim = torch.export.Dim
+    free = ({0: dim("batch"), 2: dim("height", min=3), 3: dim("width", min=3)},)
+    program = torch.export.export(model, (torch.randn(2, 3, 9, 8),), dynamic_shapes=free, strict=False)
+    for shape in ((2, 3, 9, 8), (5, 3, 6, 7), (3, 3, 31, 4)):
+        x = torch.randint(-2, 3, shape).float()
+        assert torch.equal(program.module()(x), net(x))
+    assert "aten.conv2d.default" not in [str(n.target) for n in program.graph.nodes]
+
+
+def test_a_network_compiled_in_place_is_compiled_again():
+    net = integer_weights(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))).eval()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.print_readable(print_output=False))
+        return graph.forward
+
+    net.compile(backend=backend)
+    c = convert_module(net, to="conv")
+    expected = c.model(X)
+    assert "conv2d" in graphs[0]
+    assert torch.equal(net(X), expected)
+    assert "conv2d" not in graphs[1]
 
 
 def test_a_compiled_network_is_compiled_again():

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
@@ -75,6 +75,21 @@ def test_weights_that_are_computed(name, to, shared):
     assert (back(x) - twin(x)).abs().max() <= 1e-14 * (1 + a.abs().max())
     native = convert_module(net, to=to, level="native")
     assert 'level="layers"' in native.refused[0].reason
+
+
+@pytest.mark.parametrize("parted", [True, False])
+def test_pruned_layers(parted):
+    layer = integer(nn.Linear(6, 4))
+    prune.random_unstructured(layer, "weight", amount=0.5)
+    net = nn.Sequential(layer)
+    c = convert_module(net, to="conv", copy=parted)
+    x = exact(3, 6)
+    assert torch.equal(c.model(x), net(x))
+    assert (
+        c.model.state_dict().keys() == net.state_dict().keys() == {"0.bias", "0.weight_orig", "0.weight_mask"}
+    )
+    c.model(x).sum().backward()
+    assert torch.equal(c.model[0].weight_orig.grad == 0, (x.sum(0) * layer.weight_mask) == 0)
 
 
 def test_parametrisations_can_be_taken_off_the_result():

@@ -122,7 +122,7 @@ def convert_module(
 def _check(model: object, to: object, level: object) -> None:
     if not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}: expected a torch.nn.Module")
-    if to not in SOURCE:
+    if not isinstance(to, str) or to not in SOURCE:
         raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
     if level not in ("layers", "native"):
         raise BadInput(f"level={level!r}: expected 'layers' or 'native' for a torch.nn.Module")

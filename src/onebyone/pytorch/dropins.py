@@ -91,16 +91,23 @@ def pointwise_linear(
     places_first = _is_channels_last(x)
     # a convolution's output lies as its input does in 2-d; in 1-d, and mostly in 3-d, it is contiguous
     finish = (lambda y: y.movedim(-1, 1)) if places_first and dims == 2 else _channels_first
+    # from the left, the weight's gradient would be formed once per image: (N, O, C) instead of (O, C)
+    trains = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_exporting()
+    by_place = places_first or trains or groups > 1
     if any(s != 1 for s in stride):
-        x = subsampled(x, stride)
+        # copied here, once, in the order wanted next: a view would have to be copied by the product anyway
+        x = _copied(subsampled(x, stride), by_place)
     if groups > 1:
         return finish(_grouped(x, weight, bias, groups))
-    matrix = weight.flatten(1)
-    # from the left, the weight's gradient would be formed once per image: (N, O, C) instead of (O, C)
-    trains = torch.is_grad_enabled() and matrix.requires_grad and not torch.compiler.is_exporting()
-    if places_first or trains:
-        return finish(F.linear(x.movedim(1, -1), matrix, bias))
-    return _from_the_left(x, matrix, bias)
+    if by_place:
+        return finish(F.linear(x.movedim(1, -1), weight.flatten(1), bias))
+    return _from_the_left(x, weight.flatten(1), bias)
+
+
+def _copied(x: Tensor, by_place: bool) -> Tensor:
+    if by_place:
+        return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _channels_first(y: Tensor) -> Tensor:
@@ -127,11 +134,15 @@ def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Ten
     parts = tokens.reshape(-1, groups, x.shape[1] // groups).transpose(0, 1)  # (G, places, C/G)
     matrices = weight.view(groups, -1, weight.shape[1]).transpose(1, 2)  # (G, C/G, O/G)
     y = torch.bmm(parts, matrices).transpose(0, 1).reshape(*lead, weight.shape[0])
-    return y if bias is None else y + bias.to(y.dtype)
+    if bias is None:
+        return y
+    return y + (bias if bias.dtype == y.dtype else bias.to(y.dtype))  # they differ under autocast
 
 
 def _is_channels_last(x: Tensor) -> bool:
     """Whether the map lies in memory place by place, as a channels-last convolution's output does."""
+    if torch.compiler.is_exporting():
+        return False  # asking would tie the program to sizes; the values are the same
     return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
