@@ -137,3 +137,10 @@ def test_plans_are_told_apart_by_what_made_them() -> None:
     geometry = Geometry((8,), (2,), (0,), (8,), (0,), True)
     same, other = plan_scan(geometry, (40,), tile=4), plan_scan(geometry, (40,), tile=6)
     assert same.to_dict() == plan_scan(geometry, (40,), tile=4).to_dict() != other.to_dict()
+
+
+def test_what_sees_the_whole_image_is_not_tiled() -> None:
+    wide = Geometry((8, 8), (2, 2), (0, 0), (8, 8), (0, 0), False, ("1: context",), image_wide=True)
+    assert len(list(plan_scan(wide, (40, 40)))) == 1
+    with pytest.raises(BadInput, match="sees the whole image"):
+        plan_scan(wide, (40, 40), tile=4)

@@ -224,3 +224,9 @@ def test_an_image_smaller_than_the_window() -> None:
         d.model(torch.zeros(1, 3, 7, 9))
     with pytest.raises(BadInput, match=r"image has shape \(3, 8, 8\)"):
         d.model(torch.zeros(3, 8, 8))
+
+
+def test_geometry_says_what_cannot_be_tiled() -> None:
+    assert convolutionalize(body(Squeeze(4)), 8, context="image").geometry.image_wide
+    assert not convolutionalize(body(Squeeze(4)), 8, context="window").geometry.image_wide
+    assert not convolutionalize(body(), 8, context="image").geometry.image_wide

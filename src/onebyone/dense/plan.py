@@ -128,7 +128,8 @@ def plan_scan(
     `shifts` is the number of passes per axis, a divisor of the stride. `tile` is the size of a block in
     places of the finished map, per axis, rounded up to a multiple of `shifts`; None makes one block of all.
 
-    Raises BadInput if the image is smaller than the window, or shifts do not divide the stride.
+    Raises BadInput if the image is smaller than the window, shifts do not divide the stride, or tiles are
+    asked for of a network each of whose answers sees the whole image.
 
     Example
     -------
@@ -145,6 +146,10 @@ def plan_scan(
     size = tuple(int(n) for n in image_size)
     if len(size) != axes:
         raise BadInput(f"image_size {size} has {len(size)} axes and the network's window has {axes}")
+    if geometry.image_wide and tile is not None:
+        raise BadInput(
+            f"tile is {tile!r}, but each answer of this network sees the whole image; None was expected"
+        )
     passes = _per_axis("shifts", shifts, axes)
     fine = finer(geometry, passes)
     positions = tuple(fine.positions(size))

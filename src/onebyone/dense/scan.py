@@ -111,7 +111,7 @@ def scan(
         raise BadInput(f"batch={batch}: expected a positive integer")
     device = device_named(device)
     on_cpu = device.type == "cpu"
-    if tile is None:
+    if tile is None and not d.geometry.image_wide:
         tile = tile_for(d.geometry, pixels.size, shifts=shifts, least=256 if on_cpu else 2048)
     plan = plan_scan(d.geometry, pixels.size, shifts=shifts, tile=tile)
     if channels_last is None:

@@ -217,7 +217,8 @@ class Geometry:
     Place i stands for the window [i·stride - window_offset, + window), and its receptive field is
     [i·stride - receptive_field_offset, + receptive_field), which padding can make larger than the window.
     `exact` says that the dense result equals cropping every window; if not, `inexact_because` names the
-    operators.
+    operators. `image_wide` says that every place sees the whole image (`context="image"`) whatever its
+    receptive field: such a result cannot be put together from tiles.
 
     >>> g = Geometry((28, 28), (2, 2), (0, 0), (28, 28), (0, 0), True)
     >>> g.positions((64, 65)), g.window_at((1, 18))
@@ -237,6 +238,7 @@ class Geometry:
     receptive_field_offset: tuple[int, ...]
     exact: bool
     inexact_because: tuple[str, ...] = ()
+    image_wide: bool = False
 
     def __post_init__(self) -> None:
         if len({len(getattr(self, name)) for name in _AXES}) != 1:
@@ -248,7 +250,11 @@ class Geometry:
 
     @classmethod
     def from_fields(
-        cls, window: Sequence[int], fields: Sequence[Field], inexact_because: Sequence[str] = ()
+        cls,
+        window: Sequence[int],
+        fields: Sequence[Field],
+        inexact_because: Sequence[str] = (),
+        image_wide: bool = False,
     ) -> Geometry:
         """The geometry of a result whose place 0 answers for the window at the image's first pixel.
 
@@ -262,6 +268,7 @@ class Geometry:
             receptive_field_offset=tuple(-f.start for f in fields),
             exact=not inexact_because,
             inexact_because=tuple(inexact_because),
+            image_wide=image_wide,
         )
 
     def positions(self, size: Sequence[int]) -> tuple[int, ...]:
@@ -314,7 +321,8 @@ class Geometry:
         try:
             axes = {name: tuple(operator.index(v) for v in data[name]) for name in _AXES}
             reasons = tuple(str(reason) for reason in data["inexact_because"])
-            return cls(**axes, exact=bool(data["exact"]), inexact_because=reasons)
+            wide = bool(data.get("image_wide", False))
+            return cls(**axes, exact=bool(data["exact"]), inexact_because=reasons, image_wide=wide)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"not a geometry: {error!r} in {data!r}") from error
 

@@ -65,7 +65,7 @@ def as_gather(index: Integers, grid: Grid) -> Gather | str:
     origin = (slice(None),) + (0,) * axes
     channels, starts = channel[origin], place[(slice(None), *origin)]
     if not (channel == channels.reshape((-1,) + (1,) * axes)).all():
-        return "channels and places are mixed"
+        return "channels and places are mixed (tokens regrouped for attention over places, for one)"
     steps, broadcast = [], []
     for axis in range(axes):
         length = index.shape[axis + 1]
@@ -178,7 +178,11 @@ def as_window(index: Integers, grid: Grid) -> Window | str:
 def is_bijection(index: Integers, grid: Grid) -> bool:
     """Whether every element of the window's part of the map is in the value exactly once."""
     size = int(np.prod(grid.shape))
-    return index.size == size and len(np.unique(index)) == size
+    if index.size != size:
+        return False
+    seen = np.zeros(size, dtype=bool)
+    seen[index.ravel()] = True
+    return bool(seen.all())
 
 
 def in_layout_of(index: Integers, anchor: Integers, grid: Grid) -> Integers:

@@ -221,7 +221,7 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
     if walk.shrink:
         reasons.append("head='cam': class evidence of each place, before the pool over the window's places")
     fields = tuple(replace(f, jump=s) for f, s in zip(fields, stride, strict=True))
-    return _module(walk), Geometry.from_fields(window, fields, reasons)
+    return _module(walk), Geometry.from_fields(window, fields, reasons, bool(walk.image_wide))
 
 
 def _hull(a: Field, b: Field) -> Field:

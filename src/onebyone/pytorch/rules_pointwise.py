@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from onebyone.lifting.grid import Integers
-from onebyone.lifting.index import as_gather, identity, in_layout_of, is_bijection
+from onebyone.lifting.index import as_gather, in_layout_of
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import register
 from onebyone.pytorch.rules_context import in_context
@@ -77,19 +78,44 @@ def _free_name(walk: Walk, path: str, node: fx.Node) -> str:
 @register(*BINARY)
 def binary(walk: Walk, node: fx.Node) -> Lifted:
     """Two values that meet element by element, or one and a constant."""
-    a, b = walk.value(node.args[0]), walk.value(node.args[1])
-    target = functional(node.target)
-    extra = node.args[2:]
+    target, extra, kwargs = functional(node.target), node.args[2:], node.kwargs
+
+    def act(a: Any, b: Any) -> Any:
+        return walk.call(target, a, b, *extra, **kwargs)
+
+    return combine(walk, node, walk.value(node.args[0]), walk.value(node.args[1]), act, _shape(node))
+
+
+@register(aten.addcmul.default, aten.addcdiv.default)
+def addcmul(walk: Walk, node: fx.Node) -> Lifted:
+    """`a + value · b · c`, or `b / c`."""
+    a, b, c = (walk.value(v) for v in node.args[:3])
+    factor: Any = node.kwargs.get("value", 1)
+    both = torch.mul if "mul" in str(node.target) else torch.div
+    shape = _shape(node)
+    if not isinstance(b, Lifted) and not isinstance(c, Lifted):
+        raise Cannot("a product of constants, scaled")
+    part = combine(walk, node, b, c, lambda p, q: both(p, q), shape)
+    return combine(walk, node, a, part, lambda p, q: torch.add(p, q, alpha=factor), shape)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(int(n) for n in node.meta["val"].shape[1:])
+
+
+def combine(
+    walk: Walk, node: fx.Node, a: Any, b: Any, act: Callable[[Any, Any], Any], shape: tuple[int, ...]
+) -> Lifted:
+    """Two operands, at least one of them lifted, element by element; the result has `shape`, by broadcasting."""
+    if any(isinstance(v, Lifted) and v.affine is not None for v in (a, b)):
+        raise Cannot(BY_POSITION)
     if isinstance(a, Lifted) and isinstance(b, Lifted):
-        return _meet(walk, node, a, b, target, extra)
-    lifted, other = (a, b) if isinstance(a, Lifted) else (b, a)
-    value = walk.lifted(node.args[0] if lifted is a else node.args[1])
-    if not isinstance(other, Const):
-        first, second = (value.handle, b) if lifted is a else (a, value.handle)
-        return replace(value, handle=walk.call(target, first, second, *extra, **node.kwargs))
-    value, constant = with_constant(walk, value, other, tuple(node.meta["val"].shape[1:]))
-    first, second = (value.handle, constant) if lifted is a else (constant, value.handle)
-    return replace(value, handle=walk.call(target, first, second, *extra, **node.kwargs))
+        return _meet(walk, node, a, b, act, shape)
+    value, other, turned = (a, b, False) if isinstance(a, Lifted) else (b, a, True)
+    if isinstance(other, Const):
+        value, other = with_constant(walk, value, other, shape)
+    handle = act(other, value.handle) if turned else act(value.handle, other)
+    return replace(value, handle=handle)
 
 
 def with_constant(walk: Walk, value: Lifted, constant: Const, shape: tuple[int, ...]) -> tuple[Lifted, Any]:
@@ -98,7 +124,8 @@ def with_constant(walk: Walk, value: Lifted, constant: Const, shape: tuple[int, 
     if ids.size and (ids == ids.flat[0]).all() and value.shape == shape:
         return value, emit.per_channel(handle_of(constant), ids.ravel()[:1], 0)
     value = _anchor(walk, value, shape)
-    laid = in_layout_of(ids, value.indices(), value.grid).reshape(value.grid.channels, -1)
+    laid = ids if value.index is None else in_layout_of(ids, value.index, value.grid)
+    laid = laid.reshape(value.grid.channels, -1)
     if not (laid == laid[:, :1]).all():
         raise Cannot(
             "a constant that depends on the position is combined with the map (a position embedding, for one)"
@@ -118,20 +145,15 @@ def _ids(constant: tuple[int, ...], shape: tuple[int, ...]) -> Integers:
 
 def _anchor(walk: Walk, value: Lifted, shape: tuple[int, ...]) -> Lifted:
     """The value on a map that holds each element of `shape` exactly once."""
-    index = np.broadcast_to(value.indices(), shape)
-    if value.shape == shape and is_bijection(index, value.grid):
+    if value.index is None and value.shape == shape:
         return value
-    plan = as_gather(np.asarray(index), value.grid) if len(shape) == walk.axes + 1 else "not a map"
-    if not isinstance(plan, str) and not plan.broadcast:
-        return walk.gathered(replace(value, index=np.asarray(index)), plan)
-    one = walk.at_one_place(replace(value, index=np.asarray(index)))
-    return replace(one, index=identity(shape))
+    index = np.broadcast_to(value.indices(), shape)
+    return walk.compact(replace(value, index=np.ascontiguousarray(index)))
 
 
-def _meet(walk: Walk, node: fx.Node, a: Lifted, b: Lifted, target: Any, extra: tuple[Any, ...]) -> Lifted:
-    if a.affine is not None or b.affine is not None:
-        raise Cannot(BY_POSITION)
-    shape = tuple(int(n) for n in node.meta["val"].shape[1:])
+def _meet(
+    walk: Walk, node: fx.Node, a: Lifted, b: Lifted, act: Callable[[Any, Any], Any], shape: tuple[int, ...]
+) -> Lifted:
     swapped = a.shape != shape or (b.shape == shape and a.grid.image_wide and not b.grid.image_wide)
     anchor, other = (b, a) if swapped else (a, b)
     if anchor.grid.image_wide and not other.grid.image_wide:
@@ -146,7 +168,7 @@ def _meet(walk: Walk, node: fx.Node, a: Lifted, b: Lifted, target: Any, extra: t
         wide = replace(other, grid=replace(other.grid, nominal=anchor.grid.nominal))
         (first, second), grid = walk.met([anchor, wide])
     pair = (second, first) if swapped else (first, second)
-    handle = walk.call(target, pair[0].handle, pair[1].handle, *extra, **node.kwargs)
+    handle = act(pair[0].handle, pair[1].handle)
     return Lifted(
         handle, replace(grid, channels=anchor.grid.channels), anchor.index, first.pooled | second.pooled
     )
@@ -162,7 +184,8 @@ def _equal(a: Integers | None, b: Integers | None) -> bool:
 def _laid_as(walk: Walk, node: fx.Node, value: Lifted, anchor: Lifted, shape: tuple[int, ...]) -> Lifted:
     """The value's elements laid out as the anchor's map is."""
     index = np.asarray(np.broadcast_to(value.indices(), shape))
-    plan = as_gather(in_layout_of(index, anchor.indices(), anchor.grid), value.grid)
+    laid = index if anchor.index is None else in_layout_of(index, anchor.index, anchor.grid)
+    plan = as_gather(laid, value.grid)
     if isinstance(plan, str):
         raise Cannot(f"two values meet that lie differently in the image: {plan}")
     if (plan.channels == plan.channels[0]).all() and (plan.starts == plan.starts[:, :1]).all():

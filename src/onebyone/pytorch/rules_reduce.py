@@ -294,19 +294,10 @@ def layer_norm(walk: Walk, node: fx.Node) -> Any:
 
 def _rows(walk: Walk, value: Lifted, axes: tuple[int, ...]) -> tuple[Lifted, Callable[[Any], Lifted]]:
     """The value on a map whose channels are its elements along `axes`; and how to go on with a new map of that kind."""
-    index = np.moveaxis(value.indices(), axes, range(-len(axes), 0))
-    lead = index.shape[: -len(axes)]
-    rows = index.reshape(*lead, -1)
-    stencil = as_stencil(rows, value.grid)
-    if isinstance(stencil, str):
-        raise Cannot(stencil)
-    plan = Gather(stencil.channels, _starts(stencil), stencil.step, stencil.nominal)
-    laid = walk.gathered(replace(value, index=identity(value.grid.shape)), plan)
-    new = stencil.out_index(rows.shape[-1]).reshape(index.shape)
-    back = np.moveaxis(new, range(-len(axes), 0), axes)
+    laid, index = walk.with_channels(value, axes)
 
     def restore(handle: Any) -> Lifted:
-        return with_index(replace(laid, handle=handle, index=None), np.ascontiguousarray(back))
+        return with_index(replace(laid, handle=handle, index=None), index)
 
     return laid, restore
 

@@ -157,14 +157,11 @@ def _join_indices(value: Lifted, indices: list[Integers], size: int, join: Any) 
 
 
 def _compact(walk: Walk, value: Lifted) -> tuple[Lifted, Integers]:
-    """The value on a map that holds no more than it needs where that is a plain gather; and its index there."""
-    if value.index is not None and value.index.size < int(np.prod(value.grid.shape)):
-        try:
-            gathered = walk.as_map(value)
-        except Cannot:
-            return value, value.indices()
-        return gathered, gathered.indices()
-    return value, value.indices()
+    """The value on a map that holds no more than it needs; and its index there."""
+    if value.index is None or value.index.size >= int(np.prod(value.grid.shape)):
+        return value, value.indices()
+    held = walk.compact(value)
+    return held, held.indices()
 
 
 def _vector(walk: Walk, value: Lifted) -> tuple[Lifted, Integers]:

@@ -76,7 +76,7 @@ def read(program: ExportedProgram) -> Traced:
 def channel_guesses(model: nn.Module | ExportedProgram, window: Sequence[int]) -> tuple[int, ...]:
     """Channels that the image may have, from the first layer that tells, likeliest first: a first
     convolution that takes
-    four or sixteen times as many may follow a space-to-depth.
+    four or sixteen times as many may follow a space-to-depth, and one of a transform of a colour image.
 
     Raises
     ------
@@ -89,7 +89,8 @@ def channel_guesses(model: nn.Module | ExportedProgram, window: Sequence[int]) -
     for module in model.modules():
         if isinstance(module, _CONVOLUTIONS):
             count = int(module.in_channels)
-            return (count, *(count // d for d in (4, 16) if len(window) == 2 and count % d == 0))
+            folded = [count // d for d in (4, 16) if count % d == 0] if len(window) == 2 else []
+            return tuple(dict.fromkeys((count, *folded, 3)))
         if isinstance(module, nn.Linear) and module.in_features % math.prod(window) == 0:
             return (module.in_features // math.prod(window),)
         if isinstance(module, nn.Linear):

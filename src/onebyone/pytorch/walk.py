@@ -18,11 +18,13 @@ import torch
 from torch import fx, nn
 
 from onebyone.lifting.grid import PERIOD, Grid, Integers
-from onebyone.lifting.index import Gather, as_gather, as_stencil, identity
+from onebyone.lifting.index import Gather, as_gather, as_stencil, identity, is_bijection
 from onebyone.pytorch import emit
 from onebyone.pytorch.trace import Traced, is_inplace, module_path
 from onebyone.records import Change, Refusal
 
+#: How many elements of one window may be unfolded into the channels of a map.
+MOST_CHANNELS = 65536
 #: Why only a linear layer may follow a batch norm on a flattened map.
 BY_POSITION = "constants that depend on the position in a flattened map are only taken in by a linear layer"
 
@@ -220,10 +222,43 @@ class Walk:
         stencil = as_stencil(value.indices().reshape(1, -1), value.grid)
         if isinstance(stencil, str):
             raise Cannot(stencil)
+        if stencil.channels.size > MOST_CHANNELS:
+            raise Cannot(f"{stencil.channels.size} elements of different places would each need a channel")
         starts = stencil.offsets + np.asarray(stencil.start)[:, None]
         one = (1,) * self.axes
         plan = Gather(stencil.channels, starts, one, one)
         return self.gathered(replace(value, index=identity(value.grid.shape)), plan)
+
+    def with_channels(self, value: Lifted, axes: tuple[int, ...]) -> tuple[Lifted, Integers]:
+        """The value on a map whose channels are its elements along `axes`, in order; and its index into that map."""
+        index = np.moveaxis(value.indices(), axes, range(-len(axes), 0))
+        rows = index.reshape(*index.shape[: -len(axes)], -1)
+        stencil = as_stencil(rows, value.grid)
+        if isinstance(stencil, str):
+            raise Cannot(stencil)
+        starts = stencil.offsets + np.asarray(stencil.start)[:, None]
+        plan = Gather(stencil.channels, starts, stencil.step, stencil.nominal)
+        laid = self.gathered(replace(value, index=identity(value.grid.shape)), plan)
+        new = stencil.out_index(rows.shape[-1]).reshape(index.shape)
+        return laid, np.ascontiguousarray(np.moveaxis(new, range(-len(axes), 0), axes))
+
+    def compact(self, value: Lifted) -> Lifted:
+        """The value on a map that holds each of its elements exactly once, in whichever layout that is."""
+        if value.index is None or is_bijection(value.index, value.grid):
+            return value
+        if value.index.ndim == self.axes + 1:
+            plan = as_gather(value.index, value.grid)
+            if not isinstance(plan, str) and not plan.broadcast:
+                return self.gathered(value, plan)
+        for axis in range(value.index.ndim - 1, -1, -1):
+            if value.index.shape[axis] > 1:
+                try:
+                    laid, index = self.with_channels(value, (axis,))
+                except Cannot:
+                    continue
+                if is_bijection(index, laid.grid):
+                    return replace(laid, index=index)
+        return replace(self.at_one_place(value), index=identity(value.shape))
 
     def met(self, values: list[Lifted]) -> tuple[list[Lifted], Grid]:
         """Maps that meet place by place, cropped to their common extent where it can differ; their joint grid."""
