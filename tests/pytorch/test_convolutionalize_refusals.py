@@ -190,7 +190,7 @@ def test_image_context_sees_the_whole_image_and_window_context_does_not() -> Non
 
 def test_a_window_that_does_not_fit_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
-    with pytest.raises(BadInput, match=r"does not run on a 3×9×9 image \(at 2\): mat1 and mat2"):
+    with pytest.raises(BadInput, match=r"does not run on a 3×9×9 image \(at 2\): it takes 144 features and gets 196"):
         convolutionalize(model, 9)
     with pytest.raises(BadInput, match=r"does not run on a 3×2×2 image \(at 0\)"):
         convolutionalize(model, 2)

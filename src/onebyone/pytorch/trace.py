@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
@@ -162,23 +163,37 @@ def _fits(program: ExportedProgram, window: Sequence[int], channels: int) -> Exp
 
 
 def _why_not(model: nn.Module, example: torch.Tensor, error: Exception) -> str:
-    """One sentence on why the network cannot be traced on the example: where its own forward fails, that place."""
-    failing: list[str] = []
+    """One sentence on why the network cannot be traced on the example: where its own forward fails, that place.
+
+    The forward runs on shapes alone, so that a window far too large costs no more than another.
+    """
+    running: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
     handles = []
     for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _m, _i, path=path: failing.append(path)))
-        handles.append(module.register_forward_hook(lambda _m, _i, _o, path=path: failing.remove(path)))
+        handles.append(
+            module.register_forward_pre_hook(lambda m, inputs, path=path: running.append((path, m, inputs)))
+        )
+        handles.append(module.register_forward_hook(lambda _m, _i, _o: running.pop() and None))
     size = "×".join(str(n) for n in example.shape[1:])
     try:
-        with torch.no_grad():
-            model(example)
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            model(fake.from_tensor(example))
     except Exception as own:
-        at = f" (at {failing[-1]})" if failing and failing[-1] else ""
-        return f"window: the network does not run on a {size} image{at}: {first_line(own)}"
+        path, module, inputs = running[-1] if running else ("", model, ())
+        what = _mismatch(module, inputs) or first_line(own)
+        return f"window: the network does not run on a {size} image{f' (at {path})' if path else ''}: {what}"
     finally:
         for handle in handles:
             handle.remove()
     return f"model: torch.export cannot trace the network: {first_line(error)}"
+
+
+def _mismatch(module: nn.Module, inputs: tuple[Any, ...]) -> str:
+    """What a linear layer was built for and what it got, where that is the matter; else nothing."""
+    given = inputs[0].shape[-1] if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim else None
+    if isinstance(module, nn.Linear) and given is not None and given != module.in_features:
+        return f"it takes {module.in_features} features and gets {given}"
+    return ""
 
 
 def first_line(error: BaseException) -> str:
