@@ -179,9 +179,7 @@ def _gradient_map(conversion: Any, model: Any, after: Any) -> Callable[[Grads], 
         return None
 
     def back(grads: Mapping[str, Tensor]) -> Grads:
-        state = {n: torch.zeros_like(t) for n, t in after.state_dict().items()} | dict(grads)
-        mapped = to_original(state)
-        return {n: g for n, g in mapped.items() if n in shapes}
+        return {n: g for n, g in to_original(grads).items() if n in shapes}
 
     return back
 

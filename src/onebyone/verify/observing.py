@@ -53,7 +53,7 @@ class Observation:
     error: str = ""
     no_gradients: str = ""
     random: bool = False
-    """An operator drew random numbers."""
+    """An operator ran that may draw random numbers."""
     narrowed: bool = False
     """A float64 value was cast to a shorter type."""
 
@@ -149,7 +149,7 @@ def _signs(t: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes random operators, and casts from float64 to shorter types."""
+    """Notes operators that may be random, and casts from float64 to shorter types."""
 
     def __init__(self, seen: Observation) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
