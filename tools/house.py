@@ -13,7 +13,8 @@ FOREIGN = re.compile(r"/work/|/root/|/opt/(?:pypi|wheels)")
 
 def main() -> int:
     """Return 1 and say why for each file that breaks a rule, else 0."""
-    tracked = subprocess.run(["git", "ls-files", "*.py", "*.md", "*.toml", "*.lock", "Makefile", ".ci/run"], check=True, capture_output=True, text=True)
+    command = ["git", "ls-files", "*.py", "*.md", "*.toml", "*.lock", "Makefile", ".ci/run"]
+    tracked = subprocess.run(command, check=True, capture_output=True, text=True)
     faults = []
     for name in tracked.stdout.split():
         path = Path(name)
