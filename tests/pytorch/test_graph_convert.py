@@ -34,8 +34,10 @@ def wide(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def assert_same_function(model: nn.Module, args: tuple[Tensor, ...], after: ExportedProgram) -> None:
-    """`after` is a conversion of `model` in float64. Its error must be a float64 error: no more than the error that the
-    original makes in float32, scaled down by the ratio of the two roundoffs, with a factor for another order of sums."""
+    """`after` is a conversion of `model` in float64. Its error must be a float64 error: no more than the
+    error that the original makes in float32, scaled down by the ratio of the two roundoffs, with a factor for
+    another order of sums.
+    """
     exact = run(export(copy.deepcopy(model).double(), wide(args)), wide(args))
     rough = run(export(copy.deepcopy(model).float(), args), args)
     ratio = unit_roundoff("float64") / unit_roundoff("float32")

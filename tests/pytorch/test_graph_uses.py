@@ -1,4 +1,6 @@
-"""What a graph-level result can be used for: saved, unflattened, compiled, exported to ONNX, trained on; and what is refused."""
+"""What a graph-level result can be used for: saved, unflattened, compiled, exported to ONNX, trained on; and
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ BLOCKS = blocks()
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch copies its own tree specs
 
 
-@pytest.mark.parametrize(("name", "to"), [("transformer", "conv"), ("bottleneck", "linear"), ("tied", "conv")])
+@pytest.mark.parametrize(
+    ("name", "to"), [("transformer", "conv"), ("bottleneck", "linear"), ("tied", "conv")]
+)
 def test_saves_loads_and_unflattens(name: str, to: str, tmp_path: Path) -> None:
     model, args = BLOCKS[name]
     c = convert_graph(model, to=to, example=args)
@@ -48,7 +52,9 @@ def test_compiles(name: str, to: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "to"), [("transformer", "conv"), ("ConvNeXt, linear", "conv"), ("bottleneck", "linear")])
+@pytest.mark.parametrize(
+    ("name", "to"), [("transformer", "conv"), ("ConvNeXt, linear", "conv"), ("bottleneck", "linear")]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_exports_to_onnx(name: str, to: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -59,7 +65,9 @@ def test_exports_to_onnx(name: str, to: str, tmp_path: Path) -> None:
     torch.onnx.export(c.model, args, dynamo=True, verbose=False).save(path)
     session = runtime.InferenceSession(path)
     given = {i.name: a.numpy() for i, a in zip(session.get_inputs(), args, strict=True)}
-    torch.testing.assert_close(torch.from_numpy(session.run(None, given)[0]), c.model.module()(*args).detach())
+    torch.testing.assert_close(
+        torch.from_numpy(session.run(None, given)[0]), c.model.module()(*args).detach()
+    )
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -69,7 +77,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def steps(forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, data: Tensor, count: int) -> None:
+def steps(
+    forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, data: Tensor, count: int
+) -> None:
     for i in range(count):
         optimizer.zero_grad()
         forward(data[i % len(data)]).square().mean().backward()
@@ -79,8 +89,10 @@ def steps(forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer,
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["transformer", "ConvNeXt, convolutions"])
 def test_training_goes_on(name: str, kind: str) -> None:
-    """20 steps after converting mid-training equal 20 steps without. The bound is the distance that one rounding of every
-    weight, made at the same moment, grows to in those steps; converting may not part the two by more than 64 of it."""
+    """20 steps after converting mid-training equal 20 steps without. The bound is the distance that one
+    rounding of every weight, made at the same moment, grows to in those steps; converting may not part the
+    two by more than 64 of it.
+    """
     torch.manual_seed(3)
     model, args = BLOCKS[name]
     data = torch.randn(5, *args[0].shape, dtype=torch.float64)
@@ -100,13 +112,15 @@ def test_training_goes_on(name: str, kind: str) -> None:
         if change == "round":
             with torch.no_grad():
                 for p in net.parameters():
-                    p.mul_(1 + unit_roundoff("float64") * torch.randint(-1, 2, p.shape) * 2)
+                    p.mul_(1 + unit_roundoff("float64") * 2 * torch.randint(-1, 2, p.shape).double())
         steps(net, optimizer, data, 20)
         return {k: v.detach() for k, v in net.state_dict().items()}
 
     plain, converted, rounded = trained(""), trained("convert"), trained("round")
     for key, right in plain.items():
-        grown = float((rounded[key] - right).abs().max()) + unit_roundoff("float64") * float(right.abs().max())
+        grown = float((rounded[key] - right).abs().max()) + unit_roundoff("float64") * float(
+            right.abs().max()
+        )
         scale = max(float((rounded[k] - plain[k]).abs().max()) for k in plain)
         assert converted[key].shape == right.shape
         assert float((converted[key] - right).abs().max()) <= 64 * max(grown, scale), key
@@ -120,7 +134,11 @@ def test_state_that_depends_on_the_shape_is_refused() -> None:
     groups = [list(g["params"]) for g in optimizer.param_groups]
     with pytest.raises(Refused, match="Adafactor"):
         convert_graph(net, to="conv", example=args, optimizer=optimizer)
-    assert all(a is b for g, h in zip(groups, optimizer.param_groups, strict=True) for a, b in zip(g, h["params"], strict=True))
+    assert all(
+        a is b
+        for g, h in zip(groups, optimizer.param_groups, strict=True)
+        for a, b in zip(g, h["params"], strict=True)
+    )
 
 
 class Odd(nn.Module):
@@ -177,7 +195,7 @@ def test_bad_arguments() -> None:
         convert_graph(mlp(3, 4), to="both", example=torch.randn(2, 3))
     with pytest.raises(BadInput, match="needs an example"):
         convert_graph(mlp(3, 4))
-    with pytest.raises(BadInput, match="neither|expected"):
+    with pytest.raises(BadInput, match=r"expected an nn\.Module"):
         convert_graph("a string")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="cannot be exported"):
         convert_graph(mlp(3, 4), example=torch.randn(2, 5))
@@ -209,7 +227,9 @@ def test_dtypes(dtype: torch.dtype) -> None:
     model, x = Encoder().to(dtype), torch.randn(2, 5, 12, dtype=dtype)
     c = convert_graph(model, to="conv", example=x)
     exact = copy.deepcopy(model).double()(x.double()).detach()
-    own = float((model(x).detach().double() - exact).abs().max()) + torch.finfo(dtype).eps * float(exact.abs().max())
+    own = float((model(x).detach().double() - exact).abs().max()) + torch.finfo(dtype).eps * float(
+        exact.abs().max()
+    )
     out = c.model.module()(x).detach()
     assert out.dtype == dtype
     assert float((out.double() - exact).abs().max()) <= 4 * own

@@ -1,4 +1,6 @@
-"""Writing the planned graph: nodes in their chosen orders, frames changed on demand, shapes worked out as it goes."""
+"""Writing the planned graph: nodes in their chosen orders, frames changed on demand, shapes worked out as it
+goes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Any
 
 import torch
 from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
@@ -25,8 +28,9 @@ KEPT_META = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "c
 class Builder:
     """Builds the new graph node by node; an `Emitter` (see `rules`).
 
-    `stored` gives the frame a constant placeholder is stored in where that is not its own; `demands` counts, for each constant
-    placeholder, the frames it was asked for, from which the next build's `stored` is chosen.
+    `stored` gives the frame a constant placeholder is stored in where that is not its own; `demands` counts,
+    for each constant placeholder, the frames it was asked for, from which the next build's `stored` is
+    chosen.
     """
 
     def __init__(
@@ -41,7 +45,8 @@ class Builder:
         self.old, self.rules, self.plan, self.free = graph, rules, plan, free
         self.graph = Graph()
         self.demands: dict[str, Counter[Frame]] = {}
-        self.fake_mode = detect_fake_mode([n.meta.get("val") for n in graph.nodes if n.op == "placeholder"])
+        given = [n.meta.get("val") for n in graph.nodes if n.op == "placeholder"]
+        self.fake_mode = detect_fake_mode(given) or FakeTensorMode()
         self._stored = stored
         self._channels_last = channels_last or {}
         self._versions: dict[Node, dict[Frame, Node]] = {}
@@ -66,7 +71,8 @@ class Builder:
         self.graph.lint()
         return self.graph
 
-    # -- nodes of the old graph --------------------------------------------------------------------------------------------------
+    # -- nodes of the old graph
+    # --------------------------------------------------------------------------------------------------
 
     def _placeholder(self, node: Node) -> None:
         new = self._copy(node)
@@ -99,7 +105,9 @@ class Builder:
         self._versions[node] = {frame: new}
 
     def _laid_out(self, new: Node, frame: Frame, channel: int) -> tuple[Node, Frame]:
-        """An image put into channels-last memory, where it is not: one copy at the start of a run of image operators."""
+        """An image put into channels-last memory, where it is not: one copy at the start of a run of image
+        operators.
+        """
         order = order_of(frame)
         if channel not in order or order.index(channel) > 1 or order[-1] == channel:
             return new, frame
@@ -123,7 +131,8 @@ class Builder:
     def _output(self, node: Node) -> Any:
         return map_arg(node.args[0], self._as_given)
 
-    # -- what rules ask ------------------------------------------------------------------------------------------------------------
+    # -- what rules ask
+    # ------------------------------------------------------------------------------------------------------------
 
     def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
         node = self.graph.call_function(target, args, kwargs or {})
@@ -195,7 +204,9 @@ class Builder:
         return new
 
     def _permuted(self, value: Node, frame: Frame) -> Node:
-        """A layout operator, on the value as it was produced; units it cannot carry along are taken off and put on around it."""
+        """A layout operator, on the value as it was produced; units it cannot carry along are taken off and
+        put on around it.
+        """
         have, new = next(iter(self._versions[value].items()))
         bare, order = order_of(have), order_of(frame)
         if sorted(have) == sorted(frame):  # units travel along

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from torch.optim import Optimizer
 
 from onebyone.errors import BadInput
 from onebyone.files import atomic_path
+from onebyone.pytorch.conversion import Pair
 from onebyone.pytorch.graph.counting import layout_operators
 from onebyone.pytorch.graph.functional import functional_program
 from onebyone.pytorch.graph.optimizer import carry
-from onebyone.pytorch.graph.pairs import Pair, pairs_of
+from onebyone.pytorch.graph.pairs import pairs_of
 from onebyone.pytorch.graph.rewrite import Found, find_products, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
 from onebyone.records import Change, Refusal, table
@@ -32,10 +34,12 @@ LAW = {"conv": "linear = pointwise convolution", "linear": "pointwise convolutio
 
 @dataclass(frozen=True, eq=False)
 class GraphConversion:
-    """A converted exported program, with what was changed and what was refused; `print(conversion)` is a table.
+    """A converted exported program, with what was changed and what was refused; `print(conversion)` is a
+    table.
 
-    `model` takes what the original takes. `layout_before` and `layout_after` count the layout operators of the two programs, by
-    name (see `counting`). `weights` says which parameters are stored in another shape: names are the original's.
+    `model` takes what the original takes. `layout_before` and `layout_after` count the layout operators of
+    the two programs, by name (see `counting`). `weights` says which parameters are stored in another shape:
+    names are the original's.
     """
 
     model: ExportedProgram
@@ -110,13 +114,15 @@ def convert_graph(
     only: Only | None = None,
     optimizer: Optimizer | None = None,
 ) -> GraphConversion:
-    """Every product with a constant weight as a 1×1 convolution (`to="conv"`), or every 1×1 convolution as a linear map.
+    """Every product with a constant weight as a 1×1 convolution (`to="conv"`), or every 1×1 convolution as a
+    linear map.
 
-    `model` is an exported program, or a module that is exported in eval mode with `example` (its input, or a tuple of its
-    inputs). It is left as it is. Values are stored in the axis order that needs the fewest layout operators, and never more of
-    them than the original had where that can be had. Parameters keep their names; weights are stored as (O, I, 1, 1), as views
-    of the original's storage, so training one trains the other. `only` chooses layers: a glob on dotted paths, several of them,
-    or a function of the path. `optimizer` is handed over to the new parameters, with its elementwise state.
+    `model` is an exported program, or a module that is exported in eval mode with `example` (its input, or a
+    tuple of its inputs). It is left as it is. Values are stored in the axis order that needs the fewest
+    layout operators, and never more of them than the original had where that can be had. Parameters keep
+    their names; weights are stored as (O, I, 1, 1), as views of the original's storage, so training one
+    trains the other. `only` chooses layers: a glob on dotted paths, several of them, or a function of the
+    path. `optimizer` is handed over to the new parameters, with its elementwise state.
 
     Raises:
         BadInput: an argument that cannot be used, among them an `only` that chooses nothing.
@@ -169,7 +175,9 @@ def exported(model: nn.Module | ExportedProgram, example: Any = None) -> Exporte
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        return torch.export.export(model, args, strict=False)
+        with warnings.catch_warnings():  # recurrent layers set their own weight lists while they are traced
+            warnings.filterwarnings("ignore", "The tensor attributes? .*assigned during export", UserWarning)
+            return torch.export.export(model, args, strict=False)
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise BadInput(

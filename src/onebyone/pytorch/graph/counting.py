@@ -2,15 +2,19 @@
 
 A layout operator is one that only rearranges a tensor that depends on the program's inputs, or copies it:
 
-- `permute`, `transpose`, `t`, `movedim`, `swapaxes` and their like (each counts, whether or not the machine moves data for it);
-- `reshape`, `view`, `flatten`, `unflatten` where it moves data, that is, where its result does not share its input's storage;
+- `permute`, `transpose`, `t`, `movedim`, `swapaxes` and their like (each counts, whether or not the machine
+  moves data for it);
+- `reshape`, `view`, `flatten`, `unflatten` where it moves data, that is, where its result does not share its
+  input's storage;
 - `contiguous` where it moves data, and `clone`;
-- padding to a layout: `constant_pad_nd` by a program's rewriting (the original's own padding is arithmetic and is in both counts).
+- padding to a layout: `constant_pad_nd` by a program's rewriting (the original's own padding is arithmetic
+  and is in both counts).
 
-Squeezing, unsqueezing, selecting, slicing and reshaping in place move nothing and are not layout operators. Rearrangements of
-parameters alone are counted too, unless they were made once at conversion. `layout_operators` reads the strides that export
-recorded; `copies_at_run_time` runs the program under the profiler and counts the copies that its kernels really make, those
-hidden inside `linear` and `conv2d` included.
+Squeezing, unsqueezing, selecting, slicing and reshaping in place move nothing and are not layout operators.
+Rearrangements of parameters alone are counted too, unless they were made once at conversion.
+`layout_operators` reads the strides that export recorded; `copies_at_run_time` runs the program under the
+profiler and counts the copies that its kernels really make, those hidden inside `linear` and `conv2d`
+included.
 """
 
 from __future__ import annotations
@@ -75,7 +79,7 @@ def moves_data(node: Node) -> bool:
     given = source.meta.get("val") if isinstance(source, Node) else None
     if not isinstance(given, torch.Tensor) or not isinstance(result, torch.Tensor):
         return False
-    return given.untyped_storage()._cdata != result.untyped_storage()._cdata
+    return bool(given.untyped_storage()._cdata != result.untyped_storage()._cdata)
 
 
 def layout_operators(program: ExportedProgram) -> Counter[str]:
@@ -99,7 +103,9 @@ def layout_operators(program: ExportedProgram) -> Counter[str]:
 def copies_at_run_time(
     program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> Counter[str]:
-    """Copies that running the program makes, kernels' own copies included: profiler events of `aten::copy_` and `aten::clone`."""
+    """Copies that running the program makes, kernels' own copies included: profiler events of `aten::copy_`
+    and `aten::clone`.
+    """
     module = program.module()
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         module(*args, **(kwargs or {}))

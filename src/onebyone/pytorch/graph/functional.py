@@ -1,7 +1,8 @@
 """Operators that write into their input, replaced by those that don't, so that values can be stored anew.
 
-`relu_` and `+=` are common in trained networks. Where nothing but the written value itself can see the write, the operator's
-functional twin says the same; where a view of it is read later, torch's own functionalisation does the whole program.
+`relu_` and `+=` are common in trained networks. Where nothing but the written value itself can see the write,
+the operator's functional twin says the same; where a view of it is read later, torch's own functionalisation
+does the whole program.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def functional_program(program: ExportedProgram) -> ExportedProgram:
     place = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if _writes(node) and not _replaced(node, place):
-            return program.run_decompositions({})
+            functional: ExportedProgram = program.run_decompositions({})
+            return functional
     return with_graph(program, GraphModule(program.graph_module, graph))
 
 

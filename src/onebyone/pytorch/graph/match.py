@@ -1,4 +1,6 @@
-"""Finding the products of an exported program: which nodes multiply by a constant weight, and which of those cannot be converted."""
+"""Finding the products of an exported program: which nodes multiply by a constant weight, and which of those
+cannot be converted.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.c
 
 
 def constant_placeholders(program: ExportedProgram) -> dict[str, str]:
-    """Placeholder name → name of the parameter, buffer or constant it stands for; buffers the program writes to are left out."""
+    """Placeholder name → name of the parameter, buffer or constant it stands for; buffers the program writes
+    to are left out.
+    """
     written = {s.target for s in program.graph_signature.output_specs if s.kind == OutputKind.BUFFER_MUTATION}
     kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     return {
@@ -79,7 +83,9 @@ def module_path(node: Node) -> str:
 
 
 def layer_path(node: Node, weight: Node | None, named: dict[str, str]) -> str:
-    """The path a product goes by: its weight's parameter without `.weight`, or its module, or the node's name."""
+    """The path a product goes by: its weight's parameter without `.weight`, or its module, or the node's
+    name.
+    """
     while weight is not None and weight.op == "call_function" and weight.all_input_nodes:
         weight = weight.all_input_nodes[0] if len(weight.all_input_nodes) == 1 else None
     if weight is not None and weight.name in named:
@@ -132,7 +138,9 @@ def _pair(node: Node, a: Node, b: Node, known: set[Node], **rest: Any) -> Produc
 
 
 def match_linear(node: Node, known: set[Node]) -> Product | str | None:
-    """A `linear`, `mm`, `matmul`, `bmm`, `addmm`, `baddbmm` or `mv` with one constant factor; a reason; or None for anything else."""
+    """A `linear`, `mm`, `matmul`, `bmm`, `addmm`, `baddbmm` or `mv` with one constant factor; a reason; or
+    None for anything else.
+    """
     name = operator_name(node)
     if name not in PRODUCTS:
         return None
@@ -182,7 +190,7 @@ def match_convolution(node: Node, known: set[Node]) -> Product | str | None:
     stride = argument(node, 3, "stride", 1)
     steps = tuple(stride) if isinstance(stride, list | tuple) else (stride,)
     steps = steps * spatial if len(steps) == 1 else steps
-    groups = node.args[8] if name == "convolution" else argument(node, 6, "groups", 1)
+    groups: Any = node.args[8] if name == "convolution" else argument(node, 6, "groups", 1)
     channel = len(shape(x)) - spatial - 1
     return _dtype_reason(node) or Product(
         node, str(node.target), x, channel, channel, weight, 0, 1, bias, groups=int(groups), stride=steps

@@ -16,7 +16,8 @@ from onebyone.pytorch.state import carry_optimizer, check_optimizer
 def carry(
     optimizer: Optimizer, before: ExportedProgram, after: ExportedProgram, weights: StoredWeights
 ) -> None:
-    """Let `optimizer` go on with the parameters of `after`; elementwise state moves as the parameters' elements did.
+    """Let `optimizer` go on with the parameters of `after`; elementwise state moves as the parameters'
+    elements did.
 
     Raises:
         Refused: state that depends on the parameters' shape; nothing is changed then.

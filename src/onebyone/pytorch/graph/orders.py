@@ -1,10 +1,11 @@
 """The algebra of stored axis orders, on plain integers.
 
-A value of the program has *logical* axes, those of the original graph. In the rewritten graph it is stored with its axes in some
-*order*: a tuple of its significant logical axes (those whose size is not statically 1; axes of size 1 move for free). A *frame* is
-an order with units, written −1: the exact shape of one stored tensor. So a `(B, T, C)` value stored as a `(B, C, T, 1)` image has
-order `(0, 2, 1)` and frame `(0, 2, 1, −1)`. Changing frames within one order squeezes and unsqueezes, which moves no data and is
-no layout operator; changing the order is a permute, which is one.
+A value of the program has *logical* axes, those of the original graph. In the rewritten graph it is stored
+with its axes in some *order*: a tuple of its significant logical axes (those whose size is not statically 1;
+axes of size 1 move for free). A *frame* is an order with units, written −1: the exact shape of one stored
+tensor. So a `(B, T, C)` value stored as a `(B, C, T, 1)` image has order `(0, 2, 1)` and frame `(0, 2, 1,
+−1)`. Changing frames within one order squeezes and unsqueezes, which moves no data and is no layout operator;
+changing the order is a permute, which is one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def natural_frame(rank: int, axes: Order) -> Frame:
 
 
 def restrict(order: Order, axes: Sequence[int], shift: int = 0) -> Order:
-    """The part of `order` an operand has, in the operand's own axes: axis `a` of the result is axis `a − shift` of the operand.
+    """The part of `order` an operand has, in the operand's own axes: axis `a` of the result is axis `a −
+    shift` of the operand.
 
     >>> restrict((0, 2, 1), (0,), shift=2)
     (0,)
@@ -72,7 +74,8 @@ def strip_leading_units(frame: Frame) -> Frame:
 
 
 def frame_steps(have: Frame, want: Frame) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Positions to squeeze away, then positions to unsqueeze in turn, that make `want` of `have`; the orders must be equal.
+    """Positions to squeeze away, then positions to unsqueeze in turn, that make `want` of `have`; the orders
+    must be equal.
 
     >>> frame_steps((0, 2, 1, -1), (0, 2, 1))
     ((3,), ())
@@ -111,9 +114,11 @@ def reshape_groups(
     same: Callable[[list[object], list[object]], bool],
     smaller: Callable[[list[object], list[object]], bool],
 ) -> Groups:
-    """How a reshape splits and merges axes: pairs (axes before, axes after) with equal products, in order, units left out.
+    """How a reshape splits and merges axes: pairs (axes before, axes after) with equal products, in order,
+    units left out.
 
-    `same(a, b)` says whether two lists of sizes have equal products, `smaller(a, b)` whether the first's is the smaller.
+    `same(a, b)` says whether two lists of sizes have equal products, `smaller(a, b)` whether the first's is
+    the smaller.
 
     >>> from math import prod
     >>> reshape_groups((2, 6, 5), (2, 2, 3, 5), lambda a, b: prod(a) == prod(b), lambda a, b: prod(a) < prod(b))
@@ -144,7 +149,8 @@ def reshape_groups(
 
 
 def through_groups(order: Order, groups: Groups) -> Order | None:
-    """The order after a reshape of a value stored in `order`; None where a group's axes are not adjacent and in turn.
+    """The order after a reshape of a value stored in `order`; None where a group's axes are not adjacent and
+    in turn.
 
     >>> through_groups((0, 2, 1), [((0,), (0,)), ((1,), (1,)), ((2,), (2, 3))])
     (0, 2, 3, 1)

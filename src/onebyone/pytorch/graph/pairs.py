@@ -1,4 +1,6 @@
-"""Each converted product by itself, before and after, for the verifier's probes: the converted side holds the new program's weight."""
+"""Each converted product by itself, before and after, for the verifier's probes: the converted side holds the
+new program's weight.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class PointwiseImage(nn.Module):
 
 
 class ChannelMap(nn.Module):
-    """A 1×1 convolution as a product: W (O, I) from the left, over axis 1, grouped and strided as the convolution was."""
+    """A 1×1 convolution as a product: W (O, I) from the left, over axis 1, grouped and strided as the
+    convolution was.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, groups: int, stride: tuple[int, ...]) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class ChannelMap(nn.Module):
         """`(..., I, *spatial)` to `(..., O, *spatial)`."""
         spatial = len(self.stride)
         for i, step in enumerate(self.stride):
-            x = x[(..., slice(None, None, step), *(slice(None),) * (spatial - 1 - i))]
+            x = x.movedim(i - spatial, 0)[::step].movedim(0, i - spatial)
         outputs, inputs = self.weight.shape[0], self.weight.shape[1]
         lead, places = x.shape[: x.dim() - spatial - 1], x.shape[x.dim() - spatial :]
         weight = self.weight.reshape(self.groups, outputs // self.groups, inputs)

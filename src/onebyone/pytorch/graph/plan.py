@@ -1,9 +1,10 @@
 """Choosing the order each value is stored in: the fewest layout operators, then the plainest forms.
 
-Nodes are taken in turn. A state says in which orders each value still needed is at hand, and what that has cost: one for each
-permute, and the rules' penalties, which are far smaller. Of states that agree on what is at hand the cheapest is kept, and of the
-rest a beam. Candidates for a result are the orders that follow from its operands' and those that its users, looking backwards,
-would like; so a permute can be placed before a split instead of once after each part, or a whole residual stream be moved at once.
+Nodes are taken in turn. A state says in which orders each value still needed is at hand, and what that has
+cost: one for each permute, and the rules' penalties, which are far smaller. Of states that agree on what is
+at hand the cheapest is kept, and of the rest a beam. Candidates for a result are the orders that follow from
+its operands' and those that its users, looking backwards, would like; so a permute can be placed before a
+split instead of once after each part, or a whole residual stream be moved at once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -28,7 +30,7 @@ Plan = dict[Node, tuple[Order, Inputs]]
 class _State:
     cost: float
     at_hand: dict[Node, frozenset[Order]]
-    last: tuple[object, ...] | None  # (previous, node, out, inputs): the choices as a linked list
+    last: Any  # None, or (previous, node, out, inputs): the choices as a linked list
 
 
 def choose_orders(rules: dict[Node, Rule], constants: set[Node]) -> Plan:
@@ -53,8 +55,8 @@ def _unwind(state: _State) -> Plan:
     plan: Plan = {}
     entry = state.last
     while entry is not None:
-        entry, node, out, inputs = entry  # type: ignore[assignment, misc]
-        plan[node] = (out, inputs)  # type: ignore[index]
+        entry, node, out, inputs = entry
+        plan[node] = (out, inputs)
     return plan
 
 
@@ -75,11 +77,8 @@ def _wishes(rules: dict[Node, Rule]) -> dict[Node, list[Order]]:
     """For each value the orders that it, or what comes after it, would like; the nearest wishes first."""
     wishes: dict[Node, list[Order]] = {node: [] for node in rules}
     for node, rule in reversed(rules.items()):
-        own = wishes[node]
-        for order in rule.wanted():
-            if order not in own:
-                own.append(order)
-        del own[WANTED:]
+        wished = dict.fromkeys([*rule.wanted(), *wishes[node]])
+        own = wishes[node] = [order for order in wished if rule.inputs_for(order)][:WANTED]
         for out in own:
             for inputs in rule.inputs_for(out):
                 for operand, order in zip(rule.operands, inputs, strict=True):

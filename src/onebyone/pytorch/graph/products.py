@@ -1,7 +1,9 @@
-"""Products with a constant weight: finding them in an exported program, and writing them as convolutions or as linear maps.
+"""Products with a constant weight: finding them in an exported program, and writing them as convolutions or
+as linear maps.
 
-y[…, o] = Σ_i W[o, i] · x[…, i] + b[o]. With the channels stored second, W of shape (O, I, 1, 1) makes it a 1×1 convolution; with the
-channels last, W of shape (O, I) makes it a linear layer; with the channels anywhere else, W multiplies from the left.
+y[…, o] = Σ_i W[o, i] · x[…, i] + b[o]. With the channels stored second, W of shape (O, I, 1, 1) makes it a
+1×1 convolution; with the channels last, W of shape (O, I) makes it a linear layer; with the channels anywhere
+else, W multiplies from the left.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ aten = torch.ops.aten
 
 
 def image_frame(full: Order) -> Frame:
-    """The frame of a convolution's input: batch, channels, and at least two spatial axes, units before the others.
+    """The frame of a convolution's input: batch, channels, and at least two spatial axes, units before the
+    others.
 
-    Units in front of a single spatial axis keep (B, T, C) storage recognisable as a channels-last image (B, C, 1, T).
+    Units in front of a single spatial axis keep (B, T, C) storage recognisable as a channels-last image (B,
+    C, 1, T).
 
     >>> image_frame((0, CHANNEL, 1)), image_frame((CHANNEL, 1, 2))
     ((0, -2, -1, 1), (-1, -2, 1, 2))
@@ -38,8 +42,9 @@ def image_frame(full: Order) -> Frame:
 class Product:
     """One product with a constant weight, told apart from how the graph spells it. Axes are logical ones.
 
-    `x` is the operand that is not constant, its channels on axis `x_channel`; the result's are on `out_channel` (None where a
-    vector weight leaves no such axis). `weight` is a matrix up to axes of size 1, outputs on `weight_out`, inputs on `weight_in`.
+    `x` is the operand that is not constant, its channels on axis `x_channel`; the result's are on
+    `out_channel` (None where a vector weight leaves no such axis). `weight` is a matrix up to axes of size 1,
+    outputs on `weight_out`, inputs on `weight_in`.
     """
 
     node: Node
@@ -73,7 +78,9 @@ class Product:
 
 @dataclass
 class ProductRule(Free):
-    """A product that is written as a convolution (`to="conv"`) or as a linear map; `convert` is False for one that already is."""
+    """A product that is written as a convolution (`to="conv"`) or as a linear map; `convert` is False for one
+    that already is.
+    """
 
     product: Product
     to: str
@@ -81,7 +88,9 @@ class ProductRule(Free):
     merge_penalty: float = 0.05
 
     def _full_orders(self, out: Order) -> list[Order]:
-        """`out` with CHANNEL in the channels' place; every place where the result has no such axis to tell it."""
+        """`out` with CHANNEL in the channels' place; every place where the result has no such axis to tell
+        it.
+        """
         p = self.product
         if p.out_channel in out:
             return [tuple(CHANNEL if a == p.out_channel else a for a in out)]
@@ -143,7 +152,8 @@ class ProductRule(Free):
     def _full(self, out: Order, x: Order) -> Order:
         return next(f for f in self._full_orders(out) if self._x_order(f) == x)
 
-    # -- writing ---------------------------------------------------------------------------------------------------------------
+    # -- writing
+    # ---------------------------------------------------------------------------------------------------------------
 
     def emit(self, em: Emitter, out: Order, inputs: Inputs) -> tuple[Any, Frame]:
         natural = out == self.axes and inputs[0] == axes_of(self.product.x)
@@ -249,7 +259,9 @@ class ProductRule(Free):
         )
 
     def _subsampled(self, em: Emitter, x: Node, full: Order) -> Node:
-        """A stride keeps every s-th place: a 1×1 average pool of stride s where channels come second, slices elsewhere."""
+        """A stride keeps every s-th place: a 1×1 average pool of stride s where channels come second, slices
+        elsewhere.
+        """
         steps = self._strided()
         if not steps:
             return x

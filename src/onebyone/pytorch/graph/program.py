@@ -26,10 +26,10 @@ def with_graph(
     signature = program.graph_signature
     returned = next(n for n in reversed(module.graph.nodes) if n.op == "output").args[0]
     outputs: list[OutputSpec] = []
-    for spec, node in zip(signature.output_specs, returned, strict=True):  # type: ignore[arg-type]
+    for spec, node in zip(signature.output_specs, returned, strict=True):
         arg = copy(spec.arg)
         if isinstance(node, Node) and hasattr(arg, "name"):
-            arg = replace(arg, name=node.name)  # type: ignore[type-var]
+            arg = replace(arg, name=node.name)
         outputs.append(OutputSpec(kind=spec.kind, arg=arg, target=spec.target))
     return ExportedProgram(
         root=module,

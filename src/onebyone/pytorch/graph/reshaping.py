@@ -1,4 +1,6 @@
-"""The rule of reshape, view, flatten and unflatten: groups of neighbouring axes split and merge, in whatever order they are stored."""
+"""The rule of reshape, view, flatten and unflatten: groups of neighbouring axes split and merge, in whatever
+order they are stored.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch.fx import Node
 
 from onebyone.pytorch.graph.counting import moves_data
 from onebyone.pytorch.graph.orders import Frame, Groups, Order, reshape_groups, through_groups
 from onebyone.pytorch.graph.rules import Emitter, Free, Inputs, axes_of, shape
-
 
 SHAPE_ONLY = frozenset(
     {torch.ops.aten.reshape.default, torch.ops.aten.unsqueeze.default, torch.ops.aten.squeeze.dims}
@@ -87,9 +88,11 @@ def sizes_product(em: Emitter, sizes: list[Any]) -> Any:
 
 
 def reshaped(em: Emitter, x: Node, sizes: list[Any]) -> Node:
-    """`x` in a new shape; one size that is not a number is left for torch to infer, which keeps the program plain.
+    """`x` in a new shape; one size that is not a number is left for torch to infer, which keeps the program
+    plain.
 
-    Where `x` itself is another shape of some tensor, that tensor is reshaped instead, unless that would copy and `x` did.
+    Where `x` itself is another shape of some tensor, that tensor is reshaped instead, unless that would copy
+    and `x` did.
     """
     unknown = [i for i, s in enumerate(sizes) if not isinstance(s, int)]
     if len(unknown) == 1:

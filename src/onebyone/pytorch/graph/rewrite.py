@@ -1,4 +1,6 @@
-"""From one exported program to another: products found, orders planned, the graph built, parameters put in their new shapes."""
+"""From one exported program to another: products found, orders planned, the graph built, parameters put in
+their new shapes.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,17 @@ from onebyone.pytorch.graph.weights import (
 )
 from onebyone.records import Refusal
 
-# How dear a form that is not the plainest is beside one permute: a convolution with its tokens in the batch axis (an image of
-# one place), a weight that multiplies from the left. The first plan with no more layout operators than the original is taken.
+# How dear a form that is not the plainest is beside one permute: a convolution with its tokens in the batch
+# axis (an image of one place), a weight that multiplies from the left. The first plan with no more layout
+# operators than the original is taken.
 MERGE_PENALTIES = (1.01, 0.5, 0.04)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A product and the path it goes by; `convert` is False where it already has the form asked for, or was not selected."""
+    """A product and the path it goes by; `convert` is False where it already has the form asked for, or was
+    not selected.
+    """
 
     path: str
     product: Product
@@ -108,8 +113,8 @@ def _named(node: Node | None, named: dict[str, str]) -> str | None:
 def rewrite(program: ExportedProgram, found: list[Found]) -> Rewritten:
     """Write every found product in its form, with as few layout operators as can be found.
 
-    Plans are tried from the one with the plainest images to the one with the fewest permutes; the first with no more layout
-    operators than the original is taken, or else the one with the fewest.
+    Plans are tried from the one with the plainest images to the one with the fewest permutes; the first with
+    no more layout operators than the original is taken, or else the one with the fewest.
     """
     before = layout_operators(program).total()
     if not any(f.convert for f in found):
@@ -152,7 +157,9 @@ def _rules(
 
 
 def _needed(graph: Graph, rules: dict[Node, Rule]) -> set[Node]:
-    """What the new program computes: all that its outputs and checks depend on. What only a product's old spelling used is not."""
+    """What the new program computes: all that its outputs and checks depend on. What only a product's old
+    spelling used is not.
+    """
     pending = [n for n in graph.nodes if n.op == "output" or n.is_impure()]
     needed: set[Node] = set()
     while pending:
@@ -175,7 +182,9 @@ def _written(
     channels_last: dict[Node, int],
     guess: dict[str, Frame],
 ) -> Rewritten:
-    """The program as planned, with the parameters stored as `guess` has them; again, if they are asked for otherwise."""
+    """The program as planned, with the parameters stored as `guess` has them; again, if they are asked for
+    otherwise.
+    """
     graph, named = program.graph, constant_placeholders(program)
     weights = _weight_frames(found, rules, free)
     builder = Builder(graph, rules, plan, free, guess := guess or weights, channels_last)
@@ -195,7 +204,8 @@ def _written(
 
 
 def image_starts(found: list[Found], rules: dict[Node, Rule], plan: Plan, free: set[Node]) -> dict[Node, int]:
-    """Where the images that converted products read begin: value → its channel axis, behind runs of element-wise operators.
+    """Where the images that converted products read begin: value → its channel axis, behind runs of
+    element-wise operators.
 
     Put into channels-last memory there, they stay so through the run, as (B, T, C) tokens were.
     """
@@ -246,7 +256,9 @@ def _product_rule(found: Found, penalty: float) -> ProductRule:
 
 
 def _weight_frames(found: list[Found], rules: dict[Node, Rule], free: set[Node]) -> dict[str, Frame]:
-    """The placeholders that are, up to their axes' order, weights of converted products, with the frame those will ask for."""
+    """The placeholders that are, up to their axes' order, weights of converted products, with the frame those
+    will ask for.
+    """
     frames: dict[str, Frame] = {}
     for f in found:
         weight, rule = f.product.weight, rules.get(f.product.node)

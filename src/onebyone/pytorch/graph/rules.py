@@ -1,9 +1,10 @@
-"""What each operator says about the order its operands and its result are stored in, and how it is written in a given order.
+"""What each operator says about the order its operands and its result are stored in, and how it is written in
+a given order.
 
-A rule relates orders both ways: `inputs_for(out)` lists what its operands may be stored in if its result is to be stored in
-`out`, `outputs_for(i, order)` what follows from storing operand `i` in `order`. The planner chooses one order for each value;
-`emit` then writes the operator there. An operator without a rule of its own is `Fixed`: all of its operands and results keep
-the order of the original graph, which is always right.
+A rule relates orders both ways: `inputs_for(out)` lists what its operands may be stored in if its result is
+to be stored in `out`, `outputs_for(i, order)` what follows from storing operand `i` in `order`. The planner
+chooses one order for each value; `emit` then writes the operator there. An operator without a rule of its own
+is `Fixed`: all of its operands and results keep the order of the original graph, which is always right.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Emitter(Protocol):
         """The size of a logical axis: an integer, or a node that gives one."""
 
     def arg(self, value: Any) -> Any:
-        """An argument with every original node in it replaced: tensors in their original frame, numbers as they are."""
+        """An argument with every original node in it replaced: tensors in their original frame, numbers as
+        they are.
+        """
 
     def original(self, node: Node) -> Node:
         """The node as it was, on operands in their original frames."""
@@ -169,7 +172,9 @@ class Pointwise(Free):
 
 @dataclass
 class Relabel(Free):
-    """Permutes, squeezes and copies: the stored tensor is the same, its axes are called otherwise. `names` maps in to out."""
+    """Permutes, squeezes and copies: the stored tensor is the same, its axes are called otherwise. `names`
+    maps in to out.
+    """
 
     names: dict[int, int]
 
@@ -195,10 +200,12 @@ def with_axes(order: Order, more: Order) -> list[Inputs]:
 
 @dataclass
 class AlongAxes(Free):
-    """An operator that works along some axes and leaves the others: softmax, mean, slice, select, flip, roll, split …
+    """An operator that works along some axes and leaves the others: softmax, mean, slice, select, flip, roll,
+    split …
 
-    `names` maps the significant axes of the input to the output's; those it lacks are gone (selected, or reduced to one).
-    `dims` are the input axes it works along, `where` the argument that says so, `listed` whether that argument is a list.
+    `names` maps the significant axes of the input to the output's; those it lacks are gone (selected, or
+    reduced to one). `dims` are the input axes it works along, `where` the argument that says so, `listed`
+    whether that argument is a list.
     """
 
     names: dict[int, int]
@@ -322,7 +329,9 @@ class ChannelSecond(Free):
 
 @dataclass
 class Normalise(Free):
-    """Layer and root-mean-square normalisation over the last axes: fused where they are stored last, else spelled out."""
+    """Layer and root-mean-square normalisation over the last axes: fused where they are stored last, else
+    spelled out.
+    """
 
     over: tuple[int, ...]
     root_mean_square: bool = False
@@ -349,7 +358,9 @@ class Normalise(Free):
         return self._spelled_out(em, em.get(x, frame), frame), frame
 
     def _spelled_out(self, em: Emitter, x: Node, frame: Frame) -> Node:
-        """(x − mean) / √(variance + ε) · w + b along the channel axis, in float32 at least, as the fused kernel does."""
+        """(x − mean) / √(variance + ε) · w + b along the channel axis, in float32 at least, as the fused
+        kernel does.
+        """
         aten, at = torch.ops.aten, frame.index(self.over[0])
         given = tensor(self.node)
         assert given is not None

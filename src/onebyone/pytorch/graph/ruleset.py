@@ -177,7 +177,11 @@ def rule_for(node: Node, rules: dict[Node, Rule]) -> Rule:
 
 def _element(node: Node, rules: dict[Node, Rule]) -> Rule | None:
     parent = node.args[0]
-    if not isinstance(parent, Node) or operator_name(parent) not in LISTS | MOMENTS or isinstance(rules[parent], Fixed):
+    if (
+        not isinstance(parent, Node)
+        or operator_name(parent) not in LISTS | MOMENTS
+        or isinstance(rules[parent], Fixed)
+    ):
         return None
     return Element(node, axes_of(node), (parent,), rules[parent].axes)
 
@@ -276,15 +280,13 @@ def _along(name: str, node: Node) -> Rule | None:
 
 
 def _along_rule(name: str, node: Node, x: Node, dims: tuple[int, ...], place: int, listed: bool) -> Rule:
-    result = node.meta["val"][0] if name in MOMENTS else tensor(node)
-    drops = name in DROPS or (result is not None and result.dim() < len(shape(x)))
+    value = node.meta["val"]
+    result = value[0] if isinstance(value, list | tuple) else value
+    drops = name in DROPS or (name not in LISTS and result.dim() < len(shape(x)))
     left = [a for a in range(len(shape(x))) if not (drops and a in dims)]
     renumbered = {a: i for i, a in enumerate(left)}
     kept = tuple(renumbered[a] for a in axes_of(x) if a in renumbered)
-    if name in MOMENTS:
-        axes = significant(tuple(result.shape))
-    else:
-        axes = kept if name in LISTS else axes_of(node)
+    axes = kept if name in LISTS else significant(tuple(result.shape))
     names = {a: b for a, b in renumbered.items() if a in axes_of(x) and b in axes}
     return AlongAxes(node, axes, (x,), names, dims, place, listed, drops)
 

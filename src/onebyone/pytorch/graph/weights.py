@@ -1,4 +1,6 @@
-"""Parameters in their new shapes: names kept, storage shared where the new shape is a view, state dicts mapped both ways."""
+"""Parameters in their new shapes: names kept, storage shared where the new shape is a view, state dicts
+mapped both ways.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from onebyone.pytorch.graph.orders import UNIT, Frame, Order, order_of, signific
 
 @dataclass(frozen=True)
 class StoredShape:
-    """How one parameter is stored: its original shape, the frame of its new shape, and whether that took a copy."""
+    """How one parameter is stored: its original shape, the frame of its new shape, and whether that took a
+    copy.
+    """
 
     original: tuple[int, ...]
     frame: Frame
@@ -48,7 +52,9 @@ class StoredShape:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Every parameter, buffer or constant stored otherwise than in the original, by name; tied names are all there."""
+    """Every parameter, buffer or constant stored otherwise than in the original, by name; tied names are all
+    there.
+    """
 
     shapes: Mapping[str, StoredShape] = field(default_factory=dict)
 
@@ -81,8 +87,8 @@ def choose_stored(
 ) -> dict[str, Frame]:
     """The frame each constant placeholder is stored in, where it should not be its own.
 
-    Weights of converted products take the frame their products ask for; any other constant is stored anew only where its own
-    axis order serves none of its uses. Names of one tensor share one frame.
+    Weights of converted products take the frame their products ask for; any other constant is stored anew
+    only where its own axis order serves none of its uses. Names of one tensor share one frame.
     """
     ties = tied_names(program)
     merged: dict[str, Counter[Frame]] = {}
@@ -120,7 +126,9 @@ def tensor_named(program: ExportedProgram, name: str) -> torch.Tensor:
 def stored_tensors(
     program: ExportedProgram, shapes: Mapping[str, StoredShape]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The state dict and the constants of the new program; tied names stay one object, and parameters stay parameters."""
+    """The state dict and the constants of the new program; tied names stay one object, and parameters stay
+    parameters.
+    """
     made: dict[int, torch.Tensor] = {}
 
     def converted(name: str, value: Any) -> Any:

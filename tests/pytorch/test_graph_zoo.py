@@ -1,0 +1,56 @@
+"""Trained architectures' graphs, small: one of each kind of layout, both ways."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from onebyone.laws.bounds import unit_roundoff
+from onebyone.pytorch.graph import convert_graph
+from onebyone.pytorch.sources import import_timm
+
+pytestmark = pytest.mark.zoo
+NETWORKS = {
+    "vit_tiny_patch16_224": {"img_size": 48},
+    "convnext_atto": {},
+    "mixer_s32_224": {"img_size": 96},
+    "swin_tiny_patch4_window7_224": {"img_size": 56, "window_size": 7, "depths": (2, 2, 2, 2)},
+    "resnet26": {},
+    "xcit_nano_12_p16_224": {"img_size": 48},
+}
+SIZES = {"convnext_atto": 48, "resnet26": 48}
+
+
+def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A network with no weight left at zero, in eval mode, and two images."""
+    torch.manual_seed(0)
+    options = NETWORKS[name]
+    model = import_timm().create_model(name, **options).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    size = options.get("img_size", SIZES.get(name, 64))
+    return model, torch.randn(2, 3, size, size)
+
+
+@pytest.mark.parametrize("to", ["conv", "linear"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_zoo_networks_convert_without_more_layout_operators(name: str, to: str) -> None:
+    model, x = build(name)
+    wide = copy.deepcopy(model).double()
+    c = convert_graph(wide, to=to, example=x.double())
+    assert not c.refused
+    assert c.layout_after.total() <= c.layout_before.total()
+    with torch.no_grad():
+        exact, rough, got = wide(x.double()), model(x), c.model.module()(x.double())
+    own = float((rough.double() - exact).abs().max()) + unit_roundoff("float32") * float(exact.abs().max())
+    ratio = unit_roundoff("float64") / unit_roundoff("float32")
+    assert float((got - exact).abs().max()) <= 16 * ratio * own
+    for node in c.model.graph.nodes:
+        operator = str(node.target)
+        if to == "conv":
+            assert operator not in ("aten.linear.default", "aten.addmm.default", "aten.mm.default")
+        elif "conv2d" in operator:
+            assert max(node.args[1].meta["val"].shape[2:]) > 1
