@@ -82,6 +82,18 @@ class TwoStrides(nn.Module):
         )
 
 
+class Stages(nn.Module):
+    """The means of two stages, of different strides, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 5, 2, 3), nn.Linear(9, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.first(x).relu()
+        return self.head(torch.cat([first.mean((2, 3)), self.second(first).relu().mean((2, 3))], 1))
+
+
 EXACT = {
     "linear": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 6, 5), nn.ReLU(), nn.Linear(5, 4)),
@@ -278,6 +290,62 @@ EXACT = {
             nn.Linear(2 * 16, 3),
         ),
         6,
+        None,
+    ),
+    "gated linear units": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.GLU(1), nn.Flatten(), nn.Linear(48, 8), nn.GLU(), nn.Linear(4, 3)
+        ),
+        6,
+        None,
+    ),
+    "cropped by negative padding": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ZeroPad2d((0, -1, -1, 0)), nn.Flatten(), nn.Linear(4 * 9, 3)
+        ),
+        6,
+        None,
+    ),
+    "group norm on the flattened map": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.GroupNorm(2, 36), nn.Linear(36, 3)),
+        5,
+        None,
+    ),
+    "batch norm on one place": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3), Apply(lambda x: x[:, :, 1, 1]), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)
+        ),
+        5,
+        None,
+    ),
+    "batch norm on tokens": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+        ),
+        5,
+        None,
+    ),
+    "minimum over places": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Apply(lambda x: x.amin((2, 3))), nn.Linear(4, 3)),
+        5,
+        None,
+    ),
+    "mean over places and channels": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3), Apply(lambda x: x.mean((1, 2, 3))[:, None]), nn.Linear(1, 3)
+        ),
+        5,
+        None,
+    ),
+    "heads of two strides": (Stages, 12, None),
+    "a pool over features": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 5),
+            nn.Flatten(),
+            Apply(lambda x: F.max_pool1d(x[:, None], 2)[:, 0]),
+            nn.Linear(2, 3),
+        ),
+        5,
         None,
     ),
     "space to depth": (

@@ -82,6 +82,24 @@ REFUSED = {
         "aten.batch_norm",
         "batch",
     ),
+    "norm by position, then flipped": (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.Flatten(),
+            nn.BatchNorm1d(144),
+            Apply(lambda x: x.flip(1)),
+            nn.Linear(144, 3),
+        ),
+        "3",
+        "aten.flip",
+        "rearranged",
+    ),
+    "a pool over channels and places": (
+        body(Apply(lambda x: F.avg_pool3d(x, 3, 1, 1))),
+        "1",
+        "aten.avg_pool3d",
+        "a pool over 3 axes",
+    ),
     "a map for one window": (
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
         "",
@@ -190,7 +208,9 @@ def test_image_context_sees_the_whole_image_and_window_context_does_not() -> Non
 
 def test_a_window_that_does_not_fit_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
-    with pytest.raises(BadInput, match=r"does not run on a 3×9×9 image \(at 2\): it takes 144 features and gets 196"):
+    with pytest.raises(
+        BadInput, match=r"does not run on a 3×9×9 image \(at 2\): it takes 144 features and gets 196"
+    ):
         convolutionalize(model, 9)
     with pytest.raises(BadInput, match=r"does not run on a 3×2×2 image \(at 0\)"):
         convolutionalize(model, 2)

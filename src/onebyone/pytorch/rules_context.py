@@ -71,7 +71,7 @@ def group_norm(walk: Walk, node: fx.Node) -> Any:
     """Mean and variance over groups of channels and the places; as it is where the window has one place."""
     a = arguments(node)
     value = walk.lifted(node.args[0])
-    if max(value.grid.nominal) == 1:
+    if max(value.grid.nominal) == 1 or len(value.shape) == 1:
         return at_each_place(walk, node)
     value = walk.as_map(value)
     groups = int(a["num_groups"] if "num_groups" in a else a["group"])

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from onebyone.laws.geometry import Sliding
+from onebyone.lifting.index import as_stencil
 from onebyone.pytorch.rules import register
+from onebyone.pytorch.rules_place import at_each_place
+from onebyone.pytorch.rules_shape import with_index
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of
 
 aten = torch.ops.aten
@@ -44,7 +47,7 @@ def convolution(walk: Walk, node: fx.Node) -> Lifted:
     if a.get("transposed"):
         raise Cannot("a transposed convolution gives a finer map than it reads")
     if len(weight.shape) != walk.axes + 2:
-        return per_place(walk, node)
+        return at_each_place(walk, node)
     value = walk.as_map(value)
     kernel = weight.shape[2:]
     stride, dilation = _per_axis(a["stride"], walk.axes), _per_axis(a["dilation"], walk.axes)
@@ -97,6 +100,16 @@ def _slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channel
     return grid
 
 
+def _slides_over_places(walk: Walk, node: fx.Node) -> bool:
+    """Whether a pool runs over the image's axes; one that runs over others is taken on values of one place alone."""
+    own = next(int(c) for c in str(node.target).partition("pool")[2] if c.isdigit())
+    if own == walk.axes:
+        return True
+    if max(walk.lifted(node.args[0]).grid.nominal) > 1:
+        raise Cannot(f"a pool over {own} axes of an image with {walk.axes}")
+    return False
+
+
 @register(
     aten.max_pool1d,
     aten.max_pool2d,
@@ -106,6 +119,8 @@ def _slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channel
 )
 def max_pool(walk: Walk, node: fx.Node) -> Any:
     """The same maximum on a map of any size."""
+    if not _slides_over_places(walk, node):
+        return at_each_place(walk, node)
     a = arguments(node)
     value = walk.as_map(walk.lifted(node.args[0]))
     kernel = _per_axis(a["kernel_size"], walk.axes)
@@ -129,6 +144,8 @@ def max_pool(walk: Walk, node: fx.Node) -> Any:
 @register(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
     """The same mean on a map of any size."""
+    if not _slides_over_places(walk, node):
+        return at_each_place(walk, node)
     a = arguments(node)
     value = walk.as_map(walk.lifted(node.args[0]))
     kernel = _per_axis(a["kernel_size"], walk.axes)
@@ -150,24 +167,32 @@ def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
 def pad(walk: Walk, node: fx.Node) -> Lifted:
     """Padding by fixed amounts; negative amounts crop."""
     amounts = [int(p) for p in node.args[1]]  # type: ignore[union-attr, arg-type]
-    if not any(amounts):
-        return walk.lifted(node.args[0])
-    value = walk.as_map(walk.lifted(node.args[0]))
-    pairs = [(amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)][::-1]
-    if len(pairs) > walk.axes:
-        if any(p != (0, 0) for p in pairs[: -walk.axes]):
-            raise Cannot("padding of channels or of the batch")
-        pairs = pairs[-walk.axes :]
-    pairs = [(0, 0)] * (walk.axes - len(pairs)) + pairs
-    if any(after < 0 for _, after in pairs):
-        raise Cannot("a crop at the far edge, whose place depends on the size of the image")
-    starts = [(max(0, -before),) * 2 for before, _ in pairs]
-    rest = [n + min(0, before) for n, (before, _) in zip(value.grid.nominal, pairs, strict=True)]
-    grid = value.grid.gathered(value.grid.channels, starts, (1,) * walk.axes, rest)
-    ops = [Sliding(1, 1, 1, max(0, before), max(0, after)) for before, after in pairs]
-    grid = _slide(walk, node, replace(value, grid=grid), ops)
-    handle = walk.call(node.target, value.handle, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    value = _cropped(walk.lifted(node.args[0]), amounts)
+    grow = [max(0, p) for p in amounts]
+    if not any(grow):
+        return value
+    value = walk.as_map(value)
+    pairs = [(grow[2 * i], grow[2 * i + 1]) for i in range(len(grow) // 2)][::-1]
+    if any(p != (0, 0) for p in pairs[: -walk.axes]):
+        raise Cannot("padding of channels or of the batch")
+    pairs = [(0, 0)] * (walk.axes - len(pairs)) + pairs[-walk.axes :]
+    grid = _slide(walk, node, value, [Sliding(1, 1, 1, before, after) for before, after in pairs])
+    handle = walk.call(node.target, value.handle, grow, *node.args[2:], **node.kwargs)  # type: ignore[arg-type]
     return Lifted(handle, grid, None, value.pooled)
+
+
+def _cropped(value: Lifted, amounts: list[int]) -> Lifted:
+    """The value without what negative padding takes away: a choice of elements, so the index does it."""
+    if all(p >= 0 for p in amounts):
+        return value
+    index = value.indices()
+    for i in range(len(amounts) // 2):
+        before, after = (min(0, p) for p in amounts[2 * i : 2 * i + 2])
+        axis = index.ndim - 1 - i
+        if axis < 0:
+            raise Cannot("a crop of the batch")
+        index = index.take(range(-before, index.shape[axis] + after), axis=axis)
+    return with_index(value, index)
 
 
 @register(
@@ -192,21 +217,19 @@ def batch_norm(walk: Walk, node: fx.Node) -> Any:
         handle = _normalise(
             walk, node, laid, (mean, var, weight, bias), float(a["eps"]), float(a["momentum"])
         )
-        result = replace(laid, handle=handle)
-        if value.shape != laid.shape:
-            result = replace(result, index=laid.indices().reshape(value.shape))
+        result = with_index(replace(laid, handle=handle), laid.indices())
     return (result, None, None) if "native" in str(node.target) else result
 
 
 def _channels_first(walk: Walk, value: Lifted) -> Lifted:
-    """The value on a map whose channels are the value's first axis."""
-    if len(value.shape) == walk.axes + 1:
-        return walk.as_map(value)
-    if len(value.shape) == 1:
-        if int(np.prod(value.grid.nominal)) > 1:
-            raise Cannot("a flattened map")
-        return walk.at_one_place(value)
-    raise Cannot("a batch norm over another axis than the map's channels")
+    """The value on a map whose channels are the value's first axis, in order."""
+    if value.index is None:
+        return value
+    stencil = as_stencil(np.moveaxis(value.index, 0, -1), value.grid)
+    if not isinstance(stencil, str) and max(stencil.kernel) > 1:
+        raise Cannot("its channels are elements of a flattened map")
+    laid, index = walk.with_channels(value, (0,))
+    return replace(laid, index=index)
 
 
 def _by_position(value: Lifted, mean: Const, var: Const, weight: Any, bias: Any, eps: float) -> Lifted:
@@ -247,10 +270,3 @@ def _module(walk: Walk, path: str, features: int, eps: float, momentum: float, a
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         module.register_buffer(name, tensors.get(f"{path}.{name}"))
     return module.eval()
-
-
-def per_place(walk: Walk, node: fx.Node) -> Lifted:
-    """An operator on values that are at one place each: places become samples of the batch, and it runs as it is."""
-    from onebyone.pytorch.rules_place import at_each_place
-
-    return at_each_place(walk, node)

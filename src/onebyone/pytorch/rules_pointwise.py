@@ -15,6 +15,7 @@ from onebyone.lifting.index import as_gather, in_layout_of
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import register
 from onebyone.pytorch.rules_context import in_context
+from onebyone.pytorch.rules_shape import with_index
 from onebyone.pytorch.trace import module_path
 from onebyone.pytorch.walk import BY_POSITION, Cannot, Const, Lifted, Walk, functional, handle_of
 
@@ -84,6 +85,18 @@ def binary(walk: Walk, node: fx.Node) -> Lifted:
         return walk.call(target, a, b, *extra, **kwargs)
 
     return combine(walk, node, walk.value(node.args[0]), walk.value(node.args[1]), act, _shape(node))
+
+
+@register(aten.glu.default)
+def glu(walk: Walk, node: fx.Node) -> Lifted:
+    """One half times the sigmoid of the other."""
+    value = walk.lifted(node.args[0])
+    axis = int(node.args[1] if len(node.args) > 1 else -1) % (len(value.shape) + 1) - 1  # type: ignore[arg-type]
+    if axis < 0:
+        raise Cannot("halves of the batch")
+    first, second = (walk.compact(with_index(value, i)) for i in np.split(value.indices(), 2, axis))
+    gate = replace(second, handle=torch.sigmoid(second.handle))
+    return combine(walk, node, first, gate, lambda a, b: torch.mul(a, b), _shape(node))
 
 
 @register(aten.addcmul.default, aten.addcdiv.default)

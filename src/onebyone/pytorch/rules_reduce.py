@@ -65,6 +65,13 @@ def _reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim:
         return with_index(result, window.index.reshape(shape))
     stencil = as_stencil(rows, value.grid)
     if isinstance(stencil, str) or any(k != 1 for k in stencil.kernel):
+        for last in dims if len(dims) > 1 else ():
+            try:
+                part = _reduced(walk, node, value, [d for d in dims if d != last], True, name)
+                whole = _reduced(walk, node, part, [last], True, name)
+                return with_index(whole, whole.indices().reshape(shape))
+            except Cannot:
+                continue
         return _over_parts(walk, value, rows, name, shape)
     plan = Gather(stencil.channels, _starts(stencil), stencil.step, stencil.nominal)
     laid = walk.gathered(replace(value, index=identity(value.grid.shape)), plan)
@@ -154,26 +161,30 @@ def _window_pool(handle: Any, kernel: tuple[int, ...], name: str) -> Any:
     places = float(np.prod(kernel))
     if name == "amax":
         return emit.window_max(handle, kernel)
+    if name == "amin":
+        return -emit.window_max(-handle, kernel)
     if name == "mean":
         return emit.window_mean(handle, kernel)
     if name == "sum":
         return emit.window_mean(handle, kernel) * places
     if name == "linalg_vector_norm":
         return (emit.window_mean(handle * handle, kernel) * places).sqrt()
-    raise Cannot("a minimum over places")
+    raise AssertionError(name)
 
 
 def _image_pool(walk: Walk, handle: Any, name: str, places: int) -> Any:
     """Over the whole image; sums and norms as if the image had the window's number of places."""
     if name == "amax":
         return emit.image_max(handle, walk.axes)
+    if name == "amin":
+        return -emit.image_max(-handle, walk.axes)
     if name == "mean":
         return emit.image_mean(handle, walk.axes)
     if name == "sum":
         return emit.image_mean(handle, walk.axes) * float(places)
     if name == "linalg_vector_norm":
         return emit.image_norm(handle, walk.axes, places)
-    raise Cannot("a minimum over places")
+    raise AssertionError(name)
 
 
 def _class_map(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], name: str) -> Lifted:
@@ -211,8 +222,10 @@ def adaptive_max_pool(walk: Walk, node: fx.Node) -> Any:
 
 
 def _adaptive(walk: Walk, node: fx.Node, name: str) -> Lifted:
-    value = walk.as_map(walk.lifted(node.args[0]))
     wanted = node.args[1]
+    if len(wanted if isinstance(wanted, (list, tuple)) else [wanted]) != walk.axes:
+        raise Cannot(f"adaptive pooling over other axes than the image's {walk.axes}")
+    value = walk.as_map(walk.lifted(node.args[0]))
     out = [int(n) for n in (wanted if isinstance(wanted, (list, tuple)) else [wanted])]  # type: ignore[arg-type]
     bins = [_bins(n, m) for n, m in zip(value.grid.nominal, out, strict=True)]
     kernels = [sorted({stop - start for start, stop in axis}) for axis in bins]

@@ -65,10 +65,9 @@ def _moved(value: Lifted, result: torch.Tensor, size: int) -> Lifted:
     index = unbatched(result.numpy(), size, BATCH)
     if isinstance(index, str):
         raise Cannot(index)
-    affine = value.affine
-    if affine is not None and index.shape != value.shape:
+    if value.affine is not None and not np.array_equal(index, value.indices()):
         raise Cannot(
-            "a vector with constants that depend on the position is reshaped before the next linear layer"
+            "a vector with constants that depend on the position is rearranged before the next linear layer"
         )
     return with_index(value, index)
 

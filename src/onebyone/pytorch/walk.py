@@ -8,6 +8,7 @@ walk finds every reason.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -262,6 +263,7 @@ class Walk:
 
     def met(self, values: list[Lifted]) -> tuple[list[Lifted], Grid]:
         """Maps that meet place by place, cropped to their common extent where it can differ; their joint grid."""
+        values = self._at_one_stride(values)
         grid = values[0].grid
         for other in values[1:]:
             joined = grid.joined(other.grid)
@@ -274,6 +276,20 @@ class Walk:
             handles = emit.common([v.handle for v in values], self.axes)
             values = [replace(v, handle=h) for v, h in zip(values, handles, strict=True)]
         return values, grid
+
+    def _at_one_stride(self, values: list[Lifted]) -> list[Lifted]:
+        """Values of one place each, at the least common stride: windows that lie at its multiples have them all."""
+        jumps = {v.grid.jump for v in values}
+        if len(jumps) == 1 or any(max(v.grid.nominal) > 1 for v in values):
+            return values
+        least = [math.lcm(*axis) for axis in zip(*jumps, strict=True)]
+        return [self._strided(v, [m // j for m, j in zip(least, v.grid.jump, strict=True)]) for v in values]
+
+    def _strided(self, value: Lifted, steps: list[int]) -> Lifted:
+        starts = [(0, 0)] * self.axes
+        grid = value.grid.gathered(value.grid.channels, starts, steps, value.grid.nominal)
+        self.check_jump(grid)
+        return replace(value, handle=emit.stride(value.handle, steps), grid=grid)
 
     def refuse(self, node: fx.Node, reason: str) -> None:
         """Record a refusal."""
