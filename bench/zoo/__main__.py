@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.sample is not None:
         wanted = random.Random(options.seed).sample(wanted, min(options.sample, len(wanted)))
     if not wanted:
-        _parser().error(f"--only {options.only}: no network of the zoo fits")
+        _parser().error(f"--only {' '.join(options.only)}: no network of the zoo fits")
     marks = {e.key: None if options.keep else work.fingerprint(e) for e in wanted}
     results = {e.key: r for e in wanted if not options.fresh and (r := work.kept(e, marks[e.key]))}
     console = Console(stderr=True)
