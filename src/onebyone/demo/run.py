@@ -40,7 +40,7 @@ DENSE_TO_WINDOWS = 3
 """Dense passes timed for each pass over all windows, which takes some twenty times as long."""
 LEAST = 0.05
 """The probability from which a window is a candidate when scoring; ..."""
-SHOWN = 0.8
+SHOWN = 0.9
 """... from which it is drawn."""
 OVERLAP = 0.3
 """Boxes that overlap a better one by more are dropped, whatever their class: one place holds one digit."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from onebyone.demo import data, figures
+from onebyone.demo import data, figures, train
 from onebyone.demo.run import LEAST, OVERLAP, SHOWN, Results
 from onebyone.demo.score import matched
 from onebyone.report.html import data_uri
@@ -50,6 +50,8 @@ def render(r: Results, summary: dict[str, Any]) -> str:
         },
         test_photographs=data.TEST_PHOTOGRAPHS,
         train_photographs=data.TRAIN_PHOTOGRAPHS,
+        near=f"{train.NEAR:g}",
+        far=f"{train.FAR:g}",
         thresholds={"least": LEAST, "shown": SHOWN, "overlap": OVERLAP},
     )
 
@@ -142,7 +144,8 @@ def figure_rows(r: Results, s: dict[str, Any]) -> list[tuple[str, str, str]]:
             "Work saved",
             f"{s['mac_ratio']:.1f}×",
             f"{s['macs_windows'] / 1e9:,.0f} billion multiply-adds for all windows apart, "
-            f"{s['macs_dense'] / 1e9:,.1f} billion for one dense pass, its tiles' overlap counted: neighbours share what they have in common.",
+            f"{s['macs_dense'] / 1e9:,.1f} billion for one dense pass, tiles and all: "
+            "neighbours share what they have in common.",
         ),
         (
             "Time saved",

@@ -24,12 +24,12 @@ from onebyone.demo.data import (
     to_bytes,
 )
 
-STEPS = 400
+STEPS = 500
 BATCH = 256
 RATE = 1e-2
-NEAR = 2.5
+NEAR = 3.0
 """A digit within this many pixels of the middle is its class ..."""
-FAR = 8.0
+FAR = 7.0
 """... and at this many or more, along either axis, background. Between the two nothing is taught."""
 ZOOMS = (0.5, 0.75, 1.0, 1.5, 2.0, 2.5)
 """How much the photographs are enlarged, so that texture of every grain is met."""
