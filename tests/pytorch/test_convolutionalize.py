@@ -201,3 +201,20 @@ def test_the_given_network_is_left_as_it_was() -> None:
     convolutionalize(model, 32)
     assert {name: m.training for name, m in model.named_modules()} == before
     assert str(model) == text
+
+
+def test_in_place_operators_whose_operand_is_read_again() -> None:
+    class Reused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            half = y[:, :2]
+            y.mul_(2).relu_()
+            return self.head((y + torch.cat([half, half], 1)).flatten(1))
+
+    d, error = deviation(Reused(), 6)
+    assert d.geometry.exact
+    assert error < ROUNDING

@@ -55,7 +55,10 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
         except Exception as error:
             raise BadInput(_why_not(model, example, error)) from error
     traced = read(program)
-    return read(program.run_decompositions({})) if _mutates_what_is_read_later(traced.graph) else traced
+    if not _mutates_what_is_read_later(traced.graph):
+        return traced
+    with quiet():
+        return read(program.run_decompositions({}))
 
 
 def read(program: ExportedProgram) -> Traced:
