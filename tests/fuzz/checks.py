@@ -1,7 +1,7 @@
 """What is checked of one network: the dense form against every crop and the oracle; the conversions, both ways.
 
-Each check gives a `Finding` or None, and counts. Numbers are compared in float64 against how far the network's own numbers
-move when its input moves by some roundings: what an error of computation can be mistaken for, measured, not guessed.
+Numbers are compared in float64 against how far the network's own numbers move when its input moves by some roundings:
+what an error of computation can be mistaken for, measured, not guessed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tests.fuzz.networks import Description, Net, randomised
-from tests.fuzz.oracle import Verdict, judge, plan_conversion, plan_graph
 from torch import nn
 
 from onebyone.errors import BadInput, Refused
@@ -23,6 +21,12 @@ from onebyone.pytorch.convert import convert_module
 from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
 from onebyone.pytorch.dropins import DropIn
 from onebyone.pytorch.graph.convert import convert_graph, exported
+from tests.fuzz.networks import Description, Net, randomised
+from tests.fuzz.oracle import judge
+from tests.fuzz.plan import plan_conversion, plan_graph
+
+#: What is known and not mended yet: (part, words of the finding). Each has a strict xfail in test_found.py.
+KNOWN: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Wrong(Exception):  # noqa: N818 - caught at once and made a Finding
 
 def check_all(description: Description, tally: Tally) -> list[Finding]:
     """Every check of one network; counts go to the tally, findings too."""
-    found = []
+    found: list[Finding] = []
     for part, check in CHECKS.items():
         try:
             with warnings.catch_warnings():
@@ -72,7 +76,12 @@ def check_all(description: Description, tally: Tally) -> list[Finding]:
         except Exception as error:  # what is neither an answer nor a refusal is a finding
             text = (str(error).splitlines() or [""])[0][:100]
             found.append(Finding(part, f"{type(error).__name__}: {text}", description))
-    tally.findings += found
+    for finding in found:
+        known = next((k for k in KNOWN if finding.part == k[0] and k[1] in finding.what), None)
+        if known:
+            tally.add("known", *known)
+        else:
+            tally.findings.append(finding)
     return found
 
 
@@ -124,11 +133,15 @@ def _kinds(refused: Refused) -> str:
 
 
 def check_numbers(net: Net, dense: Convolutionalized) -> str:
-    """The dense form on three images against the network on every crop; "equal", or "padded" where only one window is."""
+    """The dense form on three images against the network on every crop; says "equal", or how far that holds."""
     window, stride = net.description.window, dense.geometry.stride
     require(dense.geometry.window == window, "the geometry tells another window")
     outcome = "equal" if dense.geometry.exact else "padded, equal on one window"
-    for extra in ([0] * len(window), [s + 1 for s in stride], [(2 - a % 2) * s for a, s in enumerate(stride)]):
+    for extra in (
+        [0] * len(window),
+        [s + 1 for s in stride],
+        [(2 - a % 2) * s for a, s in enumerate(stride)],
+    ):
         size = [w + min(e, 12) for w, e in zip(window, extra, strict=True)]
         image = _image(net, size)
         with torch.no_grad():
@@ -139,8 +152,32 @@ def check_numbers(net: Net, dense: Convolutionalized) -> str:
         require(got.shape == crops.shape, "other outputs than the network's")
         if dense.geometry.exact or not any(extra):
             off = (got - crops).abs() > slack
-            require(not bool(off.any()) and bool(got.isfinite().all() == crops.isfinite().all()), "wrong numbers")
+            require(
+                not bool(off.any()) and bool(got.isfinite().all() == crops.isfinite().all()), "wrong numbers"
+            )
+    if not dense.geometry.exact and dense.context != "image":
+        _check_shift(net, dense)
     return outcome
+
+
+def _check_shift(net: Net, dense: Convolutionalized) -> None:
+    """Move the image by one stride and the answers move by one place, wherever the receptive field that the geometry
+    tells stays inside: what remains true with padding, if the geometry is right."""
+    g = dense.geometry
+    size = [max(w, r) + 3 * s for w, r, s in zip(g.window, g.receptive_field, g.stride, strict=True)]
+    if max(size) > 90 or len(size) == 3:
+        return
+    image = _image(net, size)
+    with torch.no_grad():
+        here, slack = answers(dense.model, image)
+        for axis, (step, off) in enumerate(zip(g.stride, g.receptive_field_offset, strict=True)):
+            there = dense.model(image.narrow(axis + 2, step, size[axis] - step))
+            first = max(1, -(-(step + off) // step))  # the first place that sees nothing of what was cropped
+            a, b = here.movedim(axis + 2, 0)[first:], there.movedim(axis + 2, 0)[first - 1 :]
+            require(
+                bool(((a - b).abs() <= slack.max()).all()),
+                "numbers do not move with the image: a wrong field",
+            )
 
 
 def _image(net: Net, size: list[int]) -> torch.Tensor:
@@ -167,9 +204,11 @@ def _crops(net: nn.Module, image: torch.Tensor, stride: tuple[int, ...]) -> tupl
     return tuple(t.reshape(shape).flatten(2).movedim(1, -1).unflatten(-1, counts) for t in (out, slack))  # type: ignore[return-value]
 
 
-def answers(net: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The network's answers, and how far they may be off: 2^12 roundings of each input, moved at random (four times), by
-    what the network makes of it, beside 2^12 roundings of the largest answer."""
+def answers(
+    net: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The network's answers, and how far they may be off: what the network makes of inputs moved at random by about
+    2^12 roundings (four times), and 2^12 roundings of the largest answer."""
     generator = torch.Generator().manual_seed(2)
     out = net(image)
     worst = out.abs().max() * 2**-40 + torch.zeros_like(out)
@@ -214,8 +253,12 @@ def check_layers(net: Net, tally: Tally) -> None:
     for to, level in itertools.product(("conv", "linear"), ("layers", "native")):
         c = convert_module(net, to=to, level=level)
         legal, illegal = plan_conversion(net, to, level)
-        require({x.path for x in c.changes} == legal, f"to={to}, {level}: other layers are converted than can be")
-        require({x.path for x in c.refused} == illegal, f"to={to}, {level}: other layers are refused than must be")
+        require(
+            {x.path for x in c.changes} == legal, f"to={to}, {level}: other layers are converted than can be"
+        )
+        require(
+            {x.path for x in c.refused} == illegal, f"to={to}, {level}: other layers are refused than must be"
+        )
         with torch.no_grad():
             require(bool(((c.model(image) - want).abs() <= slack).all()), f"to={to}, {level}: wrong numbers")
         require({n: (type(m), m.training) for n, m in net.named_modules()} == before, "the model was touched")
@@ -223,12 +266,18 @@ def check_layers(net: Net, tally: Tally) -> None:
         tally.counts["layers", f"to {to}", level, "refused"] += len(illegal)
         if level == "layers":
             require(_tensors(c.model) == _tensors(net), "the parameters are not the original's")
-            back = convert_module(c.model, to="linear" if to == "conv" else "conv", only=_drop_in) if legal else None
+            back = (
+                convert_module(c.model, to="linear" if to == "conv" else "conv", only=_drop_in)
+                if legal
+                else None
+            )
             if back is not None:
                 kinds = {n: (type(m), m.training) for n, m in back.model.named_modules()}
                 require(kinds == before, f"to={to}, and back: not the layers that were")
                 with torch.no_grad():
-                    require(bool(torch.equal(back.model(image), net(image))), f"to={to}, and back: other numbers")
+                    require(
+                        bool(torch.equal(back.model(image), net(image))), f"to={to}, and back: other numbers"
+                    )
 
 
 def _drop_in(_path: str, module: nn.Module) -> bool:

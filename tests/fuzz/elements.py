@@ -1,9 +1,9 @@
 """Values as the oracle sees them: each element is a function and a place.
 
-What one window computes is written down element by element: element e is some function of the image, read at some pixel.
-Two elements have the same function number exactly when they are the same function of the image moved to their pixels (as
-channel c of a convolution is at all its places). Padding is thought away: a convolution's border places count as the function
-that they would be inside a larger image. Nothing here knows of maps, grids or indices into them.
+What one window computes is written down element by element: element e is some function of the image, read at some
+pixel. Two elements have the same function number exactly when they are the same function of the image moved to their
+pixels (as channel c of a convolution is at all its places). Padding is thought away: a convolution's border places are
+the function that they would be inside a larger image. Nothing here knows of maps, grids or indices into them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ class Illegal(Exception):  # noqa: N818 - a label, not an error
     """The dense form cannot hold this: its operators would mean another thing at other places."""
 
 
+class Never(Illegal):
+    """Refused by its kind, whatever it reads."""
+
+
 class Open(Exception):  # noqa: N818 - a label, not an error
     """Dense forms may hold this or refuse it; if held, the numbers must be right."""
 
@@ -32,8 +36,8 @@ class Value:
     """`function` has the value's shape (no batch), `pixel` one more axis for the pixel axes.
 
     `jump`: pixels between neighbouring places at which the functions are computed, where its own places do not tell.
-    `partial`: some slice left elements out since the last operator that computed. `pending`: a batch norm with a constant
-    for each position waits for the next linear layer.
+    `partial`: some slice left elements out since the last operator that computed. `pending`: a batch norm with a
+    constant for each position waits for the next linear layer.
     """
 
     function: Numbers
@@ -141,8 +145,8 @@ def row_jump(v: Value, pixel: Numbers) -> tuple[int, ...]:
 def meet(parts: list[tuple[Numbers, Numbers | None]], v: Value) -> tuple[Numbers, bool]:
     """What elements become when they meet others, one by one: functions, and whether that holds at every place.
 
-    `parts` are (function, pixel) of values of one shape, or (number, None) of constants. Elements with the same functions
-    at the same distance make the same function. It holds if every new function is had wherever its parts are.
+    `parts` are (function, pixel) of values of one shape, or (number, None) of constants. Elements with the same
+    functions at the same distance make the same function. It holds if every new function is had wherever its parts are.
     """
     anchor = parts[0][1]
     assert anchor is not None

@@ -30,8 +30,10 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "scaled": lambda x: 2 * x + 1, "abs": torch.abs, "softplus": F.softplus,
 }  # fmt: skip
 IN_PLACE: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True), "hardswish": lambda: nn.Hardswish(inplace=True), "elu": lambda: nn.ELU(inplace=True)
-}  # fmt: skip
+    "relu": lambda: nn.ReLU(inplace=True),
+    "hardswish": lambda: nn.Hardswish(inplace=True),
+    "elu": lambda: nn.ELU(inplace=True),
+}
 TWO = {"add": torch.add, "mul": torch.mul, "sub": torch.sub, "max": torch.maximum}
 REDUCE: dict[str, Callable[..., torch.Tensor]] = {
     "mean": torch.mean,
@@ -145,11 +147,15 @@ def _adaptive(x: torch.Tensor, how: str, out: tuple[int, ...]) -> torch.Tensor:
     return ADAPTIVE[how][len(out) - 1](x, out)
 
 
-def _max_pool(x: torch.Tensor, kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any, ceil: bool) -> Any:
+def _max_pool(
+    x: torch.Tensor, kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any, ceil: bool
+) -> Any:
     return MAX_POOL[len(kernel) - 1](x, kernel, stride, padding, dilation, ceil)
 
 
-def _avg_pool(x: torch.Tensor, kernel: tuple[int, ...], stride: Any, padding: Any, ceil: bool, count: bool) -> Any:
+def _avg_pool(
+    x: torch.Tensor, kernel: tuple[int, ...], stride: Any, padding: Any, ceil: bool, count: bool
+) -> Any:
     return AVG_POOL[len(kernel) - 1](x, kernel, stride, padding, ceil, count)
 
 
@@ -224,7 +230,7 @@ class Net(nn.Module):
         op = self.description.ops[number]
         run = RUN.get(op.kind)
         if run is not None:
-            return run(values, {k: v for k, v in op.args.items()})
+            return run(values, op.args)
         source = number if "share" in op.args else op.args.get("tied", number)
         result: torch.Tensor = self.layers[str(source)](values[0])
         return result

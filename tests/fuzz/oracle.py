@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
 from tests.fuzz.elements import (
     Illegal,
+    Never,
     Numbers,
     Open,
     Value,
@@ -29,6 +31,7 @@ from tests.fuzz.elements import (
     same_rows,
     spread,
 )
+from tests.fuzz.moves import MOVES
 from tests.fuzz.networks import Description, Net
 
 
@@ -64,9 +67,14 @@ def judge(net: Net) -> Verdict:
         inputs = [values[i] for i in op.inputs]
         try:
             if any(v.pending for v in inputs) and op.kind not in ("linear", "matmul", "dropout"):
-                raise (Open if op.kind in MOVES else Illegal)("constants by position before no linear layer")
+                loose = op.kind in MOVES or any(v.partial for v in inputs)
+                raise (Open if loose else Illegal)("constants by position before no linear layer")
             values[number + 1] = rule(reading, number, inputs, op.args, net.shapes[number + 1])
+        except Never as reason:
+            return Verdict("illegal", f"{op.kind}: {reason}", context="global context" in str(reason))
         except Illegal as reason:
+            if not any(v.spans() for v in inputs):  # all at one place: windows are then samples of a batch
+                return Verdict("open", f"{op.kind}: at one place, {reason}")
             return Verdict("illegal", f"{op.kind}: {reason}", context="global context" in str(reason))
         except Open as reason:
             opened = opened or f"{op.kind}: {reason}"
@@ -130,7 +138,13 @@ def _at_one_place(v: Value, shape: tuple[int, ...], base: Numbers) -> Value:
 
 
 def _slid(
-    v: Value, shape: tuple[int, ...], before: list[int], stride: list[int], functions: Numbers, *, one_start: bool
+    v: Value,
+    shape: tuple[int, ...],
+    before: list[int],
+    stride: list[int],
+    functions: Numbers,
+    *,
+    one_start: bool,
 ) -> Value:
     """A sliding operator over a map: place q of the result reads from place q·stride - before on."""
     steps = map_steps(v)
@@ -148,11 +162,17 @@ def _pool(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[in
     axes = v[0].axes
     if len(a["kernel"]) != axes:
         raise Open("a pool over other axes than the image's")
-    kernel, stride, padding = list(a["kernel"]), _each(a["stride"] or a["kernel"], axes), _each(a["padding"], axes)
+    kernel, stride, padding = (
+        list(a["kernel"]),
+        _each(a["stride"] or a["kernel"], axes),
+        _each(a["padding"], axes),
+    )
     dilation = _each(a.get("dilation", 1), axes)
     if any(padding):
         r.padded.add(n + 1)
-    for k, s, p, d, size, out in zip(kernel, stride, padding, dilation, v[0].shape[1:], shape[1:], strict=True):
+    for k, s, p, d, size, out in zip(
+        kernel, stride, padding, dilation, v[0].shape[1:], shape[1:], strict=True
+    ):
         last = (out - 1) * s - p + (k - 1) * d  # the last tap of the last place
         if last >= size + p:
             r.padded.add(n + 1)
@@ -212,8 +232,6 @@ def _reduce(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[
         made, base = renamed(function[..., :1]), pixel[..., 0, :]
         return Value(made.reshape(shape), base.reshape(*shape, v[0].axes), v[0].jump)
     function, pixel = same_rows(v[0], axes)
-    if offsets.any():
-        raise Open("over places and channels at once")
     made = np.broadcast_to(fresh(1), lead)
     return Value(made.reshape(shape), pixel[..., 0, :].reshape(*shape, v[0].axes), row_jump(v[0], pixel))
 
@@ -224,17 +242,25 @@ def _two(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int
     if not holds:
         wide = v[1].shape == shape
         pooled = (not v[0].spans() and wide) or (not v[1].spans() and v[0].shape == shape)
-        context = "global context" if pooled and not (v[0].spans() and v[1].spans()) else "two maps that lie differently"
+        context = (
+            "global context"
+            if pooled and not (v[0].spans() and v[1].spans())
+            else "two maps that lie differently"
+        )
         reason = f"meeting {context}"
-        if v[0].partial or v[1].partial or left.repeats() and right.repeats():
+        if v[0].partial or v[1].partial or (left.repeats() and right.repeats()):
             raise Open(reason)
         raise Illegal(reason)
-    if v[0].jump != v[1].jump and _lattice(v[0]) != _lattice(v[1]):
+    jump = _lattice(v[0])
+    if jump != _lattice(v[1]):
         if left.spans():
             raise Open("different strides meet at one place of an axis")
-        raise Open("different strides meet at one place")
-    jump = tuple(map(max, _lattice(v[0]), _lattice(v[1])))
+        jump = _common(v)  # at one place: the windows that both have
     return Value(made, left.pixel, jump, v[0].partial or v[1].partial)
+
+
+def _common(values: list[Value]) -> tuple[int, ...]:
+    return tuple(map(math.lcm, *(_lattice(v) for v in values)))
 
 
 def _lattice(v: Value) -> tuple[int, ...]:
@@ -275,7 +301,7 @@ def _batch_norm(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tu
 
 def _group_norm(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
     if v[0].spans() and len(shape) > 1:
-        raise Illegal("statistics over the window's places")
+        raise Illegal("statistics over the window's places: global context")
     base = v[0].pixel.reshape(-1, v[0].axes).min(0)
     return _at_one_place(v[0], shape, base)
 
@@ -284,11 +310,13 @@ def _joined(v: list[Value], join: Any) -> Value:
     one = all(x.shape == () or not x.spans() or len(x.shape) == 1 for x in v)
     lattices = {_lattice(x) for x in v}
     if len(lattices) > 1:
-        if one:
-            raise Open("vectors of different strides side by side")
-        raise (Open if any(x.partial for x in v) else Illegal)("maps of different strides side by side")
+        if not one:
+            loose = any(x.partial for x in v)
+            raise (Open if loose else Illegal)("maps of different strides side by side")
     function, pixel = (join([getattr(x, part) for x in v]) for part in ("function", "pixel"))
-    return Value(function, pixel, lattices.pop(), any(x.partial for x in v))
+    # vectors of different kinds side by side may be held at one place, where constants by position do no harm
+    loose = len(function.shape) == 1 and len({x.function.tobytes() for x in v}) > 1
+    return Value(function, pixel, _common(v), loose or any(x.partial for x in v))
 
 
 def _cat(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
@@ -316,46 +344,6 @@ def _glu(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int
     return _two(r, n, parts, a, shape)
 
 
-def _shuffle(x: Numbers, groups: int) -> Numbers:
-    return x.reshape(groups, x.shape[0] // groups, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
-
-
-def _unshuffle(x: Numbers, by: int) -> Numbers:
-    c, h, w = x.shape
-    return x.reshape(c, h // by, by, w // by, by).transpose(0, 2, 4, 1, 3).reshape(-1, h // by, w // by)
-
-
-def _pixel_shuffle(x: Numbers, by: int) -> Numbers:
-    c, h, w = x.shape
-    return x.reshape(c // by**2, by, by, h, w).transpose(0, 3, 1, 4, 2).reshape(-1, h * by, w * by)
-
-
-def _sliced(x: Numbers, axis: int, start: int, stop: int | None, step: int) -> Numbers:
-    return x[(*(slice(None),) * axis, slice(start, stop, step))]
-
-
-def _chunked(x: Numbers, parts: int, axis: int, take: int) -> Numbers:
-    size = -(-x.shape[axis] // parts)  # torch: pieces of ⌈n / parts⌉, the last one smaller
-    return _sliced(x, axis, take * size, (take + 1) * size, 1)
-
-
-MOVES: dict[str, Any] = {
-    "slice": lambda x, a: _sliced(x, a["axis"], a["start"], a["stop"], a["step"]),
-    "select": lambda x, a: x.take(a["index"], a["axis"]),
-    "flip": lambda x, a: np.flip(x, a["axes"]),
-    "roll": lambda x, a: np.roll(x, a["by"], a["axis"]),
-    "permute": lambda x, a: x.transpose(a["order"]),
-    "reshape": lambda x, a: x.reshape(a["shape"]),
-    "flatten": lambda x, a: x.reshape(*x.shape[: a["start"]], -1),
-    "unsqueeze": lambda x, a: np.expand_dims(x, a["axis"]),
-    "squeeze": lambda x, a: x.squeeze(a["axis"]) if x.shape[a["axis"]] == 1 else x,
-    "chunk": lambda x, a: _chunked(x, a["parts"], a["axis"], a["take"]),
-    "shuffle": lambda x, a: _shuffle(x, a["groups"]),
-    "unshuffle": lambda x, a: _unshuffle(x, a["by"]),
-    "pixel_shuffle": lambda x, a: _pixel_shuffle(x, a["by"]),
-}
-
-
 def _move(kind: str) -> Any:
     def rule(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
         return v[0].moved(lambda ids: MOVES[kind](ids, a))
@@ -365,7 +353,14 @@ def _move(kind: str) -> Any:
 
 def _never(reason: str) -> Any:
     def rule(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
-        raise Illegal(reason)
+        raise Never(reason)
+
+    return rule
+
+
+def _open(reason: str) -> Any:
+    def rule(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+        raise Open(reason)
 
     return rule
 
@@ -400,67 +395,11 @@ RULES: dict[str, Any] = {
     "stack": _stack,
     "pad": _pad,
     "transposed": _never("a transposed convolution"),
-    "instance_norm": _never("statistics over the window's places"),
+    "instance_norm": _never("global context: statistics over the window's places"),
     "batch_statistics": _never("statistics of the batch"),
-    "upsample": _never("a map resized"),
+    "upsample": _open("a map made finer"),
     "mix": _never("samples of the batch are mixed"),
-    "merge": _never("the batch is merged with another axis"),
+    "merge": _open("the batch is merged with another axis for a while"),
     "attention": _never("two values that depend on the image are multiplied as matrices"),
     "std": _never("statistics over the window's places"),
 }
-
-
-# The conversions of layers
-
-
-def plan_conversion(net: Net, to: str, level: str) -> tuple[set[str], set[str]]:
-    """Which layers convert, and which are refused, by the meaning of the two forms.
-
-    A linear layer is always a 1×1 convolution. A convolution whose kernel is 1 on every axis is a linear layer at each
-    place; groups and padding it can only be as a drop-in (`level="layers"`), for one nn.Linear has neither. A weight that
-    two layers hold goes over with both, or with none.
-    """
-    kinds = {name: net.description.ops[int(name)] for name in net.layers}
-    legal, illegal = set(), set()
-    for name, op in kinds.items():
-        if to == "conv" and op.kind == "linear":
-            legal.add(f"layers.{name}")
-        elif to == "linear" and op.kind == "conv" and max(_each(op.args["kernel"], 1)) == 1:
-            bad = level == "native" and (op.args.get("groups", 1) > 1 or _pads(op.args))
-            (illegal if bad else legal).add(f"layers.{name}")
-    if level == "native":
-        _together(net, legal, illegal)
-    return legal, illegal
-
-
-def _pads(args: dict[str, Any]) -> bool:
-    padding = args.get("padding", 0)
-    return padding not in ("valid", "same") and any(_each(padding, 1))
-
-
-def _together(net: Net, legal: set[str], illegal: set[str]) -> None:
-    """Layers that share a weight with one that stays, stay."""
-    changed = True
-    while changed:
-        stays = {id(m.weight) for n, m in net.layers.items() if f"layers.{n}" not in legal and hasattr(m, "weight")}
-        moved = {n for n in legal if id(net.layers[n.removeprefix("layers.")].weight) in stays}
-        legal -= moved
-        illegal |= moved
-        changed = bool(moved)
-
-
-def plan_graph(net: Net, to: str) -> list[str]:
-    """The paths of the products that the program's output depends on and that have the other form, once for each call."""
-    d = net.description
-    used = _used(d)
-    paths = []
-    for number, op in enumerate(d.ops):
-        args = op.args
-        name = f"layers.{number if 'share' in args else args.get('tied', number)}"
-        if number + 1 not in used:
-            continue
-        if to == "conv" and op.kind in ("linear", "matmul"):
-            paths.append(name)
-        elif to == "linear" and op.kind == "conv" and max(_each(args["kernel"], 1)) == 1 and not _pads(args):
-            paths.append(name)
-    return paths

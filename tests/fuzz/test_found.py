@@ -1,0 +1,68 @@
+"""What the fuzz found, as it was minimised: regressions that must stay mended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.fuzz.checks import CHECKS, Tally
+from tests.fuzz.networks import Description, Net, Op, randomised
+
+LINEAR = ("linear", {"out": 3})
+FLAT = ("flatten", {"start": 0})
+NORM: tuple[str, dict[str, Any]] = ("batch_norm", {})
+
+
+def chain(channels: int, window: tuple[int, ...], *links: tuple[str, dict[str, Any]]) -> Description:
+    """The operators one after another."""
+    return Description(channels, window, tuple(Op(kind, (n,), args) for n, (kind, args) in enumerate(links)))
+
+
+POOL = {"kernel": (2, 2), "stride": None, "padding": 0, "ceil": False, "count": True}
+#: name → (network, what was wrong)
+FOUND: dict[str, tuple[Description, str]] = {
+    "a pool over other axes than the image's": (
+        chain(3, (11,), ("avg_pool", POOL), FLAT, LINEAR),
+        "ValueError instead of Refused",
+    ),
+    "a batch norm on a flattened map, then a flip": (
+        chain(2, (5, 6), FLAT, NORM, ("flip", {"axes": (0,)}), LINEAR),
+        "the pending constants do not move with the elements: wrong numbers",
+    ),
+    "a batch norm on a flattened map, then a roll": (
+        chain(2, (7,), FLAT, NORM, ("roll", {"by": 1, "axis": 0}), LINEAR),
+        "the pending constants do not move with the elements: wrong numbers",
+    ),
+    "a gated linear unit": (chain(2, (7, 6), ("glu", {"axis": 0}), FLAT, LINEAR), "no rule for glu"),
+    "padding by a negative amount at the far edge": (
+        chain(2, (7, 6), ("pad", {"amounts": (-1, -1, 0, -2)}), FLAT, LINEAR),
+        "a crop that slicing does",
+    ),
+    "a group norm on a flattened map": (
+        chain(1, (4, 10), FLAT, ("group_norm", {"groups": 2}), LINEAR),
+        "refused where a layer norm is taken",
+    ),
+    "a batch norm on one chosen place": (
+        chain(
+            2,
+            (5, 6),
+            ("select", {"axis": 2, "index": 1}),
+            ("select", {"axis": 1, "index": 2}),
+            NORM,
+            ("activation", {"name": "relu"}),
+        ),
+        "called constants by position",
+    ),
+    "a minimum over places": (
+        chain(2, (6, 6), ("reduce", {"how": "amin", "axes": (1, 2), "keep": False})),
+        "no minimum",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_stays_mended(name: str) -> None:
+    description, _ = FOUND[name]
+    for check in CHECKS.values():
+        check(randomised(Net(description)), Tally())
