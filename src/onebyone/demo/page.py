@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onebyone.demo.data import DIGIT, WINDOW, Digits, contrasting_ink, painted, strokes, to_bytes
 
-MAX_TRIES = 100_000
+MAX_TRIES = 20_000
 
 
 @dataclass(frozen=True)
