@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -24,18 +25,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     BadInput
         if `path` is a file, or its folder is missing or may not be written.
     """
-    target = Path(os.path.abspath(path))
-    if target.exists() and not target.is_dir():
-        raise BadInput(f"cannot write to {path}: it is not a folder")
-    temporary = target.with_name(f".{target.name}-{secrets.token_hex(6)}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        if target.exists() and not os.access(target, os.W_OK | os.X_OK):
-            raise PermissionError(None, "Permission denied")
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise BadInput(f"cannot write to {path}: {error.strerror}") from error
+    target, temporary = _beside(path)
     try:
         yield temporary
         if not target.exists():
@@ -45,3 +35,24 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(file, target / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_folder(path: str | os.PathLike[str]) -> None:
+    """Raise BadInput now if `atomic_folder(path)` would later: for checks before long work. Leaves nothing."""
+    _, temporary = _beside(path)
+    temporary.rmdir()
+
+
+def _beside(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The folder asked for, and a new empty one beside it."""
+    target = Path(os.path.abspath(path))
+    if target.exists() and not target.is_dir():
+        raise BadInput(f"cannot write to {path}: it is not a folder")
+    temporary = target.with_name(f".{target.name}-{secrets.token_hex(6)}")
+    try:
+        if target.exists() and not os.access(target, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        temporary.mkdir()
+    except OSError as error:
+        raise BadInput(f"cannot write to {path}: {error.strerror}") from error
+    return target, temporary

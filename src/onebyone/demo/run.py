@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from onebyone.demo import data, network, train
-from onebyone.demo.folder import atomic_folder
+from onebyone.demo.folder import atomic_folder, require_folder
 from onebyone.demo.page import Page, compose
 from onebyone.demo.score import Score, score
 from onebyone.demo.steps import Steps, bar
@@ -145,9 +145,10 @@ def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[s
     """
     from onebyone.demo.story import render
 
+    require_folder(out)
+    results = measure(seed, progress or bar)
+    summary = summarise(results)
     with atomic_folder(out) as folder:
-        results = measure(seed, progress or bar)
-        summary = summarise(results)
         (folder / "index.html").write_text(render(results, summary), encoding="utf-8")
         text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (folder / "summary.json").write_text(text, encoding="utf-8")
