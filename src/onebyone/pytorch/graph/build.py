@@ -51,12 +51,13 @@ class Builder:
         self._channels_last = channels_last or {}
         self._versions: dict[Node, dict[Frame, Node]] = {}
         self._plain: dict[Node, Any] = {}  # values that are no tensors: sizes, submodules
+        self._root = _root_meta(graph)  # for what belongs to no module, such as a permute of the output
         self._meta: dict[str, Any] = {}
 
     def build(self) -> Graph:
         """The new graph, without dead nodes."""
         for node in self.old.nodes:
-            self._meta = {k: node.meta[k] for k in KEPT_META if k in node.meta}
+            self._meta = self._root | {k: node.meta[k] for k in KEPT_META if node.meta.get(k)}
             if node.op == "placeholder":
                 self._placeholder(node)
             elif node.op == "output":
@@ -215,6 +216,15 @@ class Builder:
         new = self._reframed(new, have, bare)
         new = self.call(aten.permute.default, (new, [bare.index(a) for a in order]))
         return self._reframed(new, order, frame)
+
+
+def _root_meta(graph: Graph) -> dict[str, Any]:
+    """The module stack of the network itself."""
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            return {"nn_module_stack": dict([next(iter(stack.items()))])}
+    return {}
 
 
 def restrict_image(order: Order, channel: int) -> Frame:

@@ -24,7 +24,7 @@ from onebyone.pytorch.graph.counting import layout_operators
 from onebyone.pytorch.graph.functional import functional_program
 from onebyone.pytorch.graph.optimizer import carry
 from onebyone.pytorch.graph.pairs import pairs_of
-from onebyone.pytorch.graph.rewrite import Found, find_products, rewrite
+from onebyone.pytorch.graph.rewrite import Found, Rewritten, find_products, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
 from onebyone.records import Change, Refusal, table
 
@@ -147,13 +147,16 @@ def convert_graph(
         raise BadInput(
             f"only={only!r} chooses no {'product with a constant weight' if to == 'conv' else '1×1 convolution'}"
         )
-    result = rewrite(original, found)
+    before = layout_operators(program)
+    result = Rewritten(program, StoredWeights(), before.total(), {})
+    if converted:
+        result = rewrite(original, found, before.total())
     conversion = GraphConversion(
         model=result.program,
         changes=tuple(_change(f, to, result.weights, original) for f in converted),
         refused=tuple(refused),
         to=to,
-        layout_before=layout_operators(program),
+        layout_before=before,
         layout_after=layout_operators(result.program),
         pairs=pairs_of(converted, original, result),
         weights=result.weights,

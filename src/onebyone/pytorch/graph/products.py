@@ -15,12 +15,20 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from onebyone.pytorch.graph.orders import UNIT, Frame, Order, restrict_frame, strip_leading_units
+from onebyone.pytorch.graph.orders import (
+    UNIT,
+    Frame,
+    Order,
+    natural_frame,
+    restrict_frame,
+    strip_leading_units,
+)
 from onebyone.pytorch.graph.reshaping import reshaped, sizes_product
 from onebyone.pytorch.graph.rules import Emitter, Free, Inputs, axes_of, shape, tensor
 
 CHANNEL = -2  # the channel's place in an order that names the input's and the output's at once
 aten = torch.ops.aten
+POOLS = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
 
 
 def image_frame(full: Order) -> Frame:
@@ -101,6 +109,11 @@ class ProductRule(Free):
         has = channel in axes_of(self.product.x)
         return tuple(channel if a == CHANNEL else a for a in full if a != CHANNEL or has)
 
+    def _gone(self) -> set[int]:
+        """Axes that a stride leaves a single place of; such a product is written in the original order."""
+        kept = (*self.axes, self.product.x_channel)
+        return {a for a in axes_of(self.product.x) if a not in kept}
+
     def _weight_order(self) -> Order:
         p = self.product
         return tuple(a for a in (p.weight_out, p.weight_in) if a in axes_of(p.weight))
@@ -115,12 +128,20 @@ class ProductRule(Free):
         return (tuple(a - shift for a in out if a - shift in axes_of(bias)),)
 
     def inputs_for(self, out: Order) -> list[Inputs]:
+        if self._gone():
+            return (
+                [(axes_of(self.product.x), self._weight_order(), *self._bias_order(out))]
+                if out == self.axes
+                else []
+            )
         xs = dict.fromkeys(self._x_order(full) for full in self._full_orders(out))
         return [(x, self._weight_order(), *self._bias_order(out)) for x in xs]
 
     def outputs_for(self, i: int, order: Order) -> list[Order]:
         if i != 0:
             return []
+        if self._gone():
+            return [self.axes]
         p = self.product
         if p.x_channel in order or p.out_channel not in self.axes:
             renamed = (p.out_channel if a == p.x_channel else a for a in order)
@@ -130,7 +151,7 @@ class ProductRule(Free):
 
     def wanted(self) -> list[Order]:
         channel = self.product.out_channel
-        if channel not in self.axes:
+        if channel not in self.axes or self._gone():
             return [self.axes]
         rest = tuple(a for a in self.axes if a != channel)
         if self.to == "linear":
@@ -150,6 +171,9 @@ class ProductRule(Free):
         return 0.01 if len(lead) == 1 else 0.02
 
     def _full(self, out: Order, x: Order) -> Order:
+        if self._gone():
+            channel = self.product.x_channel
+            return tuple(CHANNEL if a == channel else a for a in sorted({*self.axes, channel}))
         return next(f for f in self._full_orders(out) if self._x_order(f) == x)
 
     # -- writing
@@ -213,8 +237,7 @@ class ProductRule(Free):
         at = full.index(CHANNEL)
         lead, trail = full[:at], full[at + 1 :]
         p = self.product
-        x = em.get(p.x, self._x_frame(full))
-        x = self._subsampled(em, x, full)
+        x = self._subsampled(em, full)
         weight = em.get(p.weight, self.weight_frame(0))
         if not trail and p.groups == 1:
             return em.call(aten.linear.default, (x, weight, self._bias(em, bias))), self._out_frame(full)
@@ -258,24 +281,28 @@ class ProductRule(Free):
             operator.add, (em.call(operator.floordiv, (em.call(operator.sub, (given, 1)), step)), 1)
         )
 
-    def _subsampled(self, em: Emitter, x: Node, full: Order) -> Node:
-        """A stride keeps every s-th place: a 1×1 average pool of stride s where channels come second, slices
-        elsewhere.
+    def _subsampled(self, em: Emitter, full: Order) -> Node:
+        """The input in order `full`. A stride keeps every s-th place: a 1×1 average pool of stride s where the
+        axes are those of an image, slices elsewhere.
         """
-        steps = self._strided()
+        p, gone, steps = self.product, self._gone(), self._strided()
+        value = tensor(p.x)
+        assert value is not None
+        frame = natural_frame(value.dim(), axes_of(p.x)) if gone else self._x_frame(full)
+        x = em.get(p.x, frame)
         if not steps:
             return x
-        places = range(len(shape(self.product.x)) - len(self.product.stride), len(shape(self.product.x)))
-        stride = [steps.get(a, 1) for a in places]
-        pools = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
-        value = tensor(self.product.x)
-        assert value is not None
-        if len(full) == len(stride) + 2 and full[2:] == tuple(places) and not value.is_complex():
-            return em.call(pools[len(stride)], (x, [1] * len(stride), stride))
-        for axis, step in steps.items():
-            if axis in full:
-                x = em.call(aten.slice.Tensor, (x, full.index(axis), 0, 2**63 - 1, step))
-        return x
+        spatial = len(p.stride)
+        places = range(value.dim() - spatial, value.dim())
+        as_image = all(a in (place, UNIT) for a, place in zip(frame[-spatial:], places, strict=False))
+        if as_image and len(frame) in (spatial + 1, spatial + 2) and not value.is_complex():
+            x = em.call(POOLS[spatial], (x, [1] * spatial, list(p.stride)))
+        else:
+            for axis, step in steps.items():
+                if axis in frame:
+                    x = em.call(aten.slice.Tensor, (x, frame.index(axis), 0, 2**63 - 1, step))
+        units = [i for i, a in enumerate(frame) if a in gone or (a == UNIT and i != p.x_channel)]
+        return em.call(aten.squeeze.dims, (x, units)) if gone else x
 
     def _scaled(self, em: Emitter, y: Node, frame: Frame) -> Node:
         """α·(x W) + β·bias, as addmm has it."""

@@ -110,15 +110,12 @@ def _named(node: Node | None, named: dict[str, str]) -> str | None:
     return named.get(node.name) if node is not None else None
 
 
-def rewrite(program: ExportedProgram, found: list[Found]) -> Rewritten:
+def rewrite(program: ExportedProgram, found: list[Found], allowed: int) -> Rewritten:
     """Write every found product in its form, with as few layout operators as can be found.
 
     Plans are tried from the one with the plainest images to the one with the fewest permutes; the first with
     no more layout operators than the original is taken, or else the one with the fewest.
     """
-    before = layout_operators(program).total()
-    if not any(f.convert for f in found):
-        return Rewritten(program, StoredWeights(), before, {})
     best: Rewritten | None = None
     stored: dict[str, Frame] = {}
     for penalty in MERGE_PENALTIES:
@@ -129,7 +126,7 @@ def rewrite(program: ExportedProgram, found: list[Found]) -> Rewritten:
             stored = result.stored
             if best is None or result.layout < best.layout:
                 best = result
-            if best.layout <= before:
+            if best.layout <= allowed:
                 return best
     assert best is not None
     return best
