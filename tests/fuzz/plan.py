@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.fuzz.meanings import each
 from tests.fuzz.networks import Net
-from tests.fuzz.oracle import _each
 
 
 def plan_conversion(net: Net, to: str, level: str) -> tuple[set[str], set[str]]:
@@ -20,7 +20,7 @@ def plan_conversion(net: Net, to: str, level: str) -> tuple[set[str], set[str]]:
     for name, op in kinds.items():
         if to == "conv" and op.kind == "linear":
             legal.add(f"layers.{name}")
-        elif to == "linear" and op.kind == "conv" and max(_each(op.args["kernel"], 1)) == 1:
+        elif to == "linear" and op.kind == "conv" and max(each(op.args["kernel"], 1)) == 1:
             bad = level == "native" and (op.args.get("groups", 1) > 1 or _pads(op.args))
             (illegal if bad else legal).add(f"layers.{name}")
     if level == "native":
@@ -30,7 +30,7 @@ def plan_conversion(net: Net, to: str, level: str) -> tuple[set[str], set[str]]:
 
 def _pads(args: dict[str, Any]) -> bool:
     padding = args.get("padding", 0)
-    return padding not in ("valid", "same") and any(_each(padding, 1))
+    return padding not in ("valid", "same") and any(each(padding, 1))
 
 
 def _together(net: Net, legal: set[str], illegal: set[str]) -> None:
@@ -54,6 +54,6 @@ def plan_graph(net: Net, to: str) -> list[str]:
         name = f"layers.{number if 'share' in args else args.get('tied', number)}"
         if to == "conv" and op.kind in ("linear", "matmul"):
             paths.append(name if op.kind == "linear" else f"{name}.value")
-        elif to == "linear" and op.kind == "conv" and max(_each(args["kernel"], 1)) == 1 and not _pads(args):
+        elif to == "linear" and op.kind == "conv" and max(each(args["kernel"], 1)) == 1 and not _pads(args):
             paths.append(name)
     return paths
