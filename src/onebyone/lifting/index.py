@@ -22,7 +22,8 @@ def identity(shape: Sequence[int]) -> Integers:
 
 def decode(index: Integers, grid: Grid) -> tuple[Integers, Integers]:
     """Channels, shape as `index`, and places, shape `(axes, *index.shape)`."""
-    channel, *places = np.unravel_index(index, grid.shape)
+    # on a broadcast view of more than 8,192 elements, numpy 2.4's unravel_index reads beyond it
+    channel, *places = np.unravel_index(np.ascontiguousarray(index), grid.shape)
     return np.asarray(channel), np.stack([np.asarray(p) for p in places])
 
 
@@ -118,7 +119,7 @@ def as_stencil(index: Integers, grid: Grid) -> Stencil | str:
     rows = index.reshape(-1, index.shape[-1])
     channel, place = decode(rows, grid)
     if not (channel == channel[:1]).all():
-        return "the features of different rows are in different channels"
+        return "the features of different rows are in different channels (places are mixed channel by channel, for one)"
     relative = place - place[:, :, :1]
     if not (relative == relative[:, :1]).all():
         return "the features of different rows lie differently in the map"
@@ -201,7 +202,7 @@ def batched(index: Integers, size: int, batch: int) -> Integers:
 def unbatched(result: Integers, size: int, batch: int) -> Integers | str:
     """The index of one sample after a shape operator, or a reason: samples were mixed, or the batch axis moved."""
     if result.ndim == 0 or result.shape[0] != batch:
-        return "the batch axis is merged with another or moved"
+        return "the batch axis is merged with another or moved (windows of attention as a batch, for one)"
     first: Integers = result[0]
     same = all(np.array_equal(result[b], first + b * size) for b in range(1, batch))
     if not same or (first.size and (first.min() < 0 or first.max() >= size)):

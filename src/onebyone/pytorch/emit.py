@@ -166,6 +166,11 @@ def image_max(source: Array, axes: int) -> Array:
     return source.amax(tuple(range(2, 2 + axes)), keepdim=True)
 
 
+def channel_norm(source: Array) -> Array:
+    """The root of the sum of squares over the channels of each place."""
+    return (source * source).sum(1, keepdim=True).sqrt()
+
+
 def image_norm(source: Array, axes: int, places: int) -> Array:
     """The root of the sum of squares over the whole map, as if it had `places` places."""
     return ((source * source).mean(tuple(range(2, 2 + axes)), keepdim=True) * float(places)).sqrt()

@@ -114,8 +114,8 @@ def _over_channels(handle: fx.Proxy, name: str) -> Any:
         "amax": torch.amax,
         "amin": torch.amin,
     }
-    if name not in operation:
-        raise Cannot("a norm over the channels")
+    if name == "linalg_vector_norm":
+        return emit.channel_norm(handle)
     return operation[name](handle, 1, keepdim=True)
 
 

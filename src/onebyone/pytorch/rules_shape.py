@@ -12,7 +12,7 @@ from torch import fx
 
 from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import batched, unbatched
-from onebyone.pytorch.rules import register
+from onebyone.pytorch.rules import refusing, register
 from onebyone.pytorch.trace import BATCH
 from onebyone.pytorch.walk import Cannot, Lifted, Walk, functional
 
@@ -76,6 +76,9 @@ def with_index(value: Lifted, index: Integers) -> Lifted:
     """The value with another index; the identity is kept as None."""
     whole = index.shape == value.grid.shape and np.array_equal(index.ravel(), np.arange(index.size))
     return Lifted(value.handle, value.grid, None if whole else index, value.pooled, value.affine)
+
+
+refusing("places taken apart into patches by im2col (unfold)", aten.im2col, aten.col2im)
 
 
 @register(*PASSES)

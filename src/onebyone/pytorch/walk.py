@@ -126,6 +126,10 @@ class Walk:
         for node in self.traced.graph.nodes:
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node)
+            elif (
+                node.op == "get_attr"
+            ):  # a graph within the graph (autocast, for one): its caller is refused by name
+                self.values[node] = node.target
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
                 if is_inplace(node.target) and isinstance(node.args[0], fx.Node):

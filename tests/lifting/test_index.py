@@ -1,0 +1,150 @@
+"""Indices against the same thing done to arrays: gathers, stencils and windows, exhaustively on small maps."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onebyone.laws.geometry import Sliding
+from onebyone.lifting.grid import PERIOD, Grid
+from onebyone.lifting.index import (
+    Gather,
+    as_gather,
+    as_stencil,
+    as_window,
+    batched,
+    decode,
+    identity,
+    in_layout_of,
+    is_bijection,
+    unbatched,
+)
+
+SHAPE = (4, 5, 6)
+GRID = Grid.image(4, (5, 6))
+
+
+def test_decode_reads_broadcast_views_rightly() -> None:
+    grid = Grid.image(1, (128, 128))
+    wide = np.broadcast_to(identity(grid.shape), (64, 128, 128))
+    channel, place = decode(wide, grid)
+    assert not channel.any()
+    assert (place[0] == np.arange(128)[None, :, None]).all()
+    assert (place[1] == np.arange(128)[None, None, :]).all()
+
+
+@pytest.mark.parametrize(
+    "where",
+    list(
+        product(
+            (slice(None), slice(1, 3), slice(None, None, 2), slice(None, None, -1)),
+            (slice(None), slice(1, None), slice(0, None, 2), slice(1, 2)),
+            (slice(None), slice(2, 5), slice(1, None, 3)),
+        )
+    ),
+)
+def test_a_slice_is_the_gather_that_makes_it(where: tuple[slice, ...]) -> None:
+    index = identity(SHAPE)[where]
+    plan = as_gather(index, GRID)
+    assert isinstance(plan, Gather)
+    values = np.random.default_rng(0).normal(size=SHAPE)
+    made = np.empty(index.shape)
+    for k, y, x in np.ndindex(*index.shape):
+        row, column = plan.starts[:, k] + np.array([y, x]) * plan.steps
+        made[k, y, x] = values[plan.channels[k], row, column]
+    assert (made == values[where]).all()
+    grid = plan.grid(GRID)
+    for axis in (1, 2):
+        sizes = [len(range(size)[where[axis]]) for size in range(SHAPE[axis], SHAPE[axis] + PERIOD)]
+        if where[axis].stop is None:  # an open end keeps up with the image
+            assert grid.sizes[axis - 1] == tuple(sizes)
+        assert grid.fields[axis - 1].start == (where[axis].start or 0)
+        assert grid.fields[axis - 1].jump == (
+            where[axis].step if index.shape[axis] > 1 and where[axis].step else 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("index", "why"),
+    [
+        (identity(SHAPE)[:, ::-1], "backwards"),
+        (identity(SHAPE).transpose(1, 0, 2), "mixed"),
+        (identity(SHAPE).reshape(4, 30), "not a map"),
+        (identity(SHAPE)[:, [0, 1, 3]], "steps"),
+    ],
+)
+def test_what_is_no_gather_says_why(index: np.ndarray, why: str) -> None:
+    reason = as_gather(index, GRID)
+    assert isinstance(reason, str)
+    assert why in reason
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+def test_a_flattened_map_in_any_order_is_one_stencil(order: tuple[int, ...]) -> None:
+    stencil = as_stencil(identity(SHAPE).transpose(order).reshape(-1), GRID)
+    assert not isinstance(stencil, str)
+    assert (stencil.kernel, stencil.step, stencil.nominal, stencil.start) == ((5, 6), (1, 1), (1, 1), (0, 0))
+    flat = np.ravel_multi_index((stencil.channels, *stencil.offsets), SHAPE)
+    assert (flat == identity(SHAPE).transpose(order).reshape(-1)).all()
+
+
+def test_patches_are_a_stencil_with_a_stride() -> None:
+    grid = Grid.image(3, (4, 6))
+    image = torch.arange(3 * 4 * 6, dtype=torch.float64).reshape(1, 3, 4, 6)
+    rows = F.unfold(image, 2, stride=2)[0].T.long().numpy()  # (6 patches, 12 features)
+    stencil = as_stencil(rows.reshape(2, 3, 12), grid)
+    assert not isinstance(stencil, str)
+    assert (stencil.kernel, stencil.step, stencil.nominal) == ((2, 2), (2, 2), (2, 3))
+    assert (stencil.lead == np.arange(6).reshape(2, 3)).all()
+    assert (stencil.out_index(2)[..., 1] == 6 + stencil.lead).all()
+
+
+def test_rows_that_differ_are_no_stencil() -> None:
+    rows = identity(SHAPE).reshape(4, 30)
+    assert "different channels" in str(as_stencil(rows, GRID))
+    assert "lie differently" in str(as_stencil(np.array([[0, 1], [0, 2]]), GRID))
+
+
+def test_windows_are_full_rectangles_alone() -> None:
+    whole = as_window(identity(SHAPE).reshape(4, 30), GRID)
+    assert not isinstance(whole, str)
+    assert whole.kernel == (5, 6)
+    assert (whole.index == np.arange(4)).all()
+    assert "rectangle" in str(as_window(identity(SHAPE).reshape(4, 30)[:, :-1], GRID))
+    assert "mixes" in str(as_window(identity(SHAPE).transpose(1, 2, 0), GRID))
+
+
+def test_bijections_and_layouts() -> None:
+    turned = identity(SHAPE).transpose(1, 2, 0)
+    assert is_bijection(turned, GRID)
+    assert not is_bijection(identity(SHAPE)[:, :, :5], GRID)
+    assert not is_bijection(np.zeros(SHAPE, dtype=np.int64), GRID)
+    values = np.random.default_rng(1).permutation(120).reshape(turned.shape)
+    laid = in_layout_of(values, turned, GRID)
+    assert (laid.transpose(1, 2, 0) == values).all()
+
+
+def test_mixing_the_batch_is_seen() -> None:
+    numbers = batched(identity(SHAPE), 120, 2)
+    assert (unbatched(numbers.reshape(2, -1), 120, 2) == np.arange(120)).all()
+    assert "moved" in str(unbatched(numbers.reshape(-1), 120, 2))
+    assert "mixed" in str(unbatched(numbers[::-1], 120, 2))
+    assert "mixed" in str(unbatched(np.stack([numbers[0], numbers[1][::-1]]), 120, 2))
+
+
+@pytest.mark.parametrize(
+    "op", [Sliding(3), Sliding(3, 2), Sliding(2, 2, pad_before=1), Sliding(3, 3, ceil_mode=True)]
+)
+def test_sizes_say_when_extents_can_differ(op: Sliding) -> None:
+    grid = Grid.image(1, (12, 12)).through([op, op], 8)
+    assert grid.shape == (8, op.out_size(12), op.out_size(12))
+    assert grid.sizes[0] == tuple(op.out_size(n) for n in range(12, 12 + PERIOD))
+    plain = Grid.image(1, (12, 12)).through([Sliding(op.kernel, op.stride)] * 2)
+    joined = grid.joined(plain)
+    assert joined is not None
+    assert joined.sizes[0] == tuple(map(min, grid.sizes[0], plain.sizes[0]))
+    assert grid.joined(Grid.image(1, (12, 12)).through([Sliding(1, 5)] * 2)) is None
