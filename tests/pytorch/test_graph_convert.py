@@ -259,7 +259,9 @@ def test_only_chooses_by_path() -> None:
     assert [x.path for x in c.changes] == ["mlp.0", "mlp.3"]
     assert products_left(c.model, "conv") == 2
     assert (
-        convert_graph(model, to="conv", example=args, only=lambda p: p.endswith("qkv")).changes[0].path
+        convert_graph(model, to="conv", example=args, only=lambda path, _: path.endswith("qkv"))
+        .changes[0]
+        .path
         == "attn.qkv"
     )
     with pytest.raises(BadInput, match=r"only='nothing' chooses no product"):

@@ -28,7 +28,7 @@ from onebyone.pytorch.graph.rewrite import Found, Rewritten, find_products, rewr
 from onebyone.pytorch.graph.weights import StoredWeights
 from onebyone.records import Change, Refusal, table
 
-Only = str | Sequence[str] | Callable[[str], bool]
+Only = str | Sequence[str] | Callable[[str, nn.Module | None], bool]
 LAW = {"conv": "linear = pointwise convolution", "linear": "pointwise convolution = linear"}
 
 
@@ -121,8 +121,8 @@ def convert_graph(
     tuple of its inputs). It is left as it is. Values are stored in the axis order that needs the fewest
     layout operators, and never more of them than the original had where that can be had. Parameters keep
     their names; weights are stored as (O, I, 1, 1), as views of the original's storage, so training one
-    trains the other. `only` chooses layers: a glob on dotted paths, several of them, or a function of the
-    path. `optimizer` is handed over to the new parameters, with its elementwise state.
+    trains the other. `only` chooses layers: a glob on dotted paths, several of them, or a function (path,
+    module) → bool (module None where a program was given). `optimizer` is handed over to the new parameters, with its elementwise state.
 
     Raises:
         BadInput: an argument that cannot be used, among them an `only` that chooses nothing.
@@ -141,7 +141,7 @@ def convert_graph(
         raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
     program = exported(model, example)
     original = functional_program(program)
-    found, refused = find_products(original, to, _selection(only))
+    found, refused = find_products(original, to, _selection(only, model))
     converted = [f for f in found if f.convert]
     if only is not None and not converted and not refused:
         raise BadInput(
@@ -191,11 +191,12 @@ def exported(model: nn.Module | ExportedProgram, example: Any = None) -> Exporte
             module.training = training
 
 
-def _selection(only: Only | None) -> Callable[[str], bool]:
+def _selection(only: Only | None, model: nn.Module | ExportedProgram) -> Callable[[str], bool]:
     if only is None:
         return lambda path: True
     if callable(only):
-        return only
+        modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+        return lambda path: only(path, modules.get(path))
     globs = [only] if isinstance(only, str) else list(only)
     return lambda path: any(fnmatchcase(path, glob) for glob in globs)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from onebyone.pytorch.graph.counting import operator_name
 from onebyone.pytorch.graph.products import Product
@@ -203,6 +203,18 @@ def not_read(node: Node, known: set[Node]) -> str | None:
     tensors = [n for n in node.all_input_nodes if tensor(n) is not None]
     mixed = any(n in known for n in tensors) and any(n not in known for n in tensors)
     return reason if reason and mixed else None
+
+
+def products_inside(program: ExportedProgram, node: Node, to: str) -> int:
+    """How many products a block that the node runs holds: `no_grad`, autocast, `cond` and the like are graphs
+    of their own.
+    """
+    names = PRODUCTS if to == "conv" else CONVOLUTIONS
+    blocks = (
+        [n.target for n in node.all_input_nodes if n.op == "get_attr"] if node.op == "call_function" else []
+    )
+    inner = [getattr(program.graph_module, str(name), None) for name in blocks]
+    return sum(operator_name(n) in names for b in inner if isinstance(b, GraphModule) for n in b.graph.nodes)
 
 
 def refusal(node: Node, path: str, reason: str) -> Refusal:

@@ -19,7 +19,9 @@ from onebyone.pytorch.graph.match import (
     layer_path,
     match_convolution,
     match_linear,
+    module_path,
     not_read,
+    products_inside,
     refusal,
 )
 from onebyone.pytorch.graph.orders import UNIT, Frame, natural_frame
@@ -84,6 +86,10 @@ def find_products(
             reason = eligible if isinstance(eligible, str) else not_read(node, known)
             if selected(path) and (isinstance(eligible, str) or to == "conv"):
                 refused.append(refusal(node, path, str(reason)))
+        if selected(module_path(node)) and products_inside(program, node, to):
+            refused.append(
+                refusal(node, module_path(node) or node.name, "a block with a graph of its own is not read")
+            )
         product = linear if isinstance(linear, Product) else convolution
         if not isinstance(product, Product):
             continue
