@@ -170,13 +170,13 @@ HEAD = (
     "network",
     "parameters",
     "layers",
-    "layers",
-    "native",
-    "peak",
+    'level="layers"',
+    '"native"',
+    "peak memory",
     "new storage",
-    "graph",
-    "layout, conv",
-    "layout, linear",
+    '"graph"',
+    "layout operators, to conv",
+    "to linear",
 )
 
 

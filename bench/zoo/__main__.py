@@ -88,7 +88,10 @@ def _row(result: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.zoo", description=__doc__)
     parser.add_argument(
-        "--only", metavar="GLOB", help="networks whose key (timm:resnet, block:lstm) or source fits"
+        "--only",
+        metavar="GLOB",
+        action="append",
+        help="key (timm:resnet, block:lstm) or source that fits; again for more",
     )
     parser.add_argument("--sample", type=int, metavar="N", help="N of them by chance")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")

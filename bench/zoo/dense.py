@@ -26,6 +26,7 @@ CHOICES = ("window", "image")
 #: Strides by which the image is larger than the window, per axis: different ones, so that swapped axes show.
 LARGER = {1: (5,), 2: (1, 2), 3: (1, 1, 2)}
 MAX_WINDOWS = 6
+GRAIN = 12  # pixels
 
 
 class Flat(nn.Module):
@@ -71,14 +72,14 @@ def _one(model: nn.Module, window: tuple[int, ...], channels: int, context: str 
     record["reasons_for_inexactness"] = len(geometry.inexact_because)
     record["exact"] = geometry.exact
     generator = torch.Generator().manual_seed(3)
-    crop = torch.randn(1, channels, *window, generator=generator)
+    crop = picture(channels, window, generator)
     alone = onebyone.verify(Flat(model).eval(), Flat(dense.model).eval(), crop, gradients=False)
     record["one_window"] = summary(alone)
     if not alone.equivalent:
         raise NotEquivalentError(f"context {context}, one window: " + "; ".join(alone.problems[:3]))
     steps = LARGER[len(window)]
     sizes = [w + s * k + s // 2 for w, s, k in zip(window, geometry.stride, steps, strict=True)]
-    image = torch.randn(1, channels, *sizes, generator=generator)
+    image = picture(channels, sizes, generator)
     record["crops"] = against_crops(model, dense.model, geometry, image)
     proof = onebyone.verify(model, dense, image, max_windows=MAX_WINDOWS, gradients=False)
     record["verification"] = summary(proof) | {"target": proof.target, "windows": proof.windows}
@@ -88,11 +89,19 @@ def _one(model: nn.Module, window: tuple[int, ...], channels: int, context: str 
     return record
 
 
+def picture(channels: int, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
+    """An image with coarse structure and fine, so that neighbouring windows differ in more than noise."""
+    coarse = torch.randn(1, channels, *(-(-n // GRAIN) for n in sizes), generator=generator)
+    fine = torch.randn(1, channels, *sizes, generator=generator)
+    return nn.functional.interpolate(coarse, size=tuple(sizes)) + 0.5 * fine
+
+
 @torch.no_grad()
 def against_crops(model: nn.Module, dense: nn.Module, geometry: Geometry, image: Tensor) -> dict[str, Any]:
     """Every window of `image` cropped here and run alone, against its place in the dense output.
 
-    `max_abs_difference`; `relative_to_spread`, that over the standard deviation of the crops' answers;
+    `max_abs_difference`; `relative_to_spread`, that over the standard deviation of all the crops' answers;
+    `relative_to_variation`, the root mean square difference over that by which the answers vary from window to window;
     `class_agreement`, the share of windows whose largest output is the same.
     """
     found = _leaves(dense(image))
@@ -114,11 +123,14 @@ def against_crops(model: nn.Module, dense: nn.Module, geometry: Geometry, image:
 def _compared(expected: Tensor, got: Tensor) -> dict[str, Any]:
     difference = float((expected - got).abs().max())
     spread = float(expected.std())
+    variation = float((expected - expected.mean(0)).square().mean().sqrt())
+    deviation = float((expected - got).square().mean().sqrt())
     agree = (expected.argmax(1) == got.argmax(1)).double().mean()
     return {
         "windows": len(expected),
         "max_abs_difference": float(f"{difference:.4g}"),
         "relative_to_spread": float(f"{difference / spread:.4g}") if spread else None,
+        "relative_to_variation": float(f"{deviation / variation:.4g}") if variation else None,
         "class_agreement": round(float(agree), 4),
     }
 

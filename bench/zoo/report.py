@@ -30,12 +30,13 @@ error that is no refusal).
 """
 
 DENSE = """\
-*Exact*: equal to cropping every window, to a derived rounding bound. Otherwise the network pads its maps,
-or pools over the whole image inside, and the deviation from crops is measured: the largest difference over
-the standard deviation of the crops' answers, and the share of windows whose largest output is the same.
-Weights are random, so these figures say how far padding and context reach, and nothing of a trained
-network's accuracy. On an image of one window every dense form agrees with its network to rounding, whatever
-the context.
+*Exact*: equal to cropping every window, to a derived rounding bound. Otherwise the network pads its maps, or
+pools over the whole image inside, and the deviation from crops is measured on an image a few strides larger
+than the window: *deviation* is the largest difference over the standard deviation of the crops' answers, *of
+variation* the root mean square difference over that by which the answers vary from window to window, *same
+class* the share of windows whose largest output is the same. Weights are random, so these figures say how far
+padding and context reach, and nothing of a trained network's accuracy. On an image of one window every dense
+form agrees with its network to rounding, whatever the context.
 """
 
 
@@ -85,7 +86,8 @@ DENSE_HEAD = (
     "stride",
     "receptive field",
     "exact",
-    "largest difference",
+    "deviation",
+    "of variation",
     "same class",
     "s",
 )
@@ -139,6 +141,7 @@ def _dense_rows(result: dict[str, Any]) -> Iterable[list[str]]:
             _by(geometry["receptive_field"]),
             "yes" if record["exact"] else "no",
             _number(crops.get("relative_to_spread")),
+            _number(crops.get("relative_to_variation")),
             f"{crops['class_agreement']:.0%}" if crops else "–",
             f"{record['seconds']:.1f}",
         ]
