@@ -59,6 +59,9 @@ class Tally:
         return "\n".join([*lines, f"findings: {len(self.findings)}"])
 
 
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
 class Wrong(Exception):  # noqa: N818 - caught at once and made a Finding
     """A check failed."""
 
@@ -112,6 +115,16 @@ def check_dense(net: Net, tally: Tally) -> None:
     )
     outcome = check_numbers(net, dense)
     tally.add("dense", verdict.label, outcome, verdict.reason)
+    if verdict.label == "legal":
+        tally.add("answers", "differ from window to window" if _alive(net, dense) else "are all the same")
+
+
+def _alive(net: Net, dense: Convolutionalized) -> bool:
+    """Whether the answers tell windows apart: if not, much could be wrong unseen."""
+    size = [w + min(s, 12) for w, s in zip(dense.geometry.window, dense.geometry.stride, strict=True)]
+    with torch.no_grad():
+        places = dense.model(_image(net, size)).flatten(2)
+    return bool((places != places[:, :, :1]).any()) or places.shape[2] == 1
 
 
 def check_context(net: Net, tally: Tally) -> None:
@@ -146,7 +159,7 @@ def check_numbers(net: Net, dense: Convolutionalized) -> str:
         image = _image(net, size)
         with torch.no_grad():
             got = dense.model(image)
-            crops, slack = _crops(net, image, stride)
+            crops, slack = _crops(net, window, image, stride)
         places = dense.geometry.positions(size)
         require(tuple(got.shape[2:]) == places, f"{tuple(got.shape[2:])} places, {places} windows")
         require(got.shape == crops.shape, "other outputs than the network's")
@@ -185,10 +198,10 @@ def _image(net: Net, size: list[int]) -> torch.Tensor:
     return torch.randn(2, net.description.channels, *size, generator=generator, dtype=torch.float64)
 
 
-def _crops(net: nn.Module, image: torch.Tensor, stride: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _crops(
+    net: Network, window: tuple[int, ...], image: torch.Tensor, stride: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The network on every crop as `(N, outputs, *places)`, and what rounding may change of it."""
-    assert isinstance(net, Net)
-    window = net.description.window
     starts = [range(0, n - w + 1, s) for n, w, s in zip(image.shape[2:], window, stride, strict=True)]
     counts = [len(s) for s in starts]
     crops = torch.stack(
@@ -204,9 +217,7 @@ def _crops(net: nn.Module, image: torch.Tensor, stride: tuple[int, ...]) -> tupl
     return tuple(t.reshape(shape).flatten(2).movedim(1, -1).unflatten(-1, counts) for t in (out, slack))  # type: ignore[return-value]
 
 
-def answers(
-    net: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def answers(net: Network, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The network's answers, and how far they may be off: what the network makes of inputs moved at random by about
     2^12 roundings (four times), and 2^12 roundings of the largest answer."""
     generator = torch.Generator().manual_seed(2)
@@ -216,6 +227,42 @@ def answers(
         moved = image * (1 + 2**-40 * torch.randn(image.shape, generator=generator, dtype=image.dtype))
         worst = torch.maximum(worst, (net(moved) - out).abs().max() + torch.zeros_like(out))
     return out, worst
+
+
+class Several(nn.Module):
+    """Some values of a network, as several outputs."""
+
+    def __init__(self, net: Net, outputs: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net, self.outputs = net, outputs
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values = self.net.values(image)
+        return tuple(values[i] for i in self.outputs)
+
+
+def check_outputs(net: Net, tally: Tally) -> None:
+    """A network with two outputs: the first vector, and the last; their strides may differ. A third of the networks."""
+    d = net.description
+    vectors = [i for i in range(1, len(d.ops)) if len(net.shapes[i]) == 1]
+    if not vectors or len(d.ops) % 3:
+        return
+    verdicts = [judge(net), judge(Net(Description(d.channels, d.window, d.ops[: vectors[0]])))]
+    if any(v.label != "legal" for v in verdicts):
+        return
+    both = Several(net, (vectors[0], len(d.ops)))
+    dense = convolutionalize(both, d.window, d.channels)
+    exact = not any(v.padded for v in verdicts)
+    require(dense.geometry.exact == exact, f"two outputs: exact is {dense.geometry.exact}")
+    image = _image(net, [w + 2 * min(s, 8) - 1 for w, s in zip(d.window, dense.geometry.stride, strict=True)])
+    image = image if exact else _image(net, list(d.window))
+    with torch.no_grad():
+        for number, got in enumerate(dense.model(image)):
+            one = Several(net, (both.outputs[number],))
+            crops, slack = _crops(lambda x, one=one: one(x)[0], d.window, image, dense.geometry.stride)
+            require(got.shape == crops.shape, "two outputs: other places than windows")
+            require(not bool(((got - crops).abs() > slack).any()), "two outputs: wrong numbers")
+    tally.add("two outputs", "equal" if exact else "padded, equal on one window")
 
 
 def check_window(net: Net, tally: Tally) -> None:
@@ -308,6 +355,7 @@ def check_graph(net: Net, tally: Tally) -> None:
 
 CHECKS: dict[str, Any] = {
     "dense": check_dense,
+    "outputs": check_outputs,
     "window": check_window,
     "layers": check_layers,
     "graph": check_graph,

@@ -235,11 +235,15 @@ class Net(nn.Module):
         result: torch.Tensor = self.layers[str(source)](values[0])
         return result
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def values(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Every value, the image first."""
         values = [image]
         for number, op in enumerate(self.description.ops):
             values.append(self.step(number, [values[i] for i in op.inputs]))
-        return values[-1]
+        return values
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.values(image)[-1]
 
 
 def randomised(net: Net, seed: int = 0) -> Net:
