@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=int, metavar="N", help="N of them by chance")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--fresh", action="store_true", help="run everything again")
-    parser.add_argument("--keep", action="store_true", help="keep results of other states of the sources too")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep results without faults of other states of the sources too"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="networks at a time")
     return parser
 

@@ -26,7 +26,6 @@ CHOICES = ("window", "image")
 #: Strides by which the image is larger than the window, per axis: different ones, so that swapped axes show.
 LARGER = {1: (5,), 2: (1, 2), 3: (1, 1, 2)}
 MAX_WINDOWS = 6
-GRAIN = 12  # pixels
 
 
 class Flat(nn.Module):
@@ -72,14 +71,14 @@ def _one(model: nn.Module, window: tuple[int, ...], channels: int, context: str 
     record["reasons_for_inexactness"] = len(geometry.inexact_because)
     record["exact"] = geometry.exact
     generator = torch.Generator().manual_seed(3)
-    crop = picture(channels, window, generator)
+    crop = picture(channels, window, window, generator)
     alone = onebyone.verify(Flat(model).eval(), Flat(dense.model).eval(), crop, gradients=False)
     record["one_window"] = summary(alone)
     if not alone.equivalent:
         raise NotEquivalentError(f"context {context}, one window: " + "; ".join(alone.problems[:3]))
     steps = LARGER[len(window)]
     sizes = [w + s * k + s // 2 for w, s, k in zip(window, geometry.stride, steps, strict=True)]
-    image = picture(channels, sizes, generator)
+    image = picture(channels, sizes, window, generator)
     record["crops"] = against_crops(model, dense.model, geometry, image)
     proof = onebyone.verify(model, dense, image, max_windows=MAX_WINDOWS, gradients=False)
     record["verification"] = summary(proof) | {"target": proof.target, "windows": proof.windows}
@@ -89,11 +88,14 @@ def _one(model: nn.Module, window: tuple[int, ...], channels: int, context: str 
     return record
 
 
-def picture(channels: int, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
-    """An image with coarse structure and fine, so that neighbouring windows differ in more than noise."""
-    coarse = torch.randn(1, channels, *(-(-n // GRAIN) for n in sizes), generator=generator)
+def picture(channels: int, sizes: Sequence[int], window: Sequence[int], generator: torch.Generator) -> Tensor:
+    """An image with patches of a third of a window and noise, so that windows differ in more than noise."""
+    cells = (max(2, w // 3) for w in window)
+    coarse = torch.randn(
+        1, channels, *(-(-n // cell) for n, cell in zip(sizes, cells, strict=True)), generator=generator
+    )
     fine = torch.randn(1, channels, *sizes, generator=generator)
-    return nn.functional.interpolate(coarse, size=tuple(sizes)) + 0.5 * fine
+    return 2.0 * nn.functional.interpolate(coarse, size=tuple(sizes)) + 0.5 * fine
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def _blocks() -> Iterator[Entry]:
 
 
 def _timm() -> Iterator[Entry]:
-    for file, of in smallest.load().items():
+    for file, of in sorted(smallest.load().items(), key=lambda item: int(item[1]["parameters"])):
         window = (of["window"], of["window"])
         yield Entry(f"timm:{file}", f"timm:{of['model']}", _square(of["channels"], of["side"]), window)
 

@@ -32,13 +32,13 @@ CONVERTED, REFUSED, NOT_EQUIVALENT, CRASHED = "converted", "refused", "not equiv
 
 @dataclass
 class Step:
-    """The record of one step: `seconds` and `peak_bytes` (resident memory above what was there before)
-    cover all of it."""
+    """The record of one step: wall and processor seconds, and the resident memory above what was there before."""
 
     name: str
     outcome: str
     reason: str = ""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     peak_bytes: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -72,7 +72,7 @@ class Run:
         """One step under guard: it fills in its figures as it goes, and what it raises is its outcome."""
         figures: dict[str, Any] = {}
         gc.collect()
-        before, start = memory.forget_peak(), time.perf_counter()
+        before, start, cpu = memory.forget_peak(), time.perf_counter(), time.process_time()
         outcome, reason = CONVERTED, ""
         try:
             act(figures)
@@ -88,7 +88,8 @@ class Run:
         except Exception as error:  # the point of the zoo is to find these
             outcome, reason = CRASHED, _last_line(error)
         seconds = round(time.perf_counter() - start, 3)
-        self.tell(Step(name, outcome, reason, seconds, max(0, memory.peak() - before), figures))
+        processor = round(time.process_time() - cpu, 3)
+        self.tell(Step(name, outcome, reason, seconds, processor, max(0, memory.peak() - before), figures))
 
     def _build(self, figures: dict[str, Any]) -> None:
         self.model = build(self.entry)

@@ -28,6 +28,7 @@ WORK = ROOT / "bench" / "work" / "zoo"
 MEMORY = 9 * 2**30
 #: Seconds a network may take in all.
 PATIENCE = 900
+FAULTS = ("not equivalent", "crashed")
 LIBRARIES = ("torch", "torchvision", "timm")
 RENDERING = ("report.py", "__main__.py", "totals.py")
 
@@ -54,12 +55,14 @@ def result_path(entry: Entry) -> Path:
 
 
 def kept(entry: Entry, mark: str | None) -> dict[str, Any] | None:
-    """The result of an earlier run: one of the same fingerprint, or any where `mark` is None."""
+    """The result of an earlier run: of the same fingerprint, or, where `mark` is None, any without faults."""
     path = result_path(entry)
     if not path.exists():
         return None
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result if mark in (None, result["fingerprint"]) else None
+    if mark is None:
+        return None if any(s["outcome"] in FAULTS for s in result["steps"]) else result
+    return result if mark == result["fingerprint"] else None
 
 
 def run_entry(entry: Entry, log: Path) -> None:
