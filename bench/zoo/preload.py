@@ -7,7 +7,6 @@ import importlib
 import pkgutil
 import warnings
 
-import onebyone
 from bench.zoo import models, steps  # noqa: F401 - the steps import what they use
 
 warnings.simplefilter("ignore")
