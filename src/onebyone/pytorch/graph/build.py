@@ -99,7 +99,7 @@ class Builder:
     def _emit(self, node: Node) -> None:
         if node in self.free:
             return
-        out, inputs = self.plan[node]
+        out, inputs = self.plan.orders[node]
         new, frame = self.rules[node].emit(self, out, inputs)
         if node in self._channels_last:
             new, frame = self._laid_out(new, frame, self._channels_last[node])

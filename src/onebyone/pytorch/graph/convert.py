@@ -122,7 +122,8 @@ def convert_graph(
     layout operators, and never more of them than the original had where that can be had. Parameters keep
     their names; weights are stored as (O, I, 1, 1), as views of the original's storage, so training one
     trains the other. `only` chooses layers: a glob on dotted paths, several of them, or a function (path,
-    module) → bool (module None where a program was given). `optimizer` is handed over to the new parameters, with its elementwise state.
+    module) → bool (module None where a program was given). `optimizer` is handed over to the new parameters,
+    with its elementwise state.
 
     Raises:
         BadInput: an argument that cannot be used, among them an `only` that chooses nothing.

@@ -23,12 +23,19 @@ from onebyone.pytorch.graph.rules import Inputs, Rule, axes_of
 WANTED = 6
 BEAM = 32
 
-Plan = dict[Node, tuple[Order, Inputs]]
+
+@dataclass(frozen=True)
+class Plan:
+    """For each node the order of its result and of its operands; and how many permutes that takes."""
+
+    orders: dict[Node, tuple[Order, Inputs]]
+    permutes: int
 
 
 @dataclass
 class _State:
     cost: float
+    permutes: int
     at_hand: dict[Node, frozenset[Order]]
     last: Any  # None, or (previous, node, out, inputs): the choices as a linked list
 
@@ -37,7 +44,7 @@ def choose_orders(rules: dict[Node, Rule], constants: set[Node]) -> Plan:
     """A plan for every node that has a rule; constants are stored in any order for nothing."""
     wishes = _wishes(rules)
     last_use = _last_use(rules)
-    states = [_State(0.0, {}, None)]
+    states = [_State(0.0, 0, {}, None)]
     for node, rule in rules.items():
         grown: dict[frozenset[tuple[Node, frozenset[Order]]], _State] = {}
         for state in states:
@@ -52,12 +59,12 @@ def choose_orders(rules: dict[Node, Rule], constants: set[Node]) -> Plan:
 
 
 def _unwind(state: _State) -> Plan:
-    plan: Plan = {}
+    orders: dict[Node, tuple[Order, Inputs]] = {}
     entry = state.last
     while entry is not None:
         entry, node, out, inputs = entry
-        plan[node] = (out, inputs)
-    return plan
+        orders[node] = (out, inputs)
+    return Plan(orders, state.permutes)
 
 
 def _last_use(rules: dict[Node, Rule]) -> dict[Node, list[Node]]:
@@ -115,7 +122,7 @@ def _choices(
 
 def _take(state: _State, node: Node, rule: Rule, out: Order, inputs: Inputs, constants: set[Node]) -> _State:
     at_hand = dict(state.at_hand)
-    cost = state.cost + rule.penalty(out, inputs)
+    cost, permutes = state.cost + rule.penalty(out, inputs), state.permutes
     for operand, order in zip(rule.operands, inputs, strict=True):
         if operand in constants:
             continue
@@ -124,7 +131,8 @@ def _take(state: _State, node: Node, rule: Rule, out: Order, inputs: Inputs, con
             cost += (
                 1.0 if isinstance(operand.meta.get("val"), torch.Tensor) else inf
             )  # a list of pieces is not permuted
+            permutes += 1
             at_hand[operand] = have | {order}
     if out != rule.axes or rule.axes != axes_of(node):
         at_hand[node] = frozenset({out})
-    return _State(cost, at_hand, (state.last, node, out, inputs))
+    return _State(cost, permutes, at_hand, (state.last, node, out, inputs))

@@ -168,7 +168,7 @@ class ProductRule(Free):
             return 0.0
         if not trail:
             return self.merge_penalty
-        return 0.01 if len(lead) == 1 else 0.02
+        return 0.0002 if len(lead) == 1 else 0.0003
 
     def _full(self, out: Order, x: Order) -> Order:
         if self._gone():

@@ -43,7 +43,7 @@ from onebyone.records import Refusal
 # How dear a form that is not the plainest is beside one permute: a convolution with its tokens in the batch
 # axis (an image of one place), a weight that multiplies from the left. The first plan with no more layout
 # operators than the original is taken.
-MERGE_PENALTIES = (1.01, 0.5, 0.04)
+MERGE_PENALTIES = (1.01, 0.5, 0.04, 0.0005)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,11 @@ def rewrite(program: ExportedProgram, found: list[Found], allowed: int) -> Rewri
     for penalty in MERGE_PENALTIES:
         rules, free = _rules(program, found, penalty)
         plan = choose_orders(rules, free)
+        if plan.permutes > allowed and penalty != MERGE_PENALTIES[-1]:
+            continue
         for channels_last in ({}, image_starts(found, rules, plan, free)):
+            if channels_last and best is not None and best.layout <= plan.permutes:
+                break
             result = _written(program, found, rules, free, plan, channels_last, stored)
             stored = result.stored
             if best is None or result.layout < best.layout:

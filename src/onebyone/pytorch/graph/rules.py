@@ -345,7 +345,7 @@ class Normalise(Free):
         return [order] if i == 0 and self.inputs_for(order) else [self.axes]
 
     def penalty(self, out: Order, inputs: Inputs) -> float:
-        return 0.0 if out[-len(self.over) :] == self.over else 0.003
+        return 0.0 if out[-len(self.over) :] == self.over else 0.0001
 
     def emit(self, em: Emitter, out: Order, inputs: Inputs) -> tuple[Any, Frame]:
         x = self.operands[0]
