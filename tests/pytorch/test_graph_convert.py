@@ -274,3 +274,25 @@ def test_nothing_to_convert_gives_the_program_back() -> None:
     c: GraphConversion = convert_graph(program, to="linear")
     assert c.model is program
     assert not c.changes
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(4, 6, 1, stride=2), (2, 4, 7)),
+        (nn.Conv2d(4, 6, 1, groups=2, bias=False), (2, 4, 3, 5)),
+        (nn.Conv2d(4, 6, 1, stride=(2, 3)), (4, 5, 7)),  # without a batch
+        (nn.Conv2d(4, 6, 1, stride=3), (2, 4, 3, 7)),  # leaves a single row
+        (nn.Conv3d(4, 6, 1, stride=(2, 1, 2), groups=2), (2, 4, 2, 3, 5)),
+        (nn.Conv2d(4, 1, 1), (2, 4, 3, 5)),
+        (nn.Conv2d(1, 4, 1), (2, 1, 3, 5)),
+    ],
+)
+def test_strided_and_grouped_convolutions_become_linear(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(5)
+    x = torch.randn(shape)
+    c = convert_graph(copy.deepcopy(layer).double(), to="linear", example=x.double())
+    assert len(c.changes) == 1
+    assert products_left(c.model, "linear") == 0
+    assert_same_function(layer, (x,), c.model)
+    assert c.layout_after.total() == 0
