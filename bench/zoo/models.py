@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,8 +16,9 @@ from bench.zoo.blocks import BLOCKS
 from bench.zoo.heads import TrunkAndHeads
 from onebyone.pytorch.sources import import_torchvision, load_source
 
-#: Above this many parameters no gradients are compared: in float64 they take minutes and gigabytes.
-LARGE = 60_000_000
+#: Above this many parameters, or numbers in an input (clips), no gradients are compared and clips go one at a time: in
+#: float64 they would take minutes and gigabytes.
+LARGE, LARGE_INPUT = 60_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,18 @@ def _structure(source: str) -> nn.Module:
     return model
 
 
-def example(entry: Entry, batch: int = 2) -> tuple[Tensor, ...]:
-    """Standard normal inputs."""
+def is_large(entry: Entry, model: nn.Module) -> bool:
+    """Whether gradients are left out."""
+    return sum(p.numel() for p in model.parameters()) > LARGE or _large_input(entry)
+
+
+def _large_input(entry: Entry) -> bool:
+    return any(math.prod(shape) > LARGE_INPUT for shape in entry.inputs)
+
+
+def example(entry: Entry) -> tuple[Tensor, ...]:
+    """Standard normal inputs, two samples of each so that mixed batches show (one of a large input)."""
+    batch = 1 if _large_input(entry) else 2
     generator = torch.Generator().manual_seed(1)
     return tuple(torch.randn(batch, *shape, generator=generator) for shape in entry.inputs)
 

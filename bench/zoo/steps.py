@@ -21,7 +21,7 @@ import onebyone
 from bench.zoo import memory
 from bench.zoo.dense import dense_step
 from bench.zoo.eligible import CONV, LINEAR, eligible_layers, exceptions
-from bench.zoo.models import LARGE, Entry, build, example
+from bench.zoo.models import Entry, build, example, is_large
 from bench.zoo.outcome import NotEquivalentError, summary
 from onebyone.errors import OnebyoneError, Refused
 from onebyone.pytorch.convert import convert_module
@@ -100,7 +100,7 @@ class Run:
         """To 1×1 convolutions and back, each proven; the layers that were made conv and back give the very
         same numbers."""
         assert self.model is not None
-        options = {"gradients": figures_large(self.model)}
+        options = {"gradients": not is_large(self.entry, self.model)}
         to_conv = timed(figures, "to_conv", lambda: convert_module(self.model, to="conv"))
         figures |= _converted(self.model, LINEAR, to_conv)
         check(figures, "to_conv", onebyone.verify(self.model, to_conv, self.x, **options))
@@ -138,11 +138,6 @@ class Run:
         figures |= _converted(self.model, LINEAR, to_conv)
         to_linear = timed(figures, "to_linear", lambda: convert_module(self.model, to="linear"))
         figures |= _converted(self.model, CONV, to_linear)
-
-
-def figures_large(model: nn.Module) -> bool:
-    """Whether gradients are compared: not in networks whose float64 gradients would not fit beside them."""
-    return sum(p.numel() for p in model.parameters()) <= LARGE
 
 
 def timed(figures: dict[str, Any], name: str, act: Callable[[], Any]) -> Any:

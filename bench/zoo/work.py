@@ -25,7 +25,7 @@ from bench.zoo.models import Entry
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "bench" / "work" / "zoo"
-MEMORY = 9 * 2**30
+MEMORY = 12 * 2**30
 #: Seconds a network may take in all.
 PATIENCE = 900
 FAULTS = ("not equivalent", "crashed")
