@@ -17,8 +17,12 @@ from tests.fuzz.strategies import descriptions
 def run(examples: int, number: int | None = None, progress: bool = False) -> Tally:
     """Check that many networks: always the same ones, or those of a seed."""
     tally, start = Tally(), time.monotonic()
+    seen: set[str] = set()
 
     def one(description: Description) -> None:
+        if repr(description) in seen:
+            return
+        seen.add(repr(description))
         tally.add("networks")
         check_all(description, tally)
         done = tally.counts[("networks",)]

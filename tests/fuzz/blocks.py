@@ -150,12 +150,12 @@ def rearranged(b: Drawing, x: int) -> int:
     if kind == "crop":
         return cropped(b, x, tuple(max(1, n - b.number(0, 2)) for n in size))
     if kind == "unshuffle":
-        return b.put("unshuffle", x, by=2)
+        return b.put("unshuffle", x, by=2) if b.axes == 2 else x
     if kind == "glu":
         return b.put("glu", x, axis=0)
     if kind == "fold":
         return b.put("reshape", x, shape=(c * size[0], *size[1:], 1))
-    return b.put("pixel_shuffle", x, by=2) if b.chance(20) else x
+    return b.put("pixel_shuffle", x, by=2) if b.axes == 2 and b.chance(20) else x
 
 
 def cropped(b: Drawing, x: int, size: Sequence[int]) -> int:
@@ -246,6 +246,18 @@ def padded(b: Drawing, x: int) -> int:
     return b.put("pad", x, amounts=amounts)
 
 
+def foreign(b: Drawing, x: int, kind: str) -> int:
+    """A convolution or a pool of another number of axes than the image has."""
+    if b.axes == 2:
+        y = b.put("flatten", x, start=1)
+        if kind == "foreign_pool":
+            return b.put("max_pool", y, kernel=(2,), stride=None, padding=0, dilation=1, ceil=False)
+        return b.put("conv", y, out=2, kernel=(b.number(1, 2),), dims=1)
+    if kind == "foreign_pool":
+        return b.put("avg_pool", x, kernel=(2, 2), stride=None, padding=0, ceil=False, count=True)
+    return x
+
+
 def wild(b: Drawing, x: int) -> int:
     """What should be refused, mostly."""
     kind = b.draw(["mix", "instance_norm", "group_norm", "batch_statistics", "transposed", "upsample", "merge", "std",
@@ -264,14 +276,8 @@ def wild(b: Drawing, x: int) -> int:
         return b.put("softmax", x, axis=b.number(0, b.axes))
     if kind == "layer_norm":
         return b.put("layer_norm", x, count=b.number(1, len(b.shape(x))))
-    if kind == "foreign" and b.axes == 2:
-        y = b.put("flatten", x, start=1)
-        return b.put("conv", y, out=2, kernel=(b.number(1, 2),), dims=1)
-    if kind == "foreign_pool":
-        if b.axes == 2:
-            y = b.put("flatten", x, start=1)
-            return b.put("max_pool", y, kernel=(2,), stride=None, padding=0, dilation=1, ceil=False)
-        return b.put("avg_pool", x, kernel=(2, 2), stride=None, padding=0, ceil=False, count=True)
+    if "foreign" in kind:
+        return foreign(b, x, kind)
     if kind == "attention":
         y = b.put("permute", b.put("flatten", x, start=1), order=(1, 0))
         return b.put("attention", y)

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 
 from tests.fuzz.networks import Description, Net, Op
 
-Draw = Callable[[Any], Any]
 MAX_ELEMENTS = 1500  # of one value: keeps the oracle quick
 
 
 class Drawing:
     """A network being drawn: operators that torch does not run on their values are left out."""
 
-    def __init__(self, draw: Draw, channels: int, window: tuple[int, ...]) -> None:
-        self.draw_from = draw
+    def __init__(self, random: Random, channels: int, window: tuple[int, ...]) -> None:
+        self.random = random
         self.net = Net(Description(channels, window))
         self.probe = [torch.zeros(2, channels, *window)]
         self.axes = len(window)
 
     def draw(self, choices: Sequence[Any]) -> Any:
-        return self.draw_from(st.sampled_from(list(choices)))
+        return self.random.choice(list(choices))
 
     def chance(self, percent: int) -> bool:
-        return self.draw_from(st.integers(0, 99)) >= 100 - percent
+        return self.random.random() * 100 < percent
 
     def number(self, low: int, high: int) -> int:
-        return int(self.draw_from(st.integers(low, max(low, high))))
+        return self.random.randint(low, max(low, high))
 
     def shape(self, value: int) -> tuple[int, ...]:
         return self.net.shapes[value]

@@ -127,7 +127,9 @@ def _adaptive(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tupl
         keys.append((np.asarray(hi) - np.asarray(lo))[q])
         pixel[..., axis] = np.asarray(lo)[q] * step
     pixel = pixel + v[0].pixel[(slice(None), *(slice(0, 1),) * v[0].axes)]
-    return Value(renamed(np.stack(keys, -1)), pixel, steps)
+    uneven = any(len({e - s for s, e in zip(*b, strict=True)}) > 1 for b in zip(starts, ends, strict=True))
+    # bins of different sizes may be held as channels of one place, where constants by position do no harm
+    return Value(renamed(np.stack(keys, -1)), pixel, steps, partial=uneven)
 
 
 def _linear(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
@@ -169,7 +171,7 @@ def _reduce(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[
 def _two(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
     left, right = spread(v[0], shape), spread(v[1], shape)
     made, holds = meet([(left.function, left.pixel), (right.function, right.pixel)], left)
-    if not holds:
+    if not holds and not _places_alike(left, right):
         wide = v[1].shape == shape
         pooled = (not v[0].spans() and wide) or (not v[1].spans() and v[0].shape == shape)
         context = (
@@ -193,6 +195,15 @@ def _common(values: list[Value]) -> tuple[int, ...]:
     return tuple(map(math.lcm, *(_lattice(v) for v in values)))
 
 
+def _places_alike(a: Value, b: Value) -> bool:
+    """Whether both are maps, channel by channel, in the same steps: then they meet, wherever their channels begin."""
+    try:
+        steps = zip(map_steps(a), map_steps(b), a.shape[1:], strict=True)
+        return all(x == y or places == 1 for x, y, places in steps)
+    except Illegal:
+        return False
+
+
 def _lattice(v: Value) -> tuple[int, ...]:
     try:
         return map_steps(v)
@@ -202,7 +213,8 @@ def _lattice(v: Value) -> tuple[int, ...]:
 
 def _by_constant(v: Value, numbers: Numbers) -> tuple[Value, bool]:
     made, holds = meet([(v.function, v.pixel), (numbers, None)], v)
-    return replace(v, function=made), holds
+    same = (numbers.reshape(v.shape[0], -1) == numbers.reshape(v.shape[0], -1)[:, :1]).all()
+    return replace(v, function=made), holds or bool(same and _places_alike(v, v))
 
 
 def _constant(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:

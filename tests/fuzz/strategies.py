@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
 
 from tests.fuzz.blocks import SIMPLE, block, conv, pointwise_operator, row_operator
-from tests.fuzz.drawing import Draw, Drawing
+from tests.fuzz.drawing import Drawing
 from tests.fuzz.networks import Description, Op
 
 
@@ -39,7 +40,7 @@ def head(b: Drawing, x: int) -> int:
             x = b.put("select", x, axis=axis, index=b.number(0, b.shape(x)[axis] - 1))
         return x
     if kind == "permuted":
-        order = b.draw_from(st.permutations(range(len(b.shape(x)))))
+        order = b.random.sample(range(len(b.shape(x))), len(b.shape(x)))
         return b.put("flatten", b.put("permute", x, order=tuple(order)), start=0)
     if kind == "multi":
         first = b.put("flatten", x, start=0)
@@ -116,13 +117,20 @@ VECTOR: tuple[tuple[int, Callable[[Drawing, int], int]], ...] = (
 )  # fmt: skip
 
 
-@st.composite
-def descriptions(draw: Draw) -> Description:
-    """A description of a small network that runs at its window."""
-    axes = draw(st.sampled_from([1, 1, 2, 2, 2, 2, 2, 3]))
+def descriptions() -> st.SearchStrategy[Description]:
+    """Descriptions of small networks that run at their windows.
+
+    Drawn by a generator that hypothesis seeds: choices drawn one by one repeat themselves in a quarter of the networks.
+    """
+    return st.randoms(use_true_random=True).map(drawn)
+
+
+def drawn(random: Random) -> Description:
+    """A network, by a generator of random numbers."""
+    axes = random.choice([1, 1, 2, 2, 2, 2, 2, 3])
     low, high = {1: (5, 20), 2: (4, 11), 3: (3, 6)}[axes]
-    window = tuple(draw(st.integers(low, high)) for _ in range(axes))
-    b = Drawing(draw, draw(st.integers(1, 3)), window)
+    window = tuple(random.randint(low, high) for _ in range(axes))
+    b = Drawing(random, random.randint(1, 3), window)
     x = 0
     for _ in range(b.number(0, 5)):
         if b.is_map(x):

@@ -29,11 +29,11 @@ def _sum(tally: Tally, *key: str) -> int:
 
 
 def test_random_networks() -> None:
-    tally = _holds(60)
-    assert _sum(tally, "dense", "legal") > 30
+    tally = _holds(45)
+    assert _sum(tally, "dense", "legal") > 20
     assert _sum(tally, "dense", "illegal", "refused") > 3
-    assert _sum(tally, "layers", "to conv", "layers", "converted") > 30
-    assert _sum(tally, "layers", "to linear", "layers", "converted") > 20
+    assert _sum(tally, "layers", "to conv", "layers", "converted") > 20
+    assert _sum(tally, "layers", "to linear", "layers", "converted") > 10
 
 
 @pytest.mark.slow
