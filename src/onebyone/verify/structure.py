@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -59,14 +59,22 @@ def untied(model: nn.Module, converted: nn.Module) -> tuple[list[str], list[str]
     return problems, notes
 
 
-def untouched(model: nn.Module, converted: nn.Module, paths: Collection[str]) -> list[str]:
-    """Parameters and buffers outside the converted layers that differ, or that only one network has."""
+def untouched(
+    model: nn.Module, converted: nn.Module, paths: Collection[str], back: Mapping[str, Tensor] | None = None
+) -> list[str]:
+    """Parameters and buffers outside the converted layers that differ, or that only one network has.
+
+    `back` is the converted network's state as the original would hold it: a graph may keep a tensor in another order.
+    """
     known = dict(model.named_modules(remove_duplicate=False))
     layers = {id(known[p]) for p in paths if p in known}
-    paths = [p for p, m in known.items() if id(m) in layers]  # a layer used twice has two paths
+    named = [
+        p for p in paths if p not in known
+    ]  # a product whose weight belongs to no layer goes by its name
+    paths = [*named, *(p for p, m in known.items() if id(m) in layers)]  # a layer used twice has two paths
 
     def outside(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        return {n: t for n, t in named if not any(p == "" or n.startswith(p + ".") for p in paths)}
+        return {n: t for n, t in named if not any(p in ("", n) or n.startswith(p + ".") for p in paths)}
 
     a = outside(
         [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -79,7 +87,9 @@ def untouched(model: nn.Module, converted: nn.Module, paths: Collection[str]) ->
     )
     problems = [f"{n} is in one network only" for n in sorted(set(a) ^ set(b))]
     return problems + [
-        f"{n} changed, and is in no converted layer" for n in a if n in b and not _equal(a[n], b[n])
+        f"{n} changed, and is in no converted layer"
+        for n in a
+        if n in b and not _equal(a[n], b[n]) and not (back and n in back and _equal(a[n], back[n]))
     ]
 
 
@@ -114,7 +124,9 @@ def out_of_place(pairs: Iterable[Any], model: nn.Module, converted: nn.Module) -
 
 def _holds(network: nn.Module, path: str, stand_in: nn.Module) -> bool:
     """Whether each tensor of the stand-in is one of the network's at `path` (a module's, or a parameter itself)."""
-    held = [p for name, p in _tensors(network).items() if name == path or name.startswith(path + ".")]
+    named = _tensors(network)
+    within = path.rpartition(".")[0] if path in named else path
+    held = [p for name, p in named.items() if name.startswith(within + "." if within else "")]
     return all(any(_equal(p, q) for q in held) for p in stand_in.parameters())
 
 

@@ -149,7 +149,11 @@ class Builder:
         kwargs = map_arg(node.kwargs, self._as_given)
         new = self.graph.create_node(node.op, node.target, args, kwargs, node.name, node.type)
         new.meta.update(self._meta)
-        if all(_same_layout(a, b) for a, b in zip(node.all_input_nodes, new.all_input_nodes, strict=False)):
+        own_graph = any(
+            "val" not in n.meta for n in new.all_input_nodes
+        )  # an operator on a graph within this one
+        pairs = zip(node.all_input_nodes, new.all_input_nodes, strict=False)
+        if own_graph or all(_same_layout(a, b) for a, b in pairs):
             new.meta["val"] = node.meta.get("val")
             return new
         given_args, given_kwargs = map_arg((args, kwargs), lambda n: n.meta["val"])
