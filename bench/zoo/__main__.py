@@ -1,4 +1,4 @@
-"""`python -m bench.zoo`: run the model zoo and write `bench/results/zoo.json`."""
+"""`python -m bench.zoo`: run the model zoo, write `bench/results/zoo.json` and render it as `docs/zoo.md`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.zoo import totals, work
+from bench.zoo import report, totals, work
 from bench.zoo.models import Entry, chosen, entries
 
 RESULTS = work.ROOT / "bench" / "results" / "zoo.json"
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     total = totals.totals(ordered)
     if {e.key for e in wanted} == {e.key for e in entries()}:
         write(ordered, total)
+        report.main()
     print(totals.line(total))
     return int(bool(total["not_equivalent"] or total["crashed"]))
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
+from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,7 @@ class Job:
 def run_all(entries: Sequence[Entry], jobs: int) -> Iterator[tuple[str, Entry, dict[str, Any] | None]]:
     """Run the entries, `jobs` at a time: ("begun", entry, None) and ("done", entry, result) as they come."""
     WORK.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.zoo.preload"])
     waiting, running = list(entries), list[Job]()
@@ -132,7 +135,7 @@ def run_all(entries: Sequence[Entry], jobs: int) -> Iterator[tuple[str, Entry, d
             for job in [j for j in running if not j.process.is_alive() or _late(j)]:
                 running.remove(job)
                 yield "done", job.entry, _end(job)
-            multiprocessing.connection.wait([j.process.sentinel for j in running], timeout=1.0)
+            connection.wait([j.process.sentinel for j in running], timeout=1.0)
     finally:
         for job in running:
             job.process.kill()
