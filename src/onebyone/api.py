@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+    from onebyone.compare import Comparison
     from onebyone.dense import Dense, ScoreMap
     from onebyone.detect import Detections
     from onebyone.pytorch.conversion import Conversion
@@ -144,6 +145,42 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
 
     original = _network(model) if isinstance(model, str | os.PathLike) else model
     return prove(original, converted, _example_of(original) if x is None else x, seed=seed, **options)
+
+
+def compare(
+    model: Source, example: Any = None, *, budget: float = 120.0, seed: int = 0, **options: Any
+) -> Comparison:
+    """Measure what is said of the two layers on this network's own: likenesses, differences, replacements.
+
+    Args:
+        model: an `nn.Module`, or a source by name.
+        example: an example input: a tensor, a tuple of positional or a dict of keyword arguments.
+        budget: seconds to aim at.
+        seed: of everything random.
+        options: rows (the ids wanted, all where None), progress: see `onebyone.compare.compare`.
+
+    Returns:
+        A `Comparison`: `.rows`, each with `.id`, `.statement`, `.verdict` computed from its `.figures`, and
+        `.because`; `.to_json()`, `.to_markdown()`, `.save(path)`; `print(r)` is readable.
+
+    Raises:
+        BadInput: no network, one that does not run on the example, or one with neither layer.
+
+    >>> import torch, onebyone
+    >>> m = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 5))
+    >>> onebyone.compare(m, torch.randn(1, 3, 4, 4), rows=["R2"])["R2"].verdict
+    'holds'
+    """
+    from torch import nn
+
+    network = _network(model)
+    if not isinstance(network, nn.Module):
+        raise BadInput("model: an exported program has no modules left to compare; give the nn.Module")
+    if example is None:
+        raise BadInput("example: is missing; give an input such as torch.randn(1, 3, 224, 224) (--shape)")
+    from onebyone.compare import compare as measure
+
+    return measure(network, example, budget=budget, seed=seed, **options)
 
 
 def scan(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onebyone.cli.session import Session
+from onebyone.records import by
 
 if TYPE_CHECKING:
     from onebyone.dense import ScoreMap
@@ -136,13 +137,13 @@ def dense_tables(data: Data) -> list[RenderableType]:
     parts = [*_changes(data["changes"]), *geometry_tables(data["geometry"])]
     if "verification" in data:
         parts += verification_tables(data["verification"])
-    return [*parts, _summary(f"any image from {_by(data['geometry']['window'])} pixels up", data)]
+    return [*parts, _summary(f"any image from {by(data['geometry']['window'])} pixels up", data)]
 
 
 def geometry_tables(geometry: Data) -> list[RenderableType]:
     """Window, stride, offset, receptive field, and whether it equals cropping."""
     names = ("window", "stride", "window_offset", "receptive_field", "receptive_field_offset")
-    rows = [(name.replace("_", " "), _by(geometry[name])) for name in names]
+    rows = [(name.replace("_", " "), by(geometry[name])) for name in names]
     exact = "yes" if geometry["exact"] else "no: " + "\n".join(_grouped(geometry["inexact_because"]))
     return [_pairs([*rows, ("equals cropping every window", exact)], "Geometry (pixels)")]
 
@@ -186,7 +187,7 @@ def scores_tables(data: Data) -> list[RenderableType]:
     found = sorted(data["classes"].items(), key=lambda item: -item[1])
     rows = [(name, f"{count:,}", f"{count / data['windows']:.1%}") for name, count in found if count]
     summary = (
-        f"{data['windows']:,} windows ({_by(data['places'])} places) of {_by(data['image_size'])} pixels "
+        f"{data['windows']:,} windows ({by(data['places'])} places) of {by(data['image_size'])} pixels "
         f"in {data['seconds']:.2f} s on {data['device']}"
     )
     return [
@@ -210,8 +211,29 @@ def detections_tables(data: Data) -> list[RenderableType]:
     """The objects, best first."""
     sides = ("x1", "y1", "x2", "y2")
     rows = [(o["class"], f"{o['score']:.3f}", *(f"{o[side]:g}" for side in sides)) for o in data["objects"]]
-    summary = _summary(f"{len(rows)} {_plural('object', rows)} in {_by(data['image_size'])} pixels", data)
+    summary = _summary(f"{len(rows)} {_plural('object', rows)} in {by(data['image_size'])} pixels", data)
     return [_table("Objects", ("class", "score", *sides), rows), summary] if rows else [summary]
+
+
+_COLOURS = {"holds": "green", "does not hold as usually said": "red", "not available": "dim"}
+
+
+def comparison_tables(data: Data) -> list[RenderableType]:
+    """The layers compared, then a line a statement with its verdict and reason."""
+    layers = [
+        (name, f"{layer['layer'] or '–'}: {by(layer['map'])} → {layer['outputs']}, {layer['origin']}")
+        for name, layer in data["layers"].items()
+        if "origin" in layer
+    ]
+    table = Table(title="What is said, measured", title_justify="left", title_style="bold", show_lines=True)
+    for header, wide in (("", 2), ("statement", None), ("verdict", 18), ("because", None)):
+        table.add_column(header, overflow="fold", min_width=wide)
+    for row in data["rows"]:
+        verdict = Text(row["verdict"], style=_COLOURS.get(row["verdict"], "yellow"))
+        table.add_row(row["id"], escape(row["statement"]), verdict, escape(row["because"]))
+    about = data["about"]
+    summary = f"{len(data['rows'])} rows in {about['seconds']:.0f} s on {about['threads']} threads"
+    return [_pairs(layers, "Layers compared"), table, _summary(summary, data)]
 
 
 def demo_tables(summary: Data, folder: os.PathLike[str]) -> list[RenderableType]:
@@ -265,10 +287,6 @@ def _number(value: Any) -> str:
 
 def _is_figure(value: Any) -> bool:
     return isinstance(value, bool | int | float | str)
-
-
-def _by(values: Iterable[Any]) -> str:
-    return "×".join(str(v) for v in values)
 
 
 def _bytes(count: int) -> str:

@@ -1,0 +1,56 @@
+"""`compare`: what is said of the two layers, measured on a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onebyone.cli import options as o
+from onebyone.cli.session import session
+
+
+def compare(
+    context: typer.Context,
+    source: o.Source,
+    shape: o.Shape = None,
+    weights: o.Weights = None,
+    budget: Annotated[
+        float,
+        typer.Option("--budget", min=1.0, metavar="SECONDS", help="Seconds to aim at."),
+    ] = 120.0,
+    rows: Annotated[
+        o.Names | None,
+        typer.Option("--rows", parser=o.read_names, metavar="A,B,…", help="Only these rows, such as S1,D5."),
+    ] = None,
+    seed: o.Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the rows as .json or .md.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Measure what is said of fully connected layers and 1×1 convolutions on the network's own layers.
+
+    Every statement gets a verdict, computed from figures measured here: it holds, holds when a condition is
+    met, or does not hold as usually said. Without --shape the input is 1×3×224×224.
+    """
+    if output is not None and output.suffix not in (".json", ".md"):
+        raise typer.BadParameter("a comparison is written as .json or .md", param_hint="--output")
+    with session(context, as_json) as run:
+        from onebyone import api, files
+        from onebyone.cli import render
+
+        if output is not None:
+            files.require_writable(output)
+        with run.step(f"Opening {source}"):
+            network, notes = api.open_network(source, weights, seed=seed)
+            example = api.example_input(network, shape or (1, 3, 224, 224), seed=seed)
+        with run.progress("Measuring") as tell:
+            found = api.compare(network, example, budget=budget, seed=seed, rows=rows, progress=tell)
+        if output is not None:
+            found.save(output)
+        render.tell(run, notes)
+        data = {"source": source, "notes": list(notes), "output": output} | found.to_dict()
+        run.result(data, *render.comparison_tables(data))

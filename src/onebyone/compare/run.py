@@ -1,0 +1,189 @@
+"""`compare`: every experiment on one network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from onebyone.compare.census import judge_census
+from onebyone.compare.complexity import judge_complexity
+from onebyone.compare.detection import judge_detection
+from onebyone.compare.differences import (
+    judge_dimensions,
+    judge_permutation,
+    judge_scope,
+    judge_share,
+    judge_shift,
+    judge_sizes,
+    measure_dimensions,
+    measure_permutation,
+    measure_scope,
+    measure_shift,
+)
+from onebyone.compare.flexibility import judge_flexibility
+from onebyone.compare.observe import observe
+from onebyone.compare.pair import choose
+from onebyone.compare.replacements import (
+    judge_chain,
+    judge_classification,
+    judge_replacement,
+    measure_replacement,
+)
+from onebyone.compare.result import Comparison
+from onebyone.compare.row import Figures, Row, Verdict, not_available
+from onebyone.compare.setting import Setting
+from onebyone.compare.similarities import (
+    judge_activation,
+    judge_learning,
+    judge_mixing,
+    judge_weighted_sum,
+    measure_mixing,
+    measure_weighted_sum,
+)
+from onebyone.compare.statements import STATEMENTS
+from onebyone.errors import BadInput, OnebyoneError
+from onebyone.verify.settings import eval_mode
+
+BUDGET = 120.0
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """How a row is measured and judged; `long` ones are left out once the budget is spent."""
+
+    id: str
+    measure: Callable[[Setting], Figures]
+    judge: Callable[[Figures], Verdict]
+    long: bool = False
+
+
+EXPERIMENTS = (
+    Experiment(
+        "S1", lambda s: measure_weighted_sum([s.pair.connected, s.pair.pointwise], s.seed), judge_weighted_sum
+    ),
+    Experiment("S2", Setting.learning, judge_learning),
+    Experiment("S3", Setting.activation, judge_activation),
+    Experiment("S4", lambda s: measure_mixing([s.pair.connected, s.pair.pointwise]), judge_mixing),
+    Experiment("D1", lambda s: measure_scope(s.pair.spatial), judge_scope),
+    Experiment("D2", Setting.sizes, judge_sizes),
+    Experiment("D3", lambda s: measure_permutation(s.pair.spatial, s.seed), judge_permutation),
+    Experiment("D4", lambda s: measure_dimensions(s.layer_sizes()), judge_dimensions),
+    Experiment("D5", Setting.complexity, judge_complexity),
+    Experiment("D6", Setting.census, judge_census),
+    Experiment("D7", lambda s: measure_shift(s.pair.spatial, s.seed), judge_shift),
+    Experiment("D8", lambda s: measure_scope(s.pair.spatial), judge_share),
+    Experiment("R1", lambda s: measure_replacement(s.model, s.pair.seen, seed=s.seed), judge_replacement),
+    Experiment("R2", Setting.chain, judge_chain),
+    Experiment("R3", Setting.classification, judge_classification, long=True),
+    Experiment("S5", Setting.flexibility, judge_flexibility, long=True),
+    Experiment("R4", Setting.detection, judge_detection, long=True),
+)
+"""In the order in which they are made: the quick ones first."""
+
+
+def compare(
+    model: nn.Module,
+    example: Any,
+    *,
+    budget: float = BUDGET,
+    seed: int = 0,
+    rows: Collection[str] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure every statement about the two layers on a network's own layers.
+
+    A fully connected layer and a pointwise convolution of the network are chosen (or the converted twin of
+    one stands in for the other), as the run on `example` calls them. Experiments run in float64 on the
+    layers' real shapes; of large layers the first outputs are used, which the figures say.
+
+    Parameters
+    ----------
+    model: the network; left as it is.
+    example: its input: a tensor (N, C, H, W) or other, a tuple of positional or a dict of keyword arguments.
+    budget: seconds to aim at; what is measured repeatedly takes its share of them, and long experiments that
+        have not begun by then are left out, with that reason.
+    seed: of everything random.
+    rows: ids of the rows wanted; all where None.
+    progress: called with (done, of) after every row.
+
+    Raises
+    ------
+    BadInput
+        where the network does not run on the example, has neither layer, or an argument does not fit.
+
+    Example
+    -------
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 5))
+    >>> r = compare(net, torch.randn(1, 3, 6, 6), rows=["D4"])
+    >>> r["D4"].verdict
+    'does not hold as usually said'
+    """
+    wanted = _wanted(rows)
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model is a {type(model).__name__}: expected a torch.nn.Module")
+    if not budget > 0:
+        raise BadInput(f"budget={budget}: expected a positive number of seconds")
+    start = time.perf_counter()
+    found: dict[str, Row] = {}
+    with eval_mode(model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        setting = Setting(model, example, choose(observe(model, example), seed), seed, budget)
+        chosen = [e for e in EXPERIMENTS if e.id in wanted]
+        for experiment in chosen:
+            found[experiment.id] = _row(experiment, setting, time.perf_counter() - start)
+            if progress is not None:
+                progress(len(found), len(chosen))
+    return Comparison(
+        rows=tuple(found[name] for name in STATEMENTS if name in found),
+        layers=setting.pair.describe(),
+        about={
+            "network": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "seed": seed,
+            "budget": budget,
+            "seconds": time.perf_counter() - start,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "onebyone": version("onebyone"),
+        },
+    )
+
+
+def _wanted(rows: Collection[str] | None) -> set[str]:
+    if rows is None:
+        return set(STATEMENTS)
+    wanted = {rows} if isinstance(rows, str) else set(rows)
+    unknown = sorted(wanted - set(STATEMENTS))
+    if unknown or not wanted:
+        raise BadInput(f"rows: {', '.join(unknown) or 'none'}; expected some of {', '.join(STATEMENTS)}")
+    return wanted
+
+
+def _row(experiment: Experiment, setting: Setting, elapsed: float) -> Row:
+    start = time.perf_counter()
+    figures: Figures = {}
+    if experiment.long and elapsed > setting.budget:
+        verdict = not_available(f"the budget of {setting.budget:g} s was spent before it: give a larger one")
+    else:
+        try:
+            figures = experiment.measure(setting)
+            verdict = experiment.judge(figures)
+        except OnebyoneError as error:
+            verdict = not_available(str(error).splitlines()[0])
+    pictures = figures.pop("pictures", {})
+    return Row(
+        id=experiment.id,
+        statement=STATEMENTS[experiment.id],
+        verdict=verdict.text,
+        figures=figures,
+        because=verdict.because,
+        pictures=pictures,
+        seconds=round(time.perf_counter() - start, 3),
+    )

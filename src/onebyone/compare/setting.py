@@ -1,0 +1,161 @@
+"""What the experiments are made on: the network, the chosen layers, and what several experiments share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.compare import similarities
+from onebyone.compare.census import find_zoo, measure_census, read_zoo
+from onebyone.compare.complexity import costs, measure_counts, measure_times, sizes_for, timed_part
+from onebyone.compare.detection import measure_detection, measure_own
+from onebyone.compare.differences import measure_sizes
+from onebyone.compare.digits import Digits, load_digits
+from onebyone.compare.flexibility import measure_flexibility
+from onebyone.compare.observe import LINEAR, POINTWISE
+from onebyone.compare.pair import Pair
+from onebyone.compare.replacements import (
+    lifted,
+    measure_chain,
+    measure_classification,
+    successive,
+    to_conv,
+    window_of,
+)
+from onebyone.compare.row import Figures
+from onebyone.errors import BadInput, Refused
+from onebyone.pytorch.convolutionalize import Convolutionalized
+
+_CORNER = (48, 256)  # of the two layers that are multiplied together
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One comparison: every method gives the figures of one row."""
+
+    model: nn.Module
+    example: Any
+    pair: Pair
+    seed: int
+    budget: float
+
+    @cached_property
+    def digits(self) -> Digits:
+        """The real data."""
+        return load_digits(self.seed)
+
+    @cached_property
+    def image(self) -> Tensor:
+        """The example, where it is images."""
+        return window_of(self.example)
+
+    @cached_property
+    def dense(self) -> Convolutionalized | Refused:
+        """The network for images of any size, or why there is none."""
+        try:
+            return lifted(self.model, self.image)
+        except Refused as refusal:
+            return refusal
+
+    def learning(self) -> Figures:
+        """S2, on a corner of the fully connected layer, rounded to integers, and on its own numbers."""
+        op = self.pair.connected
+        weight = similarities.integer_corner(op.weight)
+        whole = _linear(weight, torch.arange(len(weight), dtype=torch.float64) % 7 - 3)
+        real = _linear(op.weight[: len(weight), : weight.shape[1]].float(), None)
+        found = similarities.measure_learning(whole, to_conv(copy.deepcopy(whole)).model, self.seed)
+        own = similarities.measure_own_numbers(real, to_conv(copy.deepcopy(real)).model, self.seed)
+        return op.describe() | found | {"own_numbers": own}
+
+    def activation(self) -> Figures:
+        """S3, on the fully connected layer and the one after it (a made one where there is none)."""
+        op = self.pair.connected
+        first = op.weight[: _CORNER[0], : _CORNER[1]]
+        follows = successive(self.pair.seen)
+        if follows is not None and follows[0].path == op.path:
+            second = follows[1].weight()[:32, : len(first)].double().cpu()
+            name = follows[1].path
+        else:
+            generator = torch.Generator().manual_seed(self.seed)
+            second = torch.randn(32, len(first), generator=generator, dtype=torch.float64)
+            name = "made (random weights)"
+        module = copy.deepcopy(self.pair.activation).double().cpu().eval()
+        act: Callable[[Tensor], Tensor] = module
+        found = similarities.measure_activation(first, second, act, type(module).__name__, self.seed)
+        return found | {"layers": [op.path, name]}
+
+    def sizes(self) -> Figures:
+        """D2, on the layers over maps, and the linear layer alone."""
+        op = self.pair.spatial["connected"]
+        return measure_sizes(self.pair.spatial, lambda x: nn.functional.linear(x, op.weight, op.bias))
+
+    def layer_sizes(self) -> list[dict[str, Any]]:
+        """For D4: every linear layer and 1×1 convolution with its channels in and out."""
+        return [
+            {"path": s.path, "kind": s.kind, "inputs": s.inputs, "outputs": s.outputs}
+            for s in self.pair.seen
+            if s.kind in (LINEAR, POINTWISE)
+        ]
+
+    def complexity(self) -> Figures:
+        """D5, with the channels of the pointwise layer."""
+        op = self.pair.spatial["pointwise"]
+        channels, outputs = op.map_shape[0], op.outputs
+        sizes = sizes_for(op.map_shape[1:])
+        timed, timed_sizes = timed_part(channels, outputs, sizes)
+        found = measure_counts(costs(channels, outputs), sizes)
+        times = measure_times(channels, timed, timed_sizes, 0.06 * self.budget, self.seed)
+        return op.describe() | found | {"channels": channels, "times": times | {"outputs_timed": timed}}
+
+    def census(self) -> Figures:
+        """D6, with the zoo's results where they are."""
+        path = find_zoo()
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return measure_census(self.pair.seen, parameters, None if path is None else read_zoo(path))
+
+    def chain(self) -> Figures:
+        """R2, with the shapes of the network's two last linear layers in a row."""
+        follows = successive(self.pair.seen)
+        if follows is None:
+            op = self.pair.connected
+            return measure_chain(op.map_shape, op.outputs, 10, paths=(op.path, "made"), seed=self.seed)
+        first, second = follows
+        block = first.block or (first.inputs, 1, 1)
+        paths = (first.path, second.path)
+        return measure_chain(block, first.outputs, second.outputs, paths=paths, seed=self.seed)
+
+    def classification(self) -> Figures:
+        """R3."""
+        return measure_classification(self.model, self.image, self.dense, self.seed)
+
+    def flexibility(self) -> Figures:
+        """S5, with as many starts as the budget allows."""
+        return measure_flexibility(self.digits, seeds=2 if self.budget >= 60 else 1, seed=self.seed)
+
+    def detection(self) -> Figures:
+        """R4, on digits and, as far as speed and agreement go, on the user's own network."""
+        found = measure_detection(self.digits, seed=self.seed)
+        try:
+            if isinstance(self.dense, Refused):
+                why = "; ".join(str(r) for r in self.dense.refusals[:3])
+                return found | {"own": None, "own_refused": why}
+            return found | {
+                "own": measure_own(self.dense, self.model, seconds=0.08 * self.budget, seed=self.seed)
+            }
+        except BadInput as error:
+            return found | {"own": None, "own_refused": str(error)}
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], len(weight), bias is not None, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
