@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
-PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if BLOCK.search(p.read_text("utf-8"))]
+PAGES = [
+    p
+    for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if BLOCK.search(p.read_text("utf-8"))
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

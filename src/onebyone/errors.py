@@ -24,7 +24,9 @@ class MissingExtra(BadInput, ImportError):
     """An optional library is not installed; the message names the extra to install."""
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {library}, which is not installed: pip install 'onebyone[{extra}]'")
+        super().__init__(
+            f"{purpose} needs {library}, which is not installed: pip install 'onebyone[{extra}]'"
+        )
 
 
 class Refused(OnebyoneError):

@@ -48,8 +48,8 @@ class Refusal:
 class Labels:
     """What a classifier's outputs mean, and how its inputs were prepared; carried by a model or given by the user.
 
-    A pixel value v in [0, 255] (or [0, 1] for floating images) becomes `(v * scale - mean) / std`, channel by channel, in
-    `colour_order` ("RGB", "BGR" or "L").
+    A pixel value v in [0, 255] (or [0, 1] for floating images) becomes `(v * scale - mean) / std`, channel by channel,
+    in `colour_order` ("RGB", "BGR" or "L").
     """
 
     classes: tuple[str, ...] = ()
@@ -62,6 +62,24 @@ class Labels:
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data for JSON."""
         return asdict(self)
+
+
+def by(values: Iterable[object]) -> str:
+    """Sizes as people write them.
+
+    >>> by((3, 224, 224))
+    '3×224×224'
+    """
+    return "×".join(str(v) for v in values)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for a sentence; its type's name where it says nothing.
+
+    >>> first_line(ValueError("short\\nand long"))
+    'short'
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

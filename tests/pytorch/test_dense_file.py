@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.pytorch.anysize import Residual, lenet, randomise
 from torch import nn
 
 from onebyone.errors import BadInput
 from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
 from onebyone.pytorch.dense_file import load_dense
 from onebyone.records import Labels
+from tests.pytorch.anysize import Residual, lenet, randomise
 
 
 @pytest.fixture(scope="module")

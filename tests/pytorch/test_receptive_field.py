@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.pytorch.anysize import Residual
 from torch import nn
 
 from onebyone.laws.geometry import Geometry
 from onebyone.pytorch.convolutionalize import convolutionalize
+from tests.pytorch.anysize import Residual
 
 
 def linearised(model: nn.Module) -> nn.Module:

@@ -60,23 +60,6 @@ def laid_out(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     return torch.empty_strided((n, c, h, w), strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation and inference mode for the time of a scan; each module's own mode is put back after.
-
-    The flags are set one by one because the modules of exported programs refuse `eval()`.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def output_of(result: Any, output: int) -> torch.Tensor:
     """The tensor asked for of a network that gives one tensor or a tuple of them."""
     if isinstance(result, torch.Tensor):

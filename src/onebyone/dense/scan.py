@@ -18,7 +18,6 @@ from onebyone.dense.preprocess import Pixels, load_image
 from onebyone.dense.run import (
     Progress,
     device_named,
-    evaluating,
     floating_dtype,
     laid_out,
     output_of,
@@ -28,6 +27,7 @@ from onebyone.dense.run import (
 from onebyone.dense.scores import ScoreMap
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
+from onebyone.pytorch.trace import evaluating
 from onebyone.records import Labels
 
 
@@ -119,7 +119,7 @@ def scan(
     model = place_on(d.model, device)
     runner = _Runner(model, device, pixels, labels, channels_last, output)
     start = time.perf_counter()
-    with evaluating(model), telling(progress, len(plan), "scanning") as tell:
+    with evaluating(model), torch.inference_mode(), telling(progress, len(plan), "scanning") as tell:
         scores = _run(plan, runner, batch, tell)
     return ScoreMap(
         scores=scores,

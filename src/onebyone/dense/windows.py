@@ -16,7 +16,6 @@ from onebyone.dense.preprocess import load_image
 from onebyone.dense.run import (
     Progress,
     device_named,
-    evaluating,
     floating_dtype,
     laid_out,
     output_of,
@@ -26,6 +25,7 @@ from onebyone.dense.run import (
 from onebyone.dense.scores import ScoreMap
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
+from onebyone.pytorch.trace import evaluating
 from onebyone.records import Labels
 
 _LARGEST_BATCH_PIXELS = 2**21
@@ -72,7 +72,7 @@ def scan_windows(
     model = place_on(model, device)
     total = int(np.prod(positions))
     start = time.perf_counter()
-    with evaluating(model), telling(progress, total, "every window") as tell:
+    with evaluating(model), torch.inference_mode(), telling(progress, total, "every window") as tell:
         whole = pixels.read((slice(None), slice(None)), labels)[0]
         crops = _Crops(whole.to(device_named(device), floating_dtype(model)), geometry, positions)
         scores = _run(model, crops, _pace(batch, geometry, total), output, tell)

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.errors import BadInput
+from onebyone.records import by
 
 NAME = "flatten, linear = convolution"
 EQUATION = "Σ_f W[o, f]·x[index[f]] = Σ_i K[o, i]·x[i],  K[o, i] = Σ_{index[f] = i} W[o, f]"
@@ -84,10 +85,10 @@ def why_not_kernel(weight_shape: Sequence[int], index: Index, block: Sequence[in
             f"the index has shape {index.shape}; the weight {tuple(weight_shape)} needs ({weight_shape[1]},)"
         )
     if not block or min(block) < 1 or min(weight_shape) < 1:
-        return f"the weight of shape {tuple(weight_shape)} or the block of {_by(block)} is empty"
+        return f"the weight of shape {tuple(weight_shape)} or the block of {by(block)} is empty"
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= prod(block):
-        return f"the index names element {low if low < 0 else high} of a block of {_by(block)}"
+        return f"the index names element {low if low < 0 else high} of a block of {by(block)}"
     return None
 
 
@@ -148,7 +149,7 @@ def why_not_weight(index: Index, block: Sequence[int]) -> str | None:
     """
     counts = np.bincount(index, minlength=prod(block))
     if len(counts) > prod(block):
-        return f"the index names element {int(index.max())} of a block of {_by(block)}"
+        return f"the index names element {int(index.max())} of a block of {by(block)}"
     if counts.max() > 1:
         return f"element {int(counts.argmax())} occurs {counts.max()} times: its weight cannot be shared out"
     if counts.min() < 1:
@@ -195,7 +196,7 @@ def why_not_flatten(
     """
     kernel = tuple(kernel_shape[2:])
     if kernel != tuple(size):
-        return f"the kernel {_by(kernel)} does not cover the map {_by(size)} exactly"
+        return f"the kernel {by(kernel)} does not cover the map {by(size)} exactly"
     if any(padding):
         return f"padding {tuple(padding)} makes more places than one"
     if any(d != 1 and k != 1 for d, k in zip(dilation, kernel, strict=False)):
@@ -223,7 +224,3 @@ def _check_order(block: Sequence[int], order: Sequence[int] | None, start: int) 
     if start not in axes:
         raise BadInput(f"start is {start}; it must be one of {axes} (flattening the batch mixes images)")
     return axes if order is None else tuple(order)
-
-
-def _by(values: Sequence[int]) -> str:
-    return "×".join(str(v) for v in values)

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from onebyone.errors import BadInput
+from onebyone.records import by
 
 NAME = "geometry"
 EQUATION = "place q sees pixels [q·jump + start, q·jump + start + size)"
@@ -281,7 +282,7 @@ class Geometry:
         """
         self._check_axes(size, "image size")
         if any(s < w for s, w in zip(size, self.window, strict=True)):
-            raise BadInput(f"the image is {_by(size)} pixels, smaller than the window of {_by(self.window)}")
+            raise BadInput(f"the image is {by(size)} pixels, smaller than the window of {by(self.window)}")
         return tuple((s - w) // step + 1 for s, w, step in zip(size, self.window, self.stride, strict=True))
 
     def window_at(self, index: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -331,11 +332,11 @@ class Geometry:
         shown = [*self.inexact_because[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
         why = "; ".join(shown) or "no reason given"
         exact = "exact: equals cropping every window" if self.exact else f"not exact: {why}"
-        field, start = _by(self.receptive_field), _by(self.receptive_field_offset)
-        offset = _by(self.window_offset)
+        field, start = by(self.receptive_field), by(self.receptive_field_offset)
+        offset = by(self.window_offset)
         return "\n".join(
             (
-                f"window {_by(self.window)}, stride {_by(self.stride)}, window offset {offset}",
+                f"window {by(self.window)}, stride {by(self.stride)}, window offset {offset}",
                 f"receptive field {field}, offset {start}",
                 exact,
             )
@@ -350,10 +351,6 @@ class Geometry:
 
 _SHOWN = 3  # reasons that print names; `inexact_because` holds all
 _AXES = ("window", "stride", "window_offset", "receptive_field", "receptive_field_offset")
-
-
-def _by(values: Sequence[int]) -> str:
-    return "×".join(str(v) for v in values)
 
 
 def _spans(

@@ -20,7 +20,7 @@ from onebyone.pytorch import emit
 from onebyone.pytorch.rules import rule_for
 from onebyone.pytorch.trace import Traced, channel_guesses, trace
 from onebyone.pytorch.walk import Cannot, Lifted, Pair, Poison, Walk
-from onebyone.records import Change, Labels, Refusal, table
+from onebyone.records import Change, Labels, Refusal, by, table
 
 HEADS = ("window", "cam")
 CONTEXTS = (None, "window", "image")
@@ -132,7 +132,7 @@ def convolutionalize(
         raise Refused([Refusal("", "head='cam'", "the network has global context inside; use head='window'")])
     if walk.refused:
         raise Refused(
-            walk.refused, f"the network cannot be made to take images of any size (window {_by(size)})"
+            walk.refused, f"the network cannot be made to take images of any size (window {by(size)})"
         )
     network, geometry = _finish(walk)
     return Convolutionalized(
@@ -202,7 +202,7 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
     results = [_answer(walk, i, walk.value(v)) for i, v in enumerate(node.args[0])]
     if walk.refused:
         raise Refused(
-            walk.refused, f"the network cannot be made to take images of any size (window {_by(walk.window)})"
+            walk.refused, f"the network cannot be made to take images of any size (window {by(walk.window)})"
         )
     window = tuple(w - s for w, s in zip(walk.window, walk.shrink or (0,) * walk.axes, strict=True))
     stride = tuple(
@@ -235,7 +235,7 @@ def _answer(walk: Walk, number: int, value: Any) -> Lifted:
     if isinstance(value, Lifted) and value.affine is None and not value.grid.image_wide:
         try:
             if max(value.grid.nominal) > 1 and len(value.shape) == walk.axes + 1 and max(value.shape[1:]) > 1:
-                raise Cannot(f"gives a map of {_by(value.shape[1:])} places for one window, not a vector")
+                raise Cannot(f"gives a map of {by(value.shape[1:])} places for one window, not a vector")
             return walk.at_one_place(value)
         except Cannot as reason:
             walk.refused.append(Refusal("", f"output {number}", str(reason)))
@@ -302,10 +302,3 @@ def _attach(root: nn.Module, path: str, item: nn.Module | torch.Tensor) -> None:
         holder.register_parameter(name, item)
     else:
         holder.register_buffer(name, item)
-
-
-def _by(size: Sequence[int]) -> str:
-    return "×".join(str(n) for n in size)
-
-
-__all__ = ["Convolutionalized", "convolutionalize"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import zipfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
 
 from onebyone.errors import BadInput
 from onebyone.pytorch.program_checks import why_unsafe_payload, why_unsafe_program
+from onebyone.pytorch.trace import quiet
 
 MODEL = "model"  # the one program torch.export.save writes
 MAX_GRAPH_BYTES = 256 * 2**20  # of JSON: some hundred times the graph of a large transformer
@@ -56,7 +56,7 @@ def load_program(path: str | os.PathLike[str]) -> ProgramFile:
         with PT2ArchiveReader(stream) as reader:
             _check_archive(reader, path)
         stream.seek(0)
-        with _quiet():
+        with quiet():
             contents = load_pt2(stream)
     return ProgramFile(contents.exported_programs[MODEL], dict(contents.extra_files))
 
@@ -75,22 +75,6 @@ def _as_bad_input(path: Path) -> Iterator[None]:
         raise BadInput(
             f"{path}: damaged, or written by a torch too different from this one ({detail})"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch logs what it also raises, with its trace: the caller gets one sentence instead."""
-    loggers = [
-        logging.getLogger(n) for n in ("torch.export", "torch._export", "torch.export.pt2_archive._package")
-    ]
-    before = [(log, log.disabled) for log in loggers]
-    for log in loggers:
-        log.disabled = True
-    try:
-        yield
-    finally:
-        for log, disabled in before:
-            log.disabled = disabled
 
 
 def _check_container(stream: BinaryIO, path: Path) -> None:

@@ -30,6 +30,7 @@ from torch.export import ExportedProgram
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.pytorch.program_file import load_program
 from onebyone.pytorch.weights import load_weights
+from onebyone.records import first_line
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 FORMS = "file.pt2, torchvision:NAME, timm:NAME or package.module:factory"
@@ -203,7 +204,7 @@ def _call(factory: Callable[[], object], spec: str) -> object:
     try:
         return factory()
     except Exception as error:  # the user's own code: whatever it raises is the answer
-        raise BadInput(f"{spec}: the factory raised {type(error).__name__}: {_first_line(error)}") from error
+        raise BadInput(f"{spec}: the factory raised {type(error).__name__}: {first_line(error)}") from error
 
 
 def _import_module(name: str, spec: str) -> ModuleType:
@@ -217,7 +218,7 @@ def _import_module(name: str, spec: str) -> ModuleType:
         raise BadInput(f"{spec}: module {name!r} needs {error.name!r}, which is not installed") from error
     except Exception as error:
         raise BadInput(
-            f"{spec}: importing {name!r} raised {type(error).__name__}: {_first_line(error)}"
+            f"{spec}: importing {name!r} raised {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -242,8 +243,3 @@ def _like(attribute: str, module: ModuleType) -> str:
 
 def _a(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else "(no message)"

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from onebyone.errors import BadInput
+from onebyone.records import first_line
 
 #: Samples in the example a network is traced with: two, so that operators which mix the batch are seen.
 BATCH = 2
@@ -114,18 +115,27 @@ def module_path(node: fx.Node) -> str:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode, and each one's own mode back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        for module, _ in modes:  # one by one, because the modules of exported programs refuse `eval()`
+            module.training = False
         yield
     finally:
         for module, mode in modes:
             module.training = mode
 
 
+_TALKATIVE = (
+    "torch.export",
+    "torch._export",
+    "torch.export.pt2_archive._package",
+    "torch._subclasses.fake_tensor",
+)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the warnings and logs of torch.export's own internals; what fails raises, and is told once, by us."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._subclasses.fake_tensor")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -197,11 +207,6 @@ def _mismatch(module: nn.Module, inputs: tuple[Any, ...]) -> str:
     if isinstance(module, nn.Linear) and given is not None and given != module.in_features:
         return f"it takes {module.in_features} features and gets {given}"
     return ""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _mutates_what_is_read_later(graph: fx.Graph) -> bool:

@@ -30,7 +30,7 @@ MOST_CHANNELS = 65536
 BY_POSITION = "constants that depend on the position in a flattened map are only taken in by a linear layer"
 
 
-class Cannot(Exception):  # noqa: N818 - a reason, not an error: the walk records it and goes on
+class Cannot(Exception):
     """Raised by a rule: this operator cannot be lifted, and why."""
 
 

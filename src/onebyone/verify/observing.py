@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from onebyone.records import first_line
 from onebyone.verify.trees import arguments, cast, leaves, map_tensors
 
 Named = list[tuple[str, Tensor]]
@@ -80,10 +81,9 @@ def observe(runner: Runner, gradients: bool = False) -> Observation:
     return plain
 
 
-def first_line(error: BaseException) -> str:
-    """An exception in one line."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0] if said else ''}"
+def in_one_line(error: BaseException) -> str:
+    """An exception's type and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _plain(runner: Runner) -> Observation:
@@ -92,7 +92,7 @@ def _plain(runner: Runner) -> Observation:
         with torch.no_grad(), _Watch(seen):
             seen.outputs = leaves(runner())
     except Exception as error:
-        seen.error = first_line(error)
+        seen.error = in_one_line(error)
     return seen
 
 
@@ -113,7 +113,7 @@ def _with_gradients(runner: Runner) -> Observation:
         seen.outputs = [(path, t.detach()) for path, t in outputs]
         _differentiate([t for _, t in outputs if t.requires_grad], sources, runner.seed, seen)
     except Exception as error:
-        seen.error = first_line(error)
+        seen.error = in_one_line(error)
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
@@ -129,7 +129,7 @@ def _differentiate(outputs: list[Tensor], sources: Grads, seed: int, seen: Obser
         signs = [_signs(t, generator) for t in outputs]
         grads = torch.autograd.grad(outputs, list(sources.values()), signs, allow_unused=True)
     except Exception as error:
-        seen.no_gradients = first_line(error)
+        seen.no_gradients = in_one_line(error)
         return
     seen.gradients = {n: g for n, g in zip(sources, grads, strict=True) if g is not None}
 

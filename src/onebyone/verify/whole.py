@@ -11,7 +11,7 @@ from torch import nn
 from onebyone.verify import network
 from onebyone.verify.gradients import compare_gradients
 from onebyone.verify.network import NetworkCheck, Quartet
-from onebyone.verify.observing import Grads, Observation, Runner, first_line, observe
+from onebyone.verify.observing import Grads, Observation, Runner, in_one_line, observe
 from onebyone.verify.result import GradientCheck
 from onebyone.verify.trees import wide
 
@@ -43,7 +43,7 @@ def compare_networks(
         if not isinstance(converted.call, nn.Module):  # a bare callable need not take float64
             why = why or found64.short_of_float64
     except Exception as error:
-        why = first_line(error)
+        why = in_one_line(error)
     if why:
         check = network.compare_directly(observe(original), observe(converted), network.unit_of(original))
         check.unverified.append(
@@ -87,5 +87,5 @@ def _gradients(
         return compare_gradients(exact.gradients, rounded.gradients, found.gradients, four.u, back)
     except Exception as error:
         return GradientCheck(
-            False, 0, why=f"cannot be mapped to the original's parameters: {first_line(error)}"
+            False, 0, why=f"cannot be mapped to the original's parameters: {in_one_line(error)}"
         )
