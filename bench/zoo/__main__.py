@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().error(f"--only {' '.join(options.only)}: no network of the zoo fits")
     marks = {e.key: None if options.keep else work.fingerprint(e) for e in wanted}
     results = {e.key: r for e in wanted if not options.fresh and (r := work.kept(e, marks[e.key]))}
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False, markup=False)
     if results:
         console.print(f"{len(results)} results kept from earlier runs (--fresh runs them again)")
     results |= _run([e for e in wanted if e.key not in results], options.jobs, console)
@@ -63,7 +63,12 @@ def _laid_out(page: dict[str, Any]) -> str:
 
 def _run(wanted: Sequence[Entry], jobs: int, console: Console) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
     with Progress(*columns, console=console) as progress:
         bar, busy = progress.add_task("loading the libraries", total=len(wanted)), dict[str, None]()
         for event, entry, result in work.run_all(wanted, jobs):
@@ -73,7 +78,7 @@ def _run(wanted: Sequence[Entry], jobs: int, console: Console) -> dict[str, dict
                 busy.pop(entry.key)
                 results[entry.key] = result
                 progress.advance(bar)
-                console.print(_row(result), highlight=False)
+                console.print(_row(result), highlight=False, soft_wrap=True)
             progress.update(bar, description=", ".join(busy))
             assert event in ("begun", "done")
     return results
