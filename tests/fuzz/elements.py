@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.int64]
 
 
-class Illegal(Exception):  # noqa: N818 - a label, not an error
+class Illegal(Exception):
     """The dense form cannot hold this: its operators would mean another thing at other places."""
 
 
@@ -27,7 +27,7 @@ class Never(Illegal):
     """Refused by its kind, whatever it reads."""
 
 
-class Open(Exception):  # noqa: N818 - a label, not an error
+class Open(Exception):
     """Dense forms may hold this or refuse it; if held, the numbers must be right."""
 
 

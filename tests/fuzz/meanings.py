@@ -36,10 +36,6 @@ class Reading:
 # Rules: (reading, operator number, inputs, arguments, shape of the result) -> value
 
 
-def _same(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
-    return v[0]
-
-
 def _elementwise(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
     return replace(v[0], function=renamed(v[0].function[..., None]))
 
@@ -127,9 +123,8 @@ def _adaptive(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tupl
         keys.append((np.asarray(hi) - np.asarray(lo))[q])
         pixel[..., axis] = np.asarray(lo)[q] * step
     pixel = pixel + v[0].pixel[(slice(None), *(slice(0, 1),) * v[0].axes)]
-    uneven = any(len({e - s for s, e in zip(*b, strict=True)}) > 1 for b in zip(starts, ends, strict=True))
-    # bins of different sizes may be held as channels of one place, where constants by position do no harm
-    return Value(renamed(np.stack(keys, -1)), pixel, steps, partial=uneven)
+    # bins may be held as channels of one place, or apart from others between them: constants by position do no harm
+    return Value(renamed(np.stack(keys, -1)), pixel, steps, partial=True)
 
 
 def _linear(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
@@ -171,7 +166,9 @@ def _reduce(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[
 def _two(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
     left, right = spread(v[0], shape), spread(v[1], shape)
     made, holds = meet([(left.function, left.pixel), (right.function, right.pixel)], left)
-    if not holds and not _places_alike(left, right):
+    if not holds and _places_alike(left, right):
+        raise Open("maps whose channels begin at different places")
+    if not holds:
         wide = v[1].shape == shape
         pooled = (not v[0].spans() and wide) or (not v[1].spans() and v[0].shape == shape)
         context = (
@@ -214,7 +211,9 @@ def _lattice(v: Value) -> tuple[int, ...]:
 def _by_constant(v: Value, numbers: Numbers) -> tuple[Value, bool]:
     made, holds = meet([(v.function, v.pixel), (numbers, None)], v)
     same = (numbers.reshape(v.shape[0], -1) == numbers.reshape(v.shape[0], -1)[:, :1]).all()
-    return replace(v, function=made), holds or bool(same and _places_alike(v, v))
+    if not holds and same and _places_alike(v, v):
+        raise Open("a map whose channels begin at different places")
+    return replace(v, function=made), holds
 
 
 def _constant(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
@@ -312,7 +311,7 @@ def each(value: Any, axes: int) -> list[int]:
 
 RULES: dict[str, Any] = {
     **{kind: _move(kind) for kind in MOVES},
-    "dropout": _same,
+    "dropout": _elementwise,
     "activation": _elementwise,
     "in_place": _elementwise,
     "conv": _conv,

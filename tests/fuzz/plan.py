@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.fuzz.meanings import each
-from tests.fuzz.networks import Net, Op
+from tests.fuzz.networks import Net
 
 
 def plan_conversion(net: Net, to: str, level: str) -> tuple[set[str], set[str]]:
@@ -49,27 +49,17 @@ def _together(net: Net, legal: set[str], illegal: set[str]) -> None:
 def plan_graph(net: Net, to: str) -> list[str]:
     """The paths of the products that have the other form, once for each call, whether or not the result is read."""
     paths = []
-    first: dict[int, str] = {}  # an exported program knows a weight by its first name
-    for name, layer in net.layers.items():
-        first.setdefault(id(getattr(layer, "weight", layer)), f"layers.{name}")
     for number, op in enumerate(net.description.ops):
-        layer = (
-            net.layers[str(number if "share" in op.args else op.args.get("tied", number))]
-            if _held(op)
-            else None
-        )
-        name = first.get(id(getattr(layer, "weight", layer)), "")
+        name = f"layers.{number if 'share' in op.args else op.args.get('tied', number)}"
         if to == "conv" and op.kind in ("linear", "matmul"):
             paths.append(name if op.kind == "linear" else f"{name}.value")
-        elif (
-            to == "linear"
-            and op.kind == "conv"
-            and max(each(op.args["kernel"], 1)) == 1
-            and not _pads(op.args)
-        ):
-            paths.append(name)
-    return paths
+        elif to == "linear" and op.kind == "conv" and max(each(op.args["kernel"], 1)) == 1:
+            # modes other than zeros pad before the convolution
+            paths += [name] if op.args.get("mode", "zeros") != "zeros" or not _pads(op.args) else []
+    return sorted(first_name(net, path) for path in paths)
 
 
-def _held(op: Op) -> bool:
-    return op.kind in ("linear", "matmul", "conv")
+def first_name(net: Net, path: str) -> str:
+    """The first layer that holds the weight of the layer at a path: an exported program knows a shared one by any."""
+    weights = {f"layers.{name}": id(getattr(layer, "weight", layer)) for name, layer in net.layers.items()}
+    return next((p for p, weight in weights.items() if weight == weights.get(path)), path)

@@ -81,6 +81,19 @@ WAITING: dict[str, tuple[Description, str]] = {
         ),
         "the place is not repeated",
     ),
+    "an adaptive pool that is finer than the map on one axis": (
+        chain(3, (2, 1), ("adaptive", {"how": "max", "out": (1, 2)}), FLAT, LINEAR),
+        "the place is not repeated",
+    ),
+    "a strided 1×1 convolution of one channel, at graph level": (
+        chain(
+            1,
+            (11,),
+            ("conv", {"out": 1, "kernel": (1,), "stride": (3,)}),
+            ("reduce", {"how": "mean", "axes": (1,), "keep": False}),
+        ),
+        "the stride is lost: wrong numbers",
+    ),
     "a strided 1×1 convolution behind a reflecting pad, at graph level": (
         chain(
             1,
