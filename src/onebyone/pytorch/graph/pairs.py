@@ -94,7 +94,9 @@ def _pair(f: Found, shape: StoredShape, before: Tensor, after: Tensor, bias: Ten
         outputs, inputs = p.channels[1], p.channels[0]
         if before.dim() != 2 or tuple(after.shape) != (outputs, inputs, 1, 1):
             return None
-        inputs_first = order_of(shape.frame) == (1, 0)
+        # an axis of size one has no order in the frame: the sizes tell, and where they are equal the frame does
+        same = outputs == inputs
+        inputs_first = order_of(shape.frame) == (1, 0) if same else tuple(before.shape) == (inputs, outputs)
         return Pair(f.path, LinearMap(before, bias, inputs_first), PointwiseImage(after, bias))
     if after.dim() != 2:
         return None

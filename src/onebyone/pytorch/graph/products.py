@@ -294,7 +294,11 @@ class ProductRule(Free):
             return x
         spatial = len(p.stride)
         places = range(value.dim() - spatial, value.dim())
-        as_image = all(a in (place, UNIT) for a, place in zip(frame[-spatial:], places, strict=False))
+        # an axis of size one stands anywhere as a unit, so a place that is in the frame must be at its own spot
+        as_image = all(
+            a == place or (a == UNIT and place not in frame)
+            for a, place in zip(frame[-spatial:], places, strict=False)
+        )
         if as_image and len(frame) in (spatial + 1, spatial + 2) and not value.is_complex():
             x = em.call(POOLS[spatial], (x, [1] * spatial, list(p.stride)))
         else:
