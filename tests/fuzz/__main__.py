@@ -9,7 +9,8 @@ import warnings
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.fuzz.checks import Finding, Tally, check_all, minimised
+from tests.fuzz.checks import Finding, Tally, check_all
+from tests.fuzz.minimise import minimised
 from tests.fuzz.networks import Description
 from tests.fuzz.strategies import descriptions
 

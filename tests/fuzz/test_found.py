@@ -58,6 +58,25 @@ FOUND: dict[str, tuple[Description, str]] = {
         chain(2, (6, 6), ("reduce", {"how": "amin", "axes": (1, 2), "keep": False})),
         "no minimum",
     ),
+    "a strided 1×1 convolution of one channel, at graph level": (
+        chain(
+            1,
+            (11,),
+            ("conv", {"out": 1, "kernel": (1,), "stride": (3,)}),
+            ("reduce", {"how": "mean", "axes": (1,), "keep": False}),
+        ),
+        "the stride is lost: wrong numbers",
+    ),
+    "a strided 1×1 convolution behind a reflecting pad, at graph level": (
+        chain(
+            1,
+            (19,),
+            ("pad", {"amounts": (0, 1), "mode": "reflect"}),
+            ("conv", {"out": 2, "kernel": (1,), "bias": False, "stride": (3,)}),
+            FLAT,
+        ),
+        "the stride is lost",
+    ),
 }
 
 
@@ -84,25 +103,6 @@ WAITING: dict[str, tuple[Description, str]] = {
     "an adaptive pool that is finer than the map on one axis": (
         chain(3, (2, 1), ("adaptive", {"how": "max", "out": (1, 2)}), FLAT, LINEAR),
         "the place is not repeated",
-    ),
-    "a strided 1×1 convolution of one channel, at graph level": (
-        chain(
-            1,
-            (11,),
-            ("conv", {"out": 1, "kernel": (1,), "stride": (3,)}),
-            ("reduce", {"how": "mean", "axes": (1,), "keep": False}),
-        ),
-        "the stride is lost: wrong numbers",
-    ),
-    "a strided 1×1 convolution behind a reflecting pad, at graph level": (
-        chain(
-            1,
-            (19,),
-            ("pad", {"amounts": (0, 1), "mode": "reflect"}),
-            ("conv", {"out": 2, "kernel": (1,), "bias": False, "stride": (3,)}),
-            FLAT,
-        ),
-        "the stride is lost",
     ),
 }
 
