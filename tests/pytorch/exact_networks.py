@@ -348,6 +348,13 @@ EXACT = {
         5,
         None,
     ),
+    "adaptive pool to more places than there are": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 1, 2), nn.AdaptiveMaxPool2d((1, 3)), nn.Flatten(), nn.Linear(12, 3)
+        ),
+        (5, 4),
+        None,
+    ),
     "space to depth": (
         lambda: nn.Sequential(
             nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 2), nn.Flatten(), nn.Linear(4 * 3 * 2, 3)

@@ -235,7 +235,7 @@ def _adaptive(walk: Walk, node: fx.Node, name: str) -> Lifted:
     if tuple(out) == value.grid.nominal:
         return value
     result = pooled(walk, node, value, kernel, name)
-    if result.grid.nominal == (1,) * walk.axes:
+    if tuple(out) == (1,) * walk.axes:
         return result
     index = identity(result.grid.shape)
     for axis, starts in enumerate(bins):
