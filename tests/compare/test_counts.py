@@ -121,6 +121,13 @@ def test_a_feed_forward_network_is_as_is_said() -> None:
     assert census.judge_census(tokens).text == NOT_AS_SAID
 
 
+def test_patches_make_no_convolutional_network() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), nn.Linear(4 * 4 * 3, 2))
+    figures = census.measure_census(observe(model, torch.randn(1, 3, 8, 6)), 1, None)
+    assert not figures["network"]["convolutional"]
+    assert census.judge_census(figures).text == HOLDS
+
+
 def _flat(key: str, linear: int, pointwise: int) -> dict[str, object]:
     return {"key": key, "group": "timm", "parameters": 9, "linear": linear, "pointwise": pointwise}
 

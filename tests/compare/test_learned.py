@@ -32,11 +32,19 @@ def test_the_digits(digits: Digits) -> None:
 
 
 def curves(
-    pooled: list[float], flattened: list[float], forms: tuple[float, float] = (0.9, 0.9)
+    pooled: list[float],
+    flattened: list[float],
+    forms: tuple[float, float] = (0.9, 0.9),
+    spread: float = 0.0,
 ) -> dict[str, Any]:
     def curve(head: str, values: list[float]) -> list[dict[str, Any]]:
         return [
-            {"width": w, "parameters": flexibility.head_parameters(head, w), "accuracy": a}
+            {
+                "width": w,
+                "parameters": flexibility.head_parameters(head, w),
+                "accuracy": a,
+                "accuracies": [a - spread, a + spread],
+            }
             for w, a in zip((2, 8, 32), values, strict=True)
         ]
 
@@ -55,6 +63,7 @@ def test_flexibility_is_judged_by_gains_over_noise() -> None:
     )
     assert judge(curves([0.9, 0.9, 0.9], [0.97, 0.96, 0.97])).text == NOT_AS_SAID
     assert judge(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97], forms=(0.9, 0.8))).text == NOT_AS_SAID
+    assert judge(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97], spread=0.3)).text == NOT_AS_SAID
 
 
 def test_the_cheaper_head_is_named() -> None:

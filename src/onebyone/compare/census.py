@@ -72,12 +72,20 @@ def measure_census(seen: Sequence[Seen], parameters: int, zoo: Sequence[Mapping[
         "parameters": parameters,
         "macs": macs,
         "places": places,
-        "convolutional": any(s.kind == KERNEL for s in seen),
+        "convolutional": any(_overlaps(s) for s in seen),
         "linear": sum(s.kind == LINEAR for s in seen),
         "pointwise": sum(s.kind == POINTWISE for s in seen),
         "linear_on_tokens": sum(s.kind == LINEAR and s.tokens for s in seen),
     }
     return {"network": own, "zoo": None if zoo is None else _totals(zoo)}
+
+
+def _overlaps(layer: Seen) -> bool:
+    """Whether it is a convolution whose windows overlap; cutting an image into patches makes no such network."""
+    if layer.kind != KERNEL:
+        return False
+    module: Any = layer.module
+    return any(k > s for k, s in zip(module.kernel_size, layer.stride, strict=True))
 
 
 def _totals(zoo: Sequence[Mapping[str, Any]]) -> Figures:

@@ -26,7 +26,7 @@ CLASSES = (*(str(d) for d in range(10)), "background")
 LABELS = Labels(classes=CLASSES, colour_order="L", background=("background",))
 PAGE = (72, 120)
 NOISE = 0.1
-STEPS = 500
+STEPS = 800
 
 
 class Page:
@@ -97,7 +97,7 @@ def training_windows(digits: Digits, pages: int, seed: int) -> tuple[Tensor, Ten
 
 
 def measure_detection(
-    digits: Digits | None = None, *, seed: int = 0, steps: int = STEPS, pages: int = 12, tests: int = 2
+    digits: Digits | None = None, *, seed: int = 0, steps: int = STEPS, pages: int = 30, tests: int = 4
 ) -> Figures:
     """Detect digits on pages of held-out ones, with the network run densely and window by window.
 
@@ -149,12 +149,24 @@ def _both_ways(network: nn.Module, pages: Sequence[Page]) -> Figures:
 
 def dense_scores(dense: Dense, network: nn.Module, image: Any) -> Any:
     """The image scanned in one dense pass."""
-    return scan(dense, image)
+    return scan(dense, image, device=_device(network))
 
 
 def window_scores(dense: Dense, network: nn.Module, image: Any) -> Any:
     """The image scanned window by window."""
-    return scan_windows(network, image, dense.geometry, labels=dense.labels, channels=dense.channels)
+    return scan_windows(
+        network,
+        image,
+        dense.geometry,
+        labels=dense.labels,
+        channels=dense.channels,
+        device=_device(network),
+    )
+
+
+def _device(network: nn.Module) -> torch.device:
+    """Where the network lies: a scan moves it to the device it is given."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def matched(found: Detections, page: Page) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -8,13 +8,14 @@ operations come by role: "pointwise", "connected" (flatten, then a fully connect
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from onebyone.compare.operation import Operation, jacobian_rows, ratio, sample
-from onebyone.compare.row import Figures, Verdict, holds, holds_when, not_as_said
+from onebyone.compare.row import Figures, Verdict, counted, holds, holds_when, not_as_said
 
 Operations = Mapping[str, Operation]
 """By role: "pointwise" and "connected" at least."""
@@ -43,14 +44,48 @@ def measure_scope(operations: Operations, most: int = 8) -> Figures:
             "outputs_examined": len(rows),
         }
         pictures[role] = (image / image.max().clamp_min(1e-300)).tolist()
-    return figures | {"pictures": {"support": pictures}}
+    moved = {role: influence(op) for role, op in operations.items()}
+    return figures | {"pictures": {"support": pictures, "influence": moved}}
+
+
+def influence(op: Operation, side: int = 8, outputs: int = 16, most: int = 64) -> Figures:
+    """Which outputs move when one pixel does: for each input place, how much each output place changes.
+
+    `values` has a row for each of `places` and a column for each output place (of a vector: each output, at
+    most `outputs`), over the largest of all, to three digits. A map larger than `side` is cut to it where the
+    layer takes other sizes.
+    """
+    if op.weight[0].numel() != prod(op.map_shape):
+        op = op.on([min(n, side) for n in op.map_shape[1:]])
+    if op.groups == 1:
+        op = op.first(outputs)
+    h, w = op.map_shape[1:]
+    places = [divmod(i, w) for i in sample(h * w, most)]
+    x = op.maps(1, torch.Generator().manual_seed(0))
+    y = op(x)
+    rows = []
+    for place in places:
+        given = x.clone()
+        given[(0, slice(None), *place)] += 1
+        change = (op(given) - y).abs()[0]
+        rows.append((change.amax(0) if change.dim() == 3 else change).flatten())
+    values = torch.stack(rows)
+    # what is below the rounding of the outputs did not move
+    values = torch.where(values > float(op.bound(x).max()), values, torch.zeros_like(values))
+    values = values / values.max().clamp_min(1e-300)
+    return {
+        "map": [h, w],
+        "output": list(y.shape[2:]) or [y.shape[1]],
+        "places": [list(p) for p in places],
+        "values": [[round(v, 3) for v in row] for row in values.tolist()],
+    }
 
 
 def judge_scope(figures: Figures) -> Verdict:
     """D1 holds where a pointwise output reads one place and a connected one all of several."""
     one, whole = figures["pointwise"], figures["connected"]
     kernel = figures.get("kernel")
-    more = f"; a k×k convolution reads {kernel['places_reached']}" if kernel else ""
+    more = f"; a {kernel['name']} reads {kernel['places_reached']}" if kernel else ""
     if one["places_reached"] > 1:
         return not_as_said(f"the pointwise layer's output reads {one['places_reached']} places, not one")
     if one["places_reached"] < 1 or whole["places_reached"] < 1:
@@ -254,8 +289,9 @@ def judge_dimensions(figures: Figures) -> Verdict:
     linear, pointwise = figures["linear"], figures["pointwise"]
     changed = linear["reduce"] + linear["expand"]
     said = (
-        f"of {linear['layers']} linear layers {linear['reduce']} reduce and {linear['expand']} expand; of "
-        f"{pointwise['layers']} pointwise convolutions {pointwise['reduce']} and {pointwise['expand']}"
+        f"of {counted(linear['layers'], 'linear layer')} {linear['reduce']} reduce and {linear['expand']} "
+        f"expand; of {counted(pointwise['layers'], 'pointwise convolution')} {pointwise['reduce']} and "
+        f"{pointwise['expand']}"
     )
     if changed:
         return not_as_said(f"fully connected layers do it just the same: {said}")

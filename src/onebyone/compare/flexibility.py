@@ -14,8 +14,8 @@ from onebyone.compare.digits import SIDE, Digits, accuracy, load_digits, train
 from onebyone.compare.row import Figures, Verdict, holds, holds_when, not_as_said
 from onebyone.pytorch.convolutionalize import convolutionalize
 
-WIDTHS = (2, 4, 8, 16, 32)
-STEPS = 150
+WIDTHS = (4, 8, 16, 32, 64)
+STEPS = 300
 CHANNELS, PLACES = 8, (SIDE - 4) ** 2  # of the map that the heads read
 
 
@@ -117,8 +117,11 @@ def judge_flexibility(figures: Figures) -> Verdict:
 
 
 def _noise(curve: Sequence[Mapping[str, Any]], tested: int) -> float:
-    """Two standard errors of the difference between two accuracies on so many samples."""
-    variances = [p["accuracy"] * (1 - p["accuracy"]) / tested for p in (curve[0], curve[-1])]
+    """Two standard errors of the difference between the ends: of the test set's sampling and of the starts."""
+    ends = (curve[0], curve[-1])
+    variances = [p["accuracy"] * (1 - p["accuracy"]) / tested for p in ends]
+    starts = [p["accuracies"] for p in ends if len(p["accuracies"]) > 1]
+    variances += [statistics.variance(found) / len(found) for found in starts]
     return 2 * math.sqrt(sum(variances))
 
 

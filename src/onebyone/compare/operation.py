@@ -69,6 +69,12 @@ class Operation:
         """The same layer with another weight."""
         return replace(self, weight=weight)
 
+    def first(self, outputs: int) -> Operation:
+        """The same layer with its first outputs alone."""
+        bias = None if self.bias is None else self.bias[:outputs]
+        whole = self.outputs or len(self.weight)
+        return replace(self, weight=self.weight[:outputs], bias=bias, outputs=whole)
+
     def on(self, size: Sequence[int]) -> Operation:
         """The same layer on a map of another size."""
         return replace(self, map_shape=(self.map_shape[0], size[0], size[1]))
@@ -80,6 +86,7 @@ class Operation:
     def describe(self) -> dict[str, object]:
         """What the layer is and where it comes from, for the figures."""
         return {
+            "name": self.name,
             "layer": self.path,
             "origin": self.origin,
             "map": list(self.map_shape),

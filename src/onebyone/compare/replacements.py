@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onebyone.compare.observe import LINEAR, Seen
-from onebyone.compare.row import Figures, Verdict, holds, holds_when, not_as_said
+from onebyone.compare.row import Figures, Verdict, counted, holds, holds_when, not_as_said
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.flatten import flatten_index, to_kernel
 from onebyone.pytorch.conversion import Conversion
@@ -60,6 +60,7 @@ def measure_replacement(
         "copied_bytes": conversion.copied_bytes,
         "layers_called": len(linears),
         "layers_probed": len(probes),
+        "layers_probed_in_part": sum(p["outputs_probed"] < p["weight"][0] for p in probes),
         "bitwise_equal": sum(p["bitwise"] for p in probes),
         "planted_faults_caught": sum(p["faults_seen"] for p in probes),
         "planted_faults": sum(p["faults"] for p in probes),
@@ -96,8 +97,8 @@ def judge_replacement(figures: Figures) -> Verdict:
     if not probed:
         return not_as_said("the network calls no fully connected layer that could be replaced")
     said = (
-        f"{figures['layers_converted']} layers converted, {figures['weights_shared']} on the very same weights; "
-        f"{equal} of {probed} probed equal bit for bit on integers, which caught "
+        f"{counted(figures['layers_converted'], 'layer')} converted, {figures['weights_shared']} on the very same "
+        f"weights; {equal} of {probed} probed equal bit for bit on integers, which caught "
         f"{figures['planted_faults_caught']} of {figures['planted_faults']} planted faults"
     )
     if refused:
@@ -310,7 +311,7 @@ def judge_classification(figures: Figures) -> Verdict:
         reasons = figures["refused"]
         return holds_when(
             "the image has the size the network was built for",
-            f"{same}, but cannot be carried to larger images: {len(reasons)} operators refused, the first "
+            f"{same}, but cannot be carried to larger images: {counted(len(reasons), 'operator')} refused, the first "
             f"{reasons[0]['path'] or reasons[0]['kind']}: {reasons[0]['reason']}",
         )
     places = figures["places"]

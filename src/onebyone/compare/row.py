@@ -41,6 +41,15 @@ def not_as_said(because: str) -> Verdict:
     return Verdict(NOT_AS_SAID, because)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "layer"), counted(1200, "layer")
+    ('1 layer', '1,200 layers')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def not_available(because: str) -> Verdict:
     """The experiment could not be made; the reason."""
     return Verdict(NOT_AVAILABLE, because)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from onebyone.compare.differences import measure_sizes
 from onebyone.compare.digits import Digits, load_digits
 from onebyone.compare.flexibility import measure_flexibility
 from onebyone.compare.observe import LINEAR, POINTWISE
+from onebyone.compare.operation import Operation
 from onebyone.compare.pair import Pair
 from onebyone.compare.replacements import (
     lifted,
@@ -124,11 +126,14 @@ class Setting:
         follows = successive(self.pair.seen)
         if follows is None:
             op = self.pair.connected
-            return measure_chain(op.map_shape, op.outputs, 10, paths=(op.path, "made"), seed=self.seed)
-        first, second = follows
-        block = first.block or (first.inputs, 1, 1)
-        paths = (first.path, second.path)
-        return measure_chain(block, first.outputs, second.outputs, paths=paths, seed=self.seed)
+            paths = (op.path, "made")
+            found = measure_chain(op.map_shape, op.outputs, 10, paths=paths, seed=self.seed)
+        else:
+            first, second = follows
+            block = first.block or (first.inputs, 1, 1)
+            paths = (first.path, second.path)
+            found = measure_chain(block, first.outputs, second.outputs, paths=paths, seed=self.seed)
+        return found | {"pictures": {"filter": _one_filter(self.pair.connected)}}
 
     def classification(self) -> Figures:
         """R3."""
@@ -150,6 +155,22 @@ class Setting:
             }
         except BadInput as error:
             return found | {"own": None, "own_refused": str(error)}
+
+
+def _one_filter(op: Operation, channels: int = 4) -> Figures:
+    """The first neuron of the fully connected layer as a row of weights, and the same numbers as a filter.
+
+    Element i of `row` is `values[c][y][x]` with (c, y, x) the i-th place of the map counted row by row.
+    """
+    block = (min(channels, op.map_shape[0]), *op.map_shape[1:])
+    row = op.weight[0, : prod(block)]
+    return {
+        "layer": op.path,
+        "block": list(op.map_shape),
+        "channels_shown": block[0],
+        "row": row.tolist(),
+        "values": row.view(block).tolist(),
+    }
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -217,9 +217,10 @@ def judge_learning(figures: Figures) -> Verdict:
             f"after {steps} steps from the given weights the two differ by {figures['largest_difference']:.3g}"
         )
     how = "bit for bit" if figures["arithmetic_exact"] else "bit for bit here, though rounding was involved"
+    outputs, features = figures["weights_trained"]
     return holds(
-        f"{counts['linear']:,} parameters in either form; gradients and, after {steps} optimiser steps, weights "
-        f"agree {how}"
+        f"{counts['linear']:,} parameters in either form of {outputs} outputs of {features} inputs; gradients "
+        f"and, after {steps} optimiser steps, weights agree {how}"
     )
 
 
