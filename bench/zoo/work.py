@@ -105,16 +105,9 @@ class Job:
                 if late
                 else f"its process ended with {self.process.exitcode}"
             )
-            after = steps[-1]["name"] if steps else "nothing"
-            steps.append(
-                {
-                    "name": f"after {after}",
-                    "outcome": "crashed",
-                    "reason": why,
-                    "seconds": 0.0,
-                    "peak_bytes": 0,
-                }
-            )
+            name = f"after {steps[-1]['name']}" if steps else "start"
+            ended = {"name": name, "outcome": "crashed", "reason": why, "figures": {}}
+            steps.append(ended | {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0})
         seconds = round(time.monotonic() - self.start, 1)
         marks = {"fingerprint": self.mark, "sources": sources()}
         return {**_described(self.entry), **marks, "seconds": seconds, "steps": steps}
