@@ -72,20 +72,27 @@ def test_the_cheaper_head_is_named() -> None:
     assert f"takes {parameters[0]} parameters pooled, {parameters[1]} flattened" in because
 
 
-@pytest.mark.parametrize("head", ["pooled", "flattened"])
-def test_head_parameters(head: str) -> None:
-    whole = flexibility.classifier(head, 5, 0)
-    trunk = sum(p.numel() for layer in list(whole)[:4] for p in layer.parameters())
-    assert flexibility.head_parameters(head, 5) == sum(p.numel() for p in whole.parameters()) - trunk
-    assert whole(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+@pytest.mark.parametrize("kind", flexibility.HEADS)
+def test_head_parameters(kind: str) -> None:
+    head = flexibility.head_of(kind, 5)
+    assert flexibility.head_parameters(kind, 5) == sum(p.numel() for p in head.parameters())
+    assert head(flexibility.trunk()(torch.zeros(2, 1, 8, 8))).shape == (2, 10)
 
 
 def test_flexibility_is_measured(digits: Digits) -> None:
-    figures = flexibility.measure_flexibility(digits, widths=(1, 12), seeds=1, steps=40)
+    figures = flexibility.measure_flexibility(digits, widths=(1, 12), seeds=2, steps=60)
     assert figures["two_forms"]["accuracy"][0] == figures["two_forms"]["accuracy"][1]
     points = figures["curves"]["flattened"]
     assert [p["width"] for p in points] == [1, 12]
     assert points[1]["accuracy"] > 0.5
+    assert flexibility.judge_flexibility(figures).text == HOLDS
+
+
+def test_width_that_is_not_used_buys_nothing(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = flexibility.head_of
+    monkeypatch.setattr(flexibility, "head_of", lambda kind, width: right(kind, 3))
+    figures = flexibility.measure_flexibility(digits, widths=(1, 12), seeds=2, steps=30)
+    assert flexibility.judge_flexibility(figures).text == NOT_AS_SAID
 
 
 # R4

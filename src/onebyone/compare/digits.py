@@ -5,6 +5,7 @@ E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Mach
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -46,8 +47,24 @@ def load_digits(seed: int = 0, held_out: int = 597) -> Digits:
     return Digits(images[train], labels[train], images[test], labels[test])
 
 
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(network, images, labels) -> what is to become small."""
+
+
+def cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Of the network's answers."""
+    return F.cross_entropy(network(images), labels)
+
+
 def train(
-    network: nn.Module, images: Tensor, labels: Tensor, *, steps: int, seed: int, rate: float = 3e-3
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps: int,
+    seed: int,
+    rate: float = 3e-3,
+    loss: Loss = cross_entropy,
 ) -> nn.Module:
     """Adam with a one-cycle rate on random batches of 100, in place; gives the network in eval mode."""
     generator = torch.Generator().manual_seed(seed)
@@ -57,9 +74,9 @@ def train(
     with torch.enable_grad():
         for _ in range(steps):
             batch = torch.randint(len(images), (100,), generator=generator)
-            loss = F.cross_entropy(network(images[batch]), labels[batch])
+            value = loss(network, images[batch], labels[batch])
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     return network.eval()

@@ -101,8 +101,12 @@ def observe(model: nn.Module, example: Any) -> tuple[Seen, ...]:
                 run(model, example)
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BadInput(f"example: the network does not run on it: {said}") from error
+            raise BadInput(f"example{_shape(example)}: the network does not run on it: {said}") from error
     return tuple(watch.seen.values())
+
+
+def _shape(example: Any) -> str:
+    return f" of shape {tuple(example.shape)}" if isinstance(example, Tensor) else ""
 
 
 def run(model: nn.Module, example: Any) -> Any:

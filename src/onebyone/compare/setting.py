@@ -141,7 +141,7 @@ class Setting:
 
     def flexibility(self) -> Figures:
         """S5, with as many starts as the budget allows."""
-        return measure_flexibility(self.digits, seeds=2 if self.budget >= 60 else 1, seed=self.seed)
+        return measure_flexibility(self.digits, seeds=4 if self.budget >= 60 else 2, seed=self.seed)
 
     def detection(self) -> Figures:
         """R4, on digits and, as far as speed and agreement go, on the user's own network."""
