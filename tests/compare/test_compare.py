@@ -112,6 +112,12 @@ def test_a_spent_budget_and_a_network_without_windows_are_reasons() -> None:
     assert "no windows" in flat.because
 
 
+def test_a_network_of_one_output() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+    rows = onebyone.compare(model, torch.randn(1, 3, 2, 2), budget=1, rows=["S3", "D3", "D7"]).rows
+    assert [row.kind for row in rows] == [HOLDS, HOLDS, WHEN]
+
+
 def test_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
     onebyone.compare(network(), IMAGE, rows=["S1", "D4"], progress=lambda *at: told.append(at))
@@ -187,6 +193,16 @@ def test_chosen_layers_compute_what_the_network_s_do() -> None:
     assert torch.equal(found.pointwise(maps), model[2](maps))
     maps = model[:4](x)
     assert torch.equal(found.connected(maps), model[5](maps.flatten(1)))
+
+
+def test_a_head_of_zeros_gets_random_weights() -> None:
+    model = network()
+    with torch.no_grad():
+        model[5].weight.zero_()  # type: ignore[operator]
+    op = choose(observe(model, IMAGE)).connected
+    assert op.path == "5"
+    assert "all zero" in op.origin
+    assert bool((op.weight != 0).all())
 
 
 def test_large_layers_are_sampled() -> None:

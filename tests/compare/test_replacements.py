@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onebyone.compare import replacements as r
 from onebyone.compare.observe import observe
-from onebyone.compare.row import HOLDS, NOT_AS_SAID, WHEN
+from onebyone.compare.row import HOLDS, NOT_AS_SAID, NOT_AVAILABLE, WHEN
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.flatten import flatten_index, to_kernel
 from onebyone.pytorch.conversion import Conversion
@@ -64,8 +64,10 @@ def test_a_refusal_is_a_condition(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_network_without_such_layers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
-    figures = r.measure_replacement(model, observe(model, IMAGE))
-    assert r.judge_replacement(figures).text == NOT_AS_SAID
+    verdict = r.judge_replacement(r.measure_replacement(model, observe(model, IMAGE)))
+    assert verdict.text == HOLDS
+    assert "its 1×1 convolutions were taken as such" in verdict.because
+    assert r.judge_replacement(r.measure_replacement(model, [])).text == NOT_AVAILABLE
 
 
 # R2

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebyone.compare.operation import Operation, jacobian_rows, ratio, sample
-from onebyone.compare.row import Figures, Verdict, counted, holds, holds_when, not_as_said
+from onebyone.compare.operation import Operation, jacobian_rows, ratio, sample, spread
+from onebyone.compare.row import Figures, Verdict, counted, holds, holds_when, not_as_said, not_available
 
 Operations = Mapping[str, Operation]
 """By role: "pointwise" and "connected" at least."""
@@ -228,7 +228,7 @@ def measure_permutation(operations: Operations, seed: int = 0) -> Figures:
             found["change_ratio"] = ratio(
                 (z - y).abs(), op.bound(shuffled, op.places) + op.bound(x, op.places)
             )
-            found["change_relative"] = float((z - y).abs().max()) / (float(y.std()) or 1.0)
+            found["change_relative"] = float((z - y).abs().max()) / spread(y)
             if op.weight[0].numel() == x[0].numel():
                 columns = op.weight.view(len(op.weight), op.map_shape[0], -1)[:, :, order]
                 again = op.with_weight(columns.reshape(op.weight.shape))(shuffled)
@@ -296,7 +296,7 @@ def judge_dimensions(figures: Figures) -> Verdict:
     if changed:
         return not_as_said(f"fully connected layers do it just the same: {said}")
     if linear["layers"] == 0:
-        return not_as_said("no fully connected layer was seen that would keep its dimension")
+        return not_available("the network calls no fully connected layer")
     return holds(f"in this network no linear layer changes the dimension: {said}")
 
 
@@ -315,7 +315,6 @@ def measure_shift(operations: Operations, seed: int = 0, most: int = 16) -> Figu
     for role, op in operations.items():
         x = op.maps(1, generator)
         y = op(x)
-        spread = float(y.std()) or 1.0
         limit = op.bound(x, op.places) * 2
         worst, largest, errors = 0.0, 0.0, []
         for shift in _shifts(op.map_shape[1:], most):
@@ -326,8 +325,8 @@ def measure_shift(operations: Operations, seed: int = 0, most: int = 16) -> Figu
             bound = limit.roll(shift, (2, 3)) if same else op.bound(x.roll(shift, (2, 3)), op.places) + limit
             error = (z - expected).abs()
             worst = max(worst, ratio(error, bound))
-            largest = max(largest, float(error.max()) / spread)
-            errors.append({"shift": list(shift), "relative": float(error.max()) / spread})
+            largest = max(largest, float(error.max()) / spread(y))
+            errors.append({"shift": list(shift), "relative": float(error.max()) / spread(y)})
         back = x.flatten(1).view_as(x)
         figures[role] = op.describe() | {
             "equivariance_ratio": worst,

@@ -166,3 +166,12 @@ def ratio(error: Tensor, bound: Tensor) -> float:
         return 0.0
     worst = torch.where(error == 0, torch.zeros_like(error), error / bound)
     return float(worst.max())
+
+
+def spread(y: Tensor) -> float:
+    """The standard deviation of outputs; of a single one, its size; never 0, for dividing by.
+
+    >>> spread(torch.tensor([1.0, 3.0])), spread(torch.tensor([-4.0])), spread(torch.zeros(2))
+    (1.0, 4.0, 1.0)
+    """
+    return float(y.std(correction=0)) or float(y.abs().max()) or 1.0

@@ -32,6 +32,8 @@ SIDE = 16
 """Places per side of the maps that experiments run on, at most."""
 FALLBACK = (7, 7)
 MADE_OUTPUTS = 64
+TWIN_OF_LINEAR = "the converted twin of a linear layer"
+TWIN_OF_POINTWISE = "the converted twin of a 1×1 convolution"
 
 
 @dataclass(frozen=True)
@@ -115,27 +117,38 @@ def _rows(per_output: int, outputs: int) -> int:
     return max(1, min(outputs, MOST_OUTPUTS, MOST_WEIGHTS // max(1, per_output)))
 
 
-def _sampled(layer: Seen) -> tuple[Tensor, Tensor | None]:
-    """The first outputs' weight and bias, float64 copies on the processor."""
+def _sampled(layer: Seen) -> tuple[Tensor, Tensor | None, str]:
+    """The first outputs' weight and bias, float64 copies on the processor, and where they come from.
+
+    A layer that was initialised to zero, as some heads are before training, would compute nothing: random
+    weights stand in.
+    """
     weight, bias = layer.weight(), layer.bias()
     rows = _rows(weight[0].numel(), len(weight))
     kept = None if bias is None else bias[:rows].double().cpu()
-    return weight[:rows].double().cpu(), kept
+    used = weight[:rows].double().cpu()
+    if bool((used == 0).all()):
+        generator = torch.Generator().manual_seed(0)
+        used = torch.randn(used.shape, generator=generator, dtype=torch.float64) / used[0].numel() ** 0.5
+        return used, kept, f"{OWN}, its weights (all zero) replaced by random ones"
+    return used, kept, OWN
 
 
 def _connected(layer: Seen) -> Operation:
     """The fully connected layer on its map: the one that was flattened, or a vector as one of one place."""
-    weight, bias = _sampled(layer)
+    weight, bias, origin = _sampled(layer)
     features = weight.shape[1]
     block = layer.block if layer.block and not layer.tokens else (features, 1, 1)
     if layer.order != (0, 1, 2):  # the columns in the order that flattening channels first gives
         index = flatten_index(block, layer.order)
         weight = torch.from_numpy(to_kernel(weight.numpy(), index, block).reshape(len(weight), -1).copy())
-    return Operation("fully connected", connected_form, weight, bias, block, layer.path, OWN, layer.outputs)
+    return Operation(
+        "fully connected", connected_form, weight, bias, block, layer.path, origin, layer.outputs
+    )
 
 
 def _twin_of_pointwise(layer: Seen) -> Operation:
-    weight, bias = _sampled(layer)
+    weight, bias, origin = _sampled(layer)
     return Operation(
         "fully connected",
         connected_form,
@@ -143,21 +156,21 @@ def _twin_of_pointwise(layer: Seen) -> Operation:
         bias,
         (layer.inputs, 1, 1),
         layer.path,
-        "the converted twin of a 1×1 convolution",
+        origin.replace(OWN, TWIN_OF_POINTWISE),
         layer.outputs,
     )
 
 
 def _pointwise(layer: Seen) -> Operation:
     """The pointwise convolution on the map it reads; a stride keeps every s-th place of it, before."""
-    weight, bias = _sampled(layer)
-    origin, shape = OWN, layer.map_shape
+    weight, bias, origin = _sampled(layer)
+    shape = layer.map_shape
     if layer.kind == LINEAR:
-        origin = "the converted twin of a linear layer"
+        origin = origin.replace(OWN, TWIN_OF_LINEAR)
     elif any(s > 1 for s in layer.stride):
         steps = (*layer.stride, 1)[:2]
         shape = (shape[0], -(-shape[1] // steps[0]), -(-shape[2] // steps[1]))
-        origin = f"{OWN}, on the places that its stride {steps} keeps"
+        origin = f"{origin}, on the places that its stride {steps} keeps"
     kernel = weight.flatten(1)[:, :, None, None]
     if kernel.shape[1] != shape[0]:  # a flattened map's layer: its vector is an image of one place
         shape = (kernel.shape[1], 1, 1)
@@ -225,6 +238,7 @@ def _is_kernel(layer: Seen) -> bool:
     module = layer.module
     return (
         isinstance(module, nn.Conv2d)
+        and layer.groups == 1
         and prod(module.kernel_size) > 1
         and module.padding_mode == "zeros"
         and min(layer.map_shape[1:]) > max(module.kernel_size)
@@ -232,22 +246,16 @@ def _is_kernel(layer: Seen) -> bool:
 
 
 def _kernel(layer: Seen | None, generator: torch.Generator) -> Operation:
-    """The network's first k×k convolution, for contrast; a made one where it has none."""
+    """The network's first ungrouped k×k convolution, for contrast; a made one where it has none."""
     if layer is None:
         weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
         form = convolution_form(padding=(1, 1))
         return Operation("3×3 convolution", form, weight, None, (3, *FALLBACK), "", "made for contrast", 4)
     module = layer.module
     assert isinstance(module, nn.Conv2d)
-    weight, bias = _sampled(layer)
-    groups = layer.groups
-    if groups > 1:
-        rows = max(1, len(weight) // (layer.outputs // groups)) * (layer.outputs // groups)
-        if rows != layer.outputs:  # a sample would have to keep whole groups of inputs too
-            weight, bias = layer.weight().double().cpu(), layer.bias()
-            bias = None if bias is None else bias.double().cpu()
+    weight, bias, origin = _sampled(layer)
     side = max(*module.kernel_size, SIDE)
     shape = (layer.inputs, min(layer.map_shape[1], side), min(layer.map_shape[2], side))
-    form = convolution_form(module.stride, module.padding, module.dilation, groups)
+    form = convolution_form(module.stride, module.padding, module.dilation)
     name = "×".join(map(str, module.kernel_size)) + " convolution"
-    return Operation(name, form, weight, bias, shape, layer.path, OWN, layer.outputs, groups)
+    return Operation(name, form, weight, bias, shape, layer.path, origin, layer.outputs)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.compare.observe import LINEAR, Seen
-from onebyone.compare.row import Figures, Verdict, counted, holds, holds_when, not_as_said
+from onebyone.compare.observe import LINEAR, POINTWISE, Seen
+from onebyone.compare.row import Figures, Verdict, counted, holds, holds_when, not_as_said, not_available
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.flatten import flatten_index, to_kernel
 from onebyone.pytorch.conversion import Conversion
@@ -48,8 +48,10 @@ def measure_replacement(
     """
     conversion = convert(model)
     linears = [s for s in seen if s.kind == LINEAR]
-    step = max(1, -(-len(linears) // MOST_LAYERS))
-    probes = [_probe(layer, convert, seed) for layer in linears[::step]]
+    twins = [s for s in seen if s.kind == POINTWISE and s.groups == 1]
+    probed = linears or twins  # a network without linear layers: its 1×1 convolutions as such
+    step = max(1, -(-len(probed) // MOST_LAYERS))
+    probes = [_probe(layer, convert, seed) for layer in probed[::step]]
     shared = sum(
         getattr(p.original, "weight", None) is getattr(p.converted, "weight", 0) for p in conversion.pairs
     )
@@ -59,6 +61,7 @@ def measure_replacement(
         "weights_shared": shared,
         "copied_bytes": conversion.copied_bytes,
         "layers_called": len(linears),
+        "twins": not linears,
         "layers_probed": len(probes),
         "layers_probed_in_part": sum(p["outputs_probed"] < p["weight"][0] for p in probes),
         "bitwise_equal": sum(p["bitwise"] for p in probes),
@@ -69,7 +72,7 @@ def measure_replacement(
 
 
 def _probe(layer: Seen, convert: Convert, seed: int) -> Figures:
-    weight, bias = layer.weight(), layer.bias()
+    weight, bias = layer.weight().flatten(1), layer.bias()
     rows = max(1, min(len(weight), MOST_WEIGHTS // weight.shape[1]))
     part = nn.Linear(weight.shape[1], rows, bias is not None, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
@@ -95,12 +98,14 @@ def judge_replacement(figures: Figures) -> Verdict:
     if equal < probed:
         return not_as_said(f"{probed - equal} of {probed} converted layers differ on integers")
     if not probed:
-        return not_as_said("the network calls no fully connected layer that could be replaced")
+        return not_available("the network calls no fully connected layer that could be replaced")
     said = (
         f"{counted(figures['layers_converted'], 'layer')} converted, {figures['weights_shared']} on the very same "
         f"weights; {equal} of {probed} probed equal bit for bit on integers, which caught "
         f"{figures['planted_faults_caught']} of {figures['planted_faults']} planted faults"
     )
+    if figures["twins"]:
+        said += " (the network has no linear layer: its 1×1 convolutions were taken as such)"
     if refused:
         reason = refused[0]["reason"]
         return holds_when("the layer is an ordinary one", f"{said}; {len(refused)} refused: {reason}")

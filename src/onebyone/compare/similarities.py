@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.compare.operation import Operation, U, jacobian_rows, ratio, sample
+from onebyone.compare.operation import Operation, U, jacobian_rows, ratio, sample, spread
 from onebyone.compare.row import Figures, Verdict, holds, holds_when, not_as_said
 from onebyone.laws.bounds import dot_bound
 
@@ -248,7 +248,7 @@ def measure_activation(
     }
     plain = {n: f(f(x, first), second) for n, f in forms.items()}
     active = {n: f(activation(f(x, first)), second) for n, f in forms.items()}
-    spread = float(one.std()) or 1.0
+    size_of_one = spread(one)
     return {
         "activation": name,
         "weights": [list(first.shape), list(second.shape)],
@@ -259,7 +259,7 @@ def measure_activation(
             "collapsed": int(torch.linalg.matrix_rank(collapsed)),
         },
         "activation_ratio": {n: ratio((y - one).abs(), bound) for n, y in active.items()},
-        "activation_relative": {n: float((y - one).abs().max()) / spread for n, y in active.items()},
+        "activation_relative": {n: float((y - one).abs().max()) / size_of_one for n, y in active.items()},
         "forms_agree_ratio": ratio((active["pointwise"] - active["fully connected"]).abs(), 4 * bound),
         "jacobian_change": _jacobian_change(first, second, activation, x),
     }
