@@ -218,3 +218,45 @@ def test_in_place_operators_whose_operand_is_read_again() -> None:
     d, error = deviation(Reused(), 6)
     assert d.geometry.exact
     assert error < ROUNDING
+
+
+OPTIMIZERS = {
+    "SGD with momentum": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
+    "Adam": lambda p: torch.optim.Adam(p, 0.01),
+    "AdamW": lambda p: torch.optim.AdamW(p, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_goes_on_in_the_any_size_form(name: str) -> None:
+    def network() -> nn.Sequential:
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3)
+        )
+        return randomise(model).double()
+
+    def steps(forward: nn.Module, optimizer: torch.optim.Optimizer, first: int, count: int) -> None:
+        for step in range(first, first + count):
+            generator = torch.Generator().manual_seed(step)
+            image = torch.randn(6, 1, 5, 5, generator=generator, dtype=torch.float64)
+            target = torch.randint(3, (6,), generator=generator)
+            optimizer.zero_grad()
+            F.cross_entropy(forward(image).flatten(1), target).backward()
+            optimizer.step()
+
+    straight, changed = network(), network()
+    first, second = OPTIMIZERS[name](straight.parameters()), OPTIMIZERS[name](changed.parameters())
+    steps(straight, first, 0, 25)
+    steps(changed, second, 0, 5)
+    d = convolutionalize(changed, 5)
+    steps(d.model.train(), second, 5, 20)
+    for a, b in zip(straight.parameters(), changed.parameters(), strict=True):
+        assert (a - b).abs().max() < ROUNDING
+    fresh = network()
+    steps(fresh, OPTIMIZERS[name](fresh.parameters()), 0, 5)
+    steps(fresh, OPTIMIZERS[name](fresh.parameters()), 5, 20)  # the planted fault: its state is lost
+    lost = max(
+        float((a - b).detach().abs().max())
+        for a, b in zip(straight.parameters(), fresh.parameters(), strict=True)
+    )
+    assert lost > 1e6 * ROUNDING
