@@ -100,6 +100,12 @@ REFUSED = {
         "aten.avg_pool3d",
         "a pool over 3 axes",
     ),
+    "indices of a max-pool": (
+        body(Apply(lambda x: sum(F.max_pool2d(x, 2, return_indices=True)))),
+        "1",
+        "getitem",
+        "indices of a max-pool",
+    ),
     "a map for one window": (
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
         "",

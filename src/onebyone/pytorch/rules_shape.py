@@ -90,7 +90,12 @@ def same(walk: Walk, node: fx.Node) -> Any:
 @register(operator.getitem)
 def getitem(walk: Walk, node: fx.Node) -> Any:
     """One of several results."""
-    return walk.value(node.args[0])[node.args[1]]
+    result = walk.value(node.args[0])[node.args[1]]
+    if result is None:
+        raise Cannot(
+            "a second result that depends on where the window lies (the indices of a max-pool, for one)"
+        )
+    return result
 
 
 @register(aten.cat, aten.concat, aten.concatenate)
