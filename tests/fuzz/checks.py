@@ -26,7 +26,10 @@ from tests.fuzz.oracle import judge
 from tests.fuzz.plan import first_name, plan_conversion, plan_graph
 
 #: What is known and not mended yet: (part, words of the finding). Each has a strict xfail in test_found.py.
-KNOWN: tuple[tuple[str, str], ...] = ()
+KNOWN: tuple[tuple[str, str], ...] = (
+    ("dense", ") is not a map with"),
+    ("outputs", "Refused: the network cannot be made"),
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,11 @@ def _kinds(refused: Refused) -> str:
     return "; ".join(f"{r.kind}: {r.reason.split(':')[0][:70]}" for r in refused.refusals)
 
 
+def _wraps(net: Net) -> bool:
+    """Whether circular padding lets one edge see the other, wherever that is."""
+    return any(op.args.get("mode") == "circular" for op in net.description.ops)
+
+
 def _crops_map(net: Net) -> bool:
     """Whether places are cropped: padding after that is not at the image's edge, so that even on an image of one window
     the dense form, which crops last, has other numbers."""
@@ -178,7 +186,7 @@ def check_numbers(net: Net, dense: Convolutionalized) -> str:
             require(
                 not bool(off.any()) and bool(got.isfinite().all() == crops.isfinite().all()), "wrong numbers"
             )
-    if not dense.geometry.exact and dense.context != "image" and not cropped:
+    if not dense.geometry.exact and dense.context != "image" and not cropped and not _wraps(net):
         _check_shift(net, dense)
     return outcome
 
@@ -228,14 +236,22 @@ def _crops(
 
 
 def answers(net: Network, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The network's answers, and how far they may be off: what the network makes of inputs moved at random by about
-    2^12 roundings (four times), and 2^12 roundings of the largest answer."""
+    """The network's answers, and how far they may be off: 16 times what the network makes of inputs and parameters moved
+    at random by about 2^12 roundings (the largest of four), and 2^12 roundings of the largest answer."""
     generator = torch.Generator().manual_seed(2)
+
+    def moved(x: torch.Tensor) -> torch.Tensor:
+        return x * (1 + 2**-40 * torch.randn(x.shape, generator=generator, dtype=x.dtype))
+
     out = net(image)
     worst = out.abs().max() * 2**-40 + torch.zeros_like(out)
     for _ in range(4):
-        moved = image * (1 + 2**-40 * torch.randn(image.shape, generator=generator, dtype=image.dtype))
-        worst = torch.maximum(worst, (net(moved) - out).abs().max() + torch.zeros_like(out))
+        if not isinstance(net, nn.Module):
+            again = net(moved(image))
+        else:
+            parameters = {name: moved(p) for name, p in net.named_parameters()}
+            again = torch.func.functional_call(net, parameters, (moved(image),))
+        worst = torch.maximum(worst, 16 * (again - out).abs().max() + torch.zeros_like(out))
     return out, worst
 
 

@@ -251,7 +251,7 @@ def _joined(v: list[Value], join: Any) -> Value:
     one = all(x.shape == () or not x.spans() or len(x.shape) == 1 for x in v)
     lattices = {_lattice(x) for x in v}
     if len(lattices) > 1 and not one:
-        loose = any(x.partial for x in v)
+        loose = any(x.partial for x in v) or max(v[0].shape[1:]) == 1
         raise (Open if loose else Illegal)("maps of different strides side by side")
     function, pixel = (join([getattr(x, part) for x in v]) for part in ("function", "pixel"))
     # vectors of different kinds side by side may be held at one place, where constants by position do no harm
@@ -274,7 +274,11 @@ def _pad(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int
     before = [amounts[2 * i] for i in range(v[0].axes)][::-1]
     if any(x > 0 for x in amounts):
         r.padded.add(n + 1)
-    return _slid(v[0], shape, before, [1] * v[0].axes, fresh(shape[0]), one_start=False)
+    crops = [-min(0, a) - min(0, b) for a, b in zip(amounts[0::2], amounts[1::2], strict=True)][::-1]
+    if any(crop >= size for crop, size in zip(crops, v[0].shape[1:], strict=True)):
+        raise Open("nothing but padding is left")
+    made = _slid(v[0], shape, before, [1] * v[0].axes, fresh(shape[0]), one_start=False)
+    return replace(made, partial=v[0].partial or any(crops))
 
 
 def _glu(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:

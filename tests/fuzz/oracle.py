@@ -17,6 +17,8 @@ from tests.fuzz.meanings import RULES, Reading
 from tests.fuzz.moves import MOVES
 from tests.fuzz.networks import Description, Net
 
+BY_ROWS = {"linear", "matmul", "reduce", "softmax", "layer_norm", "rms_norm"}
+
 
 @dataclass
 class Verdict:
@@ -47,7 +49,10 @@ def judge(net: Net) -> Verdict:
         except Never as reason:
             return Verdict("illegal", f"{op.kind}: {reason}", context="global context" in str(reason))
         except Illegal as reason:
-            if not any(v.spans() for v in inputs):  # all at one place: windows are then samples of a batch
+            apart = op.kind in BY_ROWS and any(v.partial for v in inputs)
+            if apart or not any(
+                v.spans() for v in inputs
+            ):  # held at one place, windows are samples of a batch
                 return Verdict("open", f"{op.kind}: at one place, {reason}")
             return Verdict("illegal", f"{op.kind}: {reason}", context="global context" in str(reason))
         except Open as reason:

@@ -77,18 +77,6 @@ FOUND: dict[str, tuple[Description, str]] = {
         ),
         "the stride is lost",
     ),
-}
-
-
-@pytest.mark.parametrize("name", FOUND)
-def test_stays_mended(name: str) -> None:
-    description, _ = FOUND[name]
-    for check in CHECKS.values():
-        check(randomised(Net(description)), Tally())
-
-
-#: name → (network, why it is not right yet)
-WAITING: dict[str, tuple[Description, str]] = {
     "an adaptive pool from one place to several": (
         chain(
             1,
@@ -103,6 +91,36 @@ WAITING: dict[str, tuple[Description, str]] = {
     "an adaptive pool that is finer than the map on one axis": (
         chain(3, (2, 1), ("adaptive", {"how": "max", "out": (1, 2)}), FLAT, LINEAR),
         "the place is not repeated",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_stays_mended(name: str) -> None:
+    description, _ = FOUND[name]
+    for check in CHECKS.values():
+        check(randomised(Net(description)), Tally())
+
+
+#: name → (network, why it is not right yet)
+WAITING: dict[str, tuple[Description, str]] = {
+    "a mean over places taken in steps": (
+        chain(
+            2,
+            (11, 9),
+            ("slice", {"axis": 1, "start": 1, "stop": None, "step": 2}),
+            ("reduce", {"how": "mean", "axes": (1, 2), "keep": False}),
+        ),
+        "not laid out as a map first",
+    ),
+    "a mean over the even bins of an adaptive pool": (
+        chain(
+            3,
+            (8, 4),
+            ("adaptive", {"how": "mean", "out": (4, 2)}),
+            ("reduce", {"how": "mean", "axes": (1, 2), "keep": False}),
+        ),
+        "not laid out as a map first",
     ),
 }
 
