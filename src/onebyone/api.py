@@ -153,8 +153,9 @@ def compare(
     """Measure what is said of the two layers on this network's own: likenesses, differences, replacements.
 
     Args:
-        model: an `nn.Module`, or a source by name.
-        example: an example input: a tensor, a tuple of positional or a dict of keyword arguments.
+        model: an `nn.Module`, an `ExportedProgram`, or a source by name.
+        example: an example input: a tensor, a tuple of positional or a dict of keyword arguments; a program
+            may carry one.
         budget: seconds to aim at.
         seed: of everything random.
         options: rows (the ids wanted, all where None), progress: see `onebyone.compare.compare`.
@@ -171,11 +172,15 @@ def compare(
     >>> onebyone.compare(m, torch.randn(1, 3, 4, 4), rows=["R2"])["R2"].verdict
     'holds'
     """
-    from torch import nn
+    from torch.export import ExportedProgram
 
     network = _network(model)
-    if not isinstance(network, nn.Module):
-        raise BadInput("model: an exported program has no modules left to compare; give the nn.Module")
+    if example is None:
+        example = _example_of(network)
+    if isinstance(network, ExportedProgram):
+        from onebyone.compare.program import with_modules
+
+        network = with_modules(network)
     if example is None:
         raise BadInput("example: is missing; give an input such as torch.randn(1, 3, 224, 224) (--shape)")
     from onebyone.compare import compare as measure

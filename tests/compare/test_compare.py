@@ -185,6 +185,41 @@ def test_a_channels_last_flatten_is_put_in_order() -> None:
     torch.testing.assert_close(found(model.conv(x)), model(x))
 
 
+def test_functions_between_the_layers_are_followed() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 3 * 2, 5), nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.max_pool2d(torch.relu(self.conv(x)), 2)
+            return self.head(torch.relu(self.fc(torch.flatten(x, 1))))
+
+    class Pooled(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.conv(x)).mean((2, 3)).repeat(1, 2)[:, :5])
+
+    assert pair_of(Plain(), 1, 3, 8, 6)["connected"][1] == (4, 3, 2)
+    seen = {s.path: s for s in observe(Pooled(), torch.randn(1, 3, 8, 6))}
+    assert seen["head"].pooled is None
+    mean = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)
+    )
+    assert observe(mean, torch.randn(1, 3, 8, 6))[-1].pooled == (5, 6, 4)
+
+
+def test_an_exported_program_is_compared() -> None:
+    model, x = network(), torch.randn(2, 3, 8, 7)
+    program = torch.export.export(model, (x,))
+    ours, theirs = (
+        onebyone.compare(m, e, budget=5, rows=["S1", "D1", "R1", "R2", "R3"])
+        for m, e in ((program, None), (model, x))
+    )
+    assert ours.layers == theirs.layers
+    assert [r.verdict for r in ours.rows] == [r.verdict for r in theirs.rows]
+    assert ours["S1"].figures == theirs["S1"].figures
+
+
 def test_chosen_layers_compute_what_the_network_s_do() -> None:
     model = network().double()
     x = IMAGE.double()

@@ -34,7 +34,7 @@ def compare(
     """Measure what is said of fully connected layers and 1×1 convolutions on the network's own layers.
 
     Every statement gets a verdict, computed from figures measured here: it holds, holds when a condition is
-    met, or does not hold as usually said. Without --shape the input is 1×3×224×224.
+    met, or does not hold as usually said. Without --shape the input is 1×3×224×224, or the one a .pt2 carries.
     """
     if output is not None and output.suffix not in (".json", ".md"):
         raise typer.BadParameter("a comparison is written as .json or .md", param_hint="--output")
@@ -46,7 +46,9 @@ def compare(
             files.require_writable(output)
         with run.step(f"Opening {source}"):
             network, notes = api.open_network(source, weights, seed=seed)
-            example = api.example_input(network, shape or (1, 3, 224, 224), seed=seed)
+            # a program carries an example of its own; any other network is taken to see a colour image
+            size = shape or (None if source.endswith(".pt2") else (1, 3, 224, 224))
+            example = None if size is None else api.example_input(network, size, seed=seed)
         with run.progress("Measuring") as tell:
             found = api.compare(network, example, budget=budget, seed=seed, rows=rows, progress=tell)
         if output is not None:

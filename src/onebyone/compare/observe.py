@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from onebyone.errors import BadInput
 from onebyone.laws import pointwise
@@ -22,7 +23,7 @@ ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
 )
-_REMEMBERED = 6  # maps looked back on for the one that was flattened or pooled
+_REMEMBERED = 12  # maps looked back on for the one that was flattened or pooled
 _ORDERS = ((0, 1, 2), (1, 2, 0))  # channels first, channels last
 
 
@@ -97,7 +98,7 @@ def observe(model: nn.Module, example: Any) -> tuple[Seen, ...]:
             stack.callback(module.register_forward_pre_hook(watch.before(path), with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(watch.after(path)).remove)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), watch:
                 run(model, example)
         except Exception as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -116,20 +117,34 @@ def run(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple | list) else model(example)
 
 
-class _Watch:
-    """What the hooks write down."""
+class _Watch(TorchFunctionMode):
+    """What the hooks write down, and the maps that functions between the modules give."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen: dict[str, Seen] = {}
         self._maps: deque[Tensor] = deque(maxlen=_REMEMBERED)
         self._last: str | None = None  # the layer called last, until something else is
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dim() == 4 and not self._is_view(result):
+            self._maps.append(result)
+        return result
+
+    def _is_view(self, result: Tensor) -> bool:
+        """Whether it is a map that is remembered already, its axes perhaps in another order."""
+        where = result.untyped_storage().data_ptr()
+        return any(m.untyped_storage().data_ptr() == where for m in self._maps)
 
     def before(self, path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = next(iter(args), None) if args else next(iter(kwargs.values()), None)
             if not isinstance(given, Tensor):
                 return
-            if given.dim() == 4:
+            if given.dim() == 4 and not self._is_view(given):
                 self._maps.append(given)
             if path in self.seen:
                 return
@@ -150,8 +165,6 @@ class _Watch:
                     before = self.seen[self._last]
                     self.seen[self._last] = _replaced(before, activation=before.activation or module)
                 self._last = None
-            if isinstance(output, Tensor) and output.dim() == 4:
-                self._maps.append(output)
 
         return hook
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -132,7 +133,9 @@ def compare(
         raise BadInput(f"budget={budget}: expected a positive number of seconds")
     start = time.perf_counter()
     found: dict[str, Row] = {}
-    with eval_mode(model), torch.random.fork_rng(devices=[]):
+    with eval_mode(model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # torch's own, met where it copies the graph of an exported program
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         torch.manual_seed(seed)
         setting = Setting(model, example, choose(observe(model, example), seed), seed, budget)
         chosen = [e for e in EXPERIMENTS if e.id in wanted]
