@@ -236,8 +236,8 @@ def _crops(
 
 
 def answers(net: Network, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The network's answers, and how far they may be off: 16 times what the network makes of inputs and parameters moved
-    at random by about 2^12 roundings (the largest of four), and 2^12 roundings of the largest answer."""
+    """The network's answers, and how far they may be off: 16 times what the network makes of inputs and parameters
+    moved at random by about 2^12 roundings (the largest of four), and 2^12 roundings of the largest answer."""
     generator = torch.Generator().manual_seed(2)
 
     def moved(x: torch.Tensor) -> torch.Tensor:
