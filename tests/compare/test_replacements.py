@@ -84,7 +84,9 @@ def test_another_flatten_order_is_found_out() -> None:
     def channels_last(weight: Tensor, block: tuple[int, int, int]) -> Tensor:
         return torch.from_numpy(np.array(to_kernel(weight.numpy(), flatten_index(block, (1, 2, 0)), block)))
 
-    assert r.judge_chain(r.measure_chain((3, 4, 5), 6, 4, channels_last)).text == NOT_AS_SAID
+    figures = r.measure_chain((3, 4, 5), 6, 4, channels_last)
+    assert r.judge_chain(figures).text == NOT_AS_SAID
+    assert figures["crops_equal"] == 0
 
 
 def test_kernels_that_do_not_slide_are_found_out() -> None:

@@ -47,6 +47,15 @@ def test_what_is_no_weighted_sum_is_found_out(form: object) -> None:
     assert s.judge_weighted_sum(figures).text == NOT_AS_SAID
 
 
+def test_superposition_and_the_sum_are_judged_each() -> None:
+    figures = s.measure_weighted_sum([connected()])
+    for name in ("superposition_ratio", "explicit_sum_ratio"):
+        planted = {"fully connected": figures["fully connected"] | {name: 1.5}}
+        assert s.judge_weighted_sum(planted).text == NOT_AS_SAID
+    bent = s.measure_weighted_sum([connected(form=lambda x, w, b: F.linear(x.flatten(1), w, b).relu())])
+    assert bent["fully connected"]["superposition_ratio"] > 1e6
+
+
 # S2
 
 
