@@ -10,9 +10,10 @@ from torch import nn
 
 from onebyone.errors import BadInput
 from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
-from onebyone.pytorch.dense_file import load_dense
+from onebyone.pytorch.dense_file import export_dense, load_dense
 from onebyone.records import Labels
 from tests.pytorch.anysize import Residual, lenet, randomise
+from tests.pytorch.exact_networks import EXACT
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,25 @@ def test_padded_networks_with_strides_save_too(head: str, tmp_path: Path) -> Non
         image = torch.randn(2, 3, *size)
         assert torch.equal(back.model(image), d.model(image))
         assert tuple(back.model(image).shape[2:]) == back.geometry.positions(size)
+
+
+FREE = (
+    "channels last",
+    "whole ceil_mode places",
+    "adaptive pool, uneven bins",
+    "heads of two strides",
+    "patch merging",
+)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_sizes_stay_free(name: str) -> None:
+    build, window, channels = EXACT[name]
+    d = convolutionalize(randomise(build()), window, channels)
+    program = export_dense(d).module()
+    for extra in (0, 3):  # from a single place up, and a batch of one
+        image = torch.randn(1, d.channels, *(n + extra for n in d.nominal))
+        assert torch.allclose(program(image), d.model(image), atol=1e-5)
 
 
 def test_an_interrupted_write_leaves_nothing(

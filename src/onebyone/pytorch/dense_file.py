@@ -18,7 +18,7 @@ from onebyone.files import atomic_path
 from onebyone.laws.geometry import Geometry
 from onebyone.pytorch.program_file import load_program
 from onebyone.pytorch.trace import quiet
-from onebyone.records import Change, Labels
+from onebyone.records import Change, Labels, first_line
 
 if TYPE_CHECKING:
     from onebyone.pytorch.convolutionalize import Convolutionalized
@@ -46,7 +46,13 @@ def save_dense(d: Convolutionalized, path: str | os.PathLike[str]) -> None:
 
 
 def export_dense(d: Convolutionalized) -> torch.export.ExportedProgram:
-    """The any-size network as an exported program with free batch, height and width."""
+    """The any-size network as an exported program with free batch, height and width.
+
+    Raises
+    ------
+    BadInput
+        where torch.export ties the sizes of some operator to the example's.
+    """
     reference = next(d.model.parameters(), torch.empty(0))
     size = [w + 2 * s + 1 for w, s in zip(d.nominal, d.geometry.stride, strict=True)]
     example = torch.zeros(2, d.channels, *size, dtype=reference.dtype, device=reference.device)
@@ -55,7 +61,10 @@ def export_dense(d: Convolutionalized) -> torch.export.ExportedProgram:
         free[axis + 2] = Dim(name, min=max(2, least))
     # Without this, torch.export takes "one place" for a special case, and an image of the window's size is one place.
     with quiet(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        return torch.export.export(d.model, (example,), dynamic_shapes=(free,), strict=False)
+        try:
+            return torch.export.export(d.model, (example,), dynamic_shapes=(free,), strict=False)
+        except Exception as error:
+            raise BadInput(f"the network cannot be exported with free sizes: {first_line(error)}") from error
 
 
 def load_dense(path: str | os.PathLike[str]) -> Convolutionalized:

@@ -171,6 +171,27 @@ def channel_norm(source: Array) -> Array:
     return (source * source).sum(1, keepdim=True).sqrt()
 
 
+def channel_standard(
+    source: torch.Tensor, kind: str, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float | None
+) -> torch.Tensor:
+    """Layer (or RMS) normalisation over the channels of each place.
+
+    Spelled out while exporting: torch's own asks whether the moved map is contiguous, which fixes sizes of one place.
+    """
+    channels = (source.shape[1],)
+    if not torch.compiler.is_exporting():
+        moved = source.movedim(1, -1)
+        if kind == "rms":
+            return F.rms_norm(moved, channels, weight, eps).movedim(-1, 1)
+        return F.layer_norm(moved, channels, weight, bias, eps or 0.0).movedim(-1, 1)
+    eps = torch.finfo(source.dtype).eps if eps is None else eps
+    centred = source if kind == "rms" else source - source.mean(1, keepdim=True)
+    out = centred * torch.rsqrt((centred * centred).mean(1, keepdim=True) + eps)
+    spots = (1,) * (source.ndim - 2)
+    out = out if weight is None else out * weight.reshape(-1, *spots)
+    return out if bias is None else out + bias.reshape(-1, *spots)
+
+
 def image_norm(source: Array, axes: int, places: int) -> Array:
     """The root of the sum of squares over the whole map, as if it had `places` places."""
     return ((source * source).mean(tuple(range(2, 2 + axes)), keepdim=True) * float(places)).sqrt()
@@ -206,8 +227,8 @@ def spread(source: Array, size: Sequence[int]) -> Array:
 
 def as_batch(source: Array, axes: int, shape: Sequence[int]) -> Array:
     """A map whose channels are a whole value of `shape` as a batch of such values, one for each place."""
-    moved = source.movedim(1, -1)
-    return moved.reshape(-1, *shape)
+    # a copy in any case: whether a view would do depends on sizes, and asking fixes them while exporting
+    return source.movedim(1, -1).clone(memory_format=torch.contiguous_format).view(-1, *shape)
 
 
 def from_batch(values: Array, like: Array, axes: int) -> Array:

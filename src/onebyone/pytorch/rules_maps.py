@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -121,24 +122,45 @@ def max_pool(walk: Walk, node: fx.Node) -> Any:
     """The same maximum on a map of any size."""
     if not _slides_over_places(walk, node):
         return at_each_place(walk, node)
-    a = arguments(node)
     value = walk.as_map(walk.lifted(node.args[0]))
-    kernel = _per_axis(a["kernel_size"], walk.axes)
-    ops = [
-        Sliding(k, s, d, p, p, bool(a["ceil_mode"]))
-        for k, s, d, p in zip(
-            kernel,
-            _per_axis(a["stride"] or kernel, walk.axes),
-            _per_axis(a["dilation"], walk.axes),
-            _per_axis(a["padding"], walk.axes),
-            strict=True,
-        )
+    ops = _pool(walk, node)
+    _slide(walk, node, value, ops)
+    past = _past_the_end(value, ops)
+    handle = value.handle
+    if any(past):  # a partial last place, whole: the maximum with nothing
+        pads = [n for extra in reversed(past) for n in (0, extra)]
+        handle = walk.call(F.pad, handle, pads, value=-math.inf)
+    whole = [
+        Sliding(op.kernel, op.stride, op.dilation, op.pad_before, op.pad_after + extra)
+        for op, extra in zip(ops, past, strict=True)
     ]
-    grid = _slide(walk, node, value, ops)
     plain = getattr(aten, f"max_pool{walk.axes}d").default
-    handle = walk.call(plain, value.handle, *node.args[1:], **node.kwargs)
-    result = Lifted(handle, grid, None, value.pooled)
+    lists = ([getattr(op, name) for op in ops] for name in ("kernel", "stride", "pad_before", "dilation"))
+    result = Lifted(walk.call(plain, handle, *lists), value.grid.through(whole), None, value.pooled)
     return (result, None) if "with_indices" in str(node.target) else result
+
+
+def _pool(walk: Walk, node: fx.Node) -> list[Sliding]:
+    """A pool's sliding operator on each axis."""
+    a = arguments(node)
+    kernel = _per_axis(a["kernel_size"], walk.axes)
+    axes = zip(
+        kernel,
+        _per_axis(a["stride"] or kernel, walk.axes),
+        _per_axis(a.get("dilation", 1), walk.axes),
+        _per_axis(a["padding"], walk.axes),
+        strict=True,
+    )
+    return [Sliding(k, s, d, p, p, bool(a["ceil_mode"])) for k, s, d, p in axes]
+
+
+def _past_the_end(value: Lifted, ops: list[Sliding]) -> list[int]:
+    """How far the last place reaches past the map, on each axis, in one window: 0 unless ceil_mode makes it partial."""
+    ends = [
+        (op.out_size(n) - 1) * op.stride - op.pad_before + op.extent
+        for op, n in zip(ops, value.grid.nominal, strict=True)
+    ]
+    return [max(0, end - n - op.pad_after) for end, n, op in zip(ends, value.grid.nominal, ops, strict=True)]
 
 
 @register(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
@@ -146,20 +168,19 @@ def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
     """The same mean on a map of any size."""
     if not _slides_over_places(walk, node):
         return at_each_place(walk, node)
-    a = arguments(node)
     value = walk.as_map(walk.lifted(node.args[0]))
-    kernel = _per_axis(a["kernel_size"], walk.axes)
-    ops = [
-        Sliding(k, s, 1, p, p, bool(a["ceil_mode"]))
-        for k, s, p in zip(
-            kernel,
-            _per_axis(a["stride"] or kernel, walk.axes),
-            _per_axis(a["padding"], walk.axes),
-            strict=True,
-        )
-    ]
+    ops = _pool(walk, node)
+    if not any(_past_the_end(value, ops)):  # then ceil_mode adds nothing that a window needs
+        ops = [replace(op, ceil_mode=False) for op in ops]
     grid = _slide(walk, node, value, ops)
-    handle = walk.call(node.target, value.handle, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    a = arguments(node)
+    given = [a[n] for n in ("kernel_size", "stride", "padding")]
+    last = (
+        [a["count_include_pad"], a["divisor_override"]]
+        if "divisor_override" in a
+        else [a["count_include_pad"]]
+    )
+    handle = walk.call(node.target, value.handle, *given, any(op.ceil_mode for op in ops), *last)  # type: ignore[arg-type]
     return Lifted(handle, grid, None, value.pooled)
 
 

@@ -294,14 +294,9 @@ def layer_norm(walk: Walk, node: fx.Node) -> Any:
     laid, restore = _rows(walk, value, tuple(range(len(value.shape) - count, len(value.shape))))
     weight, bias = walk.value(a.get("weight")), walk.value(a.get("bias"))
     eps = a.get("eps")
-    channels_last = laid.handle.movedim(1, -1)
     given = [handle_of(t).reshape(-1) if isinstance(t, Const) else None for t in (weight, bias)]
-    shape = (laid.grid.channels,)
-    if "rms_norm" in str(node.target):
-        out = walk.call(torch.nn.functional.rms_norm, channels_last, shape, given[0], eps)
-    else:
-        out = walk.call(torch.nn.functional.layer_norm, channels_last, shape, *given, eps)
-    result = restore(out.movedim(-1, 1))
+    kind = "rms" if "rms_norm" in str(node.target) else "layer"
+    result = restore(walk.call(emit.channel_standard, laid.handle, kind, *given, eps))
     return (result, None, None) if "native" in str(node.target) else result
 
 

@@ -91,7 +91,7 @@ def same(walk: Walk, node: fx.Node) -> Any:
 def getitem(walk: Walk, node: fx.Node) -> Any:
     """One of several results."""
     result = walk.value(node.args[0])[node.args[1]]
-    if result is None:
+    if result is None and node.users:
         raise Cannot(
             "a second result that depends on where the window lies (the indices of a max-pool, for one)"
         )
