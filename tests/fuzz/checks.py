@@ -25,12 +25,6 @@ from tests.fuzz.networks import Description, Net, randomised
 from tests.fuzz.oracle import judge
 from tests.fuzz.plan import first_name, plan_conversion, plan_graph
 
-#: What is known and not mended yet: (part, words of the finding). Each has a strict xfail in test_found.py.
-KNOWN: tuple[tuple[str, str], ...] = (
-    ("dense", ") is not a map with"),
-    ("outputs", "Refused: the network cannot be made"),
-)
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -83,11 +77,7 @@ def check_all(description: Description, tally: Tally) -> list[Finding]:
             text = (str(error).splitlines() or [""])[0][:100]
             found.append(Finding(part, f"{type(error).__name__}: {text}", description))
     for finding in found:
-        known = next((k for k in KNOWN if finding.part == k[0] and k[1] in finding.what), None)
-        if known:
-            tally.add("known", *known)
-        else:
-            tally.findings.append(finding)
+        tally.findings.append(finding)
     return found
 
 

@@ -24,7 +24,7 @@ from onebyone.demo.data import (
     to_bytes,
 )
 
-STEPS = 500
+STEPS = 900
 BATCH = 256
 RATE = 1e-2
 NEAR = 3.0

@@ -12,7 +12,7 @@ from torch import fx
 
 from onebyone.laws.geometry import Sliding
 from onebyone.lifting.grid import Integers
-from onebyone.lifting.index import Gather, as_stencil, as_window, identity
+from onebyone.lifting.index import Gather, as_gather, as_stencil, as_window, identity
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import refusing, register
 from onebyone.pytorch.rules_maps import arguments
@@ -63,6 +63,9 @@ def _reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim:
     if not isinstance(window, str):
         result = pooled(walk, node, value, window.kernel, name)
         return with_index(result, window.index.reshape(shape))
+    plan = as_gather(index, value.grid) if value.index is not None else ""
+    if not isinstance(plan, str) and not plan.broadcast:  # places taken in steps, or some of the channels
+        return _reduced(walk, node, walk.gathered(value, plan), dims, keepdim, name)
     stencil = as_stencil(rows, value.grid)
     if isinstance(stencil, str) or any(k != 1 for k in stencil.kernel):
         for last in dims if len(dims) > 1 else ():
@@ -73,8 +76,8 @@ def _reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim:
             except Cannot:
                 continue
         return _over_parts(walk, value, rows, name, shape)
-    plan = Gather(stencil.channels, _starts(stencil), stencil.step, stencil.nominal)
-    laid = walk.gathered(replace(value, index=identity(value.grid.shape)), plan)
+    chosen = Gather(stencil.channels, _starts(stencil), stencil.step, stencil.nominal)
+    laid = walk.gathered(replace(value, index=identity(value.grid.shape)), chosen)
     handle = _over_channels(laid.handle, name)
     grid = replace(laid.grid, channels=1)
     return with_index(Lifted(handle, grid, None, value.pooled), stencil.lead.reshape(shape))
