@@ -1,7 +1,8 @@
 """Images into network inputs: what is accepted, and the formula (v · scale − mean) / std.
 
 Accepted are a path (a picture, or a NumPy array in `.npy`), a Pillow image, an array (H, W) or (H, W, C), or
-a tensor (C, H, W) or (1, C, H, W). Values v enter the formula as follows: 8-bit integers as they are,
+a tensor (C, H, W) or (1, C, H, W); for a network of signals or volumes the same with one or three axes in the
+place of H, W. Values v enter the formula as follows: 8-bit integers as they are,
 16-bit integers divided by 257 (so that the full range is 0 to 255 again), floating values as they are.
 """
 
@@ -23,33 +24,39 @@ from onebyone.files import require_file
 from onebyone.records import Labels
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float64)  # ITU-R BT.601, as Pillow's convert("L")
+_AXIS_NAMES = {1: ("sample",), 2: ("row", "column"), 3: ("slice", "row", "column")}
 _ACCEPTED = "a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W)"
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """An image that was checked: `values` (H, W, C) in uint8, uint16 or floating point, all finite."""
+    """An image that was checked: `values` (H, W, C) in uint8, uint16 or floating point, all finite.
+
+    A signal is (T, C), a volume (D, H, W, C).
+    """
 
     values: NDArray[Any]
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return (self.values.shape[0], self.values.shape[1])
+    def size(self) -> tuple[int, ...]:
+        """Height and width in pixels; or as many axes as the network slides over."""
+        return tuple(self.values.shape[:-1])
 
     @property
     def channels(self) -> int:
         """Channels per pixel."""
-        return int(self.values.shape[2])
+        return int(self.values.shape[-1])
 
     def read(self, region: Sequence[slice], labels: Labels) -> torch.Tensor:
         """The network's input for a region, (1, C, h, w) float32."""
-        part = self.values[region[0], region[1]]
+        part = self.values[tuple(region)]
         return torch.from_numpy(normalise(part, labels))[None]
 
 
-def load_image(image: Any, *, channels: int | None = None, labels: Labels | None = None) -> Pixels:
-    """Read and check an image for a network of `channels` input channels.
+def load_image(
+    image: Any, *, channels: int | None = None, labels: Labels | None = None, axes: int = 2
+) -> Pixels:
+    """Read and check an image for a network of `channels` input channels that slides over `axes` axes.
 
     Picture files are turned grey or RGB as the network asks; arrays must have its channels already.
 
@@ -67,7 +74,7 @@ def load_image(image: Any, *, channels: int | None = None, labels: Labels | None
     labels = labels or Labels()
     if channels is None and labels.colour_order == "L":
         channels = 1
-    pixels = Pixels(np.ascontiguousarray(_values(image, channels)))
+    pixels = Pixels(np.ascontiguousarray(_values(image, channels, axes)))
     _check(pixels.values, channels)
     _check_labels(labels, pixels)
     return pixels
@@ -79,7 +86,8 @@ def normalise(values: NDArray[Any], labels: Labels) -> NDArray[np.float32]:
     >>> normalise(np.full((1, 1, 1), 255, np.uint8), Labels(scale=1 / 255, mean=(0.5,), std=(0.25,)))
     array([[[2.]]], dtype=float32)
     """
-    planes = np.moveaxis(values, 2, 0)
+    planes = np.moveaxis(values, -1, 0)
+    spots = (1,) * (values.ndim - 1)
     if labels.colour_order == "BGR" and planes.shape[0] == 3:
         planes = planes[::-1]
     scale = labels.scale / 257 if values.dtype == np.uint16 else labels.scale
@@ -89,26 +97,40 @@ def normalise(values: NDArray[Any], labels: Labels) -> NDArray[np.float32]:
     if scale != 1.0:
         out *= np.float32(scale)
     if labels.mean:
-        out -= np.asarray(labels.mean, dtype=np.float32)[:, None, None]
+        out -= np.asarray(labels.mean, dtype=np.float32).reshape(-1, *spots)
     if labels.std:
-        out /= np.asarray(labels.std, dtype=np.float32)[:, None, None]
+        out /= np.asarray(labels.std, dtype=np.float32).reshape(-1, *spots)
     return out
 
 
-def _values(image: Any, channels: int | None) -> NDArray[Any]:
+def _values(image: Any, channels: int | None, axes: int) -> NDArray[Any]:
     """Any accepted image as (H, W, C)."""
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         if path.suffix.lower() == ".npy":
-            return _with_channel_axis(_read_npy(path))
-        return _match(_with_channel_axis(read_picture(path)), channels)
+            return _with_channel_axis(_read_npy(path), axes)
+        _only_pictures(axes, path.name)
+        return _match(_with_channel_axis(read_picture(path), axes), channels)
     if isinstance(image, torch.Tensor):
-        return _from_tensor(image)
+        return _from_tensor(image, axes)
     if isinstance(image, np.ndarray):
-        return _with_channel_axis(image)
+        return _with_channel_axis(image, axes)
     if hasattr(image, "getbands"):  # a Pillow image, known by its face so that Pillow stays optional
-        return _match(_with_channel_axis(as_array(image)), channels)
+        _only_pictures(axes, "a Pillow image")
+        return _match(_with_channel_axis(as_array(image), axes), channels)
     raise BadInput(f"image is a {type(image).__name__}; expected {_ACCEPTED}")
+
+
+def _only_pictures(axes: int, what: str) -> None:
+    if axes != 2:
+        raise BadInput(
+            f"image is {what}, and the network slides over {axes} axes; expected an array, or .npy"
+        )
+
+
+def _shape(axes: int) -> str:
+    """The axes of an image as the messages name them."""
+    return {1: "T", 2: "H, W", 3: "D, H, W"}[axes]
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
@@ -118,27 +140,29 @@ def _read_npy(path: Path) -> NDArray[Any]:
     except (ValueError, OSError, EOFError) as error:
         raise BadInput(f"{path} cannot be read as an array: {error}") from error
     if not isinstance(array, np.ndarray):
-        raise BadInput(f"{path} holds several arrays; expected one, (H, W) or (H, W, C)")
+        raise BadInput(f"{path} holds several arrays; expected one")
     return array
 
 
-def _from_tensor(image: torch.Tensor) -> NDArray[Any]:
+def _from_tensor(image: torch.Tensor, axes: int) -> NDArray[Any]:
     shape = tuple(image.shape)
-    if image.ndim == 4 and shape[0] == 1:
+    if image.ndim == axes + 2 and shape[0] == 1:
         image = image[0]
-    if image.ndim != 3:
-        raise BadInput(f"image is a tensor of shape {shape}; expected (C, H, W) or (1, C, H, W)")
+    if image.ndim != axes + 1:
+        names = _shape(axes)
+        raise BadInput(f"image is a tensor of shape {shape}; expected (C, {names}) or (1, C, {names})")
     image = image.detach().cpu()
     if image.dtype == torch.bfloat16:  # NumPy has no bfloat16; float32 holds it exactly
         image = image.float()
-    return image.permute(1, 2, 0).numpy()
+    return image.movedim(0, -1).numpy()
 
 
-def _with_channel_axis(array: NDArray[Any]) -> NDArray[Any]:
-    if array.ndim == 2:
-        return array[:, :, None]
-    if array.ndim != 3:
-        raise BadInput(f"image is an array of shape {array.shape}; expected (H, W) or (H, W, C)")
+def _with_channel_axis(array: NDArray[Any], axes: int) -> NDArray[Any]:
+    if array.ndim == axes:
+        return array[..., None]
+    if array.ndim != axes + 1:
+        names = _shape(axes)
+        raise BadInput(f"image is an array of shape {array.shape}; expected ({names}) or ({names}, C)")
     return array
 
 
@@ -159,20 +183,20 @@ def _check(values: NDArray[Any], channels: int | None) -> None:
         raise BadInput(f"image has values of type {values.dtype}; expected uint8, uint16 or floating point")
     if values.size == 0:
         raise BadInput(f"image is empty: its shape is {values.shape}")
-    if channels is not None and values.shape[2] != channels:
-        first = (
-            " (is it channels-first? then transpose it to (H, W, C))" if values.shape[0] == channels else ""
-        )
-        has = f"image of shape {values.shape} has {values.shape[2]} channel(s)"
+    if channels is not None and values.shape[-1] != channels:
+        last = f" (is it channels-first? then transpose it to ({_shape(values.ndim - 1)}, C))"
+        first = last if values.shape[0] == channels else ""
+        has = f"image of shape {values.shape} has {values.shape[-1]} channel(s)"
         raise BadInput(f"{has} and the network takes {channels}{first}")
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
         if not finite.all():
-            y, x, c = np.unravel_index(int(np.argmin(finite)), values.shape)
+            index = np.unravel_index(int(np.argmin(finite)), values.shape)
+            names = (*_AXIS_NAMES[values.ndim - 1], "channel")
+            where = ", ".join(f"{name} {i}" for name, i in zip(names, index, strict=True))
             count = values.size - int(np.count_nonzero(finite))
             raise BadInput(
-                f"image has {count} value(s) that are not finite, the first {values[y, x, c]} "
-                f"at row {y}, column {x}, channel {c}"
+                f"image has {count} value(s) that are not finite, the first {values[index]} at {where}"
             )
 
 

@@ -46,18 +46,18 @@ def floating_dtype(model: nn.Module) -> torch.dtype:
 
 
 def laid_out(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """A copy-free or copied (N, C, H, W) tensor in the memory order asked for.
+    """A copy-free or copied (N, C, H, W) tensor (or of other spatial axes) in the memory order asked for.
 
     Written by strides, because torch holds a one-channel tensor to be in both orders and would leave it as
     it is, and its convolutions then choose the order of the output by the strides.
     """
     if not channels_last:
         return x.contiguous()
-    n, c, h, w = x.shape
-    strides = (c * h * w, 1, w * c, c)
+    last = torch.empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=x.dtype, device="meta").stride()
+    strides = (last[0], 1, *last[1:-1])
     if x.stride() == strides:
         return x
-    return torch.empty_strided((n, c, h, w), strides, dtype=x.dtype, device=x.device).copy_(x)
+    return torch.empty_strided(tuple(x.shape), strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def output_of(result: Any, output: int) -> torch.Tensor:

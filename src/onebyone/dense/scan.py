@@ -76,7 +76,8 @@ def scan(
     d
         what `convolutionalize` or `load_dense` gives.
     image
-        a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W); see `preprocess`.
+        a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W); for a network of signals
+        or volumes the same with one or three axes in the place of H, W; see `preprocess`.
     labels
         classes and preprocessing; those that `d` carries where None.
     batch
@@ -106,7 +107,8 @@ def scan(
         not what its geometry says.
     """
     labels = _labels(d, labels)
-    pixels = load_image(image, channels=getattr(d, "channels", None), labels=labels)
+    axes = len(d.geometry.window)
+    pixels = load_image(image, channels=getattr(d, "channels", None), labels=labels, axes=axes)
     if batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
     device = device_named(device)

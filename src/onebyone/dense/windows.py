@@ -61,7 +61,7 @@ def scan_windows(
         as `scan` does, and for a network that gives more than one place for one window.
     """
     labels = labels or Labels()
-    pixels = load_image(image, channels=channels, labels=labels)
+    pixels = load_image(image, channels=channels, labels=labels, axes=len(geometry.window))
     positions = geometry.positions(pixels.size)
     if batch is not None and batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
@@ -73,7 +73,7 @@ def scan_windows(
     total = int(np.prod(positions))
     start = time.perf_counter()
     with evaluating(model), torch.inference_mode(), telling(progress, total, "every window") as tell:
-        whole = pixels.read((slice(None), slice(None)), labels)[0]
+        whole = pixels.read((slice(None),) * len(geometry.window), labels)[0]
         crops = _Crops(whole.to(device_named(device), floating_dtype(model)), geometry, positions)
         scores = _run(model, crops, _pace(batch, geometry, total), output, tell)
     return ScoreMap(
@@ -104,9 +104,10 @@ class _Crops:
         view = self.image
         for axis, (window, stride) in enumerate(zip(self.geometry.window, self.geometry.stride, strict=True)):
             view = view.unfold(axis + 1, window, stride)
-        rows, columns = np.unravel_index(np.arange(first, last), self.positions)
+        places = np.unravel_index(np.arange(first, last), self.positions)
         # (C, rows, columns, h, w) indexed by pairs gives (C, N, h, w)
-        picked = view[:, torch.from_numpy(rows), torch.from_numpy(columns)]
+        index: tuple[Any, ...] = (slice(None), *(torch.from_numpy(p) for p in places))
+        picked = view[index]
         return laid_out(picked.transpose(0, 1), channels_last)
 
 

@@ -53,6 +53,8 @@ def detect(
     """
     if not 0 <= threshold <= 1:
         raise BadInput(f"threshold={threshold}: expected a number from 0 to 1")
+    if len(scores.geometry.window) != 2:
+        raise BadInput(f"scores have {len(scores.geometry.window)} axes; boxes are found on two")
     if max_detections is not None and max_detections < 1:
         raise BadInput(f"max_detections={max_detections}: expected a positive integer or None")
     boxes, values, labels = _candidates(scores, threshold, _foreground(scores, background))
