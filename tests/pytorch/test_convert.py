@@ -10,32 +10,7 @@ from onebyone.errors import BadInput
 from onebyone.laws import grouped, pointwise, strided
 from onebyone.pytorch.convert import convert_module
 from onebyone.pytorch.dropins import DropIn
-
-
-def integer_weights(model: nn.Module) -> nn.Module:
-    """Small integers, so that both forms of a shallow network give the very same numbers."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randint(-2, 3, p.shape))
-    return model
-
-
-def network() -> nn.Module:
-    return integer_weights(
-        nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 6, 1, stride=2),
-            nn.Conv2d(6, 4, 1, groups=2),
-            nn.Flatten(2),
-            nn.Linear(16, 5),
-            nn.ReLU(),
-            nn.Linear(5, 4, bias=False),
-        )
-    )
-
-
-X = torch.randint(-2, 3, (2, 3, 8, 8)).float()
+from tests.pytorch.integer_networks import X, integer, network
 
 
 @pytest.mark.parametrize("level", ["layers", "native"])
@@ -159,7 +134,7 @@ def test_only(only, expected):
 
 
 def test_a_module_used_twice_stays_one():
-    model = integer_weights(Named())
+    model = integer(Named())
     c = convert_module(model, to="conv")
     assert c.model.head is c.model.twin
     assert c.model.head is not model.head
@@ -194,11 +169,11 @@ def test_bad_input(arguments, message):
 
 def test_root_itself():
     for level in ("layers", "native"):
-        layer = integer_weights(nn.Linear(3, 2))
+        layer = integer(nn.Linear(3, 2))
         c = convert_module(layer, to="conv", level=level)
         x = torch.randint(-2, 3, (4, 3)).float()
         assert c.changes[0].path == ""
         assert torch.equal(c.model(x), layer(x))
-        other = integer_weights(nn.Linear(3, 2))
+        other = integer(nn.Linear(3, 2))
         c.model.load_state_dict(c.state_dict_from_original(other.state_dict()))
         assert torch.equal(c.model(x), other(x))

@@ -11,17 +11,7 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.pytorch.convert import convert_module
 from onebyone.pytorch.native import MapsLinear, TokensConv2d
-
-
-def exact(*shape: int) -> Tensor:
-    return torch.randint(-2, 3, shape).float()
-
-
-def integer(layer: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.copy_(exact(*p.shape))
-    return layer
+from tests.pytorch.integer_networks import exact, integer
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,7 @@ from onebyone.errors import BadInput
 from onebyone.pytorch.convert import convert_module
 from onebyone.pytorch.dropins import PointwiseConvolution, PointwiseLinear
 from onebyone.pytorch.layers import register_layer
-
-
-def integer_weights(model: nn.Module) -> nn.Module:
-    """Small integers, so that both forms of a shallow network give the very same numbers."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randint(-2, 3, p.shape))
-    return model
+from tests.pytorch.integer_networks import integer
 
 
 class Twice(nn.Linear):
@@ -102,7 +95,7 @@ def test_scripted_modules_are_refused_and_go_on_working():
 
 
 def test_harmless_subclasses_convert():
-    c = convert_module(nn.Sequential(integer_weights(Renamed(3, 3))), to="conv")
+    c = convert_module(nn.Sequential(integer(Renamed(3, 3))), to="conv")
     assert isinstance(c.model[0], PointwiseConvolution)
     assert "renamed" in repr(c.model)
 
@@ -168,7 +161,7 @@ class ReadingAlways(Reading):
 def test_a_layer_that_is_only_read_computes_the_same_and_is_found():
     x = torch.randint(-2, 3, (2, 3, 4)).float()
     for level in ("layers", "native"):
-        net = integer_weights(ReadingAlways())
+        net = integer(ReadingAlways())
         c = convert_module(net, to="conv", level=level)
         assert torch.equal(c.model(x), net(x))
         assert c.never_called(x) == ("qkv",)
@@ -176,7 +169,7 @@ def test_a_layer_that_is_only_read_computes_the_same_and_is_found():
 
 
 def test_a_module_with_a_choice_is_told_to_call():
-    net = integer_weights(Reading())
+    net = integer(Reading())
     c = convert_module(net, to="conv")
     x = torch.randint(-2, 3, (2, 3, 4)).float()
     assert c.never_called(x) == ()

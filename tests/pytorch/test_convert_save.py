@@ -11,32 +11,7 @@ from torch import Tensor, nn
 
 from onebyone.errors import BadInput
 from onebyone.pytorch.convert import convert_module
-
-
-def integer_weights(model: nn.Module) -> nn.Module:
-    """Small integers, so that both forms of a shallow network give the very same numbers."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randint(-2, 3, p.shape))
-    return model
-
-
-def network() -> nn.Module:
-    return integer_weights(
-        nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 6, 1, stride=2),
-            nn.Conv2d(6, 4, 1, groups=2),
-            nn.Flatten(2),
-            nn.Linear(16, 5),
-            nn.ReLU(),
-            nn.Linear(5, 4, bias=False),
-        )
-    )
-
-
-X = torch.randint(-2, 3, (2, 3, 8, 8)).float()
+from tests.pytorch.integer_networks import X, network
 
 
 class Twice(nn.Linear):

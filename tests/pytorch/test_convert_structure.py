@@ -15,26 +15,7 @@ from torch import Tensor, nn
 
 from onebyone.pytorch.convert import convert_module
 from onebyone.pytorch.structure import copy_structure
-
-
-def exact(*shape: int) -> Tensor:
-    return torch.randint(-2, 3, shape).float()
-
-
-def integer(layer: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.copy_(exact(*p.shape))
-    return layer
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = integer(nn.Linear(3, 3)), integer(nn.Linear(3, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x))
+from tests.pytorch.integer_networks import Net, exact, integer
 
 
 @pytest.mark.parametrize("level", ["layers", "native"])

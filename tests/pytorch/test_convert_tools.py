@@ -11,38 +11,13 @@ from torch import Tensor, nn
 
 from onebyone.pytorch.convert import convert_module
 from onebyone.pytorch.dropins import PointwiseConvolution, PointwiseLinear
-
-
-def integer_weights(model: nn.Module) -> nn.Module:
-    """Small integers, so that both forms of a shallow network give the very same numbers."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randint(-2, 3, p.shape))
-    return model
+from tests.pytorch.integer_networks import X, integer, network
 
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     """The compiler gives up on a function that was compiled too often in one process: let no test inherit that."""
     torch._dynamo.reset()
-
-
-def network() -> nn.Module:
-    return integer_weights(
-        nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 6, 1, stride=2),
-            nn.Conv2d(6, 4, 1, groups=2),
-            nn.Flatten(2),
-            nn.Linear(16, 5),
-            nn.ReLU(),
-            nn.Linear(5, 4, bias=False),
-        )
-    )
-
-
-X = torch.randint(-2, 3, (2, 3, 8, 8)).float()
 
 
 @pytest.mark.parametrize("to", ["conv", "linear"])
@@ -65,7 +40,7 @@ def test_compile_export_checkpointing(to):
 
 
 def test_exports_with_free_batch_and_sequence():
-    net = integer_weights(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
+    net = integer(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
     model = convert_module(net, to="conv").model
     free = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
     program = torch.export.export(model, (torch.randn(2, 5, 4),), dynamic_shapes=free, strict=False)
@@ -79,9 +54,7 @@ def test_exports_with_free_batch_and_sequence():
 
 def test_maps_export_with_free_sizes():
     """As free as the original's own export: a strided axis of one place is special to both."""
-    net = integer_weights(
-        nn.Sequential(nn.Conv2d(3, 8, 1, stride=2), nn.ReLU(), nn.Conv2d(8, 4, 1, groups=2))
-    )
+    net = integer(nn.Sequential(nn.Conv2d(3, 8, 1, stride=2), nn.ReLU(), nn.Conv2d(8, 4, 1, groups=2)))
     model = convert_module(net, to="linear").model
     dim = torch.export.Dim
     free = ({0: dim("batch"), 2: dim("height", min=3), 3: dim("width", min=3)},)
@@ -97,7 +70,7 @@ class Own(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc = integer_weights(nn.Linear(192, 4))
+        self.fc = integer(nn.Linear(192, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x.flatten(1))
@@ -123,7 +96,7 @@ def test_a_compiled_network_is_compiled_again():
     """The compiler is given the converted network: its graph has a convolution where the original's had
     none.
     """
-    net = integer_weights(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))).eval()
+    net = integer(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))).eval()
     graphs = []
 
     def backend(graph, inputs):
