@@ -178,3 +178,32 @@ def test_an_exported_program_is_a_callable_too() -> None:
     program = torch.export.export(model, (x,), strict=False)
     assert verify(program, model, x, gradients=False).equivalent
     assert verify(model, program, x, gradients=False).equivalent
+
+
+class Magnified(torch.nn.Module):
+    """Casts inside, so that there is no float64 reference; magnifies the rounding of a sum, formed in either order."""
+
+    def __init__(self, backwards: bool) -> None:
+        super().__init__()
+        self.layer, self.backwards = torch.nn.Linear(512, 512), backwards
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x.float())
+        total = sum(reversed(y.unbind(-1))) if self.backwards else sum(y.unbind(-1))
+        return 1e4 * (total - total.detach().round())
+
+
+def test_without_a_float64_reference_the_own_rounding_is_measured() -> None:
+    torch.manual_seed(0)
+    one, other = Magnified(False), Magnified(True)
+    other.load_state_dict(one.state_dict())
+    x = torch.randn(64, 512)
+    y, z = one(x), other(x)
+    assert (y - z).abs().max() > 2.0**-16 * y.abs().max(), (
+        "more than a network in good condition may differ by"
+    )
+    v = verify(one, other, x, gradients=False)
+    assert v.equivalent, str(v)
+    with torch.no_grad():
+        other.layer.bias[3] += 0.1  # the planted fault
+    assert not verify(one, other, x, gradients=False).equivalent

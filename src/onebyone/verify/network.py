@@ -187,10 +187,14 @@ def unit_of(runner: Runner) -> float:
     return unit(own_dtype(runner.call, runner.example))
 
 
-def compare_directly(original: Observation, converted: Observation, u: float) -> NetworkCheck:
+def compare_directly(
+    original: Observation, converted: Observation, u: float, nudged: Observation | None = None
+) -> NetworkCheck:
     """Outputs in their own dtype alone, for networks that cannot be run in a second one.
 
-    They may differ by √(u·u')·max|y|: the middle between this type's roundoff and the next shorter one's.
+    They may differ by √(u'/u) times the original's own rounding error, u' the next shorter type's roundoff: the middle
+    between this type's error and that one's. The own error is taken as u·max|y|, or as what the outputs move by when
+    each weight moves by one roundoff (`nudged`), whichever is larger.
     """
     check = NetworkCheck()
     expected = original.outputs
@@ -200,13 +204,19 @@ def compare_directly(original: Observation, converted: Observation, u: float) ->
     if not leaves_finite({"original": expected, "converted": found}, check):
         return check
     for (path, y), (_, z) in zip(expected, found, strict=True):
-        off, limit = difference(y, z), math.sqrt(u * shorter(u)) * size_of(y)
+        own = max(u * size_of(y), _moved(y, path, nudged))
+        off, limit = difference(y, z), math.sqrt(shorter(u) / u) * own
         limit = limit if is_real_or_complex(y) else 0.0
         check.max_error = max(check.max_error or 0.0, off)
         if off > limit:
             name = f"output {path}" if path else "the output"
             check.problems.append(f"{name} differs by {off:.3g}, limit {limit:.3g}")
     return check
+
+
+def _moved(y: Tensor, path: str, nudged: Observation | None) -> float:
+    moved = dict(nudged.outputs).get(path) if nudged is not None and not nudged.error else None
+    return 0.0 if moved is None or not bool(torch.isfinite(moved).all()) else difference(y, moved)
 
 
 def shorter(u: float) -> float:

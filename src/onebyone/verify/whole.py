@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from onebyone.verify import network
 from onebyone.verify.gradients import compare_gradients
@@ -45,7 +46,8 @@ def compare_networks(
     except Exception as error:
         why = in_one_line(error)
     if why:
-        check = network.compare_directly(observe(original), observe(converted), network.unit_of(original))
+        u = network.unit_of(original)
+        check = network.compare_directly(observe(original), observe(converted), u, _nudged(original, u))
         check.unverified.append(
             f"gradients, rounding_ratio: no float64 reference ({why}); outputs compared in their own dtype"
         )
@@ -54,6 +56,20 @@ def compare_networks(
     if not gradients or check.problems:
         return Whole(check, None, four)
     return Whole(check, _gradients(four, exact, rounded, found64, back, check), four)
+
+
+def _nudged(original: Runner, u: float) -> Observation | None:
+    """The original with each weight moved by one roundoff, up or down at random: what rounding alone does to it."""
+    if not isinstance(original.call, nn.Module):
+        return None
+    model, generator = original.call, torch.Generator().manual_seed(original.seed)
+
+    def moved(p: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device, p.dtype) * 2 - 1
+        return p.detach() * (1 + 2 * u * signs)  # 2u is the distance between 1 and the next number
+
+    weights = {n: moved(p) for n, p in model.named_parameters() if p.is_floating_point()}
+    return observe(replace(original, call=lambda *a, **k: functional_call(model, weights, a, k)))
 
 
 def _depends_on_seed(runner: Runner) -> bool:
