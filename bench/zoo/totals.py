@@ -90,7 +90,7 @@ def main_reason(step: dict[str, Any]) -> str:
 
 def reason_class(reason: str) -> str:
     """A reason without the numbers and names of one model, so that equal ones are counted together."""
-    text = re.sub(r"\(?\b\d[\d×., ]*\b\)?", "N", reason.split(";")[0].split(" (")[0])
+    text = re.sub(r"\(?\b\d+(?:[×.]\d+|, \d+)*\b\)?", "N", reason.split(";")[0].split(" (")[0])
     return text.strip()[:110]
 
 
