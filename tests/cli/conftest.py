@@ -40,6 +40,12 @@ def run_command(*words: object) -> Answer:
     return Answer(result.exit_code, result.stdout, result.stderr)
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables wide enough not to break the words looked for, whatever terminal the tests run in."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder."""
