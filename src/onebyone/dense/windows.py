@@ -147,17 +147,14 @@ def _run(
     model: nn.Module, crops: _Crops, pace: _Pace, output: int, tell: Callable[[int], None]
 ) -> NDArray[np.float32]:
     parts: list[NDArray[np.float32]] = []
-    for seconds, values in _steps(model, crops, pace, output):
-        del seconds
+    for values in _steps(model, crops, pace, output):
         parts.append(values)
         tell(sum(len(p) for p in parts))
     scores = np.concatenate(parts).T.reshape(-1, *crops.positions)
     return np.ascontiguousarray(scores)
 
 
-def _steps(
-    model: nn.Module, crops: _Crops, pace: _Pace, output: int
-) -> Iterator[tuple[float, NDArray[np.float32]]]:
+def _steps(model: nn.Module, crops: _Crops, pace: _Pace, output: int) -> Iterator[NDArray[np.float32]]:
     first = 0
     while first < len(crops):
         candidate = pace.next()
@@ -165,9 +162,8 @@ def _steps(
         last = min(first + size, len(crops))
         start = time.perf_counter()
         values = _vectors(output_of(model(crops.take(first, last, channels_last)), output))
-        seconds = time.perf_counter() - start
-        pace.learn(candidate, seconds / (last - first))
-        yield seconds, values
+        pace.learn(candidate, (time.perf_counter() - start) / (last - first))
+        yield values
         first = last
 
 

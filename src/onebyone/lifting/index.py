@@ -106,6 +106,11 @@ class Stencil:
         """Places per axis that the features span."""
         return tuple(int(o.max()) + 1 for o in self.offsets)
 
+    def gather(self) -> Gather:
+        """The gather that puts the features side by side as channels."""
+        starts = np.asarray(self.offsets + np.asarray(self.start)[:, None])
+        return Gather(self.channels, starts, self.step, self.nominal)
+
     def out_index(self, features: int) -> Integers:
         """The index of rows of `features` new features, shape `(*lead, features)`, into `(features, *nominal)`."""
         places = int(np.prod(self.nominal))

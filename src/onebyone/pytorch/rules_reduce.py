@@ -76,8 +76,7 @@ def _reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim:
             except Cannot:
                 continue
         return _over_parts(walk, value, rows, name, shape)
-    chosen = Gather(stencil.channels, _starts(stencil), stencil.step, stencil.nominal)
-    laid = walk.gathered(replace(value, index=identity(value.grid.shape)), chosen)
+    laid = walk.gathered(replace(value, index=identity(value.grid.shape)), stencil.gather())
     handle = _over_channels(laid.handle, name)
     grid = replace(laid.grid, channels=1)
     return with_index(Lifted(handle, grid, None, value.pooled), stencil.lead.reshape(shape))
@@ -104,10 +103,6 @@ _PAIRWISE: dict[str, Callable[[Any, Any], Any]] = {
     "amax": torch.maximum,
     "amin": torch.minimum,
 }
-
-
-def _starts(stencil: Any) -> Integers:
-    return np.asarray(stencil.offsets + np.asarray(stencil.start)[:, None])
 
 
 def _over_channels(handle: fx.Proxy, name: str) -> Any:

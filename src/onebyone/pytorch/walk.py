@@ -229,10 +229,7 @@ class Walk:
             raise Cannot(stencil)
         if stencil.channels.size > MOST_CHANNELS:
             raise Cannot(f"{stencil.channels.size} elements of different places would each need a channel")
-        starts = stencil.offsets + np.asarray(stencil.start)[:, None]
-        one = (1,) * self.axes
-        plan = Gather(stencil.channels, starts, one, one)
-        return self.gathered(replace(value, index=identity(value.grid.shape)), plan)
+        return self.gathered(replace(value, index=identity(value.grid.shape)), stencil.gather())
 
     def with_channels(self, value: Lifted, axes: tuple[int, ...]) -> tuple[Lifted, Integers]:
         """The value on a map whose channels are its elements along `axes`, in order; and its index into that map."""
@@ -241,9 +238,7 @@ class Walk:
         stencil = as_stencil(rows, value.grid)
         if isinstance(stencil, str):
             raise Cannot(stencil)
-        starts = stencil.offsets + np.asarray(stencil.start)[:, None]
-        plan = Gather(stencil.channels, starts, stencil.step, stencil.nominal)
-        laid = self.gathered(replace(value, index=identity(value.grid.shape)), plan)
+        laid = self.gathered(replace(value, index=identity(value.grid.shape)), stencil.gather())
         new = stencil.out_index(rows.shape[-1]).reshape(index.shape)
         return laid, np.ascontiguousarray(np.moveaxis(new, range(-len(axes), 0), axes))
 
