@@ -6,12 +6,13 @@ Nothing heavy is imported until a verb is called, so that `import onebyone` and 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebyone.errors import BadInput
+from onebyone.opening import example_of, network_of, open_dense
 from onebyone.records import Labels
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def convert(
     """
     from torch import nn
 
-    network = _network(model)
+    network = network_of(model)
     if level is None:
         level = "layers" if isinstance(network, nn.Module) else "graph"
     if level == "graph":
@@ -118,7 +119,7 @@ def convolutionalize(
     """
     from onebyone.pytorch.convolutionalize import convolutionalize as lift
 
-    return lift(_network(model), window, channels, head=head, context=context, labels=labels)
+    return lift(network_of(model), window, channels, head=head, context=context, labels=labels)
 
 
 def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **options: Any) -> Verification:
@@ -143,8 +144,8 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     """
     from onebyone.verify import verify as prove
 
-    original = _network(model) if isinstance(model, str | os.PathLike) else model
-    return prove(original, converted, _example_of(original) if x is None else x, seed=seed, **options)
+    original = network_of(model) if isinstance(model, str | os.PathLike) else model
+    return prove(original, converted, example_of(original) if x is None else x, seed=seed, **options)
 
 
 def compare(
@@ -174,9 +175,9 @@ def compare(
     """
     from torch.export import ExportedProgram
 
-    network = _network(model)
+    network = network_of(model)
     if example is None:
-        example = _example_of(network)
+        example = example_of(network)
     if isinstance(network, ExportedProgram):
         from onebyone.compare.program import with_modules
 
@@ -245,109 +246,3 @@ def detect(
 
     loaded = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
     return find(loaded, threshold=threshold, iou=iou, background=tuple(background), **options)
-
-
-# What the command line needs beside the verbs. Not part of the public face.
-
-
-def open_network(
-    spec: str, weights: str | os.PathLike[str] | None = None, *, seed: int = 0
-) -> tuple[Network, tuple[str, ...]]:
-    """The network that `spec` names, and what a user should know about it."""
-    from onebyone.pytorch.sources import load_source
-    from onebyone.pytorch.weights import nonfinite_weights
-
-    network = load_source(spec, weights, seed=seed)
-    return network, _notes(nonfinite_weights(network))
-
-
-def open_dense(
-    spec: str | os.PathLike[str],
-    window: Sequence[int] | None = None,
-    channels: int | None = None,
-    *,
-    weights: str | os.PathLike[str] | None = None,
-    seed: int = 0,
-) -> tuple[Dense, tuple[str, ...]]:
-    """A dense network: a saved one as it is; any other source made so, which takes its window."""
-    from onebyone.pytorch.dense_file import load_dense
-    from onebyone.pytorch.weights import nonfinite_weights
-
-    if window is None:
-        if Path(spec).suffix != ".pt2":
-            raise BadInput(f"{os.fspath(spec)}: its window is not known; give --window (window=) in pixels")
-        if weights is not None:
-            raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} carries its own weights")
-        saved = load_dense(spec)
-        return saved, _notes(nonfinite_weights(saved.model))
-    network, notes = open_network(os.fspath(spec), weights, seed=seed)
-    return convolutionalize(network, window, channels), notes
-
-
-def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> torch.Tensor:
-    """A random input of `shape`, standard normal, in the type the network computes in."""
-    import torch
-
-    from onebyone.pytorch.weights import named_tensors
-
-    dtypes = [value.dtype for _, value in named_tensors(network) if value.is_floating_point()]
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator).to(dtypes[0] if dtypes else torch.float32)
-
-
-def save_conversion(
-    conversion: Conversion | GraphConversion, path: str | os.PathLike[str], example: Any = None
-) -> None:
-    """Write a converted network; a module is traced on `example` where it becomes a program."""
-    from onebyone.pytorch.graph import GraphConversion
-
-    if isinstance(conversion, GraphConversion):
-        conversion.save(path)
-    else:
-        conversion.save(path, example)
-
-
-def labels(
-    classes: Sequence[str] | None = None, *, carried: Labels | None = None, **preprocessing: Any
-) -> Labels | None:
-    """Labels from what was given, over those that a model carries; None where there is neither."""
-    given: Mapping[str, Any] = {k: v for k, v in preprocessing.items() if v is not None}
-    if classes is not None:
-        given = {**given, "classes": tuple(classes)}
-    if not given:
-        return carried
-    return Labels(**{**(carried.to_dict() if carried else {}), **given})
-
-
-def _network(model: Source) -> Network:
-    from torch import nn
-    from torch.export import ExportedProgram
-
-    from onebyone.pytorch.sources import load_source
-
-    if isinstance(model, str | os.PathLike):
-        return load_source(model)
-    if isinstance(model, nn.Module | ExportedProgram):
-        return model
-    raise BadInput(
-        f"model: is not a network but of type {type(model).__name__}; expected a torch.nn.Module, "
-        f"an ExportedProgram, or the name of a source"
-    )
-
-
-def _example_of(network: object) -> Any:
-    """The inputs that an exported program keeps as an example; None where there are none."""
-    from torch.export import ExportedProgram
-
-    if not isinstance(network, ExportedProgram) or not network.example_inputs:
-        return None
-    positional, named = network.example_inputs
-    return None if named else positional
-
-
-def _notes(nonfinite: Sequence[str]) -> tuple[str, ...]:
-    if not nonfinite:
-        return ()
-    few = ", ".join(nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
-    what = "weight tensor holds" if len(nonfinite) == 1 else "weight tensors hold"
-    return (f"{len(nonfinite)} {what} NaN or infinity ({few})",)

@@ -39,16 +39,16 @@ def compare(
     if output is not None and output.suffix not in (".json", ".md"):
         raise typer.BadParameter("a comparison is written as .json or .md", param_hint="--output")
     with session(context, as_json) as run:
-        from onebyone import api, files
+        from onebyone import api, files, opening
         from onebyone.cli import render
 
         if output is not None:
             files.require_writable(output)
         with run.step(f"Opening {source}"):
-            network, notes = api.open_network(source, weights, seed=seed)
+            network, notes = opening.open_network(source, weights, seed=seed)
             # a program carries an example of its own; any other network is taken to see a colour image
             size = shape or (None if source.endswith(".pt2") else (1, 3, 224, 224))
-            example = None if size is None else api.example_input(network, size, seed=seed)
+            example = None if size is None else opening.example_input(network, size, seed=seed)
         with run.progress("Measuring") as tell:
             found = api.compare(network, example, budget=budget, seed=seed, rows=rows, progress=tell)
         if output is not None:

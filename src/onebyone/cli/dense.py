@@ -51,14 +51,14 @@ def scan(
     SRC is a .pt2 that convolutionalize wrote, or any network with --window.
     """
     with session(context, as_json) as run:
-        from onebyone import api, files
+        from onebyone import api, files, opening
         from onebyone.cli import render
 
         if output is not None:
             files.require_writable(output)
         with run.step(f"Opening {source}"):
-            dense, notes = api.open_dense(source, window, channels, weights=weights, seed=seed)
-        meaning = api.labels(
+            dense, notes = opening.open_dense(source, window, channels, weights=weights, seed=seed)
+        meaning = opening.labels(
             classes, scale=scale, mean=mean, std=std, colour_order=colour_order, carried=dense.labels
         )
         with run.progress(f"Scanning {image.name}") as tell:

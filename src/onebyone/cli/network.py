@@ -93,14 +93,14 @@ def convert(
     if output is not None and output.suffix == ".pt2" and shape is None and not source.endswith(".pt2"):
         raise typer.BadParameter("a .pt2 is traced on an example input: give --shape", param_hint="--output")
     with session(context, as_json) as run:
-        from onebyone import api, files
+        from onebyone import api, files, opening
         from onebyone.cli import render
 
         for path in filter(None, (output, report)):
             files.require_writable(path)
         with run.step(f"Opening {source}"):
-            network, notes = api.open_network(source, weights, seed=seed)
-            example = None if shape is None else api.example_input(network, shape, seed=seed)
+            network, notes = opening.open_network(source, weights, seed=seed)
+            example = None if shape is None else opening.example_input(network, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
                 network, to.value, level=level and level.value, only=only, example=example
@@ -108,7 +108,7 @@ def convert(
         data = render.conversion_data(conversion, source, notes)
         if output is not None:
             with run.step(f"Writing {output}"):
-                api.save_conversion(conversion, output, example)
+                opening.save_conversion(conversion, output, example)
             data["output"] = str(output)
         if report is not None:
             files.write_text(report, to_json(data))
@@ -133,12 +133,12 @@ def verify(
     compared on real inputs against a derived bound, and the whole network with its gradients.
     """
     with session(context, as_json) as run:
-        from onebyone import api
+        from onebyone import api, opening
         from onebyone.cli import render
 
         with run.step(f"Opening {source}"):
-            network, notes = api.open_network(source, weights, seed=seed)
-            example = None if shape is None else api.example_input(network, shape, seed=seed)
+            network, notes = opening.open_network(source, weights, seed=seed)
+            example = None if shape is None else opening.example_input(network, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
                 network, to.value, level=level and level.value, only=only, example=example
@@ -204,13 +204,13 @@ def convolutionalize(
     the network's operators do not allow is refused, with every reason.
     """
     with session(context, as_json) as run:
-        from onebyone import api, files
+        from onebyone import api, files, opening
         from onebyone.cli import render
 
         if output is not None:
             files.require_writable(output)
         with run.step(f"Opening {source}"):
-            network, notes = api.open_network(source, weights, seed=seed)
+            network, notes = opening.open_network(source, weights, seed=seed)
         with run.step("Convolutionalizing"):
             dense = api.convolutionalize(
                 network,
@@ -218,7 +218,7 @@ def convolutionalize(
                 channels,
                 head=head.value,
                 context=global_context and global_context.value,
-                labels=api.labels(classes, scale=scale, mean=mean, std=std, colour_order=colour_order),
+                labels=opening.labels(classes, scale=scale, mean=mean, std=std, colour_order=colour_order),
             )
         data = render.dense_data(dense, source, notes)
         found = None

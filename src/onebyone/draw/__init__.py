@@ -1,0 +1,1 @@
+"""Pictures of a network: the layers drawn from what they are."""

@@ -1,0 +1,132 @@
+"""From what users name to what the parts take: sources opened, examples made, results written.
+
+What the verbs and the command line share; not part of the public face. Nothing heavy is imported until it is
+needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onebyone.errors import BadInput
+from onebyone.records import Labels
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from onebyone.dense import Dense
+    from onebyone.pytorch.conversion import Conversion
+    from onebyone.pytorch.graph import GraphConversion
+
+    Network = nn.Module | ExportedProgram
+    Source = Network | str | os.PathLike[str]
+
+
+def open_network(
+    spec: str, weights: str | os.PathLike[str] | None = None, *, seed: int = 0
+) -> tuple[Network, tuple[str, ...]]:
+    """The network that `spec` names, and what a user should know about it."""
+    from onebyone.pytorch.sources import load_source
+    from onebyone.pytorch.weights import nonfinite_weights
+
+    network = load_source(spec, weights, seed=seed)
+    return network, _notes(nonfinite_weights(network))
+
+
+def open_dense(
+    spec: str | os.PathLike[str],
+    window: Sequence[int] | None = None,
+    channels: int | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> tuple[Dense, tuple[str, ...]]:
+    """A dense network: a saved one as it is; any other source made so, which takes its window."""
+    from onebyone.pytorch.dense_file import load_dense
+    from onebyone.pytorch.weights import nonfinite_weights
+
+    if window is None:
+        if Path(spec).suffix != ".pt2":
+            raise BadInput(f"{os.fspath(spec)}: its window is not known; give --window (window=) in pixels")
+        if weights is not None:
+            raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} carries its own weights")
+        saved = load_dense(spec)
+        return saved, _notes(nonfinite_weights(saved.model))
+    network, notes = open_network(os.fspath(spec), weights, seed=seed)
+    from onebyone.pytorch.convolutionalize import convolutionalize as lift
+
+    return lift(network, window, channels), notes
+
+
+def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> torch.Tensor:
+    """A random input of `shape`, standard normal, in the type the network computes in."""
+    import torch
+
+    from onebyone.pytorch.weights import named_tensors
+
+    dtypes = [value.dtype for _, value in named_tensors(network) if value.is_floating_point()]
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(dtypes[0] if dtypes else torch.float32)
+
+
+def save_conversion(
+    conversion: Conversion | GraphConversion, path: str | os.PathLike[str], example: Any = None
+) -> None:
+    """Write a converted network; a module is traced on `example` where it becomes a program."""
+    from onebyone.pytorch.graph import GraphConversion
+
+    if isinstance(conversion, GraphConversion):
+        conversion.save(path)
+    else:
+        conversion.save(path, example)
+
+
+def labels(
+    classes: Sequence[str] | None = None, *, carried: Labels | None = None, **preprocessing: Any
+) -> Labels | None:
+    """Labels from what was given, over those that a model carries; None where there is neither."""
+    given: Mapping[str, Any] = {k: v for k, v in preprocessing.items() if v is not None}
+    if classes is not None:
+        given = {**given, "classes": tuple(classes)}
+    if not given:
+        return carried
+    return Labels(**{**(carried.to_dict() if carried else {}), **given})
+
+
+def network_of(model: Source) -> Network:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from onebyone.pytorch.sources import load_source
+
+    if isinstance(model, str | os.PathLike):
+        return load_source(model)
+    if isinstance(model, nn.Module | ExportedProgram):
+        return model
+    raise BadInput(
+        f"model: is not a network but of type {type(model).__name__}; expected a torch.nn.Module, "
+        f"an ExportedProgram, or the name of a source"
+    )
+
+
+def example_of(network: object) -> Any:
+    """The inputs that an exported program keeps as an example; None where there are none."""
+    from torch.export import ExportedProgram
+
+    if not isinstance(network, ExportedProgram) or not network.example_inputs:
+        return None
+    positional, named = network.example_inputs
+    return None if named else positional
+
+
+def _notes(nonfinite: Sequence[str]) -> tuple[str, ...]:
+    if not nonfinite:
+        return ()
+    few = ", ".join(nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
+    what = "weight tensor holds" if len(nonfinite) == 1 else "weight tensors hold"
+    return (f"{len(nonfinite)} {what} NaN or infinity ({few})",)
