@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from onebyone.records import Refusal
+from onebyone.records import Refusal, html_result, html_table
 
 
 class OnebyoneError(Exception):
@@ -36,7 +36,13 @@ class Refused(OnebyoneError):
 
     def __init__(self, refusals: Sequence[Refusal], what: str = "the network cannot be converted") -> None:
         self.refusals = tuple(refusals)
+        self.what = what
         super().__init__(what + ":\n" + "\n".join(f"  {r}" for r in self.refusals))
+
+    def _repr_html_(self) -> str:
+        """The reasons as a notebook shows them."""
+        rows = [(r.path or "(top level)", r.kind, r.reason) for r in self.refusals]
+        return html_result(f"refused: {self.what}", html_table(["layer", "kind", "reason"], rows))
 
 
 class NotEquivalent(OnebyoneError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
 
@@ -96,3 +97,30 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(lines)
+
+
+def html_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The same table as a notebook shows it: every cell escaped, nothing loaded from elsewhere.
+
+    `headers` may be empty, for a list of names and values.
+
+    >>> html_table([], [["<b>"]])
+    '<table><tbody><tr><td style="text-align:left">&lt;b&gt;</td></tr></tbody></table>'
+    """
+    head = "".join(_cell("th", h) for h in headers)
+    body = "".join("<tr>" + "".join(_cell("td", c) for c in row) + "</tr>" for row in rows)
+    return "<table>" + (f"<thead><tr>{head}</tr></thead>" if head else "") + f"<tbody>{body}</tbody></table>"
+
+
+def html_result(verdict: str, *parts: str, notes: Iterable[str] = ()) -> str:
+    """A result as a notebook shows it: a line that says what came of it, `parts` (HTML) and `notes` (text).
+
+    >>> html_result("1 < 2", notes=["it is"])
+    '<div><p><strong>1 &lt; 2</strong></p><p>it is</p></div>'
+    """
+    lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f"<div><p><strong>{escape(verdict)}</strong></p>{''.join(parts)}{lines}</div>"
+
+
+def _cell(tag: str, content: object) -> str:
+    return f'<{tag} style="text-align:left">{escape(str(content))}</{tag}>'

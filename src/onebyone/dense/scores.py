@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onebyone.errors import BadInput
 from onebyone.files import atomic_path, require_file
 from onebyone.laws.geometry import Geometry
-from onebyone.records import Labels
+from onebyone.records import Labels, html_result
 
 _FORMAT = "onebyone.ScoreMap/1"
 
@@ -133,6 +133,11 @@ class ScoreMap:
             zipfile.BadZipFile,
         ) as error:
             raise BadInput(f"{file} is not a score map: {error}") from error
+
+    def _repr_html_(self) -> str:
+        """What `print` shows, for a notebook."""
+        head, *geometry = str(self).splitlines()
+        return html_result(head, notes=geometry)
 
     def __str__(self) -> str:
         places, size = ("×".join(str(n) for n in v) for v in (self.positions, self.image_size))

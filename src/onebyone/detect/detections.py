@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from onebyone.errors import BadInput
 from onebyone.files import write_text
-from onebyone.records import table
+from onebyone.records import html_result, html_table, table
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".pdf")
+_HEADERS = ("class", "score", "x1", "y1", "x2", "y2")
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,23 @@ class Detections:
             raise BadInput(f"cannot save detections as {path}: expected a name that ends in one of {known}")
 
     def __str__(self) -> str:
-        rows = (
-            [row["class"], f"{row['score']:.3f}", *(f"{row[k]:.1f}" for k in ("x1", "y1", "x2", "y2"))]
-            for row in self.to_dicts()[:20]
-        )
-        text = table(["class", "score", "x1", "y1", "x2", "y2"], rows)
-        more = f"\n… and {len(self) - 20} more" if len(self) > 20 else ""
-        size = "×".join(map(str, self.image_size))
-        return f"{len(self)} detections in an image of {size} pixels\n{text}{more}"
+        return "\n".join([self._headline(), table(_HEADERS, self._rows()), *self._more()])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return html_result(self._headline(), html_table(_HEADERS, self._rows()), notes=self._more())
+
+    def _headline(self) -> str:
+        return f"{len(self)} detections in an image of {'×'.join(map(str, self.image_size))} pixels"
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [row["class"], f"{row['score']:.3f}", *(f"{row[k]:.1f}" for k in _HEADERS[2:])]
+            for row in self.to_dicts()[:_SHOWN]
+        ]
+
+    def _more(self) -> list[str]:
+        return [f"… and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
 
 
 def coco_ground_truth(

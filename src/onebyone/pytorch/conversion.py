@@ -16,7 +16,7 @@ from onebyone.errors import BadInput
 from onebyone.files import atomic_path, write_text
 from onebyone.pytorch.layers import with_plain_weight
 from onebyone.pytorch.state import Entry, StateDict, to_converted, to_original
-from onebyone.records import Change, Refusal, table
+from onebyone.records import Change, Refusal, html_result, html_table, table
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,22 @@ class Conversion:
         }
 
     def __str__(self) -> str:
+        return "\n".join([self._headline(), *(table(headers, rows) for headers, rows in self._tables())])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return html_result(self._headline(), *(html_table(headers, rows) for headers, rows in self._tables()))
+
+    def _headline(self) -> str:
         head = f"to {self.to} ({self.level}): {len(self.changes)} converted, {len(self.refused)} refused"
-        parts = [f"{head}, {self.copied_bytes:,} bytes copied"]
-        if self.changes:
-            rows = [(c.path or "(top level)", c.before, c.after, c.law) for c in self.changes]
-            parts.append(table(["path", "before", "after", "law"], rows))
-        if self.refused:
-            rows3 = [(r.path or "(top level)", r.kind, r.reason) for r in self.refused]
-            parts.append(table(["refused", "kind", "reason"], rows3))
-        return "\n".join(parts)
+        return f"{head}, {self.copied_bytes:,} bytes copied"
+
+    def _tables(self) -> list[tuple[list[str], list[tuple[str, ...]]]]:
+        """Headers and rows of what changed and of what was refused; what is empty is left out."""
+        changes = [(c.path or "(top level)", c.before, c.after, c.law) for c in self.changes]
+        refused = [(r.path or "(top level)", r.kind, r.reason) for r in self.refused]
+        both = ((["path", "before", "after", "law"], changes), (["refused", "kind", "reason"], refused))
+        return [(headers, list[tuple[str, ...]](rows)) for headers, rows in both if rows]
 
     def save(self, path: str | os.PathLike[str], example: Any = None) -> Path:
         """Write the converted network, whole or not at all.

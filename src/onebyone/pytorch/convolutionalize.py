@@ -20,10 +20,11 @@ from onebyone.pytorch import emit
 from onebyone.pytorch.rules import rule_for
 from onebyone.pytorch.trace import Traced, channel_guesses, trace
 from onebyone.pytorch.walk import Cannot, Lifted, Pair, Poison, Walk
-from onebyone.records import Change, Labels, Refusal, by, table
+from onebyone.records import Change, Labels, Refusal, by, html_result, html_table, table
 
 HEADS = ("window", "cam")
 CONTEXTS = (None, "window", "image")
+_HEADERS = ("layer", "kind", "before", "after", "bytes copied")
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,15 @@ class Convolutionalized:
         }
 
     def __str__(self) -> str:
-        rows = [(c.path, c.kind, c.before, c.after, c.copied_bytes or "") for c in self.changes]
-        return "\n".join(
-            [table(("layer", "kind", "before", "after", "bytes copied"), rows), "", str(self.geometry)]
-        )
+        return "\n".join([table(_HEADERS, self._rows()), "", str(self.geometry)])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        *sizes, exact = str(self.geometry).splitlines()
+        return html_result(exact, html_table(_HEADERS, self._rows()), notes=sizes)
+
+    def _rows(self) -> list[tuple[object, ...]]:
+        return [(c.path, c.kind, c.before, c.after, c.copied_bytes or "") for c in self.changes]
 
 
 def convolutionalize(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from onebyone.errors import NotEquivalent
-from onebyone.records import table
+from onebyone.records import html_result, html_table, table
 
 SAME_FUNCTION = "converted = original"
 DENSE_EXACT = "dense = crops"
@@ -207,9 +207,19 @@ class Verification:
         plain: dict[str, Any] = _plain(data)
         return plain
 
+    def _repr_html_(self) -> str:
+        """What `print` shows, for a notebook."""
+        parts = [html_table([], [figure for figure in self._figures() if figure[1] is not None])]
+        if self.layers:
+            parts.append(html_table(_LAYER_HEADERS, [_layer_row(layer) for layer in self.layers]))
+        notes = [f"problem: {p}" for p in self.problems] + [f"not verified: {u}" for u in self.unverified]
+        return html_result(f"{'✓' if self.equivalent else '✗'} {self._headline()}", *parts, notes=notes)
+
+    def _headline(self) -> str:
+        return f"{'equivalent' if self.equivalent else 'NOT equivalent'} ({self.target})"
+
     def __str__(self) -> str:
-        verdict = "equivalent" if self.equivalent else "NOT equivalent"
-        lines = [f"{verdict} ({self.target})"]
+        lines = [self._headline()]
         lines += [f"  {name}: {value}" for name, value in self._figures() if value is not None]
         if self.layers:
             lines.append(table(_LAYER_HEADERS, [_layer_row(layer) for layer in self.layers]))

@@ -26,7 +26,7 @@ from onebyone.pytorch.graph.optimizer import carry
 from onebyone.pytorch.graph.pairs import pairs_of
 from onebyone.pytorch.graph.rewrite import Found, Rewritten, find_products, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
-from onebyone.records import Change, Refusal, table
+from onebyone.records import Change, Refusal, html_result, html_table, table
 
 Only = str | Sequence[str] | Callable[[str, nn.Module | None], bool]
 LAW = {"conv": "linear = pointwise convolution", "linear": "pointwise convolution = linear"}
@@ -79,17 +79,26 @@ class GraphConversion:
         }
 
     def __str__(self) -> str:
+        return "\n".join([self._headline(), *(table(headers, rows) for headers, rows in self._tables())])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return html_result(self._headline(), *(html_table(headers, rows) for headers, rows in self._tables()))
+
+    def _headline(self) -> str:
         head = f"to {self.to} (graph): {len(self.changes)} converted, {len(self.refused)} refused"
         layout = f"layout operators {self.layout_before.total()} → {self.layout_after.total()}"
-        parts = [f"{head}, {self.copied_bytes:,} bytes copied, {layout}"]
-        if self.changes:
-            rows = [(c.path or "(top level)", c.kind, c.before, c.after) for c in self.changes]
-            parts.append(table(["path", "operator", "before", "after"], rows))
-        if self.refused:
-            parts.append(
-                table(["refused", "operator", "reason"], [(r.path, r.kind, r.reason) for r in self.refused])
-            )
-        return "\n".join(parts)
+        return f"{head}, {self.copied_bytes:,} bytes copied, {layout}"
+
+    def _tables(self) -> list[tuple[list[str], list[tuple[str, ...]]]]:
+        """Headers and rows of what changed and of what was refused; what is empty is left out."""
+        changes = [(c.path or "(top level)", c.kind, c.before, c.after) for c in self.changes]
+        refused = [(r.path or "(top level)", r.kind, r.reason) for r in self.refused]
+        both = (
+            (["path", "operator", "before", "after"], changes),
+            (["refused", "operator", "reason"], refused),
+        )
+        return [(headers, list[tuple[str, ...]](rows)) for headers, rows in both if rows]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the program, whole or not at all, with the report inside it.
