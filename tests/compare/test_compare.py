@@ -58,14 +58,6 @@ def test_pictures_are_plain_arrays(result: Comparison) -> None:
     assert "pictures" not in result["D1"].figures
 
 
-def test_a_row_of_weights_and_its_filter(result: Comparison) -> None:
-    shown = result["R2"].pictures["filter"]
-    kernel = network()[5].weight[0].view(6, 6, 5)
-    assert shown["block"] == [6, 6, 5]
-    torch.testing.assert_close(torch.tensor(shown["values"]), kernel[:4].detach())
-    assert shown["row"][7] == shown["values"][0][1][2]
-
-
 def test_the_same_seed_gives_the_same_figures(result: Comparison) -> None:
     untimed = [i for i in QUICK if i != "D5"]
     again = onebyone.compare(network(), IMAGE, budget=5, rows=untimed)

@@ -40,18 +40,6 @@ def test_the_picture_of_the_support(roles: Roles) -> None:
     assert float(support.max()) == 1
 
 
-def test_which_outputs_a_pixel_moves(roles: Roles) -> None:
-    moved = d.measure_scope(roles)["pictures"]["influence"]
-    values = {role: torch.tensor(m["values"]) for role, m in moved.items()}
-    assert torch.equal(values["pointwise"] > 0, torch.eye(20, dtype=torch.bool))
-    assert values["connected"].shape == (20, 7)
-    assert bool((values["connected"] > 0).all())
-    at = moved["kernel"]["places"].index([2, 1])
-    expected = torch.zeros(5, 4, dtype=torch.bool)
-    expected[1:4, 0:3] = True
-    assert torch.equal(values["kernel"][at].view(5, 4) > 0, expected)
-
-
 def test_a_larger_kernel_is_no_pointwise_layer(roles: Roles) -> None:
     figures = d.measure_scope(roles | {"pointwise": kernel()})
     assert d.judge_scope(figures).text == NOT_AS_SAID

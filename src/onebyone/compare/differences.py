@@ -8,7 +8,6 @@ operations come by role: "pointwise", "connected" (flatten, then a fully connect
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -44,41 +43,7 @@ def measure_scope(operations: Operations, most: int = 8) -> Figures:
             "outputs_examined": len(rows),
         }
         pictures[role] = (image / image.max().clamp_min(1e-300)).tolist()
-    moved = {role: influence(op) for role, op in operations.items()}
-    return figures | {"pictures": {"support": pictures, "influence": moved}}
-
-
-def influence(op: Operation, side: int = 8, outputs: int = 16, most: int = 64) -> Figures:
-    """Which outputs move when one pixel does: for each input place, how much each output place changes.
-
-    `values` has a row for each of `places` and a column for each output place (of a vector: each output, at
-    most `outputs`), over the largest of all, to three digits. A map larger than `side` is cut to it where the
-    layer takes other sizes.
-    """
-    if op.weight[0].numel() != prod(op.map_shape):
-        op = op.on([min(n, side) for n in op.map_shape[1:]])
-    if op.groups == 1:
-        op = op.first(outputs)
-    h, w = op.map_shape[1:]
-    places = [divmod(i, w) for i in sample(h * w, most)]
-    x = op.maps(1, torch.Generator().manual_seed(0))
-    y = op(x)
-    rows = []
-    for place in places:
-        given = x.clone()
-        given[(0, slice(None), *place)] += 1
-        change = (op(given) - y).abs()[0]
-        rows.append((change.amax(0) if change.dim() == 3 else change).flatten())
-    values = torch.stack(rows)
-    # what is below the rounding of the outputs did not move
-    values = torch.where(values > float(op.bound(x).max()), values, torch.zeros_like(values))
-    values = values / values.max().clamp_min(1e-300)
-    return {
-        "map": [h, w],
-        "output": list(y.shape[2:]) or [y.shape[1]],
-        "places": [list(p) for p in places],
-        "values": [[round(v, 3) for v in row] for row in values.tolist()],
-    }
+    return figures | {"pictures": {"support": pictures}}
 
 
 def judge_scope(figures: Figures) -> Verdict:

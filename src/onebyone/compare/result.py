@@ -23,12 +23,18 @@ class Comparison:
     """The statements about the two layers, measured on one network.
 
     `layers` says which layers were compared, and where each comes from; `about` the network, the machine and
-    the seed. `print(comparison)` is readable; `comparison["D5"]` is a row.
+    the seed. `conversion` is the table of `convert` over the whole network and `verification` what `verify`
+    found of it (with R1), `drawing` the network as `onebyone.draw` describes it (with R2); each is None where
+    its row was not asked for, and a mapping of "not_available" to the reason where it could not be made.
+    `print(comparison)` is readable; `comparison["D5"]` is a row.
     """
 
     rows: tuple[Row, ...]
     layers: Mapping[str, Any]
     about: Mapping[str, Any]
+    conversion: Mapping[str, Any] | None = None
+    verification: Mapping[str, Any] | None = None
+    drawing: Mapping[str, Any] | None = None
 
     def __getitem__(self, row: str) -> Row:
         """The row of an id.
@@ -47,6 +53,9 @@ class Comparison:
             "about": dict(self.about),
             "layers": dict(self.layers),
             "rows": [row.to_dict() for row in self.rows],
+            "conversion": self.conversion,
+            "verification": self.verification,
+            "drawing": self.drawing,
         }
 
     def to_json(self, indent: int | None = None) -> str:

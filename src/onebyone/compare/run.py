@@ -48,6 +48,7 @@ from onebyone.compare.similarities import (
     measure_weighted_sum,
 )
 from onebyone.compare.statements import STATEMENTS
+from onebyone.compare.whole import whole_network
 from onebyone.errors import BadInput, OnebyoneError
 from onebyone.verify.settings import eval_mode
 
@@ -72,7 +73,7 @@ EXPERIMENTS = (
     Experiment("S2", Setting.learning, judge_learning),
     Experiment("S3", Setting.activation, judge_activation),
     Experiment("S4", lambda s: measure_mixing([s.pair.connected, s.pair.pointwise]), judge_mixing),
-    Experiment("D1", lambda s: measure_scope(s.pair.spatial), judge_scope),
+    Experiment("D1", Setting.scope, judge_scope),
     Experiment("D2", Setting.sizes, judge_sizes),
     Experiment("D3", lambda s: measure_permutation(s.pair.spatial, s.seed), judge_permutation),
     Experiment("D4", lambda s: measure_dimensions(s.layer_sizes()), judge_dimensions),
@@ -143,6 +144,7 @@ def compare(
             found[experiment.id] = _row(experiment, setting, time.perf_counter() - start)
             if progress is not None:
                 progress(len(found), len(chosen))
+        whole = whole_network(setting, wanted, time.perf_counter() - start)
     return Comparison(
         rows=tuple(found[name] for name in STATEMENTS if name in found),
         layers=setting.pair.describe(),
@@ -156,6 +158,7 @@ def compare(
             "torch": torch.__version__,
             "onebyone": version("onebyone"),
         },
+        **whole,
     )
 
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import torch
@@ -16,11 +15,12 @@ from onebyone.compare import similarities
 from onebyone.compare.census import find_zoo, measure_census, read_zoo
 from onebyone.compare.complexity import costs, measure_counts, measure_times, sizes_for, timed_part
 from onebyone.compare.detection import measure_detection, measure_own
-from onebyone.compare.differences import measure_sizes
+from onebyone.compare.differences import measure_scope, measure_sizes
 from onebyone.compare.digits import Digits, load_digits
 from onebyone.compare.flexibility import measure_flexibility
+from onebyone.compare.foldings import row_and_filter
+from onebyone.compare.influence import measure_influence
 from onebyone.compare.observe import LINEAR, POINTWISE
-from onebyone.compare.operation import Operation
 from onebyone.compare.pair import Pair
 from onebyone.compare.replacements import (
     lifted,
@@ -92,6 +92,12 @@ class Setting:
         found = similarities.measure_activation(first, second, act, type(module).__name__, self.seed)
         return found | {"layers": [op.path, name]}
 
+    def scope(self) -> Figures:
+        """D1, and which outputs each pixel of the input moves."""
+        found = measure_scope(self.pair.spatial)
+        found["pictures"]["influence"] = measure_influence(self.pair.spatial)
+        return found
+
     def sizes(self) -> Figures:
         """D2, on the layers over maps, and the linear layer alone."""
         op = self.pair.spatial["connected"]
@@ -133,7 +139,7 @@ class Setting:
             block = first.block or (first.inputs, 1, 1)
             paths = (first.path, second.path)
             found = measure_chain(block, first.outputs, second.outputs, paths=paths, seed=self.seed)
-        return found | {"pictures": {"filter": _one_filter(self.pair.connected)}}
+        return found | {"pictures": {"filter": row_and_filter(self.pair)}}
 
     def classification(self) -> Figures:
         """R3."""
@@ -155,22 +161,6 @@ class Setting:
             }
         except BadInput as error:
             return found | {"own": None, "own_refused": str(error)}
-
-
-def _one_filter(op: Operation, channels: int = 4) -> Figures:
-    """The first neuron of the fully connected layer as a row of weights, and the same numbers as a filter.
-
-    Element i of `row` is `values[c][y][x]` with (c, y, x) the i-th place of the map counted row by row.
-    """
-    block = (min(channels, op.map_shape[0]), *op.map_shape[1:])
-    row = op.weight[0, : prod(block)]
-    return {
-        "layer": op.path,
-        "block": list(op.map_shape),
-        "channels_shown": block[0],
-        "row": row.tolist(),
-        "values": row.view(block).tolist(),
-    }
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -1,0 +1,48 @@
+"""Beside the rows: the whole network converted and verified, as plain data for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from onebyone.compare.replacements import to_conv
+from onebyone.compare.setting import Setting
+from onebyone.errors import OnebyoneError
+from onebyone.verify import verify
+
+SHARE = 0.6
+"""Of the budget: what is spent by then leaves the verification of the whole network out."""
+
+Plain = Mapping[str, Any]
+
+
+def whole_network(setting: Setting, wanted: Collection[str], elapsed: float) -> dict[str, Plain | None]:
+    """`conversion` and `verification` of the whole network where R1 is wanted; None where it is not."""
+    if "R1" not in wanted:
+        return {"conversion": None, "verification": None}
+    conversion = to_conv(setting.model)
+    if elapsed > SHARE * setting.budget:
+        late = (
+            f"{elapsed:.0f} s of the budget of {setting.budget:g} s were spent before it: give a larger one"
+        )
+        return {"conversion": conversion.to_dict(), "verification": unavailable(late)}
+    # a mapping of named inputs has no place in verify, which then probes the layers alone
+    x = None if isinstance(setting.example, Mapping) else setting.example
+    return {
+        "conversion": conversion.to_dict(),
+        "verification": _or_why_not(
+            lambda: verify(setting.model, conversion, x, seed=setting.seed, gradients=False).to_dict()
+        ),
+    }
+
+
+def unavailable(reason: str) -> Plain:
+    """What stands where something could not be made."""
+    return {"not_available": reason}
+
+
+def _or_why_not(make: Callable[[], Plain]) -> Plain:
+    try:
+        return make()
+    except OnebyoneError as error:
+        return unavailable(str(error).splitlines()[0])
