@@ -200,6 +200,21 @@ def test_functions_between_the_layers_are_followed() -> None:
     assert observe(mean, torch.randn(1, 3, 8, 6))[-1].pooled == (5, 6, 4)
 
 
+def test_channels_last_of_one_place_are_no_row_of_places() -> None:
+    """As in ConvNeXt's head: pooled, normalised with the channels last, flattened."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc = nn.LayerNorm(6), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(x.mean((2, 3), keepdim=True).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self.fc(x.flatten(1))
+
+    assert pair_of(Head(), 1, 6, 5, 5)["connected"] == ("fc", (6, 1, 1), "the network's own")
+
+
 def test_an_exported_program_is_compared() -> None:
     model, x = network(), torch.randn(2, 3, 8, 7)
     program = torch.export.export(model, (x,))

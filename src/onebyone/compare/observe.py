@@ -175,6 +175,8 @@ class _Watch(TorchFunctionMode):
         for image in reversed(self._maps):
             if len(image) != len(given):
                 continue
+            if image.shape[1:3].numel() == 1:  # one place with its channels last, not a row of many places
+                image = image.permute(0, 3, 1, 2)
             if _is_mean(image, given):
                 return _replaced(found, pooled=_map_of(image))
             order = _flattened(image, given)
