@@ -29,6 +29,18 @@ def compare(
         Path | None,
         typer.Option("--output", "-o", help="Write the rows as .json or .md.", rich_help_panel=o.OUTPUT),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="Write the report: one page that needs nothing else.", rich_help_panel=o.OUTPUT
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", help="A plan that `tune` wrote, to show in the report.", rich_help_panel=o.OUTPUT
+        ),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """Measure what is said of fully connected layers and 1×1 convolutions on the network's own layers.
@@ -38,12 +50,17 @@ def compare(
     """
     if output is not None and output.suffix not in (".json", ".md"):
         raise typer.BadParameter("a comparison is written as .json or .md", param_hint="--output")
+    if plan is not None and html is None:
+        raise typer.BadParameter("a plan is shown in the report: give --html too", param_hint="--plan")
     with session(context, as_json) as run:
         from onebyone import api, files, opening
         from onebyone.cli import render
+        from onebyone.report.plan import read_plan
 
-        if output is not None:
-            files.require_writable(output)
+        for path in (output, html):
+            if path is not None:
+                files.require_writable(path)
+        shown = None if plan is None else read_plan(plan)
         with run.step(f"Opening {source}"):
             network, notes = opening.open_network(source, weights, seed=seed)
             # a program carries an example of its own; any other network is taken to see a colour image
@@ -53,6 +70,8 @@ def compare(
             found = api.compare(network, example, budget=budget, seed=seed, rows=rows, progress=tell)
         if output is not None:
             found.save(output)
+        if html is not None:
+            found.to_html(html, plan=shown, title=source)
         render.tell(run, notes)
-        data = {"source": source, "notes": list(notes), "output": output} | found.to_dict()
+        data = {"source": source, "notes": list(notes), "output": output, "html": html} | found.to_dict()
         run.result(data, *render.comparison_tables(data))

@@ -107,7 +107,7 @@ def _totals(zoo: Sequence[Mapping[str, Any]]) -> Figures:
 def judge_census(figures: Figures) -> Verdict:
     """As said: the one in convolutional networks, the other in feed-forward ones. Networks with both refute it."""
     own, zoo = figures["network"], figures["zoo"]
-    counted = f"linear layers and 1×1 convolutions in this network: {own['linear']} and {own['pointwise']}"
+    counted = f"Linear layers and 1×1 convolutions in this network: {own['linear']} and {own['pointwise']}"
     if zoo:
         counted += f"; {zoo['with_both']} of the zoo's {zoo['networks']} networks have both"
     else:

@@ -92,6 +92,42 @@ class Comparison:
         write_text(path, self.to_json(indent=1) + "\n" if path.suffix == ".json" else self.to_markdown())
         return path
 
+    def to_html(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        plan: Any = None,
+        title: str | None = None,
+    ) -> str:
+        """One self-contained page: the rows with their pictures, interactive views, the proof and the data.
+
+        It works from a file without any network. `path` is where to write it, whole or not at all; `plan` one
+        that `onebyone tune` made, to show beside: it, its plain data, or the path of its JSON file; `title` a
+        name for the network, its class where None.
+
+        Raises
+        ------
+        BadInput
+            for a plan that is none, or a path that cannot be written.
+        MissingExtra
+            if Jinja2 is not installed.
+
+        Example
+        -------
+        >>> import torch, onebyone
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+        >>> page = onebyone.compare(net, torch.randn(1, 3, 2, 2), rows=["D1", "R2"]).to_html()
+        >>> page.splitlines()[0], page.count("<article")
+        ('<!doctype html>', 2)
+        """
+        from onebyone.report.comparison import comparison_page
+        from onebyone.report.plan import read_plan
+
+        shown = None if plan is None else finite(read_plan(plan))
+        page = comparison_page(finite(self.to_dict()), shown, title)
+        if path is not None:
+            write_text(path, page)
+        return page
+
     def __str__(self) -> str:
         parts = [f"{name}: {text}" for name, text in self.described()]
         for row in self.rows:

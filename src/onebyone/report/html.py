@@ -1,18 +1,21 @@
-"""Pages that need nothing but themselves: templates filled in, pictures carried inside."""
+"""Pages that need nothing but themselves: templates filled in, pictures and data carried inside."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
+from html.parser import HTMLParser
 from typing import Any
 
 from onebyone.errors import BadInput, MissingExtra
 
-_OUTSIDE = re.compile(
-    r"""(?:src|srcset|href|poster|action|data)\s*=\s*["']?\s*(?:[a-z]+:)?//"""
-    r"""|url\(\s*["']?\s*(?:[a-z]+:)?//|@import|<script[^>]+src""",
-    re.IGNORECASE,
+_LOADING = frozenset(
+    {"src", "srcset", "href", "xlink:href", "poster", "action", "formaction", "data", "background"}
 )
+_HOST = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
+_CSS = re.compile(r"url\(\s*[\"']?\s*(?:[a-z]+:)?//[^)]*|@import[^;]*", re.IGNORECASE)
 
 
 def render(template: str, **values: Any) -> str:
@@ -30,7 +33,9 @@ def render(template: str, **values: Any) -> str:
     except ImportError as error:
         raise MissingExtra("Jinja2", "report", "writing an HTML page") from error
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("onebyone.report"),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader("onebyone.report"), jinja2.PackageLoader("onebyone.report", "assets")]
+        ),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -43,15 +48,46 @@ def render(template: str, **values: Any) -> str:
     return page
 
 
-def outside_links(page: str) -> list[str]:
-    """What in a page would be loaded from elsewhere: sources, links, style sheets and scripts with a host.
+class _Links(HTMLParser):
+    """What the elements of a page load; their text does not count, whatever it says."""
 
-    >>> outside_links('<img src="data:image/png;base64,AAAA"><a href="#top">')
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._in_style = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_style = tag == "style"
+        for name, value in attrs:
+            given = value or ""
+            # a comma parts addresses in a srcset alone: in others it may stand within a data address
+            addresses = given.split(",") if name == "srcset" else [given]
+            outside = name in _LOADING and any(_HOST.match(address) for address in addresses)
+            if outside or (tag == "script" and name == "src"):
+                self.found.append(f'{name}="{given[:80]}"')
+            if name == "style":
+                self.found += _CSS.findall(given)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_style = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_style:
+            self.found += _CSS.findall(data)
+
+
+def outside_links(page: str) -> list[str]:
+    """What a page would load from elsewhere: sources, links, style sheets and scripts with a host.
+
+    >>> outside_links('<img src="data:image/png;base64,AAAA"><a href="#top">src="//text"</a>')
     []
     >>> outside_links('<img src="//host/a.png">')
-    ['src="//']
+    ['src="//host/a.png"']
     """
-    return [match.group(0) for match in _OUTSIDE.finditer(page)]
+    reader = _Links()
+    reader.feed(page)
+    reader.close()
+    return reader.found
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
@@ -61,3 +97,25 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
     'data:text/plain;base64,YWI='
     """
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def json_in_html(data: Any) -> str:
+    """`data` as JSON that may stand in a `<script>`: nothing in it can end the element or begin a comment.
+
+    >>> json_in_html({"name": "</script><b>"})
+    '{"name":"\\\\u003c/script\\\\u003e\\\\u003cb\\\\u003e"}'
+    """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def script_hash(script: str) -> str:
+    """What a Content-Security-Policy calls this script, so that no other may run.
+
+    >>> script_hash("")
+    "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
+    """
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
