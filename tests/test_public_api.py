@@ -12,7 +12,7 @@ import pytest
 
 import onebyone
 
-VERBS = {"compare", "convert", "convolutionalize", "detect", "scan", "verify"}
+VERBS = {"compare", "convert", "convolutionalize", "detect", "draw", "scan", "verify"}
 
 
 def test_what_is_public() -> None:
@@ -60,7 +60,7 @@ def test_the_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["compare", "convert", "convolutionalize"])
+@pytest.mark.parametrize("verb", ["compare", "convert", "convolutionalize", "draw"])
 @pytest.mark.parametrize("thing", [None, 3, [1], {"a": 1}, object()])
 def test_what_is_not_a_network(verb: str, thing: object) -> None:
     arguments = {"window": 4} if verb == "convolutionalize" else {}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onebyone.compare import Comparison
     from onebyone.dense import Dense, ScoreMap
     from onebyone.detect import Detections
+    from onebyone.draw import Drawings
     from onebyone.pytorch.conversion import Conversion
     from onebyone.pytorch.convolutionalize import Convolutionalized
     from onebyone.pytorch.graph import GraphConversion
@@ -173,20 +174,56 @@ def compare(
     >>> onebyone.compare(m, torch.randn(1, 3, 4, 4), rows=["R2"])["R2"].verdict
     'holds'
     """
-    from torch.export import ExportedProgram
-
-    network = network_of(model)
-    if example is None:
-        example = example_of(network)
-    if isinstance(network, ExportedProgram):
-        from onebyone.compare.program import with_modules
-
-        network = with_modules(network)
-    if example is None:
-        raise BadInput("example: is missing; give an input such as torch.randn(1, 3, 224, 224) (--shape)")
+    network, example = _runnable(model, example)
     from onebyone.compare import compare as measure
 
     return measure(network, example, budget=budget, seed=seed, **options)
+
+
+def draw(
+    model: Source,
+    example: Any = None,
+    *,
+    window: Sequence[int] | None = None,
+    figures: Sequence[str] | None = None,
+    layer: str | None = None,
+    image: Any = None,
+    width: str | float = "column",
+) -> Drawings:
+    """Draw a network for print and screen: vector pictures made from its own layers, shapes and weights.
+
+    Args:
+        model: an `nn.Module`, an `ExportedProgram`, or a source by name.
+        example: an example input: a tensor, a tuple of positional or a dict of keyword arguments; a program
+            may carry one.
+        window: pixels that the classifier takes; the example's where None.
+        figures: some of "F1" (a pointwise convolution and its filters), "F2" (fully connected layers as
+            neurons), "F3" (before and after the replacement), "strip" (the whole network) and "window" (what
+            an answer sees); all where None.
+        layer: the path of the layer that F1 and F2 show.
+        image: what the window is drawn on: a path, a Pillow image or an array.
+        width: "column" (3.3 inches), "page" (7), or inches.
+
+    Returns:
+        `Drawings`: `.save(folder, formats=("svg", "pdf", "png"), themes=("light", "dark"))`; `.render(figure)` gives
+        bytes; `.data` is what the pictures tell; `.missing` says what could not be drawn. A notebook shows them.
+
+    Raises:
+        BadInput: no network, one that does not run on the example, or an argument that does not fit.
+        Refused: none of the figures can be drawn.
+
+    >>> import torch, onebyone
+    >>> m = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 5))
+    >>> print(onebyone.draw(m, torch.randn(1, 3, 4, 4), figures=["F2", "F3"]))
+    figure
+    ------  -----
+    F2      drawn
+    F3      drawn
+    """
+    network, example = _runnable(model, example)
+    from onebyone.draw import describe, drawings
+
+    return drawings(describe(network, example, window=window), figures, width=width, layer=layer, image=image)
 
 
 def scan(
@@ -246,3 +283,19 @@ def detect(
 
     loaded = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
     return find(loaded, threshold=threshold, iou=iou, background=tuple(background), **options)
+
+
+def _runnable(model: Source, example: Any) -> tuple[nn.Module, Any]:
+    """The network as modules, and an example: the one given, or the one that a program carries."""
+    from torch.export import ExportedProgram
+
+    network = network_of(model)
+    if example is None:
+        example = example_of(network)
+    if isinstance(network, ExportedProgram):
+        from onebyone.compare.program import with_modules
+
+        network = with_modules(network)
+    if example is None:
+        raise BadInput("example: is missing; give an input such as torch.randn(1, 3, 224, 224) (--shape)")
+    return network, example
