@@ -12,7 +12,7 @@ import pytest
 
 import onebyone
 
-VERBS = {"compare", "convert", "convolutionalize", "detect", "draw", "scan", "verify"}
+VERBS = {"compare", "convert", "convolutionalize", "detect", "draw", "scan", "tune", "verify"}
 
 
 def test_what_is_public() -> None:

@@ -6,10 +6,21 @@ from types import ModuleType as _ModuleType
 from typing import Any as _Any
 
 from onebyone import errors as errors
-from onebyone.api import compare, convert, convolutionalize, detect, draw, scan, verify
+from onebyone.api import compare, convert, convolutionalize, detect, draw, scan, tune, verify
 from onebyone.records import Labels
 
-__all__ = ["Labels", "compare", "convert", "convolutionalize", "detect", "draw", "errors", "scan", "verify"]
+__all__ = [
+    "Labels",
+    "compare",
+    "convert",
+    "convolutionalize",
+    "detect",
+    "draw",
+    "errors",
+    "scan",
+    "tune",
+    "verify",
+]
 __version__ = _metadata.version("onebyone")
 
 

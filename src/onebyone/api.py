@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onebyone.pytorch.conversion import Conversion
     from onebyone.pytorch.convolutionalize import Convolutionalized
     from onebyone.pytorch.graph import GraphConversion
+    from onebyone.tune import Plan, Tuned
     from onebyone.verify import Verification
 
     Network = nn.Module | ExportedProgram
@@ -224,6 +225,72 @@ def draw(
     from onebyone.draw import describe, drawings
 
     return drawings(describe(network, example, window=window), figures, width=width, layer=layer, image=image)
+
+
+def tune(
+    model: Source,
+    example: Any = None,
+    *,
+    budget: float = 60.0,
+    engines: str | Sequence[str] | None = None,
+    dtypes: str | Sequence[str] | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    dynamic_batch: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> Tuned:
+    """Find the fastest form of a network on this machine that computes the same function.
+
+    Args:
+        model: an `nn.Module`, an `ExportedProgram`, or a source by name.
+        example: an input as it will be: a tensor, a tuple of positional or a dict of keyword arguments; a program
+            may carry one.
+        budget: seconds to aim at.
+        engines: "eager", "compile", "compile+freeze", "onnxruntime", "openvino", some of them; "torch" for the
+            first three; None for all that are installed.
+        dtypes: "bfloat16" to try that too; its error is told.
+        threads: of every engine; None as PyTorch is set.
+        device: "cpu" or "cuda"; None where the network is.
+        dynamic_batch: the result must take any batch size.
+        seed: of everything random.
+        progress: called with (done, of) after every candidate.
+        plan: a plan, or its file, to be applied without measuring.
+        force: apply a plan that was made for something else.
+
+    Returns:
+        A `Tuned`: `.model` is called like the original; `.plan` says what was measured and why this was chosen, and
+        saves to JSON; `print(t)` shows where the time goes.
+
+    Raises:
+        BadInput: no network, one that does not run on the example, or an argument that does not fit.
+        Refused: a plan made for another processor, version, network, input or number of threads.
+
+    >>> import torch, onebyone
+    >>> m = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> t = onebyone.tune(m, torch.randn(2, 8), engines="eager", budget=0.5)
+    >>> t.model(torch.zeros(2, 8)).shape
+    torch.Size([2, 4])
+    """
+    from onebyone.tune import tune as choose
+
+    network = network_of(model)
+    return choose(
+        network,
+        example_of(network) if example is None else example,
+        budget=budget,
+        engines=engines,
+        dtypes=dtypes,
+        threads=threads,
+        device=device,
+        dynamic_batch=dynamic_batch,
+        seed=seed,
+        progress=progress,
+        plan=plan,
+        force=force,
+    )
 
 
 def scan(

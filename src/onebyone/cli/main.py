@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onebyone import __version__
-from onebyone.cli import compare, demo, dense, draw, network
+from onebyone.cli import compare, demo, dense, draw, network, tune
 
 EPILOG = (
     "Exit codes: 0 done · 1 not equivalent · 2 wrong usage or unreadable input · 3 refused, with the reason. "
@@ -65,6 +65,7 @@ for panel, verb in (
     (CONVERT, network.convert),
     (CONVERT, network.verify),
     (CONVERT, compare.compare),
+    (CONVERT, tune.tune),
     (CONVERT, draw.draw),
     (DENSE, network.convolutionalize),
     (DENSE, dense.scan),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onebyone.detect import Detections
     from onebyone.pytorch.conversion import Conversion
     from onebyone.pytorch.graph import GraphConversion
+    from onebyone.tune import Plan
 
 MOST_ROWS = 60
 """Rows shown of a long table; --json has them all."""
@@ -234,6 +235,17 @@ def comparison_tables(data: Data) -> list[RenderableType]:
     about = data["about"]
     summary = f"{len(data['rows'])} rows in {about['seconds']:.0f} s on {about['threads']} threads"
     return [_pairs(layers, "Layers compared"), table, _summary(summary, data)]
+
+
+def tuned_tables(plan: Plan) -> list[RenderableType]:
+    """What was chosen, what else was tried, and where the time goes."""
+    from onebyone.tune.result import headline, remarks, tables
+
+    titles = ("Candidates", "Not chosen", "Where the time goes")
+    shown = [
+        _table(t, headers, rows) for t, (headers, rows) in zip(titles, tables(plan), strict=True) if rows
+    ]
+    return [*shown, *(Text(r, style="dim") for r in remarks(plan)), Text(headline(plan), style="bold")]
 
 
 def demo_tables(summary: Data, folder: os.PathLike[str]) -> list[RenderableType]:

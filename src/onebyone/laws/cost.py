@@ -16,15 +16,24 @@ meet padding are counted, as is usual. Not counted: additions of biases, activat
 pools; copies between layouts and im2col buffers; what a cache has to fetch twice; the savings of Winograd
 and FFT convolutions. One MAC is two floating-point operations.
 
+Which form is fastest can be guessed from the counts before anything is run: on a processor that computes r MACs a
+second on a form's library path, moves b bytes a second and needs c seconds to begin,
+
+    seconds = c + macs/r + bytes/b + (bytes of the weights)/(rate of repacking) + (bytes copied)/(rate of copying)
+
+an additive roofline: nothing is taken to overlap. Its rates are fitted to measurements (`fit`), or those of DEFAULT.
+
 Source: Sze et al., "Efficient Processing of Deep Neural Networks", 2017, §III (MACs, weights); Williams,
 Waterman and Patterson, "Roofline", 2009 (operational intensity).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
+
+import numpy as np
 
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Sliding
@@ -210,8 +219,129 @@ def every_window(
     return total
 
 
+@dataclass(frozen=True)
+class Work:
+    """What computing a layer in one form amounts to.
+
+    `form` names it; `path` the library path it takes ("linear": the BLAS; "batched": its batched product; "conv"
+    and "conv-channels-last": the convolution library on either layout); `bytes` operands read and written once;
+    `weights` bytes of the weights, which a path may repack at each call; `copied` bytes moved to change layouts,
+    reading and writing; `places` rows of the product (batch × places).
+    """
+
+    form: str
+    path: str
+    macs: int
+    bytes: int
+    weights: int = 0
+    copied: int = 0
+    places: int = 1
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a processor does, path by path: seconds per MAC, per byte of weights repacked, per call; and per byte."""
+
+    mac: Mapping[str, float]
+    repacked: Mapping[str, float]
+    call: Mapping[str, float]
+    byte: float
+    copied: float
+    measured: int = field(default=0, compare=False)
+
+    def seconds(self, work: Work) -> float:
+        """The time predicted for one call.
+
+        Raises
+        ------
+        BadInput
+            where nothing is known of the path.
+        """
+        if work.path not in self.mac:
+            raise BadInput(f"path={work.path!r}: the processor's paths are {', '.join(self.mac)}")
+        return (
+            self.call[work.path]
+            + self.mac[work.path] * work.macs
+            + self.repacked[work.path] * work.weights
+            + self.byte * work.bytes
+            + self.copied * work.copied
+        )
+
+
+PATHS = ("linear", "batched", "conv", "conv-channels-last")
+
+
+def rank(works: Sequence[Work], processor: Processor | None = None) -> tuple[str, ...]:
+    """The forms' names, the fastest predicted first; equals stay in the order given.
+
+    >>> vector = [Work("linear", "linear", 10**8, 4 * 10**8, 4 * 10**8), Work("conv", "conv", 10**8, 4 * 10**8, 4 * 10**8)]
+    >>> rank(vector)
+    ('linear', 'conv')
+    """
+    known = DEFAULT if processor is None else processor
+    return tuple(work.form for work in sorted(works, key=known.seconds))
+
+
+def fit(measured: Sequence[tuple[Work, float]]) -> Processor:
+    """The processor whose predictions are nearest to measured seconds: least squares of the relative errors, no
+    rate below zero (Lawson and Hanson, "Solving Least Squares Problems", 1974, ch. 23; by coordinate descent).
+
+    Raises
+    ------
+    BadInput
+        where a path was not measured, or a time is not positive.
+    """
+    paths = sorted({work.path for work, _ in measured})
+    if set(paths) != set(PATHS) or any(not seconds > 0 for _, seconds in measured):
+        raise BadInput(
+            f"measured: expected positive seconds on every path of {', '.join(PATHS)}; has {paths}"
+        )
+    rows = np.array([_features(work, paths) for work, _ in measured], dtype=float)
+    rows /= np.array([[seconds] for _, seconds in measured])
+    scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
+    rates = _nonnegative(rows / scale, np.ones(len(rows))) / scale
+    n = len(paths)
+    mac, repacked, call = (
+        dict(zip(paths, map(float, rates[i * n : (i + 1) * n]), strict=True)) for i in range(3)
+    )
+    return Processor(mac, repacked, call, float(rates[3 * n]), float(rates[3 * n + 1]), len(measured))
+
+
+def _features(work: Work, paths: Sequence[str]) -> list[float]:
+    """The counts that the rates multiply: MACs, weights and calls on each path, then bytes and copies."""
+    by_path = [
+        [count if path == work.path else 0 for path in paths] for count in (work.macs, work.weights, 1)
+    ]
+    return [*by_path[0], *by_path[1], *by_path[2], work.bytes, work.copied]
+
+
+def _nonnegative(a: np.ndarray, b: np.ndarray, sweeps: int = 5000) -> np.ndarray:
+    """The x ≥ 0 of least |a·x − b|."""
+    gram, target = a.T @ a, a.T @ b
+    x = np.zeros(a.shape[1])
+    for _ in range(sweeps):
+        before = x.copy()
+        for i in np.flatnonzero(np.diag(gram)):
+            x[i] = max(0.0, x[i] + (target[i] - gram[i] @ x) / gram[i, i])
+        if np.abs(x - before).max() <= 1e-12 * max(1.0, x.max()):
+            break
+    return x
+
+
 def _touched(op: Sliding, size: int) -> int:
     """How many of `size` places some tap reads."""
     taps = range(0, op.extent, op.dilation)
     firsts = range(-op.pad_before, op.out_size(size) * op.stride - op.pad_before, op.stride)
     return len({first + tap for first in firsts for tap in taps} & set(range(size)))
+
+
+# Fitted to the table "The same product, in other forms" measured while the project was planned: float32, two cores of
+# an AMD EPYC with AVX-512, where the BLAS does not use it and the convolution library does.
+DEFAULT = Processor(
+    mac={"linear": 9.8e-12, "batched": 9.1e-12, "conv": 4.2e-12, "conv-channels-last": 3.7e-12},
+    repacked={"linear": 2.3e-11, "batched": 2.3e-11, "conv": 3e-11, "conv-channels-last": 9.8e-11},
+    call={"linear": 1e-6, "batched": 1.3e-5, "conv": 3e-6, "conv-channels-last": 3e-6},
+    byte=9.9e-12,
+    copied=5.7e-11,
+    measured=28,
+)

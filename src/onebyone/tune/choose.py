@@ -1,0 +1,258 @@
+"""The choice: every engine with every form of the whole, a search over single layers, and a last comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from onebyone.tune.budget import FINAL, PROOF, Budget
+from onebyone.tune.clock import Clock, Times, Timing
+from onebyone.tune.engines import Engine
+from onebyone.tune.layer_forms import layer_forms
+from onebyone.tune.layer_times import LayerTimes
+from onebyone.tune.result import BASELINE
+from onebyone.tune.search import State, search
+from onebyone.tune.wholes import CHANNELS_LAST, LAYERS
+from onebyone.tune.workshop import Candidate, Trial, Workshop
+
+FINALISTS = 4
+_SCREENING = 0.03  # of the budget, for one candidate's first timing
+_HOPELESS = 1.3  # times the best so far: let go of
+Attempt = Callable[[Candidate, str | None], Trial]
+SPENT = "not tried: the budget was spent before it (give a larger one)"
+
+
+@dataclass
+class Contest:
+    """Everything tried, by name. `attempt` builds and judges; it is the workshop's, or a test's."""
+
+    attempt: Attempt
+    clock: Clock
+    budget: Budget
+    tell: Callable[[int, int], object]
+    trials: dict[str, Trial] = field(default_factory=dict)
+    disturbed: int = 0
+    planned: int = 0
+
+    def enter(self, candidate: Candidate, name: str | None = None) -> Trial:
+        """Build, judge and time a candidate against the network as it is."""
+        start = self.budget.now()
+        trial = self.attempt(candidate, name)
+        self.trials[trial.name] = trial
+        if trial.run is not None:
+            trial = self._screened(trial)
+            self.trials[trial.name] = trial
+        self.budget.note(_kind(candidate), self.budget.now() - start)
+        self._release()
+        self.tell(len(self.trials), max(self.planned, len(self.trials)))
+        return trial
+
+    def pass_over(self, candidate: Candidate, reason: str = SPENT) -> None:
+        """Record a candidate that is not tried."""
+        if candidate.name not in self.trials:
+            self.trials[candidate.name] = Trial(candidate, candidate.name, refused=reason)
+
+    def alive(self) -> list[Trial]:
+        """The trials that can be chosen, the fastest first."""
+        return sorted((t for t in self.trials.values() if t.run is not None), key=_share)
+
+    def finals(self, seconds: float) -> list[Trial]:
+        """The fastest few measured once more, together; the order is theirs alone."""
+        entered = {t.name: t for t in self.alive()[:FINALISTS]}
+        if BASELINE in self.trials and self.trials[BASELINE].run is not None:
+            entered[BASELINE] = self.trials[BASELINE]
+        times = self._times(entered.values(), seconds, rounds=50)
+        for name, trial in entered.items():
+            self.trials[name] = replace(trial, timing=times[name])
+        return sorted((self.trials[n] for n in entered), key=lambda t: times[t.name].median_ms)
+
+    def _screened(self, trial: Trial) -> Trial:
+        base = self.trials.get(BASELINE)
+        rivals = [trial] if base is None or base.run is None or base is trial else [base, trial]
+        times = self._times(rivals, max(0.3, _SCREENING * self.budget.seconds), rounds=8)
+        timing, share = times[trial.name], times.share(trial.name, rivals[0].name)
+        if base is not None and base.timing is not None and base is not trial:
+            timing = _as_if(timing, share * base.timing.median_ms)
+        return replace(trial, timing=timing, share=share)
+
+    def confirmed(self, trial: Trial, rival: Trial) -> float:
+        """The share of a trial that looks faster than the best so far, from a longer run beside it.
+
+        Of many candidates measured briefly, the one that looks best is too often the one that was lucky.
+        """
+        if trial.run is None or rival.run is None:
+            return _share(trial)
+        times = self._times([trial, rival], max(0.5, 2 * _SCREENING * self.budget.seconds), rounds=16)
+        share = times.share(trial.name, rival.name) * _share(rival)
+        base = self.trials[BASELINE].timing
+        timing = _as_if(times[trial.name], share * base.median_ms) if base else times[trial.name]
+        self.trials[trial.name] = replace(trial, timing=timing, share=share)
+        return share
+
+    def _times(self, trials: Iterable[Trial], seconds: float, rounds: int) -> Times:
+        calls = {t.name: t.run for t in trials if t.run is not None}
+        times = self.clock.interleave(calls, seconds, rounds=rounds)
+        self.disturbed += times.disturbed
+        return times
+
+    def _release(self) -> None:
+        """Let go of what cannot win any more: programs hold copies of the weights."""
+        best = self.alive()
+        for trial in best[FINALISTS:]:
+            if trial.name != BASELINE and _share(trial) > _HOPELESS * _share(best[0]):
+                self.trials[trial.name] = replace(trial, model=None, run=None, formed=None)
+
+
+def _as_if(timing: Timing, median_ms: float) -> Timing:
+    """A timing scaled to what it would have been when the network as it is was timed first."""
+    factor = median_ms / timing.median_ms if timing.median_ms else 1.0
+    return Timing(median_ms, timing.spread_ms * factor, timing.runs)
+
+
+def _share(trial: Trial) -> float:
+    return 1.0 if trial.share is None else trial.share
+
+
+def _kind(candidate: Candidate) -> str:
+    return candidate.engine
+
+
+def run_wholes(
+    contest: Contest, engines: Sequence[Engine], forms: Sequence[str], dtypes: Sequence[str | None]
+) -> None:
+    """Every engine with every form: eager first, whose order of forms is then taken by the others in turns."""
+    wanted = [e for e in reversed(engines) if e.name != "eager"]  # those that are quick to build first
+    eager = [Candidate("eager", f, d) for d in dtypes for f in forms] if len(wanted) < len(engines) else []
+    contest.planned = len(eager) + sum(len(_forms_for(e, forms)) * len(dtypes) for e in wanted)
+    contest.enter(Candidate("eager", "original"))  # always: what is chosen is never slower than it
+    _try(contest, [c for c in eager if c.name not in contest.trials])
+    order = _by_eager(contest, forms)
+    turns = [[Candidate(e.name, f, d) for d in dtypes for f in _preferred(e, order)] for e in wanted]
+    for place in range(max(map(len, turns), default=0)):
+        _try(contest, [row[place] for row in turns if place < len(row)])
+
+
+def _try(contest: Contest, candidates: Iterable[Candidate]) -> None:
+    for candidate in candidates:
+        if contest.budget.allows(_kind(candidate)):
+            contest.enter(candidate)
+        else:
+            contest.pass_over(candidate)
+
+
+def _forms_for(engine: Engine, forms: Sequence[str]) -> list[str]:
+    return [f for f in forms if engine.wants(f)]
+
+
+def _by_eager(contest: Contest, forms: Sequence[str]) -> list[str]:
+    """The forms that can be built, in the order of their eager times; those that eager had no time for last."""
+    known = {t.candidate.form: t for t in contest.trials.values() if t.candidate.dtype is None}
+    unknown = Trial(Candidate("eager", ""), "")
+    possible = [f for f in forms if known.get(f, unknown).refused in (None, SPENT)]
+    return sorted(
+        possible, key=lambda f: _share(known[f]) if f in known and known[f].refused is None else 2.0
+    )
+
+
+def _preferred(engine: Engine, order: Sequence[str]) -> list[str]:
+    """An engine of a library of its own lays its values out itself: the network as it is first."""
+    forms = _forms_for(engine, order)
+    return forms if engine.group == "torch" else sorted(forms, key=lambda f: f != "original")
+
+
+def search_layers(
+    contest: Contest, workshop: Workshop, times: Sequence[LayerTimes], engines: Sequence[Engine]
+) -> None:
+    """Flip groups of alike layers, from the best whole of PyTorch's engines, while the budget lasts."""
+    named = {e.name: e for e in engines}
+    best = [t for t in contest.alive() if t.candidate.dtype is None]
+    options = options_of(times)
+    if not best or not options or workshop.subject.program is not None:
+        return
+    start, engine = best[0], best[0].candidate.engine
+    if engine not in named or not named[engine].wants(LAYERS):
+        return
+    suffix = CHANNELS_LAST if start.candidate.form.endswith(CHANNELS_LAST) else ""
+    known = base_form(start.candidate.form)
+
+    def measure(state: State) -> float | None:
+        if not contest.budget.allows(engine):
+            return None
+        candidate = Candidate(engine, LAYERS + suffix, layers=assignment_of(state, times))
+        number = sum(t.candidate.form.startswith(LAYERS) for t in contest.trials.values()) + 1
+        trial = contest.enter(candidate, f"{candidate.name}#{number}")
+        return float("inf") if trial.run is None else _share(trial)
+
+    def gain(index: int, form: str) -> float:
+        found = times[index].timings
+        own = layer_forms(times[index].group.kind)[0].name
+        if form not in found or own not in found:
+            return 0.0
+        return (found[own].median_ms - found[form].median_ms) * times[index].group.calls
+
+    search(
+        start_state(known, times, options),
+        options,
+        gain,
+        measure,
+        time=_share(start) if known in ("original", "conv", "linear") and _same_layers(start) else None,
+        margin=_noise(start),
+    )
+
+
+def _same_layers(trial: Trial) -> bool:
+    """Whether its form is an assignment of single layers (graph rewrites do more than that)."""
+    return trial.candidate.form.removesuffix(CHANNELS_LAST) in ("original", "conv", "linear")
+
+
+def base_form(form: str) -> str:
+    """Which way a form turns its layers: "original", "conv" or "linear".
+
+    >>> base_form("graph-conv"), base_form("original+channels_last")
+    ('conv', 'original')
+    """
+    plain = form.removesuffix(CHANNELS_LAST)
+    return next((way for way in ("conv", "linear") if way in plain.split("-")), "original")
+
+
+def options_of(times: Sequence[LayerTimes]) -> dict[int, list[str]]:
+    """The forms that each group may take: those that can be given to single layers and are no hopeless loss."""
+    found = {}
+    for index, t in enumerate(times):
+        names = [f.name for f in layer_forms(t.group.kind) if f.assignable]
+        best = min((t.timings[n].median_ms for n in names if n in t.timings), default=0.0)
+        names = [n for n in names if n not in t.timings or t.timings[n].median_ms <= 3 * best]
+        if t.group.convertible and len(names) > 1:
+            found[index] = names
+    return found
+
+
+def start_state(form: str, times: Sequence[LayerTimes], options: dict[int, list[str]]) -> dict[int, str]:
+    """The form of each group in a whole: its own, or the one that the whole turns it to."""
+    state = {}
+    for index in options:
+        own = layer_forms(times[index].group.kind)[0].name
+        names = [f.name for f in layer_forms(times[index].group.kind)]
+        state[index] = form if form != "original" and form in names else own
+    return state
+
+
+def assignment_of(state: State, times: Sequence[LayerTimes]) -> tuple[tuple[str, str], ...]:
+    """The paths of all layers that are not in their own form, with the form they take."""
+    return tuple(
+        (path, form)
+        for index, form in sorted(state.items())
+        if form != layer_forms(times[index].group.kind)[0].name
+        for path in times[index].group.paths
+    )
+
+
+def _noise(trial: Trial) -> float:
+    """The share that two measurements of one thing may differ by: a fifth of the quartiles' distance, 1 % at least."""
+    t = trial.timing
+    return max(0.01, 0.2 * t.spread_ms / t.median_ms) if t else 0.01
+
+
+def final_seconds(budget: Budget) -> float:
+    """What the last comparison may take."""
+    return max(0.5, min(FINAL * budget.seconds, budget.seconds * (1 - PROOF) - budget.elapsed))

@@ -1,0 +1,133 @@
+"""How long each group's layers take in each of their forms, and the largest product rate this machine reaches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onebyone.laws import cost
+from onebyone.tune.clock import Call, Clock, Timing
+from onebyone.tune.layer_forms import ATTENTION, CONV, LayerForm, assigned, layer_forms
+from onebyone.tune.layers import Group
+
+_ROUNDS = 15
+# sizes at which libraries are known to be near their best: products of about 2 and 8 GMAC, large in every extent
+_BIG = ((1024, 1024, 2048), (2048, 2048, 2048), (3136, 512, 1024))
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """One group, its forms' timings by name (empty where it was not measured), and the cost model's order of them."""
+
+    group: Group
+    timings: Mapping[str, Timing]
+    ranking: tuple[str, ...]
+
+    def fastest(self, names: Sequence[str] | None = None) -> str | None:
+        """The form of the smallest median (among `names`, where given)."""
+        measured = [n for n in self.timings if names is None or n in names]
+        return min(measured, key=lambda n: self.timings[n].median_ms, default=None)
+
+
+def measure_group(group: Group, clock: Clock, seconds: float) -> LayerTimes:
+    """Time every form of a group's first layer on the input that it saw.
+
+    Runs in inference mode. Forms that raise (a convolution the library does not have in this type) are left out.
+    """
+    calls: dict[str, Call] = {}
+    forms = layer_forms(group.kind) if group.kind != ATTENTION else ()
+    for form in forms:
+        if form.module is not None and not group.convertible:
+            continue
+        call = _call(group, form)
+        if call is not None:
+            calls[form.name] = call
+    with torch.inference_mode():
+        times = clock.interleave(calls, seconds, rounds=_ROUNDS).timings if calls else {}
+    return LayerTimes(group, times, ranking_of(group))
+
+
+def ranking_of(group: Group, processor: cost.Processor = cost.DEFAULT) -> tuple[str, ...]:
+    """The cost model's order of the group's forms, its first choice first; from shapes alone."""
+    names = [form.name for form in layer_forms(group.kind)]
+    works = [work_of(group, name) for name in names]
+    return cost.rank([w for w in works if w is not None], processor)
+
+
+def work_of(group: Group, form: str) -> cost.Work | None:
+    """What a form of a group's layer does, as the cost model sees it; None for attention."""
+    if group.kind == ATTENTION:
+        return None
+    c = group.cost
+    x = group.sample.element_size() * group.sample.numel()
+    weights = group.sample.element_size() * c.parameters
+    places = c.bytes_written // max(1, group.sample.element_size() * group.weight[0])
+    tokens = group.kind == "linear"
+    path = {"linear": "linear", "permute": "linear", "bmm": "batched"}.get(form, "conv")
+    if form == "linear" and group.kind == "conv" and not group.channels_last:
+        path = "batched"
+    moved = 0
+    if form in ("conv-nchw", "permute") or (form == "bmm" and group.channels_last):
+        moved = 2 * (x + c.bytes_written)
+    if path == "conv":
+        lying = (tokens and form == "conv") or form == "conv-channels-last" or group.channels_last
+        path = "conv-channels-last" if lying and form != "conv-nchw" else "conv"
+    return cost.Work(form, path, c.macs, c.bytes_moved, weights, moved, places)
+
+
+def _call(group: Group, form: LayerForm) -> Call | None:
+    module, x = group.module, group.sample
+    if form.name == "bmm" and not (group.channels_last if group.kind == CONV else x.dim() > 2):
+        return None  # one and the same as "linear" here
+    if form.module is not None:
+        module = assigned(module, {"": form.name}).model
+    elif form.name == "conv-channels-last":
+        if x.dim() != 4 or group.channels_last:
+            return None
+        x = x.contiguous(memory_format=torch.channels_last)
+        module = copy.deepcopy(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.inference_mode():
+            module(x)
+    except (RuntimeError, NotImplementedError):
+        return None
+    return partial(module, x)
+
+
+def peak_gflops(clock: Clock, device: torch.device, seconds: float, threads: int) -> float:
+    """GFLOP/s of the fastest big float32 product through either library path, each at its best of several runs."""
+    best = 0.0
+    scale = 4 if device.type == "cuda" else 1
+    with torch.inference_mode():
+        for rows, inner, columns in _BIG:
+            flops = 2e-9 * scale**3 * rows * inner * columns
+            for call in _products(scale * rows, scale * inner, scale * columns, device):
+                try:
+                    repeats, first = clock.warm(call, seconds / 12)
+                    taken = min([first, *(clock.sample(call, repeats) for _ in range(2))])
+                except RuntimeError:
+                    continue  # a device too small for it
+                best = max(best, flops / max(taken, 1e-9))
+    return best
+
+
+def _products(rows: int, inner: int, columns: int, device: torch.device) -> list[Callable[[], Any]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator).to(device)
+
+    x, w = random(rows, inner), random(columns, inner)
+    image = x.reshape(1, rows, 1, inner).permute(0, 3, 1, 2)
+    kernel = w[:, :, None, None]
+    return [
+        partial(F.linear, x, w),
+        partial(F.conv2d, image, kernel.contiguous(memory_format=torch.channels_last)),
+    ]

@@ -1,0 +1,152 @@
+"""What `tune` gives: the model, the plan, and a table of where the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onebyone.records import by, html_result, html_table, table
+from onebyone.tune.plan import Plan
+from onebyone.tune.tuned import TunedModel
+from onebyone.verify.result import Verification
+
+_ROWS = 25
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """`model`: the fastest equivalent form found, called like the original. `plan`: why, as plain data.
+
+    `verification` is the proof of its form (None where a plan was applied: its outputs were compared). `notes` say
+    what a user should know. `print(tuned)` shows where the time goes, form by form.
+    """
+
+    model: TunedModel
+    plan: Plan
+    verification: Verification | None = None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [headline(self.plan)]
+        parts += [f"\n{table(headers, rows)}" for headers, rows in tables(self.plan) if rows]
+        return "\n".join([*parts, *(f"note: {n}" for n in [*remarks(self.plan), *self.notes])])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        parts = [html_table(headers, rows) for headers, rows in tables(self.plan) if rows]
+        return html_result(headline(self.plan), *parts, notes=[*remarks(self.plan), *self.notes])
+
+
+def headline(plan: Plan) -> str:
+    """What was chosen and why, in a line."""
+    return plan.why
+
+
+Rows = list[tuple[str, ...]]
+Table = tuple[list[str], Rows]
+
+
+def tables(plan: Plan) -> list[Table]:
+    """The candidates, the fastest first, what was refused, and the layers with their forms."""
+    timed = sorted((c for c in plan.candidates if _timed(c)), key=lambda c: c["median_ms"])
+    eager = next((c["median_ms"] for c in timed if c.get("name") == BASELINE), None)
+    rows = [_candidate_row(c, eager, plan.choice) for c in timed]
+    refused: Rows = [(str(c.get("name")), str(c.get("refused"))) for c in plan.candidates if not _timed(c)]
+    return [
+        (["candidate", "ms", "spread", "runs", "× eager", "rounding ratio", ""], _shown(rows)),
+        (["not chosen", "why"], refused[:_ROWS]),
+        (
+            ["layers", "×", "shape", "GMAC", "forms (ms, one call)", "chosen", "GFLOP/s", "of peak"],
+            _layer_rows(plan),
+        ),
+    ]
+
+
+BASELINE = "eager:original"
+
+
+def _shown(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The first rows, and whatever was chosen or is the network as it is."""
+    return [row for i, row in enumerate(rows) if i < _ROWS or row[-1] or row[0] == BASELINE]
+
+
+def _timed(candidate: Mapping[str, Any]) -> bool:
+    return candidate.get("median_ms") is not None and not candidate.get("refused")
+
+
+def _candidate_row(c: Mapping[str, Any], eager: float | None, choice: Mapping[str, Any]) -> tuple[str, ...]:
+    chosen = all(c.get(k) == choice.get(k) for k in ("engine", "form", "dtype", "layers"))
+    faster = f"{eager / c['median_ms']:.2f}" if eager else ""
+    ratio = c.get("rounding_ratio")
+    return (
+        str(c.get("name")),
+        _ms(c["median_ms"]),
+        _ms(c.get("spread_ms")),
+        str(c.get("runs")),
+        faster,
+        f"{ratio:.3g}" if isinstance(ratio, int | float) else "–",
+        "chosen" if chosen else "",
+    )
+
+
+def _layer_rows(plan: Plan) -> list[tuple[str, ...]]:
+    rows: Rows = []
+    for layer in sorted(plan.layers, key=lambda layer: -_own_ms(layer))[:_ROWS]:
+        paths, forms = layer["paths"], [f for f in layer["forms"] if f.get("median_ms") is not None]
+        best = min((f["median_ms"] for f in forms), default=None)
+        told = ", ".join(
+            f"{f['form']} {_ms(f['median_ms'])}{'*' if f['median_ms'] == best else ''}" for f in forms
+        )
+        name = str(paths[0] if len(paths) == 1 else layer.get("pattern") or paths[0]) or "(top level)"
+        of_peak = layer.get("of_peak")
+        rows.append(
+            (
+                name,
+                str(layer.get("calls", len(paths))),
+                by(layer["shape"]),
+                f"{layer['macs'] * 1e-9:.3g}",
+                told or "–",
+                str(layer.get("chosen")),
+                f"{layer['gflops']:.0f}" if layer.get("gflops") else "–",
+                f"{of_peak:.0%}" if of_peak else "–",
+            )
+        )
+    return rows
+
+
+def _own_ms(layer: Mapping[str, Any]) -> float:
+    """What a group's layers take together in the form that is chosen."""
+    found = [
+        f["median_ms"] for f in layer["forms"] if f["form"] == layer.get("chosen") and f.get("median_ms")
+    ]
+    return float(found[0]) * layer.get("calls", 1) if found else 0.0
+
+
+def remarks(plan: Plan) -> list[str]:
+    """What a reader should know beside the figures."""
+    said = [
+        f"{plan.threads} thread{'s' if plan.threads != 1 else ''} on {plan.machine.get('processor')}; "
+        f"the largest product rate here is {plan.peak_gflops:.0f} GFLOP/s (float32)"
+    ]
+    own = sum(_form_ms(layer, layer["forms"][0]["form"]) for layer in plan.layers if layer["forms"])
+    eager = next((c["median_ms"] for c in plan.candidates if c.get("name") == BASELINE and _timed(c)), None)
+    if own and eager:
+        said.append(
+            f"the layers above take {own:.3g} ms of the {_ms(eager)} ms that the network takes as it is, "
+            f"each by itself; the rest goes elsewhere"
+        )
+    if plan.disturbed:
+        said.append(
+            f"something else had the processor in {plan.disturbed} rounds; they were measured again where time allowed"
+        )
+    return said
+
+
+def _form_ms(layer: Mapping[str, Any], form: str) -> float:
+    found = [f["median_ms"] for f in layer["forms"] if f["form"] == form and f.get("median_ms")]
+    return float(found[0]) * layer.get("calls", 1) if found else 0.0
+
+
+def _ms(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "–"

@@ -1,0 +1,320 @@
+"""`tune`: measure, choose, prove; or apply a plan."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from onebyone.errors import BadInput, NotEquivalent
+from onebyone.tune import choose
+from onebyone.tune.budget import LAYERS, PEAK, Budget
+from onebyone.tune.clock import Clock, Quiet
+from onebyone.tune.disturbance import Witness
+from onebyone.tune.engines import Engine, Setting, engine_of, engines_of
+from onebyone.tune.judge import Judge
+from onebyone.tune.layer_forms import layer_forms
+from onebyone.tune.layer_times import LayerTimes, measure_group, peak_gflops
+from onebyone.tune.layers import groups_of
+from onebyone.tune.machine import describe_machine, describe_network, describe_versions
+from onebyone.tune.plan import Plan
+from onebyone.tune.result import BASELINE, Tuned
+from onebyone.tune.subject import Subject, subject_of
+from onebyone.tune.wholes import CHANNELS_LAST, Formed, form_names
+from onebyone.tune.workshop import DTYPES, Candidate, Trial, Workshop
+from onebyone.verify import verify
+from onebyone.verify.result import Verification
+
+Progress = Callable[[int, int], object]
+
+
+def tune(
+    model: Any,
+    example: Any,
+    *,
+    budget: float = 60.0,
+    engines: str | Sequence[str] | None = None,
+    dtypes: str | Sequence[str] | None = None,
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+    dynamic_batch: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> Tuned:
+    """Find the fastest form of a network on this machine that computes the same function.
+
+    Parameters
+    ----------
+    model: an `nn.Module` or an exported program; left as it is, in eval mode or not.
+    example: an input as it will be: a tensor, a tuple of positional or a dict of keyword arguments.
+    budget: seconds to aim at. Compiling cannot be interrupted, so that it may take somewhat longer.
+    engines: names out of "eager", "compile", "compile+freeze", "onnxruntime", "openvino"; "torch" for the first three,
+        "all" (None) for every one that is installed. The network as it is, in eager mode, always takes part.
+    dtypes: "bfloat16" to try that too, its error measured and told; None tries the network's own type alone.
+    threads: for all engines; None: as PyTorch is set. PyTorch's own number is put back afterwards.
+    device: "cpu" or "cuda"; None: where the network is. A copy is made where that is elsewhere.
+    dynamic_batch: the result must take any batch; else what is fastest may take the example's shapes only.
+    seed: of the order in which candidates run, and of the second input that they are judged on.
+    progress: called with (done, of) after every candidate.
+    plan: a `Plan` or its file: applied without measuring.
+    force: apply a plan that was made for something else.
+
+    Raises
+    ------
+    BadInput
+        for an argument that does not fit, or an example that the network does not run on.
+    Refused
+        for a plan made for another processor, version, network, input or number of threads.
+    NotEquivalent
+        where a plan's form does not compute the network's function.
+
+    Example
+    -------
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> t = tune(net, torch.randn(2, 8), engines="eager", budget=0.5)
+    >>> t.model(torch.zeros(2, 8)).shape, t.plan.choice["engine"]
+    (torch.Size([2, 4]), 'eager')
+    """
+    chosen_engines, short = engines_of(engines), _dtypes(dtypes)
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
+        raise BadInput(f"budget={budget!r}: expected a positive number of seconds")
+    with _threads(threads) as count, _settled(seed):
+        subject = subject_of(model, example, device, dynamic_batch or _dynamic(plan))
+        setting = Setting(subject.device, count, subject.calling.free_batch)
+        if plan is not None:
+            return _apply(subject, setting, plan, force, seed)
+        clock = Clock(seed=seed, watch=Witness())
+        if subject.device.type == "cuda":
+            clock = Clock(wait=partial(torch.cuda.synchronize, subject.device), watch=Quiet(), seed=seed)
+        return _measure(subject, setting, chosen_engines, short, Budget(budget), clock, seed, progress)
+
+
+def _measure(
+    subject: Subject,
+    setting: Setting,
+    engines: Sequence[Engine],
+    short: Sequence[str],
+    budget: Budget,
+    clock: Clock,
+    seed: int,
+    progress: Progress | None,
+) -> Tuned:
+    judge = Judge(subject.network, subject.calling, seed, DTYPES[short[0]] if short else None)
+    workshop = Workshop(subject, judge, setting)
+    peak = peak_gflops(clock, subject.device, PEAK * budget.seconds, setting.threads)
+    groups = groups_of(subject.network, subject.calling)
+    share = LAYERS * budget.seconds / max(1, len(groups))
+    times = [measure_group(group, clock, share) for group in groups]
+    contest = choose.Contest(workshop.attempt, clock, budget, progress or (lambda done, of: None))
+    choose.run_wholes(contest, engines, form_names(), (None, *short))
+    choose.search_layers(contest, workshop, times, engines)
+    ranked = contest.finals(choose.final_seconds(budget))
+    winner, proof = _proven(subject, contest, ranked, seed)
+    plan = _plan(subject, setting, contest, winner, times, peak, budget)
+    assert winner.model is not None
+    return Tuned(winner.model, plan, proof, _notes(setting, proof))
+
+
+def _proven(
+    subject: Subject, contest: choose.Contest, ranked: Sequence[Trial], seed: int
+) -> tuple[Trial, Verification | None]:
+    """The fastest whose form is proven to be the same function; those that are not are refused with the figures."""
+    for trial in ranked:
+        assert trial.formed is not None
+        if trial.candidate.form == "original":
+            return trial, None  # the very network: its outputs under the engine have been compared
+        proof = prove(subject, trial.formed, seed)
+        if proof.equivalent:
+            return trial, proof
+        reason = "; ".join(proof.problems[:3])
+        contest.trials[trial.name] = replace(trial, model=None, run=None, refused=f"not equivalent: {reason}")
+    raise AssertionError("the network as it is takes part and is never refused")
+
+
+def prove(subject: Subject, formed: Formed, seed: int) -> Verification:
+    """`onebyone.verify` of a form in the network's own type: layer by layer where it is a conversion."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        original: Any = subject.network
+        if subject.program is not None and hasattr(formed.proof, "layout_before"):
+            original = subject.program
+        converted = formed.network if formed.proof is None else formed.proof
+        return verify(original, converted, subject.calling.example, seed=seed, gradients=False)
+
+
+def _plan(
+    subject: Subject,
+    setting: Setting,
+    contest: choose.Contest,
+    winner: Trial,
+    times: Sequence[LayerTimes],
+    peak: float,
+    budget: Budget,
+) -> Plan:
+    c = winner.candidate
+    choice = {"engine": c.engine, "form": c.form, "dtype": c.dtype, "layers": c.assignment}
+    return Plan(
+        machine=describe_machine(subject.device),
+        versions=describe_versions(),
+        network=describe_network(subject.network, subject.operators),
+        inputs=tuple(subject.calling.described()),
+        threads=setting.threads,
+        device=str(subject.device),
+        dynamic_batch=setting.dynamic_batch,
+        candidates=tuple(t.to_dict() for t in contest.trials.values()),
+        choice=choice,
+        why=_why(contest.trials, winner),
+        layers=tuple(_layer(t, winner, peak) for t in times),
+        peak_gflops=round(peak, 1),
+        disturbed=contest.disturbed,
+        seconds=round(budget.elapsed, 2),
+    )
+
+
+def _why(trials: dict[str, Trial], winner: Trial) -> str:
+    base = trials[BASELINE].timing
+    assert winner.timing is not None
+    took = f"{winner.timing.median_ms:.3g} ms"
+    if winner.name == BASELINE or base is None:
+        return f"the network as it is, {took}: nothing that was tried is faster"
+    times = base.median_ms / winner.timing.median_ms
+    proof = (
+        "equivalent"
+        if winner.ratio is None
+        else f"equivalent, with {winner.ratio:.3g} times its rounding error"
+    )
+    if winner.candidate.dtype:
+        proof = f"in {winner.candidate.dtype}, off by {winner.max_error:.3g} at most"
+    as_it_is = f"the network as it is ({base.median_ms:.3g} ms)"
+    return f"{winner.name}: {took}, {times:.3g} times as fast as {as_it_is}; {proof}"
+
+
+def _layer(found: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
+    group, timings = found.group, found.timings
+    chosen = chosen_form(found, winner.candidate)
+    order = {name: place for place, name in enumerate(found.ranking, 1)}
+    timed = timings.get(chosen)
+    gflops = 2e-6 * group.cost.macs / timed.median_ms if timed and timed.median_ms > 0 else None
+    return {
+        "paths": list(group.paths),
+        "pattern": group.pattern,
+        "kind": group.kind,
+        "shape": list(group.weight),
+        "input": list(group.sample.shape),
+        "macs": group.cost.macs,
+        "calls": group.calls,
+        "forms": [
+            {
+                "form": name,
+                "median_ms": timings[name].median_ms,
+                "spread_ms": timings[name].spread_ms,
+                "predicted_rank": order.get(name),
+            }
+            for name in timings
+        ],
+        "chosen": chosen,
+        "gflops": round(gflops, 1) if gflops else None,
+        "of_peak": round(gflops / peak, 3) if gflops and peak else None,
+    }
+
+
+def chosen_form(found: LayerTimes, candidate: Candidate) -> str:
+    """The form that a candidate gives a group's layers."""
+    group = found.group
+    names = [f.name for f in layer_forms(group.kind)]
+    given = candidate.assignment.get(group.paths[0])
+    if given is not None:
+        return given
+    way = choose.base_form(candidate.form)
+    if way in names and way != names[0] and group.convertible:
+        return way
+    last = "conv-channels-last"
+    return last if candidate.form.endswith(CHANNELS_LAST) and last in found.timings else names[0]
+
+
+def _apply(
+    subject: Subject, setting: Setting, plan: Plan | str | os.PathLike[str], force: bool, seed: int
+) -> Tuned:
+    """The plan's choice, built and compared with the network, but not timed."""
+    given = plan if isinstance(plan, Plan) else Plan.load(plan)
+    c = given.choice
+    candidate = Candidate(c["engine"], c["form"], c["dtype"], tuple(c["layers"].items()))
+    engine = engine_of(candidate.engine)
+    if candidate.dtype is not None and candidate.dtype not in DTYPES:
+        raise BadInput(f"plan: dtype={candidate.dtype!r}: expected one of {', '.join(DTYPES)}, or null")
+    if not force:
+        given.check(
+            machine=describe_machine(subject.device),
+            versions=describe_versions(),
+            network=describe_network(subject.network, subject.operators),
+            inputs=subject.calling.described(),
+            threads=setting.threads,
+            libraries=tuple(dict.fromkeys(("torch", engine.library))),
+        )
+    judge = Judge(
+        subject.network, subject.calling, seed, DTYPES[candidate.dtype] if candidate.dtype else None
+    )
+    trial = Workshop(subject, judge, setting).attempt(candidate)
+    if trial.model is None:
+        if (trial.refused or "").startswith("not equivalent"):
+            raise NotEquivalent(f"the plan's form {trial.name} is {trial.refused}")
+        raise BadInput(f"plan: {trial.name} cannot be built here: {trial.refused}")
+    return Tuned(trial.model, given, None, _notes(setting, None))
+
+
+def _notes(setting: Setting, proof: Verification | None) -> tuple[str, ...]:
+    notes = []
+    if proof is not None:
+        notes += [f"not verified: {u}" for u in proof.unverified]
+    return tuple(notes)
+
+
+def _dtypes(asked: str | Sequence[str] | None) -> tuple[str, ...]:
+    names = () if asked is None else (asked,) if isinstance(asked, str) else tuple(asked)
+    for name in names:
+        if name not in DTYPES:
+            raise BadInput(f"dtypes={asked!r}: expected 'bfloat16', or None for the network's own type alone")
+    return tuple(dict.fromkeys(names))
+
+
+def _dynamic(plan: Plan | str | os.PathLike[str] | None) -> bool:
+    if plan is None:
+        return False
+    return (plan if isinstance(plan, Plan) else Plan.load(plan)).dynamic_batch
+
+
+@contextmanager
+def _threads(asked: int | None) -> Iterator[int]:
+    """PyTorch's number of threads as asked for, and as it was afterwards."""
+    before = torch.get_num_threads()
+    if asked is None:
+        yield before
+        return
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise BadInput(f"threads={asked!r}: expected a positive whole number")
+    torch.set_num_threads(asked)
+    try:
+        yield asked
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _settled(seed: int) -> Iterator[None]:
+    """Random state put back afterwards, and no autocast: what is measured is the type that is stated."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        torch.manual_seed(seed)
+        yield

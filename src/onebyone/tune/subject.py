@@ -1,0 +1,108 @@
+"""The network that is tuned: a twin in eval mode that shares its weights, on the device asked for, and its example."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from onebyone.errors import BadInput
+from onebyone.pytorch.structure import copy_structure, why_opaque
+from onebyone.tune.calling import Calling
+from onebyone.tune.machine import Operators
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """`network` never changes: every form is made from a copy of its structure."""
+
+    network: nn.Module
+    calling: Calling
+    program: ExportedProgram | None = None
+    operators: str = field(default="", repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is tuned."""
+        return self.calling.device
+
+
+def subject_of(
+    model: Any, example: Any, device: str | torch.device | None = None, dynamic_batch: bool = False
+) -> Subject:
+    """The network as it will be tuned; the user's own is not touched, and moved nowhere.
+
+    Raises
+    ------
+    BadInput
+        for what is no network, a device that is not there, or an example that does not fit.
+    """
+    if example is None:
+        raise BadInput(
+            "example: is missing; give an input such as torch.randn(1, 3, 224, 224) (--shape 1,3,224,224)"
+        )
+    program = model if isinstance(model, ExportedProgram) else None
+    if program is not None:
+        if dynamic_batch:
+            raise BadInput(
+                "dynamic_batch: an exported program has its own sizes; tune the module it came from"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = program.module()
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model is a {type(model).__name__}: expected a torch.nn.Module or an ExportedProgram")
+    place = _device(device, model)
+    network = _twin(model, program is None, place)
+    calling = Calling.of(network, example, dynamic_batch).mapped(lambda t: t.detach().to(place))
+    watch = Operators()
+    try:
+        with torch.no_grad(), watch:
+            calling.run(network)
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"example: the network does not run on it: {said}") from error
+    return Subject(network, calling, None if place != _place(model) else program, watch.fingerprint)
+
+
+def _twin(model: nn.Module, copied: bool, place: torch.device) -> nn.Module:
+    if place != _place(model) or any(why_opaque(m) for m in model.modules()):
+        twin = copy.deepcopy(model).to(
+            place
+        )  # what cannot be rebuilt from Python would be shared, and put in eval
+    else:
+        twin = copy_structure(model)[0] if copied else model
+    for module in twin.modules():  # by flag: exported modules forbid eval(), and users override it
+        module.training = False
+    return twin
+
+
+def _place(model: nn.Module) -> torch.device:
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _device(asked: str | torch.device | None, model: nn.Module) -> torch.device:
+    here = _place(model)
+    if here.type == "meta":
+        raise BadInput("model: its weights are on the meta device and have no values; nothing can be timed")
+    if asked is None:
+        return here
+    try:
+        device = torch.device(asked)
+    except (RuntimeError, TypeError) as error:
+        raise BadInput(f"device={asked!r}: expected 'cpu', 'cuda' or 'cuda:N'") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise BadInput(f"device={asked!r}: this PyTorch sees no CUDA device")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise BadInput(f"device={asked!r}: there are {torch.cuda.device_count()} CUDA devices")
+        device = torch.device("cuda", device.index or 0)
+    elif device.type != "cpu":
+        raise BadInput(f"device={asked!r}: expected 'cpu', 'cuda' or 'cuda:N'")
+    return device

@@ -1,0 +1,50 @@
+"""`t.model`: the chosen form under the chosen engine, called like the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from onebyone.errors import BadInput
+from onebyone.tune.calling import Call, Calling
+from onebyone.tune.engines.base import ordinary
+from onebyone.verify.trees import map_tensors
+
+
+class TunedModel(nn.Module):
+    """A network in its fastest form: takes what the original takes and gives what it gives, for inference.
+
+    `network` is the form in PyTorch; its parameters are the original's own where the form allows it (an engine that
+    freezes or exports has read them once). It stays on its device and in eval mode. Shapes that the engine was not
+    built for are a BadInput; engines that take any shape (`eager`, and `compile` by compiling once more) do.
+    """
+
+    def __init__(self, network: nn.Module, call: Call, calling: Calling, fixed: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.training = False
+        self._call, self._calling, self._fixed = call, calling, fixed
+        self.__signature__ = calling.signature
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the original's."""
+        args, kwargs = self._calling.canonical(args, kwargs)
+        if self._fixed:
+            self._calling.check(args, kwargs)
+        out = self._call(*args, **kwargs)
+        if isinstance(out, Tensor):
+            return ordinary(out)
+        return map_tensors(out, ordinary)
+
+    def train(self, mode: bool = True) -> TunedModel:
+        """Stay in eval mode. Raises BadInput for train(True)."""
+        if mode:
+            raise BadInput("a tuned model computes inference only: train the original, and tune it again")
+        return self
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TunedModel:
+        raise BadInput(
+            "a tuned model stays on the device and in the type it was tuned for: tune the original again"
+        )
