@@ -99,6 +99,13 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
+class Readable:
+    """A result that IPython shows as `print` does, and not field by field as a dataclass's repr would."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
 def html_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """The same table as a notebook shows it: every cell escaped, nothing loaded from elsewhere.
 

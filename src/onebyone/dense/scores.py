@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from onebyone.errors import BadInput
 from onebyone.files import atomic_path, require_file
 from onebyone.laws.geometry import Geometry
-from onebyone.records import Labels, html_result
+from onebyone.records import Labels, Readable, html_result
 
 _FORMAT = "onebyone.ScoreMap/1"
 
 
 @dataclass(frozen=True)
-class ScoreMap:
+class ScoreMap(Readable):
     """What a classifier says of every window of an image.
 
     `scores` (classes, H', W') float32 are as the network gives them; place (i, j) is the answer for the

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onebyone.errors import BadInput
 from onebyone.files import write_text
-from onebyone.records import html_result, html_table, table
+from onebyone.records import Readable, html_result, html_table, table
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Detections:
+class Detections(Readable):
     """Boxes, best first.
 
     `boxes` (K, 4) float32 are x1, y1, x2, y2 in image pixels, from the first pixel to past the last;

@@ -16,7 +16,7 @@ from onebyone.errors import BadInput
 from onebyone.files import atomic_path, write_text
 from onebyone.pytorch.layers import with_plain_weight
 from onebyone.pytorch.state import Entry, StateDict, to_converted, to_original
-from onebyone.records import Change, Refusal, html_result, html_table, table
+from onebyone.records import Change, Readable, Refusal, html_result, html_table, table
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class Conversion:
+class Conversion(Readable):
     """A converted network: `model`, with what was changed and what was refused; `print(conversion)` is a
     table.
 

@@ -20,7 +20,7 @@ from onebyone.pytorch import emit
 from onebyone.pytorch.rules import rule_for
 from onebyone.pytorch.trace import Traced, channel_guesses, trace
 from onebyone.pytorch.walk import Cannot, Lifted, Pair, Poison, Walk
-from onebyone.records import Change, Labels, Refusal, by, html_result, html_table, table
+from onebyone.records import Change, Labels, Readable, Refusal, by, html_result, html_table, table
 
 HEADS = ("window", "cam")
 CONTEXTS = (None, "window", "image")
@@ -28,7 +28,7 @@ _HEADERS = ("layer", "kind", "before", "after", "bytes copied")
 
 
 @dataclass(frozen=True)
-class Convolutionalized:
+class Convolutionalized(Readable):
     """A network of any size, and where its answers lie in the image.
 
     `model(image)` takes `(N, C, H, W)`, H and W from the window up, and gives `(N, classes, H', W')`, or a

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +75,9 @@ def copies_in(dtype: torch.dtype, *models: Any) -> tuple[Any, ...]:
         # what old-style weight-norm leaves as plain attributes cannot be deep-copied (and is computed afresh)
         tensors = [v for v in vars(module).values() if isinstance(v, Tensor) and v.grad_fn is not None]
         memo |= {id(v): v.detach().clone() for v in tensors}
-    copied = copy.deepcopy(models, memo)
+    with warnings.catch_warnings():  # torch copies its own deprecated tree specs, with every traced graph
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+        copied = copy.deepcopy(models, memo)
     for model in copied:
         if isinstance(model, nn.Module):
             model._apply(lambda t: cast_tensor(t, dtype))  # type: ignore[no-untyped-call]

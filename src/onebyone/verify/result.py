@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from onebyone.errors import NotEquivalent
-from onebyone.records import html_result, html_table, table
+from onebyone.records import Readable, html_result, html_table, table
 
 SAME_FUNCTION = "converted = original"
 DENSE_EXACT = "dense = crops"
@@ -122,7 +122,7 @@ class DenseCheck:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Readable):
     """The outcome of `verify`.
 
     `equivalent` is true only if every check that ran passed and nothing was NaN or infinite; `problems`

@@ -26,14 +26,14 @@ from onebyone.pytorch.graph.optimizer import carry
 from onebyone.pytorch.graph.pairs import pairs_of
 from onebyone.pytorch.graph.rewrite import Found, Rewritten, find_products, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
-from onebyone.records import Change, Refusal, html_result, html_table, table
+from onebyone.records import Change, Readable, Refusal, html_result, html_table, table
 
 Only = str | Sequence[str] | Callable[[str, nn.Module | None], bool]
 LAW = {"conv": "linear = pointwise convolution", "linear": "pointwise convolution = linear"}
 
 
 @dataclass(frozen=True, eq=False)
-class GraphConversion:
+class GraphConversion(Readable):
     """A converted exported program, with what was changed and what was refused; `print(conversion)` is a
     table.
 
