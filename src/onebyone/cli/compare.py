@@ -55,11 +55,14 @@ def compare(
     with session(context, as_json) as run:
         from onebyone import api, files, opening
         from onebyone.cli import render
+        from onebyone.report.html import require_jinja
         from onebyone.report.plan import read_plan
 
         for path in (output, html):
             if path is not None:
                 files.require_writable(path)
+        if html is not None:
+            require_jinja()
         shown = None if plan is None else read_plan(plan)
         with run.step(f"Opening {source}"):
             network, notes = opening.open_network(source, weights, seed=seed)

@@ -1,4 +1,4 @@
-"""Beside the rows: the whole network converted and verified, as plain data for the report."""
+"""Beside the rows: the whole network converted, verified and described, as plain data for the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from onebyone.compare.replacements import to_conv
 from onebyone.compare.setting import Setting
+from onebyone.draw import describe
 from onebyone.errors import OnebyoneError
+from onebyone.pytorch.conversion import Conversion
 from onebyone.verify import verify
 
 SHARE = 0.6
@@ -17,23 +19,28 @@ Plain = Mapping[str, Any]
 
 
 def whole_network(setting: Setting, wanted: Collection[str], elapsed: float) -> dict[str, Plain | None]:
-    """`conversion` and `verification` of the whole network where R1 is wanted; None where it is not."""
-    if "R1" not in wanted:
-        return {"conversion": None, "verification": None}
-    conversion = to_conv(setting.model)
+    """`conversion` and `verification` of the whole network where R1 is wanted, `drawing` where R2 is; else None."""
+    found: dict[str, Plain | None] = {"conversion": None, "verification": None, "drawing": None}
+    if "R2" in wanted:
+        found["drawing"] = _or_why_not(lambda: describe(setting.model, setting.example).to_dict())
+    if "R1" in wanted:
+        conversion = to_conv(setting.model)
+        found["conversion"] = conversion.to_dict()
+        found["verification"] = _proof(setting, conversion, elapsed)
+    return found
+
+
+def _proof(setting: Setting, conversion: Conversion, elapsed: float) -> Plain:
     if elapsed > SHARE * setting.budget:
         late = (
             f"{elapsed:.0f} s of the budget of {setting.budget:g} s were spent before it: give a larger one"
         )
-        return {"conversion": conversion.to_dict(), "verification": unavailable(late)}
+        return unavailable(late)
     # a mapping of named inputs has no place in verify, which then probes the layers alone
     x = None if isinstance(setting.example, Mapping) else setting.example
-    return {
-        "conversion": conversion.to_dict(),
-        "verification": _or_why_not(
-            lambda: verify(setting.model, conversion, x, seed=setting.seed, gradients=False).to_dict()
-        ),
-    }
+    return _or_why_not(
+        lambda: verify(setting.model, conversion, x, seed=setting.seed, gradients=False).to_dict()
+    )
 
 
 def unavailable(reason: str) -> Plain:

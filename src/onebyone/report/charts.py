@@ -202,12 +202,12 @@ def dots(
     high = 10.0 ** math.ceil(math.log10(max(found)) + 0.5)
     scale = Scale(low, high, 22, WIDTH - 22, log=True)
     height = 34.0 * len(rows) + 44
-    parts = [line(scale.at(mark), 16, scale.at(mark), height - 26, "mark")]
-    parts.append(svg_text(*_beside(scale.at(mark), words), "tick"))
+    parts = [svg_text(*_beside(scale.at(mark), words), "tick")]
     for number, (name, values, css) in enumerate(rows):
         top = 22 + 34.0 * number
-        parts.append(svg_text(0, top + 10, name, "name over-rule", "start"))
+        parts.append(svg_text(0, top + 10, name, "name", "start"))
         parts.append(line(scale.start, top + 22, scale.end, top + 22, "grid"))
+        parts.append(line(scale.at(mark), top + 14, scale.at(mark), top + 30, "rule"))  # never through words
         parts += [dot(scale.at(v if v < math.inf else high), top + 22, f"{css} part", 4.5) for v in values]
     for value in scale.ticks(6):
         parts.append(svg_text(scale.at(value), height - 8, _power(value), "tick"))

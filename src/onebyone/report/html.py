@@ -28,10 +28,7 @@ def render(template: str, **values: Any) -> str:
     BadInput
         if the page would load something from elsewhere.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtra("Jinja2", "report", "writing an HTML page") from error
+    jinja2 = require_jinja()
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(
             [jinja2.PackageLoader("onebyone.report"), jinja2.PackageLoader("onebyone.report", "assets")]
@@ -41,11 +38,20 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template).render(values)
+    page: str = environment.get_template(template).render(values)
     found = outside_links(page)
     if found:
         raise BadInput(f"the page would load {found[0]!r} from elsewhere")
     return page
+
+
+def require_jinja() -> Any:
+    """Jinja2, or MissingExtra; for before long work whose end is a page."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtra("Jinja2", "report", "writing an HTML page") from error
+    return jinja2
 
 
 class _Links(HTMLParser):

@@ -14,8 +14,13 @@ from onebyone.records import by, first_line
 from onebyone.report.words import number, percent, words
 
 MOST_BYTES = 16 * 2**20
-_TEXT, _NUMBER, _LIST, _MAP = "text", "a number", "a list", "an object"
-_TYPES: dict[str, tuple[type, ...]] = {_TEXT: (str,), _NUMBER: (int, float), _LIST: (list,), _MAP: (dict,)}
+_TEXT, _NUMBER, _LIST, _CHOICE = "text", "a number", "a list", "text or an object"
+_TYPES: dict[str, tuple[type, ...]] = {
+    _TEXT: (str,),
+    _NUMBER: (int, float),
+    _LIST: (list, tuple),
+    _CHOICE: (str, Mapping),
+}
 _FORM = {"form": _TEXT, "median_ms": _NUMBER, "spread_ms": _NUMBER}
 _CANDIDATE = _FORM | {"name": _TEXT, "engine": _TEXT, "rounding_ratio": _NUMBER, "refused": _TEXT}
 _LAYER = {
@@ -26,7 +31,7 @@ _LAYER = {
     "gflops": _NUMBER,
     "of_peak": _NUMBER,
 }
-_TOP = {"candidates": _LIST, "layers": _LIST, "choice": _TEXT, "threads": _NUMBER, "peak_gflops": _NUMBER}
+_TOP = {"candidates": _LIST, "layers": _LIST, "choice": _CHOICE, "threads": _NUMBER, "peak_gflops": _NUMBER}
 
 Data = dict[str, Any]
 
@@ -110,12 +115,31 @@ def plan_view(plan: Data) -> Data:
     candidates = sorted(plan.get("candidates") or (), key=_speed)
     layers = plan.get("layers") or ()
     return {
-        "choice": plan.get("choice") or "",
+        "choice": _choice(plan.get("choice")),
         "why": _sentences(plan.get("why")),
         "facts": [(name, fact) for name, fact in facts if fact],
         "candidates": [_candidate(c, plan.get("choice")) for c in candidates],
         "layers": [_layer(layer) for layer in layers],
     }
+
+
+def _choice(choice: Any) -> str:
+    """The chosen form in words: a plan names it, or says its engine, form and dtype."""
+    if not isinstance(choice, Mapping):
+        return str(choice or "")
+    parts = [f"{key} {choice[key]}" for key in ("engine", "form", "dtype") if choice.get(key)]
+    layers = choice.get("layers")
+    each = f"{len(layers)} layers with a form of their own" if isinstance(layers, Mapping) and layers else ""
+    return ", ".join([*parts, *([each] if each else [])])
+
+
+def _is_chosen(entry: Mapping[str, Any], choice: Any) -> bool:
+    if isinstance(choice, Mapping):
+        keys = ("engine", "form", "dtype", "layers")
+        return any(choice.get(k) for k in keys) and all(
+            (entry.get(k) or None) == (choice.get(k) or None) for k in keys
+        )
+    return bool(choice) and entry.get("name") == choice
 
 
 def _speed(candidate: Mapping[str, Any]) -> float:
@@ -130,7 +154,7 @@ def _candidate(entry: Mapping[str, Any], choice: Any) -> Data:
         "time": _time(entry),
         "rounding": words(entry.get("rounding_ratio")),
         "refused": entry.get("refused") or "",
-        "chosen": bool(choice) and entry.get("name") == choice,
+        "chosen": not entry.get("refused") and _is_chosen(entry, choice),
     }
 
 

@@ -1,0 +1,102 @@
+"""A small comparison and its page; a browser that is cut off from every network, and says what it met."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import onebyone
+from onebyone.compare import Comparison
+from onebyone.compare.statements import STATEMENTS
+from tests.compare.conftest import network
+
+CHROMIUM = Path("/usr/bin/chromium")
+OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+ARTEFACTS = Path(__file__).parents[2] / ".artefacts"
+LONG = ("S5", "R4")
+IMAGE = torch.randn(1, 3, 8, 7, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def comparison() -> Comparison:
+    """All rows but the two that train networks."""
+    return onebyone.compare(network(), IMAGE, budget=20, rows=[r for r in STATEMENTS if r not in LONG])
+
+
+@pytest.fixture(scope="session")
+def page(comparison: Comparison) -> str:
+    return comparison.to_html(title="a small network")
+
+
+@dataclass
+class Opened:
+    """A page in the browser; `met` is all that went wrong: errors, warnings, requests to anywhere."""
+
+    page: Any
+    met: list[str] = field(default_factory=list)
+
+    def watch(self) -> Opened:
+        self.page.on("console", lambda m: self.met.append(f"{m.type}: {m.text}"))
+        self.page.on("pageerror", lambda e: self.met.append(f"error: {e}"))
+        self.page.on("dialog", lambda d: self.met.append(f"dialog: {d.message}"))
+        self.page.on("request", self._asked)
+        return self
+
+    def _asked(self, request: Any) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.met.append(f"request: {request.url}")
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium. A user's machine may lack it; the machine that checks changes may not."""
+    if not CHROMIUM.exists():
+        reason = f"there is no Chromium at {CHROMIUM}: apt-get install chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
+    """Write HTML to a file and open it from there, the network cut off; whatever it asks for is refused."""
+    contexts = []
+
+    def open_it(html: str, **options: Any) -> Opened:
+        file = tmp_path / f"page{len(contexts)}.html"
+        file.write_text(html, encoding="utf-8")
+        context = browser.new_context(offline=True, **options)
+        contexts.append(context)
+        context.route(
+            lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort()
+        )
+        opened = Opened(context.new_page()).watch()
+        opened.page.goto(file.as_uri())
+        return opened
+
+    yield open_it
+    for context in contexts:
+        context.close()
