@@ -38,7 +38,7 @@ def draw(
         ),
     ] = None,
     figures: Annotated[
-        o.Names | None, typer.Option("--figures", parser=o.read_names, metavar="F1,F2,…", help=FIGURES_HELP)
+        o.Names | None, typer.Option("--figures", parser=o.read_names, metavar="A,B,…", help=FIGURES_HELP)
     ] = None,
     layer: Annotated[
         str | None,

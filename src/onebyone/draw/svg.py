@@ -22,11 +22,10 @@ def to_svg(scene: Scene, theme: str) -> bytes:
     prefix = f"{scene.name}-{theme}-{_digest(scene)}"
     inner = "".join(body.write(shape, prefix) for shape in scene.shapes)
     wide, high = _n(scene.width), _n(scene.height)
+    # the first title and desc are the name and description that a screen reader tells (SVG-AAM 1.0, §5.1)
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}pt" height="{high}pt" viewBox="0 0 {wide} {high}" '
-        f'role="img" aria-labelledby="{prefix}-title {prefix}-desc">\n'
-        f'<title id="{prefix}-title">{_escaped(scene.title)}</title>\n'
-        f'<desc id="{prefix}-desc">{_escaped(scene.desc)}</desc>\n'
+        f'role="img">\n<title>{_escaped(scene.title)}</title>\n<desc>{_escaped(scene.desc)}</desc>\n'
     )
     paper = f'<rect width="{wide}" height="{high}" fill="{colours(theme)["paper"]}"/>\n'
     return f"{head}{body.style()}{paper}{inner}</svg>\n".encode()

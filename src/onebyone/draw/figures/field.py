@@ -24,6 +24,7 @@ from onebyone.draw.scene import (
     Shape,
     Strokes,
     Text,
+    arrow,
     line,
     lines,
     wrapped,
@@ -32,10 +33,12 @@ from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 
 MARGIN = 6.0
-TALLEST = 230.0
+TALLEST, ALONE = 230.0, 96.0  # points; an image that is the window has less to show
 BAND = 26.0  # points for the height of a signal, which has none of its own
-OUTSIDE = 0.3  # of the image's size, how far around it a receptive field is drawn
+OUTSIDE = 1.0  # of the image's size, how far around it a receptive field is drawn
+NEAR = 0.12  # the same where it reaches further, and arrows stand for it
 MOST_DOTS = 900
+DASHES = (3.0, 3.0)  # of the receptive field: where it is the window, both show
 Span = tuple[float, float]
 
 
@@ -78,7 +81,9 @@ class _Scale:
 class _View:
     """Which image, which place of it, and the scale."""
 
-    def __init__(self, geometry: Geometry, width: float, picture: Photo | None) -> None:
+    def __init__(
+        self, geometry: Geometry, width: float, picture: Photo | None, tallest: float = TALLEST
+    ) -> None:
         self.g, self.width, self.picture = geometry, width, picture
         self.flat = len(geometry.window) == 1
         self.size = picture.size if picture is not None else _size_for(geometry)
@@ -90,7 +95,7 @@ class _View:
         self.hull = tuple(_around(i, f) for i, f in zip(self.image, self.field, strict=True))
         room = width - 2 * MARGIN
         (y0, y1), (x0, x1) = self.hull
-        unit = min(room / (x1 - x0), BAND * 3 if self.flat else TALLEST / (y1 - y0))
+        unit = min(room / (x1 - x0), BAND * 3 if self.flat else tallest / (y1 - y0))
         self.scale = _Scale(MARGIN + (room - unit * (x1 - x0)) / 2, MARGIN + 12, x0, y0, unit)
 
     def _two(self, spans: Sequence[Span]) -> tuple[Span, Span]:
@@ -110,8 +115,8 @@ class _View:
         made: list[Shape] = [Text(MARGIN, MARGIN + 6, label, SMALL, "ink")]
         made += self._ground()
         made.append(self._dots())
-        made.append(self._field())
         made += self._windows()
+        made.append(self._field())
         rows, _ = self.hull
         return made, self.scale.top + (rows[1] - rows[0]) * unit
 
@@ -160,10 +165,21 @@ class _View:
         return Group("answers", f"{words.shape(self.places)} answers, each in the middle of its window", dots)
 
     def _field(self) -> Group:
-        spans = tuple((max(f[0], h[0]), min(f[1], h[1])) for f, h in zip(self.field, self.hull, strict=True))
-        a, b, c, d = self.scale.corners(spans[0], spans[1])
-        outline = Strokes(((a, b, c, d, a),), "field", THICK, dashes=(4.0, 2.4))
-        return Group("field", f"receptive field {words.shape(self.g.receptive_field)} pixels", (outline,))
+        """The receptive field; where it reaches far out of the picture, an arrow to each side that it does."""
+        title = f"receptive field {words.shape(self.g.receptive_field)} pixels"
+        if not self.clipped():
+            corners = _closed(self.scale.corners(*self.field))
+            return Group("field", title, (Strokes((corners,), "field", THICK, dashes=DASHES),))
+        x, y = self._middle(self.index)
+        (x1, y1), _, (x2, y2), _ = self.scale.corners(*self.hull)
+        ends = {(x1, y): self._beyond(1, 0), (x2, y): self._beyond(1, 1), (x, y1): self._beyond(0, 0)}
+        ends[(x, y2)] = self._beyond(0, 1)
+        arrows = [part for end, beyond in ends.items() if beyond for part in arrow((x, y), end, "field", 5.0)]
+        return Group("field", title, tuple(arrows))
+
+    def _beyond(self, axis: int, end: int) -> bool:
+        field, hull = self.field[axis][end], self.hull[axis][end]
+        return field < hull if end == 0 else field > hull
 
     def _windows(self) -> list[Shape]:
         after = (*self.index[:-1], min(self.index[-1] + 1, self.places[-1] - 1))
@@ -220,26 +236,24 @@ def _size_for(g: Geometry) -> tuple[int, ...]:
 
 def _around(image: Span, field: Span) -> Span:
     """What is drawn: the image, and the receptive field as far as it stays near."""
-    more = OUTSIDE * (image[1] - image[0])
-    return max(min(image[0], field[0]), image[0] - more), min(max(image[1], field[1]), image[1] + more)
+    size = image[1] - image[0]
+    if max(image[0] - field[0], field[1] - image[1]) > OUTSIDE * size:
+        return image[0] - NEAR * size, image[1] + NEAR * size
+    return min(image[0], field[0]), max(image[1], field[1])
 
 
 def _note(g: Geometry, view: _View) -> str:
     parts = []
     if view.clipped():
-        parts.append("The receptive field reaches out of the picture.")
+        parts.append("The receptive field reaches out of the picture, as the arrows show.")
     if len(g.window) > 2:
         parts.append("The last two axes are drawn.")
     if g.exact:
         parts.append("Every answer is the very number that cropping its window gives.")
     else:
-        count = len(g.inexact_because)
-        first = g.inexact_because[0].partition(":")[0]
-        parts.append(
-            f"Near cropping every window, not equal to it: {words.many(count, 'operator')} ({first}"
-            + (" and others)" if count > 1 else ")")
-            + " see beyond it, where a crop has padding."
-        )
+        more = len(g.inexact_because) - 1
+        others = f"; and {words.many(more, 'more operator')}" if more else ""
+        parts.append(f"Not equal to cropping every window: {g.inexact_because[0]}{others}.")
     return " ".join(parts)
 
 
@@ -256,7 +270,7 @@ def _desc(g: Geometry, view: _View) -> str:
 def _whole(data: Drawing, width: float, picture: Photo | None) -> Scene:
     """A network of one size: the whole image is the window, and the reasons are written below."""
     size = tuple(data.input[1:])
-    view = _View(Geometry(size, size, (0,) * len(size), size, (0,) * len(size), True), width, None)
+    view = _View(Geometry(size, size, (0,) * len(size), size, (0,) * len(size), True), width, None, ALONE)
     corners = view.scale.corners(*view.image)
     (x1, y1), _, (x2, y2), _ = corners
     made: list[Shape] = [Text(MARGIN, MARGIN + 6, f"input {words.shape(size)}: one window", SMALL, "ink")]

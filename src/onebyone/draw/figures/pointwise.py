@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from onebyone.draw import fonts, words
@@ -32,7 +32,7 @@ from onebyone.draw.scene import (
 )
 from onebyone.errors import BadInput
 
-MARGIN, GAP = 6.0, 17.0
+MARGIN, GAP, MARK = 6.0, 17.0, 0.6
 FACE = 52.0  # points for the side of the larger map
 BAR = 4.6  # of a filter, and of one place where the map has but one
 STEP = 9.4  # from filter to filter
@@ -94,7 +94,7 @@ def _title(p: Pointwise) -> str:
 def _desc(p: Pointwise) -> str:
     grouped = f" of its group ({p.groups} groups)" if p.groups > 1 else ""
     twin = f" It is the converted twin of the fully connected layer {p.path}." if p.twin else ""
-    places = "tokens" if p.tokens else "places"
+    places = "tokens" if _are_tokens(p) else "places"
     return (
         f"An input of {words.count(p.inputs)} channels on {words.shape(p.map[1:])} {places} meets "
         f"{words.many(p.outputs, 'filter')} of 1×1×{p.per_filter}, {len(p.drawn)} of them drawn. Each filter gives "
@@ -106,7 +106,7 @@ def _desc(p: Pointwise) -> str:
 
 def _note(p: Pointwise) -> str:
     twin = "Converted twin of a fully connected layer. " if p.twin else ""
-    places = "Tokens as places. " if p.tokens else ""
+    places = "Tokens as places. " if _are_tokens(p) else ""
     stride = "" if set(p.stride) <= {1} else f"Stride {words.shape(p.stride)}. "
     groups = "" if p.groups == 1 else f"{p.groups} groups: each filter reads {p.per_filter} channels. "
     place = ", the marked place larger than it is" if _places(p) > 1 else ""
@@ -118,15 +118,18 @@ def _note(p: Pointwise) -> str:
 
 @dataclass(frozen=True)
 class _Part:
-    """Input, filters or output: its extent along channels, its size across, and what is written below."""
+    """Input, filters or output: its extent along channels, down and away, and what is written below."""
 
     name: str
     channels: int
-    face: float
+    face: tuple[float, float]
     rows: tuple[str, str]
 
     def slant(self) -> float:
-        return self.face * SLANT
+        return self.face[1] * SLANT
+
+    def tall(self) -> float:
+        return self.face[0] + self.face[1] * RISE
 
     def wide(self, unit: float) -> float:
         texts = max(fonts.width(self.rows[0], BODY), fonts.width(self.rows[1], SMALL))
@@ -140,21 +143,21 @@ class _Plan:
         self.layer, self.width = layer, width
         largest = max(*layer.map[1:], *layer.size, 1)
         face, face_out = (_face(size, largest) for size in (layer.map[1:], layer.size))
-        unit = "tokens" if layer.tokens else "map"
+        unit = "tokens" if _are_tokens(layer) else "map"
         size_in, size_out = (words.shape(s) for s in (layer.map[1:], layer.size))
         self.parts_ = (
             _Part("input", layer.inputs, face, (f"input {unit}", f"{layer.inputs}×{size_in}")),
             _Part(
                 "filters",
                 layer.per_filter,
-                BAR,
+                (BAR, BAR),
                 (words.many(layer.outputs, "filter"), f"1×1×{layer.per_filter}, {_drawn(layer)}"),
             ),
             _Part("output", layer.outputs, face_out, (f"output {unit}", f"{layer.outputs}×{size_out}")),
         )
         self.unit = self._unit()
         self.filters_high = (len(layer.drawn) - 1) * STEP + BAR + (STEP if self._thinned() else 0)
-        self.high = max(self.filters_high, *(p.face * (1 + RISE) for p in self.parts_))
+        self.high = max(self.filters_high, *(p.tall() for p in self.parts_))
 
     def _thinned(self) -> bool:
         return len(self.layer.drawn) < self.layer.outputs
@@ -203,25 +206,23 @@ class _Plan:
         """A map: channels to the right, rows down, columns away; the marked place runs through all channels."""
         colour = "map" if part.name == "input" else "out"
         length = part.channels * self.unit
-        front = middle - part.face * (1 - RISE) / 2
-        shapes: list[Shape] = [*box(left, front, length, part.face, part.face, colour)]
+        high, depth = part.face
+        front = middle - part.tall() / 2 + depth * RISE
+        shapes: list[Shape] = [*box(left, front, length, high, depth, colour)]
         if part.name == "output":
             shapes.append(self._slices(left, front, part.face))
-        bar = min(BAR, part.face)
-        if part.face > BAR:
-            y = front + part.face * 0.45
-            shapes += [
-                _outlined(p) for p in box(left, y, length, bar, 0, "filter" if colour == "map" else "out")[:1]
-            ]
+        if high > BAR:
+            mark = box(left, front + high * 0.45, length, BAR, 0, "filter" if colour == "map" else "out")[0]
+            shapes.append(replace(mark, stroke="mark", line=MARK))
         title = f"{part.name}: {words.count(part.channels)} channels"
         return Group(part.name, title, tuple(shapes))
 
-    def _slices(self, left: float, front: float, face: float) -> Strokes:
+    def _slices(self, left: float, front: float, face: tuple[float, float]) -> Strokes:
         """Where the drawn filters' channels lie in the output."""
         xs = [left + (k + 0.5) * self.unit for k in self.layer.drawn]
-        dx, dy = face * SLANT, -face * RISE
+        dx, dy = face[1] * SLANT, -face[1] * RISE
         paths: tuple[tuple[Point, ...], ...] = tuple(
-            ((x, front + face), (x, front), (x + dx, front + dy)) for x in xs
+            ((x, front + face[0]), (x, front), (x + dx, front + dy)) for x in xs
         )
         return Strokes(paths, "filter.edge", min(THICK, max(THIN, self.unit)))
 
@@ -242,17 +243,17 @@ class _Plan:
         )
 
 
-def _face(size: tuple[int, ...], largest: int) -> float:
-    """The side of a map's face: by its longer side, and never less than a filter's."""
-    most = max(size, default=1)
-    return BAR if largest == 1 else max(BAR, FACE * most / largest)
+def _face(size: tuple[int, ...], largest: int) -> tuple[float, float]:
+    """Height and depth of a map's face, by its last two sizes, and never less than a filter's."""
+    rows, columns = (*size, 1)[:2] if len(size) < 2 else size[-2:]
+    if largest == 1:
+        return BAR, BAR
+    return max(BAR, FACE * rows / largest), max(BAR, FACE * columns / largest)
 
 
-def _outlined(shape: Polygon) -> Polygon:
-    return Polygon(shape.points, shape.fill, "mark", LEAST)
-
-
-LEAST = 0.6
+def _are_tokens(p: Pointwise) -> bool:
+    """Whether its places lie in a row, and not on a map whose channels lie last."""
+    return p.tokens and (len(p.map) < 3 or p.map[2] == 1)
 
 
 def _drawn(p: Pointwise) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from math import prod, sqrt
 
 from onebyone.draw import fonts, words
@@ -10,14 +10,12 @@ from onebyone.draw.alike import Run, common_path, runs
 from onebyone.draw.data import Drawing, Replaced
 from onebyone.draw.scene import (
     BODY,
-    HEAD,
     LEADING,
     RISE,
     SLANT,
     SMALL,
     THIN,
     Group,
-    Polygon,
     Scene,
     Shape,
     Text,
@@ -25,73 +23,81 @@ from onebyone.draw.scene import (
     box,
     line,
     lines,
-    moved,
     rect,
     shortened,
     wrapped,
 )
 
 MARGIN, GUTTER = 6.0, 10.0
-VALUE_ROOM, LAYER_ROOM = 21.0, 40.0
-BRACKET = 17.0
+LAYER = 29.0  # points for a layer's three lines
+SHAFT, WORDS = 8.0, 15.0  # where in a lane arrows and their words are
+FLAT = 4.4  # points for the side of one place
+TALLEST, LOWER = 26.0, 14.0  # of a map, and of a map in a long picture
+FEW = 6
 MOST = 16
 """Layers (alike ones once) that are drawn with their values; of more, a table."""
 
 
 def figure(data: Drawing, width: float) -> Scene:
     """Two lanes: the fully connected layers to the left, what they became to the right."""
-    items = [r for r in data.replaced if r.kernel or not r.law.startswith("global pool")]
-    items = [r for r in items if r.kernel] or items
+    items = layers(data)
     groups = runs(items, _alike)
     drawn = sum(len(run.first) for run in groups)
     body = _Lanes(data, groups, width) if drawn <= MOST else _Table(groups, width)
     shapes, bottom = body.shapes()
     notes = wrapped(_note(data, items, drawn), width - 2 * MARGIN, SMALL)
-    shapes += lines(MARGIN, bottom + 12, notes, SMALL, "quiet")
-    height = bottom + 12 + (len(notes) - 1) * SMALL * LEADING + 5
-    return Scene("F3", width, height, _title(items), _desc(data, groups), tuple(shapes))
+    shapes += lines(MARGIN, bottom + 13, notes, SMALL, "quiet")
+    height = bottom + 13 + (len(notes) - 1) * SMALL * LEADING + 5
+    title = (
+        f"{words.many(len(items), 'fully connected layer')} before and after the replacement by convolutions"
+    )
+    return Scene("F3", width, height, title, _desc(data, groups), tuple(shapes))
+
+
+def layers(data: Drawing) -> list[Replaced]:
+    """What was replaced, without the pools: fully connected layers, and attention's projections."""
+    return [r for r in data.replaced if not _is_pool(r)]
+
+
+def _is_pool(r: Replaced) -> bool:
+    return not r.kernel and "pool" in r.law
 
 
 def _alike(r: Replaced) -> Hashable:
-    return r.kind, r.weight, r.kernel, r.map, r.tokens, r.flatten is None
-
-
-def _title(items: Sequence[Replaced]) -> str:
-    return (
-        f"{words.many(len(items), 'fully connected layer')} before and after the replacement by convolutions"
-    )
+    return r.kind, r.before, r.after, r.map, r.tokens, r.flatten is None
 
 
 def _note(data: Drawing, items: Sequence[Replaced], drawn: int) -> str:
     parts = []
     if drawn < len(items):
-        parts.append(f"{len(items)} layers, alike ones drawn once with ×.")
+        parts.append(f"{len(items)} layers; alike ones are drawn once, with ×.")
     if data.by == "convert":
-        parts.append("Each layer by itself: a vector is an image of 1×1 places" + _tokens_too(items) + ".")
-        if data.refused:
-            parts.append("The network takes one size only: " + data.refused[0].rstrip(".") + ".")
-    pools = [r for r in data.replaced if not r.kernel and r.law.startswith("global pool")]
-    if pools:
-        parts.append(f"{pools[0].path or 'The global pool'} becomes a {pools[0].after}.")
+        tokens = ", tokens are places" if any(r.tokens for r in items) else ""
+        parts.append(f"Each layer by itself: a vector is an image of one place{tokens}.")
+        parts += [f"No larger images: {reason.rstrip('.')}." for reason in data.refused[:1]]
+    for pool in (r for r in data.replaced if _is_pool(r)):
+        parts.append(f"{pool.path or 'The global pool'} becomes a {pool.after}.")
     if data.kept:
         parts.append(f"Not replaced: {words.many(len(data.kept), 'layer')}.")
-    parts.append("Every weight keeps its value. Bars: √ of features; boxes: √ of channels and places.")
+    parts.append("W: shape of the weight, whose values stay. Lengths by √ of channels, sides by √ of places.")
     return " ".join(parts)
-
-
-def _tokens_too(items: Sequence[Replaced]) -> str:
-    return ", tokens are places" if any(r.tokens for r in items) else ""
 
 
 def _desc(data: Drawing, groups: Sequence[Run[Replaced]]) -> str:
     parts = []
     for run in groups:
         for number, first in enumerate(run.first):
-            path = common_path([repeat[number].path for repeat in run.repeats])
             times = f" ({run.times} times alike)" if run.times > 1 else ""
-            gone = f"; the flatten of {words.shape(first.map)} disappears" if first.flatten else ""
-            parts.append(f"{path}{times}: {_before(first)} becomes {_after(first)}{gone}.")
-    return " ".join([*parts, _note(data, [r for run in groups for rep in run.repeats for r in rep], 10**9)])
+            gone = (
+                f"; the flatten of {words.shape(first.map)} disappears" if first.flatten is not None else ""
+            )
+            parts.append(f"{_path(run, number)}{times}: {_before(first)} becomes {_after(first)}{gone}.")
+    items = layers(data)
+    return " ".join([*parts, _note(data, items, len(items))])
+
+
+def _path(run: Run[Replaced], number: int) -> str:
+    return common_path([repeat[number].path for repeat in run.repeats]) or "(top level)"
 
 
 def _before(r: Replaced) -> str:
@@ -106,19 +112,45 @@ def _after(r: Replaced) -> str:
     return f"a {words.shape(r.kernel[2:])} convolution, weight {words.shape(r.kernel)}"
 
 
+class _Value:
+    """A value between layers: as vector or tokens on the left, the same numbers as an image on the right."""
+
+    def __init__(self, features: int, item: Replaced) -> None:
+        self.features = features
+        self.places = item.map[1:] if item.tokens else (1,) * max(1, len(item.map) - 1)
+        self.tokens = item.tokens
+        self.image = (features, *self.places)
+        lead = tuple(n for n in self.places if n > 1) if item.tokens else ()
+        self.left = words.shape((*lead, features)) if item.tokens else words.count(features)
+
+    def labels(self) -> tuple[str, str]:
+        return self.left, words.shape(self.image)
+
+
 class _Lanes:
     """The flow of values and layers, top to bottom, in two lanes."""
 
     def __init__(self, data: Drawing, groups: Sequence[Run[Replaced]], width: float) -> None:
-        self.data, self.groups, self.width = data, groups, width
-        repeated = any(run.times > 1 for run in groups)
-        self.right_edge = width - MARGIN - (BRACKET if repeated else 0)
-        self.lane = (self.right_edge - MARGIN - GUTTER) / 2
+        self.data, self.groups = data, groups
+        times = [f"×{run.times}" for run in groups if run.times > 1]
+        room = max((fonts.width(t, BODY) + 10 for t in times), default=0.0)
+        self.edge = width - MARGIN - room
+        self.lane = (self.edge - MARGIN - GUTTER) / 2
         self.lefts = (MARGIN, MARGIN + self.lane + GUTTER)
+        self.tallest = TALLEST if sum(len(run.first) for run in groups) <= FEW else LOWER
+        self.scale = self._scale()
         self.made: list[Shape] = []
         self.y = MARGIN
-        values = [n for run in groups for r in run.first if r.weight for n in (r.weight[0], r.weight[1])]
-        self.most = max(values, default=1)
+
+    def _scale(self) -> float:
+        """Points for the √ of one channel, so that every value fits beside its label."""
+        found = [8.0]
+        for item in (r for run in self.groups for r in run.first if r.weight):
+            values = [_Value(n, item) for n in item.weight]
+            for label, image in [(t, v.image) for v in values for t in v.labels()] + [(_map(item), item.map)]:
+                room = self.lane - 5 - fonts.width(label, SMALL) - self._sides(image)[1] * SLANT
+                found.append(room / sqrt(image[0]))
+        return max(0.05, min(found))
 
     def shapes(self) -> tuple[list[Shape], float]:
         self._heads()
@@ -126,198 +158,154 @@ class _Lanes:
         for run in self.groups:
             start = self.y
             for number, item in enumerate(run.first):
-                follows = previous is not None and self._follows(previous, item)
-                self._item(number, item, run, follows, previous is not None)
+                if previous is None or not self._follows(previous, item):
+                    if previous is not None:
+                        self._pause()
+                        start = max(start, self.y) if number == 0 else start
+                    self._source(item)
+                self._layer(item, _path(run, number))
+                if item.weight:
+                    self._value(_Value(item.weight[0], item), "out")
                 previous = item
             if run.times > 1:
-                self._bracket(run.times, start + 3, self.y - 2)
-                previous = None if len(run.first) > 1 else previous
+                self._bracket(run.times, start + 2, self.y)
         return self.made, self.y
 
     def _heads(self) -> None:
-        names = ("before: fully connected", "after: convolutions")
-        for x, text in zip(self.lefts, names, strict=True):
-            self.made.append(
-                Text(x, self.y + 7, shortened(text, self.lane, BODY + 0.2), BODY, "ink", bold=False)
-            )
-        self.y += 12
-        self.made.append(line((MARGIN, self.y), (self.right_edge, self.y), stroke="rule", line=THIN))
-        self.y += 3
+        for x, text in zip(self.lefts, ("before: fully connected", "after: convolutions"), strict=True):
+            self.made.append(Text(x, self.y + 7, shortened(text, self.lane, BODY), BODY, "ink"))
+        self.made.append(line((MARGIN, self.y + 12), (self.edge, self.y + 12), stroke="rule", line=THIN))
+        self.y += 15
 
     def _follows(self, before: Replaced, after: Replaced) -> bool:
-        """Whether the one reads what the other gave: two layers of one row of fully connected layers."""
-        rows = self.data.chains
-        return any(row[i : i + 2] == (before.path, after.path) for row in rows for i in range(len(row) - 1))
-
-    def _item(self, number: int, item: Replaced, run: Run[Replaced], follows: bool, later: bool) -> None:
-        path = common_path([repeat[number].path for repeat in run.repeats])
-        if not follows:
-            if later:
-                self._pause()
-            self._source(item)
-        self._layer(item, path)
-        if item.weight:
-            self._value(item.weight[0], item, "out")
+        """Whether the one reads what the other gave: neighbours in a row of fully connected layers."""
+        pair = (before.path, after.path)
+        return any(row[i : i + 2] == pair for row in self.data.chains for i in range(len(row) - 1))
 
     def _pause(self) -> None:
+        """Other layers stand between."""
         for x in self.lefts:
-            self.made.append(Text(x + self.lane / 2, self.y + 7, "⋮", BODY, "quiet", "middle"))
+            self.made.append(Text(x + SHAFT, self.y + 8, "⋮", BODY, "quiet", "middle"))
         self.y += 12
 
     def _source(self, item: Replaced) -> None:
         """What the layer reads: with the flatten before it on the left, and without on the right."""
-        if item.flatten is not None and prod(item.map[1:]) > 1:
+        if item.flatten is not None:
             self._flattened(item)
         elif item.weight:
-            self._value(item.weight[1], item, "map")
+            self._value(_Value(item.weight[1], item), "map")
 
     def _flattened(self, item: Replaced) -> None:
         left, right = self.lefts
-        label = words.shape(item.map)
-        high = 0.0
-        for x in (left, right):
-            drawn, tall = self._volume(item.map, x, self.y + 4, "map")
-            high = max(high, tall)
-            self.made += [drawn]
-            self.made.append(
-                Text(x + drawn_width(item.map, self._scale()) + 5, self.y + tall - 1, label, SMALL, "quiet")
-            )
-        self.y += high + 5
-        low = self.y + 17
-        self.made += arrow((left + 8, self.y), (left + 8, low))
-        self.made.append(
-            Text(left + 15, self.y + 10.5, shortened("flatten", self.lane - 15, SMALL), SMALL, "ink")
-        )
-        gone = Text(right + 15, self.y + 10.5, "no flatten", SMALL, "gone")
-        self.made += [*arrow((right + 8, self.y), (right + 8, low + VALUE_ROOM - 6)), gone]
-        self.y = low
-        self._bar(item.weight[1], left, self.y + 3, "map")
-        self.y += VALUE_ROOM - 6
+        tall = max(self._box(item.map, x, self.y + 3, "map", _map(item)) for x in (left, right))
+        self.y += 3 + tall + 4
+        self.made += [
+            *self._arrow(left, self.y, self.y + 15),
+            *self._arrow(right, self.y, self.y + 15 + 14.5),
+        ]
+        self.made.append(Text(left + WORDS, self.y + 9.5, "flatten", SMALL, "ink"))
+        self.made.append(Text(right + WORDS, self.y + 9.5, "no flatten", SMALL, "gone"))
+        self.y += 15
+        self._sheet(_Value(item.weight[1], item), left, self.y + 3, "map")
+        self.y += FLAT + 7
 
-    def _scale(self) -> float:
-        """Points for the square root of one feature."""
-        return (self.lane - 42) / sqrt(self.most)
-
-    def _bar(self, features: int, x: float, y: float, colour: str) -> None:
-        wide = max(1.2, sqrt(features) * self._scale())
-        bar = Polygon(((x, y), (x + wide, y), (x + wide, y + 5), (x, y + 5)), colour, f"{colour}.edge", THIN)
-        self.made.append(Group(f"vector-{len(self.made)}", f"a vector of {words.count(features)}", (bar,)))
-        self.made.append(Text(x + wide + 4, y + 5, words.count(features), SMALL, "quiet"))
-
-    def _value(self, features: int, item: Replaced, colour: str) -> None:
-        """A vector, or tokens, on the left; the same numbers as an image on the right."""
+    def _value(self, value: _Value, colour: str) -> None:
         left, right = self.lefts
-        top = self.y + 4
-        places = item.map[1:] if item.tokens else (1,) * (len(item.map) - 1)
-        if item.tokens:
-            self._tokens(features, prod(places), left, top, colour)
-        else:
-            self._bar(features, left, top + 2, colour)
-        drawn, tall = self._volume((features, *places), right, top, colour)
-        wide = drawn_width((features, *places), self._scale())
-        label = shortened(words.shape((features, *places)), self.lane - wide - 4, SMALL)
-        self.made += [drawn, Text(right + wide + 4, top + tall - 2, label, SMALL, "quiet")]
-        self.y = top + max(tall, 9) + 3
+        up = self._sides(value.image)[1] * RISE
+        tall = self._box(value.image, right, self.y + 3, colour, value.labels()[1])
+        self._sheet(value, left, self.y + 3 + up, colour)
+        self.y += 3 + tall + 3
 
-    def _tokens(self, features: int, places: int, x: float, y: float, colour: str) -> None:
-        wide, high = max(1.2, sqrt(features) * self._scale()), token_height(places)
-        sheet = Polygon(
-            ((x, y), (x + wide, y), (x + wide, y + high), (x, y + high)), colour, f"{colour}.edge", THIN
-        )
-        self.made.append(Group(f"tokens-{len(self.made)}", f"{places} tokens of {features}", (sheet,)))
-        label = shortened(f"{places}×{features}", self.lane - wide - 4, SMALL)
-        self.made.append(Text(x + wide + 4, y + high - 2, label, SMALL, "quiet"))
+    def _sheet(self, value: _Value, x: float, y: float, colour: str) -> None:
+        """A vector as a bar, tokens as a sheet."""
+        wide, high = max(1.0, sqrt(value.features) * self.scale), self._sides(value.image)[0]
+        what = f"{value.left} tokens" if value.tokens else f"a vector of {value.left}"
+        sheet = rect(x, y, wide, high, colour, f"{colour}.edge")
+        self.made.append(Group(f"before-{len(self.made)}", what, (sheet,)))
+        self.made.append(Text(x + wide + 4, y + high / 2 + 2.3, value.left, SMALL, "quiet"))
 
-    def _volume(self, shape: Sequence[int], x: float, y: float, colour: str) -> tuple[Group, float]:
-        """A map as a box: channels to the right, rows down, columns away; and how tall it is with its top."""
-        wide, high, depth = box_of(shape, self._scale())
+    def _box(self, shape: Sequence[int], x: float, y: float, colour: str, label: str) -> float:
+        """A map as a box: channels to the right, rows down, columns away; gives how tall it is."""
+        wide, (high, depth) = max(1.0, sqrt(shape[0]) * self.scale), self._sides(shape)
         up = depth * RISE
-        title = f"a map of {words.shape(shape)}"
-        shapes = tuple(box(x, y + up, wide, high, depth, colour))
-        return Group(f"map-{len(self.made)}", title, shapes), up + high
+        drawn = Group(
+            f"map-{len(self.made)}",
+            f"a map of {words.shape(shape)}",
+            box(x, y + up, wide, high, depth, colour),
+        )
+        at = Text(x + wide + depth * SLANT + 4, y + up + high / 2 + 2.3, label, SMALL, "quiet")
+        self.made += [drawn, at]
+        return up + high
 
     def _layer(self, item: Replaced, path: str) -> None:
-        """The layer as words beside its arrow, left and right; weights with their shapes."""
-        left, right = self.lefts
-        room = self.lane - 15
+        """The layer as words beside its arrow, left and right, weights with their shapes."""
         if item.weight:
-            before = (
-                f"FC {words.count(item.weight[1])} → {words.count(item.weight[0])}",
-                words.shape(item.weight),
+            inputs, outputs = (words.count(n) for n in (item.weight[1], item.weight[0]))
+            before = (path, f"FC {inputs} → {outputs}", f"W {words.shape(item.weight)}")
+            after = (
+                f"{words.shape(item.kernel[2:])} convolution",
+                f"W {words.shape(item.kernel)}",
+                f"the same {words.short(item.weights)} weights",
             )
-            size = words.shape(item.kernel[2:])
-            after = (f"{size} conv → {words.count(item.kernel[0])}", words.shape(item.kernel))
         else:
-            before, after = (item.kind, item.before), ("1×1 conv", item.after)
-        rows = ((left, path, *before), (right, _same(item), *after))
-        for x, head, what, weight in rows:
-            texts = ((head, "ink" if x == left else "quiet"), (what, "ink"), (f"W {weight}", "quiet"))
-            for i, (text, fill) in enumerate(texts):
+            before, after = (path, item.kind, item.before), ("1×1 convolutions", item.after, "")
+        for x, rows, strong in ((self.lefts[0], before, 2), (self.lefts[1], after, 1)):
+            for i, text in enumerate(rows):
+                row = shortened(text, self.lane - WORDS, SMALL)
                 y = self.y + 8 + i * SMALL * LEADING
-                self.made.append(Text(x + 15, y, shortened(text, room, SMALL), SMALL, fill))
-            self.made += arrow((x + 8, self.y + 1), (x + 8, self.y + LAYER_ROOM - 11))
-        self.y += LAYER_ROOM - 11
+                self.made.append(Text(x + WORDS, y, row, SMALL, "ink" if i < strong else "quiet"))
+            self.made += self._arrow(x, self.y + 1, self.y + LAYER)
+        self.y += LAYER
+
+    def _arrow(self, x: float, top: float, low: float) -> tuple[Shape, ...]:
+        return arrow((x + SHAFT, top), (x + SHAFT, low))
 
     def _bracket(self, times: int, top: float, low: float) -> None:
-        x = self.right_edge + 3
+        x = self.edge + 2
         self.made.append(line((x, top), (x + 3, top), (x + 3, low), (x, low), stroke="quiet"))
-        self.made.append(Text(x + 1.5, top - 3 if top > 24 else low + 8, f"×{times}", SMALL, "ink", "start"))
+        self.made.append(Text(x + 6, (top + low) / 2 + 2.5, f"×{times}", BODY, "ink"))
+
+    def _sides(self, shape: Sequence[int]) -> tuple[float, float]:
+        """Height and depth of a map's box, by its places."""
+        size = shape[1:]
+        if prod(size) == 1:
+            return FLAT, FLAT
+        if len(size) == 1 or size[1] == 1:
+            return min(self.tallest, max(FLAT, 1.1 * sqrt(size[0]))), FLAT
+        rows, columns = (min(self.tallest, max(FLAT, 4.4 * sqrt(n))) for n in size[-2:])
+        return rows, columns
 
 
-def _same(item: Replaced) -> str:
-    return f"{words.short(item.weights)} weights" if item.weight else ""
-
-
-def token_height(places: int) -> float:
-    """Points for a number of tokens: their square root, within reason."""
-    return min(26.0, max(2.5, 1.1 * sqrt(places)))
-
-
-def box_of(shape: Sequence[int], scale: float) -> tuple[float, float, float]:
-    """Width (√ of channels), height and depth (by places) of a map's box."""
-    channels, *size = shape
-    wide = max(1.2, sqrt(channels) * scale)
-    if prod(size) == 1:
-        return wide, 4.4, 4.4
-    if len(size) == 1 or size[1] == 1:
-        return wide, token_height(size[0]), 4.4
-    rows, columns = size[-2:]
-    return wide, min(26.0, 4.4 * sqrt(rows)), min(26.0, 4.4 * sqrt(columns))
-
-
-def drawn_width(shape: Sequence[int], scale: float) -> float:
-    """How wide a box is with its side."""
-    wide, _, depth = box_of(shape, scale)
-    return wide + depth * SLANT
+def _map(item: Replaced) -> str:
+    return words.shape(item.map)
 
 
 class _Table:
-    """Many layers: a row each, alike ones once."""
+    """Many layers: two lines each, alike ones once."""
 
     def __init__(self, groups: Sequence[Run[Replaced]], width: float) -> None:
         self.groups, self.width = groups, width
 
     def shapes(self) -> tuple[list[Shape], float]:
-        room = self.width - 2 * MARGIN
         made: list[Shape] = []
-        y = MARGIN + 8
-        step = SMALL * LEADING
+        y = MARGIN + SMALL
         for run in self.groups:
-            top = y - step + 1
-            for number, first in enumerate(run.first):
-                path = common_path([repeat[number].path for repeat in run.repeats])
-                times = f"  ×{run.times}" if run.times > 1 else ""
-                head = shortened(path, room - fonts.width(times, SMALL), SMALL) + times
-                body = f"W {words.shape(first.weight)} → {words.shape(first.kernel)}"
+            for head, body in self._rows(run):
                 made.append(Text(MARGIN, y, head, SMALL, "ink"))
-                made.append(Text(MARGIN + 8, y + step, shortened(body, room - 8, SMALL), SMALL, "quiet"))
-                y += 2 * step + 1
-            made.append(
-                line((MARGIN, y - step + 2), (self.width - MARGIN, y - step + 2), stroke="rule", line=THIN)
+                made.append(Text(MARGIN + 8, y + SMALL * LEADING, body, SMALL, "quiet"))
+                y += 2 * SMALL * LEADING + 2
+            made.append(line((MARGIN, y - 5), (self.width - MARGIN, y - 5), stroke="rule", line=THIN))
+            y += 4
+        return made, y - SMALL - 4
+
+    def _rows(self, run: Run[Replaced]) -> Iterator[tuple[str, str]]:
+        room = self.width - 2 * MARGIN
+        times = f"  ×{run.times}" if run.times > 1 else ""
+        for number, first in enumerate(run.first):
+            head = shortened(_path(run, number), room - fonts.width(times, SMALL), SMALL) + times
+            gone = ", no flatten" if first.flatten is not None else ""
+            shapes = f"W {words.shape(first.weight)} → {words.shape(first.kernel)}{gone}"
+            yield (
+                head,
+                shortened(shapes if first.weight else f"{first.before} → {first.after}", room - 8, SMALL),
             )
-            y += 3
-            del top
-        return made, y - step
-
-
-__all__ = ["HEAD", "figure", "moved", "rect"]

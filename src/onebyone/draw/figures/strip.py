@@ -34,7 +34,7 @@ TALL = 30.0  # points for the largest map's side
 PER_DOUBLING = 1.55  # points for each doubling of channels
 WIDEST_CELL = 78.0
 SHOWN = ("convolution", "pointwise", "linear", "pool", "flatten", "attention", "join")
-LINES = 3  # of what leads to a value
+LINES = 4  # of what leads to a value
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Value:
     layout: str
     sizes: Sizes
     steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, layout: str, sizes: Sizes, steps: tuple[Step, ...]) -> Value:
+        """Maps whose channels lie last are maps: their channels come first here."""
+        if layout == TOKENS and len(sizes) > 2:
+            return cls(MAP, (sizes[-1], *sizes[:-1]), steps)
+        return cls(layout, sizes, steps)
 
     @property
     def channels(self) -> int:
@@ -74,12 +81,27 @@ def values(data: Drawing) -> list[Value]:
     for step in data.steps:
         if step.role not in (*SHOWN, "sum") and step.output == step.input:
             continue
-        last = found[-1]
-        if step.output == last.sizes and step.layout == last.layout and last.steps:
+        last, new = found[-1], Value.of(step.layout, step.output, (step,))
+        if (new.layout, new.sizes) == (last.layout, last.sizes) and _together(last.steps, step):
             found[-1] = Value(last.layout, last.sizes, (*last.steps, step))
         elif step.role in SHOWN or (step.role == "other" and step.output != step.input):
-            found.append(Value(step.layout, step.output, (step,)))
+            found.append(new)
     return found
+
+
+def _together(before: Sequence[Step], step: Step) -> bool:
+    """Whether a step that leaves the size joins the ones before: in one block, and no sum has ended it."""
+    if not before or step.role == "sum":
+        return bool(before)
+    return before[-1].role != "sum" and _block(before[-1]) == _block(step)
+
+
+def _block(step: Step) -> str:
+    """The numbered part of the network that a step belongs to: `layer1.0` of `layer1.0.conv2`."""
+    names = step.path.split(".") if step.kind[:1].islower() else step.path.split(".")[:-1]
+    while names and not names[-1].isdecimal() and any(n.isdecimal() for n in names):
+        names.pop()
+    return ".".join(names)
 
 
 def figure(data: Drawing, width: float) -> Scene:
@@ -246,7 +268,7 @@ def _op(step: Step) -> str:
         name = next((v for k, v in _NAMES.items() if k.lower() in step.kind.lower().replace("_", "")), "pool")
         return f"{name} {kernel}{stride}" if step.kernel else name
     if step.role == "linear":
-        return "FC" if step.layout == VECTOR else "FC per token"
+        return "FC" if step.layout == VECTOR else "FC per token" if len(step.output) == 2 else "FC per place"
     return {"join": "joined", "sum": "sum"}.get(step.role, step.role if step.role != "other" else step.kind)
 
 
