@@ -152,3 +152,13 @@ def test_conversion_and_verification_come_with_their_row() -> None:
     late = onebyone.compare(network(), x, budget=1e-9, rows=["R1"])
     assert late.verification is not None
     assert "budget" in late.verification["not_available"]
+
+
+def test_a_large_or_strided_kernel_gets_a_map_on_which_it_acts_locally() -> None:
+    roles = {"connected": connected(), "pointwise": pointwise()}  # over 5×4 places
+    stem = Operation("7×7", convolution_form((2, 2), (3, 3)), random(4, 3, 7, 7), None, (3, 16, 16))
+    patch = Operation("4×4", convolution_form((4, 4)), random(4, 3, 4, 4), None, (3, 16, 16))
+    for op, moved in ((stem, 16), (patch, 1)):
+        found = measure_influence(roles | {"kernel": op})["kernel"]
+        assert found["map"] == [16, 16]
+        assert max(len(row) for row in found["moved"]) == moved

@@ -1,42 +1,32 @@
-"""D6: where either layer occurs, counted in the user's own network and in the model zoo where its results are."""
+"""D6: where either layer occurs, counted in the user's own network and in the networks of timm and torchvision."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from math import prod
-from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from onebyone.compare.observe import KERNEL, LINEAR, POINTWISE, Seen
 from onebyone.compare.row import Figures, Verdict, holds, not_as_said
 
-ZOO = Path("bench", "results", "zoo.json")
+ALL = "all"
+"""Among a network's places: all of its layers that were seen."""
 
 
-def find_zoo() -> Path | None:
-    """The zoo's results, below the current folder or the checkout that the package runs from."""
-    roots = (Path.cwd(), *Path(__file__).resolve().parents[3:4])
-    return next((root / ZOO for root in roots if (root / ZOO).is_file()), None)
+def read_census() -> list[dict[str, Any]] | None:
+    """The networks of timm and torchvision, as `tools/census.py` counted them; None where the file is missing.
 
-
-def read_zoo(path: Path) -> list[dict[str, Any]]:
-    """The zoo's networks: key, group, parameters, and how many linear layers and 1×1 convolutions each has."""
-    models = json.loads(path.read_text(encoding="utf-8"))["models"]
-    found = []
-    for model in models:
-        built: Mapping[str, Any] = next((s["figures"] for s in model["steps"] if s["name"] == "build"), {})
-        if "eligible" in built:
-            found.append(
-                {
-                    "key": model["key"],
-                    "group": model["group"],
-                    "parameters": built["parameters"],
-                    "linear": built["eligible"]["linear"],
-                    "pointwise": built["eligible"]["conv"],
-                }
-            )
-    return found
+    Each has `key`, `parameters`, how many `linear` layers and `pointwise` convolutions it has, and, if it was
+    run, `places`: of each place (and of ALL) the layers, their parameters and their MACs.
+    """
+    file = resources.files("onebyone.compare").joinpath("census.json")
+    if not file.is_file():
+        return None
+    networks: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["networks"]
+    return networks
 
 
 def place_of(layer: Seen) -> str:
@@ -99,9 +89,36 @@ def _totals(zoo: Sequence[Mapping[str, Any]]) -> Figures:
             "pointwise_layers": sum(m["pointwise"] for m in models),
         }
 
-    groups = sorted({m["group"] for m in zoo})
-    by_group = {g: tally([m for m in zoo if m["group"] == g]) for g in groups}
-    return tally(zoo) | {"by_group": by_group}
+    groups = sorted({_group(m) for m in zoo})
+    by_group = {g: tally([m for m in zoo if _group(m) == g]) for g in groups}
+    run = [m for m in zoo if m.get("places")]
+    return tally(zoo) | {"by_group": by_group, "run": len(run), "places": _places(run)}
+
+
+def _group(network: Mapping[str, Any]) -> str:
+    """Where it comes from: timm, torchvision, or structure (of torchvision, counted and not run)."""
+    return str(network["key"]).split(":")[0]
+
+
+def _places(run: Sequence[Mapping[str, Any]]) -> Figures:
+    """Of each place: how many networks have such layers, how many there are, and what share of a network's
+    parameters and MACs they hold, a mean in which every network that was run counts alike.
+    """
+    names = sorted({place for m in run for place in m["places"] if place != ALL})
+    return {
+        place: {
+            "networks": sum(place in m["places"] for m in run),
+            "layers": sum(_of(m, place)[0] for m in run),
+            "share_of_parameters": fmean(_of(m, place)[1] / max(1, m["parameters"]) for m in run),
+            "share_of_macs": fmean(_of(m, place)[2] / max(1, _of(m, ALL)[2]) for m in run),
+        }
+        for place in names
+    }
+
+
+def _of(network: Mapping[str, Any], place: str) -> Sequence[int]:
+    found: Sequence[int] = network["places"].get(place, (0, 0, 0))
+    return found
 
 
 def judge_census(figures: Figures) -> Verdict:
@@ -109,9 +126,10 @@ def judge_census(figures: Figures) -> Verdict:
     own, zoo = figures["network"], figures["zoo"]
     counted = f"Linear layers and 1×1 convolutions in this network: {own['linear']} and {own['pointwise']}"
     if zoo:
-        counted += f"; {zoo['with_both']} of the zoo's {zoo['networks']} networks have both"
+        counted += f"; {zoo['with_both']} of {zoo['networks']} networks of timm and torchvision have both"
+        counted += _shares(zoo.get("places", {}))
     else:
-        counted += " (the zoo's results were not found: this network alone was counted)"
+        counted += " (the census is not installed: this network alone was counted)"
     reasons = []
     if own["linear"] and (own["convolutional"] or own["pointwise"]):
         reasons.append("a convolutional network with fully connected layers")
@@ -120,7 +138,17 @@ def judge_census(figures: Figures) -> Verdict:
             f"{own['linear_on_tokens']} linear layers that act at each token, as 1×1 convolutions do"
         )
     if zoo and zoo["with_both"]:
-        reasons.append("networks of the zoo with both")
+        reasons.append("networks of timm and torchvision with both")
     if reasons:
         return not_as_said(f"either occurs in the other's networks: {', '.join(reasons)}. {counted}")
     return holds(counted)
+
+
+def _shares(places: Mapping[str, Mapping[str, Any]]) -> str:
+    """What either kind holds of a network, on the mean."""
+    told = []
+    for kind, word in ((LINEAR, "linear layers"), ("1×1 convolution", "1×1 convolutions")):
+        rows = [row for place, row in places.items() if kind in place]
+        parameters, macs = (sum(row[f"share_of_{of}"] for row in rows) for of in ("parameters", "macs"))
+        told.append(f"{word} hold {parameters:.0%} of the parameters and do {macs:.0%} of the MACs")
+    return f", where on the mean {' and '.join(told)}" if places else ""

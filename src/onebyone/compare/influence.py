@@ -27,16 +27,31 @@ def measure_influence(operations: Mapping[str, Operation]) -> Figures:
 
 
 def _on(op: Operation, size: Sequence[int]) -> Operation:
-    """The layer on a map of `size`, if it runs on one; else on the first SIDE places of its own."""
+    """The layer on a map of `size`, if that is large enough to see it act locally; else on its own, cut to SIDE."""
     if _is_bound(op):
         return op
-    for wanted in (size, [min(n, SIDE) for n in op.map_shape[1:]]):
-        try:
-            op.on(wanted)(torch.zeros(1, op.map_shape[0], *wanted, dtype=torch.float64))
-        except RuntimeError:
-            continue
-        return op.on(wanted)
-    return op
+    own = [min(n, SIDE) for n in op.map_shape[1:]]
+    fitting = [s for s in (size, own) if _shows(op, s)] or [s for s in (own, size) if _output(op, s)]
+    return op.on(fitting[0]) if fitting else op
+
+
+def _output(op: Operation, size: Sequence[int]) -> tuple[int, ...]:
+    """The shape of what it gives on such a map; empty where it does not run."""
+    try:
+        return tuple(op.on(size)(torch.zeros(1, op.map_shape[0], *size, dtype=torch.float64)).shape)
+    except RuntimeError:
+        return ()
+
+
+def _shows(op: Operation, size: Sequence[int]) -> bool:
+    """Whether it runs on such a map, and its kernel stands there in several places without reaching all of it.
+
+    A k×k kernel reaches neither border from the middle of 2k − 1 places; a stride leaves few of them.
+    """
+    output, kernel = _output(op, size), op.weight.shape[2:]
+    if len(output) < 4 or max(kernel, default=1) == 1:
+        return bool(output)
+    return min(output[2:]) > 2 and all(n >= 2 * k - 1 for n, k in zip(size, kernel, strict=True))
 
 
 def _is_bound(op: Operation) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.compare import similarities
-from onebyone.compare.census import find_zoo, measure_census, read_zoo
+from onebyone.compare.census import measure_census, read_census
 from onebyone.compare.complexity import costs, measure_counts, measure_times, sizes_for, timed_part
 from onebyone.compare.detection import measure_detection, measure_own
 from onebyone.compare.differences import measure_scope, measure_sizes
@@ -122,10 +122,9 @@ class Setting:
         return op.describe() | found | {"channels": channels, "times": times | {"outputs_timed": timed}}
 
     def census(self) -> Figures:
-        """D6, with the zoo's results where they are."""
-        path = find_zoo()
+        """D6, with the census of the networks that are well known."""
         parameters = sum(p.numel() for p in self.model.parameters())
-        return measure_census(self.pair.seen, parameters, None if path is None else read_zoo(path))
+        return measure_census(self.pair.seen, parameters, read_census())
 
     def chain(self) -> Figures:
         """R2, with the shapes of the network's two last linear layers in a row."""

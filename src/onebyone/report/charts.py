@@ -101,14 +101,16 @@ def polyline(points: Sequence[tuple[float, float]], css: str) -> str:
 def short(value: float) -> str:
     """A number as an axis names it.
 
-    >>> [short(v) for v in (0.001, 0.25, 1, 1500, 2_000_000, 1e-9, 1e12)]
-    ['0.001', '0.25', '1', '1.5k', '2M', '10⁻⁹', '10¹²']
+    >>> [short(v) for v in (0.001, 0.25, 1, 1024, 15000, 2_000_000, 1e-9, 1e12)]
+    ['0.001', '0.25', '1', '1024', '15k', '2M', '10⁻⁹', '10¹²']
     """
     size = abs(value)
     if size and not 1e-3 <= size < 1e10:
         power = math.floor(math.log10(size) + 1e-9)
         digits = value / 10.0**power
         return ("" if abs(digits - 1) < 1e-9 else f"{digits:.2g}·") + "10" + superscript(power)
+    if size < 1e4 and value == round(value):
+        return f"{value:.0f}"
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= unit:
             return f"{value / unit:.3g}{name}"
@@ -207,7 +209,7 @@ def dots(
         top = 22 + 34.0 * number
         parts.append(svg_text(0, top + 10, name, "name", "start"))
         parts.append(line(scale.start, top + 22, scale.end, top + 22, "grid"))
-        parts.append(line(scale.at(mark), top + 14, scale.at(mark), top + 30, "rule"))  # never through words
+        parts.append(line(scale.at(mark), top + 16, scale.at(mark), top + 29, "rule"))  # never through words
         parts += [dot(scale.at(v if v < math.inf else high), top + 22, f"{css} part", 4.5) for v in values]
     for value in scale.ticks(6):
         parts.append(svg_text(scale.at(value), height - 8, _power(value), "tick"))

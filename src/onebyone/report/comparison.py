@@ -12,6 +12,7 @@ from onebyone.report.network import network_pictures
 from onebyone.report.plan import plan_view
 from onebyone.report.rowpictures import picture
 from onebyone.report.views import SIDES, costs, counted, folding, movers
+from onebyone.report.words import counted as counted_noun
 from onebyone.report.words import lines, number, words
 
 Data = Mapping[str, Any]
@@ -250,7 +251,7 @@ def _conversion(conversion: Data | None) -> dict[str, Any] | None:
     copied = conversion["copied_bytes"]
     return {
         "not_available": "",
-        "said": f"{len(changes)} layers converted, {len(refused)} refused; "
+        "said": f"{counted_noun(len(changes), 'layer')} converted, {len(refused)} refused; "
         + ("no weight was copied: both forms share them." if not copied else f"{copied:,} bytes copied."),
         "changes": [{**c, "path": _path(c["path"]), "copied": _bytes(c["copied_bytes"])} for c in changes],
         "refused": [{**r, "path": _path(r["path"])} for r in refused],

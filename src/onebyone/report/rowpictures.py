@@ -10,7 +10,7 @@ from onebyone.records import by
 from onebyone.report import charts
 from onebyone.report.charts import Series
 from onebyone.report.pictures import svg_text
-from onebyone.report.words import number, percent, plain
+from onebyone.report.words import counted, number, percent, plain
 
 Data = Mapping[str, Any]
 NAMES = {"pointwise": "1×1 convolution", "connected": "fully connected", "pooled": "global pool + FC"}
@@ -191,48 +191,52 @@ def _d5(figures: Data, _: Data) -> Picture | None:
     times = figures["times"]
     timed = f"{figures['channels']} channels in, {times['outputs_timed']} out"
     return Picture(
-        html, f"Medians of {times['repeats']} runs, {timed}, {times['dtype']}, {times['threads']} thread(s)."
+        html,
+        f"Medians of {times['repeats']} runs, {timed}, {times['dtype']}, {counted(times['threads'], 'thread')}.",
     )
+
+
+_PLACES = {
+    "k×k convolution": "c-kernel",
+    "1×1 convolution": "c-pointwise",
+    "grouped 1×1 convolution": "c-pointwise faint",
+    "linear layer on every token or place": "c-connected faint",
+    "linear layer on a flattened map": "c-connected",
+    "linear layer on a pooled map": "c-pooled",
+}
 
 
 def _d6(figures: Data, _: Data) -> Picture:
     places = figures["network"]["places"]
     shares = [("parameters", "share_of_parameters"), ("MACs", "share_of_macs")]
     parts, told = [], []
-    kinds = [
-        "c-kernel",
-        "c-pointwise",
-        "c-pooled",
-        "c-connected",
-        "c-other",
-        "c-kernel faint",
-        "c-connected faint",
-    ]
-    css = dict(zip(places, kinds, strict=False))
     for row, (name, key) in enumerate(shares):
         top, left = 52.0 * row, 0.0
         parts.append(svg_text(0, top + 14, f"share of the {name}", "name", "start"))
         parts.append(charts.rect(0, top + 20, charts.WIDTH, 18, "rail"))
         for place, found in places.items():
             width = charts.WIDTH * min(1.0, found[key])
-            parts.append(charts.rect(left, top + 20, max(0.0, width - 1), 18, css.get(place, "c-other")))
+            parts.append(charts.rect(left, top + 20, max(0.0, width - 1), 18, _PLACES.get(place, "c-other")))
             left += width
             told.append(f"{place}: {percent(found[key])} of the {name}")
     label = f"What the network is made of. {'; '.join(told)}"
     html = charts.drawing("".join(parts), 52.0 * len(shares), label)
-    names = [(f"{place} ({found['layers']})", css.get(place, "c-other")) for place, found in places.items()]
+    names = [
+        (f"{place} ({found['layers']})", _PLACES.get(place, "c-other")) for place, found in places.items()
+    ]
     html += charts.legend(names)
     zoo = figures.get("zoo")
     if zoo:
         rows = [
             (words, zoo[key], f"{zoo[key]}", colour)
             for key, words, colour in (
-                ("with_both", "networks of the zoo with both", "c-other"),
+                ("with_both", "networks with both", "c-other"),
                 ("linear_only", "linear layers only", "c-connected"),
                 ("pointwise_only", "1×1 convolutions only", "c-pointwise"),
             )
         ]
         told = [f"{name}: {words} of {zoo['networks']}" for name, _, words, _ in rows]
+        html += f'<p class="over">and in the {zoo["networks"]} networks of the zoo:</p>'
         html += charts.bars(rows, f"The model zoo. {'; '.join(told)}", zoo["networks"])
     return Picture(html, "Linear layers and convolutions by place, with how many of each there are.")
 
@@ -257,7 +261,7 @@ def _d7(figures: Data, pictures: Data) -> Picture:
 
 def _r2(figures: Data, _: Data) -> Picture:
     images, kernels = figures["images"], figures["convolution_weights"]
-    layers = [name or "layer" for name in figures["layers"]]
+    layers = [{"made": "a layer made for it"}.get(name, name) or "layer" for name in figures["layers"]]
     rows = [("image", images[0], "c-other")]
     for name, kernel, image in zip(layers, kernels, images[1:], strict=True):
         rows += [(f"{name}, as kernels", kernel, "c-connected"), ("image", image, "c-other")]

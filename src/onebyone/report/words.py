@@ -43,6 +43,15 @@ def number(value: Any) -> str:
     return f"{value / 10.0**power:.3g}·10{superscript(power)}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "layer"), counted(1200, "layer")
+    ('1 layer', '1,200 layers')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def percent(share: float) -> str:
     """A share.
 

@@ -12,7 +12,7 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 function number(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en");
+  if (Number.isInteger(value) && size < 1e15) return value.toLocaleString("en");
   if (size < 1e-3 || size >= 1e6) {
     const power = Math.floor(Math.log10(size));
     const raised = [...String(power)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
