@@ -57,19 +57,21 @@ class Contest:
         return sorted((t for t in self.trials.values() if t.run is not None), key=_share)
 
     def finals(self, seconds: float) -> list[Trial]:
-        """The fastest few measured once more, together; the order is theirs alone."""
-        entered = {t.name: t for t in self.alive()[:FINALISTS]}
-        if BASELINE in self.trials and self.trials[BASELINE].run is not None:
-            entered[BASELINE] = self.trials[BASELINE]
+        """The fastest few and the network as it is, measured once more, together: in the order of these times alone."""
+        entered = {t.name: t for t in (*self.alive()[:FINALISTS], self.trials[BASELINE])}
         times = self._times(entered.values(), seconds, rounds=50)
         for name, trial in entered.items():
-            self.trials[name] = replace(trial, timing=times[name])
+            self.trials[name] = replace(trial, timing=times[name], share=times.share(name, BASELINE))
+        base = times[BASELINE].median_ms
+        for name, trial in self.trials.items():
+            if name not in entered and trial.timing is not None:  # as if all had been in the same run
+                self.trials[name] = replace(trial, timing=_as_if(trial.timing, _share(trial) * base))
         return sorted((self.trials[n] for n in entered), key=lambda t: times[t.name].median_ms)
 
     def _screened(self, trial: Trial) -> Trial:
         base = self.trials.get(BASELINE)
         rivals = [trial] if base is None or base.run is None or base is trial else [base, trial]
-        times = self._times(rivals, max(0.3, _SCREENING * self.budget.seconds), rounds=8)
+        times = self._times(rivals, self._seconds(1), rounds=8)
         timing, share = times[trial.name], times.share(trial.name, rivals[0].name)
         if base is not None and base.timing is not None and base is not trial:
             timing = _as_if(timing, share * base.timing.median_ms)
@@ -82,12 +84,16 @@ class Contest:
         """
         if trial.run is None or rival.run is None:
             return _share(trial)
-        times = self._times([trial, rival], max(0.5, 2 * _SCREENING * self.budget.seconds), rounds=16)
+        times = self._times([trial, rival], self._seconds(2), rounds=16)
         share = times.share(trial.name, rival.name) * _share(rival)
         base = self.trials[BASELINE].timing
         timing = _as_if(times[trial.name], share * base.median_ms) if base else times[trial.name]
         self.trials[trial.name] = replace(trial, timing=timing, share=share)
         return share
+
+    def _seconds(self, times: int) -> float:
+        """For one comparison: a share of the budget, but enough for a few rounds where there is as much."""
+        return times * min(max(0.3, _SCREENING * self.budget.seconds), self.budget.seconds / 10)
 
     def _times(self, trials: Iterable[Trial], seconds: float, rounds: int) -> Times:
         calls = {t.name: t.run for t in trials if t.run is not None}

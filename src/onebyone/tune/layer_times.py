@@ -18,8 +18,8 @@ from onebyone.tune.layer_forms import ATTENTION, CONV, LayerForm, assigned, laye
 from onebyone.tune.layers import Group
 
 _ROUNDS = 15
-# sizes at which libraries are known to be near their best: products of about 2 and 8 GMAC, large in every extent
-_BIG = ((1024, 1024, 2048), (2048, 2048, 2048), (3136, 512, 1024))
+# products large in every extent, where libraries are near their best: 0.5 to 2 GMAC, and 64 times that on a GPU
+_BIG = ((512, 1024, 1024), (1024, 1024, 1024), (3136, 512, 512), (2048, 1024, 1024))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def work_of(group: Group, form: str) -> cost.Work | None:
 
 def _call(group: Group, form: LayerForm) -> Call | None:
     module, x = group.module, group.sample
-    if form.name == "bmm" and not (group.channels_last if group.kind == CONV else x.dim() > 2):
+    if form.name in ("bmm", "conv-nchw") and not (group.channels_last if group.kind == CONV else x.dim() > 2):
         return None  # one and the same as "linear" here
     if form.module is not None:
         module = assigned(module, {"": form.name}).model
@@ -101,16 +101,18 @@ def _call(group: Group, form: LayerForm) -> Call | None:
     return partial(module, x)
 
 
-def peak_gflops(clock: Clock, device: torch.device, seconds: float, threads: int) -> float:
+def peak_gflops(clock: Clock, device: torch.device, seconds: float) -> float:
     """GFLOP/s of the fastest big float32 product through either library path, each at its best of several runs."""
-    best = 0.0
+    best, end = 0.0, clock.now() + seconds
     scale = 4 if device.type == "cuda" else 1
     with torch.inference_mode():
         for rows, inner, columns in _BIG:
+            if best and clock.now() > end:
+                break
             flops = 2e-9 * scale**3 * rows * inner * columns
             for call in _products(scale * rows, scale * inner, scale * columns, device):
                 try:
-                    repeats, first = clock.warm(call, seconds / 12)
+                    repeats, first = clock.warm(call, seconds / 16)
                     taken = min([first, *(clock.sample(call, repeats) for _ in range(2))])
                 except RuntimeError:
                     continue  # a device too small for it
@@ -127,7 +129,9 @@ def _products(rows: int, inner: int, columns: int, device: torch.device) -> list
     x, w = random(rows, inner), random(columns, inner)
     image = x.reshape(1, rows, 1, inner).permute(0, 3, 1, 2)
     kernel = w[:, :, None, None]
+    nchw = image.reshape(1, inner, rows, 1).contiguous()
     return [
         partial(F.linear, x, w),
+        partial(F.conv2d, nchw, kernel),
         partial(F.conv2d, image, kernel.contiguous(memory_format=torch.channels_last)),
     ]

@@ -109,7 +109,7 @@ def _measure(
 ) -> Tuned:
     judge = Judge(subject.network, subject.calling, seed, DTYPES[short[0]] if short else None)
     workshop = Workshop(subject, judge, setting)
-    peak = peak_gflops(clock, subject.device, PEAK * budget.seconds, setting.threads)
+    peak = peak_gflops(clock, subject.device, PEAK * budget.seconds)
     groups = groups_of(subject.network, subject.calling)
     share = LAYERS * budget.seconds / max(1, len(groups))
     times = [measure_group(group, clock, share) for group in groups]
