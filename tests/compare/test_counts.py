@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -94,11 +91,6 @@ def test_times_are_repeated_in_turn() -> None:
 # D6
 
 
-def entry(key: str, linear: int, conv: int, group: str = "timm") -> dict[str, object]:
-    built = {"name": "build", "figures": {"parameters": 9, "eligible": {"linear": linear, "conv": conv}}}
-    return {"key": key, "group": group, "steps": [built, {"name": "layers", "figures": {}}]}
-
-
 def test_a_convolutional_network_with_linear_layers() -> None:
     model = network()
     seen = observe(model, torch.randn(1, 3, 8, 7))
@@ -115,7 +107,11 @@ def test_a_feed_forward_network_is_as_is_said() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
     figures = census.measure_census(observe(model, torch.randn(3, 6)), 47, None)
     assert census.judge_census(figures).text == HOLDS
-    both = census.measure_census(observe(model, torch.randn(3, 6)), 47, [{**_flat("a", 3, 2)}])
+    both = census.measure_census(
+        observe(model, torch.randn(3, 6)),
+        47,
+        [{"key": "timm:a", "parameters": 9, "linear": 3, "pointwise": 2}],
+    )
     assert census.judge_census(both).text == NOT_AS_SAID
     tokens = census.measure_census(observe(model, torch.randn(3, 4, 6)), 47, None)
     assert census.judge_census(tokens).text == NOT_AS_SAID
@@ -126,27 +122,3 @@ def test_patches_make_no_convolutional_network() -> None:
     figures = census.measure_census(observe(model, torch.randn(1, 3, 8, 6)), 1, None)
     assert not figures["network"]["convolutional"]
     assert census.judge_census(figures).text == HOLDS
-
-
-def _flat(key: str, linear: int, pointwise: int) -> dict[str, object]:
-    return {"key": key, "group": "timm", "parameters": 9, "linear": linear, "pointwise": pointwise}
-
-
-def test_the_zoo_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bench" / "results").mkdir(parents=True)
-    crashed = {"key": "x", "group": "timm", "steps": [{"name": "build", "figures": {}}]}
-    models = [entry("a", 2, 0), entry("b", 1, 3), entry("c", 0, 5, "torchvision"), crashed]
-    (tmp_path / "bench" / "results" / "zoo.json").write_text(json.dumps({"models": models}))
-    monkeypatch.chdir(tmp_path)
-    path = census.find_zoo()
-    assert path is not None
-    zoo = census.read_zoo(path)
-    assert zoo[1] == {"key": "b", "group": "timm", "parameters": 9, "linear": 1, "pointwise": 3}
-    totals = census.measure_census([], 0, zoo)["zoo"]
-    assert (totals["networks"], totals["with_both"], totals["linear_only"], totals["pointwise_only"]) == (
-        3,
-        1,
-        1,
-        1,
-    )
-    assert totals["by_group"]["torchvision"]["pointwise_layers"] == 5

@@ -127,7 +127,7 @@ def judge_census(figures: Figures) -> Verdict:
     counted = f"Linear layers and 1×1 convolutions in this network: {own['linear']} and {own['pointwise']}"
     if zoo:
         counted += f"; {zoo['with_both']} of {zoo['networks']} networks of timm and torchvision have both"
-        counted += _shares(zoo.get("places", {}))
+        counted += _shares(zoo)
     else:
         counted += " (the census is not installed: this network alone was counted)"
     reasons = []
@@ -144,11 +144,11 @@ def judge_census(figures: Figures) -> Verdict:
     return holds(counted)
 
 
-def _shares(places: Mapping[str, Mapping[str, Any]]) -> str:
+def _shares(zoo: Mapping[str, Any]) -> str:
     """What either kind holds of a network, on the mean."""
     told = []
     for kind, word in ((LINEAR, "linear layers"), ("1×1 convolution", "1×1 convolutions")):
-        rows = [row for place, row in places.items() if kind in place]
+        rows = [row for place, row in zoo["places"].items() if kind in place]
         parameters, macs = (sum(row[f"share_of_{of}"] for row in rows) for of in ("parameters", "macs"))
         told.append(f"{word} hold {parameters:.0%} of the parameters and do {macs:.0%} of the MACs")
-    return f", where on the mean {' and '.join(told)}" if places else ""
+    return f"; on the mean of the {zoo['run']} that were run {' and '.join(told)}" if zoo["run"] else ""
