@@ -131,3 +131,83 @@ def test_bad_input():
         cost.pointwise(1, 4, 6, (2, 2), groups=3)
     with pytest.raises(BadInput, match="layer 1"):
         cost.network([Layer(1, 1, (Sliding(3),)), Layer(1, 1, (Sliding(3),))], (4,))
+
+
+# which form is fastest
+
+
+def _measured() -> list[tuple[list[cost.Work], list[float]]]:
+    """The table of the project's plan: a layer's forms and their measured GFLOP/s, as (works, seconds)."""
+    table = [
+        ((1, 64, 256, 56), (332, 431, 209, 89)),
+        ((1, 512, 128, 28), (374, 437, 215, 173)),
+        ((1, 2048, 512, 7), (335, 109, 153, 84)),
+        ((1, 512, 2048, 7), (319, 225, 135, 78)),
+        ((8, 768, 3072, 14), (440, 449, 214, 137)),
+        ((32, 2048, 1000, 1), (114, 43, 159, 162)),
+        ((1, 25088, 4096, 1), (1.7, 0.4, 14.5, 14.5)),
+    ]
+    rows = []
+    for (n, c, o, h), rates in table:
+        form = cost.pointwise(n, c, o, (h, h), bias=False)
+        size, copied = form.bytes_moved, 8 * n * h * h * (c + o) if h > 1 else 0
+        names = ["conv", "conv-channels-last", "linear", "permute"]
+        works = [
+            cost.Work(f, p, form.macs, size, 4 * c * o, copied if f == "permute" else 0)
+            for f, p in zip(names, [*names[:3], "linear"], strict=True)
+        ]
+        rows.append((works, [2e-9 * form.macs / rate for rate in rates]))
+    return rows
+
+
+def test_the_default_processor_s_first_choice_on_what_it_was_fitted_to() -> None:
+    """Not a measure of how good it is elsewhere (the benchmark's), but it must at least know its own table."""
+    lost = []
+    for works, seconds in _measured():
+        best = cost.rank(works)[0]
+        times = dict(zip([w.form for w in works], seconds, strict=True))
+        lost.append(times[best] / min(times.values()))
+    assert sum(x < 1.03 for x in lost) >= 6
+    assert max(lost) < 1.5
+
+
+def test_a_fit_finds_the_processor_that_made_the_times() -> None:
+    """Times from known rates come back as those rates: an independent computation of every prediction."""
+    made = cost.Processor(
+        mac={"linear": 9e-12, "batched": 8e-12, "conv": 4e-12, "conv-channels-last": 3e-12},
+        repacked={"linear": 1e-11, "batched": 2e-11, "conv": 3e-11, "conv-channels-last": 9e-11},
+        call={"linear": 1e-6, "batched": 2e-6, "conv": 3e-6, "conv-channels-last": 4e-6},
+        byte=1e-11,
+        copied=5e-11,
+    )
+    draw = np.random.default_rng(0)
+    works = []
+    for path in cost.PATHS:
+        for _ in range(40):
+            macs, size, weights, copied = (int(10 ** draw.uniform(3, 9)) for _ in range(4))
+            works.append(cost.Work(path, path, macs, size, weights, copied))
+    found = cost.fit([(w, made.seconds(w)) for w in works])
+    for w in works:
+        assert found.seconds(w) == pytest.approx(made.seconds(w), rel=1e-2)
+
+
+def test_predictions_are_sums() -> None:
+    p = cost.DEFAULT
+    work = cost.Work("conv", "conv", 10**6, 10**5, 10**4, 10**3)
+    expected = p.call["conv"] + 1e6 * p.mac["conv"] + 1e5 * p.byte + 1e4 * p.repacked["conv"] + 1e3 * p.copied
+    assert p.seconds(work) == pytest.approx(expected)
+
+
+def test_equals_stay_in_order_and_copies_cost() -> None:
+    a, b = (cost.Work(name, "linear", 10**6, 10**5) for name in "ab")
+    assert cost.rank([a, b]) == ("a", "b")
+    assert cost.rank([cost.Work("copies", "linear", 10**6, 10**5, copied=10**6), a]) == ("a", "copies")
+
+
+def test_what_cannot_be_predicted_or_fitted() -> None:
+    with pytest.raises(BadInput, match="path='abacus'"):
+        cost.rank([cost.Work("a", "abacus", 1, 1)])
+    with pytest.raises(BadInput, match="expected positive seconds on every path"):
+        cost.fit([(cost.Work("a", "linear", 1, 1), 1.0)])
+    with pytest.raises(BadInput, match="expected positive seconds"):
+        cost.fit([(cost.Work(p, p, 1, 1), 0.0) for p in cost.PATHS])

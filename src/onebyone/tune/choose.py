@@ -128,12 +128,12 @@ def run_wholes(
 ) -> None:
     """Every engine with every form: eager first, whose order of forms is then taken by the others in turns."""
     wanted = [e for e in reversed(engines) if e.name != "eager"]  # those that are quick to build first
-    eager = [Candidate("eager", f, d) for d in dtypes for f in forms] if len(wanted) < len(engines) else []
+    eager = [Candidate("eager", f, d) for f in forms for d in dtypes] if len(wanted) < len(engines) else []
     contest.planned = len(eager) + sum(len(_forms_for(e, forms)) * len(dtypes) for e in wanted)
     contest.enter(Candidate("eager", "original"))  # always: what is chosen is never slower than it
     _try(contest, [c for c in eager if c.name not in contest.trials])
     order = _by_eager(contest, forms)
-    turns = [[Candidate(e.name, f, d) for d in dtypes for f in _preferred(e, order)] for e in wanted]
+    turns = [[Candidate(e.name, f, d) for f in _preferred(e, order) for d in dtypes] for e in wanted]
     for place in range(max(map(len, turns), default=0)):
         _try(contest, [row[place] for row in turns if place < len(row)])
 
