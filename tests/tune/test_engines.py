@@ -125,7 +125,13 @@ def test_no_number_for_a_tensor(name: str) -> None:
 
 
 def test_the_names_of_engines() -> None:
-    assert [e.name for e in engines_of("torch")] == ["eager", "compile", "compile+freeze"]
+    assert [e.name for e in engines_of("torch")] == [
+        "eager",
+        "compile",
+        "compile+freeze",
+        "aot-inductor",
+        "onednn-graph",
+    ]
     assert [e.name for e in engines_of(None)] == [e.name for e in engines_of("all")]
     assert [e.name for e in engines_of(["openvino", "torch"])][0] == "openvino"
 
@@ -172,6 +178,27 @@ def test_compiled(name: str) -> None:
     network = built.network
     x = torch.randn(3, 4, 8)
     torch.testing.assert_close(built(x), network(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_ahead_of_time() -> None:
+    agree("aot-inductor", networks.tokens(), torch.randn(2, 4, 8))
+
+
+def test_the_graph_of_onednn() -> None:
+    """Fusion is on while it is built, and as it was afterwards."""
+    before = torch.jit.onednn_fusion_enabled()
+    agree("onednn-graph", networks.tokens(), torch.randn(2, 4, 8))
+    agree("onednn-graph", networks.images(), torch.randn(2, 3, 8, 8))
+    assert torch.jit.onednn_fusion_enabled() == before
+
+
+def test_what_the_graph_of_onednn_does_not_serve() -> None:
+    with pytest.raises(Exception, match="it fuses float32 only"):
+        model("onednn-graph", networks.tokens().double(), torch.randn(2, 4, 8).double())
+    engine = engine_of("onednn-graph")
+    assert engine.why_not(Setting(torch.device("cuda"), 1)) == "it does not run on cuda"
+    assert "shapes that it was made on alone" in str(engine.why_not(Setting(torch.device("cpu"), 1, True)))
 
 
 @pytest.mark.slow

@@ -1,0 +1,44 @@
+"""AOTInductor: the exported program compiled ahead of time into a library, its weights frozen and packed.
+
+What it has over `torch.compile`: no Python at run time, and linear layers in float32 go to oneDNN with the weight
+packed and the activation fused (`torch.compile` gives them to MKL, whose best kernels not every processor gets).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from onebyone.tune.calling import Call, Calling
+from onebyone.tune.engines.base import TORCH, Engine, Setting, register_engine
+from onebyone.tune.engines.exporting import export
+
+
+def _wants(form: str) -> bool:
+    return not form.startswith("native-")  # drop-in and real modules are one and the same graph
+
+
+def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+    from torch import _inductor as inductor
+
+    program = export(network, calling, setting).program
+    with tempfile.TemporaryDirectory(prefix="onebyone-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = inductor.aoti_compile_and_package(
+            program, package_path=str(Path(folder) / "network.pt2"), inductor_configs={"freezing": True}
+        )
+        loaded: Any = inductor.aoti_load_package(path)  # holds what it needs from here on
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode():
+            return loaded(*args, **kwargs)
+
+    return call
+
+
+AHEAD = register_engine(Engine("aot-inductor", _build, group=TORCH, wants=_wants))
