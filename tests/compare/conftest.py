@@ -53,16 +53,17 @@ def roles() -> dict[str, Operation]:
     return {"pointwise": pointwise(), "connected": connected(), "kernel": kernel()}
 
 
-def network() -> nn.Sequential:
+def network(activation: nn.Module | None = None) -> nn.Sequential:
     """A small classifier with everything: k×k, pointwise, flatten + FC, FC. Window 8×7, no padding."""
     torch.manual_seed(0)
+    act = activation or nn.ReLU()
     return nn.Sequential(
         nn.Conv2d(3, 8, 3),
-        nn.ReLU(),
+        act,
         nn.Conv2d(8, 6, 1),
-        nn.ReLU(),
+        act,
         nn.Flatten(),
         nn.Linear(6 * 6 * 5, 20),
-        nn.ReLU(inplace=True),
+        activation or nn.ReLU(inplace=True),
         nn.Linear(20, 4),
     ).eval()

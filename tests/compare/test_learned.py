@@ -88,13 +88,6 @@ def test_flexibility_is_measured(digits: Digits) -> None:
     assert flexibility.judge_flexibility(figures).text == HOLDS
 
 
-def test_width_that_is_not_used_buys_nothing(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = flexibility.head_of
-    monkeypatch.setattr(flexibility, "head_of", lambda kind, width: right(kind, 3))
-    figures = flexibility.measure_flexibility(digits, widths=(1, 12), seeds=2, steps=30)
-    assert flexibility.judge_flexibility(figures).text == NOT_AS_SAID
-
-
 # R4
 
 
