@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -52,7 +53,10 @@ def describe(model: nn.Module, example: Any, *, window: Sequence[int] | None = N
     if not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}: expected a torch.nn.Module")
     steps = watch(model, example)
-    replacement = replace_layers(model, example, steps, window)
+    with warnings.catch_warnings():
+        # torch's own, met where it copies the graph of an exported program
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        replacement = replace_layers(model, example, steps, window)
     modules = dict(model.named_modules())
     connected, points = _connected(steps, modules), _pointwise(steps, modules)
     shape = _input_shape(example)

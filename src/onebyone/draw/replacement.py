@@ -93,12 +93,14 @@ def _by_layer(conversion: Conversion, steps: Sequence[Step]) -> tuple[Replaced, 
     """The changes of drop-ins: a vector is an image of 1×1 places, tokens are an image's places."""
     found = []
     for change in conversion.changes:
-        seen = next((s for s in steps if s.path == change.path), None)
+        paths = (change.path, change.path.rpartition(".")[0])  # attention reads the weight of its projection
+        seen = next((s for p in paths for s in steps if s.path == p and s.weights), None)
         weight = _shape_in(change.before)
         if len(weight) != 2 or seen is None:
             found.append(_replaced(change, (), (), (), False, None))
             continue
-        kernel, read = pointwise.conv_shape(weight), pointwise.image_shape((1, *seen.input))[1:]
+        places = seen.input[:-1] if seen.layout != VECTOR else ()
+        kernel, read = pointwise.conv_shape(weight), pointwise.image_shape((1, *places, weight[1]))[1:]
         found.append(_replaced(change, weight, kernel, read, seen.layout != VECTOR, None))
     return tuple(found)
 
@@ -142,8 +144,10 @@ def _shape_in(text: str) -> Sizes:
 
     >>> _shape_in("7×7 convolution (8, 3, 7, 7)"), _shape_in("Linear 10×4"), _shape_in("pool over the map")
     ((8, 3, 7, 7), (10, 4), ())
+    >>> _shape_in("1×1 convolution in_proj 48×16"), _shape_in("in_proj 16×16 + 16×8 + 16×8")
+    ((48, 16), ())
     """
     if bracketed := re.search(r"\([\d, ]+\)$", text):
         return tuple(int(n) for n in ast.literal_eval(bracketed.group()))
-    written = re.fullmatch(r"\S+ (\d+(?:×\d+)+)", text)
+    written = re.fullmatch(r"[^+]* (\d+(?:×\d+)+)", text)
     return tuple(int(n) for n in written.group(1).split("×")) if written else ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -121,5 +122,8 @@ def _n(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".rstrip("0").rstrip(".")  # + 0.0 takes the sign off a zero
 
 
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
 def _escaped(text: str) -> str:
-    return escape(text, quote=False)
+    return escape(_NOT_XML.sub("\ufffd", text), quote=False)

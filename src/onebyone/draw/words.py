@@ -54,3 +54,12 @@ def some(drawn: int, of: int) -> str:
     ('24 of 4,096 drawn', 'all drawn')
     """
     return "all drawn" if drawn == of else f"{count(drawn)} of {count(of)} drawn"
+
+
+def convolution(kernel: Sequence[int]) -> str:
+    """A convolution by its kernel.
+
+    >>> convolution((7, 7)), convolution((14,))
+    ('7×7 convolution', 'convolution of 14')
+    """
+    return f"{shape(kernel)} convolution" if len(kernel) != 1 else f"convolution of {kernel[0]}"

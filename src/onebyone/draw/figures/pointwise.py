@@ -224,7 +224,7 @@ class _Plan:
         paths: tuple[tuple[Point, ...], ...] = tuple(
             ((x, front + face[0]), (x, front), (x + dx, front + dy)) for x in xs
         )
-        return Strokes(paths, "filter.edge", min(THICK, max(THIN, self.unit)))
+        return Strokes(paths, "filter.edge", min(THICK, max(THIN, 0.35 * self.unit)))
 
     def _filters(self, left: float, middle: float) -> Group:
         """The drawn filters below each other, each a bar of one place through all its channels."""

@@ -109,7 +109,7 @@ def _before(r: Replaced) -> str:
 def _after(r: Replaced) -> str:
     if not r.kernel:
         return r.after
-    return f"a {words.shape(r.kernel[2:])} convolution, weight {words.shape(r.kernel)}"
+    return f"a {words.convolution(r.kernel[2:])}, weight {words.shape(r.kernel)}"
 
 
 class _Value:
@@ -243,14 +243,14 @@ class _Lanes:
             inputs, outputs = (words.count(n) for n in (item.weight[1], item.weight[0]))
             before = (path, f"FC {inputs} → {outputs}", f"W {words.shape(item.weight)}")
             after = (
-                f"{words.shape(item.kernel[2:])} convolution",
+                words.convolution(item.kernel[2:]),
                 f"W {words.shape(item.kernel)}",
                 f"the same {words.short(item.weights)} weights",
             )
         else:
             before, after = (path, item.kind, item.before), ("1×1 convolutions", item.after, "")
         for x, rows, strong in ((self.lefts[0], before, 2), (self.lefts[1], after, 1)):
-            for i, text in enumerate(rows):
+            for i, text in enumerate(filter(None, rows)):
                 row = shortened(text, self.lane - WORDS, SMALL)
                 y = self.y + 8 + i * SMALL * LEADING
                 self.made.append(Text(x + WORDS, y, row, SMALL, "ink" if i < strong else "quiet"))
@@ -292,10 +292,14 @@ class _Table:
         for run in self.groups:
             for head, body in self._rows(run):
                 made.append(Text(MARGIN, y, head, SMALL, "ink"))
-                made.append(Text(MARGIN + 8, y + SMALL * LEADING, body, SMALL, "quiet"))
-                y += 2 * SMALL * LEADING + 2
-            made.append(line((MARGIN, y - 5), (self.width - MARGIN, y - 5), stroke="rule", line=THIN))
-            y += 4
+                beside = Text(self.width - MARGIN, y, body, SMALL, "quiet", "end")
+                if MARGIN + fonts.width(head, SMALL) + 8 > beside.x - beside.width:
+                    y += SMALL * LEADING
+                    beside = Text(MARGIN + 8, y, body, SMALL, "quiet")
+                made.append(beside)
+                y += SMALL * LEADING + 2
+            made.append(line((MARGIN, y - 6.5), (self.width - MARGIN, y - 6.5), stroke="rule", line=THIN))
+            y += 2
         return made, y - SMALL - 4
 
     def _rows(self, run: Run[Replaced]) -> Iterator[tuple[str, str]]:

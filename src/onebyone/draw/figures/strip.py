@@ -107,7 +107,8 @@ def _block(step: Step) -> str:
 def figure(data: Drawing, width: float) -> Scene:
     """Boxes for maps, sheets for tokens, bars for vectors, in rows as wide as the picture."""
     strip = runs(values(data), Value.key)
-    cells = [_Cell(v, run, number) for run in strip for number, v in enumerate(run.first)]
+    drawn_once = [(run, v) for run in strip for v in run.first]
+    cells = [_Cell(v, run, number) for number, (run, v) in enumerate(drawn_once)]
     largest = max((max(c.value.places, default=1) for c in cells), default=1)
     shapes: list[Shape] = []
     y = MARGIN
@@ -129,7 +130,7 @@ def figure(data: Drawing, width: float) -> Scene:
 
 @dataclass(frozen=True)
 class _Cell:
-    """One value as drawn: its run, and which of the run's values it is."""
+    """One value as drawn, its run, and its number in the strip."""
 
     value: Value
     run: Run[Value]
@@ -208,7 +209,6 @@ def _cell(cell: _Cell, x: float, wide: float, middle: float, below: float, large
     else:
         corners = ((left, top), (left + width, top), (left + width, top + height), (left, top + height))
         drawn = (Polygon(corners, colour, f"{colour}.edge", THIN),)
-    name = f"value-{id_of(cell)}"
     title = f"{cell.value.layout} {cell.value.label()}: {', '.join(_ops(cell.value.steps)) or 'input'}"
     texts = [
         Text(
@@ -221,13 +221,7 @@ def _cell(cell: _Cell, x: float, wide: float, middle: float, below: float, large
         )
         for i, t in enumerate(cell.rows())
     ]
-    return [Group(name, title, drawn), *texts]
-
-
-def id_of(cell: _Cell) -> str:
-    """A name for the drawing, from the first step."""
-    steps = cell.value.steps
-    return f"{steps[0].path}-{steps[0].kind}".replace(".", "-").strip("-") if steps else "input"
+    return [Group(f"value-{cell.number}", title, drawn), *texts]
 
 
 def _brackets(cells: Sequence[_Cell], spans: Sequence[tuple[float, float]], y: float) -> list[Shape]:
