@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -153,14 +153,18 @@ def stale(stored: NotebookNode, fresh: NotebookNode) -> list[str]:
     """A line for each cell whose stored text is not what a run gives now."""
     told = []
     for number, (old, new) in enumerate(zip(stored.cells, fresh.cells, strict=True)):
-        if texts(old) != texts(new):
-            told.append(f"cell {number}: stored {_short(texts(old))}, now {_short(texts(new))}")
+        before, after = (" | ".join(texts(cell)) for cell in (old, new))
+        if before != after:
+            same = next((n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
+            start = max(0, same - 20)
+            told.append(f"cell {number}: stored {_short(before, start)}, now {_short(after, start)}")
     return told
 
 
-def _short(found: Iterable[str]) -> str:
-    text = " | ".join(found) or "nothing"
-    return repr(text if len(text) < 90 else text[:87] + "…")
+def _short(text: str, start: int) -> str:
+    """The text from shortly before it differs."""
+    shown = text[start : start + 80]
+    return repr(("…" if start else "") + shown + ("…" if start + 80 < len(text) else ""))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
