@@ -58,7 +58,7 @@ def test_nested_outputs_and_named_inputs(name: str) -> None:
     assert isinstance(out, tuple)
     assert set(out[1]) == {"product", "scaled"}
     torch.testing.assert_close(built(scale=scale + 1, x=x + 1), network(x + 1, scale=scale + 1))
-    with pytest.raises(BadInput, match="structure|where the example has"):
+    with pytest.raises(BadInput, match=r"structure|where the example has"):
         built(x)
 
 
@@ -133,7 +133,7 @@ def test_the_names_of_engines() -> None:
         "onednn-graph",
     ]
     assert [e.name for e in engines_of(None)] == [e.name for e in engines_of("all")]
-    assert [e.name for e in engines_of(["openvino", "torch"])][0] == "openvino"
+    assert [e.name for e in engines_of(["openvino", "eager"])] == ["openvino", "eager"]
 
 
 def test_libraries_are_imported_when_they_are_used() -> None:

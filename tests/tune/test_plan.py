@@ -29,7 +29,13 @@ def plan() -> Plan:
         device="cpu",
         dynamic_batch=False,
         candidates=({"name": "eager:original", "median_ms": 1.0, "refused": None},),
-        choice={"engine": "eager", "form": "layers", "dtype": None, "layers": {"0": "conv"}},
+        choice={
+            "name": "eager:layers(1)#2",
+            "engine": "eager",
+            "form": "layers",
+            "dtype": None,
+            "layers": {"0": "conv"},
+        },
         why="because",
         layers=({"paths": ["0"]},),
         peak_gflops=100.0,
@@ -51,7 +57,7 @@ def test_round_trip(plan: Plan, tmp_path: Path) -> None:
     path = plan.save(tmp_path / "plan.json")
     assert Plan.load(path) == plan
     assert json.loads(path.read_text())["choice"]["layers"] == {"0": "conv"}
-    assert list(plan.to_dict())[0] == "format"
+    assert next(iter(plan.to_dict())) == "format"
 
 
 def test_it_is_immutable(plan: Plan) -> None:
@@ -141,7 +147,7 @@ def test_what_is_no_json_is_not_read(tmp_path: Path, text: str) -> None:
 
 
 def test_files(plan: Plan, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="ends in .json"):
+    with pytest.raises(BadInput, match=r"ends in \.json"):
         plan.save(tmp_path / "plan.txt")
     with pytest.raises(BadInput, match="cannot read"):
         Plan.load(tmp_path / "none.json")

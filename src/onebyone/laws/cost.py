@@ -274,8 +274,8 @@ PATHS = ("linear", "batched", "conv", "conv-channels-last")
 def rank(works: Sequence[Work], processor: Processor | None = None) -> tuple[str, ...]:
     """The forms' names, the fastest predicted first; equals stay in the order given.
 
-    >>> vector = [Work("linear", "linear", 10**8, 4 * 10**8, 4 * 10**8), Work("conv", "conv", 10**8, 4 * 10**8, 4 * 10**8)]
-    >>> rank(vector)
+    >>> weights = 4 * 10**8  # bytes, read for one vector
+    >>> rank([Work(path, path, 10**8, weights, weights) for path in ("conv", "linear")])
     ('linear', 'conv')
     """
     known = DEFAULT if processor is None else processor

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-LAYERS, PEAK, FINAL, PROOF = 0.12, 0.03, 0.15, 0.05
+LAYERS, PEAK, FINAL, PROOF = 0.08, 0.03, 0.15, 0.05
 """Shares: forms of single layers, the largest product rate, the last comparison, the proof. The rest: candidates."""
 
 

@@ -16,7 +16,7 @@ from onebyone.tune.wholes import CHANNELS_LAST, LAYERS
 from onebyone.tune.workshop import Candidate, Trial, Workshop
 
 FINALISTS = 4
-_SCREENING = 0.03  # of the budget, for one candidate's first timing
+_SCREENING = 0.015  # of the budget, for one candidate's first timing
 _HOPELESS = 1.3  # times the best so far: let go of
 Attempt = Callable[[Candidate, str | None], Trial]
 SPENT = "not tried: the budget was spent before it (give a larger one)"

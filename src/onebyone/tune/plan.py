@@ -39,6 +39,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
 }
 _CHOICE: dict[str, type | tuple[type, ...]] = {
+    "name": str,
     "engine": str,
     "form": str,
     "dtype": (str, type(None)),
@@ -52,8 +53,8 @@ class Plan:
 
     `machine`, `versions`, `network`, `inputs`, `threads`, `device`: what it holds for. `candidates`: one dict each with
     name, engine, form, median_ms, spread_ms (between the quartiles), runs, rounding_ratio, max_error, and refused (the
-    reason it could not be chosen, or None). `choice`: engine, form, dtype (None: the network's own), layers (path →
-    form, for the form "layers"). `layers`: one dict for each group of alike layers with paths, kind, shape, macs,
+    reason it could not be chosen, or None). `choice`: name, engine, form, dtype (None: the network's own), layers (path
+    → form, for the form "layers"). `layers`: one dict for each group of alike layers with paths, kind, shape, macs,
     calls, forms, chosen, gflops and of_peak (its share of `peak_gflops`, the largest rate of a big product here).
     `disturbed`: rounds in which something else had the processor. `seconds`: how long tuning took.
     """

@@ -76,7 +76,7 @@ def _timed(candidate: Mapping[str, Any]) -> bool:
 
 
 def _candidate_row(c: Mapping[str, Any], eager: float | None, choice: Mapping[str, Any]) -> tuple[str, ...]:
-    chosen = all(c.get(k) == choice.get(k) for k in ("engine", "form", "dtype", "layers"))
+    chosen = c.get("name") == choice.get("name")
     faster = f"{eager / c['median_ms']:.2f}" if eager else ""
     ratio = c.get("rounding_ratio")
     return (

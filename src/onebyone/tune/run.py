@@ -18,6 +18,7 @@ from onebyone.tune.budget import LAYERS, PEAK, Budget
 from onebyone.tune.clock import Clock, Quiet
 from onebyone.tune.disturbance import Witness
 from onebyone.tune.engines import Engine, Setting, engine_of, engines_of
+from onebyone.tune.engines.base import TORCH
 from onebyone.tune.judge import Judge
 from onebyone.tune.layer_forms import layer_forms
 from onebyone.tune.layer_times import LayerTimes, measure_group, peak_gflops
@@ -87,15 +88,18 @@ def tune(
     chosen_engines, short = engines_of(engines), _dtypes(dtypes)
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
         raise BadInput(f"budget={budget!r}: expected a positive number of seconds")
+    before = torch.get_num_threads()
     with _threads(threads) as count, _settled(seed):
         subject = subject_of(model, example, device, dynamic_batch or _dynamic(plan))
         setting = Setting(subject.device, count, subject.calling.free_batch)
         if plan is not None:
-            return _apply(subject, setting, plan, force, seed)
+            tuned = _apply(subject, setting, plan, force, seed)
+            return replace(tuned, notes=(*tuned.notes, *_thread_note(tuned.plan, before)))
         clock = Clock(seed=seed, watch=Witness())
         if subject.device.type == "cuda":
             clock = Clock(wait=partial(torch.cuda.synchronize, subject.device), watch=Quiet(), seed=seed)
-        return _measure(subject, setting, chosen_engines, short, Budget(budget), clock, seed, progress)
+        tuned = _measure(subject, setting, chosen_engines, short, Budget(budget), clock, seed, progress)
+        return replace(tuned, notes=(*tuned.notes, *_thread_note(tuned.plan, before)))
 
 
 def _measure(
@@ -121,7 +125,8 @@ def _measure(
     winner, proof = _proven(subject, contest, ranked, seed)
     plan = _plan(subject, setting, contest, winner, times, peak, budget)
     assert winner.model is not None
-    return Tuned(winner.model, plan, proof, _notes(setting, proof))
+    notes = [f"not verified: {u}" for u in proof.unverified] if proof else []
+    return Tuned(winner.model, plan, proof, tuple(notes))
 
 
 def _proven(
@@ -161,7 +166,13 @@ def _plan(
     budget: Budget,
 ) -> Plan:
     c = winner.candidate
-    choice = {"engine": c.engine, "form": c.form, "dtype": c.dtype, "layers": c.assignment}
+    choice = {
+        "name": winner.name,
+        "engine": c.engine,
+        "form": c.form,
+        "dtype": c.dtype,
+        "layers": c.assignment,
+    }
     return Plan(
         machine=describe_machine(subject.device),
         versions=describe_versions(),
@@ -268,14 +279,17 @@ def _apply(
         if (trial.refused or "").startswith("not equivalent"):
             raise NotEquivalent(f"the plan's form {trial.name} is {trial.refused}")
         raise BadInput(f"plan: {trial.name} cannot be built here: {trial.refused}")
-    return Tuned(trial.model, given, None, _notes(setting, None))
+    return Tuned(trial.model, given)
 
 
-def _notes(setting: Setting, proof: Verification | None) -> tuple[str, ...]:
-    notes = []
-    if proof is not None:
-        notes += [f"not verified: {u}" for u in proof.unverified]
-    return tuple(notes)
+def _thread_note(plan: Plan, now: int) -> list[str]:
+    """Where PyTorch goes back to another number of threads than was measured with."""
+    if plan.threads == now or engine_of(plan.choice["engine"]).group != TORCH:
+        return []
+    return [
+        f"measured with {plan.threads} threads, and PyTorch is set to {now}: "
+        f"torch.set_num_threads({plan.threads}) gives what was measured"
+    ]
 
 
 def _dtypes(asked: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 Forms interact (a layer that leaves its output in another layout slows the next), so what is fastest by itself only
 orders the moves. Descent from the best whole: first all of the predicted winners at once, then one group after the
-other, then two groups together, until nothing helps or no more may be measured.
+other, then two groups close to each other together, until nothing helps or no more may be measured.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 
+_REACH = 3  # groups further apart than this hardly hand each other a layout
 State = Mapping[int, str]
 """Group → form."""
 
@@ -101,6 +102,8 @@ def _double(options: Mapping[int, Sequence[str]], gain: Callable[[int, str], flo
 
     def pairs() -> Iterator[tuple[int, int, str, str]]:
         for a, b in combinations(sorted(options), 2):
+            if b - a > _REACH:
+                continue
             for f, g in product(options[a], options[b]):
                 yield a, b, f, g
 

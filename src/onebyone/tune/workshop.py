@@ -19,6 +19,7 @@ from onebyone.tune.calling import Call
 from onebyone.tune.clock import Timing
 from onebyone.tune.engines import Setting, engine_of
 from onebyone.tune.judge import Judge
+from onebyone.tune.layers import pattern_of
 from onebyone.tune.subject import Subject
 from onebyone.tune.tuned import TunedModel
 from onebyone.tune.wholes import Formed, form_of
@@ -74,7 +75,7 @@ class Trial:
             "engine": self.candidate.engine,
             "form": self.candidate.form,
             "dtype": self.candidate.dtype,
-            "layers": self.candidate.assignment,
+            "layers": {pattern_of(path): form for path, form in self.candidate.layers},
             "median_ms": t.median_ms if t else None,
             "spread_ms": t.spread_ms if t else None,
             "runs": t.runs if t else 0,
