@@ -165,7 +165,8 @@ def compare(
 
     Returns:
         A `Comparison`: `.rows`, each with `.id`, `.statement`, `.verdict` computed from its `.figures`, and
-        `.because`; `.to_json()`, `.to_markdown()`, `.save(path)`; `print(r)` is readable.
+        `.because`; `.to_html(path)` is the report, one page; `.to_json()`, `.to_markdown()`, `.save(path)`;
+        `print(r)` is readable.
 
     Raises:
         BadInput: no network, one that does not run on the example, or one with neither layer.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from onebyone.compare import differences as d
-from onebyone.compare.operation import Operation, convolution_form
+from onebyone.compare.operation import Operation, connected_form, convolution_form
 from onebyone.compare.row import HOLDS, NOT_AS_SAID, NOT_AVAILABLE, WHEN
 from tests.compare.conftest import connected, kernel, pointwise, pooled, random
 
@@ -187,3 +187,16 @@ def test_if_information_were_lost_it_would_hold_outright(roles: Roles) -> None:
     figures = d.measure_shift(roles)
     figures["connected"]["recovers_map"] = False
     assert d.judge_shift(figures).text == HOLDS
+
+
+def test_the_picture_of_a_large_map_is_its_blocks() -> None:
+    weight = torch.zeros(1, 3 * 80 * 40).double()
+    weight.view(3, 80, 40)[1, 79, 5] = 0.5
+    weight.view(3, 80, 40)[2, 0, 39] = -2.0
+    wide = Operation("FC", connected_form, weight, None, (3, 80, 40))
+    support = torch.tensor(
+        d.measure_scope({"pointwise": pointwise(), "connected": wide})["pictures"]["support"]["connected"]
+    )
+    assert support.shape == (27, 20)  # blocks of 3×2
+    assert {tuple(p) for p in torch.nonzero(support).tolist()} == {(26, 2), (0, 19)}
+    assert support[26, 2] == 0.25

@@ -28,7 +28,8 @@ Operations = Mapping[str, Operation]
 def measure_scope(operations: Operations, most: int = 8) -> Figures:
     """The support of the Jacobian of one place's outputs: which places, which channels, which share of inputs.
 
-    `pictures` holds for each role the map (h, w) of Σ_{c,o} |∂y[o]/∂x[c]| over its largest value.
+    `pictures` holds for each role the map (h, w) of Σ_{c,o} |∂y[o]/∂x[c]| over its largest value, to four
+    digits; of a map of more than PICTURE_SIDE places per side, the largest of each block.
     """
     figures, pictures = {}, {}
     for role, op in operations.items():
@@ -44,8 +45,18 @@ def measure_scope(operations: Operations, most: int = 8) -> Figures:
             "share_of_inputs": float((rows > 0).double().mean()),
             "outputs_examined": len(rows),
         }
-        pictures[role] = (image / image.max().clamp_min(1e-300)).tolist()
+        pictures[role] = _small(image / image.max().clamp_min(1e-300))
     return figures | {"pictures": {"support": pictures}}
+
+
+PICTURE_SIDE = 32
+
+
+def _small(image: Tensor) -> list[list[float]]:
+    """A map (h, w) in [0, 1] as a picture: zeros stay zeros, and what is above them stays above."""
+    block = [-(-n // PICTURE_SIDE) for n in image.shape]
+    image = torch.nn.functional.max_pool2d(image[None], block, ceil_mode=True)[0]
+    return [[max(1e-4, round(v, 4)) if v > 0 else 0.0 for v in row] for row in image.tolist()]
 
 
 def judge_scope(figures: Figures) -> Verdict:

@@ -50,6 +50,7 @@ from onebyone.compare.similarities import (
 from onebyone.compare.statements import STATEMENTS
 from onebyone.compare.whole import whole_network
 from onebyone.errors import BadInput, OnebyoneError
+from onebyone.tune.machine import describe_machine
 from onebyone.verify.settings import eval_mode
 
 BUDGET = 120.0
@@ -155,6 +156,7 @@ def compare(
             "budget": budget,
             "seconds": time.perf_counter() - start,
             "threads": torch.get_num_threads(),
+            "machine": describe_machine(torch.device("cpu")),
             "torch": torch.__version__,
             "onebyone": version("onebyone"),
         },

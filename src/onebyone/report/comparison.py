@@ -141,27 +141,33 @@ def _sizes(sweep: Sequence[Data]) -> dict[str, Any]:
         "heads": ("map", "1×1 convolution", "flatten + FC"),
         "lines": [
             (
-                by(size) + _remark(cells["connected", size]),
-                _ran(cells["pointwise", size]),
-                _ran(cells["connected", size]),
+                by(size) + _remark(cells.get(("connected", size))),
+                _ran(cells.get(("pointwise", size))),
+                _ran(cells.get(("connected", size))),
             )
             for size in sizes
         ],
     }
 
 
-def _remark(entry: Data) -> str:
-    return " (its own)" if entry["own_size"] else " (as many elements)" if entry["same_elements"] else ""
+def _remark(entry: Data | None) -> str:
+    if entry is None:
+        return ""
+    own, same = " (flatten + FC's own)", " (as many elements)"
+    return own if entry["own_size"] else same if entry["same_elements"] else ""
 
 
-def _ran(entry: Data) -> str:
+def _ran(entry: Data | None) -> str:
+    """What a layer gave on a map; the layers' own maps may differ, and then the sizes tried do."""
+    if entry is None:
+        return "not tried"
     return f"✓ {by(entry['output'])}" if entry["ran"] else "✗ raises"
 
 
 def _leading(alone: Sequence[Data]) -> list[dict[str, Any]]:
     if not alone:
         return []
-    cells = [(by(a["leading"]) or "none", _ran(a) if a["output"] else "✗ raises") for a in alone]
+    cells = [(by(a["leading"]) or "none", _ran(a)) for a in alone]
     return [
         {
             "caption": "A linear layer alone, with further axes in front",
@@ -305,8 +311,12 @@ def _method(about: Data) -> list[tuple[str, str]]:
         "seed": "seed",
         "seconds": "seconds taken",
         "threads": "threads",
-        "machine": "machine",
         "torch": "torch",
         "onebyone": "onebyone",
     }
-    return [(name, words(about[key])) for key, name in names.items() if about.get(key) is not None]
+    machine = about.get("machine", {})
+    told = [str(machine[k]) for k in ("processor", "system") if machine.get(k)]
+    return [
+        *((name, words(about[key])) for key, name in names.items() if about.get(key) is not None),
+        *([("machine", ", ".join(told))] if told else []),
+    ]

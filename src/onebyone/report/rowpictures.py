@@ -203,29 +203,20 @@ _PLACES = {
     "linear layer on every token or place": "c-connected faint",
     "linear layer on a flattened map": "c-connected",
     "linear layer on a pooled map": "c-pooled",
+    "linear layer on a vector": "c-other",
 }
+"""Colours of the places that compare's census tells apart."""
 
 
 def _d6(figures: Data, _: Data) -> Picture:
-    places = figures["network"]["places"]
-    shares = [("parameters", "share_of_parameters"), ("MACs", "share_of_macs")]
-    parts, told = [], []
-    for row, (name, key) in enumerate(shares):
-        top, left = 52.0 * row, 0.0
-        parts.append(svg_text(0, top + 14, f"share of the {name}", "name", "start"))
-        parts.append(charts.rect(0, top + 20, charts.WIDTH, 18, "rail"))
-        for place, found in places.items():
-            width = charts.WIDTH * min(1.0, found[key])
-            parts.append(charts.rect(left, top + 20, max(0.0, width - 1), 18, _PLACES.get(place, "c-other")))
-            left += width
-            told.append(f"{place}: {percent(found[key])} of the {name}")
-    label = f"What the network is made of. {'; '.join(told)}"
-    html = charts.drawing("".join(parts), 52.0 * len(shares), label)
-    names = [
-        (f"{place} ({found['layers']})", _PLACES.get(place, "c-other")) for place, found in places.items()
-    ]
+    own, zoo = figures["network"]["places"], figures.get("zoo") or {}
+    stacks = [("parameters", own, "of this network"), ("macs", own, "of this network")]
+    if zoo.get("places"):
+        stacks += [(of, zoo["places"], "of the zoo, the mean") for of in ("parameters", "macs")]
+    html = _stacked(stacks)
+    shown = [place for place in _PLACES if place in own or place in zoo.get("places", {})]
+    names = [(f"{p} ({own[p]['layers']})" if p in own else p, _PLACES[p]) for p in shown]
     html += charts.legend(names)
-    zoo = figures.get("zoo")
     if zoo:
         rows = [
             (words, zoo[key], f"{zoo[key]}", colour)
@@ -236,9 +227,26 @@ def _d6(figures: Data, _: Data) -> Picture:
             )
         ]
         told = [f"{name}: {words} of {zoo['networks']}" for name, _, words, _ in rows]
-        html += f'<p class="over">and in the {zoo["networks"]} networks of the zoo:</p>'
+        html += f'<p class="over">and of the {zoo["networks"]} networks of the zoo:</p>'
         html += charts.bars(rows, f"The model zoo. {'; '.join(told)}", zoo["networks"])
-    return Picture(html, "Linear layers and convolutions by place, with how many of each there are.")
+    return Picture(html, "Linear layers and convolutions by place, with how many of each this network has.")
+
+
+def _stacked(stacks: Sequence[tuple[str, Data, str]]) -> str:
+    """Shares of the parameters or MACs by place, a bar of the whole width for each (what, places, of what)."""
+    parts, told = [], []
+    for row, (of, places, whose) in enumerate(stacks):
+        top, left, key = 46.0 * row, 0.0, f"share_of_{of}"
+        what = of.replace("macs", "MACs")
+        parts.append(svg_text(0, top + 14, f"share of the {what} {whose}", "name", "start"))
+        parts.append(charts.rect(0, top + 20, charts.WIDTH, 16, "rail"))
+        for place in [p for p in _PLACES if p in places]:
+            share = places[place][key]
+            width = charts.WIDTH * min(1.0, share)
+            parts.append(charts.rect(left, top + 20, max(0.0, width - 1), 16, _PLACES[place]))
+            left += width
+            told.append(f"{place}: {percent(share)} of the {what} {whose}")
+    return charts.drawing("".join(parts), 46.0 * len(stacks), f"Where layers stand. {'; '.join(told)}")
 
 
 def _d7(figures: Data, pictures: Data) -> Picture:
@@ -261,7 +269,7 @@ def _d7(figures: Data, pictures: Data) -> Picture:
 
 def _r2(figures: Data, _: Data) -> Picture:
     images, kernels = figures["images"], figures["convolution_weights"]
-    layers = [{"made": "a layer made for it"}.get(name, name) or "layer" for name in figures["layers"]]
+    layers = [{"made": "a made layer"}.get(name, name) or "layer" for name in figures["layers"]]
     rows = [("image", images[0], "c-other")]
     for name, kernel, image in zip(layers, kernels, images[1:], strict=True):
         rows += [(f"{name}, as kernels", kernel, "c-connected"), ("image", image, "c-other")]

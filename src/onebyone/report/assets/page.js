@@ -51,6 +51,14 @@ function onKeys(element, moves) {
   tell();
 }
 
+// On paper nothing can be unfolded: the proof and the plan are printed whole.
+{
+  const folded = all("#proof details:not([open]), #plan details:not([open])");
+  const open = (whether) => () => folded.forEach((part) => { part.open = whether; });
+  addEventListener("beforeprint", open(true));
+  addEventListener("afterprint", open(false));
+}
+
 // The data as a file.
 document.getElementById("download").addEventListener("click", () => {
   const file = new Blob([JSON.stringify(data, null, 1)], { type: "application/json" });
