@@ -16,11 +16,8 @@ from torch import nn
 
 from onebyone.tune.calling import Call, Calling
 from onebyone.tune.engines.base import TORCH, Engine, Setting, register_engine
+from onebyone.tune.engines.compiled import own_weights
 from onebyone.tune.engines.exporting import export
-
-
-def _wants(form: str) -> bool:
-    return not form.startswith("native-")  # drop-in and real modules are one and the same graph
 
 
 def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
@@ -41,4 +38,4 @@ def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
     return call
 
 
-AHEAD = register_engine(Engine("aot-inductor", _build, group=TORCH, wants=_wants))
+AHEAD = register_engine(Engine("aot-inductor", _build, group=TORCH, wants=own_weights))

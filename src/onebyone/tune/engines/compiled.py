@@ -60,6 +60,11 @@ def _wants(form: str) -> bool:
     return not form.startswith("native-")  # drop-in and real modules are one and the same graph
 
 
+def own_weights(form: str) -> bool:
+    """What packs the weights lays images out itself: memory formats are one to it."""
+    return _wants(form) and "channels_last" not in form
+
+
 def _compiling(compiled: Call, args: Any, kwargs: Any, freezing: bool) -> Any:
     import torch._dynamo.config
     import torch._inductor.config
@@ -83,5 +88,5 @@ def _key(args: Any, kwargs: Any) -> Hashable:
 
 COMPILE = register_engine(Engine("compile", _builder(freezing=False), group=TORCH, fixed=False, wants=_wants))
 FREEZE = register_engine(
-    Engine("compile+freeze", _builder(freezing=True), group=TORCH, fixed=False, wants=_wants)
+    Engine("compile+freeze", _builder(freezing=True), group=TORCH, fixed=False, wants=own_weights)
 )
