@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from onebyone.errors import BadInput
 from onebyone.tune import choose
 from onebyone.tune.budget import Budget
 from onebyone.tune.calling import Calling
@@ -107,6 +108,21 @@ def test_engines_take_turns_in_eager_s_order_of_forms() -> None:
         *("compile+freeze:conv", "compile:conv", "compile+freeze:linear", "compile:linear"),
         *("compile+freeze:original", "compile:original"),
     ]
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_machine_that_was_never_quiet_is_told(noisy: bool) -> None:
+    world = World(table())
+    world.wholes(["eager"])
+    world.contest.clock = clock(world.time, *[noisy] * 200)
+    world.contest.finals(1.0)
+    assert world.contest.never_quiet is noisy
+    assert (world.contest.disturbed > 0) is noisy
+
+
+def test_a_baseline_that_cannot_be_run_ends_it() -> None:
+    with pytest.raises(BadInput, match="eager mode does not give what it gave first: off by 7"):
+        World(table(eager_original="off by 7")).wholes()
 
 
 def test_the_budget_is_kept_and_what_was_not_tried_is_said() -> None:

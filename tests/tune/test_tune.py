@@ -257,6 +257,15 @@ def test_any_batch(batch: int) -> None:
     assert t.plan.dynamic_batch
 
 
+def test_a_network_that_never_says_the_same_twice() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    with pytest.raises(BadInput, match="gives other numbers when it runs again"):
+        tuned(Noisy(), torch.randn(2, 3))
+
+
 def test_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
     t = tuned(networks.tokens(), torch.randn(1, 4, 8), progress=lambda done, of: told.append((done, of)))

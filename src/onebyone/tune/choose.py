@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from onebyone.errors import BadInput
 from onebyone.tune.budget import FINAL, PROOF, Budget
 from onebyone.tune.clock import Clock, Times, Timing
 from onebyone.tune.engines import Engine
@@ -17,7 +18,7 @@ from onebyone.tune.workshop import Candidate, Trial, Workshop
 
 FINALISTS = 4
 _SCREENING = 0.015  # of the budget, for one candidate's first timing
-_HOPELESS = 1.3  # times the best so far: let go of
+_HOPELESS, _KEPT = 1.3, 8  # times the best so far: let go of, and so is what comes after so many
 Attempt = Callable[[Candidate, str | None], Trial]
 SPENT = "not tried: the budget was spent before it (give a larger one)"
 
@@ -32,6 +33,8 @@ class Contest:
     tell: Callable[[int, int], object]
     trials: dict[str, Trial] = field(default_factory=dict)
     disturbed: int = 0
+    never_quiet: bool = False
+    """The last comparison had to make do with disturbed rounds."""
     planned: int = 0
 
     def enter(self, candidate: Candidate, name: str | None = None) -> Trial:
@@ -60,6 +63,7 @@ class Contest:
         """The fastest few and the network as it is, measured once more, together: in the order of these times alone."""
         entered = {t.name: t for t in (*self.alive()[:FINALISTS], self.trials[BASELINE])}
         times = self._times(entered.values(), seconds, rounds=50)
+        self.never_quiet = times.kept_disturbed > 0
         for name, trial in entered.items():
             self.trials[name] = replace(trial, timing=times[name], share=times.share(name, BASELINE))
         base = times[BASELINE].median_ms
@@ -104,8 +108,9 @@ class Contest:
     def _release(self) -> None:
         """Let go of what cannot win any more: programs hold copies of the weights."""
         best = self.alive()
-        for trial in best[FINALISTS:]:
-            if trial.name != BASELINE and _share(trial) > _HOPELESS * _share(best[0]):
+        for place, trial in enumerate(best):
+            late = place >= FINALISTS and _share(trial) > _HOPELESS * _share(best[0])
+            if trial.name != BASELINE and (late or place >= _KEPT):
                 self.trials[trial.name] = replace(trial, model=None, run=None, formed=None)
 
 
@@ -130,7 +135,9 @@ def run_wholes(
     wanted = [e for e in reversed(engines) if e.name != "eager"]  # those that are quick to build first
     eager = [Candidate("eager", f, d) for f in forms for d in dtypes] if len(wanted) < len(engines) else []
     contest.planned = len(eager) + sum(len(_forms_for(e, forms)) * len(dtypes) for e in wanted)
-    contest.enter(Candidate("eager", "original"))  # always: what is chosen is never slower than it
+    base = contest.enter(Candidate("eager", "original"))  # always: what is chosen is never slower than it
+    if base.run is None:
+        raise BadInput(f"model: eager mode does not give what it gave first: {base.refused}")
     _try(contest, [c for c in eager if c.name not in contest.trials])
     order = _by_eager(contest, forms)
     turns = [[Candidate(e.name, f, d) for f in _preferred(e, order) for d in dtypes] for e in wanted]

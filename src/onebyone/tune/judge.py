@@ -48,7 +48,7 @@ class Reference:
 class Judge:
     """Holds the references. Made once; the networks are left as they are.
 
-    Raises BadInput where the original itself fails on the example or does not give finite numbers.
+    Raises BadInput where the original itself fails on the example, does not give finite numbers, or not the same twice.
     """
 
     def __init__(
@@ -58,11 +58,23 @@ class Judge:
         self._short = short
         wide, narrow = _copies(original, short)
         self.references = [_reference(original, wide, narrow, calling, short)]
+        self._require_steady(original)
         for other in (_elsewhere(calling, seed), _other_batch(calling)):
             if other is not None:
                 made = _optional(original, wide, narrow, other, short)
                 if made is not None:
                     self.references.append(made)
+
+    def _require_steady(self, original: nn.Module) -> None:
+        """Raise BadInput where a second run gives other numbers than rounding explains."""
+        with torch.inference_mode():
+            again = leaves(self.references[0].calling.run(original))
+        for (_, y), (_, z) in zip(self.references[0].own, again, strict=True):
+            if network.difference(y, z) > self._allowed(self.u) * self.u * network.size_of(y):
+                raise BadInput(
+                    "model: gives other numbers when it runs again (it draws random numbers, say), "
+                    "so that no other form can be compared with it"
+                )
 
     def check(self, call: Call, dtype: torch.dtype | None = None) -> Check:
         """Run a candidate on every input and judge what it gives; the worst figures, the first problem."""

@@ -126,6 +126,10 @@ def _measure(
     plan = _plan(subject, setting, contest, winner, times, peak, budget)
     assert winner.model is not None
     notes = [f"not verified: {u}" for u in proof.unverified] if proof else []
+    if contest.never_quiet:
+        notes.append(
+            "something else had the processor throughout the last comparison: tune again when it is quiet"
+        )
     return Tuned(winner.model, plan, proof, tuple(notes))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from onebyone.tune.judge import Judge
 from onebyone.tune.layers import pattern_of
 from onebyone.tune.subject import Subject
 from onebyone.tune.tuned import TunedModel
-from onebyone.tune.wholes import Formed, form_of
+from onebyone.tune.wholes import CHANNELS_LAST, Formed, form_of
 from onebyone.verify.trees import cast_tensor, map_tensors
 
 DTYPES = {"bfloat16": torch.bfloat16}
@@ -142,14 +141,17 @@ class Workshop:
             return formed, engine.build(formed.network, self.subject.calling, self.setting)
 
     def formed(self, candidate: Candidate) -> Formed:
-        """The network in the candidate's form, made once."""
+        """The network in the candidate's form; kept for the next engine unless it holds copies of all weights."""
         key = (candidate.form, candidate.dtype, candidate.layers)
-        if key not in self._formed:
+        found = self._formed.get(key)
+        if found is None:
             try:
-                self._formed[key] = self._make(candidate)
+                found = self._make(candidate)
             except OnebyoneError as error:
-                self._formed[key] = why(error)
-        found = self._formed[key]
+                found = why(error)
+            copies = candidate.dtype is not None or candidate.form.endswith(CHANNELS_LAST) or candidate.layers
+            if isinstance(found, str) or not copies:
+                self._formed[key] = found
         if isinstance(found, str):
             raise BadInput(found)
         return found
@@ -163,11 +165,6 @@ class Workshop:
         for module in network.modules():
             module.training = False
         return Formed(network, formed.proof, formed.fixed)
-
-    def forget(self, keep: Mapping[str, Trial]) -> None:
-        """Let go of forms that no kept trial uses."""
-        used = {id(t.formed) for t in keep.values()}
-        self._formed = {k: f for k, f in self._formed.items() if isinstance(f, str) or id(f) in used}
 
 
 def why(error: BaseException) -> str:
