@@ -183,3 +183,17 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(onebyone.errors.MissingExtra, match=r"onebyone\[report\]"):
         render(data, "F2")
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("shelf", ["vgg11", "vit"])
+def test_the_pictures_of_the_documentation_are_up_to_date(shelf: str) -> None:
+    """Made by `onebyone draw`, as docs/pictures.md says: they tell what they would tell today."""
+    name = {"vgg11": "torchvision:vgg11", "vit": "timm:vit_small_patch16_224"}[shelf]
+    kept = sorted((Path(__file__).parents[2] / "docs" / "pictures").glob(f"{shelf}-*.svg"))
+    assert kept
+    for path in kept:
+        _, figure, theme = path.stem.split("-")
+        assert svgs.texts(path.read_bytes()) == svgs.texts(render(drawing(name), figure, theme=theme))
+        assert svgs.faults(path.read_bytes()) == []
+        assert path.stat().st_size < 200_000

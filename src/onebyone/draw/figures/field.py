@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod, sqrt
 from typing import Any
 
 from onebyone.draw import words
@@ -150,11 +150,15 @@ class _View:
         (r1, r2), (c1, c2) = self._two(self.g.window_at(index))
         return self._x((c1 + c2) / 2), self._y((r1 + r2) / 2)
 
+    def thinned(self) -> int:
+        """Every how many answers, on each axis, a dot is drawn."""
+        return ceil(sqrt(prod(self.places[-2:]) / MOST_DOTS))
+
     def _dots(self) -> Group:
         """A dot in the middle of every window: the places of the answer."""
         rows, columns = (1, self.places[0]) if self.flat else self.places[-2:]
         head = self.index[: len(self.index) - 2]
-        step = ceil((rows * columns / MOST_DOTS) ** 0.5)
+        step = self.thinned()
         indices = [
             (i,) if self.flat else (*head, r, i)
             for r in range(0, rows, step)
@@ -169,7 +173,11 @@ class _View:
         title = f"receptive field {words.shape(self.g.receptive_field)} pixels"
         if not self.clipped():
             corners = _closed(self.scale.corners(*self.field))
-            return Group("field", title, (Strokes((corners,), "field", THICK, dashes=DASHES),))
+            dashed = Strokes((corners,), "field", THICK, dashes=DASHES)
+            below = (
+                () if self.field == self.window else self._casing(corners)
+            )  # or it would cover the window's edge
+            return Group("field", title, (*below, dashed))
         x, y = self._middle(self.index)
         (x1, y1), _, (x2, y2), _ = self.scale.corners(*self.hull)
         ends = {(x1, y): self._beyond(1, 0), (x2, y): self._beyond(1, 1), (x, y1): self._beyond(0, 0)}
@@ -188,10 +196,15 @@ class _View:
         corners = self.scale.corners(*self.window)
         wash = Polygon(corners, "wash", None, opacity=0.13)
         edge = Polygon(corners, None, "window", THICK)
-        made: list[Shape] = [Group("window", f"window {words.shape(self.g.window)} pixels", (wash, edge))]
+        inside: tuple[Shape, ...] = (wash, *self._casing(_closed(corners)), edge)
+        made: list[Shape] = [Group("window", f"window {words.shape(self.g.window)} pixels", inside)]
         if after != self.index:
             made.insert(0, Group("next-window", f"the next window, {self.g.stride[-1]} pixels on", (nearby,)))
         return [*made, Circle(*self._middle(self.index), 1.9, "window")]
+
+    def _casing(self, corners: tuple[tuple[float, float], ...]) -> tuple[Strokes, ...]:
+        """On a photograph, paper on both sides of a line, so that it shows on every ground."""
+        return (Strokes((corners,), "paper", THICK + 1.2, 0.6),) if self.picture is not None else ()
 
     def legend(self, y: float) -> tuple[float, list[Shape]]:
         """A line each: what is drawn how, with its numbers."""
@@ -244,6 +257,8 @@ def _around(image: Span, field: Span) -> Span:
 
 def _note(g: Geometry, view: _View) -> str:
     parts = []
+    if view.thinned() > 1:
+        parts.append(f"One answer in {view.thinned()} on each axis has a dot.")
     if view.clipped():
         parts.append("The receptive field reaches out of the picture, as the arrows show.")
     if len(g.window) > 2:

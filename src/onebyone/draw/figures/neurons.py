@@ -188,7 +188,7 @@ def _legend(width: float, y: float) -> tuple[list[Shape], float]:
         word = Text(x + 17, y, text, SMALL, "quiet")
         shapes.append(word)
         x += 17 + word.width + 9
-    last = Text(x, y, "thicker: larger", SMALL, "quiet")
+    last = Text(x, y, "width: weight squared", SMALL, "quiet")
     if x + last.width > width - MARGIN:
         last = Text(MARGIN, y + SMALL * LEADING, last.text, SMALL, "quiet")
     return [*shapes, last], max(y, last.y)
