@@ -24,7 +24,7 @@ from onebyone.report.html import json_in_html, outside_links
 from onebyone.report.rowpictures import picture
 from onebyone.report.views import counted
 from tests.compare.conftest import network
-from tests.report.conftest import IMAGE, LONG
+from tests.report.conftest import IMAGE, LONG, require
 
 VOID = {"meta", "img", "input", "br", "hr", "link", "line", "rect", "circle", "polyline"}
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -318,9 +318,27 @@ def test_the_file_is_written_whole_or_not_at_all(comparison: Comparison, tmp_pat
     assert not (tmp_path / "s.html").exists()
 
 
+def test_without_a_browser_tests_are_skipped_but_never_where_changes_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"):
+        require(tmp_path / "chromium", {})
+    with pytest.raises(pytest.fail.Exception, match="may not be skipped"):
+        require(tmp_path / "chromium", {"CI": "true"})
+
+
 @pytest.mark.slow
 def test_the_whole_comparison_on_a_page(tmp_path: Path) -> None:
     found = onebyone.compare(network(), IMAGE, budget=60)
     read = Reader(found.to_html(tmp_path / "r.html"))
     assert [a["id"] for a in read.all("article")] == list(STATEMENTS)
     assert all(row.verdict != "not available" for row in found.rows)
+
+
+def test_the_crossing_is_told_where_the_medians_cross(comparison: Comparison, page: str) -> None:
+    table = comparison["D5"].figures["times"]["table"]
+    faster = [min(("pointwise", "connected"), key=lambda r: row["seconds"][r]["median"]) for row in table]
+    changes = [i for i in range(1, len(table)) if faster[i] != faster[i - 1]]
+    told = re.search(r"The measured times cross (.*?)\.</p>", page)
+    assert told
+    size = lambda i: "×".join(str(n) for n in table[i]["size"])  # noqa: E731
+    assert [f"between {size(i - 1)} and {size(i)}" in told.group(1) for i in changes] == [True] * len(changes)
+    assert told.group(1).count("between") == max(1, len(changes))

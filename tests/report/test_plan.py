@@ -11,6 +11,7 @@ import pytest
 from onebyone.compare import Comparison
 from onebyone.errors import BadInput
 from onebyone.report.plan import plan_view, read_plan
+from onebyone.tune.plan import Plan
 from tests.cli.conftest import run_command
 
 PLAN: dict[str, Any] = {
@@ -46,18 +47,25 @@ PLAN: dict[str, Any] = {
 
 def test_a_plan_is_shown(comparison: Comparison) -> None:
     page = comparison.to_html(plan=PLAN)
-    for text in ("1×1 (chosen)", "26 ms", "58 ms ± 1.5", "too far off", "it is the fastest of those"):
+    for text in (
+        "1×1 (chosen)",
+        "26 ms",
+        "58 ms (quartiles 1.5 apart)",
+        "too far off",
+        "It is the fastest of those that are right.",
+    ):
         assert text in page
     assert "blocks.0.fc, blocks.1.fc and 1 more" in page
-    assert "<strong>conv 1 ms ± 0.05 (chosen)</strong>" in page
+    assert "<strong>conv 1 ms (quartiles 0.05 apart) (chosen)</strong>" in page
     assert "93%" in page
     assert "462 GFLOP/s" in page
 
 
 def test_candidates_are_in_order_and_one_is_chosen() -> None:
     shown = plan_view(read_plan(PLAN))
-    assert [c["name"] for c in shown["candidates"]] == ["bf16", "1×1", "eager", "broken"]
-    assert [c["chosen"] for c in shown["candidates"]] == [False, True, False, False]
+    assert [c["name"] for c in shown["candidates"]] == ["1×1", "eager"]
+    assert [c["chosen"] for c in shown["candidates"]] == [True, False]
+    assert [(c["name"], c["time"]) for c in shown["refused"]] == [("bf16", "12 ms"), ("broken", "–")]
     assert shown["choice"] == "engine openvino, form conv"
     named = plan_view(read_plan({**PLAN, "choice": "eager"}))
     assert [c["name"] for c in named["candidates"] if c["chosen"]] == ["eager"]
@@ -77,6 +85,24 @@ class WithDict:
 def test_a_plan_comes_from_a_file_or_an_object(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(PLAN), encoding="utf-8")
     assert read_plan(tmp_path / "plan.json") == read_plan(WithDict()) == PLAN
+    tuned = type("Tuned", (), {"plan": WithDict()})()
+    assert read_plan(tuned) == PLAN
+
+
+def test_the_plan_that_tune_makes_is_one() -> None:
+    """Its own record, filled with what is here: every key that it writes is taken."""
+    record = Plan(
+        **{key: PLAN[key] for key in ("machine", "versions", "threads", "choice", "why", "peak_gflops")},
+        network={"name": "net"},
+        inputs=tuple(PLAN["inputs"]),
+        device="cpu",
+        dynamic_batch=False,
+        candidates=tuple(PLAN["candidates"]),
+        layers=tuple(PLAN["layers"]),
+    )
+    shown = plan_view(read_plan(record))
+    assert [c["name"] for c in shown["candidates"]] == ["1×1", "eager"]
+    assert dict(shown["facts"])["inputs"] == "dtype float32, shape 1×3×224×224"
 
 
 def bad(**changes: Any) -> str:
@@ -131,7 +157,7 @@ def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     done = run_command(*few, "--html", page, "--plan", plan, "--json")
     assert done.code == 0, done.err
     assert done.json["html"] == str(page)
-    assert "it is the fastest of those" in page.read_text(encoding="utf-8")
+    assert "It is the fastest of those" in page.read_text(encoding="utf-8")
     assert run_command(*few, "--plan", plan).code == 2
     assert run_command(*few, "--html", tmp_path / "no" / "r.html").code == 2
     plan.write_text("[]", encoding="utf-8")

@@ -13,7 +13,7 @@ from onebyone.report.plan import plan_view
 from onebyone.report.rowpictures import picture
 from onebyone.report.views import SIDES, costs, counted, folding, movers
 from onebyone.report.words import counted as counted_noun
-from onebyone.report.words import lines, number, words
+from onebyone.report.words import lines, number, sentence, words
 
 Data = Mapping[str, Any]
 SCRIPTS = ("page.js", "pixel.js", "order.js", "size.js")
@@ -82,7 +82,7 @@ def _row(row: Data) -> dict[str, Any]:
         "id": row["id"],
         "statement": row["statement"],
         "verdict": verdict,
-        "because": _sentence(row["because"]),
+        "because": sentence(row["because"]),
         "kind": css,
         "mark": mark,
         "picture": picture(row),
@@ -96,10 +96,6 @@ def _row(row: Data) -> dict[str, Any]:
 _LONG = ("sweep", "counts", "sizes", "probes")
 """Figures that are tables of their own, or that the data file tells better."""
 _TRY = {"D1": "pixel", "D5": "size", "R2": "order"}
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) or not text else ".")
 
 
 def _tables(row: Data) -> list[dict[str, Any]]:
@@ -208,10 +204,29 @@ def _views(found: Mapping[str, Data]) -> dict[str, Any]:
         "channels": d5.get("channels", 0),
         "outputs": d5.get("outputs", 0),
         "size_layer": d5.get("layer") or d5.get("origin", ""),
+        "crossing": _crossing(times),
         "timed_part": "" if part == d5.get("outputs") else f" on the first {part} outputs",
         "sides": SIDES,
         "size_rows": _size_rows(d5) if has["D5"] else [],
     }
+
+
+def _crossing(times: Data) -> str:
+    """Where the measured times cross, in words."""
+    if not times.get("table"):
+        return ""
+    found = [
+        f"between {by(c['from'])} and {by(c['to'])}, after which {_FASTER[c['faster_after']]} is faster"
+        for c in times["crossings"]
+    ]
+    where = (
+        "; ".join(found)
+        or f"nowhere between {by(times['table'][0]['size'])} and {by(times['table'][-1]['size'])}"
+    )
+    return f"Parameters are equal on a map of one place, and there alone. The measured times cross {where}."
+
+
+_FASTER = {"pointwise": "the 1×1 convolution", "connected": "flatten + FC"}
 
 
 def _size_rows(figures: Data, side: int = 7) -> list[dict[str, Any]]:

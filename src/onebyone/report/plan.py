@@ -11,7 +11,7 @@ from typing import Any
 from onebyone.errors import BadInput
 from onebyone.files import require_file
 from onebyone.records import by, first_line
-from onebyone.report.words import number, percent, words
+from onebyone.report.words import number, percent, sentence, words
 
 MOST_BYTES = 16 * 2**20
 _TEXT, _NUMBER, _LIST, _CHOICE = "text", "a number", "a list", "text or an object"
@@ -37,7 +37,7 @@ Data = dict[str, Any]
 
 
 def read_plan(plan: Any) -> Data:
-    """The plan as plain data: from a path, a mapping, or an object with `to_dict`.
+    """The plan as plain data: from a path, a mapping, an object with `to_dict`, or what has one as its `plan`.
 
     Raises
     ------
@@ -47,6 +47,7 @@ def read_plan(plan: Any) -> Data:
     if isinstance(plan, str | os.PathLike):
         path = require_file(plan)
         return _checked(_parsed(path), str(path))
+    plan = getattr(plan, "plan", plan)
     given = plan.to_dict() if hasattr(plan, "to_dict") else plan
     return _checked(given, "plan")
 
@@ -118,7 +119,8 @@ def plan_view(plan: Data) -> Data:
         "choice": _choice(plan.get("choice")),
         "why": _sentences(plan.get("why")),
         "facts": [(name, fact) for name, fact in facts if fact],
-        "candidates": [_candidate(c, plan.get("choice")) for c in candidates],
+        "candidates": [_candidate(c, plan.get("choice")) for c in candidates if not c.get("refused")],
+        "refused": [_candidate(c, None) for c in candidates if c.get("refused")],
         "layers": [_layer(layer) for layer in layers],
     }
 
@@ -179,18 +181,19 @@ def _time(entry: Mapping[str, Any]) -> str:
     if entry.get("median_ms") is None:
         return "–"
     spread = entry.get("spread_ms")
-    return f"{number(entry['median_ms'])} ms" + (f" ± {number(spread)}" if spread is not None else "")
+    more = f" (quartiles {number(spread)} apart)" if spread is not None else ""
+    return f"{number(entry['median_ms'])} ms{more}"
 
 
 def _sentences(why: Any) -> list[str]:
-    return [str(w) for w in why] if isinstance(why, list) else ([str(why)] if why else [])
+    return [sentence(str(w)) for w in (why if isinstance(why, list) else [why]) if w]
 
 
 def _fact(value: Any) -> str:
     """A fact of any form in words: a plan may describe its machine as text or as an object."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_fact(v)}" for k, v in value.items())
+        return ", ".join(f"{str(k).replace('_', ' ')} {_fact(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list | tuple):
         plain = all(isinstance(v, int) for v in value)
-        return by(value) if plain else "; ".join(_fact(v) for v in value)
+        return by(value) if plain else " ".join(_fact(v) for v in value)
     return words(value)

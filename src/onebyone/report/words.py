@@ -61,6 +61,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
+def sentence(text: str) -> str:
+    """A clause as a sentence.
+
+    >>> sentence("it holds")
+    'It holds.'
+    """
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) or not text else ".")
+
+
 def lines(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """Nested figures as (name, value): names of names apart by dots, long lists cut.
 
