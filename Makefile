@@ -45,7 +45,7 @@ bench: setup
 
 # Remake the lock file from what pyproject.toml asks for (the CPU build's local version tag is dropped).
 lock:
-	$(BIN)/python -m pip freeze --exclude-editable --exclude onebyone | sed 's/+cpu//' > requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude wheel --exclude onebyone | sed 's/+cpu//' > requirements.lock
 
 clean:
 	rm -rf $(VENV) demo build dist .artefacts

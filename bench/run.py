@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = {"convert": "bench.convert"}
+BENCHMARKS = {"convert": "bench.convert", "forms": "bench.forms", "models": "bench.models"}
 
 
 def main(names: list[str]) -> int:

@@ -1,0 +1,1 @@
+"""The fastest equivalent form against the engines people use, side by side in one run."""

@@ -1,0 +1,66 @@
+"""The ten networks of the benchmark: real code, random weights (only their structure matters for time)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.pytorch.sources import load_source
+
+SEED = 0
+
+
+class Network(NamedTuple):
+    """A network, how it is made, and the shape of its input."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+
+    def make(self) -> tuple[nn.Module, Tensor]:
+        """The network in evaluation mode and an input, standard normal; the same at every call."""
+        torch.manual_seed(SEED)
+        model = self.build().eval().requires_grad_(False)
+        return model, torch.randn(*self.shape, generator=torch.Generator().manual_seed(SEED))
+
+
+class BertEncoder(nn.Module):
+    """The twelve layers of BERT-base as `transformers` builds them, from embeddings to hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        self.encoder = BertModel(BertConfig(), add_pooling_layer=False).encoder
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(N, T, 768) → (N, T, 768)."""
+        out: Tensor = self.encoder(embeddings).last_hidden_state
+        return out
+
+
+def _source(spec: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        model = load_source(spec)
+        assert isinstance(model, nn.Module)
+        return model
+
+    return build
+
+
+IMAGE = (1, 3, 224, 224)
+NETWORKS = (
+    Network("ViT-S/16", _source("timm:vit_small_patch16_224"), IMAGE),
+    Network("ViT-S/16 ×8", _source("timm:vit_small_patch16_224"), (8, *IMAGE[1:])),
+    Network("ConvNeXt-T", _source("torchvision:convnext_tiny"), IMAGE),
+    Network("Mixer-B/16", _source("timm:mixer_b16_224"), IMAGE),
+    Network("Swin-T", _source("torchvision:swin_t"), IMAGE),
+    Network("ResNet-50", _source("torchvision:resnet50"), IMAGE),
+    Network("VGG-16", _source("torchvision:vgg16"), IMAGE),
+    Network("MobileNetV3-L", _source("torchvision:mobilenet_v3_large"), IMAGE),
+    Network("EfficientNet-B0", _source("torchvision:efficientnet_b0"), IMAGE),
+    Network("BERT-base, 128 tokens", BertEncoder, (1, 128, 768)),
+)
