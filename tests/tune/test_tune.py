@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,42 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import onebyone
-from onebyone.errors import BadInput, NotEquivalent, Refused
-from onebyone.tune import Plan, Tuned, choose
-from onebyone.tune.budget import Budget
+from onebyone.errors import BadInput
+from onebyone.tune import Tuned
 from onebyone.tune.layer_forms import layer_forms
 from tests.tune import networks
-
-BUDGET = 0.3
-
-
-@pytest.fixture
-def ample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time for every whole, however slow the machine is, and none for the search."""
-    monkeypatch.setattr(Budget, "allows", lambda self, kind: True)
-    monkeypatch.setattr(choose, "search_layers", lambda *_: None)
-
-
-def tuned(network: Any, example: Any, **options: Any) -> Tuned:
-    return onebyone.tune(network, example, **({"engines": "eager", "budget": BUDGET} | options))
-
-
-@pytest.fixture(scope="module")
-def made() -> tuple[nn.Module, Tensor, Tuned]:
-    network, x = networks.images(), torch.randn(2, 3, 8, 8)
-    return network, x, tuned(network, x, budget=2.0)
-
-
-def close(a: Any, b: Any) -> None:
-    """Within the limit that `verify` derives, for numbers of this size (√(u'/u)·u = 2^-17.5 of the largest)."""
-    size = max(float(t.detach().abs().max()) for t in onebyone_leaves(b))
-    torch.testing.assert_close(a, b, rtol=0, atol=2**-17.5 * size)
-
-
-def onebyone_leaves(tree: Any) -> list[Tensor]:
-    from onebyone.verify.trees import leaves
-
-    return [t for _, t in leaves(tree)]
+from tests.tune.conftest import BUDGET, close, tuned
 
 
 def test_the_model_computes_the_network(made: tuple[nn.Module, Tensor, Tuned]) -> None:
@@ -272,97 +239,6 @@ def test_progress_is_told() -> None:
     assert told
     assert all(1 <= done <= of for done, of in told)
     assert t.plan.seconds > 0
-
-
-# applying plans
-
-
-def test_a_plan_is_applied_without_measuring(
-    made: tuple[nn.Module, Tensor, Tuned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from onebyone.tune.clock import Clock
-
-    network, x, t = made
-    path = t.plan.save(tmp_path / "plan.json")
-
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(Clock, "sample", never)
-    again = onebyone.tune(network, x, plan=path)
-    assert again.plan == t.plan
-    assert torch.equal(again.model(x), t.model(x))
-
-
-def with_choice(plan: Plan, **choice: Any) -> Plan:
-    return dataclasses.replace(plan, choice={**plan.choice, "layers": {}, **choice})
-
-
-def test_every_choice_can_be_applied(made: tuple[nn.Module, Tensor, Tuned]) -> None:
-    network, x, t = made
-    for form, layers in (
-        ("conv", {}),
-        ("linear+channels_last", {}),
-        ("graph-conv", {}),
-        ("layers", {"2": "permute", "7": "bmm"}),
-    ):
-        plan = with_choice(t.plan, form=form, layers=layers)
-        close(onebyone.tune(network, x, plan=plan).model(x), copy.deepcopy(network).eval()(x))
-
-
-@pytest.mark.parametrize(
-    ("changed", "kind"),
-    [
-        ({"machine": {"processor": "another"}}, "processor"),
-        ({"versions": {"torch": "1.0"}}, "version"),
-        ({"threads": 99}, "threads"),
-    ],
-)
-def test_elsewhere_a_plan_is_refused_unless_forced(
-    made: tuple[nn.Module, Tensor, Tuned], changed: dict[str, Any], kind: str
-) -> None:
-    network, x, t = made
-    plan = dataclasses.replace(t.plan, **changed)
-    with pytest.raises(Refused) as caught:
-        onebyone.tune(network, x, plan=plan)
-    assert {r.kind for r in caught.value.refusals} == {kind}
-    close(onebyone.tune(network, x, plan=plan, force=True).model(x), copy.deepcopy(network).eval()(x))
-
-
-def test_another_network_or_input_is_refused(made: tuple[nn.Module, Tensor, Tuned]) -> None:
-    network, x, t = made
-    wider = nn.Sequential(*list(network)[:-1], nn.Linear(16, 6))  # type: ignore[call-overload]
-    other_act = nn.Sequential(*list(network)[:-2], nn.ReLU(), network[-1])  # type: ignore[call-overload, index]
-    for other in (wider, other_act):
-        with pytest.raises(Refused, match="network"):
-            onebyone.tune(other, x, plan=t.plan)
-    with pytest.raises(Refused, match="made for float32 2×3×8×8, and this is float32 1×3×8×8"):
-        onebyone.tune(network, x[:1], plan=t.plan)
-
-
-def test_a_plan_that_is_not_equivalent_is_not_applied(made: tuple[nn.Module, Tensor, Tuned]) -> None:
-    network, x, t = made
-    constant = networks.engine("constant", networks.constant)
-    plan = with_choice(t.plan, engine="constant", form="original")
-    with networks.registered(constant), pytest.raises(NotEquivalent, match="rounding error"):
-        onebyone.tune(network, x, plan=plan)
-
-
-@pytest.mark.parametrize(
-    ("choice", "words"),
-    [
-        ({"engine": "warp"}, "engines='warp'"),
-        ({"form": "knot"}, "form='knot': expected some of original"),
-        ({"dtype": "int3"}, "dtype='int3'"),
-        ({"form": "layers", "layers": {"no": "conv"}}, "no layer 'no'"),
-    ],
-)
-def test_names_that_do_not_exist(
-    made: tuple[nn.Module, Tensor, Tuned], choice: dict[str, Any], words: str
-) -> None:
-    network, x, t = made
-    with pytest.raises(BadInput, match=words):
-        onebyone.tune(network, x, plan=with_choice(t.plan, **choice))
 
 
 # what is asked wrongly
