@@ -154,6 +154,13 @@ def test_conversion_and_verification_come_with_their_row() -> None:
     assert "budget" in late.verification["not_available"]
 
 
+def test_the_whole_network_is_a_step_of_its_own() -> None:
+    told: list[tuple[int, int]] = []
+    x = torch.randn(1, 3, 8, 7)
+    onebyone.compare(network(), x, budget=30, rows=["D4", "R1"], progress=lambda *at: told.append(at))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_a_large_or_strided_kernel_gets_a_map_on_which_it_acts_locally() -> None:
     roles = {"connected": connected(), "pointwise": pointwise()}  # over 5×4 places
     stem = Operation("7×7", convolution_form((2, 2), (3, 3)), random(4, 3, 7, 7), None, (3, 16, 16))

@@ -114,7 +114,7 @@ def compare(
         have not begun by then are left out, with that reason.
     seed: of everything random.
     rows: ids of the rows wanted; all where None.
-    progress: called with (done, of) after every row.
+    progress: called with (done, of) after every row, and after the whole network was converted and verified.
 
     Raises
     ------
@@ -141,11 +141,14 @@ def compare(
         torch.manual_seed(seed)
         setting = Setting(model, example, choose(observe(model, example), seed), seed, budget)
         chosen = [e for e in EXPERIMENTS if e.id in wanted]
+        steps = len(chosen) + bool(wanted & {"R1", "R2"})  # the whole network is a step of its own
         for experiment in chosen:
             found[experiment.id] = _row(experiment, setting, time.perf_counter() - start)
             if progress is not None:
-                progress(len(found), len(chosen))
+                progress(len(found), steps)
         whole = whole_network(setting, wanted, time.perf_counter() - start)
+        if progress is not None and steps > len(chosen):
+            progress(steps, steps)
     return Comparison(
         rows=tuple(found[name] for name in STATEMENTS if name in found),
         layers=setting.pair.describe(),
