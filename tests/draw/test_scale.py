@@ -7,8 +7,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from onebyone.draw import render
+from onebyone.draw import describe, render
 from onebyone.draw.figures import neurons, pointwise, replaced, strip
 from onebyone.errors import BadInput
 from tests.draw import svgs
@@ -197,3 +199,26 @@ def test_a_network_of_one_size_says_why() -> None:
     said = " ".join(line.text for line in svgs.texts(render(drawing("tokens"), "window")))
     assert "input 16×16: one window" in said
     assert "class token" in said
+
+
+def test_a_long_strip_draws_blocks_as_one() -> None:
+    """Every block narrows and widens by itself, none is like another: too many values for a column."""
+    sizes = range(8, 68, 2)
+    blocks = (nn.Sequential(nn.Conv2d(a, 3, 1), nn.Conv2d(3, a + 2, 1)) for a in sizes)
+    model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Sequential(*blocks))
+    data = describe(model, torch.zeros(1, 1, 4, 4))
+    values = strip.values(data)
+    assert len(values) == 2 + 2 * len(sizes)
+    whole, joined = strip.fitting(values, 1000)
+    assert not joined
+    assert sum(len(run.first) for run in whole) == len(values)
+    short, joined = strip.fitting(values, 40)
+    assert joined
+    drawn = [v for run in short for v in run.first]
+    assert [v.channels for v in drawn] == [1, 8, *(a + 2 for a in sizes)]
+    assert sum(len(v.steps) for v in drawn) == len(data.steps)  # no step is lost
+    least, _ = strip.fitting(values, 1)
+    assert [v.channels for run in least for v in run.first] == [1, 8, 68]
+    svg = render(data, "strip")
+    assert "Of a block, the last value is drawn." in " ".join(line.text for line in svgs.texts(svg))
+    assert svgs.size(svg)[1] < 9 * 72

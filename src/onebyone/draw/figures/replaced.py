@@ -32,7 +32,7 @@ MARGIN, GUTTER = 6.0, 10.0
 LAYER = 29.0  # points for a layer's three lines
 SHAFT, WORDS = 8.0, 15.0  # where in a lane arrows and their words are
 FLAT = 4.4  # points for the side of one place
-TALLEST, LOWER = 26.0, 14.0  # of a map, and of a map in a long picture
+TALLEST, LOWER = 26.0, 9.0  # of a map, and of a map in a long picture
 FEW = 6
 MOST = 16
 """Layers (alike ones once) that are drawn with their values; of more, a table."""

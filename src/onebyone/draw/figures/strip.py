@@ -35,6 +35,7 @@ PER_DOUBLING = 1.55  # points for each doubling of channels
 WIDEST_CELL = 78.0
 SHOWN = ("convolution", "pointwise", "linear", "pool", "flatten", "attention", "join")
 LINES = 4  # of what leads to a value
+MOST = 8  # values for each inch of width; of more, blocks are drawn as one
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,51 @@ def _together(before: Sequence[Step], step: Step) -> bool:
     return before[-1].role != "sum" and _block(before[-1]) == _block(step)
 
 
+def _holders(step: Step) -> tuple[str, ...]:
+    """The names of the modules that a step is in: of a function, with the one that called it."""
+    names = tuple(step.path.split(".")) if step.path else ()
+    return names if step.kind[:1].islower() else names[:-1]
+
+
 def _block(step: Step) -> str:
     """The numbered part of the network that a step belongs to: `layer1.0` of `layer1.0.conv2`."""
-    names = step.path.split(".") if step.kind[:1].islower() else step.path.split(".")[:-1]
+    names = list(_holders(step))
     while names and not names[-1].isdecimal() and any(n.isdecimal() for n in names):
         names.pop()
     return ".".join(names)
 
 
+def fitting(found: Sequence[Value], most: int) -> tuple[tuple[Run[Value], ...], bool]:
+    """The values as runs of repeats, at most about `most` of them: else blocks are one value each, their last.
+
+    Blocks are what the first names of the paths tell, as many as will do. Also whether any were joined.
+    """
+    plain = runs(found, Value.key)
+    for depth in (None, 5, 4, 3, 2, 1):
+        strip = plain if depth is None else runs(_joined(found, depth), Value.key)
+        if sum(len(run.first) for run in strip) <= most:
+            break
+    return strip, sum(len(run.first) for run in strip) < sum(len(run.first) for run in plain)
+
+
+def _joined(found: Sequence[Value], depth: int) -> list[Value]:
+    """Neighbours whose paths begin with the same `depth` names of modules as one value, the last."""
+    joined: list[Value] = []
+    before: tuple[str, ...] = ()
+    for value in found:
+        block = _holders(value.steps[0])[:depth] if value.steps else ()
+        if joined and len(block) == depth and block == before:
+            last = joined.pop()
+            joined.append(Value(value.layout, value.sizes, (*last.steps, *value.steps)))
+        else:
+            joined.append(value)
+        before = block
+    return joined
+
+
 def figure(data: Drawing, width: float) -> Scene:
     """Boxes for maps, sheets for tokens, bars for vectors, in rows as wide as the picture."""
-    strip = runs(values(data), Value.key)
+    strip, joined = fitting(values(data), int(MOST * width / 72))
     drawn_once = [(run, v) for run in strip for v in run.first]
     cells = [_Cell(v, run, number) for number, (run, v) in enumerate(drawn_once)]
     largest = max((max(c.value.places, default=1) for c in cells), default=1)
@@ -115,7 +150,7 @@ def figure(data: Drawing, width: float) -> Scene:
     for row in _rows(cells, width, largest):
         drawn, y = _row(row, y, width, largest)
         shapes += drawn
-    notes = wrapped(_note(data, strip), width - 2 * MARGIN, SMALL)
+    notes = wrapped(_note(data, strip, joined), width - 2 * MARGIN, SMALL)
     shapes += lines(MARGIN, y + 9, notes, SMALL, "quiet")
     height = y + 9 + (len(notes) - 1) * SMALL * LEADING + 5
     return Scene(
@@ -123,7 +158,7 @@ def figure(data: Drawing, width: float) -> Scene:
         width,
         height,
         f"{data.network}: its feature maps from input to output",
-        _desc(data, strip),
+        _desc(data, strip, joined),
         tuple(shapes),
     )
 
@@ -266,20 +301,22 @@ def _op(step: Step) -> str:
     return {"join": "joined", "sum": "sum"}.get(step.role, step.role if step.role != "other" else step.kind)
 
 
-def _note(data: Drawing, strip: Sequence[Run[Value]]) -> str:
+def _note(data: Drawing, strip: Sequence[Run[Value]], joined: bool) -> str:
     kinds = {v.layout for run in strip for v in run.first}
     meaning = {MAP: "blue: maps", TOKENS: "orange: tokens", VECTOR: "green: vectors"}
     legend = ", ".join(meaning[k] for k in (MAP, TOKENS, VECTOR) if k in kinds)
     repeated = " Alike parts drawn once with ×." if any(run.times > 1 for run in strip) else ""
+    if joined:
+        repeated += " Of a block, the last value is drawn."
     return (
         f"{legend[0].upper()}{legend[1:]}; sides by √ of places, lengths by log of channels.{repeated} "
         f"{words.count(data.parameters)} parameters."
     )
 
 
-def _desc(data: Drawing, strip: Sequence[Run[Value]]) -> str:
+def _desc(data: Drawing, strip: Sequence[Run[Value]], joined: bool) -> str:
     parts = []
     for run in strip:
         text = ", ".join(f"{v.layout} {v.label()} ({', '.join(_ops(v.steps)) or 'input'})" for v in run.first)
         parts.append(text if run.times == 1 else f"{run.times} times: {text}")
-    return f"From input to output: {'; '.join(parts)}. {_note(data, strip)}"
+    return f"From input to output: {'; '.join(parts)}. {_note(data, strip, joined)}"
