@@ -185,6 +185,21 @@ def test_the_flatten_that_disappears() -> None:
     assert all(r.flatten is None for r in drawing("tokens").replaced)  # nothing of it disappears there
 
 
+def test_a_vector_made_by_other_means_is_a_flattened_map_too() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 2 * 3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.conv(x).movedim(1, -1).unbind(1)
+            out: Tensor = self.fc(torch.cat([r.flatten(1) for r in rows], 1))
+            return out
+
+    (fc,) = describe(Rows(), torch.zeros(1, 3, 4, 5)).replaced
+    assert (fc.map, fc.kernel, fc.flatten) == ((4, 2, 3), (5, 4, 2, 3), "flatten")
+
+
 def test_layers_in_a_row() -> None:
     assert drawing("demo").chains == (("10", "12"),)
     assert drawing("deep").chains == (tuple(str(i) for i in range(21)),)

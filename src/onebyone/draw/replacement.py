@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
@@ -85,6 +86,8 @@ def _by_dense(dense: Convolutionalized, steps: Sequence[Step]) -> tuple[Replaced
         last = [s for s in steps if s.path == change.path]
         tokens = bool(last) and last[0].role == "linear" and last[0].layout != VECTOR
         flatten = flattens.get(change.path) if kernel and not tokens else None
+        if flatten is None and not tokens and prod(kernel[2:]) > 1:
+            flatten = "flatten"  # by other means than a layer or function of that name
         found.append(_replaced(change, weight, kernel, read, tokens, flatten))
     return tuple(found)
 

@@ -112,9 +112,12 @@ class _Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        role = FUNCTIONS.get(getattr(func, "__name__", ""))
+        name = str(getattr(func, "__name__", "")).partition(".")[
+            0
+        ]  # an operator of aten names its overload too
+        role = FUNCTIONS.get(name)
         if role is not None and isinstance(result, Tensor) and not self._inside_a_layer():
-            self._function(func.__name__, role, args, result)
+            self._function(name, role, args, result)
         return result
 
     def _inside_a_layer(self) -> bool:
