@@ -13,7 +13,14 @@ from onebyone.laws import cost
 from onebyone.laws.bounds import gamma
 from onebyone.tune.calling import Calling
 from onebyone.tune.layer_forms import LayerForm, assigned, layer_forms, register_layer_form
-from onebyone.tune.layer_times import _call, measure_group, peak_gflops, ranking_of
+from onebyone.tune.layer_times import (
+    _call,
+    measure_group,
+    measure_groups,
+    peak_gflops,
+    ranking_of,
+    work_of,
+)
 from onebyone.tune.layers import groups_of
 from onebyone.verify import verify
 from tests.tune import networks
@@ -169,6 +176,45 @@ def test_forms_are_timed_on_the_layer_s_own_input() -> None:
     assert list(found.timings) == ["conv", "conv-channels-last", "linear", "permute"]
     assert set(found.ranking) == {f.name for f in layer_forms("conv")}
     assert found.fastest(["linear", "permute"]) in ("linear", "permute")
+
+
+def test_a_shorter_type_is_timed_beside_its_error() -> None:
+    network = nn.Sequential(nn.Linear(64, 32)).eval()
+    x = torch.randn(5, 64)
+    one = clock(Time())
+    ticking = itertools.count()
+    one.now = lambda: float(next(ticking))
+    (group,) = groups_of(network, Calling.of(network, x))
+    found = measure_group(group, one, 60.0, "bfloat16")
+    assert set(found.timings) == {"linear", "conv", "linear:bfloat16", "conv:bfloat16"}
+    with torch.no_grad():
+        exact = network.double()(x.double())
+        short = network.bfloat16()(x.bfloat16())
+    expected = float((short.double() - exact).abs().max() / exact.abs().max())
+    assert found.errors["linear:bfloat16"] == pytest.approx(expected)
+    assert 2**-12 < expected < 2**-5
+    assert found.fastest(["linear", "conv"]) in ("linear", "conv")
+
+
+def test_the_largest_are_measured_first_and_the_rest_is_predicted() -> None:
+    network = networks.images().eval()
+    groups = groups_of(network, Calling.of(network, torch.randn(1, 3, 8, 8)))
+    ticking = itertools.count()
+    one = clock(Time())
+    one.now = lambda: float(next(ticking))
+    found = measure_groups(groups, one, 30.0)
+    assert [f.group for f in found] == list(groups)
+    measured = [f.group.macs for f in found if f.timings]
+    rest = [f for f in found if not f.timings]
+    assert measured
+    assert rest
+    assert min(measured) >= max(f.group.macs for f in rest)
+    for f in rest:
+        own, other = (work_of(f.group, name) for name in ("linear", "conv"))
+        assert own is not None
+        assert other is not None
+        saved = 1e3 * (cost.DEFAULT.seconds(own) - cost.DEFAULT.seconds(other))
+        assert f.saved_ms("conv") == pytest.approx(saved if f.group.kind == "linear" else 0.0)
 
 
 def test_the_peak_is_a_rate() -> None:

@@ -196,17 +196,10 @@ def search_layers(
         trial = contest.enter(candidate, f"{candidate.name}#{number}")
         return float("inf") if trial.run is None else _share(trial)
 
-    def gain(index: int, form: str) -> float:
-        found = times[index].timings
-        own = layer_forms(times[index].group.kind)[0].name
-        if form not in found or own not in found:
-            return 0.0
-        return (found[own].median_ms - found[form].median_ms) * times[index].group.calls
-
     search(
         start_state(known, times, options),
         options,
-        gain,
+        lambda index, form: times[index].saved_ms(form),
         measure,
         time=_share(start) if known in ("original", "conv", "linear") and _same_layers(start) else None,
         margin=_noise(start),

@@ -10,6 +10,7 @@ by `onebyone.verify` before it is chosen.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,11 +137,13 @@ def _worse(a: Check, b: Check) -> Check:
 
 
 def _copies(original: nn.Module, short: torch.dtype | None) -> tuple[Any, Any]:
-    try:
-        (wide,) = network.copies_in(torch.float64, original)
-    except Exception:  # whatever copying a network raises
-        return None, None
-    return wide, network.copies_in(short, original)[0] if short is not None else None
+    with warnings.catch_warnings():  # torch's own, met where it copies the graph of an exported program
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        try:
+            (wide,) = network.copies_in(torch.float64, original)
+        except Exception:  # whatever copying a network raises
+            return None, None
+        return wide, network.copies_in(short, original)[0] if short is not None else None
 
 
 def _reference(

@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from onebyone.laws import cost
 from onebyone.tune.clock import Call, Clock, Timing
 from onebyone.tune.layer_forms import ATTENTION, CONV, LayerForm, assigned, layer_forms
 from onebyone.tune.layers import Group
+from onebyone.verify import network
 
 _ROUNDS = 15
+Layer = partial[Tensor]
+"""A layer on its input."""
 # products large in every extent, where libraries are near their best: 0.5 to 2 GMAC, and 64 times that on a GPU
 _BIG = ((512, 1024, 1024), (1024, 1024, 1024), (3136, 512, 512), (2048, 1024, 1024))
 
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """One group, its forms' timings by name (empty where it was not measured), and the cost model's order of them."""
+    """One group, its forms' timings by name (empty where it was not measured), and the cost model's order of them.
+
+    Forms in a shorter type are named `form:type`; `errors` holds their largest error relative to the largest output.
+    """
 
     group: Group
     timings: Mapping[str, Timing]
     ranking: tuple[str, ...]
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    def saved_ms(self, form: str) -> float:
+        """What all calls together save in a form over the layer's own: measured, else by the cost model."""
+        own = layer_forms(self.group.kind)[0].name
+        if form in self.timings and own in self.timings:
+            return (self.timings[own].median_ms - self.timings[form].median_ms) * self.group.calls
+        works = work_of(self.group, own), work_of(self.group, form)
+        if works[0] is None or works[1] is None:
+            return 0.0
+        return 1e3 * (cost.DEFAULT.seconds(works[0]) - cost.DEFAULT.seconds(works[1])) * self.group.calls
 
     def fastest(self, names: Sequence[str] | None = None) -> str | None:
         """The form of the smallest median (among `names`, where given)."""
@@ -36,12 +53,24 @@ class LayerTimes:
         return min(measured, key=lambda n: self.timings[n].median_ms, default=None)
 
 
-def measure_group(group: Group, clock: Clock, seconds: float) -> LayerTimes:
-    """Time every form of a group's first layer on the input that it saw.
+def measure_groups(
+    groups: Sequence[Group], clock: Clock, seconds: float, short: str | None = None
+) -> list[LayerTimes]:
+    """Time every group's forms, those of most MACs first, for about `seconds` in all; the rest is left unmeasured."""
+    end, found = clock.now() + seconds, {}
+    for group in sorted(groups, key=lambda g: -g.macs):
+        if clock.now() < end:
+            found[id(group)] = measure_group(group, clock, seconds / len(groups), short)
+    return [found.get(id(g)) or LayerTimes(g, {}, ranking_of(g)) for g in groups]
+
+
+def measure_group(group: Group, clock: Clock, seconds: float, short: str | None = None) -> LayerTimes:
+    """Time every form of a group's first layer on the input that it saw; in the type `short` ("bfloat16") too.
 
     Runs in inference mode. Forms that raise (a convolution the library does not have in this type) are left out.
     """
     calls: dict[str, Call] = {}
+    errors: dict[str, float] = {}
     forms = layer_forms(group.kind) if group.kind != ATTENTION else ()
     for form in forms:
         if form.module is not None and not group.convertible:
@@ -49,9 +78,13 @@ def measure_group(group: Group, clock: Clock, seconds: float) -> LayerTimes:
         call = _call(group, form)
         if call is not None:
             calls[form.name] = call
+            narrow = _shortened(call, short) if short else None
+            if narrow is not None:
+                name = f"{form.name}:{short}"
+                calls[name], errors[name] = narrow, _relative_error(narrow, call)
     with torch.inference_mode():
         times = clock.interleave(calls, seconds, rounds=_ROUNDS).timings if calls else {}
-    return LayerTimes(group, times, ranking_of(group))
+    return LayerTimes(group, times, ranking_of(group), errors)
 
 
 def ranking_of(group: Group, processor: cost.Processor = cost.DEFAULT) -> tuple[str, ...]:
@@ -82,7 +115,30 @@ def work_of(group: Group, form: str) -> cost.Work | None:
     return cost.Work(form, path, c.macs, c.bytes_moved, weights, moved, places)
 
 
-def _call(group: Group, form: LayerForm) -> Call | None:
+def _shortened(call: Layer, short: str) -> Layer | None:
+    """The same layer and input in a shorter type; None where it has no such form."""
+    dtype = getattr(torch, short)
+    (x,), module = call.args, cast(nn.Module, call.func)
+    if not x.is_floating_point():
+        return None
+    narrow = partial(copy.deepcopy(module).to(dtype), x.to(dtype))
+    try:
+        with torch.inference_mode():
+            narrow()
+    except (RuntimeError, NotImplementedError):
+        return None
+    return narrow
+
+
+def _relative_error(narrow: Layer, call: Layer) -> float:
+    """Of a layer in a shorter type, against float64: the largest error over the largest output."""
+    with torch.inference_mode():
+        exact = copy.deepcopy(cast(nn.Module, call.func)).double()(call.args[0].double())
+        size = network.size_of(exact)
+        return network.difference(exact, narrow()) / size if size else 0.0
+
+
+def _call(group: Group, form: LayerForm) -> Layer | None:
     module, x = group.module, group.sample
     if form.name in ("bmm", "conv-nchw") and not (group.channels_last if group.kind == CONV else x.dim() > 2):
         return None  # one and the same as "linear" here

@@ -11,7 +11,7 @@ from onebyone.tune.plan import Plan
 from onebyone.tune.tuned import TunedModel
 from onebyone.verify.result import Verification
 
-_ROWS = 25
+_ROWS, _SEARCHED = 25, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,15 @@ BASELINE = "eager:original"
 
 
 def _shown(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The first rows, and whatever was chosen or is the network as it is."""
-    return [row for i, row in enumerate(rows) if i < _ROWS or row[-1] or row[0] == BASELINE]
+    """The first rows, a few of the search over layers, and whatever was chosen or is the network as it is."""
+    kept: Rows = []
+    searched = 0
+    for row in rows:
+        searched += "#" in row[0]
+        first = len(kept) < _ROWS and ("#" not in row[0] or searched <= _SEARCHED)
+        if first or row[-1] or row[0] == BASELINE:
+            kept.append(row)
+    return kept
 
 
 def _timed(candidate: Mapping[str, Any]) -> bool:
@@ -136,6 +143,9 @@ def remarks(plan: Plan) -> list[str]:
             f"the layers above take {own:.3g} ms of the {_ms(eager)} ms that the network takes as it is, "
             f"each by itself; the rest goes elsewhere"
         )
+    searched = sum("#" in str(c.get("name")) for c in plan.candidates)
+    if searched > _SEARCHED:
+        said.append(f"{searched} assignments of forms to single layers were tried; the plan lists them all")
     if plan.disturbed:
         said.append(
             f"something else had the processor in {plan.disturbed} rounds; they were measured again where time allowed"

@@ -21,7 +21,7 @@ from onebyone.tune.engines import Engine, Setting, engine_of, engines_of
 from onebyone.tune.engines.base import TORCH
 from onebyone.tune.judge import Judge
 from onebyone.tune.layer_forms import layer_forms
-from onebyone.tune.layer_times import LayerTimes, measure_group, peak_gflops
+from onebyone.tune.layer_times import LayerTimes, measure_groups, peak_gflops
 from onebyone.tune.layers import groups_of
 from onebyone.tune.machine import describe_machine, describe_network, describe_versions
 from onebyone.tune.plan import Plan
@@ -116,8 +116,7 @@ def _measure(
     workshop = Workshop(subject, judge, setting)
     peak = peak_gflops(clock, subject.device, PEAK * budget.seconds)
     groups = groups_of(subject.network, subject.calling)
-    share = LAYERS * budget.seconds / max(1, len(groups))
-    times = [measure_group(group, clock, share) for group in groups]
+    times = measure_groups(groups, clock, LAYERS * budget.seconds, short[0] if short else None)
     contest = choose.Contest(workshop.attempt, clock, budget, progress or (lambda done, of: None))
     choose.run_wholes(contest, engines, form_names(), (None, *short))
     choose.search_layers(contest, workshop, times, engines)
@@ -216,6 +215,8 @@ def _why(trials: dict[str, Trial], winner: Trial) -> str:
 def _layer(found: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
     group, timings = found.group, found.timings
     chosen = chosen_form(found, winner.candidate)
+    if winner.candidate.dtype and f"{chosen}:{winner.candidate.dtype}" in timings:
+        chosen = f"{chosen}:{winner.candidate.dtype}"
     order = {name: place for place, name in enumerate(found.ranking, 1)}
     timed = timings.get(chosen)
     gflops = 2e-6 * group.cost.macs / timed.median_ms if timed and timed.median_ms > 0 else None
@@ -233,6 +234,7 @@ def _layer(found: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
                 "median_ms": timings[name].median_ms,
                 "spread_ms": timings[name].spread_ms,
                 "predicted_rank": order.get(name),
+                **({"relative_error": found.errors[name]} if name in found.errors else {}),
             }
             for name in timings
         ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.dlpack import from_dlpack
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from onebyone.errors import BadInput
 from onebyone.tune.calling import Call, Calling
@@ -109,7 +109,7 @@ def ordinary(value: Any) -> Any:
     """A tensor made in inference mode as one that may be changed in place and used anywhere: the same memory."""
     if not isinstance(value, torch.Tensor) or not value.is_inference():
         return value
-    return from_dlpack(value) if _exportable(value) else value.clone()
+    return from_dlpack(to_dlpack(value)) if _exportable(value) else value.clone()
 
 
 def _exportable(value: torch.Tensor) -> bool:
