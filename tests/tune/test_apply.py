@@ -15,7 +15,7 @@ import onebyone
 from onebyone.errors import BadInput, NotEquivalent, Refused
 from onebyone.tune import Plan, Tuned
 from tests.tune import networks
-from tests.tune.conftest import close
+from tests.tune.conftest import close, tuned
 
 
 def test_a_plan_is_applied_without_measuring(
@@ -68,6 +68,17 @@ def test_elsewhere_a_plan_is_refused_unless_forced(
         onebyone.tune(network, x, plan=plan)
     assert {r.kind for r in caught.value.refusals} == {kind}
     close(onebyone.tune(network, x, plan=plan, force=True).model(x), copy.deepcopy(network).eval()(x))
+
+
+def test_a_plan_for_any_batch_is_applied_to_another() -> None:
+    network = networks.tokens().eval()
+    t = tuned(network, torch.randn(3, 4, 8), dynamic_batch=True)
+    x = torch.randn(5, 4, 8)
+    again = onebyone.tune(network, x, plan=t.plan)
+    for n in (1, 5):
+        close(again.model(x[:n]), network(x[:n]))
+    with pytest.raises(Refused, match="input"):
+        onebyone.tune(network, torch.randn(5, 3, 8), plan=t.plan)
 
 
 def test_another_network_or_input_is_refused(made: tuple[nn.Module, Tensor, Tuned]) -> None:

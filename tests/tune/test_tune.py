@@ -224,6 +224,18 @@ def test_any_batch(batch: int) -> None:
     assert t.plan.dynamic_batch
 
 
+def test_maps_lie_as_the_original_s_do() -> None:
+    """Whoever takes a view of the result may go on doing so."""
+    from onebyone.tune.subject import subject_of
+    from onebyone.tune.wholes import form_of
+
+    network, x = networks.images()[:3].eval(), torch.randn(2, 3, 8, 8)  # type: ignore[index]
+    formed = form_of("original+channels_last").build(subject_of(network, x), {})
+    y = formed.network(x)
+    assert y.stride() == network(x).stride()
+    close(y, network(x))
+
+
 def test_a_network_that_never_says_the_same_twice() -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from onebyone.records import by, html_result, html_table, table
@@ -26,6 +28,10 @@ class Tuned:
     plan: Plan
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the plan as `.json`, whole or not at all: `tune(model, example, plan=path)` applies it."""
+        return self.plan.save(path)
 
     def __str__(self) -> str:
         parts = [headline(self.plan)]

@@ -60,14 +60,25 @@ def subject_of(
     place = _device(device, model)
     network = _twin(model, program is None, place)
     calling = Calling.of(network, example, dynamic_batch).mapped(lambda t: t.detach().to(place))
-    watch = Operators()
     try:
-        with torch.no_grad(), watch:
-            calling.run(network)
+        with torch.no_grad():
+            operators = _fingerprint(network, calling)
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"example: the network does not run on it: {said}") from error
-    return Subject(network, calling, None if place != _place(model) else program, watch.fingerprint)
+    return Subject(network, calling, None if place != _place(model) else program, operators)
+
+
+def _fingerprint(network: nn.Module, calling: Calling) -> str:
+    """What a run computes; of one sample where any batch is to be taken, so that it is the same for all."""
+    watch = Operators()
+    with watch:
+        calling.run(network)
+    if calling.free_batch:
+        watch = Operators()
+        with watch:
+            calling.mapped(lambda t: t[:1]).run(network)
+    return watch.fingerprint
 
 
 def _twin(model: nn.Module, copied: bool, place: torch.device) -> nn.Module:

@@ -130,8 +130,9 @@ class ChannelsLast(nn.Module):
         self.network = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The same with images (N, C, H, W) given channels last."""
-        return self.network(*map_tensors(args, _channels_last), **map_tensors(kwargs, _channels_last))
+        """The same with images (N, C, H, W) given channels last; what comes out lies as it does elsewhere."""
+        out = self.network(*map_tensors(args, _channels_last), **map_tensors(kwargs, _channels_last))
+        return map_tensors(out, Tensor.contiguous)
 
 
 def _channels_last(t: Tensor) -> Tensor:
