@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from onebyone.compare import detection, flexibility
-from onebyone.compare.digits import Digits, load_digits
+from onebyone.compare.digits import Digits, load_digits, train
 from onebyone.compare.replacements import lifted
 from onebyone.compare.row import HOLDS, NOT_AS_SAID
 from onebyone.detect import Detections
@@ -163,3 +164,23 @@ def test_the_own_network_is_measured() -> None:
     assert own["exact"]
     assert own["same_class"] == 1
     assert own["relative_to_spread"] < 1e-3
+
+
+def test_training_gives_the_threads_back() -> None:
+    """It takes one thread, also where it fails, and the same seed gives the same network however many there are."""
+    before = torch.get_num_threads()
+    images, labels = torch.randn(50, 1, 8, 8), torch.arange(50) % 10
+    heads = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            head = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+            heads.append(train(head, images, labels, steps=3, seed=0))
+            assert torch.get_num_threads() == threads
+            with pytest.raises(RuntimeError):
+                train(nn.Linear(3, 2), images, labels, steps=3, seed=0)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(heads[0][1].weight, heads[1][1].weight)  # type: ignore[index]

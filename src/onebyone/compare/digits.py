@@ -5,7 +5,8 @@ E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Mach
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +57,16 @@ def cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(network(images), labels)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def train(
     network: nn.Module,
     images: Tensor,
@@ -66,12 +77,16 @@ def train(
     rate: float = 3e-3,
     loss: Loss = cross_entropy,
 ) -> nn.Module:
-    """Adam with a one-cycle rate on random batches of 100, in place; gives the network in eval mode."""
+    """Adam with a one-cycle rate on random batches of 100, in place; gives the network in eval mode.
+
+    On one thread: the networks are so small that two only wait for each other, and on a busy machine for long;
+    and the same seed then gives the same network whatever the number of threads.
+    """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3 * rate, total_steps=steps)
     network.train()
-    with torch.enable_grad():
+    with torch.enable_grad(), _one_thread():
         for _ in range(steps):
             batch = torch.randint(len(images), (100,), generator=generator)
             value = loss(network, images[batch], labels[batch])
