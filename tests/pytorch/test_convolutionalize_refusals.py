@@ -10,6 +10,7 @@ from torch import nn
 
 from onebyone.errors import BadInput, Refused
 from onebyone.pytorch.convolutionalize import convolutionalize
+from onebyone.pytorch.graph import convert_graph
 from tests.pytorch.anysize import Apply, deviation, image_for, randomise
 
 
@@ -256,3 +257,14 @@ def test_geometry_says_what_cannot_be_tiled() -> None:
     assert convolutionalize(body(Squeeze(4)), 8, context="image").geometry.image_wide
     assert not convolutionalize(body(Squeeze(4)), 8, context="window").geometry.image_wide
     assert not convolutionalize(body(), 8, context="image").geometry.image_wide
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\", "a\nb", 'x").__class__, ("'])
+def test_names_that_would_become_code_are_bad_input(name: str) -> None:
+    """torch.fx writes names into the source that it runs, as they are."""
+    network = nn.Sequential(nn.Flatten())
+    network._modules[name] = nn.Linear(48, 3)  # as code that builds networks from files can
+    with pytest.raises(BadInput, match="has a module or parameter called"):
+        convolutionalize(network, (4, 4))
+    with pytest.raises(BadInput, match="has a module or parameter called"):
+        convert_graph(network, to="conv", example=torch.ones(1, 3, 4, 4))

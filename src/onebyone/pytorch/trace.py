@@ -37,6 +37,19 @@ class Traced:
     program: ExportedProgram
 
 
+def require_plain_names(model: nn.Module) -> None:
+    """Raise BadInput for a name that torch.fx would write into its code unescaped, and so change the code.
+
+    >>> require_plain_names(nn.Sequential())
+    """
+    for path, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
+        if any(c in "\"'\\" or not c.isprintable() for c in path):
+            raise BadInput(
+                f"model: has a module or parameter called {path!r}; expected names without quotes, "
+                f"backslashes and line ends, which PyTorch's graphs cannot hold"
+            )
+
+
 def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: int) -> Traced:
     """The network as a graph of aten operators, traced in eval mode on a batch of `BATCH` windows.
 
@@ -47,6 +60,7 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
     """
     if isinstance(model, ExportedProgram):
         return read(_fits(model, window, channels))
+    require_plain_names(model)
     reference = next(iter(model.parameters()), torch.empty(0))
     dtype = reference.dtype if reference.is_floating_point() else torch.get_default_dtype()
     example = torch.zeros(BATCH, channels, *window, dtype=dtype, device=reference.device)

@@ -26,6 +26,7 @@ from onebyone.pytorch.graph.optimizer import carry
 from onebyone.pytorch.graph.pairs import pairs_of
 from onebyone.pytorch.graph.rewrite import Found, Rewritten, find_products, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
+from onebyone.pytorch.trace import require_plain_names
 from onebyone.records import Change, Readable, Refusal, html_result, html_table, table
 
 Only = str | Sequence[str] | Callable[[str, nn.Module | None], bool]
@@ -184,6 +185,7 @@ def exported(model: nn.Module | ExportedProgram, example: Any = None) -> Exporte
         raise BadInput(f"model is a {type(model).__name__}: expected an nn.Module or an exported program")
     if example is None:
         raise BadInput("level='graph' on a module needs an example: convert(model, level='graph', example=x)")
+    require_plain_names(model)
     args = example if isinstance(example, tuple) else (example,)
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
