@@ -93,6 +93,12 @@ def test_f2_colours_are_the_signs() -> None:
     assert sorted(by_colour.values()) == sorted([int((weights > 0).sum()), int((weights < 0).sum())])
 
 
+def test_f2_says_which_map_was_flattened() -> None:
+    said = {n: " ".join(t.text for t in svgs.texts(render(drawing(n), "F2"))) for n in ("demo", "one layer")}
+    assert "The inputs are the flattened map of 32×5×5." in said["demo"]
+    assert "flattened" not in said["one layer"]
+
+
 def test_f2_can_be_asked_for_a_layer() -> None:
     data = drawing("tokens")
     assert [c.path for c in neurons.choose(data)] == ["head"]

@@ -204,6 +204,9 @@ def _note(data: Drawing, row: Sequence[Connected], shown: Sequence[Connected]) -
     if thinned:
         parts.append("Dots stand for neurons that are not drawn: the first and the last of each layer are.")
     parts.append("Edges are real weights.")
+    read = next((r for r in data.replaced if r.path == shown[0].path and r.flatten is not None), None)
+    if read is not None:
+        parts.append(f"The inputs are the flattened map of {words.shape(read.map)}.")
     if row[0].places > 1:
         parts.append(f"Applied at each of {words.count(row[0].places)} places alike.")
     others = len([c for c in data.connected if not c.twin]) - len(row)
