@@ -1,6 +1,7 @@
 """Timing that can be trusted: candidates interleaved in random order, medians, and rounds measured again.
 
-A round runs every candidate once, in a new random order, so that a machine that slows down slows all of them.
+A round gives every candidate a turn, in a new random order, so that a machine that slows down slows all of them; a
+turn begins with a call that does not count, and so measures what calls in a row take.
 A round in which something else had the processor (see `disturbance`) is thrown away and run again, as often as
 there are rounds in all; after that the disturbed ones count too, and the answer says how many they were. The
 figure is the median over rounds, the spread the distance between the quartiles.
@@ -125,6 +126,13 @@ class Clock:
                 break
         return repeats, min(taken)
 
+    def _turn(self, call: Call, repeats: int) -> float:
+        """A sample after a call that does not count: the threads of the one before may still spin, waiting for work,
+        and its data fill the caches.
+        """
+        call()
+        return self.sample(call, repeats)
+
     def interleave(
         self, calls: Mapping[str, Call], seconds: float, *, rounds: int = 30, least: int = 3
     ) -> Times:
@@ -144,7 +152,7 @@ class Clock:
             names = list(calls)
             shuffle(names)
             self.watch.begin()
-            taken = {name: self.sample(calls[name], repeats[name]) for name in names}
+            taken = {name: self._turn(calls[name], repeats[name]) for name in names}
             (bad if self.watch.disturbed() else good).append(taken)
             if len(good) >= max(least, _ENOUGH) and all(_settled([t[n] for t in good]) for n in names):
                 break

@@ -94,8 +94,8 @@ def _candidate_row(c: Mapping[str, Any], eager: float | None, choice: Mapping[st
     ratio = c.get("rounding_ratio")
     return (
         str(c.get("name")),
-        _ms(c["median_ms"]),
-        _ms(c.get("spread_ms")),
+        milliseconds(c["median_ms"]),
+        milliseconds(c.get("spread_ms")),
         str(c.get("runs")),
         faster,
         f"{ratio:.3g}" if isinstance(ratio, int | float) else "–",
@@ -109,7 +109,8 @@ def _layer_rows(plan: Plan) -> list[tuple[str, ...]]:
         paths, forms = layer["paths"], [f for f in layer["forms"] if f.get("median_ms") is not None]
         best = min((f["median_ms"] for f in forms), default=None)
         told = ", ".join(
-            f"{f['form']} {_ms(f['median_ms'])}{'*' if f['median_ms'] == best else ''}" for f in forms
+            f"{f['form']} {milliseconds(f['median_ms'])}{'*' if f['median_ms'] == best else ''}"
+            for f in forms
         )
         name = str(paths[0] if len(paths) == 1 else layer.get("pattern") or paths[0]) or "(top level)"
         of_peak = layer.get("of_peak")
@@ -146,7 +147,7 @@ def remarks(plan: Plan) -> list[str]:
     eager = next((c["median_ms"] for c in plan.candidates if c.get("name") == BASELINE and _timed(c)), None)
     if own and eager:
         said.append(
-            f"the layers above take {own:.3g} ms of the {_ms(eager)} ms that the network takes as it is, "
+            f"the layers above take {own:.3g} ms of the {milliseconds(eager)} ms that the network takes as it is, "
             f"each by itself; the rest goes elsewhere"
         )
     searched = sum("#" in str(c.get("name")) for c in plan.candidates)
@@ -164,5 +165,12 @@ def _form_ms(layer: Mapping[str, Any], form: str) -> float:
     return float(found[0]) * layer.get("calls", 1) if found else 0.0
 
 
-def _ms(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else "–"
+def milliseconds(value: Any) -> str:
+    """Three digits, and never a power of ten; a dash for what is no number.
+
+    >>> milliseconds(0.01234), milliseconds(1234.5), milliseconds(None)
+    ('0.0123', '1,234', '–')
+    """
+    if not isinstance(value, int | float):
+        return "–"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"

@@ -25,7 +25,7 @@ from onebyone.tune.layer_times import LayerTimes, measure_groups, peak_gflops
 from onebyone.tune.layers import groups_of
 from onebyone.tune.machine import describe_machine, describe_network, describe_versions
 from onebyone.tune.plan import Plan
-from onebyone.tune.result import BASELINE, Tuned
+from onebyone.tune.result import BASELINE, Tuned, milliseconds
 from onebyone.tune.subject import Subject, subject_of
 from onebyone.tune.wholes import CHANNELS_LAST, Formed, form_names
 from onebyone.tune.workshop import DTYPES, Candidate, Trial, Workshop
@@ -197,7 +197,7 @@ def _plan(
 def _why(trials: dict[str, Trial], winner: Trial) -> str:
     base = trials[BASELINE].timing
     assert winner.timing is not None
-    took = f"{winner.timing.median_ms:.3g} ms"
+    took = f"{milliseconds(winner.timing.median_ms)} ms"
     if winner.name == BASELINE or base is None:
         return f"the network as it is, {took}: nothing that was tried is faster"
     times = base.median_ms / winner.timing.median_ms
@@ -208,7 +208,7 @@ def _why(trials: dict[str, Trial], winner: Trial) -> str:
     )
     if winner.candidate.dtype:
         proof = f"in {winner.candidate.dtype}, off by {winner.max_error:.3g} at most"
-    as_it_is = f"the network as it is ({base.median_ms:.3g} ms)"
+    as_it_is = f"the network as it is ({milliseconds(base.median_ms)} ms)"
     return f"{winner.name}: {took}, {times:.3g} times as fast as {as_it_is}; {proof}"
 
 
