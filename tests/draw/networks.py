@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -83,7 +85,13 @@ MADE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "attention": (lambda: nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), (1, 6, 16)),
     "volume": (lambda: nn.Sequential(nn.Conv3d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 8, 3)), (1, 1, 4, 4, 4)),
 }
-ZOO = ("torchvision:vgg11", "torchvision:resnet18", "timm:vit_small_patch16_224", "timm:convnext_tiny")
+ZOO = ("torchvision:vgg11", "timm:vit_small_patch16_224", "torchvision:resnet18", "timm:convnext_tiny")
+
+
+def zoo(*names: str) -> list[Any]:
+    """Networks of the zoo as parameters of a test; the large ones that show nothing new only where asked for."""
+    extra = {name: [pytest.mark.slow] if name in ZOO[2:] else [] for name in names or ZOO}
+    return [pytest.param(name, marks=[pytest.mark.zoo, *more]) for name, more in extra.items()]
 
 
 @cache

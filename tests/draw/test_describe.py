@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import onebyone
 from onebyone.draw import Drawing, describe
 from onebyone.errors import BadInput
-from tests.draw.networks import MADE, ZOO, Residual, drawing, network
+from tests.draw.networks import MADE, ZOO, Residual, drawing, network, zoo
 
-BANK = [*MADE, *(pytest.param(name, marks=pytest.mark.zoo) for name in ZOO)]
+BANK = [*MADE, *zoo()]
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
@@ -129,7 +129,7 @@ class Kernels(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "name",
-    ["demo", "signal", "residual", "volume", *(pytest.param(z, marks=pytest.mark.zoo) for z in ZOO[:2])],
+    ["demo", "signal", "residual", "volume", *zoo(ZOO[0], ZOO[2])],
 )
 def test_the_replacement_is_what_the_any_size_network_runs(name: str) -> None:
     model, x = network(name)
@@ -160,9 +160,7 @@ class Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "name", ["tokens", "deep", "one layer", "attention", pytest.param(ZOO[2], marks=pytest.mark.zoo)]
-)
+@pytest.mark.parametrize("name", ["tokens", "deep", "one layer", "attention", *zoo(ZOO[1])])
 def test_the_replacement_is_what_the_converted_network_runs(name: str) -> None:
     model, x = network(name)
     data = drawing(name)

@@ -14,9 +14,9 @@ from onebyone.draw import describe, render
 from onebyone.draw.figures import neurons, pointwise, replaced, strip
 from onebyone.errors import BadInput
 from tests.draw import svgs
-from tests.draw.networks import MADE, ZOO, drawing
+from tests.draw.networks import MADE, drawing, zoo
 
-BANK = [*(n for n in MADE if n != "neither"), *(pytest.param(name, marks=pytest.mark.zoo) for name in ZOO)]
+BANK = [*(n for n in MADE if n != "neither"), *zoo()]
 
 
 @pytest.mark.parametrize("width", ["column", "page"])

@@ -13,7 +13,7 @@ from onebyone.draw import FIGURES, render
 from onebyone.draw.render import points
 from onebyone.errors import BadInput, Refused
 from tests.draw import svgs
-from tests.draw.networks import MADE, ZOO, drawing
+from tests.draw.networks import MADE, drawing, zoo
 
 WIDTHS = ("column", "page")
 
@@ -35,7 +35,7 @@ def picture(name: str, figure: str, theme: str, width: str) -> bytes:
     return render(drawing(name), figure, theme=theme, width=width)
 
 
-BANK = [*MADE, *(pytest.param(name, marks=pytest.mark.zoo) for name in ZOO)]
+BANK = [*MADE, *zoo()]
 
 
 @pytest.mark.parametrize("name", BANK)
