@@ -1,7 +1,7 @@
 """`python -m bench.models`: tune ten networks, and measure each beside its peers in a fresh interleaved run.
 
-One process a network, so that no engine's threads or memory meet another network's. Results so far are kept under
-`bench/work/models/`, and taken up again with `--keep`.
+One process a network, so that no engine's threads or memory meet another network's. Results so far are kept in the
+ignored folder `work`, and taken up again with `--keep`.
 """
 
 from __future__ import annotations

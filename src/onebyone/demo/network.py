@@ -16,7 +16,7 @@ HIDDEN = 64
 """Neurons of the first fully connected layer."""
 
 
-def build(seed: int) -> nn.Sequential:
+def build(seed: int = 0) -> nn.Sequential:
     """A fresh network: (N, 1, 40, 40) in, (N, 11) class scores (logits) out. No layer pads.
 
     The first layer strides, because on a whole page its map is the largest: half the side is a quarter of the
