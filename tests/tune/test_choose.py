@@ -207,6 +207,15 @@ def test_the_search_ends_with_the_budget() -> None:
     assert any(name.startswith("eager:layers") for name in world.built)
 
 
+def test_a_form_that_does_more_than_turn_layers_is_not_searched_from() -> None:
+    subject, times = layer_times({})
+    world = World(lambda c: 0.5 if c.form == "rewritten" else 1.0)
+    world.wholes(["eager"], (*FORMS, "rewritten"))
+    choose.search_layers(world.contest, Shop(subject), times, engines_of("eager"))  # type: ignore[arg-type]
+    assert world.winner() == "eager:rewritten"
+    assert not any(name.startswith("eager:layers") for name in world.built)
+
+
 def test_options_leave_out_what_is_hopeless_by_itself() -> None:
     _, times = layer_times({"*.fc1": {"linear": 1.0, "conv": 3.5, "bmm": 1.1, "conv-nchw": 2.9}})
     options = choose.options_of(times)

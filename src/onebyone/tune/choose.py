@@ -183,7 +183,7 @@ def search_layers(
     if not best or not options or workshop.subject.program is not None:
         return
     start, engine = best[0], best[0].candidate.engine
-    if engine not in named or not named[engine].wants(LAYERS):
+    if engine not in named or not named[engine].wants(LAYERS) or not _of_layers(start.candidate.form):
         return
     suffix = CHANNELS_LAST if start.candidate.form.endswith(CHANNELS_LAST) else ""
     known = base_form(start.candidate.form)
@@ -204,6 +204,12 @@ def search_layers(
         time=_share(start) if known in ("original", "conv", "linear") and _same_layers(start) else None,
         margin=_noise(start),
     )
+
+
+def _of_layers(form: str) -> bool:
+    """Whether a form turns layers and does no more: an assignment of layers could not keep what others do besides."""
+    plain = form.removesuffix(CHANNELS_LAST)
+    return plain.removeprefix("native-").removeprefix("graph-") in ("original", "conv", "linear")
 
 
 def _same_layers(trial: Trial) -> bool:

@@ -47,6 +47,11 @@ class LayerTimes:
             return 0.0
         return 1e3 * (cost.DEFAULT.seconds(works[0]) - cost.DEFAULT.seconds(works[1])) * self.group.calls
 
+    def gflops(self, form: str) -> float | None:
+        """GFLOP/s of one call in a form; None where it was not measured."""
+        timed = self.timings.get(form)
+        return 2e-6 * self.group.cost.macs / timed.median_ms if timed and timed.median_ms > 0 else None
+
     def fastest(self, names: Sequence[str] | None = None) -> str | None:
         """The form of the smallest median (among `names`, where given)."""
         measured = [n for n in self.timings if names is None or n in names]

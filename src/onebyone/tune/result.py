@@ -13,7 +13,7 @@ from onebyone.tune.plan import Plan
 from onebyone.tune.tuned import TunedModel
 from onebyone.verify.result import Verification
 
-_ROWS, _SEARCHED = 25, 3
+_ROWS, _SEARCHED, _FEW = 25, 3, 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,14 @@ def tables(plan: Plan) -> list[Table]:
     timed = sorted((c for c in plan.candidates if _timed(c)), key=lambda c: c["median_ms"])
     eager = next((c["median_ms"] for c in timed if c.get("name") == BASELINE), None)
     rows = [_candidate_row(c, eager, plan.choice) for c in timed]
-    refused: Rows = [(str(c.get("name")), str(c.get("refused"))) for c in plan.candidates if not _timed(c)]
+    reasons: dict[str, list[str]] = {}
+    for c in plan.candidates:
+        if not _timed(c):
+            reasons.setdefault(str(c.get("refused")), []).append(str(c.get("name")))
+    refused: Rows = [(reason, _few(names)) for reason, names in reasons.items()]
     return [
         (["candidate", "ms", "spread", "runs", "× eager", "rounding ratio", ""], _shown(rows)),
-        (["not chosen", "why"], refused[:_ROWS]),
+        (["not chosen, because", "candidates"], refused),
         (
             ["layers", "×", "shape", "GMAC", "forms (ms, one call)", "chosen", "GFLOP/s", "of peak"],
             _layer_rows(plan),
@@ -82,6 +86,10 @@ def _shown(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
         if first or row[-1] or row[0] == BASELINE:
             kept.append(row)
     return kept
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
 def _timed(candidate: Mapping[str, Any]) -> bool:
