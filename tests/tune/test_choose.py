@@ -230,3 +230,14 @@ def test_starting_states() -> None:
     assert set(choose.start_state("conv", times, options).values()) == {"conv"}
     assert choose.assignment_of(choose.start_state("original", times, options), times) == ()
     assert dict(choose.assignment_of(choose.start_state("conv", times, options), times))["2.fc1"] == "conv"
+
+
+def test_every_engine_has_its_first_turn_before_eager_s_other_forms() -> None:
+    """However slow eager mode is, it does not keep the others from being tried."""
+    world = World(table(eager_conv=0.5))
+    world.wholes(FIVE, (*FORMS, "native-conv", "original+channels_last"))
+    assert world.built[:3] == ["eager:original", "eager:conv", "eager:linear"]
+    firsts = [world.built.index(f"{e}:conv") for e in ("compile", "compile+freeze")]
+    firsts += [world.built.index(f"{e}:original") for e in ("onnxruntime", "openvino")]
+    assert sorted(firsts) == [3, 4, 5, 6]
+    assert world.built.index("eager:native-conv") > 6

@@ -19,6 +19,8 @@ from onebyone.tune.workshop import Candidate, Trial, Workshop
 FINALISTS = 4
 _SCREENING = 0.015  # of the budget, for one candidate's first timing
 _HOPELESS, _KEPT = 1.3, 8  # times the best so far: let go of, and so is what comes after so many
+PLAIN = ("original", "conv", "linear")
+"""The forms of which eager mode tells the order."""
 Attempt = Callable[[Candidate, str | None], Trial]
 SPENT = "not tried: the budget was spent before it (give a larger one)"
 
@@ -131,14 +133,17 @@ def _kind(candidate: Candidate) -> str:
 def run_wholes(
     contest: Contest, engines: Sequence[Engine], forms: Sequence[str], dtypes: Sequence[str | None]
 ) -> None:
-    """Every engine with every form: eager first, whose order of forms is then taken by the others in turns."""
-    wanted = [e for e in reversed(engines) if e.name != "eager"]  # those that are quick to build first
-    eager = [Candidate("eager", f, d) for f in forms for d in dtypes] if len(wanted) < len(engines) else []
-    contest.planned = len(eager) + sum(len(_forms_for(e, forms)) * len(dtypes) for e in wanted)
+    """Every engine with every form, in turns: first the order of the plain forms is taken from eager mode, which builds
+    them at once; then each engine's first, those that are quick to build before the others; then each one's second, …
+    """
+    eager = [e for e in engines if e.name == "eager"]
+    wanted = [*(e for e in reversed(engines) if e.name != "eager"), *eager]
+    contest.planned = sum(len(_forms_for(e, forms)) * len(dtypes) for e in wanted)
     base = contest.enter(Candidate("eager", "original"))  # always: what is chosen is never slower than it
     if base.run is None:
         raise BadInput(f"model: eager mode does not give what it gave first: {base.refused}")
-    _try(contest, [c for c in eager if c.name not in contest.trials])
+    if eager:
+        _try(contest, [Candidate("eager", f, d) for f in forms if f in PLAIN for d in dtypes])
     order = _by_eager(contest, forms)
     turns = [[Candidate(e.name, f, d) for f in _preferred(e, order) for d in dtypes] for e in wanted]
     for place in range(max(map(len, turns), default=0)):
@@ -147,6 +152,8 @@ def run_wholes(
 
 def _try(contest: Contest, candidates: Iterable[Candidate]) -> None:
     for candidate in candidates:
+        if candidate.name in contest.trials:
+            continue
         if contest.budget.allows(_kind(candidate)):
             contest.enter(candidate)
         else:
@@ -158,13 +165,10 @@ def _forms_for(engine: Engine, forms: Sequence[str]) -> list[str]:
 
 
 def _by_eager(contest: Contest, forms: Sequence[str]) -> list[str]:
-    """The forms that can be built, in the order of their eager times; those that eager had no time for last."""
+    """The forms that can be built, in the order of their eager times; of those not tried yet, as if none mattered."""
     known = {t.candidate.form: t for t in contest.trials.values() if t.candidate.dtype is None}
-    unknown = Trial(Candidate("eager", ""), "")
-    possible = [f for f in forms if known.get(f, unknown).refused in (None, SPENT)]
-    return sorted(
-        possible, key=lambda f: _share(known[f]) if f in known and known[f].refused is None else 2.0
-    )
+    possible = [f for f in forms if f not in known or known[f].refused in (None, SPENT)]
+    return sorted(possible, key=lambda f: _share(known[f]) if f in known else 1.0)
 
 
 def _preferred(engine: Engine, order: Sequence[str]) -> list[str]:
@@ -201,7 +205,7 @@ def search_layers(
         options,
         lambda index, form: times[index].saved_ms(form),
         measure,
-        time=_share(start) if known in ("original", "conv", "linear") and _same_layers(start) else None,
+        time=_share(start) if _same_layers(start) else None,
         margin=_noise(start),
     )
 
@@ -209,12 +213,12 @@ def search_layers(
 def _of_layers(form: str) -> bool:
     """Whether a form turns layers and does no more: an assignment of layers could not keep what others do besides."""
     plain = form.removesuffix(CHANNELS_LAST)
-    return plain.removeprefix("native-").removeprefix("graph-") in ("original", "conv", "linear")
+    return plain.removeprefix("native-").removeprefix("graph-") in PLAIN
 
 
 def _same_layers(trial: Trial) -> bool:
     """Whether its form is an assignment of single layers (graph rewrites do more than that)."""
-    return trial.candidate.form.removesuffix(CHANNELS_LAST) in ("original", "conv", "linear")
+    return trial.candidate.form.removesuffix(CHANNELS_LAST) in PLAIN
 
 
 def base_form(form: str) -> str:
