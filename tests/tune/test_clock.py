@@ -59,6 +59,19 @@ def test_where_every_round_is_disturbed_they_count_and_are_said_to() -> None:
     assert (times.disturbed, times.kept_disturbed) == (5, 3)
 
 
+def test_of_disturbed_rounds_those_that_lost_least_count() -> None:
+    time = Time()
+    rounds = [2.0, 1.0, 9.0, 1.5, 7.0]
+    taken = iter([1.0] * 4 + [seconds for r in rounds for seconds in (1.0, r)])
+
+    def call() -> None:
+        time.seconds += next(taken)
+
+    times = clock(time, *[True] * 5).interleave({"a": call}, 1e6, rounds=4, least=3)
+    assert sorted(times.samples["a"]) == [1.0, 1.5, 2.0]
+    assert times.kept_disturbed == 3
+
+
 def test_it_ends_in_time_but_not_before_the_least_rounds() -> None:
     time = Time()
     times = clock(time).interleave({"a": time.spend("a", 10.0)}, 1.0, rounds=30, least=3)

@@ -138,7 +138,8 @@ class Clock:
     ) -> Times:
         """Measure candidates in turns for about `seconds`: between `least` and `rounds` rounds.
 
-        It ends early once no median moves any more. Disturbed rounds count only as far as there are too few others.
+        It ends early once no median moves any more. Disturbed rounds count only as far as there are too few others,
+        and then those that lost the least.
         """
         shuffle = random.Random(self.seed).shuffle
         share = seconds / 4 / max(1, len(calls))
@@ -156,11 +157,17 @@ class Clock:
             (bad if self.watch.disturbed() else good).append(taken)
             if len(good) >= max(least, _ENOUGH) and all(_settled([t[n] for t in good]) for n in names):
                 break
-        missing = bad[: max(0, least - len(good))]
+        missing = _quietest(bad)[: max(0, least - len(good))]
         used = good + missing
         samples = {name: tuple(taken[name] for taken in used) for name in calls}
         timings = {name: Timing.of(list(seconds)) for name, seconds in samples.items()}
         return Times(timings, samples, len(bad), len(missing))
+
+
+def _quietest(rounds: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The rounds by what they lost: each candidate's time over its best."""
+    best = {name: max(min(r[name] for r in rounds), 1e-12) for name in (rounds[0] if rounds else ())}
+    return sorted(rounds, key=lambda r: sum(r[name] / best[name] for name in best))
 
 
 def _settled(seconds: list[float]) -> bool:
