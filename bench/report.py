@@ -30,19 +30,22 @@ MARKS = ("o", "o", "s", "s", "D", "^")
 def main() -> int:
     """Write the page and the plot."""
     models = _read("models")
-    (DOCS / "bench.md").write_text(page(models, _read("forms"), _read("convert")), encoding="utf-8")
+    (DOCS / "bench.md").write_text(
+        page(models, _read("forms"), _read("convert"), _read("profiles")), encoding="utf-8"
+    )
     for theme in INK:
         (DOCS / f"bench-models-{theme}.svg").write_bytes(plot(models, theme))
     print("docs/bench.md written")
     return 0
 
 
-def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def page(models: dict[str, Any], forms: dict[str, Any], convert: dict[str, Any]) -> str:
+def page(
+    models: dict[str, Any], forms: dict[str, Any], convert: dict[str, Any], profiles: list[dict[str, Any]]
+) -> str:
     """All of it as Markdown."""
     machine, versions = models["machine"], models["versions"]
     peak = max(m["peak_gflops"] for m in models["models"])
@@ -83,7 +86,7 @@ def page(models: dict[str, Any], forms: dict[str, Any], convert: dict[str, Any])
         title = {"compile": "the better torch.compile", "best_peer": "the best of all peers"}
         shown = " | ".join("–" if c is None else f"{c:.2f}" for c in cells)
         lines.append(f"| {title.get(name) or NAMES[name]} | {shown} |")
-    lines += ["", *_forms(forms), "", *_convert(convert)]
+    lines += ["", *_profiles(profiles), "", *_forms(forms), "", *_convert(convert)]
     return "\n".join(lines) + "\n"
 
 
@@ -102,6 +105,26 @@ def _row(m: dict[str, Any], key: str, label: str) -> str:
         peer = m["peers"].get(name)
         cells.append("–" if peer is None else f"{peer[f'ratio_{key}']:.2f}")
     return "| " + " | ".join(cells) + " |"
+
+
+def _profiles(profiles: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "### Where a peer is faster than PyTorch alone",
+        "",
+        "Both profiled (`python -m bench.models.profile`), milliseconds by operator, the largest first; profiling",
+        "slows everything, so shares are what counts.",
+        "",
+        "| network | ours | the peer |",
+        "|---|---|---|",
+    ]
+    for p in profiles:
+        (_, ours), (name, peer) = list(p["ms"].items())[:2]
+        lines.append(f"| **{p['name']}** | {p['ours']}: {_listed(ours)} | {NAMES[name]}: {_listed(peer)} |")
+    return lines
+
+
+def _listed(times: dict[str, float]) -> str:
+    return ", ".join(f"`{name}` {ms:.2f}" for name, ms in times.items() if ms >= 0.005)
 
 
 def _forms(forms: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from bench.zoo.work import ROOT
 from onebyone.records import table
 
 RESULTS, WORK = ROOT / "bench" / "results", ROOT / "bench" / "work" / "models"
-BUDGET = 150.0
+BUDGET = 100.0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from onebyone.tune.result import Tuned
 
 OTHERS = ("onnxruntime", "openvino")
 ALL, TORCH = "all", "torch"
-ROUNDS, SECONDS = 40, 60.0
+ROUNDS, SECONDS = 40, 40.0
 Say = Callable[[str], None]
 
 
@@ -103,7 +103,7 @@ def _ours(tuned: Tuned, times: Times, name: str, macs: int) -> dict[str, Any]:
         "rounding_ratio": chosen["rounding_ratio"],
         "gflops": round(gflops, 1),
         "of_peak": round(gflops / plan.peak_gflops, 3),
-        "candidates": [dict(c) for c in plan.candidates],
+        "plan": plan.to_dict(),
     }
 
 

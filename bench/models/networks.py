@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from onebyone.pytorch.sources import load_source
+from onebyone.pytorch.sources import import_torchvision, load_source
 
 SEED = 0
 
@@ -32,6 +32,7 @@ class BertEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        import_torchvision()  # transformers imports it too, and fails where its compiled operators are missing
         from transformers import BertConfig, BertModel
 
         self.encoder = BertModel(BertConfig(), add_pooling_layer=False).encoder

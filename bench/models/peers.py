@@ -51,7 +51,8 @@ def compile_freezing(model: nn.Module, x: Tensor) -> Call:
     return _compiled(model, x, freezing=True)
 
 
-def _onnx(model: nn.Module, x: Tensor, path: Path) -> None:
+def export_onnx(model: nn.Module, x: Tensor, path: Path) -> None:
+    """PyTorch's own export, whole in one file."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, verbose=False)
@@ -65,7 +66,7 @@ def onnxruntime(model: nn.Module, x: Tensor) -> Call:
     options.intra_op_num_threads = THREADS()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        _onnx(model, x, path)
+        export_onnx(model, x, path)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
@@ -83,7 +84,7 @@ def openvino(model: nn.Module, x: Tensor) -> Call:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        _onnx(model, x, path)
+        export_onnx(model, x, path)
         core = ov.Core()
         request = core.compile_model(core.read_model(path), "CPU", hints).create_infer_request()
     feed = {0: x.numpy()}

@@ -1,0 +1,96 @@
+"""The benchmarks' arithmetic and pages, on made-up results; what they measure is not for tests."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import report
+from bench.models.profile import faster_peers
+from bench.models.summary import HEAD, PEER_COLUMNS, geomean, means, rows
+from bench.zoo.work import ROOT
+
+RESULTS = ROOT / "bench" / "results"
+
+
+def result(name: str, **peers: float) -> dict[str, Any]:
+    """A network whose peers take so many times our time; PyTorch alone takes twice as long as any engine."""
+    ours = {
+        "engine": "eager",
+        "form": "conv",
+        "layers_flipped": 0,
+        "median_ms": 10.0,
+        "spread_ms": 0.1,
+        "rounding_ratio": 1.25,
+        "of_peak": 0.5,
+    }
+    return {
+        "name": name,
+        "peak_gflops": 100.0,
+        "ours": {"all": ours, "torch": ours},
+        "peers": {n: {"ratio_all": r, "ratio_torch": r / 2} for n, r in peers.items()},
+    }
+
+
+TWO = [
+    result("a", eager=4.0, compile=3.0, compile_freezing=2.0, onnxruntime=1.0),
+    result("b", eager=1.0, compile=2.0, compile_freezing=4.0, onnxruntime=4.0, openvino=0.5),
+]
+
+
+def test_geometric_means() -> None:
+    assert geomean([]) is None
+    assert geomean([2.0, 8.0]) == pytest.approx(4.0)
+    found = means(TWO)
+    assert found["eager"] == pytest.approx(2.0)
+    assert found["compile"] == pytest.approx(2.0)  # the better of the two, network by network: 2 and 2
+    assert found["best_peer"] == pytest.approx(math.sqrt(1.0 * 0.5))
+    assert found["onnxruntime_torch_only"] == pytest.approx(1.0)
+    assert found["openvino_torch_only"] == pytest.approx(
+        0.25
+    )  # one network has no such peer: the other alone
+
+
+def test_rows_fit_their_heads() -> None:
+    found = rows(TWO)
+    assert {len(r) for r in found} == {len(HEAD)}
+    assert found[1][-len(PEER_COLUMNS) :] == ["2.00", "–", "1.50", "1.00", "0.50", "–"]
+
+
+def test_only_peers_that_win_are_profiled() -> None:
+    assert faster_peers(TWO[0]) == ["onnxruntime"]
+    assert faster_peers(TWO[1]) == ["openvino"]
+    assert faster_peers(result("c", onnxruntime=2.0, openvino=2.1)) == []
+
+
+@pytest.mark.parametrize("theme", report.INK)
+def test_the_plot_is_a_picture_that_never_changes(theme: str) -> None:
+    first = report.plot({"models": TWO}, theme)
+    assert first == report.plot({"models": TWO}, theme)
+    ElementTree.fromstring(first)
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    """docs/bench.md is what its tool writes from the committed results."""
+    data = {
+        n: json.loads((RESULTS / f"{n}.json").read_text(encoding="utf-8"))
+        for n in ("models", "forms", "convert")
+    }
+    profiles = json.loads((RESULTS / "profiles.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "bench.md").read_text(encoding="utf-8") == report.page(*data.values(), profiles)
+
+
+def test_the_committed_results_are_what_they_say() -> None:
+    """The means follow from the networks, every one of the ten is there, and none is slower than its eager form."""
+    data = json.loads((RESULTS / "models.json").read_text(encoding="utf-8"))
+    assert len(data["models"]) == 10
+    assert data["geomean"] == pytest.approx(means(data["models"]))
+    for network in data["models"]:
+        assert network["ours"]["torch"]["rounding_ratio"] is not None
+        assert network["peers"]["eager"]["ratio_all"] > 0.97, network[
+            "name"
+        ]  # the spread of two runs of one thing
