@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from bench.models.summary import PEER_COLUMNS
+from bench.models.summary import PEER_COLUMNS, geomean
 from bench.zoo.work import ROOT
 
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
@@ -86,6 +86,7 @@ def page(
         title = {"compile": "the better torch.compile", "best_peer": "the best of all peers"}
         shown = " | ".join("–" if c is None else f"{c:.2f}" for c in cells)
         lines.append(f"| {title.get(name) or NAMES[name]} | {shown} |")
+    lines += ["", _ceiling(models["models"])]
     lines += ["", *_profiles(profiles), "", *_forms(forms), "", *_convert(convert)]
     return "\n".join(lines) + "\n"
 
@@ -105,6 +106,17 @@ def _row(m: dict[str, Any], key: str, label: str) -> str:
         peer = m["peers"].get(name)
         cells.append("–" if peer is None else f"{peer[f'ratio_{key}']:.2f}")
     return "| " + " | ".join(cells) + " |"
+
+
+def _ceiling(results: list[dict[str, Any]]) -> str:
+    """What no form could pass: the eager network's time at the machine's peak ÷ what it takes."""
+    shares = [2e-6 * r["macs"] / r["peers"]["eager"]["median_ms"] / r["peak_gflops"] for r in results]
+    most = geomean([1 / s for s in shares])
+    return (
+        f"In eager mode the networks already compute at {100 * min(shares):.0f} to {100 * max(shares):.0f} % of this "
+        f"machine's measured peak: one that reached the peak throughout would be {most:.2f} times as fast as eager in "
+        f"the geometric mean, and no form that does all of the multiplications can be faster."
+    )
 
 
 def _profiles(profiles: list[dict[str, Any]]) -> list[str]:
@@ -187,14 +199,13 @@ def plot(models: dict[str, Any], theme: str) -> bytes:
         "axes.labelcolor": ink,
     }
     with plt.rc_context(settings):
-        figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+        figure, axes = plt.subplots(figsize=(8, 4.9), layout="constrained")
         names = [m["name"] for m in models["models"]][::-1]
         for peer, colour, mark in zip(PEER_COLUMNS, COLOURS[theme], MARKS, strict=True):
             found = [(m["peers"].get(peer) or {}).get("ratio_all") for m in models["models"]][::-1]
             points = [(ratio, place) for place, ratio in enumerate(found) if ratio is not None]
-            axes.scatter(
-                *zip(*points, strict=True), color=colour, marker=mark, s=34, label=NAMES[peer], zorder=3
-            )
+            xs, ys = [p[0] for p in points], [p[1] for p in points]
+            axes.scatter(xs, ys, color=colour, marker=mark, s=34, label=NAMES[peer], zorder=3)
         axes.axvline(1.0, color=ink, linewidth=1.2, zorder=2)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
@@ -208,8 +219,8 @@ def plot(models: dict[str, Any], theme: str) -> bytes:
         )
         axes.legend(
             loc="upper center",
-            bbox_to_anchor=(0.5, 1.13),
-            ncols=6,
+            bbox_to_anchor=(0.5, 1.19),
+            ncols=3,
             frameon=False,
             fontsize=8,
             handletextpad=0.2,
