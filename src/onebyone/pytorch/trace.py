@@ -43,9 +43,9 @@ def require_plain_names(model: nn.Module) -> None:
     >>> require_plain_names(nn.Sequential())
     """
     for path, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
-        if any(c in "\"'\\" or not c.isprintable() for c in path):
+        if any(c in '"\\' or not c.isprintable() for c in path):
             raise BadInput(
-                f"model: has a module or parameter called {path!r}; expected names without quotes, "
+                f"model: has a module or parameter called {path!r}; expected names without double quotes, "
                 f"backslashes and line ends, which PyTorch's graphs cannot hold"
             )
 
