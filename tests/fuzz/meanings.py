@@ -158,9 +158,22 @@ def _reduce(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[
     if by_channel:
         made, base = renamed(function[..., :1]), pixel[..., 0, :]
         return Value(made.reshape(shape), base.reshape(*shape, v[0].axes), v[0].jump)
-    function, pixel = same_rows(v[0], axes)
+    try:
+        function, pixel = same_rows(v[0], axes)
+    except Illegal:
+        _reduced_in_turn(v[0], function, pixel)
+        raise
     made = np.broadcast_to(fresh(1), lead)
     return Value(made.reshape(shape), pixel[..., 0, :].reshape(*shape, v[0].axes), row_jump(v[0], pixel))
+
+
+def _reduced_in_turn(v: Value, function: Numbers, pixel: Numbers) -> None:
+    """Open where rows that differ may still be reduced: a reduction has no weights, so it is also its elements met one
+    after another, as two values meet (the maximum over the places of two maps put end to end is that of both)."""
+    columns = [(function[..., r], pixel[..., r, :]) for r in range(function.shape[-1])]
+    _, holds = meet(list(columns), v)
+    if holds:
+        raise Open("rows that differ, reduced without weights")
 
 
 def _two(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:

@@ -54,6 +54,15 @@ FOUND: dict[str, tuple[Description, str]] = {
         ),
         "called constants by position",
     ),
+    "a mean over the uneven bins of an adaptive pool": (
+        chain(
+            2,
+            (4, 6),
+            ("adaptive", {"how": "mean", "out": (3, 4)}),
+            ("reduce", {"how": "mean", "axes": (1, 2), "keep": False}),
+        ),
+        "refused: the parts were no maps without their places",
+    ),
     "a minimum over places": (
         chain(2, (6, 6), ("reduce", {"how": "amin", "axes": (1, 2), "keep": False})),
         "no minimum",

@@ -105,6 +105,25 @@ LABELS: dict[str, tuple[tuple[Op, ...], str, bool]] = {
     "maps of different strides": (of_two_strides(), "open", False),
     "a map for an answer": (chain(CONV)[:1], "illegal", False),
     "the batch mixed": (chain(("mix", {"how": "mean"})), "illegal", False),
+    "the maximum of two maps end to end": (
+        (
+            Op("batch_norm", (0,), {}),
+            Op("cat", (0, 1), {"axis": 1}),
+            Op("reduce", (2,), {"how": "amax", "axes": (1, 2), "keep": False}),
+        ),
+        "open",
+        False,
+    ),
+    "maxima over rows that straddle the channels": (
+        chain(
+            ("reshape", {"shape": (128,)}),
+            ("roll", {"by": 1, "axis": 0}),
+            ("reshape", {"shape": (8, 16)}),
+            ("reduce", {"how": "amax", "axes": (1,), "keep": False}),
+        )[:4],
+        "illegal",
+        False,
+    ),
     "padding that nothing reads": (
         (
             Op("conv", (0,), {"out": 1, "kernel": (3, 3), "padding": 1}),

@@ -75,6 +75,8 @@ def _reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim:
                 return with_index(whole, whole.indices().reshape(shape))
             except Cannot:
                 continue
+        if len(lead) != walk.axes + 1:  # then a part is a map where the value is one, its places kept as one
+            rows = rows.reshape(*(1 if d in dims else n for d, n in enumerate(index.shape)), -1)
         return _over_parts(walk, value, rows, name, shape)
     laid = walk.gathered(replace(value, index=identity(value.grid.shape)), stencil.gather())
     handle = _over_channels(laid.handle, name)
