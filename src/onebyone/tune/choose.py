@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onebyone.errors import BadInput
 from onebyone.tune.budget import FINAL, PROOF, Budget
 from onebyone.tune.clock import Clock, Times, Timing
 from onebyone.tune.engines import Engine
-from onebyone.tune.layer_forms import layer_forms
+from onebyone.tune.layer_forms import WINOGRAD, layer_forms
 from onebyone.tune.layer_times import LayerTimes
 from onebyone.tune.result import BASELINE
 from onebyone.tune.search import State, search
@@ -20,7 +20,9 @@ FINALISTS = 4
 _SCREENING = 0.015  # of the budget, for one candidate's first timing
 _HOPELESS, _KEPT = 1.3, 8  # times the best so far: let go of, and so is what comes after so many
 PLAIN = ("original", "conv", "linear")
-"""The forms of which eager mode tells the order."""
+"""The forms of single layers of which eager mode tells the order."""
+Layers = tuple[tuple[str, str], ...]
+"""(path, form) of the layers that take a form."""
 Attempt = Callable[[Candidate, str | None], Trial]
 SPENT = "not tried: the budget was spent before it (give a larger one)"
 
@@ -131,11 +133,23 @@ def _kind(candidate: Candidate) -> str:
 
 
 def run_wholes(
-    contest: Contest, engines: Sequence[Engine], forms: Sequence[str], dtypes: Sequence[str | None]
+    contest: Contest,
+    engines: Sequence[Engine],
+    forms: Sequence[str],
+    dtypes: Sequence[str | None],
+    layers: Mapping[str, Layers] | None = None,
 ) -> None:
     """Every engine with every form, in turns: first the order of the plain forms is taken from eager mode, which builds
     them at once; then each engine's first, those that are quick to build before the others; then each one's second, …
+
+    `layers` names the layers that a form turns where it does not turn all.
     """
+    chosen = layers or {}
+
+    def candidates(engine: Engine, names: Iterable[str]) -> list[Candidate]:
+        types = {f: [d for d in dtypes if d is None or f != WINOGRAD] for f in names}
+        return [Candidate(engine.name, f, d, chosen.get(f, ())) for f in types for d in types[f]]
+
     eager = [e for e in engines if e.name == "eager"]
     wanted = [*(e for e in reversed(engines) if e.name != "eager"), *eager]
     contest.planned = sum(len(_forms_for(e, forms)) * len(dtypes) for e in wanted)
@@ -143,9 +157,9 @@ def run_wholes(
     if base.run is None:
         raise BadInput(f"model: eager mode does not give what it gave first: {base.refused}")
     if eager:
-        _try(contest, [Candidate("eager", f, d) for f in forms if f in PLAIN for d in dtypes])
+        _try(contest, candidates(eager[0], (f for f in forms if f in (*PLAIN, WINOGRAD))))
     order = _by_eager(contest, forms)
-    turns = [[Candidate(e.name, f, d) for f in _preferred(e, order) for d in dtypes] for e in wanted]
+    turns = [candidates(e, _preferred(e, order)) for e in wanted]
     for place in range(max(map(len, turns), default=0)):
         _try(contest, [row[place] for row in turns if place < len(row)])
 
@@ -175,6 +189,12 @@ def _preferred(engine: Engine, order: Sequence[str]) -> list[str]:
     """An engine of a library of its own lays its values out itself: the network as it is first."""
     forms = _forms_for(engine, order)
     return forms if engine.group == "torch" else sorted(forms, key=lambda f: f != "original")
+
+
+def faster_as(form: str, times: Sequence[LayerTimes]) -> Layers:
+    """The layers that are faster in a form than in their own, measured by themselves (else by the cost model)."""
+    groups = [t.group for t in times if form in t.ranking and t.saved_ms(form) > 0]
+    return tuple((path, form) for group in groups for path in group.paths)
 
 
 def search_layers(
@@ -253,7 +273,7 @@ def start_state(form: str, times: Sequence[LayerTimes], options: dict[int, list[
     return state
 
 
-def assignment_of(state: State, times: Sequence[LayerTimes]) -> tuple[tuple[str, str], ...]:
+def assignment_of(state: State, times: Sequence[LayerTimes]) -> Layers:
     """The paths of all layers that are not in their own form, with the form they take."""
     return tuple(
         (path, form)

@@ -8,11 +8,14 @@
 | conv-nchw | transposed to NCHW, convolution, transposed back | |
 | permute | | permute, linear, permute |
 | conv-channels-last | | as it is, its map already channels last (what "+channels_last" gives a whole network) |
+
+A convolution with a larger kernel stays as it is, or takes its map channels last; 3×3 at stride 1 may be "winograd",
+36 linear layers on transformed tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +29,7 @@ from onebyone.pytorch.conversion import Conversion, Pair
 from onebyone.pytorch.convert import convert_module
 from onebyone.pytorch.dropins import DropIn, PointwiseConvolution, PointwiseLinear
 from onebyone.pytorch.layers import changed_class, kind_of
+from onebyone.tune.kernels.winograd import WinogradConvolution
 
 Assignment = Mapping[str, str]
 """Dotted path of a layer → name of the form it takes; layers that are not named stay as they are."""
@@ -33,6 +37,7 @@ LINEAR, CONV, KERNEL, ATTENTION = "linear", "conv", "kernel", "attention"
 """Kinds of layers: a linear layer, a 1×1 convolution, a convolution with a larger kernel, and
 `nn.MultiheadAttention`, whose four projections change together.
 """
+WINOGRAD = "winograd"
 
 
 class BatchedProduct(PointwiseConvolution):
@@ -84,13 +89,15 @@ class ProductFromTheLeft(PointwiseLinear):
 class LayerForm:
     """A form of the layers of one kind: `module` computes it; None where the layer's own does.
 
-    `assignable`: it can be given to one layer of a network by itself.
+    `assignable`: it can be given to one layer of a network by itself. `make`: the layer in this form, to be measured on
+    a channels-last map, where it is no drop-in but part of a form of the whole; raises BadInput where there is none.
     """
 
     name: str
     kind: str
     module: type[nn.Module] | None
     assignable: bool = True
+    make: Callable[[nn.Module], nn.Module] | None = None
 
 
 _LAYER_FORMS: dict[tuple[str, str], LayerForm] = {}
@@ -131,6 +138,7 @@ for _form in (
     LayerForm("permute", CONV, PermutedLinear),
     LayerForm("conv", KERNEL, None),
     LayerForm("conv-channels-last", KERNEL, None, assignable=False),
+    LayerForm(WINOGRAD, KERNEL, None, assignable=False, make=WinogradConvolution),
     LayerForm("linear", ATTENTION, None),
     LayerForm("conv", ATTENTION, PointwiseAttention),
 ):

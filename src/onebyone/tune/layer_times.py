@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onebyone.errors import BadInput
 from onebyone.laws import cost
+from onebyone.laws.winograd import F4X3
 from onebyone.tune.clock import Call, Clock, Timing
-from onebyone.tune.layer_forms import ATTENTION, CONV, LayerForm, assigned, layer_forms
+from onebyone.tune.kernels.winograd import why_not
+from onebyone.tune.layer_forms import ATTENTION, CONV, WINOGRAD, LayerForm, assigned, layer_forms
 from onebyone.tune.layers import Group
 from onebyone.verify import network
 
@@ -104,6 +107,8 @@ def work_of(group: Group, form: str) -> cost.Work | None:
     if group.kind == ATTENTION:
         return None
     c = group.cost
+    if form == WINOGRAD:
+        return _winograd_work(group)
     x = group.sample.element_size() * group.sample.numel()
     weights = group.sample.element_size() * c.parameters
     places = c.bytes_written // max(1, group.sample.element_size() * group.weight[0])
@@ -118,6 +123,21 @@ def work_of(group: Group, form: str) -> cost.Work | None:
         lying = (tokens and form == "conv") or form == "conv-channels-last" or group.channels_last
         path = "conv-channels-last" if lying and form != "conv-nchw" else "conv"
     return cost.Work(form, path, c.macs, c.bytes_moved, weights, moved, places)
+
+
+def _winograd_work(group: Group) -> cost.Work | None:
+    """A quarter of the multiplications, four times the weights, and the tiles written and read once more each way."""
+    m: Any = group.module
+    c, x = group.cost, group.sample
+    if why_not(m.weight, m.stride, m.padding, m.dilation, m.groups) or x.dim() != 4:
+        return None
+    size, (outputs, channels) = x.element_size(), group.weight[:2]
+    places = [n + 2 * p - 2 for n, p in zip(x.shape[2:], m.padding, strict=True)]
+    weights = F4X3.edge**2 * channels * outputs * size
+    tiles = F4X3.edge**2 * F4X3.tiles(places) * len(x) * size
+    bytes_moved = c.bytes_moved - size * c.parameters + weights + 2 * tiles * (channels + outputs)
+    macs = F4X3.macs(places, channels, outputs) * len(x)
+    return cost.Work(WINOGRAD, "conv-channels-last", macs, bytes_moved, 0, 0, F4X3.tiles(places) * len(x))
 
 
 def _shortened(call: Layer, short: str) -> Layer | None:
@@ -147,7 +167,14 @@ def _call(group: Group, form: LayerForm) -> Layer | None:
     module, x = group.module, group.sample
     if form.name in ("bmm", "conv-nchw") and not (group.channels_last if group.kind == CONV else x.dim() > 2):
         return None  # one and the same as "linear" here
-    if form.module is not None:
+    if form.make is not None:
+        if x.dim() != 4 or x.dtype != torch.float32:
+            return None
+        try:
+            x, module = x.contiguous(memory_format=torch.channels_last), form.make(module)
+        except BadInput:
+            return None
+    elif form.module is not None:
         module = assigned(module, {"": form.name}).model
     elif form.name == "conv-channels-last":
         if x.dim() != 4 or group.channels_last:

@@ -28,6 +28,7 @@ from onebyone.tune.plan import Plan
 from onebyone.tune.result import BASELINE, Tuned, milliseconds
 from onebyone.tune.subject import Subject, subject_of
 from onebyone.tune.wholes import CHANNELS_LAST, Formed, form_names
+from onebyone.tune.winograd_form import WINOGRAD
 from onebyone.tune.workshop import DTYPES, Candidate, Trial, Workshop
 from onebyone.verify import verify
 from onebyone.verify.result import Verification
@@ -118,9 +119,12 @@ def _measure(
     groups = groups_of(subject.network, subject.calling)
     times = measure_groups(groups, clock, LAYERS * budget.seconds, short[0] if short else None)
     # a layer that is faster than the big products is the better witness (the machine may have been disturbed)
-    peak = max([peak, *(t.gflops(form) or 0.0 for t in times for form in t.timings if ":" not in form)])
+    direct = ((t, form) for t in times for form in t.timings if ":" not in form and form != WINOGRAD)
+    peak = max([peak, *(t.gflops(form) or 0.0 for t, form in direct)])
     contest = choose.Contest(workshop.attempt, clock, budget, progress or (lambda done, of: None))
-    choose.run_wholes(contest, engines, form_names(), (None, *short))
+    gaining = choose.faster_as(WINOGRAD, times)
+    forms = [f for f in form_names() if f != WINOGRAD or gaining or subject.program is not None]
+    choose.run_wholes(contest, engines, forms, (None, *short), {WINOGRAD: gaining})
     choose.search_layers(contest, workshop, times, engines)
     ranked = contest.finals(choose.final_seconds(budget))
     winner, proof = _proven(subject, contest, ranked, seed)

@@ -71,7 +71,8 @@ def form_names() -> tuple[str, ...]:
     return tuple(name for name in _FORMS if name.removesuffix(CHANNELS_LAST) != LAYERS)
 
 
-def _refused(reason: str) -> Refused:
+def refused(reason: str) -> Refused:
+    """A network that has no such form."""
     return Refused([Refusal("", "form", reason)], "the network has no such form")
 
 
@@ -82,10 +83,10 @@ def _original(subject: Subject, _: Assignment) -> Formed:
 def _converted(to: str, level: str) -> Callable[[Subject, Assignment], Formed]:
     def build(subject: Subject, _: Assignment) -> Formed:
         if subject.program is not None:
-            raise _refused("an exported program has no modules left to replace")
+            raise refused("an exported program has no modules left to replace")
         conversion = convert_module(subject.network, to=to, level=level)
         if not conversion.changes:
-            raise _refused(f"it has no layer to convert to {to}")
+            raise refused(f"it has no layer to convert to {to}")
         return Formed(conversion.model, conversion)
 
     return build
@@ -95,15 +96,16 @@ def _graph(to: str) -> Callable[[Subject, Assignment], Formed]:
     def build(subject: Subject, _: Assignment) -> Formed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            conversion = convert_graph(_program(subject), to=to)
+            conversion = convert_graph(program_of(subject), to=to)
             if not conversion.changes:
-                raise _refused(f"its graph has no product to convert to {to}")
+                raise refused(f"its graph has no product to convert to {to}")
             return Formed(conversion.model.module(), conversion, fixed=True)
 
     return build
 
 
-def _program(subject: Subject) -> torch.export.ExportedProgram:
+def program_of(subject: Subject) -> torch.export.ExportedProgram:
+    """The exported program: the one given, or the network's on the example. Raises Refused where it has none."""
     if subject.program is not None:
         return subject.program
     calling, shapes = subject.calling, None
@@ -119,7 +121,7 @@ def _program(subject: Subject) -> torch.export.ExportedProgram:
         )
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _refused(f"it cannot be exported: {said}") from error
+        raise refused(f"it cannot be exported: {said}") from error
 
 
 class ChannelsLast(nn.Module):
@@ -144,9 +146,9 @@ def channels_last(build: Callable[[Subject, Assignment], Formed]) -> Callable[[S
 
     def built(subject: Subject, assignment: Assignment) -> Formed:
         if not any(t.dim() == 4 for t in subject.calling.tensors):
-            raise _refused("its inputs are no images")
+            raise refused("its inputs are no images")
         if not any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in subject.network.modules()):
-            raise _refused("it has no 2-d convolution whose layout could change")
+            raise refused("it has no 2-d convolution whose layout could change")
         formed = build(subject, assignment)
         network = ChannelsLast(formed.network)
         for module in network.modules():

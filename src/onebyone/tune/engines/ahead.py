@@ -38,4 +38,10 @@ def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
     return call
 
 
-AHEAD = register_engine(Engine("aot-inductor", _build, group=TORCH, wants=own_weights))
+def _wants(form: str) -> bool:
+    return (
+        own_weights(form) and form != "winograd"
+    )  # a library compiled ahead cannot call a kernel of this process
+
+
+AHEAD = register_engine(Engine("aot-inductor", _build, group=TORCH, wants=_wants))

@@ -61,6 +61,10 @@ def _fusing() -> Iterator[None]:
 
 GRAPH = register_engine(
     Engine(
-        "onednn-graph", _build, group=TORCH, wants=lambda form: form in ("original", "conv"), why_not=why_not
+        "onednn-graph",
+        _build,
+        group=TORCH,
+        wants=lambda form: form in ("original", "conv", "winograd"),
+        why_not=why_not,
     )
 )

@@ -1,0 +1,1 @@
+"""Kernels of onebyone's own, compiled where they are used."""

@@ -1,0 +1,105 @@
+"""The Winograd transforms: proven exactly, bounded in floating point."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from onebyone.errors import BadInput
+from onebyone.laws.winograd import F4X3, Winograd, entries, winograd
+
+Objects = NDArray[np.object_]
+# of `correlate` in float32, besides the sum over channels: two passes of six terms going in and going out, two of three
+# terms with rounded entries for the weights, and the product
+ROUNDINGS = 12 + 12 + 8 + 1
+KNOWN = {
+    "F(4, 3)": F4X3,
+    "F(4, 3) at the usual points": winograd(4, 3, (0, 1, -1, 2, -2)),
+    "F(2, 3)": winograd(2, 3, (0, 1, -1)),
+    "F(3, 2)": winograd(3, 2, (0, 1, -1)),
+    "F(1, 1)": winograd(1, 1, ()),
+    "F(6, 5)": winograd(6, 5, (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2), 3, -3)),
+}
+
+
+def direct(tile: NDArray[np.float64], weight: NDArray[np.float64], outputs: int) -> NDArray[np.float64]:
+    """Correlation as it is defined; (C, n, n) and (O, C, r, r) to (O, m, m)."""
+    taps = weight.shape[-1]
+    found = np.zeros((len(weight), outputs, outputs), dtype=np.result_type(tile, weight))
+    for o, y, x in product(range(len(weight)), range(outputs), range(outputs)):
+        found[o, y, x] = (tile[:, y : y + taps, x : x + taps] * weight[o]).sum()
+    return found
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_it_is_correlation_exactly(name: str) -> None:
+    """Both sides are linear in the tile and in the weights: equal on all pairs of unit vectors, they are equal."""
+    f = KNOWN[name]
+    a, g, b = (entries(m, object) for m in (f.output, f.weight, f.input))
+    for tap, place in product(range(f.taps), range(f.edge)):
+        found = a @ (g[:, tap] * b[:, place])
+        assert list(found) == [Fraction(int(place == y + tap)) for y in range(f.outputs)]
+
+
+def test_a_wrong_entry_is_no_correlation() -> None:
+    rows = [list(row) for row in F4X3.input]
+    rows[2][3] += Fraction(1, 64)
+    wrong = Winograd(4, 3, F4X3.output, F4X3.weight, tuple(map(tuple, rows)))
+    a, g, b = (entries(m, object) for m in (wrong.output, wrong.weight, wrong.input))
+    assert any(
+        list(a @ (g[:, tap] * b[:, place])) != [int(place == y + tap) for y in range(4)]
+        for tap, place in product(range(3), range(6))
+    )
+
+
+def test_two_axes_in_exact_numbers() -> None:
+    rng = np.random.default_rng(0)
+    tile = np.vectorize(Fraction)(rng.integers(-9, 10, (1, 2, 6, 6)))
+    weight = np.vectorize(Fraction)(rng.integers(-9, 10, (3, 2, 3, 3)))
+    assert (F4X3.correlate(tile, weight)[0] == direct(tile[0], weight, 4)).all()
+
+
+def test_its_input_and_output_transforms_are_exact_in_float32() -> None:
+    for matrix in (F4X3.input, F4X3.output):
+        for entry in (e for row in matrix for e in row):
+            assert Fraction(float(np.float32(float(entry)))) == entry
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from([-3, 0, 4]))
+def test_rounding_stays_within_the_bound(channels: int, seed: int, magnitude: int) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = (rng.standard_normal((2, channels, 6, 6)) * 10.0**magnitude).astype(np.float32)
+    weight = rng.standard_normal((3, channels, 3, 3)).astype(np.float32)
+    found = F4X3.correlate(tiles, weight)
+    assert found.dtype == np.float32
+    bound = F4X3.gamma(channels, 2.0**-24, ROUNDINGS) * F4X3.reach(tiles, weight)
+    for tile, y, limit in zip(tiles, found, bound, strict=True):
+        assert (np.abs(y - direct(tile.astype(np.float64), weight.astype(np.float64), 4)) <= limit).all()
+
+
+def test_the_chosen_points_amplify_less_than_the_usual_ones() -> None:
+    rng = np.random.default_rng(1)
+    tiles = rng.standard_normal((64, 32, 6, 6)).astype(np.float32)
+    weight = rng.standard_normal((8, 32, 3, 3)).astype(np.float32)
+    exact = F4X3.correlate(tiles.astype(np.float64), weight.astype(np.float64))
+    usual = KNOWN["F(4, 3) at the usual points"]
+    chosen, other = (np.abs(f.correlate(tiles, weight) - exact).mean() for f in (F4X3, usual))
+    assert chosen < 0.6 * other
+    assert F4X3.reach(tiles, weight).mean() < usual.reach(tiles, weight).mean()
+
+
+@pytest.mark.parametrize("points", [(0, 1), (0, 1, 1), (0, 1, -1, 2)])
+def test_other_numbers_of_points_are_refused(points: tuple[int, ...]) -> None:
+    with pytest.raises(BadInput, match="expected 3 different ones"):
+        winograd(2, 3, points)
+
+
+def test_a_bound_that_bounds_nothing_is_refused() -> None:
+    with pytest.raises(BadInput, match="bound nothing"):
+        F4X3.gamma(2**24, 2.0**-24, 18)
