@@ -250,8 +250,8 @@ def tune(
         example: an input as it will be: a tensor, a tuple of positional or a dict of keyword arguments; a program
             may carry one.
         budget: seconds to aim at.
-        engines: some of "eager", "compile", "compile+freeze", "aot-inductor", "onednn-graph", "onnxruntime" and
-            "openvino"; "torch" for the first five; None for all that are installed.
+        engines: some of "eager", "compile", "compile+freeze", "aot-inductor", "onednn-graph", "onebyone",
+            "onnxruntime" and "openvino"; "torch" for the first six; None for all that are installed.
         dtypes: "bfloat16" to try that too; its error is told.
         threads: of every engine; None as PyTorch is set.
         device: "cpu" or "cuda"; None where the network is.

@@ -131,6 +131,7 @@ def test_the_names_of_engines() -> None:
         "compile+freeze",
         "aot-inductor",
         "onednn-graph",
+        "onebyone",
     ]
     assert [e.name for e in engines_of(None)] == [e.name for e in engines_of("all")]
     assert [e.name for e in engines_of(["openvino", "eager"])] == ["openvino", "eager"]

@@ -19,7 +19,6 @@ from onebyone.tune import Plan
 from onebyone.tune.engines import Setting, engine_of
 from onebyone.tune.kernels import compiler
 from onebyone.tune.kernels.winograd import ROUNDINGS, WinogradConvolution, by_products, packed, why_not
-from onebyone.tune.plan import Plan
 from onebyone.tune.subject import Subject, subject_of
 from onebyone.tune.winograd_form import WINOGRAD_FORM
 

@@ -25,8 +25,8 @@ def tune(
             "--engines",
             parser=o.read_names,
             metavar="A,B,…",
-            help="eager, compile, compile+freeze, aot-inductor, onednn-graph (torch for all these), onnxruntime, "
-            "openvino; or all.",
+            help="eager, compile, compile+freeze, aot-inductor, onednn-graph, onebyone (torch for all these), "
+            "onnxruntime, openvino; or all.",
         ),
     ] = None,
     dtype: Annotated[

@@ -58,9 +58,9 @@ def tune(
     model: an `nn.Module` or an exported program; left as it is, in eval mode or not.
     example: an input as it will be: a tensor, a tuple of positional or a dict of keyword arguments.
     budget: seconds to aim at. Compiling cannot be interrupted, so that it may take somewhat longer.
-    engines: names out of "eager", "compile", "compile+freeze", "aot-inductor", "onednn-graph", "onnxruntime" and
-        "openvino"; "torch" for all but the last two,
-        "all" (None) for every one that is installed. The network as it is, in eager mode, always takes part.
+    engines: names out of "eager", "compile", "compile+freeze", "aot-inductor", "onednn-graph", "onebyone",
+        "onnxruntime" and "openvino"; "torch" for all but the last two, "all" (None) for every one that is installed.
+        The network as it is, in eager mode, always takes part.
     dtypes: "bfloat16" to try that too, its error measured and told; None tries the network's own type alone.
     threads: for all engines; None: as PyTorch is set. PyTorch's own number is put back afterwards.
     device: "cpu" or "cuda"; None: where the network is. A copy is made where that is elsewhere.

@@ -18,13 +18,21 @@ from torch import Tensor, fx, nn
 
 from onebyone.tune.kernels.winograd import by_products, packed, why_not
 from onebyone.tune.layer_forms import WINOGRAD, Assignment
+from onebyone.tune.reading import (
+    HALVES,
+    constant,
+    convolution_arguments,
+    is_constant,
+    norm_after,
+    normalised,
+    only_user,
+    pool_arguments,
+)
 from onebyone.tune.subject import Subject
 from onebyone.tune.wholes import Formed, WholeForm, program_of, refused, register_form
 
 aten = torch.ops.aten
-_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _RELU = {aten.relu.default, aten.relu_.default}
-_NORM = {aten.batch_norm.default}
 _POOL = {aten.max_pool2d.default}
 
 
@@ -77,79 +85,34 @@ def _rewritten(
 def _convolution(network: nn.Module, node: Any, chosen: set[str] | None) -> _Convolution | None:
     if node.target is not aten.conv2d.default:
         return None
-    args = dict(zip(_ARGUMENTS, node.args, strict=False))
-    weight, bias = _constant(network, args["weight"]), _constant(network, args.get("bias"))
-    if weight is None or (bias is None and args.get("bias") is not None):
+    a = convolution_arguments(node)
+    weight, bias = constant(network, a["weight"]), constant(network, a["bias"])
+    if weight is None or (bias is None and a["bias"] is not None):
         return None
-    if chosen is not None and str(args["weight"].target).rpartition(".")[0] not in chosen:
+    if chosen is not None and str(a["weight"].target).rpartition(".")[0] not in chosen:
         return None
-    padding, stride, dilation = (
-        _both(args.get(k), v) for k, v in (("padding", 0), ("stride", 1), ("dilation", 1))
-    )
-    if len(node.meta["val"].shape) != 4 or why_not(weight, stride, padding, dilation, args.get("groups", 1)):
+    image = len(node.meta["val"].shape) == 4
+    if not image or why_not(weight, a["stride"], a["padding"], a["dilation"], a["groups"]):
         return None
     nodes = [node]
-    norm = _only_user(node)
-    if norm is not None and norm.target in _NORM and not norm.args[5]:
-        folded = _normalised(network, norm, weight, bias)
-        if folded is not None:
-            weight, bias = folded
-            nodes.append(norm)
-    source = tuple(str(a.target) for n in nodes for a in n.args if _is_constant(a))
+    norm = norm_after(node)
+    folded = None if norm is None else normalised(network, norm, weight, bias)
+    if folded is not None:
+        weight, bias = folded
+        nodes.append(norm)
+    source = tuple(str(a.target) for n in nodes for a in n.args if is_constant(a))
     relu = _follows(nodes, _RELU)
-    pool = _follows(nodes, _POOL, _halves)
-    return _Convolution(tuple(nodes), source, weight, bias, padding, relu, pool)
-
-
-def _both(given: Any, default: int) -> list[int]:
-    values = list(given or (default,))
-    return values * 2 if len(values) == 1 else values
+    pool = _follows(nodes, _POOL, lambda n: pool_arguments(n) == HALVES)
+    return _Convolution(tuple(nodes), source, weight, bias, a["padding"], relu, pool)
 
 
 def _follows(nodes: list[Any], targets: set[Any], fits: Callable[[Any], bool] = lambda _: True) -> bool:
     """Whether one of these operators alone reads the last node; it is added then."""
-    after = _only_user(nodes[-1])
+    after = only_user(nodes[-1])
     if after is None or after.target not in targets or not fits(after):
         return False
     nodes.append(after)
     return True
-
-
-def _constant(network: nn.Module, given: Any) -> Tensor | None:
-    if not _is_constant(given):
-        return None
-    found = operator.attrgetter(str(given.target))(network)
-    return found.detach() if isinstance(found, Tensor) else None
-
-
-def _is_constant(given: Any) -> bool:
-    return isinstance(given, fx.Node) and given.op == "get_attr"
-
-
-def _only_user(node: Any) -> Any:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _normalised(
-    network: nn.Module, norm: Any, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias with the batch norm in them, in float64; None where its statistics are no constants."""
-    given = [_constant(network, a) for a in norm.args[1:5]]
-    if any(c is None and a is not None for c, a in zip(given, norm.args[1:5], strict=True)):
-        return None
-    scale, shift, mean, variance = (None if c is None else c.double() for c in given)
-    if mean is None or variance is None:
-        return None
-    factor = (variance + norm.args[7]).rsqrt() * (1.0 if scale is None else scale)
-    offset = (-mean if bias is None else bias.double() - mean) * factor
-    return weight.double() * factor[:, None, None, None], offset if shift is None else offset + shift
-
-
-def _halves(pool: Any) -> bool:
-    """Whether a max pool takes 2×2 places at stride 2 and no others."""
-    _, kernel, stride, padding, dilation, ceil = [*pool.args, *[None] * 5][:6]
-    sizes = (_both(kernel, 0), _both(stride or kernel, 0), _both(padding, 0), _both(dilation, 1))
-    return sizes == ([2, 2], [2, 2], [0, 0], [1, 1]) and not ceil
 
 
 def _hold(network: nn.Module, number: int, weight: Tensor, bias: Tensor | None) -> tuple[str, str | None]:
@@ -189,7 +152,7 @@ def _lay_channels_last(network: Any) -> None:
     with graph.inserting_before(output):  # what comes out lies as it does elsewhere
         output.args = fx.map_arg(output.args, lambda n: _contiguous(graph, n))
     weights = {
-        n.args[1]: None for n in graph.nodes if n.target is aten.conv2d.default and _is_constant(n.args[1])
+        n.args[1]: None for n in graph.nodes if n.target is aten.conv2d.default and is_constant(n.args[1])
     }
     for number, node in enumerate(weights):
         own = operator.attrgetter(node.target)(network).detach()

@@ -5,6 +5,7 @@ from onebyone.tune.engines import (  # noqa: I001  in the order they are tried
     compiled as compiled,
     ahead as ahead,
     onednn_graph as onednn_graph,
+    own as own,
     onnx_runtime as onnx_runtime,
     open_vino as open_vino,
 )

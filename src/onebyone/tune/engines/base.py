@@ -84,7 +84,7 @@ def engines_of(names: str | Sequence[str] | None) -> tuple[Engine, ...]:
     """The engines meant: by name, "torch" for those of PyTorch alone, "all" or None for every one.
 
     >>> [e.name for e in engines_of("torch")]
-    ['eager', 'compile', 'compile+freeze', 'aot-inductor', 'onednn-graph']
+    ['eager', 'compile', 'compile+freeze', 'aot-inductor', 'onednn-graph', 'onebyone']
     """
     wanted = ["all"] if names is None else [names] if isinstance(names, str) else list(names)
     if not wanted or not all(isinstance(n, str) for n in wanted):

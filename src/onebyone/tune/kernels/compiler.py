@@ -30,12 +30,13 @@ def library(source: str) -> ctypes.CDLL:
     Raises BadInput where there is no compiler, or it does not take the source; the environment variable CXX names it.
     """
     command = _compiler()
-    code = files(__package__).joinpath(source).read_bytes()
     with tempfile.TemporaryDirectory(prefix="onebyone-") as folder:
         place = Path(folder)
-        (place / "kernel.cpp").write_bytes(code)
+        for part in files(__package__).iterdir():
+            if part.name.endswith((".cpp", ".h")):
+                (place / part.name).write_bytes(part.read_bytes())
         for native in _NATIVE:
-            said = _run([*command, *_FLAGS, *native, "kernel.cpp", "-o", "kernel.so"], place)
+            said = _run([*command, *_FLAGS, *native, source, "-o", "kernel.so"], place)
             if said is None:
                 return ctypes.CDLL(str(place / "kernel.so"))
     raise BadInput(f"{command[0]} does not compile {source}: {said}")

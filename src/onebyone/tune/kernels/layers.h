@@ -1,0 +1,262 @@
+// Convolutions, depthwise convolutions, pools and what stands between them, on channels-last float32 maps. Every function
+// is called by all threads of a parallel region, and ends when all of its work is done.
+#pragma once
+#include "vectors.h"
+
+namespace onebyone {
+// one step of a network: what it is, where its numbers are and their sizes; the fields of a row of int64
+struct Step {
+  int64_t kind;
+  const float *x, *weight, *bias, *add;  // `add`: a map added before the activation, or the second operand
+  float *y, *scratch;
+  int64_t samples, height, width, channels;      // of x
+  int64_t outputs, high, wide;                   // of y
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t activation, pool;
+};
+
+constexpr int MOST_TAPS = 64;
+constexpr int64_t FEW_WEIGHTS = 1 << 18;  // floats: a panel's share of a core's second cache
+
+inline int64_t parts_of(int64_t n, int64_t most) { return (n + most - 1) / most; }
+
+// rows of x (each tap its own pointers) times one panel of the weights; the sums stay in registers over all taps
+template <int N, int VECTORS>
+inline void rows_by_panel(const float* const* rows, int64_t taps, int64_t length, const float* w, const float* bias,
+                          const float* add, float* y, int64_t apart, int64_t columns, int64_t activation) {
+  Vec total[N][VECTORS];
+  for (int v = 0; v < VECTORS; v++) {
+    const Vec offset = bias ? load(bias + v * LANES) : Vec{};
+    for (int r = 0; r < N; r++) total[r][v] = offset;
+  }
+  for (int64_t t = 0; t < taps; t++) {
+    const float* x[N];
+    for (int r = 0; r < N; r++) x[r] = rows[t * ROWS + r];
+    for (int64_t c = 0; c < length; c++, w += PANEL) {
+      Vec u[VECTORS];
+      for (int v = 0; v < VECTORS; v++) u[v] = load(w + v * LANES);
+#pragma GCC unroll 12
+      for (int r = 0; r < N; r++)
+        for (int v = 0; v < VECTORS; v++) total[r][v] += x[r][c] * u[v];
+    }
+  }
+  for (int r = 0; r < N; r++)
+    for (int v = 0; v < VECTORS; v++) {
+      const int64_t at = r * apart + v * LANES, n = columns - v * LANES;
+      if (add) total[r][v] += load(add + at, n);
+      store(y + at, activated(total[r][v], activation), n);
+    }
+}
+
+// up to ROWS rows of a convolution, from `row` on, by one panel after another
+struct Convolution {
+  const Step& s;
+  const float* zeros;
+  const int64_t rows, panels, taps, length;
+  const bool narrow, pointwise;
+
+  Convolution(const Step& step, const float* none)
+      : s(step), zeros(none), rows(s.samples * s.high * s.wide), panels(parts_of(s.outputs, PANEL)),
+        taps(s.dilation_w ? s.kernel_h * s.kernel_w : s.kernel_h),
+        length(s.dilation_w ? s.channels : s.kernel_w * s.channels), narrow(!s.dilation_w),
+        pointwise(taps == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pad_h && !s.pad_w && !narrow) {}
+
+  void find(int64_t row, int64_t n, const float** from) const {
+    if (pointwise) {
+      for (int64_t r = 0; r < n; r++) from[r] = s.x + (row + r) * length;
+      return;
+    }
+    int64_t sample = row / (s.high * s.wide), oy = row / s.wide % s.high, ox = row % s.wide;
+    for (int64_t r = 0; r < n; r++) {
+      const int64_t top = oy * s.stride_h - s.pad_h, first = ox * s.stride_w - s.pad_w;
+      const float* image = s.x + sample * s.height * s.width * s.channels;
+      for (int64_t ky = 0, t = 0; ky < s.kernel_h; ky++) {
+        const int64_t h = top + ky * s.dilation_h;
+        if (narrow) {
+          from[t++ * ROWS + r] = image + (h * s.width + first) * s.channels;
+          continue;
+        }
+        for (int64_t kx = 0; kx < s.kernel_w; kx++) {
+          const int64_t v = first + kx * s.dilation_w;
+          const bool in = h >= 0 && h < s.height && v >= 0 && v < s.width;
+          from[t++ * ROWS + r] = in ? image + (h * s.width + v) * s.channels : zeros;
+        }
+      }
+      if (++ox == s.wide) {
+        ox = 0;
+        if (++oy == s.high) oy = 0, sample++;
+      }
+    }
+  }
+
+  void multiply(int64_t row, int64_t n, int64_t panel, const float* const* from) const {
+    const float* w = s.weight + panel * taps * length * PANEL;
+    const float* bias = s.bias ? s.bias + panel * PANEL : nullptr;
+    const int64_t columns = std::min<int64_t>(PANEL, s.outputs - panel * PANEL);
+    const int64_t offset = row * s.outputs + panel * PANEL;
+    const float* add = s.add ? s.add + offset : nullptr;
+    switch (n) {
+#define ONEBYONE_ROWS(N)                                                                                           \
+  case N:                                                                                                          \
+    if (columns > LANES)                                                                                           \
+      rows_by_panel<N, 2>(from, taps, length, w, bias, add, s.y + offset, s.outputs, columns, s.activation);       \
+    else                                                                                                           \
+      rows_by_panel<N, 1>(from, taps, length, w, bias, add, s.y + offset, s.outputs, columns, s.activation);       \
+    break;
+      ONEBYONE_ROWS(1) ONEBYONE_ROWS(2) ONEBYONE_ROWS(3) ONEBYONE_ROWS(4) ONEBYONE_ROWS(5) ONEBYONE_ROWS(6)
+#if defined(__AVX512F__)
+      ONEBYONE_ROWS(7) ONEBYONE_ROWS(8) ONEBYONE_ROWS(9) ONEBYONE_ROWS(10) ONEBYONE_ROWS(11) ONEBYONE_ROWS(12)
+#endif
+#undef ONEBYONE_ROWS
+    }
+  }
+
+  void part(int64_t begin, int64_t end, int64_t first, int64_t last) const {
+    const float* from[MOST_TAPS * ROWS];
+    for (int64_t row = begin, n; row < end; row += n) {
+      const int64_t left = end - row;
+      n = left <= ROWS ? left : parts_of(left, parts_of(left, ROWS));
+      find(row, n, from);
+      for (int64_t panel = first; panel < last; panel++) multiply(row, n, panel, from);
+    }
+  }
+};
+
+// a convolution as products of rows with panels: a tap is one place of the kernel (a whole row of it where the map is
+// narrow and padded beforehand: `dilation_w` 0); places in the padding read zeros
+inline void convolution(const Step& s, const float* zeros, int threads) {
+  const Convolution c(s, zeros);
+  const int64_t blocks = parts_of(c.rows, 4 * ROWS);
+  if (c.taps * c.length * s.outputs <= FEW_WEIGHTS && blocks >= 4 * threads) {
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < blocks; b++) c.part(c.rows * b / blocks, c.rows * (b + 1) / blocks, 0, c.panels);
+    return;
+  }
+#pragma omp for schedule(static)
+  for (int64_t u = 0; u < blocks * c.panels; u++) {  // the weights are read once, the rows again and again
+    const int64_t b = u % blocks, panel = u / blocks;
+    c.part(c.rows * b / blocks, c.rows * (b + 1) / blocks, panel, panel + 1);
+  }
+}
+
+// the first channel of each vector; the last one overlaps the one before where channels are no whole vectors
+inline int64_t lane(int64_t i, int64_t channels) { return std::min(i * LANES, channels - LANES); }
+
+constexpr int BESIDE = 6;  // places of one row that share the weights they have in registers
+
+inline void depthwise(const Step& s, const float* zeros, int threads) {
+  const int64_t vectors = parts_of(s.channels, LANES), lines = s.samples * s.high;
+  const int64_t chunks = std::min(parts_of(16 * threads, lines), parts_of(vectors, 4)), units = lines * chunks;
+#pragma omp for schedule(static)
+  for (int64_t u = 0; u < units; u++) {
+    const int64_t line = u / chunks, sample = line / s.high, oy = line % s.high;
+    const int64_t begin = vectors * (u % chunks) / chunks, end = vectors * (u % chunks + 1) / chunks;
+    const float* image = s.x + sample * s.height * s.width * s.channels;
+    for (int64_t x = 0; x < s.wide; x += BESIDE) {
+      // the last places overlap those before where the row is no whole number of them
+      const int64_t ox = s.wide < BESIDE ? 0 : std::min(x, s.wide - BESIDE), n = std::min<int64_t>(BESIDE, s.wide);
+      const float* from[MOST_TAPS * BESIDE];
+      for (int64_t ky = 0, t = 0; ky < s.kernel_h; ky++) {
+        const int64_t h = oy * s.stride_h - s.pad_h + ky * s.dilation_h;
+        for (int64_t kx = 0; kx < s.kernel_w; kx++)
+          for (int64_t j = 0; j < BESIDE; j++, t++) {
+            const int64_t v = (ox + j) * s.stride_w - s.pad_w + kx * s.dilation_w;
+            const bool in = h >= 0 && h < s.height && v >= 0 && v < s.width;
+            from[t] = in ? image + (h * s.width + v) * s.channels : zeros;
+          }
+      }
+      const int64_t taps = s.kernel_h * s.kernel_w;
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t c = lane(i, s.channels);
+        const Vec offset = s.bias ? load(s.bias + c) : Vec{};
+        Vec total[BESIDE] = {offset, offset, offset, offset, offset, offset};
+        for (int64_t t = 0; t < taps; t++) {
+          const Vec w = load(s.weight + t * s.channels + c);
+#pragma GCC unroll 6
+          for (int j = 0; j < BESIDE; j++) total[j] += load(from[t * BESIDE + j] + c) * w;
+        }
+        float* to = s.y + ((sample * s.high + oy) * s.wide + ox) * s.channels + c;
+        for (int j = 0; j < n; j++) store(to + j * s.channels, activated(total[j], s.activation));
+      }
+    }
+  }
+}
+
+inline void max_pool(const Step& s) {
+  const int64_t vectors = parts_of(s.channels, LANES), units = s.samples * s.high;
+#pragma omp for schedule(static)
+  for (int64_t u = 0; u < units; u++) {
+    const int64_t sample = u / s.high, top = u % s.high * s.stride_h - s.pad_h;
+    for (int64_t ox = 0; ox < s.wide; ox++) {
+      const int64_t first = ox * s.stride_w - s.pad_w;
+      for (int64_t i = 0; i < vectors; i++) {
+        const int64_t c = lane(i, s.channels);
+        Vec best{};
+        bool any = false;
+        for (int64_t ky = 0; ky < s.kernel_h; ky++)
+          for (int64_t kx = 0; kx < s.kernel_w; kx++) {
+            const int64_t h = top + ky * s.dilation_h, v = first + kx * s.dilation_w;
+            if (h < 0 || h >= s.height || v < 0 || v >= s.width) continue;
+            const Vec found = load(s.x + ((sample * s.height + h) * s.width + v) * s.channels + c);
+            best = any ? larger(found, best) : found;
+            any = true;
+          }
+        store(s.y + (u * s.wide + ox) * s.channels + c, best);
+      }
+    }
+  }
+}
+
+// the mean over all places: (N, H, W, C) to (N, C)
+inline void mean(const Step& s) {
+  const int64_t vectors = parts_of(s.channels, LANES), places = s.height * s.width;
+#pragma omp for schedule(static)
+  for (int64_t u = 0; u < s.samples * vectors; u++) {
+    const int64_t sample = u / vectors, c = lane(u % vectors, s.channels);
+    const float* x = s.x + sample * places * s.channels + c;
+    Vec total[4] = {};  // four sums: rounding grows with a quarter of the places
+    for (int64_t p = 0; p < places; p++) total[p % 4] += load(x + p * s.channels);
+    store(s.y + sample * s.channels + c, ((total[0] + total[1]) + (total[2] + total[3])) * (1.0f / (float)places));
+  }
+}
+
+// x + add, or x·add, place by place or one number a channel; then the activation
+enum Meeting { ALONE, ADDED, MULTIPLIED, MULTIPLIED_BY_CHANNEL };
+
+inline void elementwise(const Step& s) {
+  const int64_t places = s.height * s.width, vectors = parts_of(s.channels, LANES);
+#pragma omp for schedule(static)
+  for (int64_t p = 0; p < s.samples * places; p++) {
+    const float* x = s.x + p * s.channels;
+    const float* other = s.add + (s.pool == MULTIPLIED_BY_CHANNEL ? p / places : p) * s.channels;
+    for (int64_t i = 0; i < vectors; i++) {
+      // no overlap: in place, what is there twice would be computed twice
+      const int64_t c = i * LANES, n = s.channels - c;
+      Vec v = load(x + c, n);
+      if (s.pool == ADDED) v += load(other + c, n);
+      if (s.pool >= MULTIPLIED) v *= load(other + c, n);
+      store(s.y + p * s.channels + c, activated(v, s.activation), n);
+    }
+  }
+}
+
+// (N, C, H, W) to (N, H + 2·pad, W + 2·pad, C)
+inline void laid_channels_last(const Step& s) {
+#pragma omp for schedule(static)
+  for (int64_t u = 0; u < s.samples * s.high; u++) {
+    const int64_t sample = u / s.high, h = u % s.high - s.pad_h;
+    float* line = s.y + u * s.wide * s.channels;
+    if (h < 0 || h >= s.height) {
+      std::fill_n(line, s.wide * s.channels, 0.0f);
+      continue;
+    }
+    std::fill_n(line, s.pad_w * s.channels, 0.0f);
+    std::fill_n(line + (s.pad_w + s.width) * s.channels, s.pad_w * s.channels, 0.0f);
+    for (int64_t c = 0; c < s.channels; c++) {
+      const float* from = s.x + ((sample * s.channels + c) * s.height + h) * s.width;
+      float* to = line + s.pad_w * s.channels + c;
+      for (int64_t x = 0; x < s.width; x++) to[x * s.channels] = from[x];
+    }
+  }
+}
+}  // namespace onebyone

@@ -1,0 +1,56 @@
+// A network as a list of steps on channels-last maps, run in one parallel region: see onebyone/tune/engines/own.py
+#include "layers.h"
+#include "winograd.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+using namespace onebyone;
+
+namespace {
+enum Kind { INPUT, CONVOLUTION, WINOGRAD, DEPTHWISE, MAX_POOL, MEAN, ELEMENTWISE };
+
+Job job_of(const Step& s, int threads) {
+  return {s.samples, s.height, s.width, s.channels, s.outputs, s.pad_h, s.pad_w, s.activation == RELU, (int)s.pool, threads};
+}
+}  // namespace
+
+extern "C" int64_t onebyone_panel() { return PANEL; }
+extern "C" int64_t onebyone_step_bytes() { return sizeof(Step); }
+extern "C" int64_t onebyone_lanes() { return LANES; }
+
+// ask for pages of 2 MiB before memory is written: weights are read end to end, a walk through the tables every 4 KiB
+extern "C" void onebyone_large_pages(void* begin, int64_t bytes) {
+#ifdef __linux__
+  madvise(begin, bytes, MADV_HUGEPAGE);  // it may be declined: nothing depends on it
+#endif
+}
+
+// floats that a step of Winograd's needs besides its maps
+extern "C" int64_t onebyone_scratch(const Step* step, int threads) {
+  const Job j = job_of(*step, threads);
+  return Blocks(j).floats(j);
+}
+
+// all steps, one after the other; `ended`, where it is wanted, gets the time at which each was done, in seconds
+extern "C" void onebyone_run(const Step* steps, int64_t count, const float* zeros, int threads, double* ended) {
+#pragma omp parallel num_threads(threads)
+  for (int64_t i = 0; i < count; i++) {
+    const Step& s = steps[i];
+    switch (s.kind) {
+      case INPUT: laid_channels_last(s); break;
+      case CONVOLUTION: convolution(s, zeros, threads); break;
+      case WINOGRAD: {
+        const Job j = job_of(s, threads);
+        winograd(j, Blocks(j), s.x, s.weight, s.bias, s.y, s.scratch);
+        break;
+      }
+      case DEPTHWISE: depthwise(s, zeros, threads); break;
+      case MAX_POOL: max_pool(s); break;
+      case MEAN: mean(s); break;
+      case ELEMENTWISE: elementwise(s); break;
+    }
+    if (ended && omp_get_thread_num() == 0) ended[i] = omp_get_wtime();
+  }
+}

@@ -1,0 +1,247 @@
+"""A network as a list of steps on channels-last maps, run by one call of C++: `network.cpp` says what each step is."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cache
+from itertools import accumulate
+from threading import Lock
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onebyone.errors import BadInput
+from onebyone.tune.kernels.compiler import library
+
+_LINE = 16  # floats of a cache line
+_PAGE = 2 << 20
+
+
+class Kind(IntEnum):
+    """As in network.cpp."""
+
+    INPUT, CONVOLUTION, WINOGRAD, DEPTHWISE, MAX_POOL, MEAN, ELEMENTWISE = range(7)
+
+
+class Activation(IntEnum):
+    """As in vectors.h."""
+
+    NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID = range(7)
+
+
+class Meeting(IntEnum):
+    """As in layers.h: what an elementwise step does with its second operand."""
+
+    ALONE, ADDED, MULTIPLIED, MULTIPLIED_BY_CHANNEL = range(4)
+
+
+_POINTERS = ("x", "weight", "bias", "add", "y", "scratch")
+_SIZES = (
+    "samples", "height", "width", "channels", "outputs", "high", "wide", "kernel_h", "kernel_w", "stride_h", "stride_w",
+    "pad_h", "pad_w", "dilation_h", "dilation_w", "activation", "pool",
+)  # fmt: skip
+
+
+class _Row(ctypes.Structure):
+    """`Step` of layers.h."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _SIZES),
+    )
+
+
+@dataclass(eq=False)
+class Map:
+    """A map (N, C, H, W) that lies (N, H, W, C); `first` and `last` are the steps between which it is kept."""
+
+    shape: tuple[int, int, int, int]
+    first: int = -1
+    last: int = -1
+    offset: int = 0
+
+    @property
+    def floats(self) -> int:
+        """Its size in whole cache lines."""
+        n, c, h, w = self.shape
+        return _whole_lines(n * c * h * w)
+
+
+@dataclass(eq=False)
+class Step:
+    """One step: from `x` (None: what the network is given), with `add` where it has a second operand, to `y`.
+
+    `weight` is packed as the kind wants it; `sizes` are the kernel's, by the names of layers.h.
+    """
+
+    kind: Kind
+    x: Map | None
+    y: Map
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    add: Map | None = None
+    activation: Activation = Activation.NONE
+    pool: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    given: tuple[int, int, int, int] | None = None
+
+    def row(self) -> _Row:
+        """Without its pointers."""
+        x = self.given if self.x is None else self.x.shape
+        assert x is not None
+        _, outputs, high, wide = self.y.shape
+        names = ("samples", "channels", "height", "width", "outputs", "high", "wide")
+        found = dict(zip(names, (*x, outputs, high, wide), strict=True))
+        ones = {f"{name}_{axis}": 1 for name in ("kernel", "stride", "dilation") for axis in "hw"}
+        return _Row(
+            kind=self.kind, activation=self.activation, pool=self.pool, **{**ones, **found, **self.sizes}
+        )
+
+
+class Program:
+    """The steps with their weights, and one piece of memory for all maps. One call at a time."""
+
+    def __init__(self, steps: Sequence[Step], result: Map, threads: int) -> None:
+        self._kernel, self._threads, self._lock = kernel(), threads, Lock()
+        assert [s.kind for s in steps].index(Kind.INPUT) == 0
+        assert steps[0].given is not None
+        self._result, self._given = result, steps[0].given
+        rows = [s.row() for s in steps]
+        tiled = (r for r, s in zip(rows, steps, strict=True) if s.kind == Kind.WINOGRAD)
+        scratch = max((self._kernel.onebyone_scratch(r, threads) for r in tiled), default=0)
+        maps = placed(steps, result)
+        weights = [_whole_lines(0 if s.weight is None else s.weight.numel()) for s in steps]
+        sizes = [maps, _whole_lines(scratch), _whole_lines(_widest(steps)), *weights]
+        self._memory, *parts = _block(sizes)
+        (_, scratch_at, zeros_at), weights_at = parts[:3], parts[3:]
+        start = self._memory.data_ptr()
+        self._biases = [s.bias for s in steps if s.bias is not None]
+        for row, step, at in zip(rows, steps, weights_at, strict=True):
+            row.x = None if step.x is None else start + 4 * step.x.offset
+            row.add = None if step.add is None else start + 4 * step.add.offset
+            row.bias = None if step.bias is None else step.bias.data_ptr()
+            row.y, row.scratch = start + 4 * step.y.offset, start + 4 * scratch_at
+            if step.weight is not None:
+                row.weight = start + 4 * at
+                self._memory[at : at + step.weight.numel()] = step.weight.flatten()
+                step.weight = None  # what is kept of it is in the block
+        self._zeros = start + 4 * zeros_at
+        self._memory[zeros_at : zeros_at + _widest(steps)] = 0
+        self._rows = (_Row * len(rows))(*rows)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """image (N, C, H, W) in float32, of the sizes that it was made for."""
+        if image.shape != self._given or image.dtype != torch.float32:
+            raise BadInput(
+                f"image: is {tuple(image.shape)} in {image.dtype}; expected {self._given} in torch.float32"
+            )
+        image = image.contiguous()
+        n, c, h, w = self._result.shape
+        with self._lock:
+            self._rows[0].x = image.data_ptr()
+            self._run(None)
+            begin = self._result.offset
+            found: Tensor = self._memory[begin : begin + n * c * h * w].view(n, h, w, c)
+            return found.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+
+    def _run(self, ended: Any) -> None:
+        self._kernel.onebyone_run(self._rows, len(self._rows), self._zeros, self._threads, ended)
+
+    def timed(self, image: Tensor) -> list[tuple[str, float]]:
+        """Each step's kind and the milliseconds it took in one run; the first step's are not told."""
+        self(image)
+        ended = (ctypes.c_double * len(self._rows))()
+        image = image.contiguous()
+        with self._lock:
+            self._rows[0].x = image.data_ptr()
+            self._run(ended)
+        kinds = [Kind(r.kind).name.lower() for r in self._rows]
+        return [(k, 1e3 * (b - a)) for k, a, b in zip(kinds[1:], ended, ended[1:], strict=False)]
+
+
+def placed(steps: Sequence[Step], result: Map) -> int:
+    """Give each map its place: where no map lies that is kept at the same time. Returns how many floats they take.
+
+    >>> a, b, c = (Map((1, 16, 1, 1)) for _ in range(3))
+    >>> steps = [Step(Kind.INPUT, None, a), Step(Kind.MEAN, a, b), Step(Kind.MEAN, b, c)]
+    >>> placed(steps, c), a.offset, b.offset, c.offset
+    (32, 0, 16, 0)
+    """
+    for number, step in enumerate(steps):
+        step.y.first = step.y.last = number
+        for read in (step.x, step.add):
+            if read is not None:
+                read.last = number
+    result.last = len(steps)
+    done: list[Map] = []
+    for step in steps:
+        here = step.y
+        offset = 0
+        for other in sorted((m for m in done if m.last >= here.first), key=lambda m: m.offset):
+            if offset + here.floats <= other.offset:
+                break
+            offset = max(offset, other.offset + other.floats)
+        here.offset = offset
+        done.append(here)
+    return max((m.offset + m.floats for m in done), default=0)
+
+
+def _whole_lines(floats: int) -> int:
+    return -(-floats // _LINE) * _LINE
+
+
+def _block(sizes: Sequence[int]) -> tuple[Any, ...]:
+    """Memory for parts of these sizes, in pages as large as there are; and where each part begins."""
+    total, page = sum(sizes), _PAGE // 4
+    whole = torch.empty(total + page)
+    begin = -whole.data_ptr() % _PAGE // 4
+    kernel().onebyone_large_pages(whole.data_ptr() + 4 * begin, 4 * total)
+    return whole[begin : begin + total], *accumulate(sizes[:-1], initial=0)
+
+
+def _widest(steps: Sequence[Step]) -> int:
+    """The most numbers that one place in the padding stands for."""
+    return max((s.x.shape[1] for s in steps if s.x is not None), default=0)
+
+
+def in_panels(weight: Tensor) -> Tensor:
+    """Weights (O, n) for products with rows of n numbers: (⌈O/panel⌉, n, panel), filled up with zeros.
+
+    >>> in_panels(torch.ones(3, 5)).shape[:2]
+    torch.Size([1, 5])
+    """
+    panel = int(kernel().onebyone_panel())
+    filled = F.pad(weight.double(), (0, 0, 0, -len(weight) % panel))
+    return filled.reshape(-1, panel, weight.shape[1]).transpose(1, 2).float().contiguous()
+
+
+def in_whole_panels(bias: Tensor) -> Tensor:
+    """A bias filled up with zeros in the same way."""
+    return F.pad(bias.double(), (0, -len(bias) % int(kernel().onebyone_panel()))).float().contiguous()
+
+
+@cache
+def kernel() -> ctypes.CDLL:
+    """The compiled library. Raises BadInput where it cannot be compiled."""
+    found = library("network.cpp")
+    for name in ("onebyone_panel", "onebyone_lanes", "onebyone_step_bytes", "onebyone_scratch"):
+        getattr(found, name).restype = ctypes.c_int64
+    found.onebyone_scratch.argtypes = [ctypes.POINTER(_Row), ctypes.c_int]
+    found.onebyone_run.argtypes = [
+        ctypes.POINTER(_Row),
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
+    found.onebyone_run.restype = None
+    found.onebyone_large_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    found.onebyone_large_pages.restype = None
+    assert found.onebyone_step_bytes() == ctypes.sizeof(_Row)
+    return found

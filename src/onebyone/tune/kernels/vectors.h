@@ -1,0 +1,119 @@
+// Vectors as wide as the processor's, and what is done with them. GNU's vector extensions: no instruction set is named.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <omp.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#ifdef __clang__
+#error "clang brings an OpenMP of its own, whose threads would contend with PyTorch's"
+#endif
+
+namespace onebyone {
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 12;  // 24 of 32 registers accumulate
+#elif defined(__AVX__)
+constexpr int LANES = 8, ROWS = 6;  // 12 of 16
+#else
+constexpr int LANES = 4, ROWS = 6;
+#endif
+constexpr int PANEL = 2 * LANES;
+typedef float Vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+inline Vec all(float x) { return x - Vec{}; }
+
+// the first n of a vector, where fewer are there
+inline Vec load(const float* p, int64_t n) {
+  if (n >= LANES) return load(p);
+  float kept[LANES] = {};
+  for (int64_t i = 0; i < n; i++) kept[i] = p[i];
+  return load(kept);
+}
+inline void store(float* p, Vec v, int64_t n) {
+  if (n >= LANES) return store(p, v);
+  float kept[LANES];
+  store(kept, v);
+  for (int64_t i = 0; i < n; i++) p[i] = kept[i];
+}
+
+// max(x, 0) and max(x, y) as PyTorch has them: NaN stays
+inline Vec positive(Vec v) { return v < 0.0f ? Vec{} : v; }
+inline Vec larger(Vec v, Vec w) { return (v > w) | (v != v) ? v : w; }
+inline Vec smaller(Vec v, Vec w) { return (v < w) | (v != v) ? v : w; }
+
+// eˣ to a unit or two in the last place: 2ⁿ·eʳ with n = round(x/ln 2), r = x - n·ln 2 in two steps of which the first is
+// exact, and r's series; no more than e⁸⁸, so that what is divided by it is no infinity
+inline Vec exponential(Vec x) {
+  constexpr float MOST = 88.0f, PER_LN2 = 1.44269504088896341f, LN2 = 0.693359375f, REST = -2.12194440e-4f;
+#if defined(__AVX512F__)
+  x = (Vec)_mm512_min_ps((__m512)all(MOST), (__m512)x);  // NaN where x is: of two, it gives the second
+  const Vec n = (Vec)_mm512_maskz_roundscale_ps((__mmask16)-1, (__m512)(x * PER_LN2), 0);
+#else
+  x = larger(smaller(x, all(MOST)), all(-87.0f));
+  const Vec magic = all(12582912.0f);  // 1.5·2²³: adding it rounds to a whole number
+  const Vec n = (x * PER_LN2 + magic) - magic;
+#endif
+  const Vec r = (x - n * LN2) - n * REST;
+  Vec p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
+#else
+  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return p * reinterpret_cast<const Vec&>(power);
+#endif
+}
+
+// x / y to a unit in the last place or two
+inline Vec quotient(Vec x, Vec y) {
+#if defined(__AVX512F__)
+  Vec near = (Vec)_mm512_maskz_rcp14_ps((__mmask16)-1, (__m512)y);
+  return x * (near * (2.0f - y * near));  // with a step of Newton's it costs less than a division
+#else
+  return x / y;
+#endif
+}
+
+enum Activation { NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID };
+
+inline Vec clipped(Vec v, float most) { return smaller(positive(v), all(most)); }
+inline Vec activated(Vec v, int64_t kind) {
+  switch (kind) {
+    case RELU: return positive(v);
+    case RELU6: return clipped(v, 6.0f);
+    case HARDSWISH: return v * clipped(v + 3.0f, 6.0f) * (1.0f / 6.0f);
+    case HARDSIGMOID: return clipped(v + 3.0f, 6.0f) * (1.0f / 6.0f);
+    case SILU: return quotient(v, 1.0f + exponential(-v));
+    case SIGMOID: return quotient(all(1.0f), 1.0f + exponential(-v));
+    default: return v;
+  }
+}
+
+struct Buffer {
+  std::unique_ptr<float[]> floats;
+  int64_t size = 0;
+  float* of(int64_t wanted) {  // kept from call to call: fresh memory costs a page fault every 4 KiB
+    if (wanted > size) {
+      floats.reset();
+      size = 0;
+      floats.reset(new (std::nothrow) float[wanted]);
+      if (!floats) return nullptr;
+      size = wanted;
+    }
+    return floats.get();
+  }
+};
+}  // namespace onebyone
