@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -24,6 +26,10 @@ from onebyone.tune.subject import subject_of
 
 CPU = Setting(torch.device("cpu"), 2)
 U32 = 2.0**-24
+pytestmark = pytest.mark.skipif(
+    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
+    reason="there is no g++",
+)
 
 
 def build(network: nn.Module, x: Tensor, threads: int = 2) -> Callable[[Tensor], Tensor]:
@@ -222,6 +228,26 @@ class Twice(nn.Module):
         x = self.a(x)
         y = F.relu_(x)
         return self.b(y) + x
+
+
+class Mixed(nn.Module):
+    """Numbers of each channel, with and without the axes of the image: to PyTorch these broadcast."""
+
+    def __init__(self, multiply: bool) -> None:
+        super().__init__()
+        self.a, self.multiply = nn.Conv2d(3, 16, 1), multiply
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 16, N, 16)."""
+        x = self.a(x)
+        left, right = x.mean((2, 3), keepdim=True), x.mean((2, 3))
+        return left * right if self.multiply else left + right
+
+
+@pytest.mark.parametrize("multiply", [True, False])
+def test_operands_that_broadcast_are_refused(multiply: bool) -> None:
+    with pytest.raises(UnservedError, match=r"a (sum|product) of"):
+        build(Mixed(multiply), torch.randn(2, 3, 8, 8))
 
 
 def test_what_is_changed_in_place_is_read_as_it_was_left() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,10 @@ from onebyone.tune.subject import Subject, subject_of
 from onebyone.tune.winograd_form import WINOGRAD_FORM
 
 U32 = 2.0**-24
+pytestmark = pytest.mark.skipif(
+    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
+    reason="there is no g++",
+)
 
 
 def kernel(

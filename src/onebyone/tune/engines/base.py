@@ -36,11 +36,6 @@ def any_form(_: str) -> bool:
     return True
 
 
-def own_layout(form: str) -> bool:
-    """An engine with layouts of its own: memory formats, and whether a module is real, are all one to it."""
-    return "channels_last" not in form and not form.startswith("native-")
-
-
 @dataclass(frozen=True)
 class Engine:
     """One way to run a network.

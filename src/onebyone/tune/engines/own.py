@@ -50,12 +50,6 @@ _FLAT = {
     aten.squeeze.default,
 }
 _MOST_TAPS, _NARROW = 64, 4
-_READING = (
-    3  # multiply-accumulates in the time that it takes to read one byte of weights from memory, roughly
-)
-_LEAST_PLACES = (
-    49  # fewer, and reading four times the weights takes longer than the multiplications that are saved
-)
 
 
 class Planner:
@@ -101,16 +95,11 @@ class Planner:
 
     def _call(self, node: Any) -> None:
         target = node.target
-        if target in (torch.ops.aten.sym_size.int, torch.ops.aten.size.int):
-            return
         self._require_settled(node)
         if target in _ACTIVATIONS:
             self._activation(node)
         elif target in _SAME:
-            if (
-                target in (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default)
-                and node.args[2]
-            ):
+            if "dropout" in str(target) and node.args[2]:
                 raise UnservedError("it drops out at random")
             self.maps[node] = self._map(node.args[0])
         elif target in _FLAT:
@@ -192,22 +181,17 @@ class Planner:
     def linear(self, node: Any) -> None:
         """A linear layer on what one place holds, or on a flattened map: a product of rows."""
         given = [*node.args, None][:3]
-        x, weight, bias = (
-            self._map(given[0]),
-            constant(self.network, given[1]),
-            constant(self.network, given[2]),
-        )
+        x = self._map(given[0])
+        weight, bias = constant(self.network, given[1]), constant(self.network, given[2])
         if weight is None or (bias is None and given[2] is not None) or given[0].meta["val"].dim() != 2:
             raise UnservedError(
                 "a linear layer on more than one row a sample, or whose weight is no parameter"
             )
         n, c, h, w = x.shape
-        rows = Map((n, c * h * w, 1, 1))  # the same numbers, in the order (H, W, C)
-        weight = weight.reshape(-1, c, h, w).permute(0, 2, 3, 1).reshape(len(weight), -1)
+        weight = weight.reshape(-1, c, h, w).permute(0, 2, 3, 1).flatten(1)  # as the map lies
+        sizes = {"height": 1, "width": 1, "channels": c * h * w}
         y = Map((n, len(weight), 1, 1))
-        step = Step(Kind.CONVOLUTION, x, y, weight[:, :, None, None], bias, sizes={"height": 1, "width": 1})
-        step.sizes["channels"] = rows.shape[1]
-        self.maps[node] = self._add(step)
+        self.maps[node] = self._add(Step(Kind.CONVOLUTION, x, y, weight[:, :, None, None], bias, sizes=sizes))
 
     def _activation(self, node: Any) -> None:
         kind = _ACTIVATIONS[node.target]
@@ -236,7 +220,7 @@ class Planner:
         if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
             raise UnservedError("a sum with a factor")
         pair = [self._map(a) for a in node.args[:2]]
-        if pair[0].shape != pair[1].shape or node.args[0] is node.args[1]:
+        if pair[0].shape != pair[1].shape or node.args[0] is node.args[1] or _broadcast(node):
             raise UnservedError("a sum of maps of different shapes")
         for mine, other in ((1, 0), (0, 1)):
             step = self._producer(node.args[mine])
@@ -257,6 +241,8 @@ class Planner:
     def product(self, node: Any) -> None:
         """Two maps multiplied place by place, or one by a number for each channel (squeeze-and-excitation)."""
         a, b = (self._map(v) for v in node.args[:2])
+        if _broadcast(node):
+            raise UnservedError("a product of a map and a row of numbers")
         if a.shape == b.shape:
             self.maps[node] = self._met(a, b, Meeting.MULTIPLIED)
             return
@@ -300,15 +286,10 @@ class Planner:
     def _flat(self, node: Any) -> None:
         x, shape = self._map(node.args[0]), tuple(node.meta["val"].shape)
         n, c, h, w = x.shape
-        if shape not in ((n, c * h * w), x.shape) or (
-            shape == (n, c * h * w) and node.args[0].meta["val"].dim() not in (2, 4)
-        ):
+        if shape not in ((n, c * h * w), x.shape):
             raise UnservedError(f"{node.target} to {shape}")
-        if (
-            shape != x.shape
-            and (h, w) != (1, 1)
-            and any(u.target is not aten.linear.default for u in _readers(node))
-        ):
+        moved = shape != x.shape and (h, w) != (1, 1)  # the numbers are in another order than PyTorch's
+        if moved and any(u.target is not aten.linear.default for u in _readers(node)):
             raise UnservedError("a flattened map that is not read by linear layers alone")
         self.maps[node] = x
 
@@ -324,6 +305,11 @@ _STEPS: dict[Any, Callable[[Planner, Any], None]] = {
     aten.mean.dim: Planner.mean,
     aten.max_pool2d.default: Planner.max_pool,
 }
+
+
+def _broadcast(node: Any) -> bool:
+    """Whether operands have different numbers of axes: (N, C) and (N, C, 1, 1) are one map here, and not to PyTorch."""
+    return len({a.meta["val"].dim() for a in node.args[:2]}) > 1
 
 
 def _leaves(given: Any) -> list[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
+
 from onebyone.laws.winograd import F4X3
-from onebyone.tune.kernels.network import Activation, Kind, Map, Step, in_panels, in_whole_panels
+from onebyone.tune.kernels.network import Activation, Kind, Map, Step, in_panels, kernel
 from onebyone.tune.kernels.winograd import packed, why_not
 from onebyone.tune.reading import HALVES
 
@@ -62,7 +64,7 @@ def _takes_pool(step: Step, pool: Step) -> bool:
 
 
 def _pack(step: Step) -> None:
-    weight = step.weight
+    weight, panel = step.weight, int(kernel().onebyone_panel())
     if weight is None:
         return
     if step.kind == Kind.WINOGRAD:
@@ -70,8 +72,7 @@ def _pack(step: Step) -> None:
     elif step.kind == Kind.DEPTHWISE:
         step.weight = weight.flatten(1).t().float().contiguous()
     else:
-        step.weight = in_panels(weight.permute(0, 2, 3, 1).flatten(1))
+        step.weight = in_panels(weight.permute(0, 2, 3, 1).flatten(1), panel)
     if step.bias is not None:
-        step.bias = (
-            step.bias.float().contiguous() if step.kind == Kind.DEPTHWISE else in_whole_panels(step.bias)
-        )
+        filled = 0 if step.kind == Kind.DEPTHWISE else -len(step.bias) % panel
+        step.bias = F.pad(step.bias, (0, filled)).float().contiguous()

@@ -210,20 +210,14 @@ def _widest(steps: Sequence[Step]) -> int:
     return max((s.x.shape[1] for s in steps if s.x is not None), default=0)
 
 
-def in_panels(weight: Tensor) -> Tensor:
+def in_panels(weight: Tensor, panel: int) -> Tensor:
     """Weights (O, n) for products with rows of n numbers: (⌈O/panel⌉, n, panel), filled up with zeros.
 
-    >>> in_panels(torch.ones(3, 5)).shape[:2]
-    torch.Size([1, 5])
+    >>> in_panels(torch.ones(3, 5), 4).shape, in_panels(torch.ones(6, 5), 4)[1, 0]
+    (torch.Size([1, 5, 4]), tensor([1., 1., 0., 0.]))
     """
-    panel = int(kernel().onebyone_panel())
     filled = F.pad(weight.double(), (0, 0, 0, -len(weight) % panel))
     return filled.reshape(-1, panel, weight.shape[1]).transpose(1, 2).float().contiguous()
-
-
-def in_whole_panels(bias: Tensor) -> Tensor:
-    """A bias filled up with zeros in the same way."""
-    return F.pad(bias.double(), (0, -len(bias) % int(kernel().onebyone_panel()))).float().contiguous()
 
 
 @cache
