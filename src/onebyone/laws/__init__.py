@@ -6,6 +6,7 @@ Equal forms of one linear map
     pooling     average pooling commutes with linear; a global pool is, on a larger map, a pool at stride 1
     strided     strided pointwise convolution = subsample, linear
     grouped     grouped pointwise convolution = batched product
+    winograd    k×k convolution at stride 1 = linear layers on transformed tiles, a quarter of the products for 3×3
 
 What places see, what forms cost, how far results may differ
     geometry    window, stride, offset, receptive field, halo: of chains and branching graphs, per axis
