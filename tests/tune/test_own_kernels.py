@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import onebyone
 from onebyone.errors import BadInput
 from onebyone.tune.engines import Setting, engine_of
 from onebyone.tune.engines.exporting import UnservedError, export
 from onebyone.tune.engines.own import Planner
+from onebyone.tune.judge import Judge
 from onebyone.tune.kernels.network import Kind, Map, Step, placed
 from onebyone.tune.subject import subject_of
+from onebyone.tune.workshop import Candidate, Workshop
 
 CPU = Setting(torch.device("cpu"), 2)
 U32 = 2.0**-24
@@ -255,6 +256,17 @@ def test_what_is_changed_in_place_is_read_as_it_was_left() -> None:
     assert error(Twice(), torch.randn(1, 3, 8, 8)) < 200
 
 
+def test_what_was_changed_in_place_is_not_read_as_it_was() -> None:
+    subject = subject_of(Twice().eval(), torch.randn(1, 3, 8, 8))
+    module: Any = export(subject.network, subject.calling, CPU).program.module()
+    nodes = {n.name: n for n in module.graph.nodes}
+    nodes["add"].replace_input_with(
+        nodes["relu_"], nodes["conv2d"]
+    )  # torch.export does not, a graph of one's own may
+    with pytest.raises(UnservedError, match="changes a value that is read again"):
+        Planner(module).plan(module.graph)
+
+
 class Doubled(nn.Module):
     """Two inputs."""
 
@@ -326,11 +338,11 @@ def test_its_steps_can_be_timed() -> None:
     assert all(ms >= 0 for _, ms in told)
 
 
-def test_tune_judges_it_like_any_engine() -> None:
+def test_it_is_judged_like_any_engine() -> None:
     torch.manual_seed(0)
-    tuned = onebyone.tune(
-        Block().eval(), torch.randn(1, 3, 32, 32), engines=["eager", "onebyone"], budget=4.0
-    )
-    (own,) = (c for c in tuned.plan.candidates if c["engine"] == "onebyone")
-    assert own["refused"] is None
-    assert own["rounding_ratio"] < 30
+    subject = subject_of(Block().eval(), torch.randn(1, 3, 32, 32))
+    workshop = Workshop(subject, Judge(subject.network, subject.calling), CPU)
+    own = workshop.attempt(Candidate("onebyone", "original"))
+    assert own.refused is None
+    assert own.ratio is not None
+    assert own.ratio < 30

@@ -18,9 +18,12 @@ import onebyone
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.winograd import F4X3
 from onebyone.tune import Plan
+from onebyone.tune.clock import Clock
 from onebyone.tune.engines import Setting, engine_of
 from onebyone.tune.kernels import compiler
 from onebyone.tune.kernels.winograd import ROUNDINGS, WinogradConvolution, by_products, packed, why_not
+from onebyone.tune.layer_times import measure_group
+from onebyone.tune.layers import groups_of
 from onebyone.tune.subject import Subject, subject_of
 from onebyone.tune.winograd_form import WINOGRAD_FORM
 
@@ -246,8 +249,8 @@ def test_tune_tries_it_proves_it_and_applies_it_again() -> None:
     subject = trunk()
     x = subject.calling.args[0]
     tuned = onebyone.tune(subject.network, x, engines="eager", budget=3.0)
-    measured = {f["form"] for layer in tuned.plan.layers for f in layer["forms"]}
-    assert "winograd" in measured
+    (group,) = (g for g in groups_of(subject.network, subject.calling) if "twice" in g.paths)
+    assert "winograd" in measure_group(group, Clock(seed=0), 0.1).timings
     plan = tuned.plan.to_dict()
     layers = {"twice": "winograd", "plain": "winograd"}
     plan["choice"] = {
