@@ -43,17 +43,24 @@ def convolution_arguments(node: Any) -> dict[str, Any]:
     return {"bias": None, "groups": 1, **given, **settings}
 
 
-def norm_after(node: Any) -> Any:
-    """The batch norm in evaluation mode that alone reads a node; None where there is none."""
+def with_norm(
+    network: nn.Module, node: Any, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Any]:
+    """A convolution's weight and bias, with the batch norm in them that alone reads it (in evaluation mode); its node.
+
+    The weight and bias as they are, and None, where there is no such norm, or its statistics are no constants.
+    """
     norm = only_user(node)
-    is_norm = norm is not None and norm.target is aten.batch_norm.default and not norm.args[5]
-    return norm if is_norm else None
+    if norm is None or norm.target is not aten.batch_norm.default or norm.args[5]:
+        return weight, bias, None
+    made = _normalised(network, norm, weight, bias)
+    return (weight, bias, None) if made is None else (*made, norm)
 
 
-def normalised(
+def _normalised(
     network: nn.Module, norm: Any, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias with the batch norm in them, in float64; None where its statistics are no constants."""
+    """In float64; None where the statistics are no constants."""
     given = [constant(network, a) for a in norm.args[1:5]]
     if any(c is None and a is not None for c, a in zip(given, norm.args[1:5], strict=True)):
         return None

@@ -23,10 +23,9 @@ from onebyone.tune.reading import (
     constant,
     convolution_arguments,
     is_constant,
-    norm_after,
-    normalised,
     only_user,
     pool_arguments,
+    with_norm,
 )
 from onebyone.tune.subject import Subject
 from onebyone.tune.wholes import Formed, WholeForm, program_of, refused, register_form
@@ -65,11 +64,9 @@ def _rewritten(
     found = [c for node in graph.nodes if (c := _convolution(network, node, chosen)) is not None]
     if not found:
         raise refused("it has no 3×3 convolution at stride 1 over whole multiples of 16 channels")
-    held: dict[
-        tuple[str, ...], tuple[str, str | None]
-    ] = {}  # a module that is called twice has its weights once
+    held: dict[tuple[str, ...], tuple[str, str | None]] = {}
     for c in found:
-        if c.source not in held:
+        if c.source not in held:  # a module that is called twice has its weights once
             held[c.source] = _hold(network, len(held), weights(c.weight), c.bias)
         _replace(graph, c, operation, *held[c.source])
     graph.eliminate_dead_code()
@@ -94,12 +91,8 @@ def _convolution(network: nn.Module, node: Any, chosen: set[str] | None) -> _Con
     image = len(node.meta["val"].shape) == 4
     if not image or why_not(weight, a["stride"], a["padding"], a["dilation"], a["groups"]):
         return None
-    nodes = [node]
-    norm = norm_after(node)
-    folded = None if norm is None else normalised(network, norm, weight, bias)
-    if folded is not None:
-        weight, bias = folded
-        nodes.append(norm)
+    weight, bias, norm = with_norm(network, node, weight, bias)
+    nodes = [node] if norm is None else [node, norm]
     source = tuple(str(a.target) for n in nodes for a in n.args if is_constant(a))
     relu = _follows(nodes, _RELU)
     pool = _follows(nodes, _POOL, lambda n: pool_arguments(n) == HALVES)

@@ -31,6 +31,17 @@ def serves(_: Setting) -> None:
     return
 
 
+def on_processors(fixed: str) -> Callable[[Setting], str | None]:
+    """`why_not` of an engine for processors alone, and for one shape: `fixed` says why it takes no other batch."""
+
+    def why_not(setting: Setting) -> str | None:
+        if setting.device.type != "cpu":
+            return f"it does not run on {setting.device.type}"
+        return fixed if setting.dynamic_batch else None
+
+    return why_not
+
+
 def any_form(_: str) -> bool:
     """An engine to which every form makes a difference."""
     return True

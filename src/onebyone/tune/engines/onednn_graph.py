@@ -15,17 +15,8 @@ import torch
 from torch import nn
 
 from onebyone.tune.calling import Call, Calling
-from onebyone.tune.engines.base import TORCH, Engine, Setting, register_engine
+from onebyone.tune.engines.base import TORCH, Engine, Setting, on_processors, register_engine
 from onebyone.tune.engines.exporting import UnservedError
-
-
-def why_not(setting: Setting) -> str | None:
-    """Not on a processor, or not for one shape."""
-    if setting.device.type != "cpu":
-        return f"it does not run on {setting.device.type}"
-    if setting.dynamic_batch:
-        return "a trace serves the shapes that it was made on alone"
-    return None
 
 
 def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
@@ -65,6 +56,6 @@ GRAPH = register_engine(
         _build,
         group=TORCH,
         wants=lambda form: form in ("original", "conv", "winograd"),
-        why_not=why_not,
+        why_not=on_processors("a trace serves the shapes that it was made on alone"),
     )
 )

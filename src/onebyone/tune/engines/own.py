@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from onebyone.tune.calling import Call, Calling
-from onebyone.tune.engines.base import TORCH, Engine, Setting, register_engine
+from onebyone.tune.engines.base import TORCH, Engine, Setting, on_processors, register_engine
 from onebyone.tune.engines.exporting import UnservedError, export
 from onebyone.tune.kernels.finishing import finished
-from onebyone.tune.kernels.network import Activation, Kind, Map, Meeting, Program, Step, kernel
-from onebyone.tune.reading import constant, convolution_arguments, norm_after, normalised, pool_arguments
+from onebyone.tune.kernels.network import Activation, Kind, Map, Meeting, Program, Step, kernel, on_axes
+from onebyone.tune.reading import constant, convolution_arguments, pool_arguments, with_norm
 
 aten = torch.ops.aten
 _ACTIVATIONS = {
@@ -139,19 +139,12 @@ class Planner:
         weight, bias = constant(self.network, a["weight"]), constant(self.network, a["bias"])
         if weight is None or weight.dim() != 4 or (bias is None and a["bias"] is not None):
             raise UnservedError("a convolution's weight is not one of its parameters")
-        norm = norm_after(node)
-        made = None if norm is None else normalised(self.network, norm, weight, bias)
-        if made is not None:
-            (weight, bias), node = made, norm
+        weight, bias, norm = with_norm(self.network, node, weight, bias)
+        if norm is not None:
+            node = norm
             self.folded.add(norm)
         outputs, per_group, kernel_h, kernel_w = weight.shape
-        sizes = {f"{k}_{axis}": v for k in ("stride", "dilation") for axis, v in zip("hw", a[k], strict=True)}
-        sizes |= {
-            "pad_h": a["padding"][0],
-            "pad_w": a["padding"][1],
-            "kernel_h": kernel_h,
-            "kernel_w": kernel_w,
-        }
+        sizes = on_axes((kernel_h, kernel_w), a["stride"], a["padding"], a["dilation"])
         y = Map(_image_shape(node))
         source = a["input"]
         narrow = a["groups"] == 1 and self._narrow(source, per_group, sizes)
@@ -189,7 +182,7 @@ class Planner:
             )
         n, c, h, w = x.shape
         weight = weight.reshape(-1, c, h, w).permute(0, 2, 3, 1).flatten(1)  # as the map lies
-        sizes = {"height": 1, "width": 1, "channels": c * h * w}
+        sizes = on_axes((1, 1), (1, 1), (0, 0), (1, 1)) | {"height": 1, "width": 1, "channels": c * h * w}
         y = Map((n, len(weight), 1, 1))
         self.maps[node] = self._add(Step(Kind.CONVOLUTION, x, y, weight[:, :, None, None], bias, sizes=sizes))
 
@@ -275,13 +268,11 @@ class Planner:
 
     def max_pool(self, node: Any) -> None:
         """Any max pool without ceil_mode."""
-        kernel_size, stride, padding, dilation, ceil = pool_arguments(node)
+        *settings, ceil = pool_arguments(node)
         if ceil:
             raise UnservedError("a max pool with ceil_mode")
-        given = {"kernel": kernel_size, "stride": stride, "pad": padding, "dilation": dilation}
-        sizes = {f"{k}_{axis}": v for k, both in given.items() for axis, v in zip("hw", both, strict=True)}
-        x = self._map(node.args[0])
-        self.maps[node] = self._add(Step(Kind.MAX_POOL, x, Map(_image_shape(node)), sizes=sizes))
+        x, y = self._map(node.args[0]), Map(_image_shape(node))
+        self.maps[node] = self._add(Step(Kind.MAX_POOL, x, y, sizes=on_axes(*settings)))
 
     def _flat(self, node: Any) -> None:
         x, shape = self._map(node.args[0]), tuple(node.meta["val"].shape)
@@ -333,15 +324,6 @@ def _image_shape(node: Any) -> tuple[int, int, int, int]:
     return shape
 
 
-def why_not_here(setting: Setting) -> str | None:
-    """Not on a processor, or not for one shape."""
-    if setting.device.type != "cpu":
-        return f"it does not run on {setting.device.type}"
-    if setting.dynamic_batch:
-        return "its steps serve the sizes that they were made for alone"
-    return None
-
-
 def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
     kernel()  # where it cannot be compiled, that is the reason
     exported = export(network, calling, setting)
@@ -363,5 +345,11 @@ def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
 
 
 OWN = register_engine(
-    Engine("onebyone", _build, group=TORCH, wants=lambda form: form == "original", why_not=why_not_here)
+    Engine(
+        "onebyone",
+        _build,
+        group=TORCH,
+        wants=lambda form: form == "original",
+        why_not=on_processors("its steps serve the sizes that they were made for alone"),
+    )
 )

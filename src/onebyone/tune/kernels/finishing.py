@@ -9,9 +9,8 @@ from onebyone.tune.kernels.network import Activation, Kind, Map, Step, in_panels
 from onebyone.tune.kernels.winograd import packed, why_not
 from onebyone.tune.reading import HALVES
 
-_READING = (
-    3  # multiply-accumulates in the time that it takes to read one byte of weights from memory, roughly
-)
+# multiply-accumulates in the time that it takes to read one byte of weights from memory, roughly
+_READING = 3
 
 
 def finished(steps: list[Step], answer: Map) -> list[Step]:
@@ -42,11 +41,11 @@ def finished(steps: list[Step], answer: Map) -> list[Step]:
 def _by_tiles(step: Step) -> bool:
     """Whether it can be computed by tiles, and that is faster: weights are read once, whatever is done with them."""
     assert step.weight is not None
-    s, (samples, _, high, wide) = step.sizes, step.y.shape
+    samples, _, high, wide = step.y.shape
     if step.add is not None or step.activation not in (Activation.NONE, Activation.RELU):
         return False
-    both = [[s.get(f"{name}_{axis}", 1) for axis in "hw"] for name in ("stride", "pad", "dilation")]
-    if why_not(step.weight.float(), both[0], both[1], both[2], 1) is not None:
+    stride, padding, dilation = step.settings("stride", "pad", "dilation")
+    if why_not(step.weight.float(), stride, padding, dilation, 1) is not None:
         return False
     direct = 9 * (samples * high * wide + 4 * _READING)  # for each pair of channels: 9 weights at every place
     tiled = F4X3.edge**2 * (samples * F4X3.tiles((high, wide)) + 4 * _READING)  # or 36 at every tile
@@ -57,10 +56,7 @@ def _takes_pool(step: Step, pool: Step) -> bool:
     """Whether a pool of 2×2 places at stride 2 can be part of the step before it."""
     if pool.kind != Kind.MAX_POOL or step.kind != Kind.WINOGRAD or step.pool:
         return False
-    found = [
-        [pool.sizes[f"{name}_{axis}"] for axis in "hw"] for name in ("kernel", "stride", "pad", "dilation")
-    ]
-    return (*found, False) == HALVES
+    return (*pool.settings("kernel", "stride", "pad", "dilation"), False) == HALVES
 
 
 def _pack(step: Step) -> None:

@@ -59,10 +59,9 @@ class _Row(ctypes.Structure):
 
 @dataclass(eq=False)
 class Map:
-    """A map (N, C, H, W) that lies (N, H, W, C); `first` and `last` are the steps between which it is kept."""
+    """A map (N, C, H, W) that lies (N, H, W, C); it is kept until the step `last`."""
 
     shape: tuple[int, int, int, int]
-    first: int = -1
     last: int = -1
     offset: int = 0
 
@@ -91,6 +90,10 @@ class Step:
     sizes: dict[str, int] = field(default_factory=dict)
     given: tuple[int, int, int, int] | None = None
 
+    def settings(self, *names: str) -> list[list[int]]:
+        """Both axes' numbers of `names`, out of "kernel", "stride", "pad" and "dilation"."""
+        return [[self.sizes[f"{name}_{axis}"] for axis in "hw"] for name in names]
+
     def row(self) -> _Row:
         """Without its pointers."""
         x = self.given if self.x is None else self.x.shape
@@ -102,6 +105,18 @@ class Step:
         return _Row(
             kind=self.kind, activation=self.activation, pool=self.pool, **{**ones, **found, **self.sizes}
         )
+
+
+def on_axes(
+    kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int], dilation: Sequence[int]
+) -> dict[str, int]:
+    """Settings of both axes as a step has them.
+
+    >>> on_axes((3, 5), (1, 2), (0, 0), (1, 1))["kernel_w"]
+    5
+    """
+    given = {"kernel": kernel, "stride": stride, "pad": pad, "dilation": dilation}
+    return {f"{name}_{axis}": v for name, both in given.items() for axis, v in zip("hw", both, strict=True)}
 
 
 class Program:
@@ -174,16 +189,16 @@ def placed(steps: Sequence[Step], result: Map) -> int:
     (32, 0, 16, 0)
     """
     for number, step in enumerate(steps):
-        step.y.first = step.y.last = number
+        step.y.last = number
         for read in (step.x, step.add):
             if read is not None:
                 read.last = number
     result.last = len(steps)
     done: list[Map] = []
-    for step in steps:
+    for number, step in enumerate(steps):
         here = step.y
         offset = 0
-        for other in sorted((m for m in done if m.last >= here.first), key=lambda m: m.offset):
+        for other in sorted((m for m in done if m.last >= number), key=lambda m: m.offset):
             if offset + here.floats <= other.offset:
                 break
             offset = max(offset, other.offset + other.floats)

@@ -117,6 +117,7 @@ def _run(
     relu: bool,
     pool: bool,
 ) -> Tensor:
+    _require_fitting(input, weight, bias, outputs, padding)
     x = input.contiguous(memory_format=torch.channels_last)
     result = _empty(x, outputs, padding, pool)
     if result.numel():
@@ -137,34 +138,21 @@ def _run(
     return result
 
 
-def _checked(
-    input: Tensor,  # noqa: A002
-    weight: Tensor,
-    bias: Tensor | None,
-    outputs: int,
-    padding: list[int],
-    relu: bool,
-    pool: bool,
-) -> Tensor:
+def _require_fitting(
+    x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, padding: list[int]
+) -> None:
     """What is handed to C++ has been checked: it reads as many numbers as these shapes say."""
     panel = _kernel().onebyone_panel()
-    shape = (36, -(-outputs // panel), input.shape[1], panel) if input.dim() == 4 else ()
-    if (
-        tuple(weight.shape) != shape
-        or outputs % LANES
-        or input.shape[1] % LANES
-        or not weight.is_contiguous()
-    ):
-        raise BadInput(
-            f"winograd_conv2d: input {tuple(input.shape)} and weight {tuple(weight.shape)} do not fit"
-        )
+    shape = (36, -(-outputs // panel), x.shape[1], panel) if x.dim() == 4 else ()
+    whole = outputs % LANES == 0 and x.shape[1] % LANES == 0
+    if tuple(weight.shape) != shape or not whole or not weight.is_contiguous():
+        raise BadInput(f"winograd_conv2d: input {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
     if bias is not None and tuple(bias.shape) != (outputs,):
         raise BadInput(f"winograd_conv2d: bias {tuple(bias.shape)}: expected ({outputs},)")
-    if any(t.dtype != torch.float32 for t in (input, weight, bias) if t is not None):
-        raise BadInput(f"winograd_conv2d: input is {input.dtype}; expected torch.float32")
-    if any(p < 0 or n + 2 * p < 3 for n, p in zip(input.shape[2:], padding, strict=True)):
-        raise BadInput(f"winograd_conv2d: padding={padding} on an image of {tuple(input.shape[2:])}")
-    return _run(input, weight, bias, outputs, padding, relu, pool)
+    if any(t.dtype != torch.float32 for t in (x, weight, bias) if t is not None):
+        raise BadInput(f"winograd_conv2d: input is {x.dtype}; expected torch.float32")
+    if any(p < 0 or n + 2 * p < 3 for n, p in zip(x.shape[2:], padding, strict=True)):
+        raise BadInput(f"winograd_conv2d: padding={padding} on an image of {tuple(x.shape[2:])}")
 
 
 def _empty(x: Tensor, outputs: int, padding: list[int], pool: bool) -> Tensor:
@@ -172,18 +160,6 @@ def _empty(x: Tensor, outputs: int, padding: list[int], pool: bool) -> Tensor:
     places = [(n + 2 * p - 2) // step for n, p in zip(x.shape[2:], padding, strict=True)]
     shape = (x.shape[0], outputs, *places)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-def _shape_alone(
-    input: Tensor,  # noqa: A002
-    weight: Tensor,
-    bias: Tensor | None,
-    outputs: int,
-    padding: list[int],
-    relu: bool,
-    pool: bool,
-) -> Tensor:
-    return _empty(input, outputs, padding, pool)
 
 
 @cache
@@ -196,5 +172,9 @@ def _kernel() -> ctypes.CDLL:
 
 _library = torch.library.Library("onebyone", "DEF")  # type: ignore[no-untyped-call]
 _library.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-_library.impl("winograd_conv2d", _checked, "CPU")  # type: ignore[no-untyped-call]
-torch.library.register_fake("onebyone::winograd_conv2d", _shape_alone, lib=_library)
+_library.impl("winograd_conv2d", _run, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake(
+    "onebyone::winograd_conv2d",
+    lambda x, weight, bias, outputs, padding, relu, pool: _empty(x, outputs, padding, pool),
+    lib=_library,
+)
