@@ -7,6 +7,7 @@ Equal forms of one linear map
     strided     strided pointwise convolution = subsample, linear
     grouped     grouped pointwise convolution = batched product
     winograd    k×k convolution at stride 1 = linear layers on transformed tiles, a quarter of the products for 3×3
+    strassen    linear = 7 products of half its rows, inputs and outputs, not 8; and each of them the same way again
 
 What places see, what forms cost, how far results may differ
     geometry    window, stride, offset, receptive field, halo: of chains and branching graphs, per axis
