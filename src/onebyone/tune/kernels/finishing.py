@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from onebyone.laws.winograd import F4X3
+from onebyone.tune.kernels import linear
 from onebyone.tune.kernels.network import Activation, Kind, Map, Step, in_panels, kernel
 from onebyone.tune.kernels.winograd import packed, why_not
 from onebyone.tune.reading import HALVES
@@ -14,11 +16,11 @@ _READING = 3
 
 
 def finished(steps: list[Step], answer: Map) -> list[Step]:
-    """3×3 convolutions by tiles, with the pools behind them; every weight packed as its step wants it."""
+    """3×3 convolutions by tiles, with the pools behind them; pointwise ones as linear layers; every weight packed."""
     readers: dict[int, int] = {}
     for step in steps:
-        for read in (step.x, step.add):
-            readers[id(read)] = readers.get(id(read), 0) + 1
+        for read in step.reads:
+            readers[id(read.memory)] = readers.get(id(read.memory), 0) + 1
     made: list[Step] = []
     for step in steps:
         before = next((s for s in made if s.y is step.x), None)
@@ -26,16 +28,31 @@ def finished(steps: list[Step], answer: Map) -> list[Step]:
             step.kind = Kind.WINOGRAD
         elif (
             before is not None
+            and step.x is not None
             and _takes_pool(before, step)
-            and readers[id(step.x)] == 1
-            and step.x is not answer
+            and readers[id(step.x.memory)] == 1
+            and step.x.memory is not answer.memory
         ):
             before.y, before.pool = step.y, 1
             continue
         made.append(step)
     for step in made:
+        if step.kind == Kind.CONVOLUTION:
+            _as_linear(step)
         _pack(step)
     return made
+
+
+def _as_linear(step: Step) -> None:
+    """A pointwise convolution at stride 1, or a layer on whole maps, is a fully connected layer on rows."""
+    assert step.weight is not None
+    ones = ([1, 1], [1, 1])
+    kernel_size, stride, pad, dilation = step.settings("kernel", "stride", "pad", "dilation")
+    if (kernel_size, stride) != ones or pad != [0, 0] or 0 in dilation:
+        return
+    samples, outputs, high, wide = step.y.shape
+    step.kind, step.weight = Kind.LINEAR, step.weight.flatten(1)
+    step.sizes = {"samples": samples * high * wide, "channels": step.weight.shape[1], "outputs": outputs}
 
 
 def _by_tiles(step: Step) -> bool:
@@ -59,16 +76,27 @@ def _takes_pool(step: Step, pool: Step) -> bool:
     return (*pool.settings("kernel", "stride", "pad", "dilation"), False) == HALVES
 
 
+def _as_is(given: Tensor | None) -> Tensor | None:
+    return None if given is None else given.float().contiguous()
+
+
 def _pack(step: Step) -> None:
     weight, panel = step.weight, int(kernel().onebyone_panel())
-    if weight is None:
+    if weight is None or step.kind in (Kind.LAYER_NORM, Kind.ATTENTION, Kind.ROWS, Kind.ELEMENTWISE):
+        step.weight, step.bias = _as_is(weight), _as_is(step.bias)
         return
-    if step.kind == Kind.WINOGRAD:
+    if step.kind == Kind.LINEAR:
+        lanes = int(kernel().onebyone_lanes())
+        deep = linear.depth(step.sizes["samples"], weight.shape[1], len(weight), lanes)
+        levels = step.sizes.setdefault("levels", deep)
+        step.weight, panel = linear.packed(weight, levels, lanes), lanes
+        step.pool = linear.vectors(len(weight) >> levels, lanes)
+    elif step.kind == Kind.WINOGRAD:
         step.weight = packed(weight)
     elif step.kind == Kind.DEPTHWISE:
         step.weight = weight.flatten(1).t().float().contiguous()
     else:
         step.weight = in_panels(weight.permute(0, 2, 3, 1).flatten(1), panel)
     if step.bias is not None:
-        filled = 0 if step.kind == Kind.DEPTHWISE else -len(step.bias) % panel
+        filled = 0 if step.kind == Kind.DEPTHWISE else panel  # read in whole vectors, whatever its length
         step.bias = F.pad(step.bias, (0, filled)).float().contiguous()

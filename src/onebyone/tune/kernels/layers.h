@@ -7,12 +7,15 @@ namespace onebyone {
 // one step of a network: what it is, where its numbers are and their sizes; the fields of a row of int64
 struct Step {
   int64_t kind;
-  const float *x, *weight, *bias, *add;  // `add`: a map added before the activation, or the second operand
+  const float *x, *weight, *bias, *add, *third;  // `add`: a map added before the activation, or the second operand
+  const int64_t* index;                          // where rows begin that are not one after another, in floats
   float *y, *scratch;
   int64_t samples, height, width, channels;      // of x
   int64_t outputs, high, wide;                   // of y
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t activation, pool;
+  int64_t activation, pool, levels;
+  int64_t apart[14];  // attention: see tokens.h
+  double number;      // ε of a norm, the scale of attention
 };
 
 constexpr int MOST_TAPS = 64;
@@ -220,15 +223,21 @@ inline void mean(const Step& s) {
   }
 }
 
-// x + add, or x·add, place by place or one number a channel; then the activation
+// x + add, or x·add, place by place or one number a channel; then the activation. The second operand is a map, its rows
+// where `index` says if it is given; or a constant, whose `levels` rows repeat if there are any
 enum Meeting { ALONE, ADDED, MULTIPLIED, MULTIPLIED_BY_CHANNEL };
 
 inline void elementwise(const Step& s) {
   const int64_t places = s.height * s.width, vectors = parts_of(s.channels, LANES);
+  const float* second = s.add ? s.add : s.weight;
+  const int64_t* index = s.index;
+  const int64_t every = s.pool == MULTIPLIED_BY_CHANNEL ? places : 0, repeating = s.add ? 0 : s.levels;
+  const bool beside = !index && !every && !repeating;
 #pragma omp for schedule(static)
   for (int64_t p = 0; p < s.samples * places; p++) {
     const float* x = s.x + p * s.channels;
-    const float* other = s.add + (s.pool == MULTIPLIED_BY_CHANNEL ? p / places : p) * s.channels;
+    const float* other = second + p * s.channels;
+    if (!beside) other = second + (index ? index[p] : (every ? p / every : p % repeating) * s.channels);
     for (int64_t i = 0; i < vectors; i++) {
       // no overlap: in place, what is there twice would be computed twice
       const int64_t c = i * LANES, n = s.channels - c;

@@ -1,5 +1,6 @@
 // A network as a list of steps on channels-last maps, run in one parallel region: see onebyone/tune/engines/own.py
-#include "layers.h"
+#include "linear.h"
+#include "tokens.h"
 #include "winograd.h"
 
 #ifdef __linux__
@@ -9,7 +10,9 @@
 using namespace onebyone;
 
 namespace {
-enum Kind { INPUT, CONVOLUTION, WINOGRAD, DEPTHWISE, MAX_POOL, MEAN, ELEMENTWISE };
+enum Kind {
+  INPUT, CONVOLUTION, WINOGRAD, DEPTHWISE, MAX_POOL, MEAN, ELEMENTWISE, LINEAR, LAYER_NORM, ATTENTION, ROWS_OF, TURNED
+};
 
 Job job_of(const Step& s, int threads) {
   return {s.samples, s.height, s.width, s.channels, s.outputs, s.pad_h, s.pad_w, s.activation == RELU, (int)s.pool, threads};
@@ -27,8 +30,11 @@ extern "C" void onebyone_large_pages(void* begin, int64_t bytes) {
 #endif
 }
 
-// floats that a step of Winograd's needs besides its maps
+// floats that a step needs besides its maps
 extern "C" int64_t onebyone_scratch(const Step* step, int threads) {
+  if (step->kind == LINEAR) return linear_scratch(*step, threads);
+  if (step->kind == ATTENTION) return attention_scratch(*step, threads);
+  if (step->kind != WINOGRAD) return 0;
   const Job j = job_of(*step, threads);
   return Blocks(j).floats(j);
 }
@@ -50,6 +56,11 @@ extern "C" void onebyone_run(const Step* steps, int64_t count, const float* zero
       case MAX_POOL: max_pool(s); break;
       case MEAN: mean(s); break;
       case ELEMENTWISE: elementwise(s); break;
+      case LINEAR: linear(s, threads); break;
+      case LAYER_NORM: layer_norm(s); break;
+      case ATTENTION: attention(s, threads); break;
+      case ROWS_OF: rows(s); break;
+      case TURNED: turned(s); break;
     }
     if (ended && omp_get_thread_num() == 0) ended[i] = omp_get_wtime();
   }

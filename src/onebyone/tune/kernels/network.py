@@ -26,12 +26,13 @@ class Kind(IntEnum):
     """As in network.cpp."""
 
     INPUT, CONVOLUTION, WINOGRAD, DEPTHWISE, MAX_POOL, MEAN, ELEMENTWISE = range(7)
+    LINEAR, LAYER_NORM, ATTENTION, ROWS, TURNED = range(7, 12)
 
 
 class Activation(IntEnum):
     """As in vectors.h."""
 
-    NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID = range(7)
+    NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID, GELU, GELU_TANH = range(9)
 
 
 class Meeting(IntEnum):
@@ -40,10 +41,10 @@ class Meeting(IntEnum):
     ALONE, ADDED, MULTIPLIED, MULTIPLIED_BY_CHANNEL = range(4)
 
 
-_POINTERS = ("x", "weight", "bias", "add", "y", "scratch")
+_POINTERS = ("x", "weight", "bias", "add", "third", "index", "y", "scratch")
 _SIZES = (
     "samples", "height", "width", "channels", "outputs", "high", "wide", "kernel_h", "kernel_w", "stride_h", "stride_w",
-    "pad_h", "pad_w", "dilation_h", "dilation_w", "activation", "pool",
+    "pad_h", "pad_w", "dilation_h", "dilation_w", "activation", "pool", "levels",
 )  # fmt: skip
 
 
@@ -54,16 +55,27 @@ class _Row(ctypes.Structure):
         ("kind", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _SIZES),
+        ("apart", ctypes.c_int64 * 14),
+        ("number", ctypes.c_double),
     )
 
 
 @dataclass(eq=False)
 class Map:
-    """A map (N, C, H, W) that lies (N, H, W, C); it is kept until the step `last`."""
+    """A map (N, C, H, W) that lies (N, H, W, C); it is kept until the step `last`.
+
+    With a `base` it is that one's memory under another shape.
+    """
 
     shape: tuple[int, int, int, int]
     last: int = -1
     offset: int = 0
+    base: Map | None = None
+
+    @property
+    def memory(self) -> Map:
+        """The map whose memory this is."""
+        return self if self.base is None else self.base.memory
 
     @property
     def floats(self) -> int:
@@ -85,10 +97,19 @@ class Step:
     weight: Tensor | None = None
     bias: Tensor | None = None
     add: Map | None = None
+    third: Map | None = None
+    index: Tensor | None = None
     activation: Activation = Activation.NONE
     pool: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     given: tuple[int, int, int, int] | None = None
+    apart: tuple[int, ...] = ()
+    number: float = 0.0
+
+    @property
+    def reads(self) -> list[Map]:
+        """The maps that it reads."""
+        return [m for m in (self.x, self.add, self.third) if m is not None]
 
     def settings(self, *names: str) -> list[list[int]]:
         """Both axes' numbers of `names`, out of "kernel", "stride", "pad" and "dilation"."""
@@ -96,14 +117,18 @@ class Step:
 
     def row(self) -> _Row:
         """Without its pointers."""
-        x = self.given if self.x is None else self.x.shape
-        assert x is not None
+        x = self.given or (0, 0, 0, 0) if self.x is None else self.x.shape
         _, outputs, high, wide = self.y.shape
         names = ("samples", "channels", "height", "width", "outputs", "high", "wide")
         found = dict(zip(names, (*x, outputs, high, wide), strict=True))
         ones = {f"{name}_{axis}": 1 for name in ("kernel", "stride", "dilation") for axis in "hw"}
         return _Row(
-            kind=self.kind, activation=self.activation, pool=self.pool, **{**ones, **found, **self.sizes}
+            kind=self.kind,
+            activation=self.activation,
+            pool=self.pool,
+            apart=(ctypes.c_int64 * 14)(*self.apart),
+            number=self.number,
+            **{**ones, **found, **self.sizes},
         )
 
 
@@ -128,20 +153,22 @@ class Program:
         assert steps[0].given is not None
         self._result, self._given = result, steps[0].given
         rows = [s.row() for s in steps]
-        tiled = (r for r, s in zip(rows, steps, strict=True) if s.kind == Kind.WINOGRAD)
-        scratch = max((self._kernel.onebyone_scratch(r, threads) for r in tiled), default=0)
+        scratch = max(self._kernel.onebyone_scratch(r, threads) for r in rows)
         maps = placed(steps, result)
         weights = [_whole_lines(0 if s.weight is None else s.weight.numel()) for s in steps]
-        sizes = [maps, _whole_lines(scratch), _whole_lines(_widest(steps)), *weights]
+        # what a kernel reads beyond the last of its rows, to throw it away, is memory too
+        sizes = [maps + 4 * _widest(steps), _whole_lines(scratch), _whole_lines(_widest(steps)), *weights]
         self._memory, *parts = _block(sizes)
         (_, scratch_at, zeros_at), weights_at = parts[:3], parts[3:]
         start = self._memory.data_ptr()
-        self._biases = [s.bias for s in steps if s.bias is not None]
+        self._kept = [t for s in steps for t in (s.bias, s.index) if t is not None]
         for row, step, at in zip(rows, steps, weights_at, strict=True):
-            row.x = None if step.x is None else start + 4 * step.x.offset
-            row.add = None if step.add is None else start + 4 * step.add.offset
+            for name in ("x", "add", "third"):
+                value = getattr(step, name)
+                setattr(row, name, None if value is None else start + 4 * value.memory.offset)
             row.bias = None if step.bias is None else step.bias.data_ptr()
-            row.y, row.scratch = start + 4 * step.y.offset, start + 4 * scratch_at
+            row.index = None if step.index is None else step.index.data_ptr()
+            row.y, row.scratch = start + 4 * step.y.memory.offset, start + 4 * scratch_at
             if step.weight is not None:
                 row.weight = start + 4 * at
                 self._memory[at : at + step.weight.numel()] = step.weight.flatten()
@@ -161,7 +188,7 @@ class Program:
         with self._lock:
             self._rows[0].x = image.data_ptr()
             self._run(None)
-            begin = self._result.offset
+            begin = self._result.memory.offset
             found: Tensor = self._memory[begin : begin + n * c * h * w].view(n, h, w, c)
             return found.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
@@ -189,14 +216,14 @@ def placed(steps: Sequence[Step], result: Map) -> int:
     (32, 0, 16, 0)
     """
     for number, step in enumerate(steps):
-        step.y.last = number
-        for read in (step.x, step.add):
-            if read is not None:
-                read.last = number
-    result.last = len(steps)
+        for used in (step.y, *step.reads):
+            used.memory.last = number
+    result.memory.last = len(steps)
     done: list[Map] = []
     for number, step in enumerate(steps):
-        here = step.y
+        here = step.y.memory
+        if any(here is m for m in done):  # several steps write it
+            continue
         offset = 0
         for other in sorted((m for m in done if m.last >= number), key=lambda m: m.offset):
             if offset + here.floats <= other.offset:
@@ -222,7 +249,8 @@ def _block(sizes: Sequence[int]) -> tuple[Any, ...]:
 
 def _widest(steps: Sequence[Step]) -> int:
     """The most numbers that one place in the padding stands for."""
-    return max((s.x.shape[1] for s in steps if s.x is not None), default=0)
+    rows = (s.sizes.get("channels", s.x.shape[1]) for s in steps if s.x is not None)
+    return max(rows, default=0)
 
 
 def in_panels(weight: Tensor, panel: int) -> Tensor:

@@ -23,6 +23,7 @@ constexpr int LANES = 8, ROWS = 6;  // 12 of 16
 constexpr int LANES = 4, ROWS = 6;
 #endif
 constexpr int PANEL = 2 * LANES;
+constexpr int64_t SOON = 2048;  // floats: how far ahead weights are asked for that each is used but a few times
 typedef float Vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
@@ -33,15 +34,23 @@ inline Vec all(float x) { return x - Vec{}; }
 // the first n of a vector, where fewer are there
 inline Vec load(const float* p, int64_t n) {
   if (n >= LANES) return load(p);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
   float kept[LANES] = {};
   for (int64_t i = 0; i < n; i++) kept[i] = p[i];
   return load(kept);
+#endif
 }
 inline void store(float* p, Vec v, int64_t n) {
   if (n >= LANES) return store(p, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
   float kept[LANES];
   store(kept, v);
   for (int64_t i = 0; i < n; i++) p[i] = kept[i];
+#endif
 }
 
 // max(x, 0) and max(x, y) as PyTorch has them: NaN stays
@@ -54,7 +63,8 @@ inline Vec smaller(Vec v, Vec w) { return (v < w) | (v != v) ? v : w; }
 inline Vec exponential(Vec x) {
   constexpr float MOST = 88.0f, PER_LN2 = 1.44269504088896341f, LN2 = 0.693359375f, REST = -2.12194440e-4f;
 #if defined(__AVX512F__)
-  x = (Vec)_mm512_min_ps((__m512)all(MOST), (__m512)x);  // NaN where x is: of two, it gives the second
+  // NaN where x is: of two, these give the second
+  x = (Vec)_mm512_max_ps((__m512)all(-120.0f), _mm512_min_ps((__m512)all(MOST), (__m512)x));
   const Vec n = (Vec)_mm512_maskz_roundscale_ps((__mmask16)-1, (__m512)(x * PER_LN2), 0);
 #else
   x = larger(smaller(x, all(MOST)), all(-87.0f));
@@ -87,17 +97,71 @@ inline Vec quotient(Vec x, Vec y) {
 #endif
 }
 
-enum Activation { NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID };
+enum Activation { NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID, GELU, GELU_TANH };
 
 inline Vec clipped(Vec v, float most) { return smaller(positive(v), all(most)); }
+
+// 2^x for x from -126 to 127, to two units in the last place: 2ⁿ·2ʳ, and 2ʳ on [-½, ½] by a polynomial fitted by
+// least squares of relative errors at Chebyshev's nodes, weighted anew until the errors levelled out
+inline Vec power_of_two(Vec x) {
+#if defined(__AVX512F__)
+  const Vec n = (Vec)_mm512_maskz_roundscale_ps((__mmask16)-1, (__m512)x, 0);
+#else
+  const Vec magic = all(12582912.0f);  // as in `exponential`
+  const Vec n = (x + magic) - magic;
+#endif
+  const Vec r = x - n;
+  Vec p = all(1.3276471e-3f);
+  p = p * r + 9.675541e-3f;
+  p = p * r + 5.550713e-2f;
+  p = p * r + 2.402212e-1f;
+  p = p * r + 6.9314694e-1f;
+  p = p * r + 1.0000001f;
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
+#else
+  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return p * reinterpret_cast<const Vec&>(power);
+#endif
+}
+
+// x·Φ(x) = max(x, 0) - |x|·Φ(-|x|), and Φ(-t) = 2^q(t), where q was fitted likewise on [0, 9], with q(0) = -1, to 2⁻²⁶
+// in Φ(-t) and the rounding of q itself: the far tail is no more than near 0. Of -∞ it makes about 0.
+inline Vec gelu(Vec x) {
+  const Ints size = reinterpret_cast<const Ints&>(x) & 0x7fffffff;
+  Vec t = reinterpret_cast<const Vec&>(size);
+  t = t < 10.0f ? t : all(10.0f);  // q(10) = -119
+  Vec q = all(-2.4433946e-6f);
+  q = q * t + 3.4923443e-5f;
+  q = q * t - 1.6636033e-4f;
+  q = q * t - 1.8091779e-4f;
+  q = q * t + 7.114799e-3f;
+  q = q * t - 5.2526746e-2f;
+  q = q * t - 4.5920005e-1f;
+  q = q * t - 1.1511059f;
+  q = q * t - 1.0f;
+  return (Vec{} > x ? Vec{} : x) - t * power_of_two(q);  // NaN stays: this is one instruction
+}
+
+// PyTorch's tanh approximation: x·½(1 + tanh u) = x / (1 + e⁻²ᵘ), u = √(2/π)·(x + 0.044715·x³); below -20 it is 0 as at
+// -20, and beyond 20 it is x: the cube does not overflow
+inline Vec gelu_tanh(Vec x) {
+  const Vec v = larger(x, all(-20.0f)), w = smaller(v, all(20.0f));
+  constexpr float TWICE = 1.5957691216057308f;  // 2·√(2/π)
+  return quotient(v, 1.0f + exponential(w * (w * w * (-TWICE * 0.044715f) - TWICE)));
+}
+
 inline Vec activated(Vec v, int64_t kind) {
+  if (kind == NONE) return v;  // the two that cost less than a switch
+  if (kind == RELU) return positive(v);
   switch (kind) {
-    case RELU: return positive(v);
     case RELU6: return clipped(v, 6.0f);
     case HARDSWISH: return v * clipped(v + 3.0f, 6.0f) * (1.0f / 6.0f);
     case HARDSIGMOID: return clipped(v + 3.0f, 6.0f) * (1.0f / 6.0f);
     case SILU: return quotient(v, 1.0f + exponential(-v));
     case SIGMOID: return quotient(all(1.0f), 1.0f + exponential(-v));
+    case GELU: return gelu(v);
+    case GELU_TANH: return gelu_tanh(v);
     default: return v;
   }
 }

@@ -121,6 +121,7 @@ inline void product(const float* __restrict x, int64_t x_row, const float* __res
   for (int r = 0; r < N; r++) total[r][0] = total[r][1] = Vec{};
   for (int64_t c = 0; c < channels; c++) {
     const Vec left = load(w + c * PANEL), right = load(w + c * PANEL + LANES);
+    for (int i = 0; i < PANEL; i += 16) __builtin_prefetch(w + c * PANEL + SOON + i, 0, 2);
 #pragma GCC unroll 12
     for (int r = 0; r < N; r++) {
       total[r][0] += x[r * x_row + c] * left;

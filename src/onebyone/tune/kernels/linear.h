@@ -1,0 +1,279 @@
+// Fully connected layers with fewer multiplications: Strassen's products of halves, in Winograd's order, none, one or two
+// deep; see onebyone/laws/strassen.py. The sums of the weights are made beforehand, those of the rows in one pass, and
+// those of the results where a product begins: its registers start from what it is added to.
+//
+// Weights are packed: (panels, 7^levels, K / 2^levels, width of a panel); a panel serves all four quarters.
+#pragma once
+#include "product.h"
+
+namespace onebyone {
+// the threads that share a piece of work: each does a run of it, and waits for the others
+struct Team {
+  int64_t me, size;
+  int64_t begin(int64_t n, int64_t behind = 0) const {
+    const int64_t t = me + behind;
+    return n / size * t + std::min(t, n % size);
+  }
+  template <class Work>
+  void share(int64_t n, Work work) const {
+    for (int64_t i = begin(n), end = begin(n, 1); i < end; i++) work(i);
+    wait();
+  }
+  void wait() const {
+    if (size > 1) {
+#pragma omp barrier
+    }
+  }
+};
+
+// how a layer's work is laid out
+struct Layer {
+  const Step& s;
+  int64_t parts, quarter, k, columns, width, panels, a_row, blocks, most;
+  bool copied;
+
+  Layer(const Step& step, int threads) : s(step) {
+    parts = int64_t(1) << s.levels;
+    quarter = parts_of(s.samples, parts);  // rows of the smallest part
+    k = s.channels / parts;
+    columns = s.outputs / parts;
+    width = s.pool * LANES;
+    panels = parts_of(columns, width);
+    copied = s.channels % 1024 == 0 && s.samples > 4;  // rows 4 KiB apart share the few places of one set of the first cache
+    blocks = parts_of(quarter, 160 >> s.levels);
+    for (int64_t more = blocks; more < std::min(4 * blocks, quarter + 1); more++) {  // as many for each thread
+      const int64_t units = panels * more, rounds = parts_of(units, threads);
+      if (units * 20 < rounds * threads * 19) continue;
+      blocks = more;
+      break;
+    }
+    most = parts_of(quarter, blocks) + 1;
+  }
+  // sums of rows: half the length of what they sum, in whole cache lines that do not meet in one set
+  int64_t sum_row(int64_t level) const { return parts_of(s.channels >> level, 16) * 16 + 16; }
+  int64_t held() const { return copied ? OPERANDS : 4; }
+  int64_t first() const { return s.levels ? held() * quarter * (parts / 2) * sum_row(1) : copied ? s.samples * sum_row(0) : 0; }
+  int64_t second() const { return s.levels > 1 ? OPERANDS * 4 * quarter * sum_row(2) : 0; }
+  int64_t temporaries() const { return most * width * (s.levels > 1 ? 4 + 4 * 4 : 4); }
+  int64_t floats(int threads) const { return first() + second() + threads * temporaries(); }
+};
+
+struct Rows {
+  const float* at;
+  int64_t apart, valid;  // rows from `valid` on are zeros, whatever lies there
+};
+
+// row i of the four sums of an operand's quarters, and of those quarters themselves where they are wanted in better places
+inline void sum_rows(const Rows& x, int64_t i, int64_t half, int64_t k, float* const to[OPERANDS]) {
+  const float *upper = x.at + i * x.apart, *lower = x.at + (half + i) * x.apart;
+  const bool here = i < x.valid, there = half + i < x.valid;
+  for (int64_t c = 0; c < k; c += LANES) {
+    const int64_t n = k - c;
+    const Vec a11 = here ? load(upper + c, n) : Vec{}, a12 = here ? load(upper + k + c, n) : Vec{};
+    const Vec a21 = there ? load(lower + c, n) : Vec{}, a22 = there ? load(lower + k + c, n) : Vec{};
+    const Vec s1 = a21 + a22, s2 = s1 - a11;
+    store(to[S1] + c, s1, n);
+    store(to[S2] + c, s2, n);
+    store(to[S3] + c, a11 - a21, n);
+    store(to[S4] + c, a12 - s2, n);
+    if (!to[A11]) continue;
+    store(to[A11] + c, a11, n);
+    store(to[A12] + c, a12, n);
+    store(to[A22] + c, a22, n);
+  }
+}
+
+constexpr Operand SUMS[] = {S1, S2, S3, S4, A11, A12, A22};
+
+// the seven operands of x, whose sums lie in `memory`
+struct Operands {
+  Rows of[OPERANDS];
+  float* sums[OPERANDS] = {};
+  Operands(const Rows& x, int64_t half, int64_t k, float* memory, int64_t sum_row, int64_t held) {
+    of[A11] = {x.at, x.apart, std::min(half, x.valid)};
+    of[A12] = {x.at + k, x.apart, std::min(half, x.valid)};
+    of[A22] = {x.at + half * x.apart + k, x.apart, x.valid - half};
+    for (int64_t i = 0; i < held; i++) {
+      sums[SUMS[i]] = memory + i * half * sum_row;
+      of[SUMS[i]] = {sums[SUMS[i]], sum_row, half};
+    }
+  }
+  void sum(const Rows& x, int64_t i, int64_t half, int64_t k) const {
+    float* to[OPERANDS];
+    for (int o = 0; o < OPERANDS; o++) to[o] = sums[o] ? sums[o] + i * of[o].apart : nullptr;
+    sum_rows(x, i, half, k, to);
+  }
+  void give(Quad& quad, int64_t row) const {
+    for (int o = 0; o < OPERANDS; o++) {
+      quad.a[o] = of[o].at + row * of[o].apart;
+      quad.a_row[o] = of[o].apart;
+    }
+  }
+};
+
+template <int V>
+struct LinearRun {
+  static constexpr int64_t W = V * LANES;
+  const Layer l;
+  const Step& s;
+  LinearRun(const Step& step, int threads) : l(step, threads), s(step) {}
+
+  // columns of panel j, row quarter and column quarter counted in the smallest parts, from row r0 of it on
+  Finish finish(int64_t j, int64_t row_part, int64_t column_part, int64_t r0) const {
+    const int64_t row = row_part * l.quarter + r0, column = column_part * l.columns + j * W, at = row * s.outputs + column;
+    return {s.y + at, s.outputs, s.samples - row, std::min(W, l.columns - j * W), s.bias ? s.bias + column : nullptr,
+            s.add ? s.add + at : nullptr, s.activation};
+  }
+
+  void whole(const Rows& x, int64_t j, int64_t r0, int64_t rows) const {
+    const Finish f = finish(j, 0, 0, r0);
+    const float* w = s.weight + j * l.k * W;
+    // a tile alone uses weights as fast as they come: they are asked for a little ahead, not a panel
+    const float* ahead = w + (rows <= most_rows(V) ? std::min(l.k * W, SOON) : l.k * W);
+    multiply_all<V>({x.at + r0 * x.apart, x.apart, l.k, w, ahead, {}, nullptr, &f}, rows);
+  }
+
+  Quad quad(const Operands& x, int64_t number, int64_t r0, float* t) const {
+    Quad quad{};
+    x.give(quad, r0);
+    quad.k = l.k;
+    quad.w = s.weight + number * OPERANDS * l.k * W;
+    float** kept[] = {&quad.p, &quad.q, &quad.r, &quad.v};
+    for (int i = 0; i < 4; i++) *kept[i] = t + i * l.most * W;
+    return quad;
+  }
+
+  void once(const Operands& x, int64_t j, int64_t r0, int64_t rows, float* t) const {
+    Quad q = quad(x, j, r0, t);
+    const Finish f[] = {finish(j, 0, 0, r0), finish(j, 0, 1, r0), finish(j, 1, 0, r0), finish(j, 1, 1, r0)};
+    for (int i = 0; i < 4; i++) q.finish[i] = f + i;
+    multiply_quad<V>(q, rows);
+  }
+
+  // four tiles side by side: one quarter of the answer, kept
+  struct Kept {
+    float* at[4];
+    Kept(float* memory, int64_t floats) {
+      for (int i = 0; i < 4; i++) at[i] = memory + i * floats;
+    }
+  };
+
+  void twice(const Operands* x, int64_t j, int64_t r0, int64_t rows, float* t) const {
+    const int64_t floats = l.most * W;
+    const Kept p(t + 4 * floats, floats), q(t + 8 * floats, floats), r(t + 12 * floats, floats), v(t + 16 * floats, floats);
+    const auto product = [&](Operand o, const Kept* from, const Kept* to, int row_half, int column_half) {
+      Quad inner = quad(x[o], j * OPERANDS + o, r0, t);
+      Finish f[4];
+      for (int i = 0; i < 4; i++) {
+        inner.from[i] = from ? from->at[i] : nullptr;
+        if (to) {
+          inner.to[i] = to->at[i];
+          continue;
+        }
+        f[i] = finish(j, 2 * row_half + i / 2, 2 * column_half + i % 2, r0);
+        inner.finish[i] = f + i;
+      }
+      multiply_quad<V>(inner, rows);
+    };
+    product(A11, nullptr, &p, 0, 0);
+    product(A12, &p, nullptr, 0, 0);  // C11
+    product(S2, &p, &q, 0, 0);
+    product(S3, &q, &r, 0, 0);
+    product(A22, &r, nullptr, 1, 0);  // C21
+    product(S1, nullptr, &v, 0, 0);
+    for (int i = 0; i < 4; i++) {
+      for (int64_t at = 0; at < rows * W; at += LANES) {
+        const Vec m5 = load(v.at[i] + at);
+        store(r.at[i] + at, load(r.at[i] + at) + m5);
+        store(v.at[i] + at, load(q.at[i] + at) + m5);
+      }
+      finished(finish(j, 2 + i / 2, 2 + i % 2, r0), r.at[i], W, 0, rows);  // C22
+    }
+    product(S4, &v, nullptr, 0, 1);  // C12
+  }
+
+  void run(const Team& team) const {
+    Rows x{s.x, s.channels, s.samples};
+    float *sums = s.scratch, *inner_sums = sums + l.first();
+    float* mine = inner_sums + l.second() + team.me * l.temporaries();
+    const int64_t half = l.quarter * l.parts / 2;
+    const auto products = [&](auto&& work) {
+      team.share(l.panels * l.blocks, [&](int64_t u) {
+        const int64_t b = u % l.blocks, r0 = l.quarter * b / l.blocks;
+        work(u / l.blocks, r0, l.quarter * (b + 1) / l.blocks - r0);
+      });
+    };
+    if (!s.levels) {
+      if (l.copied) {
+        const int64_t apart = l.sum_row(0);
+        team.share(s.samples, [&](int64_t i) { std::memcpy(sums + i * apart, s.x + i * s.channels, 4 * s.channels); });
+        x = {sums, apart, s.samples};
+      }
+      return products([&](int64_t j, int64_t r0, int64_t rows) { whole(x, j, r0, rows); });
+    }
+    const Operands operands(x, half, s.channels / 2, sums, l.sum_row(1), l.held());
+    team.share(half, [&](int64_t i) { operands.sum(x, i, half, s.channels / 2); });
+    if (s.levels == 1) return products([&](int64_t j, int64_t r0, int64_t rows) { once(operands, j, r0, rows, mine); });
+    const int64_t each = 4 * l.quarter * l.sum_row(2);
+    const auto inside = [&](int o) {
+      return Operands(operands.of[o], l.quarter, l.k, inner_sums + o * each, l.sum_row(2), 4);
+    };
+    const Operands of[] = {inside(0), inside(1), inside(2), inside(3), inside(4), inside(5), inside(6)};
+    team.share(OPERANDS * l.quarter, [&](int64_t i) {
+      of[i / l.quarter].sum(operands.of[i / l.quarter], i % l.quarter, l.quarter, l.k);
+    });
+    products([&](int64_t j, int64_t r0, int64_t rows) { twice(of, j, r0, rows, mine); });
+  }
+};
+
+// Where there are rows enough, each thread has some for itself: what it sums and what it gives stays in its own caches.
+// They go through in parts whose sums a second cache holds; of few rows, the threads share the weights instead.
+struct Division {
+  bool apart;
+  int64_t chunk;
+  Division(const Step& s, int threads) {
+    const int64_t each = parts_of(s.samples, threads);
+    apart = each >= LEAST_ROWS;
+    const int64_t most = std::clamp<int64_t>(SUMMED / s.channels, LEAST_ROWS, MOST_ROWS);
+    chunk = apart ? parts_of(each, parts_of(each, most)) : s.samples;
+  }
+  static Step part(Step s, int64_t row, int64_t rows) {
+    s.x += row * s.channels;
+    s.y += row * s.outputs;
+    if (s.add) s.add += row * s.outputs;
+    s.samples = rows;
+    return s;
+  }
+};
+
+inline int64_t linear_scratch(const Step& s, int threads) {
+  const Division d(s, threads);
+  const Step part = Division::part(s, 0, d.chunk);
+  return d.apart ? threads * Layer(part, 1).floats(1) : Layer(s, threads).floats(threads);
+}
+
+// `pool` is how many vectors wide a panel is
+inline void run_linear(const Step& s, const Team& team) {
+  switch (s.pool) {
+    case 1: return LinearRun<1>(s, team.size).run(team);
+    case 2: return LinearRun<2>(s, team.size).run(team);
+    case 3: return LinearRun<3>(s, team.size).run(team);
+  }
+}
+
+inline void linear(const Step& s, int threads) {
+  const Division d(s, threads);
+  const Team all{omp_get_thread_num(), threads};
+  if (!d.apart) {
+    return run_linear(s, all);  // it waits
+  }
+  const int64_t first = all.begin(s.samples), rows = all.begin(s.samples, 1) - first, chunks = parts_of(rows, d.chunk);
+  for (int64_t i = 0; i < chunks; i++) {
+    const int64_t row = rows * i / chunks;
+    Step part = Division::part(s, first + row, rows * (i + 1) / chunks - row);
+    part.scratch += all.me * Layer(Division::part(s, 0, d.chunk), 1).floats(1);
+    run_linear(part, {0, 1});
+  }
+  all.wait();
+}
+}  // namespace onebyone
