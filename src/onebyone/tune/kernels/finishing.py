@@ -36,11 +36,24 @@ def finished(steps: list[Step], answer: Map) -> list[Step]:
             before.y, before.pool = step.y, 1
             continue
         made.append(step)
+    _in_place(made, answer)
     for step in made:
         if step.kind == Kind.CONVOLUTION:
             _as_linear(step)
         _pack(step)
     return made
+
+
+def _in_place(steps: list[Step], answer: Map) -> None:
+    """What is done element by element is done where the elements lie, where nothing reads them afterwards."""
+    last = {id(m.memory): i for i, s in enumerate(steps) for m in (s.y, *s.reads)}
+    for i, step in enumerate(steps):
+        if step.kind != Kind.ELEMENTWISE or step.x is None or step.x.memory is answer.memory:
+            continue
+        x, y = step.x.memory, step.y
+        elsewhere = step.index is not None and step.add is not None and step.add.memory is x
+        if last[id(x)] == i and y.base is None and y.floats == x.floats and y is not answer and not elsewhere:
+            y.base, last[id(x)] = x, last[id(y)]
 
 
 def _as_linear(step: Step) -> None:

@@ -18,6 +18,26 @@ struct Step {
   double number;      // ε of a norm, the scale of attention
 };
 
+// the threads that share a piece of work: each does a run of it, and waits for the others
+struct Team {
+  int64_t me, size;
+  int64_t begin(int64_t n, int64_t behind = 0) const {
+    const int64_t t = me + behind;
+    return n / size * t + std::min(t, n % size);
+  }
+  template <class Work>
+  void share(int64_t n, Work work) const {
+    for (int64_t i = begin(n), end = begin(n, 1); i < end; i++) work(i);
+    wait();
+  }
+  void wait() const {
+    if (size > 1) {
+#pragma omp barrier
+    }
+  }
+};
+
+constexpr int64_t LEAST_ROWS = 16;  // that a thread has for itself: of fewer, threads share the weights instead
 constexpr int MOST_TAPS = 64;
 constexpr int64_t FEW_WEIGHTS = 1 << 18;  // floats: a panel's share of a core's second cache
 
@@ -129,17 +149,22 @@ struct Convolution {
 // narrow and padded beforehand: `dilation_w` 0); places in the padding read zeros
 inline void convolution(const Step& s, const float* zeros, int threads) {
   const Convolution c(s, zeros);
-  const int64_t blocks = parts_of(c.rows, 4 * ROWS);
-  if (c.taps * c.length * s.outputs <= FEW_WEIGHTS && blocks >= 4 * threads) {
-#pragma omp for schedule(static)
-    for (int64_t b = 0; b < blocks; b++) c.part(c.rows * b / blocks, c.rows * (b + 1) / blocks, 0, c.panels);
-    return;
+  const Team team{omp_get_thread_num(), threads};
+  const bool apart = c.rows >= LEAST_ROWS * threads;
+  const int64_t begin = apart ? team.begin(c.rows) : 0, rows = apart ? team.begin(c.rows, 1) - begin : c.rows;
+  const int64_t blocks = parts_of(rows, 4 * ROWS);
+  const auto block = [&](int64_t b, int64_t panel) {  // the weights are read once, the rows again and again
+    c.part(begin + rows * b / blocks, begin + rows * (b + 1) / blocks, panel, panel + 1);
+  };
+  if (apart && c.taps * c.length * s.outputs <= FEW_WEIGHTS) {
+    c.part(begin, begin + rows, 0, c.panels);
+  } else if (apart) {
+    for (int64_t panel = 0; panel < c.panels; panel++)
+      for (int64_t b = 0; b < blocks; b++) block(b, panel);
+  } else {
+    return team.share(blocks * c.panels, [&](int64_t u) { block(u % blocks, u / blocks); });
   }
-#pragma omp for schedule(static)
-  for (int64_t u = 0; u < blocks * c.panels; u++) {  // the weights are read once, the rows again and again
-    const int64_t b = u % blocks, panel = u / blocks;
-    c.part(c.rows * b / blocks, c.rows * (b + 1) / blocks, panel, panel + 1);
-  }
+  team.wait();
 }
 
 // the first channel of each vector; the last one overlaps the one before where channels are no whole vectors
@@ -210,17 +235,30 @@ inline void max_pool(const Step& s) {
   }
 }
 
-// the mean over all places: (N, H, W, C) to (N, C)
-inline void mean(const Step& s) {
-  const int64_t vectors = parts_of(s.channels, LANES), places = s.height * s.width;
-#pragma omp for schedule(static)
+// the mean over all places: (N, H, W, C) to (N, C). Each thread sums the places that are its own: what lies in its caches
+// stays there; `scratch` holds the sums
+inline int64_t mean_scratch(const Step& s, int threads) { return threads * s.samples * s.channels; }
+
+inline void mean(const Step& s, int threads) {
+  const int64_t vectors = parts_of(s.channels, LANES), places = s.height * s.width, all_of = s.samples * s.channels;
+  const Team team{omp_get_thread_num(), threads};
+  const int64_t begin = team.begin(s.samples * places), end = team.begin(s.samples * places, 1);
+  float* sums = s.scratch + team.me * all_of;
   for (int64_t u = 0; u < s.samples * vectors; u++) {
     const int64_t sample = u / vectors, c = lane(u % vectors, s.channels);
-    const float* x = s.x + sample * places * s.channels + c;
+    const float* x = s.x + c;
     Vec total[4] = {};  // four sums: rounding grows with a quarter of the places
-    for (int64_t p = 0; p < places; p++) total[p % 4] += load(x + p * s.channels);
-    store(s.y + sample * s.channels + c, ((total[0] + total[1]) + (total[2] + total[3])) * (1.0f / (float)places));
+    for (int64_t p = std::max(begin, sample * places), last = std::min(end, (sample + 1) * places); p < last; p++)
+      total[p % 4] += load(x + p * s.channels);
+    store(sums + sample * s.channels + c, (total[0] + total[1]) + (total[2] + total[3]));
   }
+  team.wait();
+  team.share(s.samples * vectors, [&](int64_t u) {
+    const int64_t at = u / vectors * s.channels + lane(u % vectors, s.channels);
+    Vec total{};
+    for (int64_t t = 0; t < threads; t++) total += load(s.scratch + t * all_of + at);
+    store(s.y + at, total * (1.0f / (float)places));
+  });
 }
 
 // x + add, or x·add, place by place or one number a channel; then the activation. The second operand is a map, its rows

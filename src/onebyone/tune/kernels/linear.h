@@ -7,25 +7,6 @@
 #include "product.h"
 
 namespace onebyone {
-// the threads that share a piece of work: each does a run of it, and waits for the others
-struct Team {
-  int64_t me, size;
-  int64_t begin(int64_t n, int64_t behind = 0) const {
-    const int64_t t = me + behind;
-    return n / size * t + std::min(t, n % size);
-  }
-  template <class Work>
-  void share(int64_t n, Work work) const {
-    for (int64_t i = begin(n), end = begin(n, 1); i < end; i++) work(i);
-    wait();
-  }
-  void wait() const {
-    if (size > 1) {
-#pragma omp barrier
-    }
-  }
-};
-
 // how a layer's work is laid out
 struct Layer {
   const Step& s;
@@ -234,7 +215,7 @@ struct Division {
   Division(const Step& s, int threads) {
     const int64_t each = parts_of(s.samples, threads);
     apart = each >= LEAST_ROWS;
-    const int64_t most = std::clamp<int64_t>(SUMMED / s.channels, LEAST_ROWS, MOST_ROWS);
+    const int64_t most = std::clamp<int64_t>(SUMMED / s.channels, 4 * LEAST_ROWS, MOST_ROWS);
     chunk = apart ? parts_of(each, parts_of(each, most)) : s.samples;
   }
   static Step part(Step s, int64_t row, int64_t rows) {

@@ -33,6 +33,7 @@ extern "C" void onebyone_large_pages(void* begin, int64_t bytes) {
 // floats that a step needs besides its maps
 extern "C" int64_t onebyone_scratch(const Step* step, int threads) {
   if (step->kind == LINEAR) return linear_scratch(*step, threads);
+  if (step->kind == MEAN) return mean_scratch(*step, threads);
   if (step->kind == ATTENTION) return attention_scratch(*step, threads);
   if (step->kind != WINOGRAD) return 0;
   const Job j = job_of(*step, threads);
@@ -54,7 +55,7 @@ extern "C" void onebyone_run(const Step* steps, int64_t count, const float* zero
       }
       case DEPTHWISE: depthwise(s, zeros, threads); break;
       case MAX_POOL: max_pool(s); break;
-      case MEAN: mean(s); break;
+      case MEAN: mean(s, threads); break;
       case ELEMENTWISE: elementwise(s); break;
       case LINEAR: linear(s, threads); break;
       case LAYER_NORM: layer_norm(s); break;

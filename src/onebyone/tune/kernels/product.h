@@ -12,8 +12,8 @@ struct Finish {  // where a tile goes when it is done: rows of the layer's answe
 
 // rows times one panel of weights, and what is added to that: kept (`to`), or finished
 constexpr int FOUR = 4;
-// rows that a thread has for itself at least, rows that go through at once at most, and floats of them
-constexpr int64_t LEAST_ROWS = 48, MOST_ROWS = 256, SUMMED = 1 << 17;
+// rows that go through at once at most, and floats of them
+constexpr int64_t MOST_ROWS = 256, SUMMED = 1 << 17;
 struct Product {
   const float* x;
   int64_t x_row, k;
