@@ -185,7 +185,8 @@ def test_a_network_of_all_of_it(samples: int) -> None:
     assert error(network, x) < 2000
     call = build(network, x)
     assert torch.equal(call(x), call(x))
-    assert error(network, x, threads=1) < 2000  # each thread sums what is its own: other threads, other roundings
+    # each thread sums what is its own: other threads, other roundings
+    assert error(network, x, threads=1) < 2000
 
 
 def test_a_shortcut_is_added_where_it_is_computed() -> None:
