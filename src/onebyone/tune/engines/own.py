@@ -2,7 +2,7 @@
 
 What it has over the others: 1×1 convolutions are products of rows that lie as they are, 3×3 ones at stride 1 are
 products of tiles (Winograd), and batch norms, biases, activations and residual additions are part of the step before
-them; attention never writes its scores down, and what only moves numbers about (heads, windows, shifts) is not done but
+them; attention's scores stay in the caches, and what only moves numbers about (heads, windows, shifts) is not done but
 read from where they are. On processors only, in float32, for convolutional networks and transformers of one input: a
 network with another operator is refused by that operator's name.
 """
