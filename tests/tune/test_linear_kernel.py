@@ -91,13 +91,14 @@ def test_large_layers(levels: int) -> None:
     assert torch.equal(layer(x_, square, None, levels, add=True, activation=Activation.RELU), exact.relu())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(size=shapes, levels=st.integers(0, 2), seed=st.integers(0, 2**31))
 def test_real_numbers_stay_within_the_bound(size: tuple[int, int, int], levels: int, seed: int) -> None:
     rows, k, n = size[0], size[1] * 2**levels, size[2] * 2**levels
     torch.manual_seed(seed)
     x, weight = torch.randn(rows, k), torch.randn(n, k)
-    got = layer(x, weight, None, levels).double().numpy()
+    # which rows meet in a sum depends on how they are shared out: one thread has them all, as the law has
+    got = layer(x, weight, None, levels, threads=1).double().numpy()
     exact = x.double().numpy() @ weight.double().numpy().T
     # rows are filled up to a multiple of 2^levels at once; a running sum goes through four products at each level
     gamma = strassen.gamma(k, U32, levels, joined=4**levels)
