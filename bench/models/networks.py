@@ -29,7 +29,7 @@ class Network(NamedTuple):
 
 
 def _awake(model: nn.Module) -> None:
-    """Random numbers where training would begin at nothing: a head of zeros, or layer scales of 1e-6, hide every error."""
+    """Random numbers where training begins at nothing: a head of zeros, or layer scales of 1e-6, hide every error."""
     for parameter in model.parameters():
         if parameter.dim() > 1 and float(parameter.abs().max()) <= 1e-5:
             nn.init.normal_(parameter, std=0.1)
