@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -187,6 +189,24 @@ def test_a_network_of_all_of_it(samples: int) -> None:
     assert torch.equal(call(x), call(x))
     # each thread sums what is its own: other threads, other roundings
     assert error(network, x, threads=1) < 2000
+
+
+_FEWER = """
+import torch
+from tests.tune.test_own_kernels import Block, error
+torch.manual_seed(0)
+print(error(Block(), torch.randn(2, 3, 32, 32), threads=2))
+"""
+
+
+def test_fewer_threads_than_were_asked_for() -> None:
+    """OpenMP may give fewer: all of the work is done all the same."""
+    env = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _FEWER], env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2000
 
 
 def test_a_shortcut_is_added_where_it_is_computed() -> None:

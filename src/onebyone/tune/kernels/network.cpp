@@ -30,21 +30,33 @@ extern "C" void onebyone_large_pages(void* begin, int64_t bytes) {
 #endif
 }
 
-// floats that a step needs besides its maps
+// floats that a step needs besides its maps, run by that many threads
+static int64_t scratch_of(const Step& s, int threads) {
+  switch (s.kind) {
+    case LINEAR: return linear_scratch(s, threads);
+    case ATTENTION: return attention_scratch(s, threads);
+    case MEAN: return mean_scratch(s, threads);
+    case WINOGRAD: {
+      const Job j = job_of(s, threads);
+      return Blocks(j).floats(j);
+    }
+    default: return 0;
+  }
+}
+
+// the most that any number of threads needs: there may be fewer than were asked for (OMP_THREAD_LIMIT)
 extern "C" int64_t onebyone_scratch(const Step* step, int threads) {
-  if (step->kind == LINEAR) return linear_scratch(*step, threads);
-  if (step->kind == MEAN) return mean_scratch(*step, threads);
-  if (step->kind == ATTENTION) return attention_scratch(*step, threads);
-  if (step->kind != WINOGRAD) return 0;
-  const Job j = job_of(*step, threads);
-  return Blocks(j).floats(j);
+  int64_t most = 0;
+  for (int n = 1; n <= threads; n++) most = std::max(most, scratch_of(*step, n));
+  return most;
 }
 
 // all steps, one after the other; `ended`, where it is wanted, gets the time at which each was done, in seconds
-extern "C" void onebyone_run(const Step* steps, int64_t count, const float* zeros, int threads, double* ended) {
-#pragma omp parallel num_threads(threads)
+extern "C" void onebyone_run(const Step* steps, int64_t count, const float* zeros, int asked, double* ended) {
+#pragma omp parallel num_threads(asked)
   for (int64_t i = 0; i < count; i++) {
     const Step& s = steps[i];
+    const int threads = omp_get_num_threads();
     switch (s.kind) {
       case INPUT: laid_channels_last(s); break;
       case CONVOLUTION: convolution(s, zeros, threads); break;
