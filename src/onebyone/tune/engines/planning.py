@@ -12,7 +12,7 @@ from onebyone.tune.engines.exporting import UnservedError
 from onebyone.tune.engines.values import Scores, Value, in_order, rows_map, runs, size, turned
 from onebyone.tune.kernels.network import Activation, Kind, Map, Meeting, Step, kernel
 
-_SHORT = 8  # floats: rows shorter than this are better turned than gathered
+SHORT = 8  # floats: rows shorter than this are better turned than gathered
 
 
 class Planning:
@@ -116,7 +116,7 @@ class Planning:
     ) -> Map:
         """What is at these offsets of a map or of a constant, one after another, by a step."""
         y, run = rows_map(shape), runs(flat)
-        swapped = turned(flat) if run < _SHORT and source is not None else None
+        swapped = turned(flat) if run < SHORT and source is not None else None
         if swapped is not None:
             sizes = dict(zip(("samples", "height", "width"), swapped, strict=True))
             return self.add(Step(Kind.TURNED, source, y, sizes=sizes | {"channels": 1}))
@@ -167,7 +167,7 @@ def maps_of(found: Any) -> tuple[Map, ...]:
 def preferred(run: int, row: int) -> int:
     """How long the pieces are in which runs are copied: whole rows where they fit."""
     common = math.gcd(run, row)
-    return common if common >= _SHORT else run
+    return common if common >= SHORT else run
 
 
 def with_norms_of_rows(steps: list[Step], answer: Map) -> list[Step]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onebyone.tune.engines.exporting import UnservedError
-from onebyone.tune.engines.planning import Planning, preferred
+from onebyone.tune.engines.planning import SHORT, Planning, preferred
 from onebyone.tune.engines.values import Value, aten, in_order, laid, rows_map, runs, size, turned
 from onebyone.tune.kernels.network import Activation, Kind, Map, Step, on_axes
 
@@ -32,7 +32,6 @@ ACTIVATIONS = {
     aten.gelu_.default: Activation.GELU,
 }
 _TAKES = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.ELEMENTWISE, Kind.LINEAR)
-_SHORT = 8
 
 
 def linear(plan: Planning, node: Any) -> None:
@@ -62,8 +61,7 @@ def product_of_rows(plan: Planning, node: Any, x: Value, weight: Tensor, bias: T
         step = Step(Kind.CONVOLUTION, source, y, weight[:, :, None, None], bias, sizes=sizes)
     else:
         sizes = {"samples": rows, "channels": k, "outputs": len(weight)}
-        ones = dict.fromkeys(("height", "width", "high", "wide"), 1)
-        step = Step(Kind.LINEAR, source, rows_map(shape), weight, bias, sizes=sizes | ones)
+        step = Step(Kind.LINEAR, source, rows_map(shape), weight, bias, sizes=sizes)
     return laid(shape, plan.add(step))
 
 
@@ -94,10 +92,9 @@ def layer_norm(plan: Planning, node: Any) -> None:
         memory, index = plan.dense(x), torch.arange(len(rows)) * length
     dense = torch.equal(index, torch.arange(len(rows)) * length)
     sizes = {"samples": len(rows), "channels": length, "outputs": length}
-    ones = dict.fromkeys(("height", "width", "high", "wide"), 1)
     step = Step(
         Kind.LAYER_NORM, memory, rows_map(x.shape), weight, bias, index=None if dense else index,
-        sizes=sizes | ones, number=1e-5 if given[2] is None else float(given[2]),
+        sizes=sizes, number=1e-5 if given[2] is None else float(given[2]),
     )  # fmt: skip
     plan.values[node] = laid(x.shape, plan.add(step))
 
@@ -137,7 +134,7 @@ def joined(plan: Planning, node: Any) -> None:
         flat, each = block.reshape(-1), block.shape[axis] * within
         if not each:
             continue
-        if source is not None and runs(flat) < _SHORT and turned(flat) is not None:
+        if source is not None and runs(flat) < SHORT and turned(flat) is not None:
             source, flat = plan.copied(flat, tuple(block.shape), source), torch.arange(len(flat))
         length = preferred(math.gcd(runs(flat), each), block.shape[-1])
         sizes = {"pad_h": begin, "high": each // length, "wide": shape[axis] * within if outer > 1 else 0}

@@ -118,20 +118,10 @@ struct Convolution {
     const int64_t columns = std::min<int64_t>(PANEL, s.outputs - panel * PANEL);
     const int64_t offset = row * s.outputs + panel * PANEL;
     const float* add = s.add ? s.add + offset : nullptr;
-    switch (n) {
-#define ONEBYONE_ROWS(N)                                                                                           \
-  case N:                                                                                                          \
-    if (columns > LANES)                                                                                           \
-      rows_by_panel<N, 2>(from, taps, length, w, bias, add, s.y + offset, s.outputs, columns, s.activation);       \
-    else                                                                                                           \
-      rows_by_panel<N, 1>(from, taps, length, w, bias, add, s.y + offset, s.outputs, columns, s.activation);       \
-    break;
-      ONEBYONE_ROWS(1) ONEBYONE_ROWS(2) ONEBYONE_ROWS(3) ONEBYONE_ROWS(4) ONEBYONE_ROWS(5) ONEBYONE_ROWS(6)
-#if defined(__AVX512F__)
-      ONEBYONE_ROWS(7) ONEBYONE_ROWS(8) ONEBYONE_ROWS(9) ONEBYONE_ROWS(10) ONEBYONE_ROWS(11) ONEBYONE_ROWS(12)
-#endif
-#undef ONEBYONE_ROWS
-    }
+    with_rows(n, [&](auto count) {
+      const auto product = columns > LANES ? rows_by_panel<count(), 2> : rows_by_panel<count(), 1>;
+      product(from, taps, length, w, bias, add, s.y + offset, s.outputs, columns, s.activation);
+    });
   }
 
   void part(int64_t begin, int64_t end, int64_t first, int64_t last) const {

@@ -10,7 +10,7 @@ namespace onebyone {
 // how a layer's work is laid out
 struct Layer {
   const Step& s;
-  int64_t parts, quarter, k, columns, width, panels, a_row, blocks, most;
+  int64_t parts, quarter, k, columns, width, panels, blocks, most;
   bool copied;
 
   Layer(const Step& step, int threads) : s(step) {
@@ -209,6 +209,7 @@ struct LinearRun {
 
 // Where there are rows enough, each thread has some for itself: what it sums and what it gives stays in its own caches.
 // They go through in parts whose sums a second cache holds; of few rows, the threads share the weights instead.
+constexpr int64_t MOST_ROWS = 256, SUMMED = 1 << 17;  // rows that go through at once at most, and floats of them
 struct Division {
   bool apart;
   int64_t chunk;
@@ -245,9 +246,7 @@ inline void run_linear(const Step& s, const Team& team) {
 inline void linear(const Step& s, int threads) {
   const Division d(s, threads);
   const Team all{omp_get_thread_num(), threads};
-  if (!d.apart) {
-    return run_linear(s, all);  // it waits
-  }
+  if (!d.apart) return run_linear(s, all);  // it waits
   const int64_t first = all.begin(s.samples), rows = all.begin(s.samples, 1) - first, chunks = parts_of(rows, d.chunk);
   for (int64_t i = 0; i < chunks; i++) {
     const int64_t row = rows * i / chunks;

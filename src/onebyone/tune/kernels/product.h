@@ -11,9 +11,6 @@ struct Finish {  // where a tile goes when it is done: rows of the layer's answe
 };
 
 // rows times one panel of weights, and what is added to that: kept (`to`), or finished
-constexpr int FOUR = 4;
-// rows that go through at once at most, and floats of them
-constexpr int64_t MOST_ROWS = 256, SUMMED = 1 << 17;
 struct Product {
   const float* x;
   int64_t x_row, k;
@@ -23,6 +20,7 @@ struct Product {
   const Finish* finish;
 };
 
+constexpr int FOUR = 4;
 constexpr int64_t most_rows(int vectors) { return vectors <= 2 ? ROWS : ROWS * 2 / 3; }
 
 // the end of a layer: bias, what is added, the activation; apart from the products, so that they stay small
@@ -83,26 +81,13 @@ void multiply(const Product& p, int64_t row, int64_t lines, const float* ahead) 
   if (f) finished(*f, tile, W, row, N);
 }
 
-typedef void (*Multiply)(const Product&, int64_t, int64_t, const float*);
-template <int V>
-struct Multiplies {
-  Multiply of[ROWS + 1] = {};
-  template <int N>
-  void fill() {
-    of[N] = multiply<N, V>;
-    if constexpr (N > 1) fill<N - 1>();
-  }
-  Multiplies() { fill<most_rows(V)>(); }
-};
-
 template <int V>
 inline void multiply_all(const Product& p, int64_t rows) {
-  static const Multiplies<V> multiplies;
   const int64_t tiles = parts_of(rows, most_rows(V)), lines = parts_of(FOUR * V * LANES / 16, tiles);
   const float* ahead = p.ahead;
   for (int64_t row = 0, left = tiles; row < rows; left--) {
     const int64_t n = parts_of(rows - row, left);
-    multiplies.of[n](p, row, lines, ahead);
+    with_rows<most_rows(V)>(n, [&](auto count) { multiply<count(), V>(p, row, lines, ahead); });
     ahead += p.k / FOUR * lines * 16;
     row += n;
   }

@@ -233,20 +233,10 @@ struct Attention {
 
   void multiply(int64_t n, const float* x, int64_t x_apart, int64_t length, const float* w, int64_t w_apart,
                 const float* factor, float* y, int64_t y_apart, int64_t columns) const {
-    switch (n) {
-#define ONEBYONE_ROWS(N)                                                                    \
-  case N:                                                                                   \
-    if (columns > LANES)                                                                    \
-      product<N, 2>(x, x_apart, length, w, w_apart, factor, y, y_apart);                    \
-    else                                                                                    \
-      product<N, 1>(x, x_apart, length, w, w_apart, factor, y, y_apart);                    \
-    break;
-      ONEBYONE_ROWS(1) ONEBYONE_ROWS(2) ONEBYONE_ROWS(3) ONEBYONE_ROWS(4) ONEBYONE_ROWS(5) ONEBYONE_ROWS(6)
-#if defined(__AVX512F__)
-      ONEBYONE_ROWS(7) ONEBYONE_ROWS(8) ONEBYONE_ROWS(9) ONEBYONE_ROWS(10) ONEBYONE_ROWS(11) ONEBYONE_ROWS(12)
-#endif
-#undef ONEBYONE_ROWS
-    }
+    with_rows(n, [&](auto count) {
+      const auto by = columns > LANES ? product<count(), 2> : product<count(), 1>;
+      by(x, x_apart, length, w, w_apart, factor, y, y_apart);
+    });
   }
 
   // queries [begin, end) of one head

@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 #include <omp.h>
+#include <type_traits>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -58,6 +59,24 @@ inline Vec positive(Vec v) { return v < 0.0f ? Vec{} : v; }
 inline Vec larger(Vec v, Vec w) { return (v > w) | (v != v) ? v : w; }
 inline Vec smaller(Vec v, Vec w) { return (v < w) | (v != v) ? v : w; }
 
+// the nearest whole number, and p·2ⁿ
+inline Vec rounded(Vec x) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_roundscale_ps((__mmask16)-1, (__m512)x, 0);
+#else
+  const Vec magic = all(12582912.0f);  // 1.5·2²³: adding it rounds to a whole number
+  return (x + magic) - magic;
+#endif
+}
+inline Vec times_power(Vec p, Vec n) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
+#else
+  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return p * reinterpret_cast<const Vec&>(power);
+#endif
+}
+
 // eˣ to a unit or two in the last place: 2ⁿ·eʳ with n = round(x/ln 2), r = x - n·ln 2 in two steps of which the first is
 // exact, and r's series; no more than e⁸⁸, so that what is divided by it is no infinity
 inline Vec exponential(Vec x) {
@@ -65,12 +84,10 @@ inline Vec exponential(Vec x) {
 #if defined(__AVX512F__)
   // NaN where x is: of two, these give the second
   x = (Vec)_mm512_max_ps((__m512)all(-120.0f), _mm512_min_ps((__m512)all(MOST), (__m512)x));
-  const Vec n = (Vec)_mm512_maskz_roundscale_ps((__mmask16)-1, (__m512)(x * PER_LN2), 0);
 #else
   x = larger(smaller(x, all(MOST)), all(-87.0f));
-  const Vec magic = all(12582912.0f);  // 1.5·2²³: adding it rounds to a whole number
-  const Vec n = (x * PER_LN2 + magic) - magic;
 #endif
+  const Vec n = rounded(x * PER_LN2);
   const Vec r = (x - n * LN2) - n * REST;
   Vec p = all(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -79,12 +96,7 @@ inline Vec exponential(Vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + (r + 1.0f);
-#if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
-#else
-  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
-  return p * reinterpret_cast<const Vec&>(power);
-#endif
+  return times_power(p, n);
 }
 
 // x / y to a unit in the last place or two
@@ -104,25 +116,14 @@ inline Vec clipped(Vec v, float most) { return smaller(positive(v), all(most)); 
 // 2^x for x from -126 to 127, to two units in the last place: 2ⁿ·2ʳ, and 2ʳ on [-½, ½] by a polynomial fitted by
 // least squares of relative errors at Chebyshev's nodes, weighted anew until the errors levelled out
 inline Vec power_of_two(Vec x) {
-#if defined(__AVX512F__)
-  const Vec n = (Vec)_mm512_maskz_roundscale_ps((__mmask16)-1, (__m512)x, 0);
-#else
-  const Vec magic = all(12582912.0f);  // as in `exponential`
-  const Vec n = (x + magic) - magic;
-#endif
-  const Vec r = x - n;
+  const Vec n = rounded(x), r = x - n;
   Vec p = all(1.3276471e-3f);
   p = p * r + 9.675541e-3f;
   p = p * r + 5.550713e-2f;
   p = p * r + 2.402212e-1f;
   p = p * r + 6.9314694e-1f;
   p = p * r + 1.0000001f;
-#if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
-#else
-  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
-  return p * reinterpret_cast<const Vec&>(power);
-#endif
+  return times_power(p, n);
 }
 
 // x·Φ(x) = max(x, 0) - |x|·Φ(-|x|), and Φ(-t) = 2^q(t), where q was fitted likewise on [0, 9], with q(0) = -1, to 2⁻²⁶
@@ -164,6 +165,13 @@ inline Vec activated(Vec v, int64_t kind) {
     case GELU_TANH: return gelu_tanh(v);
     default: return v;
   }
+}
+
+// calls work with a number of rows that the compiler knows: a std::integral_constant
+template <int MOST = ROWS, class Work>
+inline void with_rows(int64_t n, const Work& work) {
+  if (n == MOST) return work(std::integral_constant<int, MOST>{});
+  if constexpr (MOST > 1) with_rows<MOST - 1>(n, work);
 }
 
 struct Buffer {

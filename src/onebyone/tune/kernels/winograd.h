@@ -140,14 +140,7 @@ inline void multiply(const Job& j, const float* x, const float* w, float* y, int
     const int64_t n = (tiles - row + parts - 1) / parts;
     const float* from = x + row * j.in_row();
     float* to = y + row * j.out_row();
-    switch (n) {
-#define ONEBYONE_CASE(N) \
-  case N: product<N>(from, j.in_row(), w, to, j.out_row(), j.channels); break;
-      ONEBYONE_CASE(1) ONEBYONE_CASE(2) ONEBYONE_CASE(3) ONEBYONE_CASE(4) ONEBYONE_CASE(5) ONEBYONE_CASE(6)
-#if defined(__AVX512F__)
-      ONEBYONE_CASE(7) ONEBYONE_CASE(8) ONEBYONE_CASE(9) ONEBYONE_CASE(10) ONEBYONE_CASE(11) ONEBYONE_CASE(12)
-#endif
-    }
+    with_rows(n, [&](auto count) { product<count()>(from, j.in_row(), w, to, j.out_row(), j.channels); });
     row += n;
   }
 }
