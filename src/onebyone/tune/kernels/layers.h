@@ -160,44 +160,84 @@ inline void convolution(const Step& s, const float* zeros, int threads) {
 // the first channel of each vector; the last one overlaps the one before where channels are no whole vectors
 inline int64_t lane(int64_t i, int64_t channels) { return std::min(i * LANES, channels - LANES); }
 
-constexpr int BESIDE = 6;  // places of one row that share the weights they have in registers
+constexpr int BESIDE = 7;  // places of one row that share the weights they have in registers
 
-inline void depthwise(const Step& s, const float* zeros, int threads) {
-  const int64_t vectors = parts_of(s.channels, LANES), lines = s.samples * s.high;
-  const int64_t chunks = std::min(parts_of(16 * threads, lines), parts_of(vectors, 4)), units = lines * chunks;
-#pragma omp for schedule(static)
-  for (int64_t u = 0; u < units; u++) {
-    const int64_t line = u / chunks, sample = line / s.high, oy = line % s.high;
-    const int64_t begin = vectors * (u % chunks) / chunks, end = vectors * (u % chunks + 1) / chunks;
+// one vector of channels at BESIDE places. K and S, the kernel's width and the stride, are known for the usual ones: `from`
+// says for each row of the kernel where the places begin that any of its taps reads, each once; or else (K = 0) where they
+// begin for tap after tap
+template <int K, int S>
+inline void places_beside(const Step& s, const float* const* from, int64_t c, Vec* total) {
+  constexpr int SPAN = (BESIDE - 1) * S + K;
+  const Vec offset = s.bias ? load(s.bias + c) : Vec{};
+  Vec sum[BESIDE] = {offset, offset, offset, offset, offset, offset, offset};
+  const float* weight = s.weight + c;
+  if constexpr (K > 0) {
+    for (int64_t ky = 0; ky < s.kernel_h; ky++, from += SPAN, weight += K * s.channels) {
+      Vec w[K];
+#pragma GCC unroll 8
+      for (int kx = 0; kx < K; kx++) w[kx] = load(weight + kx * s.channels);
+#pragma GCC unroll 24
+      for (int j = 0; j < SPAN; j++) {
+        const Vec x = load(from[j] + c);
+#pragma GCC unroll 8
+        for (int i = 0; i < BESIDE; i++)
+          if (j >= i * S && j < i * S + K) sum[i] += x * w[j - i * S];
+      }
+    }
+  } else {
+    for (int64_t t = 0; t < s.kernel_h * s.kernel_w; t++, from += BESIDE, weight += s.channels) {
+      const Vec w = load(weight);
+#pragma GCC unroll 8
+      for (int i = 0; i < BESIDE; i++) sum[i] += load(from[i] + c) * w;
+    }
+  }
+  for (int i = 0; i < BESIDE; i++) total[i] = sum[i];
+}
+
+template <int K, int S>
+inline void depthwise_of(const Step& s, const float* zeros, const Team& team) {
+  const int64_t vectors = parts_of(s.channels, LANES), units = s.samples * s.high * vectors;
+  const int64_t reads = K > 0 ? (BESIDE - 1) * S + K : s.kernel_w * BESIDE;  // for a row of the kernel
+  for (int64_t u = team.begin(units), end = team.begin(units, 1), next; u < end; u = next) {
+    const int64_t line = u / vectors, sample = line / s.high, oy = line % s.high;
+    next = std::min(end, (line + 1) * vectors);
     const float* image = s.x + sample * s.height * s.width * s.channels;
     for (int64_t x = 0; x < s.wide; x += BESIDE) {
       // the last places overlap those before where the row is no whole number of them
-      const int64_t ox = s.wide < BESIDE ? 0 : std::min(x, s.wide - BESIDE), n = std::min<int64_t>(BESIDE, s.wide);
+      const int64_t ox = std::max<int64_t>(0, std::min(x, s.wide - BESIDE)), n = std::min<int64_t>(BESIDE, s.wide);
       const float* from[MOST_TAPS * BESIDE];
-      for (int64_t ky = 0, t = 0; ky < s.kernel_h; ky++) {
-        const int64_t h = oy * s.stride_h - s.pad_h + ky * s.dilation_h;
-        for (int64_t kx = 0; kx < s.kernel_w; kx++)
-          for (int64_t j = 0; j < BESIDE; j++, t++) {
-            const int64_t v = (ox + j) * s.stride_w - s.pad_w + kx * s.dilation_w;
-            const bool in = h >= 0 && h < s.height && v >= 0 && v < s.width;
-            from[t] = in ? image + (h * s.width + v) * s.channels : zeros;
-          }
-      }
-      const int64_t taps = s.kernel_h * s.kernel_w;
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t c = lane(i, s.channels);
-        const Vec offset = s.bias ? load(s.bias + c) : Vec{};
-        Vec total[BESIDE] = {offset, offset, offset, offset, offset, offset};
-        for (int64_t t = 0; t < taps; t++) {
-          const Vec w = load(s.weight + t * s.channels + c);
-#pragma GCC unroll 6
-          for (int j = 0; j < BESIDE; j++) total[j] += load(from[t * BESIDE + j] + c) * w;
+      for (int64_t ky = 0; ky < s.kernel_h; ky++) {
+        const int64_t h = oy * s.stride_h - s.pad_h + ky * s.dilation_h, left = ox * s.stride_w - s.pad_w;
+        const bool in = h >= 0 && h < s.height;
+        for (int64_t j = 0; j < reads; j++) {
+          const int64_t v = left + (K > 0 ? j : j % BESIDE * s.stride_w + j / BESIDE * s.dilation_w);
+          from[ky * reads + j] = in && v >= 0 && v < s.width ? image + (h * s.width + v) * s.channels : zeros;
         }
-        float* to = s.y + ((sample * s.high + oy) * s.wide + ox) * s.channels + c;
-        for (int j = 0; j < n; j++) store(to + j * s.channels, activated(total[j], s.activation));
+      }
+      float* to = s.y + (line * s.wide + ox) * s.channels;
+      for (int64_t i = u - line * vectors; i < next - line * vectors; i++) {
+        const int64_t c = lane(i, s.channels);
+        Vec total[BESIDE];
+        places_beside<K, S>(s, from, c, total);
+        if (s.activation) activate(total, BESIDE, s.activation);
+        for (int64_t j = 0; j < n; j++) store(to + j * s.channels + c, total[j]);
       }
     }
   }
+  team.wait();
+}
+
+inline void depthwise(const Step& s, const float* zeros, int threads) {
+  const Team team{omp_get_thread_num(), threads};
+  const auto is = [&](int64_t kernel, int64_t stride) {
+    return s.kernel_w == kernel && s.stride_w == stride && s.dilation_w == 1;
+  };
+  if (is(3, 1)) return depthwise_of<3, 1>(s, zeros, team);
+  if (is(3, 2)) return depthwise_of<3, 2>(s, zeros, team);
+  if (is(5, 1)) return depthwise_of<5, 1>(s, zeros, team);
+  if (is(5, 2)) return depthwise_of<5, 2>(s, zeros, team);
+  if (is(7, 1)) return depthwise_of<7, 1>(s, zeros, team);
+  depthwise_of<0, 0>(s, zeros, team);
 }
 
 inline void max_pool(const Step& s) {

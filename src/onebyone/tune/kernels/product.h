@@ -25,14 +25,19 @@ constexpr int64_t most_rows(int vectors) { return vectors <= 2 ? ROWS : ROWS * 2
 
 // the end of a layer: bias, what is added, the activation; apart from the products, so that they stay small
 __attribute__((noinline)) inline void finished(const Finish& f, const float* tile, int64_t width, int64_t row, int64_t n) {
-  for (int64_t r = 0; r < n && row + r < f.rows; r++)
-    for (int64_t c = 0; c < f.columns; c += LANES) {
-      const int64_t at = (row + r) * f.apart + c, left = f.columns - c;
-      Vec v = load(tile + r * width + c);
-      if (f.bias) v += load(f.bias + c);
-      if (f.add) v += load(f.add + at, left);
-      store(f.y + at, activated(v, f.activation), left);
-    }
+  const float *bias = f.bias, *add = f.add ? f.add + row * f.apart : nullptr;  // here: what is stored might be theirs
+  float* y = f.y + row * f.apart;
+  const int64_t apart = f.apart, columns = f.columns, rows = std::min(n, f.rows - row);
+  with_number<NONE, GELU_TANH>(f.activation, [=](auto kind) {
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = 0; c < columns; c += LANES) {
+        const int64_t at = r * apart + c, left = columns - c;
+        Vec v = load(tile + r * width + c);
+        if (bias) v += load(bias + c);
+        if (add) v += load(add + at, left);
+        store(y + at, activated(v, kind()), left);
+      }
+  });
 }
 
 // N rows from `row` on, V vectors wide; `lines` of the weights ahead for every FOUR numbers of a row

@@ -54,10 +54,10 @@ inline void store(float* p, Vec v, int64_t n) {
 #endif
 }
 
-// max(x, 0) and max(x, y) as PyTorch has them: NaN stays
-inline Vec positive(Vec v) { return v < 0.0f ? Vec{} : v; }
+// max(x, 0), max(x, y) and min(x, y) as PyTorch has them: NaN stays. One instruction each, but for `larger`
+inline Vec positive(Vec v) { return Vec{} > v ? Vec{} : v; }
 inline Vec larger(Vec v, Vec w) { return (v > w) | (v != v) ? v : w; }
-inline Vec smaller(Vec v, Vec w) { return (v < w) | (v != v) ? v : w; }
+inline Vec smaller(Vec v, Vec w) { return w < v ? w : v; }  // of v; w is a number
 
 // the nearest whole number, and p·2ⁿ
 inline Vec rounded(Vec x) {
@@ -109,22 +109,31 @@ inline Vec quotient(Vec x, Vec y) {
 #endif
 }
 
+// 2^x to a unit or two in the last place: 2ⁿ·2ʳ with n = ⌊x⌋, and 2ʳ on [0, 1] by a polynomial fitted by least squares of
+// relative errors at Chebyshev's nodes, weighted anew until the errors levelled out
+inline Vec power_of_two(Vec x) {
+#if defined(__AVX512DQ__)
+  const Vec n = x, r = (Vec)_mm512_maskz_reduce_ps((__mmask16)-1, (__m512)x, 1);  // 0 of an infinity; `times_power` takes ⌊n⌋
+#else
+  x = smaller(larger(x, all(-126.0f)), all(127.0f));
+  const Vec n = rounded(x - 0.5f), r = x - n;
+#endif
+  Vec p = all(1.87757669e-3f);
+  p = p * r + 8.98934063e-3f;
+  p = p * r + 5.58263175e-2f;
+  p = p * r + 0.240153611f;
+  p = p * r + 0.693153024f;
+  p = p * r + 0.99999994f;
+  return times_power(p, n);
+}
+
+// 1 + e⁻ˣ, of which the second has a share of about |x| units in the last place, x·log₂e being rounded: where that is many,
+// what is divided by it is small
+inline Vec one_and_power(Vec x) { return 1.0f + power_of_two(x * -1.44269504088896341f); }
+
 enum Activation { NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID, GELU, GELU_TANH };
 
 inline Vec clipped(Vec v, float most) { return smaller(positive(v), all(most)); }
-
-// 2^x for x from -126 to 127, to two units in the last place: 2ⁿ·2ʳ, and 2ʳ on [-½, ½] by a polynomial fitted by
-// least squares of relative errors at Chebyshev's nodes, weighted anew until the errors levelled out
-inline Vec power_of_two(Vec x) {
-  const Vec n = rounded(x), r = x - n;
-  Vec p = all(1.3276471e-3f);
-  p = p * r + 9.675541e-3f;
-  p = p * r + 5.550713e-2f;
-  p = p * r + 2.402212e-1f;
-  p = p * r + 6.9314694e-1f;
-  p = p * r + 1.0000001f;
-  return times_power(p, n);
-}
 
 // x·Φ(x) = max(x, 0) - |x|·Φ(-|x|), and Φ(-t) = 2^q(t), where q was fitted likewise on [0, 9], with q(0) = -1, to 2⁻²⁶
 // in Φ(-t) and the rounding of q itself: the far tail is no more than near 0. Of -∞ it makes about 0.
@@ -141,7 +150,7 @@ inline Vec gelu(Vec x) {
   q = q * t - 4.5920005e-1f;
   q = q * t - 1.1511059f;
   q = q * t - 1.0f;
-  return (Vec{} > x ? Vec{} : x) - t * power_of_two(q);  // NaN stays: this is one instruction
+  return positive(x) - t * power_of_two(q);
 }
 
 // PyTorch's tanh approximation: x·½(1 + tanh u) = x / (1 + e⁻²ᵘ), u = √(2/π)·(x + 0.044715·x³); below -20 it is 0 as at
@@ -159,19 +168,30 @@ inline Vec activated(Vec v, int64_t kind) {
     case RELU6: return clipped(v, 6.0f);
     case HARDSWISH: return v * clipped(v + 3.0f, 6.0f) * (1.0f / 6.0f);
     case HARDSIGMOID: return clipped(v + 3.0f, 6.0f) * (1.0f / 6.0f);
-    case SILU: return quotient(v, 1.0f + exponential(-v));
-    case SIGMOID: return quotient(all(1.0f), 1.0f + exponential(-v));
+    case SILU: return v / one_and_power(v);
+    case SIGMOID: return 1.0f / one_and_power(v);
     case GELU: return gelu(v);
     case GELU_TANH: return gelu_tanh(v);
     default: return v;
   }
 }
 
-// calls work with a number of rows that the compiler knows: a std::integral_constant
+// calls work with a number that the compiler knows: a std::integral_constant
+template <int LEAST, int MOST, class Work>
+inline void with_number(int64_t n, const Work& work) {
+  if (n == MOST) return work(std::integral_constant<int, MOST>{});
+  if constexpr (MOST > LEAST) with_number<LEAST, MOST - 1>(n, work);
+}
 template <int MOST = ROWS, class Work>
 inline void with_rows(int64_t n, const Work& work) {
-  if (n == MOST) return work(std::integral_constant<int, MOST>{});
-  if constexpr (MOST > 1) with_rows<MOST - 1>(n, work);
+  with_number<1, MOST>(n, work);
+}
+
+// the activation of many vectors, chosen once
+__attribute__((noinline)) inline void activate(Vec* v, int64_t n, int64_t kind) {
+  with_number<NONE, GELU_TANH>(kind, [&](auto known) {
+    for (int64_t i = 0; i < n; i++) v[i] = activated(v[i], known());
+  });
 }
 
 struct Buffer {
