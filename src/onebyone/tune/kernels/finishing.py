@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from onebyone.laws.winograd import F4X3
 from onebyone.tune.kernels import linear
-from onebyone.tune.kernels.network import Activation, Kind, Map, Step, in_panels, kernel
+from onebyone.tune.kernels.network import Activation, Kind, Map, Meeting, Step, in_panels, kernel
 from onebyone.tune.kernels.winograd import packed, why_not
 from onebyone.tune.reading import HALVES
 
@@ -36,12 +37,41 @@ def finished(steps: list[Step], answer: Map) -> list[Step]:
             before.y, before.pool = step.y, 1
             continue
         made.append(step)
-    _in_place(made, answer)
     for step in made:
         if step.kind == Kind.CONVOLUTION:
             _as_linear(step)
+    made = _scaled_where_read(made, answer)
+    _in_place(made, answer)
+    for step in made:
         _pack(step)
     return made
+
+
+def _scaled_where_read(steps: list[Step], answer: Map) -> list[Step]:
+    """Numbers for each channel (squeeze-and-excitation) meet the rows when a linear layer is about to read them."""
+    left = list(steps)
+    for step in steps:
+        if step.kind != Kind.ELEMENTWISE or step.pool != Meeting.MULTIPLIED_BY_CHANNEL or step.activation:
+            continue
+        memory = step.y.memory
+        readers = [s for s in steps if any(m.memory is memory for m in s.reads)]
+        writers = [s for s in steps if s.y.memory is memory]
+        if len(readers) != 1 or len(writers) != 1 or memory is answer.memory:
+            continue
+        (reader,) = readers
+        if (
+            reader.kind != Kind.LINEAR
+            or reader.x is None
+            or reader.index is not None
+            or reader.third is not None
+        ):
+            continue
+        rows = reader.x.memory is memory and reader.sizes["channels"] == step.y.shape[1]
+        if rows and (reader.add is None or reader.add.memory is not memory):
+            reader.x, reader.third = step.x, step.add
+            reader.sizes["high"] = reader.sizes["samples"] // step.y.shape[0]
+            left.remove(step)
+    return left
 
 
 def _in_place(steps: list[Step], answer: Map) -> None:
@@ -57,15 +87,47 @@ def _in_place(steps: list[Step], answer: Map) -> None:
 
 
 def _as_linear(step: Step) -> None:
-    """A pointwise convolution at stride 1, or a layer on whole maps, is a fully connected layer on rows."""
+    """A pointwise convolution at stride 1, or a layer on whole maps, is a fully connected layer on rows.
+
+    So is any other, on rows put together for it, where that halves well (Strassen).
+    """
     assert step.weight is not None
     ones = ([1, 1], [1, 1])
     kernel_size, stride, pad, dilation = step.settings("kernel", "stride", "pad", "dilation")
-    if (kernel_size, stride) != ones or pad != [0, 0] or 0 in dilation:
-        return
     samples, outputs, high, wide = step.y.shape
-    step.kind, step.weight = Kind.LINEAR, step.weight.flatten(1)
-    step.sizes = {"samples": samples * high * wide, "channels": step.weight.shape[1], "outputs": outputs}
+    rows, weight = samples * high * wide, step.weight.permute(0, 2, 3, 1).flatten(1)
+    if (kernel_size, stride) != ones or pad != [0, 0] or 0 in dilation:
+        if not linear.depth(rows, weight.shape[1], outputs, int(kernel().onebyone_lanes())):
+            return
+        pieces = _pieces(step)
+        step.index = pieces.flatten()
+    step.kind, step.weight = Kind.LINEAR, weight
+    step.sizes = {"samples": rows, "channels": weight.shape[1], "outputs": outputs}
+    if step.index is not None:
+        step.sizes["kernel_w"] = len(step.index) // rows
+
+
+def _pieces(step: Step) -> Tensor:
+    """Where the numbers begin that meet each tap of the kernel, at each place: (N·H·W, taps); -1 in the padding.
+
+    A tap is one place of the kernel, or a whole row of it where the map is padded beforehand (`dilation_w` 0).
+    """
+    assert step.x is not None
+    samples, channels, *size = step.x.shape
+    axes = []
+    for axis, whole, steps in zip("hw", size, step.y.shape[2:], strict=True):
+        kernel_size, stride, pad, dilation = (
+            step.sizes[f"{n}_{axis}"] for n in ("kernel", "stride", "pad", "dilation")
+        )
+        taps = torch.arange(kernel_size if dilation else 1)
+        at = torch.arange(steps)[:, None] * stride - pad + taps * dilation
+        axes.append((at, (at >= 0) & (at < whole)))
+    (down, in_down), (across, in_across) = axes
+    found = down[:, None, :, None] * size[1] + across[None, :, None, :]
+    inside = in_down[:, None, :, None] & in_across[None, :, None, :]
+    found = torch.where(inside, found * channels, -1).flatten(2).flatten(0, 1)
+    begins = torch.arange(samples)[:, None, None] * (size[0] * size[1] * channels)
+    return torch.where(found < 0, -1, found + begins).flatten(0, 1)
 
 
 def _by_tiles(step: Step) -> bool:

@@ -11,7 +11,7 @@ namespace onebyone {
 struct Layer {
   const Step& s;
   int64_t parts, quarter, k, columns, width, panels, blocks, most;
-  bool copied;
+  bool fetched, copied;
 
   Layer(const Step& step, int threads) : s(step) {
     parts = int64_t(1) << s.levels;
@@ -20,7 +20,9 @@ struct Layer {
     columns = s.outputs / parts;
     width = s.pool * LANES;
     panels = parts_of(columns, width);
-    copied = s.channels % 1024 == 0 && s.samples > 4;  // rows 4 KiB apart share the few places of one set of the first cache
+    const bool apart = s.channels % 1024 == 0 && s.samples > 4;  // by 4 KiB: rows then share one set of the first cache
+    fetched = s.index || s.third || (apart && !s.levels);
+    copied = apart && !fetched;
     blocks = parts_of(quarter, 160 >> s.levels);
     for (int64_t more = blocks; more < std::min(4 * blocks, quarter + 1); more++) {  // as many for each thread
       const int64_t units = panels * more, rounds = parts_of(units, threads);
@@ -33,11 +35,34 @@ struct Layer {
   // sums of rows: half the length of what they sum, in whole cache lines that do not meet in one set
   int64_t sum_row(int64_t level) const { return parts_of(s.channels >> level, 16) * 16 + 16; }
   int64_t held() const { return copied ? OPERANDS : 4; }
-  int64_t first() const { return s.levels ? held() * quarter * (parts / 2) * sum_row(1) : copied ? s.samples * sum_row(0) : 0; }
+  int64_t rows() const { return fetched ? s.samples * sum_row(0) : 0; }
+  int64_t first() const { return s.levels ? held() * quarter * (parts / 2) * sum_row(1) : 0; }
   int64_t second() const { return s.levels > 1 ? OPERANDS * 4 * quarter * sum_row(2) : 0; }
   int64_t temporaries() const { return most * width * (s.levels > 1 ? 4 + 4 * 4 : 4); }
-  int64_t floats(int threads) const { return first() + second() + threads * temporaries(); }
+  int64_t floats(int threads) const { return rows() + first() + second() + threads * temporaries(); }
 };
+
+// row i of x, where it does not lie as it is multiplied: put together from `kernel_w` pieces (-1: zeros, the padding), or
+// times one number a channel (`third`), another for each sample of `high` rows; the first row here is row `pad_h` of all
+inline void fetch(const Step& s, int64_t i, float* to) {
+  const float* x = s.x + i * s.channels;
+  if (s.index) {
+    const int64_t length = s.channels / s.kernel_w;
+    for (int64_t p = 0; p < s.kernel_w; p++, to += length) {
+      const int64_t at = s.index[i * s.kernel_w + p];
+      if (at < 0) std::fill_n(to, length, 0.0f);
+      else std::memcpy(to, s.x + at, length * sizeof(float));
+    }
+  } else if (s.third) {
+    const float* by = s.third + (s.pad_h + i) / s.high * s.channels;
+    for (int64_t c = 0; c < s.channels; c += LANES) {
+      const int64_t n = s.channels - c;
+      store(to + c, load(x + c, n) * load(by + c, n), n);
+    }
+  } else {
+    std::memcpy(to, x, s.channels * sizeof(float));
+  }
+}
 
 struct Rows {
   const float* at;
@@ -175,7 +200,7 @@ struct LinearRun {
 
   void run(const Team& team) const {
     Rows x{s.x, s.channels, s.samples};
-    float *sums = s.scratch, *inner_sums = sums + l.first();
+    float *sums = s.scratch + l.rows(), *inner_sums = sums + l.first();
     float* mine = inner_sums + l.second() + team.me * l.temporaries();
     const int64_t half = l.quarter * l.parts / 2;
     const auto products = [&](auto&& work) {
@@ -184,14 +209,11 @@ struct LinearRun {
         work(u / l.blocks, r0, l.quarter * (b + 1) / l.blocks - r0);
       });
     };
-    if (!s.levels) {
-      if (l.copied) {
-        const int64_t apart = l.sum_row(0);
-        team.share(s.samples, [&](int64_t i) { std::memcpy(sums + i * apart, s.x + i * s.channels, 4 * s.channels); });
-        x = {sums, apart, s.samples};
-      }
-      return products([&](int64_t j, int64_t r0, int64_t rows) { whole(x, j, r0, rows); });
+    if (l.fetched) {
+      x = {s.scratch, l.sum_row(0), s.samples};
+      team.share(s.samples, [&](int64_t i) { fetch(s, i, s.scratch + i * x.apart); });
     }
+    if (!s.levels) return products([&](int64_t j, int64_t r0, int64_t rows) { whole(x, j, r0, rows); });
     const Operands operands(x, half, s.channels / 2, sums, l.sum_row(1), l.held());
     team.share(half, [&](int64_t i) { operands.sum(x, i, half, s.channels / 2); });
     if (s.levels == 1) return products([&](int64_t j, int64_t r0, int64_t rows) { once(operands, j, r0, rows, mine); });
@@ -209,7 +231,7 @@ struct LinearRun {
 
 // Where there are rows enough, each thread has some for itself: what it sums and what it gives stays in its own caches.
 // They go through in parts whose sums a second cache holds; of few rows, the threads share the weights instead.
-constexpr int64_t MOST_ROWS = 256, SUMMED = 1 << 17;  // rows that go through at once at most, and floats of them
+constexpr int64_t MOST_ROWS = 256, SUMMED = 1 << 18;  // rows that go through at once at most, and floats of them
 struct Division {
   bool apart;
   int64_t chunk;
@@ -220,7 +242,9 @@ struct Division {
     chunk = apart ? parts_of(each, parts_of(each, most)) : s.samples;
   }
   static Step part(Step s, int64_t row, int64_t rows) {
-    s.x += row * s.channels;
+    if (s.index) s.index += row * s.kernel_w;
+    else s.x += row * s.channels;
+    s.pad_h += row;
     s.y += row * s.outputs;
     if (s.add) s.add += row * s.outputs;
     s.samples = rows;

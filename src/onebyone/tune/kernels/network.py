@@ -116,7 +116,7 @@ class Step:
         return [[self.sizes[f"{name}_{axis}"] for axis in "hw"] for name in names]
 
     def row(self) -> _Row:
-        """Without its pointers."""
+        """Its pointers say no more than whether there is such an operand."""
         x = self.given or (0, 0, 0, 0) if self.x is None else self.x.shape
         _, outputs, high, wide = self.y.shape
         names = ("samples", "channels", "height", "width", "outputs", "high", "wide")
@@ -124,6 +124,8 @@ class Step:
         ones = {f"{name}_{axis}": 1 for name in ("kernel", "stride", "dilation") for axis in "hw"}
         return _Row(
             kind=self.kind,
+            third=self.third is not None,
+            index=self.index is not None,
             activation=self.activation,
             pool=self.pool,
             apart=(ctypes.c_int64 * 14)(*self.apart),

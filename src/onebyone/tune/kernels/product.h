@@ -53,6 +53,13 @@ void multiply(const Product& p, int64_t row, int64_t lines, const float* ahead) 
     if (add)
       for (int r = 0; r < N; r++)
         for (int i = 0; i < V; i++) total[r][i] += load(add + (row + r) * W + i * LANES);
+  if (p.finish)  // what it is added to and where it goes may be far: they come while the products are made
+    for (int r = 0; r < N; r++)
+      for (int i = 0; i < V; i++) {
+        const int64_t at = (row + r) * p.finish->apart + i * LANES;
+        if (p.finish->add) __builtin_prefetch(p.finish->add + at, 0, 3);
+        __builtin_prefetch(p.finish->y + at, 1, 3);
+      }
   const auto one = [&](int64_t c) __attribute__((always_inline)) {
     Vec b[V];
     for (int i = 0; i < V; i++) b[i] = load(w + c * W + i * LANES);
