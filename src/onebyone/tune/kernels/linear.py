@@ -10,19 +10,19 @@ from onebyone.laws.strassen import PRODUCTS, weights
 
 _DEEPEST = 2
 # cycles of one core: for every tile of every product, for every vector of rows that is summed, and for every byte of
-# weights, of which deeper products read more; fitted to 50 layers of the benchmark's networks on an EPYC of family 25
-_TILE, _SUM, _BYTE = 400.0, 17.0, 0.04
+# weights, of which deeper products read more; fitted to 39 layers of the benchmark's networks on an EPYC of family 25
+_TILE, _SUM, _BYTE = 340.0, 10.0, 0.04
+# how much longer products take with panels of so many vectors, which read more rows, or more weights, for as many
+_SLOWER = {1: 1.3, 2: 1.02, 3: 1.0}
 
 
 def vectors(columns: int, lanes: int) -> int:
     """How many vectors wide a panel is best where a part of a layer has so many outputs: few are filled up.
 
-    One vector alone is slower: it reads as many rows for half the products.
-
-    >>> [vectors(n, 16) for n in (96, 48, 240, 16, 200)]
-    [2, 3, 3, 1, 2]
+    >>> [vectors(n, 16) for n in (96, 64, 240, 16, 200)]
+    [3, 2, 3, 1, 2]
     """
-    return min((2, 3, 1), key=lambda n: -(-columns // (n * lanes)) * n * (1.3 if n == 1 else 1.0))
+    return min(_SLOWER, key=lambda n: -(-columns // (n * lanes)) * n * _SLOWER[n])
 
 
 def depth(rows: int, inputs: int, outputs: int, lanes: int) -> int:
