@@ -2,7 +2,8 @@
 // deep; see onebyone/laws/strassen.py. The sums of the weights are made beforehand, those of the rows in one pass, and
 // those of the results where a product begins: its registers start from what it is added to.
 //
-// Weights are packed: (panels, 7^levels, K / 2^levels, width of a panel); a panel serves all four quarters.
+// Weights are packed: (panels, 7^levels, K / 2^levels, width of a panel); a panel serves all four quarters. The last panel
+// is as many vectors wide as there are left.
 #pragma once
 #include "product.h"
 
@@ -131,29 +132,32 @@ struct LinearRun {
             s.add ? s.add + at : nullptr, s.activation};
   }
 
+  template <int U>
   void whole(const Rows& x, int64_t j, int64_t r0, int64_t rows) const {
+    const int64_t panel = l.k * U * LANES;
     const Finish f = finish(j, 0, 0, r0);
     const float* w = s.weight + j * l.k * W;
     // a tile alone uses weights as fast as they come: they are asked for a little ahead, not a panel
-    const float* ahead = w + (rows <= most_rows(V) ? std::min(l.k * W, SOON) : l.k * W);
-    multiply_all<V>({x.at + r0 * x.apart, x.apart, l.k, w, ahead, {}, nullptr, &f}, rows);
+    const float* ahead = w + (rows <= most_rows(U) ? std::min(panel, SOON) : panel);
+    multiply_all<U>({x.at + r0 * x.apart, x.apart, l.k, w, ahead, {}, nullptr, &f}, rows);
   }
 
-  Quad quad(const Operands& x, int64_t number, int64_t r0, float* t) const {
+  Quad quad(const Operands& x, const float* w, int64_t r0, float* t) const {
     Quad quad{};
     x.give(quad, r0);
     quad.k = l.k;
-    quad.w = s.weight + number * OPERANDS * l.k * W;
+    quad.w = w;
     float** kept[] = {&quad.p, &quad.q, &quad.r, &quad.v};
     for (int i = 0; i < 4; i++) *kept[i] = t + i * l.most * W;
     return quad;
   }
 
+  template <int U>
   void once(const Operands& x, int64_t j, int64_t r0, int64_t rows, float* t) const {
-    Quad q = quad(x, j, r0, t);
+    Quad q = quad(x, s.weight + j * OPERANDS * l.k * W, r0, t);
     const Finish f[] = {finish(j, 0, 0, r0), finish(j, 0, 1, r0), finish(j, 1, 0, r0), finish(j, 1, 1, r0)};
     for (int i = 0; i < 4; i++) q.finish[i] = f + i;
-    multiply_quad<V>(q, rows);
+    multiply_quad<U>(q, rows);
   }
 
   // four tiles side by side: one quarter of the answer, kept
@@ -164,11 +168,13 @@ struct LinearRun {
     }
   };
 
+  template <int U>
   void twice(const Operands* x, int64_t j, int64_t r0, int64_t rows, float* t) const {
-    const int64_t floats = l.most * W;
+    const int64_t floats = l.most * W, wide = U * LANES;
     const Kept p(t + 4 * floats, floats), q(t + 8 * floats, floats), r(t + 12 * floats, floats), v(t + 16 * floats, floats);
+    const float* weight = s.weight + j * OPERANDS * OPERANDS * l.k * W;
     const auto product = [&](Operand o, const Kept* from, const Kept* to, int row_half, int column_half) {
-      Quad inner = quad(x[o], j * OPERANDS + o, r0, t);
+      Quad inner = quad(x[o], weight + o * OPERANDS * l.k * wide, r0, t);
       Finish f[4];
       for (int i = 0; i < 4; i++) {
         inner.from[i] = from ? from->at[i] : nullptr;
@@ -179,7 +185,7 @@ struct LinearRun {
         f[i] = finish(j, 2 * row_half + i / 2, 2 * column_half + i % 2, r0);
         inner.finish[i] = f + i;
       }
-      multiply_quad<V>(inner, rows);
+      multiply_quad<U>(inner, rows);
     };
     product(A11, nullptr, &p, 0, 0);
     product(A12, &p, nullptr, 0, 0);  // C11
@@ -188,14 +194,25 @@ struct LinearRun {
     product(A22, &r, nullptr, 1, 0);  // C21
     product(S1, nullptr, &v, 0, 0);
     for (int i = 0; i < 4; i++) {
-      for (int64_t at = 0; at < rows * W; at += LANES) {
+      for (int64_t at = 0; at < rows * wide; at += LANES) {
         const Vec m5 = load(v.at[i] + at);
         store(r.at[i] + at, load(r.at[i] + at) + m5);
         store(v.at[i] + at, load(q.at[i] + at) + m5);
       }
-      finished(finish(j, 2 + i / 2, 2 + i % 2, r0), r.at[i], W, 0, rows);  // C22
+      finished(finish(j, 2 + i / 2, 2 + i % 2, r0), r.at[i], wide, 0, rows);  // C22
     }
     product(S4, &v, nullptr, 0, 1);  // C12
+  }
+
+  // each panel's products with each block of rows; `work` takes how many vectors the panel has, known to the compiler
+  template <class Work>
+  void products(const Team& team, const Work& work) const {
+    team.share(l.panels * l.blocks, [&](int64_t u) {
+      const int64_t j = u / l.blocks, b = u % l.blocks, r0 = l.quarter * b / l.blocks, end = l.quarter * (b + 1) / l.blocks;
+      with_number<1, V>(std::min<int64_t>(V, parts_of(l.columns - j * W, LANES)), [&](auto vectors) {
+        work(vectors, j, r0, end - r0);
+      });
+    });
   }
 
   void run(const Team& team) const {
@@ -203,20 +220,16 @@ struct LinearRun {
     float *sums = s.scratch + l.rows(), *inner_sums = sums + l.first();
     float* mine = inner_sums + l.second() + team.me * l.temporaries();
     const int64_t half = l.quarter * l.parts / 2;
-    const auto products = [&](auto&& work) {
-      team.share(l.panels * l.blocks, [&](int64_t u) {
-        const int64_t b = u % l.blocks, r0 = l.quarter * b / l.blocks;
-        work(u / l.blocks, r0, l.quarter * (b + 1) / l.blocks - r0);
-      });
-    };
     if (l.fetched) {
       x = {s.scratch, l.sum_row(0), s.samples};
       team.share(s.samples, [&](int64_t i) { fetch(s, i, s.scratch + i * x.apart); });
     }
-    if (!s.levels) return products([&](int64_t j, int64_t r0, int64_t rows) { whole(x, j, r0, rows); });
+    if (!s.levels)
+      return products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { whole<u()>(x, j, r0, n); });
     const Operands operands(x, half, s.channels / 2, sums, l.sum_row(1), l.held());
     team.share(half, [&](int64_t i) { operands.sum(x, i, half, s.channels / 2); });
-    if (s.levels == 1) return products([&](int64_t j, int64_t r0, int64_t rows) { once(operands, j, r0, rows, mine); });
+    if (s.levels == 1)
+      return products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { once<u()>(operands, j, r0, n, mine); });
     const int64_t each = 4 * l.quarter * l.sum_row(2);
     const auto inside = [&](int o) {
       return Operands(operands.of[o], l.quarter, l.k, inner_sums + o * each, l.sum_row(2), 4);
@@ -225,7 +238,7 @@ struct LinearRun {
     team.share(OPERANDS * l.quarter, [&](int64_t i) {
       of[i / l.quarter].sum(operands.of[i / l.quarter], i % l.quarter, l.quarter, l.k);
     });
-    products([&](int64_t j, int64_t r0, int64_t rows) { twice(of, j, r0, rows, mine); });
+    products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { twice<u()>(of, j, r0, n, mine); });
   }
 };
 

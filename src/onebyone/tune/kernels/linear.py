@@ -17,12 +17,18 @@ _SLOWER = {1: 1.3, 2: 1.02, 3: 1.0}
 
 
 def vectors(columns: int, lanes: int) -> int:
-    """How many vectors wide a panel is best where a part of a layer has so many outputs: few are filled up.
+    """How many vectors wide panels are best where a part of a layer has so many outputs; the last has those left.
 
     >>> [vectors(n, 16) for n in (96, 64, 240, 16, 200)]
-    [3, 2, 3, 1, 2]
+    [3, 2, 3, 1, 3]
     """
-    return min(_SLOWER, key=lambda n: -(-columns // (n * lanes)) * n * _SLOWER[n])
+    return min(_SLOWER, key=lambda n: _slowed(columns, lanes, n))
+
+
+def _slowed(columns: int, lanes: int, wide: int) -> float:
+    """Vectors of outputs in panels of `wide` and one of those left, each as many as it takes the time of."""
+    whole, left = divmod(-(-columns // lanes), wide)
+    return whole * wide * _SLOWER[wide] + (left * _SLOWER[left] if left else 0.0)
 
 
 def depth(rows: int, inputs: int, outputs: int, lanes: int) -> int:
@@ -42,21 +48,20 @@ def depth(rows: int, inputs: int, outputs: int, lanes: int) -> int:
 def _cycles(rows: int, inputs: int, outputs: int, lanes: int, levels: int) -> float:
     parts = 1 << levels
     k, columns, height = inputs // parts, outputs // parts, -(-rows // parts)
-    width = vectors(columns, lanes) * lanes
-    panels = -(-columns // width) * int(PRODUCTS**levels)
-    tiles = -(-height // (8 if width == 3 * lanes else 12))
-    products = panels * (height * k * width / lanes + tiles * _TILE)
+    wide = vectors(columns, lanes)
+    panels, tiles = -(-columns // (wide * lanes)), -(-height // (8 if wide == 3 else 12))
+    products = height * k * _slowed(columns, lanes, wide) + panels * tiles * _TILE
     summed = sum(1.75**n for n in range(levels)) * rows * inputs / lanes
-    return products + _SUM * summed + _BYTE * 4 * panels * k * width
+    return int(PRODUCTS**levels) * (products + _BYTE * 4 * k * columns) + _SUM * summed
 
 
 def packed(weight: Tensor, levels: int, lanes: int) -> Tensor:
-    """Weight (N, K) as (panels, 7^levels, K / 2^levels, panel), the outputs filled up with zeros.
+    """Weight (N, K) as panels (7^levels, K / 2^levels, their width), one after the other, filled up to whole vectors.
 
-    >>> packed(torch.ones(6, 4), 1, 4).shape
-    torch.Size([1, 7, 2, 4])
+    >>> packed(torch.ones(6, 4), 1, 4).shape, packed(torch.ones(40, 2), 0, 4).shape
+    (torch.Size([56]), torch.Size([80]))
     """
-    made = [torch.from_numpy(m) for m in weights(weight.double().t().numpy(), levels)]
-    width = vectors(made[0].shape[1], lanes) * lanes
-    filled = [F.pad(m.float(), (0, -m.shape[1] % width)).reshape(len(m), -1, width) for m in made]
-    return torch.stack(filled).permute(2, 0, 1, 3).contiguous()
+    made = torch.stack([torch.from_numpy(m).float() for m in weights(weight.double().t().numpy(), levels)])
+    filled = F.pad(made, (0, -made.shape[2] % lanes))
+    width = vectors(made.shape[2], lanes) * lanes
+    return torch.cat([filled[..., begin : begin + width].flatten() for begin in range(0, filled.shape[2], width)])
