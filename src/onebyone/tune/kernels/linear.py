@@ -64,4 +64,6 @@ def packed(weight: Tensor, levels: int, lanes: int) -> Tensor:
     made = torch.stack([torch.from_numpy(m).float() for m in weights(weight.double().t().numpy(), levels)])
     filled = F.pad(made, (0, -made.shape[2] % lanes))
     width = vectors(made.shape[2], lanes) * lanes
-    return torch.cat([filled[..., begin : begin + width].flatten() for begin in range(0, filled.shape[2], width)])
+    return torch.cat(
+        [filled[..., begin : begin + width].flatten() for begin in range(0, filled.shape[2], width)]
+    )
