@@ -87,7 +87,7 @@ def page(
         shown = " | ".join("–" if c is None else f"{c:.2f}" for c in cells)
         lines.append(f"| {title.get(name) or NAMES[name]} | {shown} |")
     lines += ["", _ceiling(models["models"])]
-    lines += ["", *_profiles(profiles), "", *_forms(forms), "", *_convert(convert)]
+    lines += ["", *profiled(profiles, models["models"]), "", *_forms(forms), "", *_convert(convert)]
     return "\n".join(lines) + "\n"
 
 
@@ -122,10 +122,20 @@ def _ceiling(results: list[dict[str, Any]]) -> str:
     )
 
 
-def _profiles(profiles: list[dict[str, Any]]) -> list[str]:
+def profiled(profiles: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[str]:
+    """Where the time goes on the networks on which a peer wins; or which peer comes nearest."""
+    title = ["### Where a peer is faster than PyTorch alone", ""]
+    if not profiles:
+        nearest = (
+            (p["ratio_torch"], r["name"], NAMES[name]) for r in results for name, p in r["peers"].items()
+        )
+        ratio, network, peer = min(nearest)
+        return [
+            *title,
+            f"Nowhere. The nearest is {peer} on {network}, which takes {ratio:.2f} times as long.",
+        ]
     lines = [
-        "### Where a peer is faster than PyTorch alone",
-        "",
+        *title,
         "Both profiled (`python -m bench.models.profile`), milliseconds by operator, the largest first; profiling",
         "slows everything, so shares are what counts.",
         "",

@@ -67,6 +67,16 @@ def test_only_peers_that_win_are_profiled() -> None:
     assert faster_peers(result("c", onnxruntime=2.0, openvino=2.1)) == []
 
 
+def test_the_page_says_who_wins_and_where_nobody_does_who_is_nearest() -> None:
+    slower = [result("a", onnxruntime=4.0, openvino=4.2), result("b", eager=6.0, openvino=2.5)]  # halved
+    assert "Nowhere. The nearest is OpenVINO on b, which takes 1.25 times as long." in report.profiled(
+        [], slower
+    )
+    times = {"ours": {"linear": 4.0}, "onnxruntime": {"Conv": 3.0}}
+    rows = report.profiled([{"name": "a", "ours": "onebyone", "ms": times}], TWO)
+    assert rows[-1] == "| **a** | onebyone: `linear` 4.00 | ONNX Runtime: `Conv` 3.00 |"
+
+
 @pytest.mark.parametrize("theme", report.INK)
 def test_the_plot_is_a_picture_that_never_changes(theme: str) -> None:
     first = report.plot({"models": TWO}, theme)
