@@ -23,6 +23,7 @@ from onebyone.tune.engines.exporting import UnservedError, export
 from onebyone.tune.engines.own import Planner
 from onebyone.tune.judge import Judge
 from onebyone.tune.kernels.network import Kind, Map, Step, placed
+from onebyone.tune.run import inside
 from onebyone.tune.subject import subject_of
 from onebyone.tune.workshop import Candidate, Workshop
 
@@ -365,11 +366,24 @@ def test_its_steps_can_be_timed() -> None:
     assert all(ms >= 0 for _, ms in told)
 
 
-def test_it_is_judged_like_any_engine() -> None:
+def test_it_is_judged_like_any_engine_and_tells_where_its_time_goes() -> None:
     torch.manual_seed(0)
-    subject = subject_of(Block().eval(), torch.randn(1, 3, 32, 32))
+    network, x = Block().eval(), torch.randn(1, 3, 32, 32)
+    subject = subject_of(network, x)
     workshop = Workshop(subject, Judge(subject.network, subject.calling), CPU)
     own = workshop.attempt(Candidate("onebyone", "original"))
+    assert own.model is not None
+    told = own.model.times(x)
+    assert list(told.values()) == sorted(told.values(), reverse=True)
+    assert set(told) == {kind for kind, _ in build(network, x).program.timed(x)}  # type: ignore[attr-defined]
+    (note,) = inside(own.model, subject.calling)
+    assert all(f"{kind} " in note for kind in told)
+    with pytest.raises(BadInput, match="1×3×32×32"):
+        own.model.times(x[:, :, :16])
+    eager = workshop.attempt(Candidate("eager", "original"))
+    assert eager.model is not None
+    assert eager.model.times(x) == {}
+    assert inside(eager.model, subject.calling) == []
     assert own.refused is None
     assert own.ratio is not None
     assert own.ratio < 30

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from onebyone.errors import BadInput, NotEquivalent
 from onebyone.tune import choose
 from onebyone.tune.budget import LAYERS, PEAK, Budget
+from onebyone.tune.calling import Calling
 from onebyone.tune.clock import Clock, Quiet
 from onebyone.tune.disturbance import Witness
 from onebyone.tune.engines import Engine, Setting, engine_of, engines_of
@@ -27,6 +29,7 @@ from onebyone.tune.machine import describe_machine, describe_network, describe_v
 from onebyone.tune.plan import Plan
 from onebyone.tune.result import BASELINE, Tuned, milliseconds
 from onebyone.tune.subject import Subject, subject_of
+from onebyone.tune.tuned import TunedModel
 from onebyone.tune.wholes import CHANNELS_LAST, Formed, form_names
 from onebyone.tune.winograd_form import WINOGRAD
 from onebyone.tune.workshop import DTYPES, Candidate, Trial, Workshop
@@ -34,6 +37,7 @@ from onebyone.verify import verify
 from onebyone.verify.result import Verification
 
 Progress = Callable[[int, int], object]
+_TOLD = 5  # calls that tell where the chosen engine's time goes
 
 
 def tune(
@@ -131,11 +135,19 @@ def _measure(
     plan = _plan(subject, setting, contest, winner, times, peak, budget)
     assert winner.model is not None
     notes = [f"not verified: {u}" for u in proof.unverified] if proof else []
+    notes += inside(winner.model, subject.calling)
     if contest.never_quiet:
         notes.append(
             "something else had the processor throughout the last comparison: tune again when it is quiet"
         )
     return Tuned(winner.model, plan, proof, tuple(notes))
+
+
+def inside(model: TunedModel, calling: Calling) -> list[str]:
+    """Where the chosen engine's time goes, where it can tell: the layers' forms above are PyTorch's, not its own."""
+    runs = [model.times(*calling.args, **calling.kwargs) for _ in range(_TOLD)]
+    told = [f"{kind} {milliseconds(median(run[kind] for run in runs))}" for kind in runs[0]]
+    return [f"the chosen engine has steps of its own; milliseconds of one call: {', '.join(told)}"] if told else []
 
 
 def _proven(
