@@ -147,7 +147,11 @@ def inside(model: TunedModel, calling: Calling) -> list[str]:
     """Where the chosen engine's time goes, where it can tell: the layers' forms above are PyTorch's, not its own."""
     runs = [model.times(*calling.args, **calling.kwargs) for _ in range(_TOLD)]
     told = [f"{kind} {milliseconds(median(run[kind] for run in runs))}" for kind in runs[0]]
-    return [f"the chosen engine has steps of its own; milliseconds of one call: {', '.join(told)}"] if told else []
+    return (
+        [f"the chosen engine has steps of its own; milliseconds of one call: {', '.join(told)}"]
+        if told
+        else []
+    )
 
 
 def _proven(
