@@ -77,26 +77,39 @@ inline Vec times_power(Vec p, Vec n) {
 #endif
 }
 
-// eˣ to a unit or two in the last place: 2ⁿ·eʳ with n = round(x/ln 2), r = x - n·ln 2 in two steps of which the first is
-// exact, and r's series; no more than e⁸⁸, so that what is divided by it is no infinity
-inline Vec exponential(Vec x) {
-  constexpr float MOST = 88.0f, PER_LN2 = 1.44269504088896341f, LN2 = 0.693359375f, REST = -2.12194440e-4f;
-#if defined(__AVX512F__)
-  // NaN where x is: of two, these give the second
-  x = (Vec)_mm512_max_ps((__m512)all(-120.0f), _mm512_min_ps((__m512)all(MOST), (__m512)x));
+// 2^(x + low) to a unit or two in the last place, where low is what rounding took from x: 2ⁿ·2ʳ with n = ⌊x⌋, and 2ʳ on
+// [0, 1] by a polynomial fitted by least squares of relative errors at Chebyshev's nodes, weighted anew until they levelled out
+inline Vec power_of_two(Vec x, Vec low = Vec{}) {
+#if defined(__AVX512DQ__)
+  const Vec n = x, r = (Vec)_mm512_maskz_reduce_ps((__mmask16)-1, (__m512)x, 1) + low;  // `times_power` takes ⌊n⌋
 #else
-  x = larger(smaller(x, all(MOST)), all(-87.0f));
+  x = smaller(larger(x, all(-126.0f)), all(127.0f));
+  const Vec n = rounded(x - 0.5f), r = x - n + low;
 #endif
-  const Vec n = rounded(x * PER_LN2);
-  const Vec r = (x - n * LN2) - n * REST;
-  Vec p = all(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
+  Vec p = all(1.87757669e-3f);
+  p = p * r + 8.98934063e-3f;
+  p = p * r + 5.58263175e-2f;
+  p = p * r + 0.240153611f;
+  p = p * r + 0.693153024f;
+  p = p * r + 0.99999994f;
   return times_power(p, n);
+}
+
+// eˣ to as much: 2^(x·log₂e), with what rounding takes from the product; no more than e⁸⁸, so that what is divided by it is
+// no infinity. log₂e = LONG + REST and LONG = HEAD + TAIL, HEAD of so few digits that whole numbers times it are exact
+inline Vec exponential(Vec x) {
+  constexpr float LONG = 1.44269502162933349609f, REST = 1.92596303350e-8f;
+#if defined(__AVX512DQ__)
+  // NaN where x is: of two, these give the second
+  x = (Vec)_mm512_max_ps((__m512)all(-120.0f), _mm512_min_ps((__m512)all(88.0f), (__m512)x));
+  const Vec t = x * LONG, lost = (Vec)_mm512_maskz_fmsub_ps((__mmask16)-1, (__m512)x, (__m512)all(LONG), (__m512)t);
+#else
+  x = larger(smaller(x, all(88.0f)), all(-87.0f));
+  constexpr float HEAD = 1.442626953125f, TAIL = LONG - HEAD;
+  const Vec whole = rounded(x), large = whole * HEAD, small = (x - whole) * LONG;
+  const Vec t = large + small, lost = (large - t) + small + whole * TAIL;
+#endif
+  return power_of_two(t, x * REST + lost);
 }
 
 // x / y to a unit in the last place or two
@@ -108,28 +121,6 @@ inline Vec quotient(Vec x, Vec y) {
   return x / y;
 #endif
 }
-
-// 2^x to a unit or two in the last place: 2ⁿ·2ʳ with n = ⌊x⌋, and 2ʳ on [0, 1] by a polynomial fitted by least squares of
-// relative errors at Chebyshev's nodes, weighted anew until the errors levelled out
-inline Vec power_of_two(Vec x) {
-#if defined(__AVX512DQ__)
-  const Vec n = x, r = (Vec)_mm512_maskz_reduce_ps((__mmask16)-1, (__m512)x, 1);  // 0 of an infinity; `times_power` takes ⌊n⌋
-#else
-  x = smaller(larger(x, all(-126.0f)), all(127.0f));
-  const Vec n = rounded(x - 0.5f), r = x - n;
-#endif
-  Vec p = all(1.87757669e-3f);
-  p = p * r + 8.98934063e-3f;
-  p = p * r + 5.58263175e-2f;
-  p = p * r + 0.240153611f;
-  p = p * r + 0.693153024f;
-  p = p * r + 0.99999994f;
-  return times_power(p, n);
-}
-
-// 1 + e⁻ˣ, of which the second has a share of about |x| units in the last place, x·log₂e being rounded: where that is many,
-// what is divided by it is small
-inline Vec one_and_power(Vec x) { return 1.0f + power_of_two(x * -1.44269504088896341f); }
 
 enum Activation { NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID, GELU, GELU_TANH };
 
@@ -168,8 +159,8 @@ inline Vec activated(Vec v, int64_t kind) {
     case RELU6: return clipped(v, 6.0f);
     case HARDSWISH: return v * clipped(v + 3.0f, 6.0f) * (1.0f / 6.0f);
     case HARDSIGMOID: return clipped(v + 3.0f, 6.0f) * (1.0f / 6.0f);
-    case SILU: return v / one_and_power(v);
-    case SIGMOID: return 1.0f / one_and_power(v);
+    case SILU: return v / (1.0f + exponential(-v));
+    case SIGMOID: return 1.0f / (1.0f + exponential(-v));
     case GELU: return gelu(v);
     case GELU_TANH: return gelu_tanh(v);
     default: return v;
