@@ -42,6 +42,12 @@ class TunedModel(nn.Module):
         """Milliseconds by kind of step in one call, the longest first; empty where the engine cannot tell.
 
         `torch.profiler` can look into PyTorch's own engines; into "onebyone", which is one call of C++, this does.
+        Raises BadInput for shapes that the model was not tuned for.
+
+        >>> import onebyone, torch
+        >>> tuned = onebyone.tune(nn.Linear(4, 4), torch.ones(2, 4), engines="eager", budget=0.1)
+        >>> tuned.model.times(torch.ones(2, 4))
+        {}
         """
         tell = getattr(self._call, "times", None)
         if tell is None:

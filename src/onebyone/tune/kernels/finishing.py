@@ -96,15 +96,13 @@ def _as_linear(step: Step) -> None:
     kernel_size, stride, pad, dilation = step.settings("kernel", "stride", "pad", "dilation")
     samples, outputs, high, wide = step.y.shape
     rows, weight = samples * high * wide, step.weight.permute(0, 2, 3, 1).flatten(1)
+    sizes = {"samples": rows, "channels": weight.shape[1], "outputs": outputs}
     if (kernel_size, stride) != ones or pad != [0, 0] or 0 in dilation:
         if not linear.depth(rows, weight.shape[1], outputs, int(kernel().onebyone_lanes())):
             return
         pieces = _pieces(step)
-        step.index = pieces.flatten()
-    step.kind, step.weight = Kind.LINEAR, weight
-    step.sizes = {"samples": rows, "channels": weight.shape[1], "outputs": outputs}
-    if step.index is not None:
-        step.sizes["kernel_w"] = len(step.index) // rows
+        step.index, sizes["kernel_w"] = pieces.flatten(), pieces.shape[1]
+    step.kind, step.weight, step.sizes = Kind.LINEAR, weight, sizes
 
 
 def _pieces(step: Step) -> Tensor:
@@ -115,12 +113,10 @@ def _pieces(step: Step) -> Tensor:
     assert step.x is not None
     samples, channels, *size = step.x.shape
     axes = []
-    for axis, whole, steps in zip("hw", size, step.y.shape[2:], strict=True):
-        kernel_size, stride, pad, dilation = (
-            step.sizes[f"{n}_{axis}"] for n in ("kernel", "stride", "pad", "dilation")
-        )
-        taps = torch.arange(kernel_size if dilation else 1)
-        at = torch.arange(steps)[:, None] * stride - pad + taps * dilation
+    settings = zip(*step.settings("kernel", "stride", "pad", "dilation"), strict=True)
+    for (taps, stride, pad, dilation), whole, places in zip(settings, size, step.y.shape[2:], strict=True):
+        tap = torch.arange(taps if dilation else 1)
+        at = torch.arange(places)[:, None] * stride - pad + tap * dilation
         axes.append((at, (at >= 0) & (at < whole)))
     (down, in_down), (across, in_across) = axes
     found = down[:, None, :, None] * size[1] + across[None, :, None, :]

@@ -25,7 +25,8 @@ constexpr int64_t most_rows(int vectors) { return vectors <= 2 ? ROWS : ROWS * 2
 
 // the end of a layer: bias, what is added, the activation; apart from the products, so that they stay small
 __attribute__((noinline)) inline void finished(const Finish& f, const float* tile, int64_t width, int64_t row, int64_t n) {
-  const float *bias = f.bias, *add = f.add ? f.add + row * f.apart : nullptr;  // here: what is stored might be theirs
+  // copies: the compiler must take it that each number stored may change `f`, and would read it again
+  const float *bias = f.bias, *add = f.add ? f.add + row * f.apart : nullptr;
   float* y = f.y + row * f.apart;
   const int64_t apart = f.apart, columns = f.columns, rows = std::min(n, f.rows - row);
   with_number<NONE, GELU_TANH>(f.activation, [=](auto kind) {

@@ -77,13 +77,13 @@ inline Vec times_power(Vec p, Vec n) {
 #endif
 }
 
-// 2^(x + low) to a unit or two in the last place, where low is what rounding took from x: 2ⁿ·2ʳ with n = ⌊x⌋, and 2ʳ on
-// [0, 1] by a polynomial fitted by least squares of relative errors at Chebyshev's nodes, weighted anew until they levelled out
+// 2^(x + low) for x from -126 to 127, to a unit or two in the last place, where low is what rounding took from x: 2ⁿ·2ʳ
+// with n = ⌊x⌋, and 2ʳ on [0, 1] by a polynomial fitted by least squares of relative errors at Chebyshev's nodes, weighted
+// anew until they levelled out
 inline Vec power_of_two(Vec x, Vec low = Vec{}) {
 #if defined(__AVX512DQ__)
   const Vec n = x, r = (Vec)_mm512_maskz_reduce_ps((__mmask16)-1, (__m512)x, 1) + low;  // `times_power` takes ⌊n⌋
 #else
-  x = smaller(larger(x, all(-126.0f)), all(127.0f));
   const Vec n = rounded(x - 0.5f), r = x - n + low;
 #endif
   Vec p = all(1.87757669e-3f);
