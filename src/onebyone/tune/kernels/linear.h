@@ -24,14 +24,17 @@ struct Layer {
     const bool apart = s.channels % 1024 == 0 && s.samples > 4;  // by 4 KiB: rows then share one set of the first cache
     fetched = s.index || s.third || (apart && !s.levels);
     copied = apart && !fetched;
-    blocks = parts_of(quarter, 160 >> s.levels);
+    const int64_t longest = 160 >> s.levels;
+    blocks = parts_of(quarter, longest);
     for (int64_t more = blocks; more < std::min(4 * blocks, quarter + 1); more++) {  // as many for each thread
       const int64_t units = panels * more, rounds = parts_of(units, threads);
       if (units * 20 < rounds * threads * 19) continue;
       blocks = more;
       break;
     }
-    most = parts_of(quarter, blocks) + 1;
+    // a bound on a block's rows that never falls as the layer's rows grow, which `blocks` alone would not give: so every
+    // size below is monotone in the rows, and scratch for a part of so many rows holds every part of fewer
+    most = std::min(quarter, longest) + 1;
   }
   // sums of rows: half the length of what they sum, in whole cache lines that do not meet in one set
   int64_t sum_row(int64_t level) const { return parts_of(s.channels >> level, 16) * 16 + 16; }
@@ -263,12 +266,43 @@ struct Division {
     s.samples = rows;
     return s;
   }
+  // scratch of one thread where each has rows for itself: no part has more rows than `chunk`, and sizes are monotone
+  int64_t share(const Step& s) const { return Layer(part(s, 0, chunk), 1).floats(1); }
+  // each part of the rows of one of the threads, one after another
+  template <class Work>
+  void each_part(const Step& s, const Team& all, const Work& work) const {
+    const int64_t first = all.begin(s.samples), rows = all.begin(s.samples, 1) - first, count = parts_of(rows, chunk);
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t row = rows * i / count;
+      work(part(s, first + row, rows * (i + 1) / count - row));
+    }
+  }
 };
 
 inline int64_t linear_scratch(const Step& s, int threads) {
   const Division d(s, threads);
-  const Step part = Division::part(s, 0, d.chunk);
-  return d.apart ? threads * Layer(part, 1).floats(1) : Layer(s, threads).floats(threads);
+  return d.apart ? threads * d.share(s) : Layer(s, threads).floats(threads);
+}
+
+// The most floats by which a thread's part of the layer would write beyond the scratch that is its own: 0 where none does.
+// It says what `LinearRun` writes last, for every part that `linear` runs.
+inline int64_t linear_scratch_missing(const Step& s, int threads) {
+  const Division d(s, threads);
+  int64_t missing = 0;
+  const auto written = [](const Layer& l, int64_t me) {
+    const int64_t rows = parts_of(l.quarter, l.blocks), kept = l.s.levels > 1 ? 19 : 3;  // temporaries before the last one
+    const int64_t sums = l.rows() + l.first() + l.second();
+    return l.s.levels ? sums + me * l.temporaries() + (kept * l.most + rows) * l.width : sums;
+  };
+  for (int64_t me = 0; me < threads; me++) {
+    if (d.apart)
+      d.each_part(s, {me, threads}, [&](const Step& part) {
+        missing = std::max(missing, written(Layer(part, 1), 0) - d.share(s));
+      });
+    else
+      missing = std::max(missing, written(Layer(s, threads), me) - linear_scratch(s, threads));
+  }
+  return missing;
 }
 
 // `pool` is how many vectors wide a panel is
@@ -284,13 +318,11 @@ inline void linear(const Step& s, int threads) {
   const Division d(s, threads);
   const Team all{omp_get_thread_num(), threads};
   if (!d.apart) return run_linear(s, all);  // it waits
-  const int64_t first = all.begin(s.samples), rows = all.begin(s.samples, 1) - first, chunks = parts_of(rows, d.chunk);
-  for (int64_t i = 0; i < chunks; i++) {
-    const int64_t row = rows * i / chunks;
-    Step part = Division::part(s, first + row, rows * (i + 1) / chunks - row);
-    part.scratch += all.me * Layer(Division::part(s, 0, d.chunk), 1).floats(1);
+  float* mine = s.scratch + all.me * d.share(s);
+  d.each_part(s, all, [&](Step part) {
+    part.scratch = mine;
     run_linear(part, {0, 1});
-  }
+  });
   all.wait();
 }
 }  // namespace onebyone

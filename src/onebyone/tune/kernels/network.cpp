@@ -51,6 +51,11 @@ extern "C" int64_t onebyone_scratch(const Step* step, int threads) {
   return most;
 }
 
+// floats by which the parts of a linear step, run by that many threads, would write beyond their scratch: 0, or a fault
+extern "C" int64_t onebyone_scratch_missing(const Step* step, int threads) {
+  return linear_scratch_missing(*step, threads);
+}
+
 // all steps, one after the other; `ended`, where it is wanted, gets the time at which each was done, in seconds
 extern "C" void onebyone_run(const Step* steps, int64_t count, const float* zeros, int asked, double* ended) {
 #pragma omp parallel num_threads(asked)

@@ -276,9 +276,10 @@ def in_panels(weight: Tensor, panel: int) -> Tensor:
 def kernel() -> ctypes.CDLL:
     """The compiled library. Raises BadInput where it cannot be compiled."""
     found = library("network.cpp")
-    for name in ("onebyone_panel", "onebyone_lanes", "onebyone_step_bytes", "onebyone_scratch"):
-        getattr(found, name).restype = ctypes.c_int64
-    found.onebyone_scratch.argtypes = [ctypes.POINTER(_Row), ctypes.c_int]
+    for name in ("panel", "lanes", "step_bytes", "scratch", "scratch_missing"):
+        getattr(found, f"onebyone_{name}").restype = ctypes.c_int64
+    for sized in (found.onebyone_scratch, found.onebyone_scratch_missing):
+        sized.argtypes = [ctypes.POINTER(_Row), ctypes.c_int]
     found.onebyone_run.argtypes = [
         ctypes.POINTER(_Row),
         ctypes.c_int64,
