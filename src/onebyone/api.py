@@ -70,7 +70,7 @@ def convert(
     """
     from torch import nn
 
-    network = network_of(model)
+    network = network_of(model, compiled=level != "graph")  # the other levels leave such a module and list it
     if level is None:
         level = "layers" if isinstance(network, nn.Module) else "graph"
     if level == "graph":

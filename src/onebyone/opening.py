@@ -98,16 +98,22 @@ def labels(
     return Labels(**{**(carried.to_dict() if carried else {}), **given})
 
 
-def network_of(model: Source) -> Network:
+def network_of(model: Source, *, compiled: bool = False) -> Network:
+    """The network that a verb was given, or that a source names.
+
+    Raises Refused where TorchScript compiled a part of it, unless `compiled` allows that.
+    """
     from torch import nn
     from torch.export import ExportedProgram
 
     from onebyone.pytorch.sources import load_source
+    from onebyone.pytorch.structure import require_python
 
-    if isinstance(model, str | os.PathLike):
-        return load_source(model)
-    if isinstance(model, nn.Module | ExportedProgram):
-        return model
+    network = load_source(model) if isinstance(model, str | os.PathLike) else model
+    if isinstance(network, nn.Module | ExportedProgram):
+        if not compiled:
+            require_python(network)
+        return network
     raise BadInput(
         f"model: is not a network but of type {type(model).__name__}; expected a torch.nn.Module, "
         f"an ExportedProgram, or the name of a source"

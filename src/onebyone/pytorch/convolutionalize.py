@@ -18,6 +18,7 @@ from onebyone.laws.geometry import Field, Geometry
 from onebyone.lifting.grid import Grid
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import rule_for
+from onebyone.pytorch.structure import require_python
 from onebyone.pytorch.trace import Traced, channel_guesses, trace
 from onebyone.pytorch.walk import Cannot, Lifted, Pair, Poison, Walk
 from onebyone.records import Change, Labels, Readable, Refusal, by, html_result, html_table, table
@@ -162,6 +163,7 @@ def _check(
         raise BadInput(
             f"model is a {type(model).__name__}; a torch.nn.Module or an ExportedProgram was expected"
         )
+    require_python(model)
     size = (window, window) if isinstance(window, int) else tuple(window)
     if not 1 <= len(size) <= 3 or not all(isinstance(n, int) and n > 0 for n in size):
         raise BadInput(f"window is {window!r}; one to three positive whole numbers of pixels were expected")

@@ -22,6 +22,9 @@ from torch import fx, nn
 from torch.nn.modules.module import _WrappedHook
 from torch.utils.hooks import RemovableHandle
 
+from onebyone.errors import Refused
+from onebyone.records import Refusal
+
 ATOMS = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, type)
 CONTAINERS = (list, tuple, set, frozenset, dict, OrderedDict, defaultdict, deque)
 # An object graph larger than this is an application (a trainer, a data set), not a part of a network.
@@ -36,13 +39,28 @@ def why_opaque(module: nn.Module) -> str | None:
 @functools.lru_cache(maxsize=4096)
 def _why_opaque(cls: type[nn.Module]) -> str | None:
     if issubclass(cls, torch.jit.ScriptModule):
-        return "compiled by TorchScript: convert the network before scripting or tracing it"
+        return (
+            "compiled by TorchScript: give the network as it was before torch.jit.script or torch.jit.trace"
+        )
     names = {f"{c.__module__}.{c.__qualname__}" for c in cls.__mro__}
     if "torch.nn.parallel.distributed.DistributedDataParallel" in names:
         return "DistributedDataParallel keeps a record of its parameters: convert its .module and wrap again"
     if any(name.startswith("torch.distributed.fsdp.") for name in names):
         return "FSDP shards its parameters: convert the network before sharding it"
     return None
+
+
+def require_python(network: object) -> None:
+    """Raise Refused, naming every module under `network` that TorchScript compiled: no verb can look into those.
+
+    >>> require_python(nn.Linear(2, 2))
+    """
+    if not isinstance(network, nn.Module):
+        return
+    compiled = [(path, m) for path, m in walk(network) if isinstance(m, torch.jit.ScriptModule)]
+    if compiled:
+        refusals = [Refusal(path, type(m).__name__, str(why_opaque(m))) for path, m in compiled]
+        raise Refused(refusals, "the network holds modules that are no longer Python")
 
 
 def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

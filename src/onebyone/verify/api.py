@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from onebyone.errors import BadInput
+from onebyone.pytorch.structure import require_python
 from onebyone.verify import network, recording, structure
 from onebyone.verify.dense import verify_dense
 from onebyone.verify.layers import check_layer
@@ -44,6 +45,8 @@ def verify(
     ------
     BadInput
         where there is nothing to run, or `model` itself fails on `x`.
+    Refused
+        where one of two bare modules was compiled by TorchScript.
 
     >>> f, g = torch.nn.Linear(3, 2), torch.nn.Conv1d(3, 2, 1)
     >>> _ = g.load_state_dict({"weight": f.weight[..., None], "bias": f.bias})
@@ -59,6 +62,8 @@ def verify(
     if x is None:
         raise BadInput("x is missing: two callables can only be compared on an example input")
     other = _runnable(converted, "converted")
+    require_python(model)
+    require_python(other)
     with proof_settings(seed, model, other):
         _run_original(Runner(model, x, seed))
         return _whole(model, other, x, seed, gradients, None, _Findings())
