@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onebyone.errors import BadInput
@@ -92,6 +92,16 @@ class Sliding:
         places = self.out_size(size)
         end = (places - 1) * self.stride - self.pad_before + self.extent
         return places > 0 and end > size + self.pad_after
+
+    def at_one_place(self, size: int) -> Sliding:
+        """The same operator at stride 1 where a map of `size` places has one place: its stride shows nowhere there.
+
+        So a pool with a kernel of the whole map is, on a larger map, what a global pool is: a pool at stride 1.
+
+        >>> Sliding(7, stride=7).at_one_place(7).stride, Sliding(7, stride=7).at_one_place(14).stride
+        (1, 7)
+        """
+        return replace(self, stride=1) if self.out_size(size) == 1 else self
 
     def padded(self) -> bool:
         """Whether some place can see padding."""

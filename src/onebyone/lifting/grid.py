@@ -18,7 +18,7 @@ from onebyone.laws.geometry import Field, Sliding
 Integers = NDArray[np.int64]
 
 #: Image sizes, from the window up, at which extents are compared. A chain with jump j gives one more place for j more
-#: pixels, so equal extents over one jump are equal at every size; jumps above this are refused.
+#: pixels, so equal extents over one jump are equal at every size; maps of larger jumps are cropped in any case.
 PERIOD = 512
 
 
@@ -49,6 +49,11 @@ class Grid:
     def jump(self) -> tuple[int, ...]:
         """Pixels per place, on each axis."""
         return tuple(f.jump for f in self.fields)
+
+    @property
+    def extents_known(self) -> bool:
+        """Whether `sizes` tell how the map's extent compares with another's at every image size."""
+        return max(*self.jump, *self.align) <= PERIOD
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -80,7 +80,6 @@ def product(walk: Walk, node: fx.Node, source: Any, weight: Any, bias: Any, *, t
     rest = [n - s for n, s in zip(value.grid.nominal, stencil.start, strict=True)]
     grid = value.grid.gathered(value.grid.channels, spans, (1,) * walk.axes, rest).through(ops, out)
     grid = replace(grid, nominal=stencil.nominal)
-    walk.check_jump(grid)
     index = stencil.out_index(out)
     _record(walk, node, value, stencil, weight, bias, transposed)
     plain = index.shape == grid.shape and np.array_equal(index.ravel(), np.arange(index.size))

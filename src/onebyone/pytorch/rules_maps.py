@@ -17,6 +17,7 @@ from onebyone.pytorch.rules import register
 from onebyone.pytorch.rules_place import at_each_place
 from onebyone.pytorch.rules_shape import with_index
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of
+from onebyone.pytorch.window_pools import pooled
 
 aten = torch.ops.aten
 
@@ -58,10 +59,18 @@ def convolution(walk: Walk, node: fx.Node) -> Lifted:
             kernel, stride, dilation, _padding(a, kernel, dilation), strict=True
         )
     ]
+    # a kernel over the whole map is a linear layer over it: a window cannot show its stride
+    whole = [op == Sliding(n, op.stride) for op, n in zip(ops, value.grid.nominal, strict=True)]
+    ops = [replace(op, stride=1) if covers else op for op, covers in zip(ops, whole, strict=True)]
     grid = _slide(walk, node, value, ops, weight.shape[0])
-    rest = [node.args[1], *node.args[2:]]
-    handle = walk.call(node.target, value.handle, *[_constant(walk, r) for r in rest], **node.kwargs)  # type: ignore[arg-type]
+    rest = [_constant(walk, r) for r in node.args[1:]]
+    if len(rest) > _STRIDE and any(whole):
+        rest[_STRIDE] = [op.stride for op in ops]
+    handle = walk.call(node.target, value.handle, *rest, **node.kwargs)  # type: ignore[arg-type]
     return Lifted(handle, grid, None, value.pooled)
+
+
+_STRIDE = 2  # where convolutions have their stride, after the input: weight, bias, stride
 
 
 def _padding(a: dict[str, Any], kernel: tuple[int, ...], dilation: list[int]) -> list[tuple[int, int]]:
@@ -95,7 +104,6 @@ def _slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channel
             node, "ceil_mode makes a last place that is partial in a crop and whole in a larger image"
         )
     grid = value.grid.through(ops, channels)
-    walk.check_jump(grid)
     if any(n < 1 for n in grid.nominal):
         raise Cannot("the window is too small: no place is left")
     return grid
@@ -124,7 +132,10 @@ def max_pool(walk: Walk, node: fx.Node) -> Any:
         return at_each_place(walk, node)
     value = walk.as_map(walk.lifted(node.args[0]))
     ops = _pool(walk, node)
-    _slide(walk, node, value, ops)
+    if _whole_map(value, ops):
+        over = pooled(walk, node, value, value.grid.nominal, "amax")
+        return (over, None) if "with_indices" in str(node.target) else over
+    nominal = _slide(walk, node, value, ops).nominal
     past = _past_the_end(value, ops)
     handle = value.handle
     if any(past):  # a partial last place, whole: the maximum with nothing
@@ -134,9 +145,11 @@ def max_pool(walk: Walk, node: fx.Node) -> Any:
         Sliding(op.kernel, op.stride, op.dilation, op.pad_before, op.pad_after + extra)
         for op, extra in zip(ops, past, strict=True)
     ]
+    whole = [op.at_one_place(n + extra) for op, n, extra in zip(whole, value.grid.nominal, past, strict=True)]
     plain = getattr(aten, f"max_pool{walk.axes}d").default
-    lists = ([getattr(op, name) for op in ops] for name in ("kernel", "stride", "pad_before", "dilation"))
-    result = Lifted(walk.call(plain, handle, *lists), value.grid.through(whole), None, value.pooled)
+    lists = ([getattr(op, name) for op in whole] for name in ("kernel", "stride", "pad_before", "dilation"))
+    grid = replace(value.grid.through(whole), nominal=nominal)
+    result = Lifted(walk.call(plain, handle, *lists), grid, None, value.pooled)
     return (result, None) if "with_indices" in str(node.target) else result
 
 
@@ -163,6 +176,14 @@ def _past_the_end(value: Lifted, ops: list[Sliding]) -> list[int]:
     return [max(0, end - n - op.pad_after) for end, n, op in zip(ends, value.grid.nominal, ops, strict=True)]
 
 
+def _whole_map(value: Lifted, ops: list[Sliding]) -> bool:
+    """Whether a pool takes the whole of a window's map, once each place: a global pool, written with a kernel."""
+    return all(
+        op == Sliding(n, op.stride, 1, 0, 0, op.ceil_mode)
+        for op, n in zip(ops, value.grid.nominal, strict=True)
+    )
+
+
 @register(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
     """The same mean on a map of any size."""
@@ -170,11 +191,15 @@ def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
         return at_each_place(walk, node)
     value = walk.as_map(walk.lifted(node.args[0]))
     ops = _pool(walk, node)
+    a = arguments(node)
+    nominal = _slide(walk, node, value, ops).nominal
     if not any(_past_the_end(value, ops)):  # then ceil_mode adds nothing that a window needs
         ops = [replace(op, ceil_mode=False) for op in ops]
-    grid = _slide(walk, node, value, ops)
-    a = arguments(node)
-    given = [a[n] for n in ("kernel_size", "stride", "padding")]
+        if _whole_map(value, ops) and a.get("divisor_override") in (None, math.prod(value.grid.nominal)):
+            return pooled(walk, node, value, value.grid.nominal, "mean")
+        ops = [op.at_one_place(n) for op, n in zip(ops, value.grid.nominal, strict=True)]
+    grid = replace(value.grid.through(ops), nominal=nominal)
+    given = [[getattr(op, name) for op in ops] for name in ("kernel", "stride", "pad_before")]
     last = (
         [a["count_include_pad"], a["divisor_override"]]
         if "divisor_override" in a

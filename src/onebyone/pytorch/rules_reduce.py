@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import fx
 
-from onebyone.laws.geometry import Sliding
 from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import Gather, as_gather, as_stencil, as_window, identity
 from onebyone.pytorch import emit
@@ -18,9 +17,8 @@ from onebyone.pytorch.rules import refusing, register
 from onebyone.pytorch.rules_maps import arguments
 from onebyone.pytorch.rules_place import at_each_place
 from onebyone.pytorch.rules_shape import with_index
-from onebyone.pytorch.trace import module_path
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of, op_name
-from onebyone.records import Change
+from onebyone.pytorch.window_pools import pooled
 
 aten = torch.ops.aten
 
@@ -117,94 +115,6 @@ def _over_channels(handle: fx.Proxy, name: str) -> Any:
     if name == "linalg_vector_norm":
         return emit.channel_norm(handle)
     return operation[name](handle, 1, keepdim=True)
-
-
-def _full(value: Lifted, kernel: tuple[int, ...]) -> bool:
-    return kernel == value.grid.nominal
-
-
-def pooled(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], name: str) -> Lifted:
-    """The map pooled over `kernel` places at stride 1: each window's own pool.
-
-    A pool over the whole window is the network's head (`head="cam"` leaves it out) or a context (`context="image"`
-    takes it over the image).
-    """
-    places = int(np.prod(kernel))
-    if places == 1 or value.grid.image_wide:
-        return replace(value, index=None, handle=value.handle.abs() if "norm" in name else value.handle)
-    full = _full(value, kernel)
-    ops = [Sliding(k) for k in kernel]
-    if full and node.name in walk.image_wide:
-        handle = _image_pool(walk, value.handle, name, places)
-        grid = replace(
-            value.grid.through(ops), sizes=((1,) * len(value.grid.sizes[0]),) * walk.axes, image_wide=True
-        )
-        return Lifted(handle, grid, None, value.pooled | {node.name})
-    if full and walk.head == "cam" and node.name not in walk.context_nodes:
-        return _class_map(walk, node, value, kernel, name)
-    handle = _window_pool(value.handle, kernel, name)
-    by = "×".join(str(k) for k in kernel)
-    walk.changes.append(
-        Change(
-            module_path(node),
-            op_name(node.target),
-            "global pool = pool over the window",
-            "pool over the map",
-            f"{by} pool at stride 1",
-        )
-    )
-    names = {node.name} if full else set()
-    return Lifted(handle, value.grid.through(ops), None, value.pooled | names)
-
-
-def _window_pool(handle: Any, kernel: tuple[int, ...], name: str) -> Any:
-    places = float(np.prod(kernel))
-    if name == "amax":
-        return emit.window_max(handle, kernel)
-    if name == "amin":
-        return -emit.window_max(-handle, kernel)
-    if name == "mean":
-        return emit.window_mean(handle, kernel)
-    if name == "sum":
-        return emit.window_mean(handle, kernel) * places
-    if name == "linalg_vector_norm":
-        return (emit.window_mean(handle * handle, kernel) * places).sqrt()
-    raise AssertionError(name)
-
-
-def _image_pool(walk: Walk, handle: Any, name: str, places: int) -> Any:
-    """Over the whole image; sums and norms as if the image had the window's number of places."""
-    if name == "amax":
-        return emit.image_max(handle, walk.axes)
-    if name == "amin":
-        return -emit.image_max(-handle, walk.axes)
-    if name == "mean":
-        return emit.image_mean(handle, walk.axes)
-    if name == "sum":
-        return emit.image_mean(handle, walk.axes) * float(places)
-    if name == "linalg_vector_norm":
-        return emit.image_norm(handle, walk.axes, places)
-    raise AssertionError(name)
-
-
-def _class_map(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], name: str) -> Lifted:
-    if name != "mean":
-        raise Cannot(f"head='cam' needs an average pool before the classifier, not {name}")
-    shrink = tuple((k - 1) * j for k, j in zip(kernel, value.grid.jump, strict=True))
-    if walk.shrink not in (None, shrink):
-        raise Cannot("head='cam' with two pools of different sizes")
-    walk.shrink = shrink
-    walk.changes.append(
-        Change(
-            module_path(node),
-            op_name(node.target),
-            "average pool commutes with linear",
-            "pool over the map",
-            "left out (class map)",
-        )
-    )
-    one = (1,) * walk.axes
-    return Lifted(value.handle, replace(value.grid, nominal=one), None, value.pooled | {node.name})
 
 
 @register(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from onebyone.lifting.grid import PERIOD, Grid, Integers
+from onebyone.lifting.grid import Grid, Integers
 from onebyone.lifting.index import Gather, as_gather, as_stencil, identity, is_bijection
 from onebyone.pytorch import emit
 from onebyone.pytorch.trace import Traced, is_inplace, module_path
@@ -271,7 +271,7 @@ class Walk:
                     f"maps meet that have different strides: {grid.jump} and {other.grid.jump} pixels"
                 )
             grid = joined
-        if any(v.grid.sizes != grid.sizes for v in values):
+        if not grid.extents_known or any(v.grid.sizes != grid.sizes for v in values):
             handles = emit.common([v.handle for v in values], self.axes)
             values = [replace(v, handle=h) for v, h in zip(values, handles, strict=True)]
         return values, grid
@@ -287,7 +287,6 @@ class Walk:
     def _strided(self, value: Lifted, steps: list[int]) -> Lifted:
         starts = [(0, 0)] * self.axes
         grid = value.grid.gathered(value.grid.channels, starts, steps, value.grid.nominal)
-        self.check_jump(grid)
         return replace(value, handle=emit.stride(value.handle, steps), grid=grid)
 
     def refuse(self, node: fx.Node, reason: str) -> None:
@@ -301,11 +300,6 @@ class Walk:
         text = f"{module_path(node) or node.name} ({op_name(node.target)}): {reason}"
         if text not in self.inexact:
             self.inexact.append(text)
-
-    def check_jump(self, grid: Grid) -> None:
-        """Refuse strides beyond what extents are compared over."""
-        if any(j > PERIOD for j in (*grid.jump, *grid.align)):
-            raise Cannot(f"the stride grows beyond {PERIOD} pixels")
 
 
 class _Late:
