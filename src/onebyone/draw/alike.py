@@ -76,4 +76,4 @@ def _common(names: Sequence[str]) -> str:
         numbers = [int(n) for n in distinct]
         if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
             return f"{numbers[0]}–{numbers[-1]}"
-    return ",".join(distinct) if len(distinct) <= 3 else f"{distinct[0]}…{distinct[-1]}"
+    return ",".join(distinct) if len(distinct) <= 3 else f"{distinct[0]},…,{distinct[-1]}"

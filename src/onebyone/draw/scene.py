@@ -6,6 +6,7 @@ theme fills in. Shapes are drawn in order, later ones above.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,8 @@ SMALL, BODY, HEAD = 6.5, 7.0, 8.0
 LEADING = 1.28
 """From line to line, in parts of the size."""
 THIN, LINE, THICK = 0.4, 0.7, 1.2
+NUMBER = re.compile(r"(\d(?:[\d,.×]*\d)?(?: [kMG]\b)?)")
+"""A number or a shape with its unit (`25,088`, `512×7×7`, `103 M`): never broken or cut."""
 
 Point = tuple[float, float]
 
@@ -193,7 +196,7 @@ def lines(
 
 
 def wrapped(text: str, width: float, size: float = BODY) -> list[str]:
-    """The text in rows no wider than `width` points; a word that is wider is broken, at a dot or anywhere.
+    """The text in rows no wider than `width` points; a word that is wider is broken, at a dot or outside a number.
 
     >>> all(fonts.width(row, 7) <= 40 for row in wrapped("a few words and averylongwordwithoutend", 40, 7))
     True
@@ -207,26 +210,53 @@ def wrapped(text: str, width: float, size: float = BODY) -> list[str]:
         while fonts.width(word, size) > width and len(word) > 1:
             fits = max((n for n in range(1, len(word)) if fonts.width(word[:n], size) <= width), default=1)
             dot = word.rfind(".", 1, fits) + 1
-            cut = dot if dot > fits // 2 else fits
+            cut = _outside_numbers(word, dot if dot > fits // 2 else fits)
             rows.append(word[:cut])
             word = word[cut:]
         rows.append(word)
     return rows
 
 
+def _outside_numbers(word: str, cut: int) -> int:
+    """The place nearest before `cut` that is not inside a number; behind the number where the word begins with it."""
+    for number in NUMBER.finditer(word):
+        if number.start() < cut < number.end():
+            return number.start() or number.end()
+    return cut
+
+
+def first_fitting(texts: Sequence[str], width: float, size: float = BODY) -> str:
+    """The first of several wordings that is no wider than `width` points; the last one shortened where none is.
+
+    >>> first_fitting(["the same 36,864 weights", "36,864 weights"], 60)
+    '36,864 weights'
+    """
+    return next((t for t in texts if fonts.width(t, size) <= width), shortened(texts[-1], width, size))
+
+
 def shortened(text: str, width: float, size: float = BODY) -> str:
-    """The text, its middle left out where it is wider than `width` points.
+    """The text with letters left out where it is wider than `width` points; every number in it stays whole.
+
+    Letters go from the middle of the longest stretch between two numbers, one at a time. Text whose numbers alone
+    are wider than `width` stays wider: a number with digits left out would be another number.
 
     >>> shortened("blocks.11.mlp.fc1", 400), len(shortened("blocks.11.mlp.fc1", 30)) < 12
     ('blocks.11.mlp.fc1', True)
+    >>> shortened("the same 36,864 weights", 80)
+    'the same 36,864 w…s'
     """
-    text = fonts.shown(text)
-    if fonts.width(text, size) <= width:
-        return text
-    kept = len(text)
-    while kept > 1:
-        kept -= 1
-        short = text[: kept // 2] + "…" + text[len(text) - (kept - kept // 2) :]
-        if fonts.width(short, size) <= width:
-            return short
-    return "…"
+    stretches = NUMBER.split(fonts.shown(text))  # words and numbers in turn
+    kept = [len(words) for words in stretches[::2]]
+    while True:
+        shown = list(stretches)
+        shown[::2] = [_without_middle(w, n) for w, n in zip(stretches[::2], kept, strict=True)]
+        most = max(kept)
+        if most == 0 or fonts.width("".join(shown), size) <= width:
+            return "".join(shown)
+        kept[kept.index(most)] -= 1
+
+
+def _without_middle(words: str, kept: int) -> str:
+    if kept == len(words):
+        return words
+    return words[: kept - kept // 2] + "…" + words[len(words) - kept // 2 :]

@@ -128,4 +128,16 @@ def _way(walk: Walk, source: fx.Node, value: Lifted) -> _Way:
 
 
 def _apply(node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
-    return node.target(tensor, *node.args[1:], **node.kwargs)  # type: ignore[operator, no-any-return]
+    """The shape operator at `node` on another tensor of the same shape.
+
+    The tensor is made contiguous first: the network's own copies (`contiguous`, `clone`) are not repeated here, and a
+    `view` asks for a layout that only they give. What a shape operator answers does not depend on the layout.
+    """
+
+    def argument(a: fx.node.Argument) -> fx.node.Argument:
+        # of another value (view_as, expand_as) only the shape counts
+        return torch.empty(a.meta["val"].shape) if isinstance(a, fx.Node) else a
+
+    rest = fx.node.map_aggregate(node.args[1:], argument)
+    kwargs = fx.node.map_aggregate(dict(node.kwargs), argument)
+    return node.target(tensor.contiguous(), *rest, **kwargs)  # type: ignore[operator, no-any-return, misc]

@@ -24,6 +24,7 @@ from onebyone.draw.scene import (
     Text,
     arrow,
     box,
+    first_fitting,
     line,
     lines,
     moved,
@@ -272,9 +273,11 @@ def _cells(p: Pointwise, width: float, top: float) -> tuple[list[Shape], float]:
     fits = min(len(values), int(room // 3.4))
     cell = min(CELL, room / fits)
     many = f"first {fits} of {words.count(p.per_filter)}" if fits < p.per_filter else f"all {fits}"
-    label = f"weights of filter 1, {many}: blue below zero, orange above"
+    colours = "blue below zero, orange above"
+    wordings = [f"weights of filter 1, {many}: {colours}", f"filter 1, {many}: {colours}"]
+    label = first_fitting(wordings, room, SMALL)
     y = top + SMALL + 3
-    shapes: list[Shape] = [Text(MARGIN, top + SMALL * 0.8, shortened(label, room, SMALL), SMALL, "quiet")]
+    shapes: list[Shape] = [Text(MARGIN, top + SMALL * 0.8, label, SMALL, "quiet")]
     most = max((abs(v) for v in values[:fits]), default=0.0) or 1.0
     for i, value in enumerate(values[:fits]):
         x = MARGIN + i * cell

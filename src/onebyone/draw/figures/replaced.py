@@ -21,6 +21,7 @@ from onebyone.draw.scene import (
     Text,
     arrow,
     box,
+    first_fitting,
     line,
     lines,
     rect,
@@ -75,8 +76,9 @@ def _note(data: Drawing, items: Sequence[Replaced], drawn: int) -> str:
         tokens = ", tokens are places" if any(r.tokens for r in items) else ""
         parts.append(f"Each layer by itself: a vector is an image of one place{tokens}.")
         parts += [f"No larger images: {reason.rstrip('.')}." for reason in data.refused[:1]]
-    for pool in (r for r in data.replaced if _is_pool(r)):
-        parts.append(f"{pool.path or 'The global pool'} becomes a {pool.after}.")
+    # an uneven adaptive pool becomes many pools, most of them alike
+    pools = [f"{p.path or 'The global pool'} becomes a {p.after}." for p in data.replaced if _is_pool(p)]
+    parts += dict.fromkeys(pools)
     if data.kept:
         parts.append(f"Not replaced: {words.many(len(data.kept), 'layer')}.")
     parts.append("W: shape of the weight, whose values stay. Lengths by √ of channels, sides by √ of places.")
@@ -242,11 +244,9 @@ class _Lanes:
         if item.weight:
             inputs, outputs = (words.count(n) for n in (item.weight[1], item.weight[0]))
             before = (path, f"FC {inputs} → {outputs}", f"W {words.shape(item.weight)}")
-            after = (
-                words.convolution(item.kernel[2:]),
-                f"W {words.shape(item.kernel)}",
-                f"the same {words.short(item.weights)} weights",
-            )
+            many = f"{words.short(item.weights)} weights"
+            same = first_fitting([f"the same {many}", f"same {many}", many], self.lane - WORDS, SMALL)
+            after = (words.convolution(item.kernel[2:]), f"W {words.shape(item.kernel)}", same)
         else:
             before, after = (path, item.kind, item.before), ("1×1 convolutions", item.after, "")
         for x, rows, strong in ((self.lefts[0], before, 2), (self.lefts[1], after, 1)):
