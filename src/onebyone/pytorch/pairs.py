@@ -140,4 +140,4 @@ def _apply(node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
 
     rest = fx.node.map_aggregate(node.args[1:], argument)
     kwargs = fx.node.map_aggregate(dict(node.kwargs), argument)
-    return node.target(tensor.contiguous(), *rest, **kwargs)  # type: ignore[operator, no-any-return, misc]
+    return node.target(tensor.contiguous(), *rest, **kwargs)  # type: ignore[operator, no-any-return]
