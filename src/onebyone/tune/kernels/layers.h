@@ -1,7 +1,10 @@
 // Convolutions, depthwise convolutions, pools and what stands between them, on channels-last float32 maps. Every function
 // is called by all threads of a parallel region, and ends when all of its work is done.
 #pragma once
+#include <limits>
+#include "threads.h"
 #include "vectors.h"
+#include "zones.h"
 
 namespace onebyone {
 // one step of a network: what it is, where its numbers are and their sizes; the fields of a row of int64
@@ -16,25 +19,6 @@ struct Step {
   int64_t activation, pool, levels;
   int64_t apart[14];  // attention: see tokens.h
   double number;      // ε of a norm, the scale of attention
-};
-
-// the threads that share a piece of work: each does a run of it, and waits for the others
-struct Team {
-  int64_t me, size;
-  int64_t begin(int64_t n, int64_t behind = 0) const {
-    const int64_t t = me + behind;
-    return n / size * t + std::min(t, n % size);
-  }
-  template <class Work>
-  void share(int64_t n, Work work) const {
-    for (int64_t i = begin(n), end = begin(n, 1); i < end; i++) work(i);
-    wait();
-  }
-  void wait() const {
-    if (size > 1) {
-#pragma omp barrier
-    }
-  }
 };
 
 constexpr int64_t LEAST_ROWS = 16;  // that a thread has for itself: of fewer, threads share the weights instead
@@ -137,10 +121,9 @@ struct Convolution {
 
 // a convolution as products of rows with panels: a tap is one place of the kernel (a whole row of it where the map is
 // narrow and padded beforehand: `dilation_w` 0); places in the padding read zeros
-inline void convolution(const Step& s, const float* zeros, int threads) {
+inline void convolution(const Step& s, const float* zeros, const Team& team) {
   const Convolution c(s, zeros);
-  const Team team{omp_get_thread_num(), threads};
-  const bool apart = c.rows >= LEAST_ROWS * threads;
+  const bool apart = c.rows >= LEAST_ROWS * team.size;
   const int64_t begin = apart ? team.begin(c.rows) : 0, rows = apart ? team.begin(c.rows, 1) - begin : c.rows;
   const int64_t blocks = parts_of(rows, 4 * ROWS);
   const auto block = [&](int64_t b, int64_t panel) {  // the weights are read once, the rows again and again
@@ -227,8 +210,7 @@ inline void depthwise_of(const Step& s, const float* zeros, const Team& team) {
   team.wait();
 }
 
-inline void depthwise(const Step& s, const float* zeros, int threads) {
-  const Team team{omp_get_thread_num(), threads};
+inline void depthwise(const Step& s, const float* zeros, const Team& team) {
   const auto is = [&](int64_t kernel, int64_t stride) {
     return s.kernel_w == kernel && s.stride_w == stride && s.dilation_w == 1;
   };
@@ -240,40 +222,36 @@ inline void depthwise(const Step& s, const float* zeros, int threads) {
   depthwise_of<0, 0>(s, zeros, team);
 }
 
-inline void max_pool(const Step& s) {
+inline void max_pool(const Step& s, const Team& team) {
   const int64_t vectors = parts_of(s.channels, LANES), units = s.samples * s.high;
-#pragma omp for schedule(static)
-  for (int64_t u = 0; u < units; u++) {
+  team.share(units, [&](int64_t u) {
     const int64_t sample = u / s.high, top = u % s.high * s.stride_h - s.pad_h;
     for (int64_t ox = 0; ox < s.wide; ox++) {
       const int64_t first = ox * s.stride_w - s.pad_w;
       for (int64_t i = 0; i < vectors; i++) {
         const int64_t c = lane(i, s.channels);
-        Vec best{};
-        bool any = false;
+        Vec best = all(-std::numeric_limits<float>::infinity());  // of a window that lies in the padding as a whole
         for (int64_t ky = 0; ky < s.kernel_h; ky++)
           for (int64_t kx = 0; kx < s.kernel_w; kx++) {
             const int64_t h = top + ky * s.dilation_h, v = first + kx * s.dilation_w;
             if (h < 0 || h >= s.height || v < 0 || v >= s.width) continue;
-            const Vec found = load(s.x + ((sample * s.height + h) * s.width + v) * s.channels + c);
-            best = any ? larger(found, best) : found;
-            any = true;
+            best = larger(load(s.x + ((sample * s.height + h) * s.width + v) * s.channels + c), best);
           }
         store(s.y + (u * s.wide + ox) * s.channels + c, best);
       }
     }
-  }
+  });
 }
 
 // the mean over all places: (N, H, W, C) to (N, C). Each thread sums the places that are its own: what lies in its caches
 // stays there; `scratch` holds the sums
-inline int64_t mean_scratch(const Step& s, int threads) { return threads * s.samples * s.channels; }
+inline int64_t mean_scratch(const Step& s, int threads) { return threads * zoned(s.samples * s.channels); }
 
-inline void mean(const Step& s, int threads) {
+inline void mean(const Step& s, const Team& team) {
   const int64_t vectors = parts_of(s.channels, LANES), places = s.height * s.width, all_of = s.samples * s.channels;
-  const Team team{omp_get_thread_num(), threads};
   const int64_t begin = team.begin(s.samples * places), end = team.begin(s.samples * places, 1);
-  float* sums = s.scratch + team.me * all_of;
+  float* own = s.scratch + team.me * zoned(all_of);
+  float* sums = take(own, zoned(all_of));
   for (int64_t u = 0; u < s.samples * vectors; u++) {
     const int64_t sample = u / vectors, c = lane(u % vectors, s.channels);
     const float* x = s.x + c;
@@ -286,7 +264,7 @@ inline void mean(const Step& s, int threads) {
   team.share(s.samples * vectors, [&](int64_t u) {
     const int64_t at = u / vectors * s.channels + lane(u % vectors, s.channels);
     Vec total{};
-    for (int64_t t = 0; t < threads; t++) total += load(s.scratch + t * all_of + at);
+    for (int64_t t = 0; t < team.size; t++) total += load(s.scratch + t * zoned(all_of) + at);
     store(s.y + at, total * (1.0f / (float)places));
   });
 }
@@ -295,14 +273,13 @@ inline void mean(const Step& s, int threads) {
 // where `index` says if it is given; or a constant, whose `levels` rows repeat if there are any
 enum Meeting { ALONE, ADDED, MULTIPLIED, MULTIPLIED_BY_CHANNEL };
 
-inline void elementwise(const Step& s) {
+inline void elementwise(const Step& s, const Team& team) {
   const int64_t places = s.height * s.width, vectors = parts_of(s.channels, LANES);
   const float* second = s.add ? s.add : s.weight;
   const int64_t* index = s.index;
   const int64_t every = s.pool == MULTIPLIED_BY_CHANNEL ? places : 0, repeating = s.add ? 0 : s.levels;
   const bool beside = !index && !every && !repeating;
-#pragma omp for schedule(static)
-  for (int64_t p = 0; p < s.samples * places; p++) {
+  team.share(s.samples * places, [&](int64_t p) {
     const float* x = s.x + p * s.channels;
     const float* other = second + p * s.channels;
     if (!beside) other = second + (index ? index[p] : (every ? p / every : p % repeating) * s.channels);
@@ -314,18 +291,17 @@ inline void elementwise(const Step& s) {
       if (s.pool >= MULTIPLIED) v *= load(other + c, n);
       store(s.y + p * s.channels + c, activated(v, s.activation), n);
     }
-  }
+  });
 }
 
 // (N, C, H, W) to (N, H + 2·pad, W + 2·pad, C)
-inline void laid_channels_last(const Step& s) {
-#pragma omp for schedule(static)
-  for (int64_t u = 0; u < s.samples * s.high; u++) {
+inline void laid_channels_last(const Step& s, const Team& team) {
+  team.share(s.samples * s.high, [&](int64_t u) {
     const int64_t sample = u / s.high, h = u % s.high - s.pad_h;
     float* line = s.y + u * s.wide * s.channels;
     if (h < 0 || h >= s.height) {
       std::fill_n(line, s.wide * s.channels, 0.0f);
-      continue;
+      return;
     }
     std::fill_n(line, s.pad_w * s.channels, 0.0f);
     std::fill_n(line + (s.pad_w + s.width) * s.channels, s.pad_w * s.channels, 0.0f);
@@ -334,6 +310,6 @@ inline void laid_channels_last(const Step& s) {
       float* to = line + s.pad_w * s.channels + c;
       for (int64_t x = 0; x < s.width; x++) to[x * s.channels] = from[x];
     }
-  }
+  });
 }
 }  // namespace onebyone

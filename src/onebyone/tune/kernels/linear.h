@@ -39,10 +39,10 @@ struct Layer {
   // sums of rows: half the length of what they sum, in whole cache lines that do not meet in one set
   int64_t sum_row(int64_t level) const { return parts_of(s.channels >> level, 16) * 16 + 16; }
   int64_t held() const { return copied ? OPERANDS : 4; }
-  int64_t rows() const { return fetched ? s.samples * sum_row(0) : 0; }
-  int64_t first() const { return s.levels ? held() * quarter * (parts / 2) * sum_row(1) : 0; }
-  int64_t second() const { return s.levels > 1 ? OPERANDS * 4 * quarter * sum_row(2) : 0; }
-  int64_t temporaries() const { return most * width * (s.levels > 1 ? 4 + 4 * 4 : 4); }
+  int64_t rows() const { return zoned(fetched ? s.samples * sum_row(0) : 0); }
+  int64_t first() const { return zoned(s.levels ? held() * quarter * (parts / 2) * sum_row(1) : 0); }
+  int64_t second() const { return zoned(s.levels > 1 ? OPERANDS * 4 * quarter * sum_row(2) : 0); }
+  int64_t temporaries() const { return zoned(s.levels ? most * width * (s.levels > 1 ? 4 + 4 * 4 : 4) : 0); }
   int64_t floats(int threads) const { return rows() + first() + second() + threads * temporaries(); }
 };
 
@@ -220,12 +220,13 @@ struct LinearRun {
 
   void run(const Team& team) const {
     Rows x{s.x, s.channels, s.samples};
-    float *sums = s.scratch + l.rows(), *inner_sums = sums + l.first();
-    float* mine = inner_sums + l.second() + team.me * l.temporaries();
+    float* scratch = s.scratch;
+    float *fetched = take(scratch, l.rows()), *sums = take(scratch, l.first()), *inner_sums = take(scratch, l.second());
+    float* mine = take(scratch += team.me * l.temporaries(), l.temporaries());
     const int64_t half = l.quarter * l.parts / 2;
     if (l.fetched) {
-      x = {s.scratch, l.sum_row(0), s.samples};
-      team.share(s.samples, [&](int64_t i) { fetch(s, i, s.scratch + i * x.apart); });
+      x = {fetched, l.sum_row(0), s.samples};
+      team.share(s.samples, [&](int64_t i) { fetch(s, i, fetched + i * x.apart); });
     }
     if (!s.levels)
       return products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { whole<u()>(x, j, r0, n); });
@@ -314,12 +315,12 @@ inline void run_linear(const Step& s, const Team& team) {
   }
 }
 
-inline void linear(const Step& s, int threads) {
-  const Division d(s, threads);
-  const Team all{omp_get_thread_num(), threads};
+inline void linear(const Step& s, const Team& all) {
+  const Division d(s, all.size);
   if (!d.apart) return run_linear(s, all);  // it waits
   float* mine = s.scratch + all.me * d.share(s);
   d.each_part(s, all, [&](Step part) {
+    allow(mine, d.share(s));  // the part before has its zones elsewhere
     part.scratch = mine;
     run_linear(part, {0, 1});
   });

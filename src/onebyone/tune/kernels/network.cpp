@@ -3,6 +3,8 @@
 #include "tokens.h"
 #include "winograd.h"
 
+#include <chrono>
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -56,30 +58,45 @@ extern "C" int64_t onebyone_scratch_missing(const Step* step, int threads) {
   return linear_scratch_missing(*step, threads);
 }
 
+static void run_step(const Step& s, const float* zeros, const Team& team) {
+  switch (s.kind) {
+    case INPUT: laid_channels_last(s, team); break;
+    case CONVOLUTION: convolution(s, zeros, team); break;
+    case WINOGRAD: {
+      const Job j = job_of(s, team.size);
+      winograd(j, Blocks(j), team, s.x, s.weight, s.bias, s.y, s.scratch);
+      break;
+    }
+    case DEPTHWISE: depthwise(s, zeros, team); break;
+    case MAX_POOL: max_pool(s, team); break;
+    case MEAN: mean(s, team); break;
+    case ELEMENTWISE: elementwise(s, team); break;
+    case LINEAR: linear(s, team); break;
+    case LAYER_NORM: layer_norm(s, team); break;
+    case ATTENTION: attention(s, team); break;
+    case ROWS_OF: rows(s, team); break;
+    case TURNED: turned(s, team); break;
+  }
+  if (ZONE) {  // its forbidden zones end with it
+    if (!team.me) allow(s.scratch, scratch_of(s, team.size));
+    team.wait();
+  }
+}
+
+static double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+#if defined(__SANITIZE_ADDRESS__)
+extern "C" void onebyone_forbid(const float* begin, int64_t floats) { forbid(begin, floats); }
+#endif
+
 // all steps, one after the other; `ended`, where it is wanted, gets the time at which each was done, in seconds
 extern "C" void onebyone_run(const Step* steps, int64_t count, const float* zeros, int asked, double* ended) {
-#pragma omp parallel num_threads(asked)
-  for (int64_t i = 0; i < count; i++) {
-    const Step& s = steps[i];
-    const int threads = omp_get_num_threads();
-    switch (s.kind) {
-      case INPUT: laid_channels_last(s); break;
-      case CONVOLUTION: convolution(s, zeros, threads); break;
-      case WINOGRAD: {
-        const Job j = job_of(s, threads);
-        winograd(j, Blocks(j), s.x, s.weight, s.bias, s.y, s.scratch);
-        break;
-      }
-      case DEPTHWISE: depthwise(s, zeros, threads); break;
-      case MAX_POOL: max_pool(s); break;
-      case MEAN: mean(s, threads); break;
-      case ELEMENTWISE: elementwise(s); break;
-      case LINEAR: linear(s, threads); break;
-      case LAYER_NORM: layer_norm(s); break;
-      case ATTENTION: attention(s, threads); break;
-      case ROWS_OF: rows(s); break;
-      case TURNED: turned(s); break;
+  by_threads(asked, [&](const Team& team) {
+    for (int64_t i = 0; i < count; i++) {
+      run_step(steps[i], zeros, team);
+      if (ended && !team.me) ended[i] = seconds();
     }
-    if (ended && omp_get_thread_num() == 0) ended[i] = omp_get_wtime();
-  }
+  });
 }

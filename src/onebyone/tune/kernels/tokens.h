@@ -41,10 +41,9 @@ inline void turn(Vec (&v)[LANES]) {
 }
 
 // (samples, height, width) to (samples, width, height)
-inline void turned(const Step& s) {
+inline void turned(const Step& s, const Team& team) {
   const int64_t high = s.height, wide = s.width, down = parts_of(high, LANES), across = parts_of(wide, LANES);
-#pragma omp for schedule(static)
-  for (int64_t u = 0; u < s.samples * across * down; u++) {
+  team.share(s.samples * across * down, [&](int64_t u) {
     const int64_t sample = u / (across * down), column = u / down % across, row = u % down;
     const float* x = s.x + sample * high * wide;
     float* y = s.y + sample * high * wide;
@@ -52,7 +51,7 @@ inline void turned(const Step& s) {
       const int64_t bottom = std::min((row + 1) * LANES, high), right = std::min((column + 1) * LANES, wide);
       for (int64_t c = column * LANES; c < right; c++)
         for (int64_t r = row * LANES; r < bottom; r++) y[c * high + r] = x[r * wide + c];
-      continue;
+      return;
     }
     // the last squares overlap those before where the sides are no whole number of them
     const int64_t r = lane(row, high), c = lane(column, wide);
@@ -60,33 +59,30 @@ inline void turned(const Step& s) {
     for (int i = 0; i < LANES; i++) square[i] = load(x + (r + i) * wide + c);
     turn(square);
     for (int i = 0; i < LANES; i++) store(y + (c + i) * high + r, square[i]);
-  }
+  });
 }
 
 // rows from anywhere, of a map or of a constant; several such steps write the parts of one map
-inline void rows(const Step& s) {
+inline void rows(const Step& s, const Team& team) {
   const float* from = s.x ? s.x : s.weight;
   const int64_t length = s.channels;
   float* to = s.y + s.pad_h;
   if (length == 1 && s.wide <= 0) {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < s.samples; i++) to[i] = from[s.index[i]];
+    team.share(s.samples, [&](int64_t i) { to[i] = from[s.index[i]]; });
     return;
   }
-#pragma omp for schedule(static)
-  for (int64_t i = 0; i < s.samples; i++) {
+  team.share(s.samples, [&](int64_t i) {
     float* y = to + (s.wide > 0 ? i / s.high * s.wide + i % s.high * length : i * length);
     std::memcpy(y, from + s.index[i], length * sizeof(float));
-  }
+  });
 }
 
 // each row less its mean, by its standard deviation: the mean first, since squares of what is far from 0 cancel
-inline void layer_norm(const Step& s) {
+inline void layer_norm(const Step& s, const Team& team) {
   const int64_t length = s.channels, whole = length / LANES * LANES, left = length - whole;
   const float one_by = 1.0f / (float)length, least = (float)s.number;
   const float *weight = s.weight, *bias = s.bias;
-#pragma omp for schedule(static)
-  for (int64_t i = 0; i < s.samples; i++) {
+  team.share(s.samples, [&](int64_t i) {
     const float* x = s.x + (s.index ? s.index[i] : i * length);
     float* y = s.y + i * length;
     Vec total[4] = {};  // four sums: rounding grows with a quarter of the row, and additions need not wait
@@ -126,7 +122,7 @@ inline void layer_norm(const Step& s) {
       if (bias) v += load(bias + c, left);
       store(y + c, v, left);
     }
-  }
+  });
 }
 
 // N rows (x, x_apart from one to the next) times `length` rows of whole vectors (w, w_apart), by a factor for each row;
@@ -169,9 +165,10 @@ struct Attention {
         apart(panels * PANEL + LANES),  // no power of two: rows would share a cache's sets
         v_apart(out % LANES ? parts_of(out, LANES) * LANES : s.apart[11]), copied(out % LANES) {}
 
-  int64_t k_floats() const { return panels * PANEL * depth; }
-  int64_t v_floats() const { return copied ? keys * v_apart : 0; }
-  int64_t floats() const { return k_floats() + v_floats() + ROWS * apart; }
+  int64_t k_floats() const { return zoned(panels * PANEL * depth); }
+  int64_t v_floats() const { return zoned(copied ? keys * v_apart : 0); }
+  int64_t score_floats() const { return zoned(ROWS * apart); }
+  int64_t floats() const { return k_floats() + v_floats() + score_floats(); }
 
   void lay(int64_t sample, int64_t head, float* k_to, float* v_to) const {
     const float* k = s.add + s.apart[4] + sample * s.apart[5] + head * s.apart[6];
@@ -268,21 +265,21 @@ struct Attention {
 
 inline int64_t attention_scratch(const Step& s, int threads) { return threads * Attention(s).floats(); }
 
-inline void attention(const Step& s, int threads) {
+inline void attention(const Step& s, const Team& team) {
   const Attention a(s);
   const int64_t heads = s.samples * a.heads;
   // parts of a head, so that threads have as much to do: no more of them than they need, each may lay K again
   int64_t parts = 1;
-  while (parts_of(heads * parts, threads) * threads * 20 > heads * parts * 21 && parts < a.queries) parts++;
-  float* k = s.scratch + omp_get_thread_num() * a.floats();
-  float *v = k + a.k_floats(), *scores = v + a.v_floats();
+  const auto rounds = [&] { return parts_of(heads * parts, team.size); };
+  while (rounds() * team.size * 20 > heads * parts * 21 && parts < a.queries) parts++;
+  float* own = s.scratch + team.me * a.floats();
+  float *k = take(own, a.k_floats()), *v = take(own, a.v_floats()), *scores = take(own, a.score_floats());
   int64_t laid = -1;
-#pragma omp for schedule(static)
-  for (int64_t u = 0; u < heads * parts; u++) {
+  team.share(heads * parts, [&](int64_t u) {
     const int64_t head = u / parts, part = u % parts;
     if (head != laid) a.lay(head / a.heads, head % a.heads, k, v);
     laid = head;
     a.part(head / a.heads, head % a.heads, a.queries * part / parts, a.queries * (part + 1) / parts, k, v, scores);
-  }
+  });
 }
 }  // namespace onebyone

@@ -5,14 +5,9 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#include <omp.h>
 #include <type_traits>
 #if defined(__AVX512F__)
 #include <immintrin.h>
-#endif
-
-#ifdef __clang__
-#error "clang brings an OpenMP of its own, whose threads would contend with PyTorch's"
 #endif
 
 namespace onebyone {

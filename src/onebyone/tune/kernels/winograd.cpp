@@ -14,7 +14,8 @@ extern "C" int onebyone_winograd(const float* image, const float* weight, const 
   const onebyone::Blocks blocks(j);
   float* scratch = kept.of(blocks.floats(j));
   if (!scratch) return 1;
-#pragma omp parallel num_threads(threads)
-  onebyone::winograd(j, blocks, image, weight, bias, result, scratch);
+  onebyone::by_threads(threads, [&](const onebyone::Team& team) {
+    onebyone::winograd(j, blocks, team, image, weight, bias, result, scratch);
+  });
   return 0;
 }

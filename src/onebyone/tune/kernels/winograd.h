@@ -5,7 +5,9 @@
 // packed beforehand: (36, panels, C, PANEL). Tiles go through in blocks that stay in the cache: where the weights are
 // small, each thread has a block of its own; where they are large, all threads share one, so that weights are read once.
 #pragma once
+#include "threads.h"
 #include "vectors.h"
+#include "zones.h"
 
 namespace onebyone {
 constexpr int EDGE = 6, TILE = 4, PRODUCTS = EDGE * EDGE;
@@ -25,7 +27,8 @@ struct Job {
   // rows of whole cache lines, and no power of two apart: those would share the cache's sets
   int64_t in_row() const { return channels + 16; }
   int64_t out_row() const { return panels() * PANEL + 16; }
-  int64_t floats(int64_t block) const { return PRODUCTS * block * (in_row() + out_row()); }
+  int64_t in_floats(int64_t block) const { return zoned(PRODUCTS * block * in_row()); }
+  int64_t floats(int64_t block) const { return in_floats(block) + zoned(PRODUCTS * block * out_row()); }
 };
 
 inline void transform_in(const Vec d[EDGE], Vec v[EDGE]) {
@@ -163,34 +166,29 @@ struct Blocks {
   int64_t floats(const Job& j) const { return j.floats(size) * (apart ? j.threads : 1); }
 };
 
-// run by all threads of a parallel region
-inline void winograd(const Job& j, const Blocks& blocks, const float* image, const float* weight, const float* bias,
+// run by all threads of a team
+inline void winograd(const Job& j, const Blocks& blocks, const Team& team, const float* image, const float* weight, const float* bias,
                      float* result, float* scratch) {
   const int64_t tiles = j.tiles(), panels = j.panels(), block = blocks.size;
   const int64_t xs = block * j.in_row(), ys = block * j.out_row();
-  float* x = scratch + (blocks.apart ? omp_get_thread_num() * j.floats(block) : 0);
-  float* y = x + PRODUCTS * xs;
+  float* own = scratch + (blocks.apart ? team.me * j.floats(block) : 0);
+  float *x = take(own, j.in_floats(block)), *y = take(own, j.floats(block) - j.in_floats(block));
   const auto unit = [&](int64_t u, int64_t n) {
     multiply(j, x + u / panels * xs, weight + u * j.channels * PANEL, y + u / panels * ys + u % panels * PANEL, n);
   };
   if (blocks.apart) {
-#pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < blocks.count; i++) {
+    return team.share_in_turn(blocks.count, [&](int64_t i) {
       const int64_t first = i * block, n = std::min(block, tiles - first);
       for (int64_t t = 0; t < n; t++) read_tile(j, image, first + t, x + t * j.in_row(), xs);
       for (int64_t u = 0; u < PRODUCTS * panels; u++) unit(u, n);
       for (int64_t t = 0; t < n; t++) write_tile(j, result, bias, first + t, y + t * j.out_row(), ys);
-    }
-    return;
+    });
   }
   for (int64_t first = 0; first < tiles; first += block) {
     const int64_t n = std::min(block, tiles - first);
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < n; t++) read_tile(j, image, first + t, x + t * j.in_row(), xs);
-#pragma omp for schedule(static)
-    for (int64_t u = 0; u < PRODUCTS * panels; u++) unit(u, n);
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < n; t++) write_tile(j, result, bias, first + t, y + t * j.out_row(), ys);
+    team.share(n, [&](int64_t t) { read_tile(j, image, first + t, x + t * j.in_row(), xs); });
+    team.share(PRODUCTS * panels, [&](int64_t u) { unit(u, n); });
+    team.share(n, [&](int64_t t) { write_tile(j, result, bias, first + t, y + t * j.out_row(), ys); });
   }
 }
 }  // namespace onebyone
