@@ -52,7 +52,7 @@ def convert(
         level: "layers" (drop-in modules that share the very parameters), "native" (real `nn.Conv2d` /
             `nn.Linear`), or "graph" (the whole exported graph; a module needs an `example`); None is "layers"
             for a module and "graph" for a program.
-        example: an example input, or a tuple of them.
+        example: an example input, a tuple of positional or a dict of keyword arguments, or a pair of both.
         copy: part the result's parameters from the original's.
         only: a path glob (`"*.head"`), several of them, or a function (path, module) -> bool, at "graph" (path).
         optimizer: carried over to new parameters, with its state, where there are any.
@@ -130,8 +130,8 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     Args:
         model: the original.
         converted: what `convert` or `convolutionalize` gave, or any callable (outputs are compared only).
-        x: an example input, or a tuple of them; without one (and a program may carry one) the layers are
-            probed by themselves.
+        x: an example input, a tuple of positional or a dict of keyword arguments, or a pair of both; without
+            one (and a program may carry one) the layers are probed by themselves.
         seed: of the probes.
         options: gradients, max_windows, progress: see `onebyone.verify.verify`.
 

@@ -121,13 +121,13 @@ def network_of(model: Source, *, compiled: bool = False) -> Network:
 
 
 def example_of(network: object) -> Any:
-    """The inputs that an exported program keeps as an example; None where there are none."""
+    """The inputs that an exported program keeps as an example (see `exporting.arguments`); None without any."""
     from torch.export import ExportedProgram
 
     if not isinstance(network, ExportedProgram) or not network.example_inputs:
         return None
     positional, named = network.example_inputs
-    return None if named else positional
+    return (positional, named) if named else positional
 
 
 def _notes(nonfinite: Sequence[str]) -> tuple[str, ...]:

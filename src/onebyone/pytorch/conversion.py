@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from onebyone.errors import BadInput
 from onebyone.files import atomic_path, write_text
+from onebyone.pytorch.exporting import export_program
 from onebyone.pytorch.layers import with_plain_weight
 from onebyone.pytorch.state import Entry, StateDict, to_converted, to_original
 from onebyone.records import Change, Readable, Refusal, html_result, html_table, table
@@ -131,8 +132,8 @@ class Conversion(Readable):
         """Write the converted network, whole or not at all.
 
         `.safetensors`: the state dict of `model`, with the report in the file's metadata and, for people,
-        beside it as `.json`. `.pt2`: the program exported with `example` (the input, or a tuple of them),
-        in eval mode, the report inside it.
+        beside it as `.json`. `.pt2`: the program exported with `example` (the input, a tuple of
+        positional arguments, a dict of keyword arguments, or a pair of both), in eval mode, the report inside it.
 
         Raises:
             BadInput: another suffix, a folder that cannot be written, state that the format cannot hold,
@@ -156,14 +157,7 @@ class Conversion(Readable):
     def _export(self, example: Any) -> torch.export.ExportedProgram:
         if example is None:
             raise BadInput("saving a .pt2 needs an example input: save(path, example=x)")
-        args = example if isinstance(example, tuple) else (example,)
-        modes = [(m, m.training) for m in self.model.modules()]
-        self.model.eval()
-        try:
-            return torch.export.export(self.model, args, strict=False)
-        finally:
-            for module, training in modes:
-                module.training = training
+        return export_program(self.model, example)
 
 
 def _storable(model: nn.Module) -> dict[str, Tensor]:

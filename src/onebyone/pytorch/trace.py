@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +14,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from onebyone.errors import BadInput
+from onebyone.pytorch.exporting import depends_on_values, why_not_followed
+from onebyone.pytorch.exporting import evaluating as evaluating
+from onebyone.pytorch.exporting import quiet as quiet
 from onebyone.records import first_line
 
 #: Samples in the example a network is traced with: two, so that operators which mix the batch are seen.
@@ -125,43 +125,6 @@ def module_path(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and each one's own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:  # one by one, because the modules of exported programs refuse `eval()`
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-_TALKATIVE = (
-    "torch.export",
-    "torch._export",
-    "torch.export.pt2_archive._package",
-    "torch._subclasses.fake_tensor",
-)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings and logs of torch.export's own internals; what fails raises, and is told once, by us."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _user_input(program: ExportedProgram) -> fx.Node:
     name = program.graph_signature.user_inputs[0]
     found: fx.Node = next(n for n in program.graph.nodes if n.name == name)
@@ -206,13 +169,16 @@ def _why_not(model: nn.Module, example: torch.Tensor, error: Exception) -> str:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
             model(fake.from_tensor(example))
     except Exception as own:
-        path, module, inputs = running[-1] if running else ("", model, ())
-        what = _mismatch(module, inputs) or first_line(own)
-        return f"window: the network does not run on a {size} image{f' (at {path})' if path else ''}: {what}"
+        if not depends_on_values(own):  # shapes alone cannot tell whether such a network runs
+            path, module, inputs = running[-1] if running else ("", model, ())
+            what = _mismatch(module, inputs) or first_line(own)
+            return (
+                f"window: the network does not run on a {size} image{f' (at {path})' if path else ''}: {what}"
+            )
     finally:
         for handle in handles:
             handle.remove()
-    return f"model: torch.export cannot trace the network: {first_line(error)}"
+    return f"model: torch.export cannot follow the network: {why_not_followed(error)}"
 
 
 def _mismatch(module: nn.Module, inputs: tuple[Any, ...]) -> str:

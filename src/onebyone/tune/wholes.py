@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput, Refused
 from onebyone.pytorch.convert import convert_module
+from onebyone.pytorch.exporting import quiet, why_not_followed
 from onebyone.pytorch.graph import convert_graph
 from onebyone.records import Refusal
 from onebyone.tune.layer_forms import Assignment, assigned
@@ -116,12 +117,12 @@ def program_of(subject: Subject) -> torch.export.ExportedProgram:
         )
         shapes = dict(calling.signature.bind(*free[0], **free[1]).arguments)
     try:
-        return torch.export.export(
-            subject.network, calling.args, calling.kwargs, dynamic_shapes=shapes, strict=False
-        )
+        with quiet():
+            return torch.export.export(
+                subject.network, calling.args, calling.kwargs, dynamic_shapes=shapes, strict=False
+            )
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise refused(f"it cannot be exported: {said}") from error
+        raise refused(f"torch.export cannot follow it: {why_not_followed(error)}") from error
 
 
 class ChannelsLast(nn.Module):

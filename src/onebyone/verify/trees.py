@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onebyone.pytorch.exporting import arguments as arguments
+
 
 def leaves(tree: Any, path: str = "") -> list[tuple[str, Tensor]]:
     """Every tensor of a nest with its place in it, in a fixed order.
@@ -56,21 +58,6 @@ def _children(tree: Any) -> list[tuple[str, Any]]:
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return [(f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree)]
     return []
-
-
-def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How an example is given to a network: a tuple holds positional arguments, a dict keyword arguments.
-
-    A list is one argument (detection models take a list of images).
-
-    >>> arguments((1, 2)), arguments({"ids": 3}), arguments(torch.ones(1))
-    (((1, 2), {}), ((), {'ids': 3}), ((tensor([1.]),), {}))
-    """
-    if isinstance(x, tuple) and not hasattr(x, "_fields"):
-        return x, {}
-    if type(x) is dict:
-        return (), {str(k): v for k, v in x.items()}
-    return (x,), {}
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:

@@ -149,6 +149,11 @@ class Builder:
         kwargs = map_arg(node.kwargs, self._as_given)
         new = self.graph.create_node(node.op, node.target, args, kwargs, node.name, node.type)
         new.meta.update(self._meta)
+        if node.meta.get(
+            "unbacked_bindings"
+        ):  # sizes or numbers that only the values tell: they keep their names
+            new.meta |= {"val": node.meta["val"], "unbacked_bindings": node.meta["unbacked_bindings"]}
+            return new
         own_graph = any(
             "val" not in n.meta for n in new.all_input_nodes
         )  # an operator on a graph within this one

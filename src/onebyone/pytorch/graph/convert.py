@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 from onebyone.errors import BadInput
 from onebyone.files import atomic_path
 from onebyone.pytorch.conversion import Pair
+from onebyone.pytorch.exporting import export_program
 from onebyone.pytorch.graph.counting import layout_operators
 from onebyone.pytorch.graph.functional import functional_program
 from onebyone.pytorch.graph.optimizer import carry
@@ -127,13 +127,13 @@ def convert_graph(
     """Every product with a constant weight as a 1×1 convolution (`to="conv"`), or every 1×1 convolution as a
     linear map.
 
-    `model` is an exported program, or a module that is exported in eval mode with `example` (its input, or a
-    tuple of its inputs). It is left as it is. Values are stored in the axis order that needs the fewest
-    layout operators, and never more of them than the original had where that can be had. Parameters keep
-    their names; weights are stored as (O, I, 1, 1), as views of the original's storage, so training one
-    trains the other. `only` chooses layers: a glob on dotted paths, several of them, or a function (path,
-    module) → bool (module None where a program was given). `optimizer` is handed over to the new parameters,
-    with its elementwise state.
+    `model` is an exported program, or a module that is exported in eval mode with `example` (its input, a tuple
+    of positional arguments, a dict of keyword arguments, or a pair of both). It is left as it is. Values are
+    stored in the axis order that needs the fewest layout operators, and never more of them than the original
+    had where that can be had. Parameters keep their names; weights are stored as (O, I, 1, 1), as views of the
+    original's storage, so training one trains the other. `only` chooses layers: a glob on dotted paths, several
+    of them, or a function (path, module) → bool (module None where a program was given). `optimizer` is handed
+    over to the new parameters, with its elementwise state.
 
     Raises:
         BadInput: an argument that cannot be used, among them an `only` that chooses nothing.
@@ -186,21 +186,7 @@ def exported(model: nn.Module | ExportedProgram, example: Any = None) -> Exporte
     if example is None:
         raise BadInput("level='graph' on a module needs an example: convert(model, level='graph', example=x)")
     require_plain_names(model)
-    args = example if isinstance(example, tuple) else (example,)
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        with warnings.catch_warnings():  # recurrent layers set their own weight lists while they are traced
-            warnings.filterwarnings("ignore", "The tensor attributes? .*assigned during export", UserWarning)
-            return torch.export.export(model, args, strict=False)
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise BadInput(
-            f"model cannot be exported with this example: {lines[0] if lines else type(error).__name__}"
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
+    return export_program(model, example)
 
 
 def _selection(only: Only | None, model: nn.Module | ExportedProgram) -> Callable[[str], bool]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from onebyone.pytorch.graph.orders import (
     UNIT,
@@ -71,6 +72,12 @@ def shape(node: Node) -> tuple[Any, ...]:
 def axes_of(node: Node) -> Order:
     """The significant axes of a node's tensor."""
     return significant(shape(node)) if tensor(node) is not None else ()
+
+
+def has_unknown_size(node: Node) -> bool:
+    """Whether a size of the node's tensor depends on the values of others, as after `x[mask]`: no example fixes it."""
+    value = tensor(node)
+    return value is not None and any(free_unbacked_symbols(size) for size in value.shape)
 
 
 def tensor_operands(node: Node) -> tuple[Node, ...]:
@@ -205,7 +212,7 @@ class AlongAxes(Free):
 
     `names` maps the significant axes of the input to the output's; those it lacks are gone (selected, or
     reduced to one). `dims` are the input axes it works along, `where` the argument that says so, `listed`
-    whether that argument is a list.
+    whether that argument is a list. Operands after the first (the index of `index_select`) keep their order.
     """
 
     names: dict[int, int]
@@ -217,10 +224,12 @@ class AlongAxes(Free):
     def inputs_for(self, out: Order) -> list[Inputs]:
         back = {b: a for a, b in self.names.items()}
         kept = tuple(back[a] for a in out)
-        return with_axes(kept, tuple(a for a in axes_of(self.operands[0]) if a not in self.names))
+        rest = tuple(axes_of(n) for n in self.operands[1:])
+        of_x = with_axes(kept, tuple(a for a in axes_of(self.operands[0]) if a not in self.names))
+        return [(*x, *rest) for x in of_x]
 
     def outputs_for(self, i: int, order: Order) -> list[Order]:
-        return [tuple(self.names[a] for a in order if a in self.names)]
+        return [tuple(self.names[a] for a in order if a in self.names)] if i == 0 else []
 
     def emit(self, em: Emitter, out: Order, inputs: Inputs) -> tuple[Any, Frame]:
         x = self.operands[0]

@@ -23,6 +23,7 @@ from onebyone.pytorch.graph.rules import (
     Relabel,
     Rule,
     axes_of,
+    has_unknown_size,
     shape,
     tensor,
     tensor_operands,
@@ -166,7 +167,8 @@ def rule_for(node: Node, rules: dict[Node, Rule]) -> Rule:
     if name == "getitem":
         return _element(node, rules) or fixed
     makers = (_pointwise, _copying, _permuting, _reshaping, _along, _others)
-    if any(any(size == 0 for size in shape(n)) for n in (node, *fixed.operands) if tensor(n) is not None):
+    values = [n for n in (node, *fixed.operands) if tensor(n) is not None]
+    if any(has_unknown_size(n) or any(size == 0 for size in shape(n)) for n in values):
         return fixed
     for maker in makers:
         rule = maker(name, node)
@@ -288,7 +290,8 @@ def _along_rule(name: str, node: Node, x: Node, dims: tuple[int, ...], place: in
     kept = tuple(renumbered[a] for a in axes_of(x) if a in renumbered)
     axes = kept if name in LISTS else significant(tuple(result.shape))
     names = {a: b for a, b in renumbered.items() if a in axes_of(x) and b in axes}
-    return AlongAxes(node, axes, (x,), names, dims, place, listed, drops)
+    rest = tuple(n for n in tensor_operands(node) if n is not x)
+    return AlongAxes(node, axes, (x, *rest), names, dims, place, listed, drops)
 
 
 def _others(name: str, node: Node) -> Rule | None:

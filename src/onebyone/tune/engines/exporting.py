@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from onebyone.pytorch.exporting import quiet, why_not_followed
 from onebyone.tune.calling import Calling
 from onebyone.tune.engines.base import Setting
 
@@ -31,18 +31,20 @@ class Exported:
 
 
 def export(network: nn.Module, calling: Calling, setting: Setting) -> Exported:
-    """Trace the network. Raises UnservedError for outputs that are no tensors, and whatever torch.export raises."""
+    """Trace the network. Raises UnservedError for outputs that are no tensors, and where torch.export fails."""
     shapes = None
     if setting.dynamic_batch:
         free = pytree.tree_map(lambda t: {0: Dim.DYNAMIC} if isinstance(t, Tensor) else None, calling.args)
         named = pytree.tree_map(lambda t: {0: Dim.DYNAMIC} if isinstance(t, Tensor) else None, calling.kwargs)
         shapes = _by_name(calling, free, named)
     calling = _with_batch(calling) if setting.dynamic_batch else calling
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(
-            network, calling.args, calling.kwargs, dynamic_shapes=shapes, strict=False
-        )
+    with quiet(), torch.no_grad():
+        try:
+            program = torch.export.export(
+                network, calling.args, calling.kwargs, dynamic_shapes=shapes, strict=False
+            )
+        except Exception as error:
+            raise UnservedError(f"torch.export cannot follow it: {why_not_followed(error)}") from error
         leaves, spec = pytree.tree_flatten(calling.run(network))
     tensors = [isinstance(leaf, Tensor) for leaf in leaves]
     strange = [type(v).__name__ for v in leaves if not isinstance(v, Tensor | str | bool | None)]

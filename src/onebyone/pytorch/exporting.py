@@ -1,0 +1,148 @@
+"""Exporting a network with an example, and saying in one sentence why that cannot be done."""
+
+from __future__ import annotations
+
+import copy
+import linecache
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, _trace
+from torch.utils import _pytree as pytree
+
+from onebyone.errors import BadInput
+from onebyone.records import first_line
+
+_OURS = (Path(torch.__file__).parent, Path(__file__).parents[1])
+# What torch raises where the graph would depend on numbers that it does not have while it exports.
+_DEPENDS_ON_VALUES = frozenset(
+    {"GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException"}
+)
+_FROM_NUMPY = ".numpy() is not supported for tensor subclasses"
+_TALKATIVE = (
+    "torch.export",
+    "torch._export",
+    "torch.export.pt2_archive._package",
+    "torch._subclasses.fake_tensor",
+    "torch.fx.experimental.symbolic_shapes",
+)
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How an example is given to a network: its positional and its keyword arguments.
+
+    A tuple holds positional arguments, a dict keyword arguments; a pair of a tuple and a dict holds both, as
+    `ExportedProgram.example_inputs` does. Anything else is one argument, a list too (detection models take a
+    list of images).
+
+    >>> arguments((1, 2)), arguments({"ids": 3}), arguments(((1,), {"mask": 2}))
+    (((1, 2), {}), ((), {'ids': 3}), ((1,), {'mask': 2}))
+    >>> arguments([1, 2])
+    (([1, 2],), {})
+    """
+    if type(example) is dict:
+        return (), {str(k): v for k, v in example.items()}
+    if not isinstance(example, tuple) or hasattr(example, "_fields"):
+        return (example,), {}
+    if len(example) == 2 and type(example[0]) is tuple and type(example[1]) is dict:
+        return example[0], {str(k): v for k, v in example[1].items()}
+    return example, {}
+
+
+def export_program(model: nn.Module, example: Any) -> ExportedProgram:
+    """The program of a network in eval mode, exported with an example (see `arguments`); modes are put back.
+
+    Raises
+    ------
+    BadInput
+        where the network does not run on the example, or torch.export cannot follow what it does.
+
+    >>> program = export_program(nn.Linear(3, 2), {"input": torch.ones(1, 3)})
+    >>> [node.name for node in program.graph.nodes]
+    ['p_weight', 'p_bias', 'input', 'linear', 'output']
+    """
+    args, kwargs = arguments(example)
+    with evaluating(model), quiet():
+        try:
+            return torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            raise BadInput(_why_not_exported(model, args, kwargs, error)) from error
+
+
+def _why_not_exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+) -> str:
+    try:
+        with torch.no_grad():
+            model(*_copied(args), **_copied(kwargs))
+    except Exception as own:
+        return f"example: the network does not run on it: {first_line(own)}{_place(own)}"
+    return f"model: torch.export cannot follow the network: {why_not_followed(error)}"
+
+
+def why_not_followed(error: Exception) -> str:
+    """What torch.export met that it cannot follow, and where in the network's own code."""
+    if _FROM_NUMPY in str(error):
+        what = "it hands the values of a tensor to NumPy"
+    elif depends_on_values(error):
+        what = "a condition, a number or a size depends on the values of a tensor"
+    else:
+        what = first_line(error).rstrip(".")
+    return what + _place(error)
+
+
+def depends_on_values(error: Exception) -> bool:
+    """Whether the error says that the graph would depend on numbers that only a run on real values has."""
+    return type(error).__name__ in _DEPENDS_ON_VALUES or _FROM_NUMPY in str(error)
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of the user's code on the way to the error; empty where there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.exists() and not any(path.is_relative_to(folder) for folder in _OURS):
+            line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+            return f" (in {path.name}, line {frame.lineno}: {line[:80]})"
+    return ""
+
+
+def _copied(tree: Any) -> Any:
+    return pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else copy.copy(v), tree)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and each one's own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:  # one by one, because the modules of exported programs refuse `eval()`
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings, logs and graphs that torch.export prints: what fails raises, and is reported once."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    vars(_trace)["print"] = lambda *_, **__: None  # on failure it prints the graph so far to standard error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        vars(_trace).pop("print", None)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
