@@ -95,6 +95,7 @@ def convolutionalize(
     head: str = "window",
     context: str | None = None,
     labels: Labels | None = None,
+    score_kind: str | None = None,
 ) -> Convolutionalized:
     """Turn a classifier of fixed-size windows into a network for images of any size.
 
@@ -105,6 +106,8 @@ def convolutionalize(
         head: "window" (the numbers that cropping gives) or "cam" (the class map before pooling).
         context: global pooling inside the network over the "window" or the whole "image"; None refuses it.
         labels: class names and preprocessing to carry along.
+        score_kind: what the outputs are: "logits", "probabilities" or "log-probabilities", alone or followed by
+            ":exclusive" or ":multi-label"; None reads it from the network's last operator.
 
     Returns:
         A `Convolutionalized`: `.model` maps (N, C, H, W) to (N, classes, H', W'), place (i, j) answering for
@@ -121,7 +124,9 @@ def convolutionalize(
     """
     from onebyone.pytorch.convolutionalize import convolutionalize as lift
 
-    return lift(network_of(model), window, channels, head=head, context=context, labels=labels)
+    return lift(
+        network_of(model), window, channels, head=head, context=context, labels=labels, score_kind=score_kind
+    )
 
 
 def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **options: Any) -> Verification:
@@ -307,7 +312,7 @@ def scan(
         d: what `convolutionalize` gave, or the path of its saved `.pt2`.
         image: a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W).
         out: where to save the score map (`.npz`).
-        options: labels, device, batch, shifts, tile, output, softmax, progress: see `onebyone.dense.scan`.
+        options: labels, device, batch, shifts, tile, output, score_kind, softmax, progress: see `onebyone.dense.scan`.
 
     Raises:
         BadInput: an image smaller than the window, with other channels or values that are not finite; a file
@@ -341,7 +346,7 @@ def detect(
         threshold: least probability of a detection.
         iou: boxes of one class that overlap a better one by more are the same object.
         background: classes that are no objects, beside those that the labels name.
-        options: per_class, max_detections, refine: see `onebyone.detect.detect`.
+        options: per_class, max_detections, refine, score_kind: see `onebyone.detect.detect`.
 
     Raises:
         BadInput: a file that is not a score map, or a class that does not exist.

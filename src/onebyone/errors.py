@@ -14,6 +14,10 @@ class OnebyoneError(Exception):
     exit_code: ClassVar[int] = 2
 
 
+class OnebyoneWarning(UserWarning):
+    """A result rests on an assumption, which the message names, with the argument that states it instead."""
+
+
 class BadInput(OnebyoneError, ValueError):
     """An argument or a file cannot be used; the message names the argument, its value and what was expected."""
 

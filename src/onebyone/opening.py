@@ -52,7 +52,7 @@ def open_dense(
 
     if window is None:
         if Path(spec).suffix != ".pt2":
-            raise BadInput(f"{os.fspath(spec)}: its window is not known; give --window (window=) in pixels")
+            raise BadInput(f"{os.fspath(spec)}: its window is not known; give window= in pixels")
         if weights is not None:
             raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} carries its own weights")
         saved = load_dense(spec)

@@ -59,3 +59,27 @@ def crashes() -> nn.Module:
 
 def no_network() -> list[int]:
     return [1, 2, 3]
+
+
+def sigmoid() -> nn.Module:
+    """One class, and the probability is in the network: 0.001 everywhere."""
+    network = nn.Sequential(nn.Conv2d(3, 1, 8, bias=True), nn.Flatten(), nn.Sigmoid())
+    with torch.no_grad():
+        network[0].weight.zero_()  # type: ignore[operator, union-attr]
+        network[0].bias.fill_(-6.906755)  # type: ignore[operator, union-attr, arg-type]
+    return network
+
+
+class Named(nn.Module):
+    """Scores and boxes in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.boxes = nn.Conv2d(3, 2, 8), nn.Conv2d(3, 4, 8)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scores": self.scores(x).flatten(1).softmax(1), "boxes": self.boxes(x).flatten(1)}
+
+
+def named() -> nn.Module:
+    return Named()

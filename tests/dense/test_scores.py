@@ -11,6 +11,7 @@ import pytest
 from onebyone.dense import ScoreMap
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
+from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
 
 GEOMETRY = Geometry((4, 4), (2, 3), (0, 0), (4, 4), (0, 0), True)
@@ -31,12 +32,13 @@ def test_probabilities_are_a_softmax_per_place() -> None:
     e = np.exp(-1.0)
     np.testing.assert_allclose(p[:, 1, 2], [1 / (1 + e), e / (1 + e), 0], rtol=2**-20)
     again = score_map(p)
-    assert again.probabilities() is p  # probabilities already
+    assert again.probabilities() is p  # they sum to 1: probabilities already
     np.testing.assert_allclose(
         score_map(np.log(p + 1e-30)).probabilities(), p, atol=2**-20
     )  # log-probabilities
-    assert replace(again, softmax=True).probabilities()[0, 0, 0] < p[0, 0, 0]
-    assert replace(scores, softmax=False).probabilities() is scores.scores
+    assert replace(again, kind=ScoreKind("logits")).probabilities()[0, 0, 0] < p[0, 0, 0]
+    with pytest.raises(BadInput, match=r"score_kind='probabilities': the scores reach from -1000 to 1000"):
+        replace(scores, kind=ScoreKind("probabilities")).probabilities()
 
 
 def test_a_single_class_goes_through_the_logistic_function() -> None:
@@ -55,11 +57,11 @@ def test_windows_are_named_in_pixels_and_only_inside_the_map() -> None:
 
 
 def test_a_saved_map_comes_back_whole(tmp_path: Path) -> None:
-    scores = score_map(softmax=True, device="cpu")
+    scores = score_map(kind=ScoreKind("logits", "multi-label"), device="cpu")
     scores.save(tmp_path / "map.npz")
     back = ScoreMap.load(tmp_path / "map.npz")
     np.testing.assert_array_equal(back.scores, scores.scores)
-    for name in ("geometry", "labels", "image_size", "seconds", "softmax", "device"):
+    for name in ("geometry", "labels", "image_size", "seconds", "kind", "device"):
         assert getattr(back, name) == getattr(scores, name)
     assert [p.name for p in tmp_path.iterdir()] == ["map.npz"]
     assert "12 windows (4×3 places, 3 classes) of an image of 10×11" in str(back)

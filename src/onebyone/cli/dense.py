@@ -24,6 +24,15 @@ def scan(
     std: o.Std = None,
     scale: o.Scale = None,
     colour_order: o.ColourOrder = None,
+    score_kind: o.ScoreKind = None,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            metavar="N|NAME",
+            help="Which output of a network with several: its number from 0, or its name (a dictionary's key).",
+        ),
+    ] = "0",
     shifts: Annotated[
         int, typer.Option("--shifts", min=1, metavar="N", help="Passes per axis, each shifted: a finer map.")
     ] = 1,
@@ -41,7 +50,7 @@ def scan(
     batch: Annotated[
         int, typer.Option("--batch", min=1, metavar="N", help="Tiles run at once, at most.")
     ] = 8,
-    output: Annotated[
+    out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the score map: .npz.", rich_help_panel=o.OUTPUT)
     ] = None,
     as_json: o.Json = False,
@@ -54,8 +63,8 @@ def scan(
         from onebyone import api, files, opening
         from onebyone.cli import render
 
-        if output is not None:
-            files.require_writable(output)
+        if out is not None:
+            files.require_writable(out)
         with run.step(f"Opening {source}"):
             dense, notes = opening.open_dense(source, window, channels, weights=weights, seed=seed)
         meaning = opening.labels(
@@ -66,14 +75,16 @@ def scan(
                 dense,
                 image,
                 labels=meaning,
-                out=output,
+                out=out,
+                output=output,
+                score_kind=score_kind,
                 device=device,
                 batch=batch,
                 shifts=shifts,
                 tile=tile,
                 progress=tell,
             )
-        data = render.scores_data(scores, source, image, output)
+        data = render.scores_data(scores, source, image, out)
         render.tell(run, notes)
         run.result(data, *render.scores_tables(data))
 
@@ -97,6 +108,7 @@ def detect(
             "--background", metavar="A,B,…", help="Classes that are no objects.", show_default=False
         ),
     ] = "",
+    score_kind: o.ScoreKind = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -120,7 +132,13 @@ def detect(
         if output is not None:
             files.require_writable(output)
         with run.step(f"Detecting in {scores}"):
-            found = api.detect(scores, threshold=threshold, iou=iou, background=o.read_names(background))
+            found = api.detect(
+                scores,
+                threshold=threshold,
+                iou=iou,
+                background=o.read_names(background),
+                score_kind=score_kind,
+            )
             if output is not None:
                 found.save(output, image=image)
         data = render.detections_data(found, scores, output)

@@ -190,6 +190,7 @@ def convolutionalize(
     std: o.Std = None,
     scale: o.Scale = None,
     colour_order: o.ColourOrder = None,
+    score_kind: o.ScoreKind = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -219,6 +220,7 @@ def convolutionalize(
                 head=head.value,
                 context=global_context and global_context.value,
                 labels=opening.labels(classes, scale=scale, mean=mean, std=std, colour_order=colour_order),
+                score_kind=score_kind,
             )
         data = render.dense_data(dense, source, notes)
         found = None

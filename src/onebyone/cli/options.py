@@ -138,6 +138,17 @@ Classes = Annotated[
         rich_help_panel=LABELS,
     ),
 ]
+ScoreKind = Annotated[
+    str | None,
+    typer.Option(
+        "--scores",
+        metavar="KIND",
+        help="What the network's outputs are: logits, probabilities or log-probabilities, alone or followed by "
+        ":exclusive or :multi-label.",
+        show_default="as the network's last operator tells",
+        rich_help_panel=LABELS,
+    ),
+]
 Mean = Annotated[
     Numbers | None,
     typer.Option(

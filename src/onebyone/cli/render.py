@@ -125,6 +125,7 @@ def dense_data(dense: Any, source: str, notes: Sequence[str]) -> Data:
     return {
         "source": source,
         "channels": dense.channels,
+        "outputs": [o.to_dict() for o in dense.outputs],
         "head": dense.head,
         "context": dense.context,
         "geometry": dense.geometry.to_dict(),
@@ -135,7 +136,12 @@ def dense_data(dense: Any, source: str, notes: Sequence[str]) -> Data:
 
 def dense_tables(data: Data) -> list[RenderableType]:
     """What changed, and where each answer lies in the image."""
-    parts = [*_changes(data["changes"]), *geometry_tables(data["geometry"])]
+    outputs = [(o["name"], str(o["channels"]), o["scores"] or "not known") for o in data["outputs"]]
+    parts = [
+        *_changes(data["changes"]),
+        _table("Outputs", ("output", "channels", "scores"), outputs),
+        *geometry_tables(data["geometry"]),
+    ]
     if "verification" in data:
         parts += verification_tables(data["verification"])
     return [*parts, _summary(f"any image from {by(data['geometry']['window'])} pixels up", data)]
@@ -166,9 +172,18 @@ def _few(names: Sequence[str], most: int = 3) -> str:
 
 
 def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: object) -> Data:
-    """What `scan` found, without the map itself."""
-    best = scores.scores.reshape(scores.scores.shape[0], -1).argmax(axis=0)
-    counts = [int((best == k).sum()) for k in range(scores.scores.shape[0])]
+    """What `scan` found, without the map itself.
+
+    Windows are counted for their best class; where each class is decided by itself, for every class that has a
+    probability of at least 0.5.
+    """
+    number = scores.scores.shape[0]
+    by_itself = number == 1 or (scores.kind is not None and scores.kind.classes == "multi-label")
+    if by_itself:
+        counts = [int((p >= 0.5).sum()) for p in scores.probabilities()]
+    else:
+        best = scores.scores.reshape(number, -1).argmax(axis=0)
+        counts = [int((best == k).sum()) for k in range(number)]
     return {
         "source": source,
         "image": os.fspath(image),
@@ -178,6 +193,9 @@ def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: 
         "seconds": scores.seconds,
         "device": scores.device,
         "geometry": scores.geometry.to_dict(),
+        "scores": None if scores.kind is None else str(scores.kind),
+        "scores_are": scores.kind.describe(number) if scores.kind else "of a kind that is not known",
+        "counted": "probability at least 0.5" if by_itself else "best class",
         "classes": dict(zip(scores.classes, counts, strict=True)),
         "output": None if output is None else str(output),
     }
@@ -192,7 +210,8 @@ def scores_tables(data: Data) -> list[RenderableType]:
         f"in {data['seconds']:.2f} s on {data['device']}"
     )
     return [
-        _table("Best class", ("class", "windows", "share"), rows),
+        Text(f"scores: {data['scores_are']}"),
+        _table(data["counted"].capitalize(), ("class", "windows", "share"), rows),
         *geometry_tables(data["geometry"]),
         _summary(summary, data),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -17,12 +18,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 import typer
 
-from onebyone.errors import OnebyoneError, Refused
+from onebyone.errors import OnebyoneError, OnebyoneWarning, Refused
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -37,15 +39,20 @@ _REPEAT = 10.0  # seconds between lines of progress where there is no terminal
 class Session:
     """Where a command puts what it has to say."""
 
-    def __init__(self, stdout: TextIO, as_json: bool, quiet: bool) -> None:
+    def __init__(
+        self, stdout: TextIO, as_json: bool, quiet: bool, options: Mapping[str, str] | None = None
+    ) -> None:
         self._stdout = stdout
+        self._options = options or {}
         self.as_json = as_json
         self.quiet = quiet
+        self._warnings: list[str] = []
 
     def result(self, data: Mapping[str, Any], *tables: RenderableType) -> None:
         """The answer: `data` as JSON where asked for, else the tables."""
         if self.as_json:
-            self._stdout.write(as_json(data))
+            said = {"notes": [*data.get("notes", ()), *self._warnings]} if self._warnings else {}
+            self._stdout.write(as_json({**data, **said}))
         elif not self.quiet:
             console = _console(self._stdout)
             for table in tables:
@@ -55,6 +62,19 @@ class Session:
         """Something to know beside the answer, on stderr."""
         if not self.quiet:
             _console(sys.stderr).print(f"[yellow]note:[/] {_escaped(text)}", soft_wrap=True)
+
+    def spoken(self, text: str) -> str:
+        """A message that names arguments of Python with their options instead: `iou=2` becomes `--iou 2`."""
+        for name, option in self._options.items():
+            text = re.sub(rf"(?<![\w.\-/]){name}=(?:\.\.\.|…)?(\S?)", rf"{option} \1", text)
+        return re.sub(r"(--[a-z-]+) (?=[\s).,;:]|$)", r"\1", text)
+
+    def warning(self, text: str) -> None:
+        """A warning of onebyone's own: a note, and one of the notes of the JSON object."""
+        text = self.spoken(text)
+        if text not in self._warnings:
+            self._warnings.append(text)
+            self.note(text)
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
@@ -75,13 +95,23 @@ class Session:
                 yield update
 
 
+def _options(context: typer.Context) -> dict[str, str]:
+    """The options of the command that runs, by the names of the arguments that they stand for."""
+    named: dict[str, str] = {}
+    for parameter in context.command.params:
+        long = [option for option in parameter.opts if option.startswith("--")]
+        if parameter.name and long:
+            named[parameter.name] = long[0]
+    return named
+
+
 @contextmanager
 def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
     """Run a command: errors become one sentence and an exit code, and only the answer reaches stdout."""
-    run = Session(sys.stdout, as_json, bool((context.obj or {}).get("quiet")))
+    run = Session(sys.stdout, as_json, bool((context.obj or {}).get("quiet")), _options(context))
     try:
         # What a model or a library prints while it is imported or run must not end up in the answer.
-        with redirect_stdout(sys.stderr), _without_advice_to_programmers():
+        with redirect_stdout(sys.stderr), _without_advice_to_programmers(run):
             yield run
     except (typer.Exit, typer.Abort, click.UsageError, BrokenPipeError):
         raise  # answers already, or typer's to end; it goes quietly where the reader of a pipe has gone
@@ -97,8 +127,11 @@ def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
 
 
 @contextmanager
-def _without_advice_to_programmers() -> Iterator[None]:
-    """Libraries' deprecations, and what torch logs of errors that it also raises: -W and TORCH_LOGS show them."""
+def _without_advice_to_programmers(run: Session) -> Iterator[None]:
+    """Libraries' deprecations, and what torch logs of errors that it also raises: -W and TORCH_LOGS show them.
+
+    Warnings of onebyone's own become notes.
+    """
     before = logging.root.manager.disable
     if "TORCH_LOGS" not in os.environ:
         logging.disable(logging.CRITICAL)
@@ -107,6 +140,16 @@ def _without_advice_to_programmers() -> Iterator[None]:
             if not sys.warnoptions:
                 for category in (FutureWarning, DeprecationWarning):
                     warnings.simplefilter("ignore", category)
+                warnings.simplefilter("always", OnebyoneWarning)
+            elsewhere = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+                if issubclass(category, OnebyoneWarning):
+                    run.warning(str(message))
+                else:
+                    elsewhere(message, category, *where, **more)
+
+            warnings.showwarning = show  # catch_warnings puts the old one back
             yield
     finally:
         logging.disable(before)
@@ -114,8 +157,11 @@ def _without_advice_to_programmers() -> Iterator[None]:
 
 def _report(error: OnebyoneError, run: Session) -> None:
     console = _console(sys.stderr)
-    refusals = error.refusals if isinstance(error, Refused) else ()
-    sentence = str(error).splitlines()[0].removesuffix(":") if refusals else str(error)
+    refusals = [
+        replace(r, reason=run.spoken(r.reason))
+        for r in (error.refusals if isinstance(error, Refused) else ())
+    ]
+    sentence = run.spoken(str(error).splitlines()[0].removesuffix(":") if refusals else str(error))
     console.print(f"[bold red]{'refused' if refusals else 'error'}:[/] {_escaped(sentence)}", soft_wrap=True)
     for refusal in refusals:
         console.print(f"  {_escaped(str(refusal))}", soft_wrap=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput
+from onebyone.pytorch.outputs import Output, names_of
 
 Progress = bool | Callable[[int, int], object] | None
 
@@ -60,18 +62,49 @@ def laid_out(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     return torch.empty_strided(tuple(x.shape), strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
-def output_of(result: Any, output: int) -> torch.Tensor:
-    """The tensor asked for of a network that gives one tensor or a tuple of them."""
-    if isinstance(result, torch.Tensor):
-        if output != 0:
-            raise BadInput(f"output={output}, but the network has one output")
-        return result
-    if isinstance(result, tuple | list) and 0 <= output < len(result):
-        chosen = result[output]
-        if isinstance(chosen, torch.Tensor):
-            return chosen
-    count = f"{len(result)} outputs" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
-    raise BadInput(f"output={output}, but the network gives {count}")
+def output_of(result: Any, output: int | str) -> torch.Tensor:
+    """The tensor asked for of a network that gives one tensor, or several in a tuple, a dictionary or a record.
+
+    `output` is its number from 0, in the order of the result, or its name: the key of a dictionary, the field
+    of a record; nested ones are joined by dots.
+
+    Raises BadInput where the network has no such output.
+
+    >>> output_of({"scores": torch.zeros(1), "boxes": torch.ones(4)}, "boxes")
+    tensor([1., 1., 1., 1.])
+    """
+    leaves = pytree.tree_leaves(result)
+    named = [(name, leaf) for name, leaf in zip(names_of(result), leaves, strict=True) if leaf is not None]
+    chosen = named[output_index([name for name, _ in named], output)][1]
+    if not isinstance(chosen, torch.Tensor):
+        raise BadInput(f"output={output}: the network gives a {type(chosen).__name__} there, not a tensor")
+    return chosen
+
+
+def chosen_output(outputs: Sequence[Output], output: int | str) -> tuple[int | str, Output | None]:
+    """The number of the output meant and what is known of it; `output` as it is where nothing is known."""
+    if not outputs:
+        return output, None
+    number = output_index([o.name for o in outputs], output)
+    return number, outputs[number]
+
+
+def output_index(names: Sequence[str], output: int | str) -> int:
+    """The number of the output that `output` means: a number from 0, or one of the names.
+
+    Raises BadInput where there is none.
+
+    >>> output_index(("scores", "boxes"), "boxes")
+    1
+    """
+    if isinstance(output, str) and output in names:
+        return list(names).index(output)
+    number = int(output) if isinstance(output, int) or output.isdecimal() else -1
+    if not 0 <= number < len(names):
+        named = "" if list(names) == [str(k) for k in range(len(names))] else f": {', '.join(names)}"
+        gives = "has one output" if len(names) == 1 else f"gives {len(names)} outputs{named}"
+        raise BadInput(f"output={output}, but the network {gives}")
+    return number
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from onebyone.dense.plan import PerAxis, Plan, Tile, plan_scan, tile_for
 from onebyone.dense.preprocess import Pixels, load_image
 from onebyone.dense.run import (
     Progress,
+    chosen_output,
     device_named,
     floating_dtype,
     laid_out,
@@ -24,9 +25,11 @@ from onebyone.dense.run import (
     place_on,
     telling,
 )
-from onebyone.dense.scores import ScoreMap
+from onebyone.dense.scores import ScoreMap, kind_given
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
+from onebyone.laws.scores import ScoreKind
+from onebyone.pytorch.outputs import Output
 from onebyone.pytorch.trace import evaluating
 from onebyone.records import Labels
 
@@ -54,6 +57,11 @@ class Dense(Protocol):
         """Channels the network reads."""
         ...
 
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What its outputs are called and what their numbers are; empty where that is not known."""
+        ...
+
 
 def scan(
     d: Dense,
@@ -65,7 +73,8 @@ def scan(
     shifts: PerAxis = 1,
     tile: PerAxis | None = None,
     channels_last: bool | None = None,
-    output: int = 0,
+    output: int | str = 0,
+    score_kind: str | ScoreKind | None = None,
     softmax: bool | None = None,
     progress: Progress = None,
 ) -> ScoreMap:
@@ -93,9 +102,14 @@ def scan(
         the memory order of the input; None takes channels last on a processor where a tile has 64 places or
         more, which is the faster there.
     output
-        which of its outputs, for a network that gives a tuple.
+        which of its outputs, for a network with several: its number from 0, or its name (the key of a
+        dictionary, the field of a record).
+    score_kind
+        what the output's numbers are: "logits", "probabilities" or "log-probabilities", alone or followed by
+        ":exclusive" or ":multi-label"; None takes what `d` carries, which `convolutionalize` read from the
+        network's last operator.
     softmax
-        whether the scores need a softmax to become probabilities; None finds out from the scores.
+        True is short for score_kind="logits", False for score_kind="probabilities".
     progress
         True for a bar on stderr, or a callable of (done, total) tiles.
 
@@ -106,7 +120,12 @@ def scan(
         shifts that do not divide the stride; for a device that is not there; for a network whose output is
         not what its geometry says.
     """
+    outputs: tuple[Output, ...] = getattr(d, "outputs", ())
+    output, known = chosen_output(outputs, output)
+    kind = kind_given(score_kind, softmax) or (known.kind if known else None)
     labels = _labels(d, labels)
+    if known is not None and len(outputs) > 1 and len(labels.classes) != known.channels:
+        labels = replace(labels, classes=(), background=())  # the names are those of another output
     axes = len(d.geometry.window)
     pixels = load_image(image, channels=getattr(d, "channels", None), labels=labels, axes=axes)
     if batch < 1:
@@ -129,7 +148,7 @@ def scan(
         labels=labels,
         image_size=pixels.size,
         seconds=time.perf_counter() - start,
-        softmax=softmax,
+        kind=kind,
         device=str(device),
         passes=len(plan),
     )
@@ -149,7 +168,7 @@ class _Runner:
     pixels: Pixels
     labels: Labels
     channels_last: bool
-    output: int
+    output: int | str
 
     def __call__(self, tiles: list[Tile]) -> torch.Tensor:
         """The network's places for the tiles, (tiles, classes, H', W')."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.errors import BadInput
+from onebyone.errors import BadInput, OnebyoneWarning
 from onebyone.files import atomic_path, require_file
 from onebyone.laws.geometry import Geometry
+from onebyone.laws.scores import EXPECTED, ScoreKind, assumed_kind, read_kind
 from onebyone.records import Labels, Readable, html_result
 
 _FORMAT = "onebyone.ScoreMap/1"
@@ -25,9 +27,9 @@ _FORMAT = "onebyone.ScoreMap/1"
 class ScoreMap(Readable):
     """What a classifier says of every window of an image.
 
-    `scores` (classes, H', W') float32 are as the network gives them; place (i, j) is the answer for the
-    pixels `window_at((i, j))`. `softmax` says whether they still need a softmax to be probabilities; None
-    finds out. `seconds` were spent in all, on `device`, in `passes` tiles (or single windows).
+    `scores` (classes, H', W') float32 are as the network gives them; position (i, j) is the prediction for the
+    pixels `window_at((i, j))`. `kind` says what they are (logits, probabilities, log-probabilities); None where
+    it is not known. `seconds` were spent in all, on `device`, in `passes` tiles (or single windows).
     """
 
     scores: NDArray[np.float32]
@@ -35,7 +37,7 @@ class ScoreMap(Readable):
     labels: Labels
     image_size: tuple[int, ...]
     seconds: float = 0.0
-    softmax: bool | None = None
+    kind: ScoreKind | None = None
     device: str = "cpu"
     passes: int = field(default=0, compare=False)
 
@@ -73,18 +75,35 @@ class ScoreMap(Readable):
         return self.geometry.window_at(index)
 
     def probabilities(self) -> NDArray[np.float32]:
-        """The scores as probabilities (classes, H', W'): a softmax over the classes at each place.
+        """The scores as probabilities (classes, H', W'), as `kind` says; probabilities are returned as they are.
 
-        Scores that are probabilities already are returned as they are; a single class goes through the
-        logistic function, unless `softmax` is False.
+        Where the kind is not known and the values leave a doubt, a warning says what was assumed. Logits of
+        several classes are taken as exclusive (softmax) unless the kind says multi-label.
+
+        Raises
+        ------
+        BadInput
+            where the scores cannot be of the kind given, such as a probability of 3.
+
+        Example
+        -------
+        >>> geometry = Geometry((4, 4), (2, 2), (0, 0), (4, 4), (0, 0), True)
+        >>> scores = np.array([0.95, 0.9, 0.02], np.float32).reshape(3, 1, 1)
+        >>> kind = ScoreKind("probabilities", "multi-label")
+        >>> ScoreMap(scores, geometry, Labels(), (4, 4), kind=kind).probabilities().ravel().tolist()
+        [0.949999988079071, 0.8999999761581421, 0.019999999552965164]
         """
-        if self.softmax is False or (self.softmax is None and _is_distribution(self.scores)):
-            return self.scores
-        if self.scores.shape[0] == 1:
-            return _logistic(self.scores)
-        shifted: NDArray[np.float32] = np.exp(self.scores - self.scores.max(axis=0, keepdims=True))
-        shifted /= shifted.sum(axis=0, keepdims=True)
-        return shifted
+        if self.kind is not None:
+            return self.kind.probabilities(self.scores)
+        kind, doubt = assumed_kind(self.scores)
+        if doubt:
+            warnings.warn(
+                f"it is not known what the network's outputs are; {doubt}, so they are taken as {kind}. "
+                f"Give score_kind={str(kind)!r} to confirm it, or what they are ({EXPECTED})",
+                OnebyoneWarning,
+                stacklevel=2,
+            )
+        return kind.probabilities(self.scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map to a `.npz` file, whole or not at all. Raises BadInput where it cannot be written."""
@@ -96,7 +115,7 @@ class ScoreMap(Readable):
             "labels": self.labels.to_dict(),
             "image_size": list(self.image_size),
             "seconds": self.seconds,
-            "softmax": self.softmax,
+            "kind": None if self.kind is None else str(self.kind),
             "device": self.device,
             "passes": self.passes,
         }
@@ -119,7 +138,7 @@ class ScoreMap(Readable):
                 labels=labels_from_dict(meta["labels"]),
                 image_size=tuple(int(n) for n in meta["image_size"]),
                 seconds=float(meta["seconds"]),
-                softmax=meta["softmax"],
+                kind=_kind_of(meta),
                 device=str(meta["device"]),
                 passes=int(meta["passes"]),
             )
@@ -144,7 +163,8 @@ class ScoreMap(Readable):
         head = (
             f"{self.windows:,} windows ({places} places, {len(self.classes)} classes) of an image of {size}"
         )
-        return f"{head} in {self.seconds:.2f} s on {self.device}\n{self.geometry}"
+        kind = self.kind.describe(len(self.scores)) if self.kind else "of a kind that is not known"
+        return f"{head} in {self.seconds:.2f} s on {self.device}\nscores: {kind}\n{self.geometry}"
 
 
 def labels_from_dict(data: dict[str, Any]) -> Labels:
@@ -159,20 +179,23 @@ def labels_from_dict(data: dict[str, Any]) -> Labels:
     )
 
 
-def _is_distribution(scores: NDArray[np.float32]) -> bool:
-    """Whether every place holds probabilities that sum to 1.
+def _kind_of(meta: dict[str, Any]) -> ScoreKind | None:
+    """The kind in a file; earlier versions wrote whether a softmax was still to be applied."""
+    if "kind" not in meta:
+        return kind_given(None, meta["softmax"])
+    kind = meta["kind"]
+    return None if kind is None else read_kind(str(kind))
 
-    The slack is for networks that ran in half precision (unit roundoff 2^-11); logits that are nowhere
-    negative and sum to 1 everywhere do not happen by chance.
+
+def kind_given(kind: str | ScoreKind | None, softmax: bool | None) -> ScoreKind | None:
+    """What a caller says of the scores: `softmax=True` is short for logits, False for probabilities.
+
+    Raises BadInput where both are given.
     """
-    if scores.shape[0] < 2 or not scores.size or scores.min() < 0:
-        return False
-    slack = 2.0**-11 * (scores.shape[0] + 8)
-    return bool(np.abs(scores.sum(axis=0, dtype=np.float64) - 1).max() <= slack)
-
-
-def _logistic(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """1 / (1 + e^−v), without overflow at either end."""
-    small = np.exp(-np.abs(values))
-    out: NDArray[np.float32] = np.where(values >= 0, 1, small) / (1 + small)
-    return out.astype(np.float32, copy=False)
+    if softmax is None:
+        return read_kind(kind)
+    if kind is not None:
+        raise BadInput(
+            f"score_kind={str(kind)!r} and softmax={softmax} were both given; expected one of them"
+        )
+    return ScoreKind("logits" if softmax else "probabilities")

@@ -22,9 +22,10 @@ from onebyone.dense.run import (
     place_on,
     telling,
 )
-from onebyone.dense.scores import ScoreMap
+from onebyone.dense.scores import ScoreMap, kind_given
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
+from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.trace import evaluating
 from onebyone.records import Labels
 
@@ -41,7 +42,8 @@ def scan_windows(
     device: str | torch.device = "cpu",
     batch: int | None = None,
     channels: int | None = None,
-    output: int = 0,
+    output: int | str = 0,
+    score_kind: str | ScoreKind | None = None,
     softmax: bool | None = None,
     progress: Progress = None,
 ) -> ScoreMap:
@@ -53,7 +55,8 @@ def scan_windows(
     times, and the rest in the fastest of them; nothing is computed twice.
 
     `channels` are those the network reads, where the image must be checked or a picture file turned grey or
-    RGB for it. `progress` is True for a bar on stderr, or a callable of (done, total) windows.
+    RGB for it. `output`, `score_kind` and `softmax` mean what they mean for `scan`; what the network gives is
+    not known without them. `progress` is True for a bar on stderr, or a callable of (done, total) windows.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def scan_windows(
         labels=labels,
         image_size=pixels.size,
         seconds=time.perf_counter() - start,
-        softmax=softmax,
+        kind=kind_given(score_kind, softmax),
         device=str(device),
         passes=total,
     )
@@ -144,7 +147,7 @@ def _pace(batch: int | None, geometry: Geometry, total: int) -> _Pace:
 
 
 def _run(
-    model: nn.Module, crops: _Crops, pace: _Pace, output: int, tell: Callable[[int], None]
+    model: nn.Module, crops: _Crops, pace: _Pace, output: int | str, tell: Callable[[int], None]
 ) -> NDArray[np.float32]:
     parts: list[NDArray[np.float32]] = []
     for values in _steps(model, crops, pace, output):
@@ -154,7 +157,7 @@ def _run(
     return np.ascontiguousarray(scores)
 
 
-def _steps(model: nn.Module, crops: _Crops, pace: _Pace, output: int) -> Iterator[NDArray[np.float32]]:
+def _steps(model: nn.Module, crops: _Crops, pace: _Pace, output: int | str) -> Iterator[NDArray[np.float32]]:
     first = 0
     while first < len(crops):
         candidate = pace.next()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from onebyone.dense.scores import ScoreMap
 from onebyone.detect.detections import Detections
 from onebyone.detect.nms import canonical_order, nms, vote
 from onebyone.errors import BadInput
+from onebyone.laws.scores import ScoreKind, read_kind
 
 MOST_CANDIDATES = 5_000_000
 
@@ -24,6 +26,7 @@ def detect(
     per_class: bool = True,
     max_detections: int | None = None,
     refine: bool = False,
+    score_kind: str | ScoreKind | None = None,
 ) -> Detections:
     """Objects in a score map: the windows that reach the threshold, less those that overlap a better one.
 
@@ -44,6 +47,9 @@ def detect(
     refine
         put each box at the mean, weighted by probability, of itself and the boxes of its class it suppressed:
         finer than the stride's grid. Without it every box is exactly a window.
+    score_kind
+        what the scores are: "logits", "probabilities" or "log-probabilities", alone or followed by ":exclusive"
+        or ":multi-label"; None takes what the map says.
 
     Raises
     ------
@@ -57,6 +63,8 @@ def detect(
         raise BadInput(f"scores have {len(scores.geometry.window)} axes; boxes are found on two")
     if max_detections is not None and max_detections < 1:
         raise BadInput(f"max_detections={max_detections}: expected a positive integer or None")
+    if score_kind is not None:
+        scores = replace(scores, kind=read_kind(score_kind))
     boxes, values, labels = _candidates(scores, threshold, _foreground(scores, background))
     kept, groups = nms(boxes, values, labels, iou, per_class=per_class)
     placed = boxes[kept]

@@ -15,8 +15,10 @@ from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.geometry import Field, Geometry
+from onebyone.laws.scores import ScoreKind, read_kind
 from onebyone.lifting.grid import Grid
 from onebyone.pytorch import emit
+from onebyone.pytorch.outputs import Output, names_of, outputs_of
 from onebyone.pytorch.rules import rule_for
 from onebyone.pytorch.structure import require_python
 from onebyone.pytorch.trace import Traced, channel_guesses, trace
@@ -50,6 +52,7 @@ class Convolutionalized(Readable):
     head: str = "window"
     context: str | None = None
     labels: Labels = field(default_factory=Labels)
+    outputs: tuple[Output, ...] = ()
     pairs: tuple[Pair, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
@@ -73,6 +76,7 @@ class Convolutionalized(Readable):
             "head": self.head,
             "context": self.context,
             "labels": self.labels.to_dict(),
+            "outputs": [o.to_dict() for o in self.outputs],
             "changes": [c.to_dict() for c in self.changes],
         }
 
@@ -96,6 +100,7 @@ def convolutionalize(
     head: str = "window",
     context: str | None = None,
     labels: Labels | None = None,
+    score_kind: str | ScoreKind | None = None,
 ) -> Convolutionalized:
     """Make a classifier of `window` pixels a network that answers for every window of a larger image.
 
@@ -114,6 +119,8 @@ def convolutionalize(
     context: what squeeze-and-excitation and the like pool over: "window" (around each place), "image", or
     None: refused.
     labels: class names and preprocessing for the result to carry.
+    score_kind: what the outputs are: "logits", "probabilities" or "log-probabilities", alone or followed by
+        ":exclusive" or ":multi-label"; None reads it from each output's last operator, as `.outputs` tells.
 
     Raises
     ------
@@ -142,6 +149,7 @@ def convolutionalize(
             walk.refused, f"the network cannot be made to take images of any size (window {by(size)})"
         )
     network, geometry = _finish(walk)
+    outputs = _outputs(traced, read_kind(score_kind))
     return Convolutionalized(
         model=network,
         geometry=geometry,
@@ -152,6 +160,7 @@ def convolutionalize(
         head=head,
         context=context,
         labels=labels or Labels(),
+        outputs=outputs,
         pairs=tuple(walk.pairs),
     )
 
@@ -190,6 +199,14 @@ def _traced(
     raise first
 
 
+def _outputs(traced: Traced, kind: ScoreKind | None) -> tuple[Output, ...]:
+    """The outputs as the graph tells them; of the kind given, where one is."""
+    spec = traced.program.call_spec.out_spec
+    names = names_of(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+    told = outputs_of(traced.graph, traced.image, names)
+    return tuple(replace(o, kind=kind) for o in told) if kind else told
+
+
 def _walk(
     traced: Traced,
     window: tuple[int, ...],
@@ -207,7 +224,8 @@ def _walk(
 def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
     """Crop each output to the places of the windows, close the graph, and give it the network's own tensors."""
     node = next(n for n in walk.traced.graph.nodes if n.op == "output")
-    results = [_answer(walk, i, walk.value(v)) for i, v in enumerate(node.args[0])]
+    leaves = [None if v is None else _answer(walk, i, walk.value(v)) for i, v in enumerate(node.args[0])]
+    results = [leaf for leaf in leaves if leaf is not None]
     if walk.refused:
         raise Refused(
             walk.refused, f"the network cannot be made to take images of any size (window {by(walk.window)})"
@@ -217,11 +235,13 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
         math.lcm(*(math.lcm(r.grid.jump[a], r.grid.align[a]) for r in results)) for a in range(walk.axes)
     )
     image = next(n for n in walk.graph.nodes if n.op == "placeholder")
-    maps = [_cropped(walk, r, window, stride, walk.proxy(image)) for r in results]
-    spec = walk.traced.program.call_spec.out_spec
-    tree = pytree.tree_unflatten([m.handle.node for m in maps], spec)
-    single = isinstance(tree, fx.Node)
-    walk.graph.output(tree if single or isinstance(tree, dict) else tuple(m.handle.node for m in maps))
+    nodes = [
+        None if leaf is None else _cropped(walk, leaf, window, stride, walk.proxy(image)).handle.node
+        for leaf in leaves
+    ]
+    tree = pytree.tree_unflatten(nodes, walk.traced.program.call_spec.out_spec)
+    as_it_is = isinstance(tree, fx.Node) or type(tree) is dict
+    walk.graph.output(tree if as_it_is else tuple(n for n in nodes if n is not None))
     fields = results[0].grid.fields
     for other in results[1:]:
         fields = tuple(_hull(f, g) for f, g in zip(fields, other.grid.fields, strict=True))

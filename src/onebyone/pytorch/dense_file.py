@@ -16,6 +16,7 @@ from torch.fx.experimental import _config as symbolic
 from onebyone.errors import BadInput
 from onebyone.files import atomic_path
 from onebyone.laws.geometry import Geometry
+from onebyone.pytorch.outputs import Output
 from onebyone.pytorch.program_file import load_program
 from onebyone.pytorch.trace import quiet
 from onebyone.records import Change, Labels, first_line
@@ -23,7 +24,7 @@ from onebyone.records import Change, Labels, first_line
 if TYPE_CHECKING:
     from onebyone.pytorch.convolutionalize import Convolutionalized
 
-#: The extra file that holds the geometry, the labels and the changes.
+#: The extra file that holds the geometry, the labels, the outputs and the changes.
 NOTE = "onebyone.json"
 _VERSION = 1
 _AXES = ("height", "width", "depth")
@@ -97,6 +98,7 @@ def load_dense(path: str | os.PathLike[str]) -> Convolutionalized:
             head=str(note["head"]),
             context=note["context"],
             labels=_labels(note["labels"]),
+            outputs=tuple(Output.from_dict(o) for o in note.get("outputs", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{os.fspath(path)}: its {NOTE} is damaged ({error!r})") from error

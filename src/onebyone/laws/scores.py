@@ -1,0 +1,161 @@
+"""What the outputs of a classifier are, and the probabilities that they stand for.
+
+With z the outputs at one position and p the probabilities:
+
+    logits, exclusive classes      p = softmax(z), over the classes
+    logits, one class or labels    p = 1 / (1 + exp(−z)), each by itself
+    probabilities                  p = z
+    log-probabilities              p = exp(z)
+
+Exclusive means that each window belongs to exactly one class (softmax, cross-entropy); multi-label means that
+every class is decided by itself (sigmoid, binary cross-entropy). Outputs that are probabilities already must
+not pass through either function again: a logistic of 0.001 is 0.50025.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebyone.errors import BadInput
+
+VALUES = ("logits", "probabilities", "log-probabilities")
+CLASSES = ("exclusive", "multi-label")
+EXPECTED = "logits, probabilities or log-probabilities, alone or followed by :exclusive or :multi-label"
+
+#: How far a probability may exceed its range in a network that ran in half precision (unit roundoff 2^-11).
+_SLACK = 2.0**-11
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ScoreKind:
+    """What a network's outputs are: `values` is one of `VALUES`, `classes` one of `CLASSES`.
+
+    `classes` is None where it is not known. Only logits need it, and are then taken as exclusive.
+
+    Raises
+    ------
+    BadInput
+        for any other words.
+
+    Example
+    -------
+    >>> str(ScoreKind("probabilities", "multi-label"))
+    'probabilities:multi-label'
+    """
+
+    values: str
+    classes: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.values not in VALUES or self.classes not in (None, *CLASSES):
+            raise BadInput(f"score_kind={str(self)!r}: expected {EXPECTED}")
+
+    def __str__(self) -> str:
+        return self.values if self.classes is None else f"{self.values}:{self.classes}"
+
+    def describe(self, count: int) -> str:
+        """One phrase for people: what `count` outputs are and how they become probabilities.
+
+        >>> ScoreKind("logits").describe(1)
+        'logits; the logistic function gives the probability of each class'
+        """
+        if self.values == "logits":
+            if self._one_by_one(count):
+                return "logits; the logistic function gives the probability of each class"
+            return "logits, taken as exclusive classes; softmax gives the probabilities"
+        how = {
+            None: "",
+            "exclusive": " of exclusive classes",
+            "multi-label": " of each class by itself",
+        }[self.classes]
+        if self.values == "probabilities":
+            return f"probabilities{how}"
+        return f"log-probabilities{how}; their exponential gives the probabilities"
+
+    def _one_by_one(self, count: int) -> bool:
+        return count == 1 or self.classes == "multi-label"
+
+    def probabilities(self, scores: Floats) -> Floats:
+        """The probabilities of scores (classes, …), of the same shape; probabilities are returned as they are.
+
+        Raises
+        ------
+        BadInput
+            where the scores cannot be of this kind: a probability outside [0, 1], a log-probability above 0.
+        """
+        if self.values == "logits":
+            return _logistic(scores) if self._one_by_one(scores.shape[0]) else _softmax(scores)
+        low, high = _range(scores)
+        if self.values == "probabilities":
+            if low < -_SLACK or high > 1 + _SLACK:
+                raise BadInput(
+                    f"score_kind={str(self)!r}: the scores reach from {low:.4g} to {high:.4g}; "
+                    "expected probabilities from 0 to 1"
+                )
+            return scores
+        if high > _SLACK:
+            raise BadInput(f"score_kind={str(self)!r}: the scores reach up to {high:.4g}; expected at most 0")
+        return np.minimum(np.exp(scores), np.float32(1))
+
+
+def read_kind(given: str | ScoreKind | None) -> ScoreKind | None:
+    """The kind that a text names; a kind or None as it is. Raises BadInput for another text.
+
+    >>> read_kind("logits:multi-label")
+    ScoreKind(values='logits', classes='multi-label')
+    """
+    if not isinstance(given, str):
+        return given
+    values, colon, classes = given.partition(":")
+    return ScoreKind(values, classes if colon else None)
+
+
+def assumed_kind(scores: Floats) -> tuple[ScoreKind, str]:
+    """The kind that scores (classes, …) of an unknown network are taken for, and why that is in doubt.
+
+    The doubt is empty where the values leave none: numbers that sum to 1 over the classes at every position
+    are probabilities; numbers both below 0 and above 0, or above 1, are logits. Logits of several classes are
+    taken as exclusive, as those of a known network are.
+
+    >>> assumed_kind(np.array([[0.25], [0.75]], np.float32))
+    (ScoreKind(values='probabilities', classes='exclusive'), '')
+    """
+    low, high = _range(scores)
+    several = scores.shape[0] > 1
+    if low >= 0 and high <= 1 + _SLACK:
+        if several and _sums_to_one(scores):
+            return ScoreKind("probabilities", "exclusive"), ""
+        return ScoreKind("probabilities"), "every score lies from 0 to 1"
+    if high <= 0 and not (several and _sums_to_one(np.exp(scores))):
+        return ScoreKind("logits"), "no score is above 0, as in log-probabilities"
+    return ScoreKind("logits"), ""
+
+
+def _range(scores: Floats) -> tuple[float, float]:
+    return (float(scores.min()), float(scores.max())) if scores.size else (0.0, 0.0)
+
+
+def _sums_to_one(values: Floats) -> bool:
+    """Whether the classes sum to 1 at every position, up to the rounding of half precision."""
+    slack = 2.0**-11 * (values.shape[0] + 8)
+    return bool(np.abs(values.sum(axis=0, dtype=np.float64) - 1).max(initial=0) <= slack)
+
+
+def _softmax(scores: Floats) -> Floats:
+    shifted: Any = np.exp(scores - scores.max(axis=0, keepdims=True))
+    shifted /= shifted.sum(axis=0, keepdims=True)
+    out: Floats = shifted
+    return out
+
+
+def _logistic(values: Floats) -> Floats:
+    """1 / (1 + e^−v), without overflow at either end."""
+    small = np.exp(-np.abs(values))
+    out: Floats = np.where(values >= 0, 1, small) / (1 + small)
+    return out.astype(np.float32, copy=False)
