@@ -87,9 +87,9 @@ def test_padded_networks_have_few_tile_shapes(plan: Plan) -> None:
 
 def test_the_last_tile_is_moved_back_not_cut() -> None:
     geometry = Geometry((4,), (2,), (0,), (4,), (0,), True)
-    last = list(plan_scan(geometry, (20,), tile=4))[-1]
-    assert (last.read[0].start, last.read[0].stop) == (10, 20)
-    assert (last.keep[0].start, last.write[0].start) == (3, 8)
+    last = list(plan_scan(geometry, (22,), tile=4))[-1]
+    assert (last.read[0].start, last.read[0].stop) == (12, 22)
+    assert (last.keep[0].start, last.write[0].start) == (2, 8)
 
 
 def test_a_shift_that_has_no_window_left_is_left_out() -> None:
@@ -125,12 +125,81 @@ def test_chosen_tiles_bound_both_memory_and_waste() -> None:
     small_field = Geometry((28, 28), (4, 4), (0, 0), (28, 28), (0, 0), True)
     wide_field = Geometry((224, 224), (32, 32), (0, 0), (483, 483), (130, 130), False, ("padding",))
     assert tile_for(small_field, (200, 200)) == small_field.positions((200, 200))
-    for geometry, most in ((small_field, 300), (wide_field, 2048)):
+    for geometry, most in ((small_field, 300**2), (wide_field, 2**23)):
         plan = plan_scan(geometry, (50_000, 60_000), tile=tile_for(geometry, (50_000, 60_000)))
-        assert (
-            max(max(t.read_shape) for _, t in zip(range(50), plan, strict=False)) <= most + geometry.stride[0]
-        )
+        rows, columns = (max(len(s.read) for block in axis for s in block) for axis in plan.strips)
+        rest = geometry.stride[0] - 1  # the image's end may be off the grid
+        assert (rows - rest) * (columns - rest) <= most
         assert plan.pixels_read < 2 * 50_000 * 60_000
+
+
+def _geometry(window: int, stride: int, before: int = 0, after: int = 0, axes: int = 2) -> Geometry:
+    field = (window + before + after,) * axes
+    exact = not before + after
+    return Geometry((window,) * axes, (stride,) * axes, (0,) * axes, field, (before,) * axes, exact)
+
+
+KINDS = {
+    "window 64, stride 4": (_geometry(64, 4), 1),
+    "two shifts": (_geometry(64, 4), 2),
+    "windows side by side": (_geometry(8, 8), 1),
+    "a small window": (_geometry(3, 1), 1),
+    "ResNet-18": (_geometry(224, 32, 130, 129), 1),
+    "ResNet-18, four shifts": (_geometry(224, 32, 130, 129), 4),
+    "a halo on one side": (_geometry(32, 8, 0, 90), 1),
+    "a signal": (_geometry(1024, 64, 8000, 8132, axes=1), 1),
+    "a volume": (_geometry(16, 8, axes=3), 1),
+}
+
+
+def _most_read(geometry: Geometry, size: tuple[int, ...]) -> float:
+    """1.3 times the image, and the frame of one halo around it."""
+    halo = [sum(h) for h in geometry.halo]
+    image = int(np.prod(size))
+    return 1.3 * image + int(np.prod([n + h for n, h in zip(size, halo, strict=True)])) - image
+
+
+def _reads_little(geometry: Geometry, shifts: int, size: tuple[int, ...]) -> bool:
+    plan = plan_scan(geometry, size, shifts=shifts, tile=tile_for(geometry, size, shifts=shifts))
+    # every shifted pass is a pass over the image
+    return plan.pixels_read <= shifts ** len(size) * _most_read(geometry, size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_size_reads_much_more_than_the_image(kind: str) -> None:
+    geometry, shifts = KINDS[kind]
+    axes, window = len(geometry.window), geometry.window[0]
+    top = 600 if axes == 3 else 6_000
+    sizes = {*range(window, top, 61), *(n for n in (720, 721, 724, 2048, 2080) if window <= n < top), top}
+    assert [n for n in sorted(sizes) if not _reads_little(geometry, shifts, (n,) * axes)] == []
+    for wide in range(window, top, 977):
+        assert _reads_little(geometry, shifts, (window, *(wide,) * (axes - 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_size_at_all_reads_much_more_than_the_image(kind: str) -> None:
+    geometry, shifts = KINDS[kind]
+    axes = len(geometry.window)
+    sizes = range(geometry.window[0], 600 if axes == 3 else 6_001)
+    assert [n for n in sizes if not _reads_little(geometry, shifts, (n,) * axes)] == []
+
+
+@given(plans())
+def test_inner_tiles_own_the_same_number_of_places(plan: Plan) -> None:
+    """Blocks are of equal size: no tile computes a whole block for a remainder of a few places."""
+    for axis, blocks in enumerate(plan.strips):
+        owned = [len(block[0].write) for block in blocks]
+        assert all(n == plan.tile[axis] // plan.shifts[axis] for n in owned[1:-1])
+        if len(owned) > 2 and plan.network.exact:
+            assert owned[0] - owned[-1] < len(owned)
+
+
+def test_a_tile_size_that_was_given_is_balanced_too() -> None:
+    plan = plan_scan(_geometry(64, 4), (724, 724), tile=165)  # 166 places on an axis
+    assert [[len(block[0].write) for block in axis] for axis in plan.strips] == [[83, 83]] * 2
+    assert plan.pixels_read == (2 * (82 * 4 + 64)) ** 2
+    assert plan_scan(_geometry(64, 4), (724, 724), tile=plan.tile).to_dict() == plan.to_dict()
 
 
 def test_plans_are_told_apart_by_what_made_them() -> None:

@@ -11,6 +11,11 @@ with stride s, window w, window offset o, image size n, and (before, after) how 
 reaches beyond the window. Every read starts at a multiple of the stride; at the image's own edges it ends
 where the image ends, so that the layers' own padding acts there and only there.
 
+All reads of an axis have one length, as far as the image's size allows, because libraries choose a convolution's
+algorithm by its shape. The first and the last tile need no halo beyond the image's edge, so they own more places
+than the tiles between them, which all own the same number: then every pixel is read once, and the
+window − stride + halo pixels that two neighbours share twice.
+
 A map finer than the stride is made of k = `shifts` passes per axis; pass m runs over the image without its
 first m·s/k pixels and fills every k-th place from m on.
 """
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import product
 from math import prod
 from typing import Any
@@ -27,6 +33,10 @@ from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 
 PerAxis = int | Sequence[int]
+
+# by the number of axes: a tile this many times as wide as what neighbours share reads (n / (n − 1))^axes ≤ 1.2 times
+# the image, less where blocks round up to whole strides
+_AIM = {1: 6, 2: 12, 3: 20}
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Plan:
     """Every tile of a scan, in order; made by :func:`plan_scan`.
 
     `network` is the network's own geometry, `geometry` the map's (a finer stride where there are shifts),
-    `positions` the map's places per axis, `tile` the places of one block per axis.
+    `positions` the map's places per axis, `tile` the places of one block per axis (balanced).
     """
 
     network: Geometry
@@ -125,8 +135,10 @@ def plan_scan(
 ) -> Plan:
     """Plan a scan of an image of `image_size` pixels (per axis) by a network of this geometry.
 
-    `shifts` is the number of passes per axis, a divisor of the stride. `tile` is the size of a block in
-    places of the finished map, per axis, rounded up to a multiple of `shifts`; None makes one block of all.
+    `shifts` is the number of passes per axis, a divisor of the stride. `tile` is the largest size of a block in
+    places of the finished map, per axis, rounded up to a multiple of `shifts`; None makes one block of all. The
+    places are cut into as few blocks as that allows, all of nearly equal size: blocks of the largest size and a
+    remainder would compute a whole block for the remainder, since tiles keep one shape.
 
     Raises BadInput if the image is smaller than the window, shifts do not divide the stride, or tiles are
     asked for of a network each of whose answers sees the whole image.
@@ -154,7 +166,9 @@ def plan_scan(
     fine = finer(geometry, passes)
     positions = tuple(fine.positions(size))
     wanted = positions if tile is None else _per_axis("tile", tile, axes)
-    blocks = tuple(-(-min(t, p) // k) for t, p, k in zip(wanted, positions, passes, strict=True))
+    blocks = tuple(
+        _block(geometry, a, -(-positions[a] // passes[a]), -(-wanted[a] // passes[a])) for a in range(axes)
+    )
     strips = tuple(_axis(geometry, a, size[a], passes[a], positions[a], blocks[a]) for a in range(axes))
     tiles = tuple(b * k for b, k in zip(blocks, passes, strict=True))
     return Plan(geometry, fine, size, positions, passes, tiles, strips)
@@ -177,23 +191,99 @@ def finer(geometry: Geometry, shifts: PerAxis) -> Geometry:
 
 
 def tile_for(
-    geometry: Geometry, image_size: Sequence[int], *, shifts: PerAxis = 1, least: int = 256, most: int = 2048
+    geometry: Geometry,
+    image_size: Sequence[int],
+    *,
+    shifts: PerAxis = 1,
+    least: int = 2**16,
+    most: int = 2**23,
 ) -> tuple[int, ...]:
-    """A good tile, in places of the map; the whole map where the image is no larger than one read.
+    """Choose the size of a tile, in places of the map per axis, by what it costs.
 
-    Neighbouring reads share window − stride + halo pixels per axis. A read is about 12 times as wide, so that
-    computing those twice costs less than a fifth in two dimensions, within `least` (feature maps that stay
-    in a processor's cache) and `most` pixels (feature maps that stay in memory).
+    Neighbouring tiles read window − stride + halo pixels per axis twice. A tile 6, 12 or 20 times as wide as that,
+    in one, two or three dimensions, reads up to 1.2 times the image, and this is the size aimed at: a larger tile would
+    save little, and its feature maps leave the processor's caches. It has at least `least` pixels (a smaller one spends its time on
+    calls) and at most `most` (memory), over all axes together. From one tile for the whole image, the axis whose
+    tile is the widest in proportion to this aim is cut into one more block, all of nearly equal size, until the
+    tile is no larger than the aim. Where `most` prevents the aim, more pixels are read twice.
+
+    Raises BadInput as :func:`plan_scan` does.
+
+    Example
+    -------
+    >>> from onebyone.laws.geometry import Geometry
+    >>> g = Geometry(window=(64, 64), stride=(4, 4), window_offset=(0, 0), receptive_field=(64, 64),
+    ...              receptive_field_offset=(0, 0), exact=True, inexact_because=())
+    >>> plan = plan_scan(g, (724, 724), tile=tile_for(g, (724, 724)))
+    >>> plan.tile, round(plan.pixels_read / 724**2, 3)
+    ((83, 166), 1.083)
     """
-    passes = _per_axis("shifts", shifts, len(geometry.window))
-    whole = finer(geometry, passes).positions(image_size)
-    tile = []
-    for axis, (size, stride, count) in enumerate(zip(image_size, geometry.stride, passes, strict=True)):
-        shared = max(0, geometry.window[axis] - stride + sum(geometry.halo[axis]))
-        side = min(max(least, 12 * shared), most)
-        places = max(side - shared, shared, stride) // stride * count
-        tile.append(whole[axis] if size <= side else min(places, whole[axis]))
-    return tuple(tile)
+    axes = len(geometry.window)
+    passes = _per_axis("shifts", shifts, axes)
+    positions = finer(geometry, passes).positions(image_size)
+    counts = [-(-p // k) for p, k in zip(positions, passes, strict=True)]  # places of one pass
+    reaches = [_Reach.of(geometry, a) for a in range(axes)]
+    aim = [max(round(least ** (1 / axes)), _AIM[axes] * reach.shared) for reach in reaches]
+    limit = min(prod(aim), most)
+    blocks = [1] * axes
+
+    def side(axis: int) -> int:
+        """Pixels that a tile reads on an axis."""
+        return min(image_size[axis], reaches[axis].length(reaches[axis].block(counts[axis], blocks[axis])))
+
+    while prod(side(a) for a in range(axes)) > limit:
+        # a tile that owned fewer pixels than it shares would read each pixel four times and more
+        divisible = [a for a in range(axes) if reaches[a].divides(counts[a], blocks[a] + 1)]
+        if not divisible:
+            break
+        blocks[max(divisible, key=lambda a: Fraction(side(a), aim[a]))] += 1
+    tile = (reaches[a].block(counts[a], blocks[a]) * passes[a] for a in range(axes))
+    return tuple(min(t, p) for t, p in zip(tile, positions, strict=True))
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """How far a tile reads beyond the windows it owns, on one axis: `lead` whole strides before, `after` pixels."""
+
+    stride: int
+    window: int
+    lead: int
+    after: int
+
+    @classmethod
+    def of(cls, geometry: Geometry, axis: int) -> _Reach:
+        """The reach of a network's tiles on an axis."""
+        stride, offset = geometry.stride[axis], geometry.window_offset[axis]
+        before, after = geometry.halo[axis]
+        return cls(
+            stride, geometry.window[axis], max(0, -(-(offset + before) // stride)), max(0, after - offset)
+        )
+
+    @property
+    def shared(self) -> int:
+        """Pixels that two neighbouring tiles both read."""
+        return max(0, self.length(1) - self.stride)
+
+    @property
+    def edges(self) -> int:
+        """Places that the first and the last tile own beyond what a tile between them owns."""
+        return self.lead + self.after // self.stride
+
+    def length(self, block: int) -> int:
+        """Pixels that a tile reads to own `block` places between others."""
+        return (self.lead + block - 1) * self.stride + self.window + self.after
+
+    def blocks(self, count: int, largest: int) -> int:
+        """How many tiles `count` places need if none between others owns more than `largest`."""
+        return max(1, -(-(count - self.edges) // largest))
+
+    def block(self, count: int, blocks: int) -> int:
+        """The places of a tile between others where `count` places are cut into at most `blocks` tiles."""
+        return count if blocks == 1 else max(1, -(-(count - self.edges) // blocks))
+
+    def divides(self, count: int, blocks: int) -> bool:
+        """Whether so many tiles each own at least as many pixels as they share, and none is left without places."""
+        return blocks <= count - self.edges and self.block(count, blocks) * self.stride >= self.shared
 
 
 @dataclass(frozen=True)
@@ -218,18 +308,30 @@ def _axis(
     for shift in range(min(shifts, places)):
         skipped = shift * geometry.stride[axis] // shifts
         passes.append(_Pass(size - skipped, skipped, shift, shifts, (places - shift - 1) // shifts + 1))
+    lead = _Reach.of(geometry, axis).lead
+    most = passes[0].count
+    starts = [0, *range(lead + block, most, block)] if block < most else [0]
+    # the last tile owns what its read covers beyond a block
+    starts = starts[: _Reach.of(geometry, axis).blocks(most, block)]
+    stops = [*starts[1:], most]
     return tuple(
-        tuple(_strip(geometry, axis, p, start, block) for p in passes if start < p.count)
-        for start in range(0, passes[0].count, block)
+        tuple(_strip(geometry, axis, p, start, min(stop, p.count), block) for p in passes if start < p.count)
+        for start, stop in zip(starts, stops, strict=True)
     )
 
 
-def _strip(geometry: Geometry, axis: int, one: _Pass, first: int, block: int) -> Strip:
-    """The strip that owns places [first, first + block) of one pass, as far as it has them.
+def _block(geometry: Geometry, axis: int, count: int, largest: int) -> int:
+    """The places of one pass that a tile owns, at most `largest` and all tiles' nearly equal."""
+    reach = _Reach.of(geometry, axis)
+    return reach.block(count, reach.blocks(count, largest))
 
-    The last strip computes a full block, ending where the pass ends, and keeps what no other strip owns.
+
+def _strip(geometry: Geometry, axis: int, one: _Pass, first: int, last: int, block: int) -> Strip:
+    """The strip that owns places [first, last) of one pass.
+
+    It reads what a full block ending at `last` reads; the last strip ends where the pass ends, and keeps what no
+    other strip owns.
     """
-    last = min(first + block, one.count)
     begin, end = _read(geometry, axis, one.size, max(0, last - block), min(block, one.count))
     local = begin // geometry.stride[axis]
     return Strip(
@@ -245,14 +347,12 @@ def _read(geometry: Geometry, axis: int, size: int, first: int, count: int) -> t
     Near the far edge the read is moved back by whole strides rather than shortened, so that tiles keep their
     shape as far as the image's own size allows.
     """
-    window, stride, offset = geometry.window[axis], geometry.stride[axis], geometry.window_offset[axis]
-    before, after = geometry.halo[axis]
-    lead = max(0, -(-(offset + before) // stride))  # whole strides read before the first place
-    length = (lead + count - 1) * stride + window + max(0, after - offset)
-    begin = max(0, first - lead) * stride
+    reach = _Reach.of(geometry, axis)
+    length = reach.length(count)
+    begin = max(0, first - reach.lead) * reach.stride
     if begin + length <= size:
         return begin, begin + length
-    return max(0, (size - length) // stride * stride), size
+    return max(0, (size - length) // reach.stride * reach.stride), size
 
 
 def _per_axis(name: str, value: PerAxis, axes: int) -> tuple[int, ...]:

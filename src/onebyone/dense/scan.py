@@ -133,7 +133,7 @@ def scan(
     device = device_named(device)
     on_cpu = device.type == "cpu"
     if tile is None and not d.geometry.image_wide:
-        tile = tile_for(d.geometry, pixels.size, shifts=shifts, least=256 if on_cpu else 2048)
+        tile = tile_for(d.geometry, pixels.size, shifts=shifts, least=2**16 if on_cpu else 2**22)
     plan = plan_scan(d.geometry, pixels.size, shifts=shifts, tile=tile)
     if channels_last is None:
         channels_last = on_cpu and prod(plan.tile) >= 64 * prod(plan.shifts)
