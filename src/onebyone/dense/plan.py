@@ -200,12 +200,12 @@ def tile_for(
 ) -> tuple[int, ...]:
     """Choose the size of a tile, in places of the map per axis, by what it costs.
 
-    Neighbouring tiles read window − stride + halo pixels per axis twice. A tile 6, 12 or 20 times as wide as that,
-    in one, two or three dimensions, reads up to 1.2 times the image, and this is the size aimed at: a larger tile would
-    save little, and its feature maps leave the processor's caches. It has at least `least` pixels (a smaller one spends its time on
-    calls) and at most `most` (memory), over all axes together. From one tile for the whole image, the axis whose
-    tile is the widest in proportion to this aim is cut into one more block, all of nearly equal size, until the
-    tile is no larger than the aim. Where `most` prevents the aim, more pixels are read twice.
+    Neighbouring tiles read window − stride + halo pixels per axis twice. A tile 6, 12 or 20 times as wide as that, in
+    one, two or three dimensions, reads up to 1.2 times the image, and this is the size aimed at: a larger tile would
+    save little, and its feature maps leave the processor's caches. It has at least `least` pixels (a smaller one
+    spends its time on calls) and at most `most` (memory), over all axes together. From one tile for the whole image,
+    the axis whose tile is the widest in proportion to this aim is cut into one more block, all of nearly equal size,
+    until the tile is no larger than the aim. Where `most` prevents the aim, more pixels are read twice.
 
     Raises BadInput as :func:`plan_scan` does.
 
