@@ -50,7 +50,7 @@ def test_a_map_of_unknown_scores_says_what_was_assumed(run: Run, image: str) -> 
     assert done.json["objects"] == []
     (note,) = done.json["notes"]
     assert "every score lies from 0 to 1, so they are taken as probabilities" in note
-    assert "--scores probabilities" in note
+    assert "--scores probabilities to confirm it" in note
     assert "note:" in run("detect", "u.npz").err
 
 

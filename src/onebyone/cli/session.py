@@ -66,7 +66,8 @@ class Session:
     def spoken(self, text: str) -> str:
         """A message that names arguments of Python with their options instead: `iou=2` becomes `--iou 2`."""
         for name, option in self._options.items():
-            text = re.sub(rf"(?<![\w.\-/]){name}=(?:\.\.\.|…)?(\S?)", rf"{option} \1", text)
+            text = re.sub(rf"(?<![\w.\-/]){name}=(?:\.\.\.|…)?", f"{option} ", text)
+            text = re.sub(rf"{option} '([\w:.-]+)'", rf"{option} \1", text)
         return re.sub(r"(--[a-z-]+) (?=[\s).,;:]|$)", r"\1", text)
 
     def warning(self, text: str) -> None:
