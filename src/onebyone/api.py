@@ -6,6 +6,7 @@ Nothing heavy is imported until a verb is called, so that `import onebyone` and 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -76,7 +77,9 @@ def convert(
     if level == "graph":
         from onebyone.pytorch.graph import convert_graph
 
-        own = deepcopy(network) if copy else network
+        with warnings.catch_warnings():  # torch copies its own deprecated tree specs, with every program
+            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+            own = deepcopy(network) if copy else network
         return convert_graph(own, to=to, example=example, only=only, optimizer=optimizer)
     if not isinstance(network, nn.Module):
         raise BadInput(

@@ -203,7 +203,8 @@ def test_a_changed_weight_outside_the_layers_is_caught() -> None:
     c.model.norm.weight = nn.Parameter(c.model.norm.weight.detach() * 1.001)
     v = verify(model, c)
     assert not v.equivalent
-    assert any("norm.weight changed" in p for p in v.problems)
+    assert any(p.startswith("norm.weight differs from the original's in 5 of 5 values") for p in v.problems)
+    assert v.first_difference == "norm"
 
 
 def test_a_wrong_stride_is_caught() -> None:

@@ -129,8 +129,9 @@ def verify(
 ) -> None:
     """Convert, and prove that the result computes the same function; exit code 1 if it does not.
 
-    Each layer is probed with integers, which must agree bit for bit; with --shape the layers are also
-    compared on real inputs against a derived bound, and the whole network with its gradients.
+    The weights of both are compared, and each layer is probed with integers; both must agree bit for bit.
+    With --shape the layers are also compared on real inputs against a derived bound, and the whole network
+    with its gradients. Exit code 3 if no check could run: nothing was converted, for one.
     """
     with session(context, as_json) as run:
         from onebyone import api, opening
@@ -153,7 +154,7 @@ def verify(
         } | found.to_dict()
         run.result(data, *render.verification_tables(data))
         if not found.equivalent:
-            raise typer.Exit(1)
+            raise typer.Exit(3 if found.nothing_verified else 1)
 
 
 def convolutionalize(

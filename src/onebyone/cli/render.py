@@ -93,7 +93,7 @@ def verification_tables(data: Data) -> list[RenderableType]:
     parts.append(_figures(data))
     parts += [Text(f"not verified: {note}", style="dim") for note in data["unverified"]]
     parts += [Text(f"problem: {problem}", style="red") for problem in data["problems"]]
-    parts.append(_verdict(data["equivalent"]))
+    parts.append(_verdict(data))
     return parts
 
 
@@ -108,6 +108,10 @@ def _figures(data: Data) -> Table:
     rows = [(words, _number(data[name])) for name, words in _FIGURES if data.get(name) is not None]
     if data.get("class_agreement") is not None:
         rows.append(("windows with the same best class", f"{data['class_agreement']:.2%}"))
+    weights = data.get("weights")
+    if weights:
+        verdict = "equal bit for bit" if weights["ok"] else "DIFFER"
+        rows.append(("weights", f"{weights['compared']} tensors, {verdict}"))
     gradients = data.get("gradients")
     if gradients:
         rows.append(
@@ -116,8 +120,14 @@ def _figures(data: Data) -> Table:
     return _pairs(rows)
 
 
-def _verdict(equivalent: bool) -> Text:
-    return Text("equivalent", style="bold green") if equivalent else Text("NOT equivalent", style="bold red")
+def _verdict(data: Data) -> Text:
+    if data["nothing_verified"]:
+        return Text("nothing verified", style="bold yellow")
+    return (
+        Text("equivalent", style="bold green")
+        if data["equivalent"]
+        else Text("NOT equivalent", style="bold red")
+    )
 
 
 def dense_data(dense: Any, source: str, notes: Sequence[str]) -> Data:

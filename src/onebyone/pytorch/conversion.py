@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,15 @@ from onebyone.records import Change, Readable, Refusal, html_result, html_table,
 
 @dataclass(frozen=True)
 class Pair:
-    """One layer before and after: `path` is the first place it has in the network."""
+    """One layer before and after: `path` is the first place it has in the network.
+
+    `names`: the network's name of each tensor of `original`, where that is not `path` and the tensor's own name.
+    """
 
     path: str
     original: nn.Module
     converted: nn.Module
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def plain(self) -> tuple[nn.Module, nn.Module]:

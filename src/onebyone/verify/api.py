@@ -15,10 +15,11 @@ from onebyone.verify.dense import verify_dense
 from onebyone.verify.layers import check_layer
 from onebyone.verify.network import NetworkCheck, Quartet
 from onebyone.verify.observing import Grads, Runner
-from onebyone.verify.result import SAME_FUNCTION, GradientCheck, LayerCheck, Verification
+from onebyone.verify.result import SAME_FUNCTION, GradientCheck, LayerCheck, Verification, WeightCheck
 from onebyone.verify.settings import proof_settings
 from onebyone.verify.subjects import UnverifiableError, module_subject
 from onebyone.verify.trees import leaves
+from onebyone.verify.weights import compare_weights
 from onebyone.verify.whole import compare_networks
 
 
@@ -74,6 +75,7 @@ class _Findings:
 
     def __init__(self) -> None:
         self.layers: list[LayerCheck] = []
+        self.weights: WeightCheck | None = None
         self.problems: list[str] = []
         self.unverified: list[str] = []
 
@@ -107,21 +109,41 @@ def _verify_conversion(
         for done, pair in enumerate(conversion.pairs, 1):
             _check_pair(pair, conversion, inputs.get(pair.path), seed + done, found, x is not None)
             report(done, len(conversion.pairs))
+        _list_unprobed(conversion, found)
         if x is None:
             found.unverified.append(
                 "without an example input: the whole network, its gradients, the layers on their own inputs"
             )
-            if conversion.pairs and not any(layer.bitwise is not None for layer in found.layers):
-                found.problems.append(
-                    "nothing could be verified: no layer could be probed and there is no input"
-                )
-            return _concluded(found, NetworkCheck(), None, None)
+            return _concluded(found, NetworkCheck(), None, None, _why_nothing(conversion, found))
         back = _gradient_map(conversion, model, after)
         return _whole(model, after, x, seed, gradients, back, found)
 
 
+def _list_unprobed(conversion: Any, found: _Findings) -> None:
+    """Converted layers that have no pair: nothing runs them by themselves."""
+    paired = {pair.path for pair in conversion.pairs}
+    for change in getattr(conversion, "changes", ()):
+        if change.path not in paired:
+            found.unverified.append(
+                f"{change.path or '(top level)'}: converted, but its weight or bias is no parameter of its own, "
+                "so it has no integer probe"
+            )
+
+
+def _why_nothing(conversion: Any, found: _Findings) -> str:
+    """Why a verification without an example has shown nothing; empty where a layer was probed."""
+    if any(layer.bitwise is not None for layer in found.layers):
+        return ""
+    changes, refused = (getattr(conversion, name, ()) for name in ("changes", "refused"))
+    if conversion.pairs or changes:
+        return "nothing was verified: no converted layer could be probed and there is no example input"
+    if refused:
+        return f"nothing was verified: no layer was converted ({len(refused)} refused)"
+    return "nothing was verified: the network has no layer to convert"
+
+
 def _check_structure(model: nn.Module, after: nn.Module, conversion: Any, found: _Findings) -> None:
-    paths = [p.path for p in conversion.pairs]
+    """What needs no run, and so comes first: finite weights, equal ones, ties, layers in their places."""
     found.problems += structure.not_finite(model, "original")
     if not found.problems:
         ours = {id(p) for p in model.parameters()}
@@ -130,13 +152,11 @@ def _check_structure(model: nn.Module, after: nn.Module, conversion: Any, found:
     problems, notes = structure.untied(model, after)
     found.problems += problems
     found.unverified += notes
-    to_original = getattr(conversion, "state_dict_to_original", None)
-    back = (
-        to_original(after.state_dict())
-        if to_original and str(getattr(conversion, "level", "")) == "graph"
-        else None
+    to_original, from_original = (
+        getattr(conversion, f"state_dict_{way}", None) for way in ("to_original", "from_original")
     )
-    found.problems += structure.untouched(model, after, paths, back)
+    layers = [pair.path for pair in conversion.pairs]
+    found.weights = compare_weights(model, after, to_original, from_original, layers)
 
 
 def _recorded(model: Any, pairs: Any, x: Any, seed: int, found: _Findings) -> dict[str, Tensor]:
@@ -168,7 +188,8 @@ def _check_pair(
         before, after = getattr(pair, "plain", (pair.original, pair.converted))
         same = after is pair.converted
         law = str(getattr(pair, "law", ""))
-        subject = module_subject(pair.path, before, after, law, carry if same else None)
+        names = getattr(pair, "names", None)
+        subject = module_subject(pair.path, before, after, law, carry if same else None, names)
         found.layers.append(check_layer(subject, x, seed))
     except UnverifiableError as reason:
         found.unverified.append(f"{pair.path}: {reason}")
@@ -248,15 +269,25 @@ def _first_difference(four: Quartet) -> str | None:
 
 
 def _concluded(
-    found: _Findings, check: NetworkCheck, gradient: GradientCheck | None, first: str | None
+    found: _Findings,
+    check: NetworkCheck,
+    gradient: GradientCheck | None,
+    first: str | None,
+    nothing: str = "",
 ) -> Verification:
-    problems = [
+    """The answer; `nothing` says why no check could run, where none could."""
+    weights = found.weights
+    failed = [
         *found.problems,
+        *(weights.problems if weights else ()),
         *(f"{layer.path}: {layer.why}" for layer in found.layers if not layer.ok),
         *check.problems,
         *([f"gradients {gradient.why}"] if gradient and not gradient.ok else []),
     ]
+    problems = [*failed, *([nothing] if nothing else [])]
     failing = next((layer.path for layer in found.layers if not layer.ok), None)
+    if failing is None and weights and weights.differing:
+        failing = weights.differing[0].name.rpartition(".")[0]
     return Verification(
         equivalent=not problems,
         target=SAME_FUNCTION,
@@ -265,8 +296,12 @@ def _concluded(
         float64_error=check.float64_error,
         float64_limit=check.float64_limit,
         layers=tuple(found.layers),
+        weights=weights,
         gradients=gradient,
         first_difference=first or failing,
         problems=tuple(dict.fromkeys(problems)),
-        unverified=tuple(dict.fromkeys([*found.unverified, *check.unverified])),
+        unverified=tuple(
+            dict.fromkeys([*found.unverified, *(weights.unverified if weights else ()), *check.unverified])
+        ),
+        nothing_verified=bool(nothing) and not failed,
     )

@@ -34,9 +34,11 @@ from onebyone.verify.result import (
     GradientCheck,
     LayerCheck,
     Verification,
+    WeightCheck,
 )
 from onebyone.verify.settings import proof_settings
 from onebyone.verify.trees import leaves, wide
+from onebyone.verify.weights import compare_weights
 from onebyone.verify.whole import compare_networks
 from onebyone.verify.windows import (
     Bounds,
@@ -66,6 +68,7 @@ class _Dense:
         self.target = DENSE_EXACT if self.geometry.exact else DENSE_PADDED
         self.problems: list[str] = []
         self.unverified: list[str] = []
+        self.compared: WeightCheck | None = None
         self.dtype = network.own_dtype(model, x)
         self.image = self._image(x, dense.channels)
         self.fixed = self._fixed_batch()
@@ -110,12 +113,9 @@ class _Dense:
     def weights(self) -> None:
         if isinstance(self.model, nn.Module):
             self.problems += structure.not_finite(self.model, "original")
-            ours = dict(self.dense.named_parameters())
-            self.problems += [
-                f"{name} differs from the original's"
-                for name, p in self.model.named_parameters()
-                if name in ours and (p.shape != ours[name].shape or not bool((p == ours[name]).all()))
-            ]
+            self.compared = compare_weights(self.model, self.dense, subset=True)
+            self.problems += self.compared.problems
+            self.unverified += self.compared.unverified
         if not bool(torch.isfinite(self.image).all()):
             self.problems.append("the image holds NaN or infinity")
 
@@ -305,6 +305,7 @@ def _answer(
         float64_error=check.float64_error,
         float64_limit=check.float64_limit,
         layers=layers,
+        weights=work.compared,
         gradients=gradient,
         dense=against,
         first_difference=next((c.path for c in layers if not c.ok), None),

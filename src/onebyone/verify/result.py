@@ -69,6 +69,47 @@ class LayerCheck:
 
 
 @dataclass(frozen=True)
+class WeightDifference:
+    """A tensor of the converted network that is not the original's: its name there, and `what` differs.
+
+    `differing` of `values` numbers differ in some bit, by up to `largest` (None where the two cannot be subtracted).
+    """
+
+    name: str
+    what: str
+    differing: int | None = None
+    values: int | None = None
+    largest: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.what}"
+
+
+@dataclass(frozen=True)
+class WeightCheck:
+    """The weights of both networks, bit for bit: `compared` tensors of `values` numbers in all.
+
+    `differing` lists those that differ; `problems` says so in words, with the tensors that one network alone has;
+    `unverified` what could not be compared.
+    """
+
+    compared: int
+    values: int
+    differing: tuple[WeightDifference, ...] = ()
+    problems: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every tensor that was compared is the original's."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        return asdict(self) | {"ok": self.ok}
+
+
+@dataclass(frozen=True)
 class GradientCheck:
     """Gradients of a random weighted sum of the outputs: `compared` tensors, the worst one's name and ratio.
 
@@ -125,8 +166,10 @@ class DenseCheck:
 class Verification(Readable):
     """The outcome of `verify`.
 
-    `equivalent` is true only if every check that ran passed and nothing was NaN or infinite; `problems`
-    lists what did not, `unverified` what was not looked at. `max_error`: largest |converted − original| in
+    `equivalent` is true only if something was checked, every check that ran passed and nothing was NaN or infinite;
+    `problems` lists what did not pass, `unverified` what was not looked at. `weights`: the tensors of both networks,
+    compared bit for bit (None: two callables, whose weights nothing relates). `nothing_verified`: no check could run,
+    so that nothing is known; then `equivalent` is false. `max_error`: largest |converted − original| in
     the network's own dtype. `rounding_ratio`: see `verify.network`. `integer_probe`: all layers bit for bit
     (None: none was run).
     """
@@ -138,11 +181,13 @@ class Verification(Readable):
     float64_error: float | None = None
     float64_limit: float | None = None
     layers: tuple[LayerCheck, ...] = ()
+    weights: WeightCheck | None = None
     gradients: GradientCheck | None = None
     dense: DenseCheck | None = None
     first_difference: str | None = None
     problems: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
+    nothing_verified: bool = False
 
     @property
     def integer_probe(self) -> bool | None:
@@ -180,6 +225,8 @@ class Verification(Readable):
         """
         if self.equivalent:
             return self
+        if self.nothing_verified:
+            raise NotEquivalent("; ".join(self.problems), self)
         where = f"; first differing layer: {self.first_difference}" if self.first_difference else ""
         raise NotEquivalent(f"not equivalent ({self.target}): " + "; ".join(self.problems[:5]) + where, self)
 
@@ -187,12 +234,14 @@ class Verification(Readable):
         """Plain data for JSON; a number that JSON cannot hold (NaN, infinity) becomes its name."""
         data: dict[str, Any] = {
             "equivalent": self.equivalent,
+            "nothing_verified": self.nothing_verified,
             "target": self.target,
             "max_error": self.max_error,
             "rounding_ratio": self.rounding_ratio,
             "float64_error": self.float64_error,
             "float64_limit": self.float64_limit,
             "integer_probe": self.integer_probe,
+            "weights": self.weights.to_dict() if self.weights else None,
             "layers": [layer.to_dict() for layer in self.layers],
             "gradients": self.gradients.to_dict() if self.gradients else None,
             "dense": self.dense.to_dict() if self.dense else None,
@@ -216,6 +265,8 @@ class Verification(Readable):
         return html_result(f"{'✓' if self.equivalent else '✗'} {self._headline()}", *parts, notes=notes)
 
     def _headline(self) -> str:
+        if self.nothing_verified:
+            return f"NOTHING VERIFIED ({self.target})"
         return f"{'equivalent' if self.equivalent else 'NOT equivalent'} ({self.target})"
 
     def __str__(self) -> str:
@@ -228,10 +279,14 @@ class Verification(Readable):
         return "\n".join(lines)
 
     def _figures(self) -> list[tuple[str, str | None]]:
-        g, d = self.gradients, self.dense
+        g, d, w = self.gradients, self.dense, self.weights
         probe = self.integer_probe
         return [
             ("integer probes", None if probe is None else ("equal bit for bit" if probe else "DIFFER")),
+            (
+                "weights",
+                None if w is None else f"{w.compared} tensors, {'equal bit for bit' if w.ok else 'DIFFER'}",
+            ),
             ("largest difference", _figure(self.max_error)),
             ("rounding ratio", _figure(self.rounding_ratio)),
             ("in float64", _against(self.float64_error, self.float64_limit, "limit")),

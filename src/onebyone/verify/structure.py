@@ -1,9 +1,9 @@
-"""What needs no run: finite weights, ties kept, untouched tensors equal, converted layers really in place."""
+"""What needs no run: finite weights, ties kept, converted layers really in place."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -57,40 +57,6 @@ def untied(model: nn.Module, converted: nn.Module) -> tuple[list[str], list[str]
         said = f"the weight tied under {', '.join(names)} is no longer one parameter"
         (problems if len({id(after[n]) for n in same}) > 1 else notes).append(said)
     return problems, notes
-
-
-def untouched(
-    model: nn.Module, converted: nn.Module, paths: Collection[str], back: Mapping[str, Tensor] | None = None
-) -> list[str]:
-    """Parameters and buffers outside the converted layers that differ, or that only one network has.
-
-    `back` is the converted network's state as the original would hold it: a graph may keep a tensor in another order.
-    """
-    known = dict(model.named_modules(remove_duplicate=False))
-    layers = {id(known[p]) for p in paths if p in known}
-    named = [
-        p for p in paths if p not in known
-    ]  # a product whose weight belongs to no layer goes by its name
-    paths = [*named, *(p for p, m in known.items() if id(m) in layers)]  # a layer used twice has two paths
-
-    def outside(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        return {n: t for n, t in named if not any(p in ("", n) or n.startswith(p + ".") for p in paths)}
-
-    a = outside(
-        [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    )
-    b = outside(
-        [
-            *converted.named_parameters(remove_duplicate=False),
-            *converted.named_buffers(remove_duplicate=False),
-        ]
-    )
-    problems = [f"{n} is in one network only" for n in sorted(set(a) ^ set(b))]
-    return problems + [
-        f"{n} changed, and is in no converted layer"
-        for n in a
-        if n in b and not _equal(a[n], b[n]) and not (back and n in back and _equal(a[n], back[n]))
-    ]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from onebyone.records import first_line
+
 Params = dict[str, Tensor]
 
 
@@ -47,8 +49,12 @@ def module_subject(
     converted: nn.Module,
     law: str = "",
     from_original: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Subject:
     """The subject for a pair of modules that take the same input.
+
+    `from_original` maps a state dict of the original network; `names` gives the network's name of each of the
+    original's tensors (by default `path` and the tensor's own name).
 
     Both are checked bare: hooks and parametrisations are left off (the whole network's comparison includes
     them), the tensors are shared and the user's modules are not touched.
@@ -66,7 +72,8 @@ def module_subject(
         )
     if any(p.is_meta for p in params.values()):
         raise UnverifiableError("its weights are on the meta device and have no values")
-    carry = _carrier(path, params, dict(after.named_parameters()), from_original)
+    known = {n: f"{path}.{n}" if path else n for n in params} | dict(names or {})
+    carry = _carrier(known, path, params, dict(after.named_parameters()), from_original)
     weight = params["weight"]
     return Subject(
         path=path,
@@ -140,33 +147,37 @@ def _extent(module: Any, axis: int) -> int:
 
 
 def _carrier(
+    names: Mapping[str, str],
     path: str,
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
     from_original: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None,
 ) -> Callable[[Params], Params]:
-    """How the original's parameters become the converted layer's."""
+    """How the original's parameters become the converted layer's; `names` are those in the network's state dict."""
     if {n: p.shape for n, p in before.items()} == {n: p.shape for n, p in after.items()}:
         return dict
+    if from_original is None:
+        if set(before) == set(after) and all(_squeezed(before[n]) == _squeezed(after[n]) for n in before):
+            return lambda params: {n: p.reshape(after[n].shape) for n, p in params.items()}
+        raise UnverifiableError(_no_way(before, after))
+    carry, back = from_original, {name: n for n, name in names.items()}
     prefix = f"{path}." if path else ""
 
     def through_conversion(params: Params) -> Params:
-        assert from_original is not None
-        mapped = from_original({prefix + n: p for n, p in params.items()})
-        return {n[len(prefix) :]: p for n, p in mapped.items() if n.startswith(prefix)}
+        mapped = carry({names[n]: p for n, p in params.items()})
+        return {back.get(name, name.removeprefix(prefix)): p for name, p in mapped.items()}
 
-    if from_original is not None:
-        try:
-            mapped = through_conversion(dict(before))
-        except Exception as error:
-            raise UnverifiableError(f"its parameters cannot be carried over: {error}") from error
-        if {n: p.shape for n, p in mapped.items()} == {n: p.shape for n, p in after.items()}:
-            return through_conversion
-    if set(before) == set(after) and all(_squeezed(before[n]) == _squeezed(after[n]) for n in before):
-        return lambda params: {n: p.reshape(after[n].shape) for n, p in params.items()}
-    raise UnverifiableError(
-        f"its parameters {sorted(after)} do not follow from the original's {sorted(before)}"
-    )
+    try:
+        mapped = through_conversion(dict(before))
+    except Exception as error:
+        raise UnverifiableError(f"its parameters cannot be carried over: {first_line(error)}") from error
+    if {n: p.shape for n, p in mapped.items()} != {n: p.shape for n, p in after.items()}:
+        raise UnverifiableError(_no_way(before, after))
+    return through_conversion
+
+
+def _no_way(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str:
+    return f"its parameters {sorted(after)} do not follow from the original's {sorted(before)}"
 
 
 def _squeezed(t: Tensor) -> list[int]:

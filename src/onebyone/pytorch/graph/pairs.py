@@ -90,6 +90,7 @@ def pairs_of(found: list[Found], program: ExportedProgram, result: Rewritten) ->
 
 def _pair(f: Found, shape: StoredShape, before: Tensor, after: Tensor, bias: Tensor | None) -> Pair | None:
     p = f.product
+    names = {n: name for n, name in (("weight", f.weight_name), ("bias", f.bias_name)) if name is not None}
     if f.form == "conv":
         outputs, inputs = p.channels[1], p.channels[0]
         if before.dim() != 2 or tuple(after.shape) != (outputs, inputs, 1, 1):
@@ -97,7 +98,7 @@ def _pair(f: Found, shape: StoredShape, before: Tensor, after: Tensor, bias: Ten
         # an axis of size one has no order in the frame: the sizes tell, and where they are equal the frame does
         same = outputs == inputs
         inputs_first = order_of(shape.frame) == (1, 0) if same else tuple(before.shape) == (inputs, outputs)
-        return Pair(f.path, LinearMap(before, bias, inputs_first), PointwiseImage(after, bias))
+        return Pair(f.path, LinearMap(before, bias, inputs_first), PointwiseImage(after, bias), names)
     if after.dim() != 2:
         return None
     kind = CONVOLUTIONS[len(p.stride)]
@@ -105,4 +106,4 @@ def _pair(f: Found, shape: StoredShape, before: Tensor, after: Tensor, bias: Ten
         layer = kind(p.channels[0], p.channels[1], 1, stride=p.stride, groups=p.groups, bias=bias is not None)  # type: ignore[arg-type]
     layer.weight = nn.Parameter(before.detach(), requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return Pair(f.path, layer, ChannelMap(after, bias, p.groups, p.stride))
+    return Pair(f.path, layer, ChannelMap(after, bias, p.groups, p.stride), names)
