@@ -28,6 +28,19 @@ def not_finite() -> nn.Module:
     return network
 
 
+class Magnitude(nn.Linear):
+    """A linear layer with a forward of its own, which no form is known of."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The magnitude of what the layer gives."""
+        return super().forward(x).abs()
+
+
+def refused() -> nn.Module:
+    """Its only layer cannot be converted."""
+    return nn.Sequential(nn.Flatten(), Magnitude(3 * 16 * 16, 4))
+
+
 class Attention(nn.Module):
     """Every token sees every other: no window can be answered for by itself."""
 

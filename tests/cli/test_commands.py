@@ -103,6 +103,18 @@ def test_verify_without_an_input_says_what_it_did_not_look_at(run: Run) -> None:
     assert "not verified:" in done.out
 
 
+def test_verify_without_a_converted_layer_verifies_nothing_and_exits_with_three(run: Run) -> None:
+    done = run("verify", ":refused")
+    assert done.code == 3
+    assert "nothing was verified: no layer was converted (1 refused)" in done.out
+    assert "a subclass of nn.Linear with a forward of its own" in done.out.replace("\n", " ")
+    assert done.out.rstrip().endswith("nothing verified")
+    data = run("verify", ":refused", "--json").json
+    assert (data["equivalent"], data["nothing_verified"], len(data["refused"])) == (False, True, 1)
+    # with an input both networks run, and are the same
+    assert run("verify", ":refused", "--shape", "2,3,16,16").code == 0
+
+
 def test_nan_is_reported_and_never_equivalent(run: Run) -> None:
     done = run("verify", ":not_finite", "--shape", "2,3,16,16", "--json")
     assert done.code == 1

@@ -121,7 +121,7 @@ def _figures(data: Data) -> Table:
 
 
 def _verdict(data: Data) -> Text:
-    if data["nothing_verified"]:
+    if data.get("nothing_verified"):
         return Text("nothing verified", style="bold yellow")
     return (
         Text("equivalent", style="bold green")
