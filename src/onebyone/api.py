@@ -315,7 +315,8 @@ def scan(
         d: what `convolutionalize` gave, or the path of its saved `.pt2`.
         image: a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W).
         out: where to save the score map (`.npz`).
-        options: labels, device, batch, shifts, tile, output, score_kind, softmax, progress: see `onebyone.dense.scan`.
+        options: labels, device, batch, shifts, tile, output, score_kind, softmax, page, progress: see
+            `onebyone.dense.scan`.
 
     Raises:
         BadInput: an image smaller than the window, with other channels or values that are not finite; a file

@@ -86,6 +86,38 @@ def require_file(path: str | os.PathLike[str]) -> Path:
         raise BadInput(f"cannot read {found}: {_reason(error)}") from error
 
 
+#: How files of common kinds begin, and what they are.
+_BEGINNINGS = (
+    (b"\x93NUMPY", "a NumPy array (.npy)"),
+    (b"PK\x03\x04", "a zip archive, as .npz, .pt2 and .pth are"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"II*\0", "a TIFF picture"),
+    (b"MM\0*", "a TIFF picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"BM", "a BMP picture"),
+    (b"%PDF", "a PDF document"),
+    (b"\x80", "a Python pickle"),
+    (b"{", "JSON text"),
+    (b"[", "JSON text"),
+)
+
+
+def kind_of_file(path: str | os.PathLike[str]) -> str:
+    """What a file is, by how it begins; for the message that another kind was expected.
+
+    >>> kind_of_file(__file__)
+    'of a kind that is not recognised'
+    """
+    with require_file(path).open("rb") as file:
+        head = file.read(16)
+    if not head:
+        return "empty"
+    return next(
+        (what for begin, what in _BEGINNINGS if head.startswith(begin)), "of a kind that is not recognised"
+    )
+
+
 def _create_beside(target: Path, asked: Path) -> Path:
     """An empty new file in `target`'s folder, with the permissions a plain `open` gives."""
     if target.is_dir():

@@ -33,6 +33,7 @@ def scan(
             help="Which output of a network with several: its number from 0, or its name (a dictionary's key).",
         ),
     ] = "0",
+    page: o.Page = None,
     shifts: Annotated[
         int, typer.Option("--shifts", min=1, metavar="N", help="Passes per axis, each shifted: a finer map.")
     ] = 1,
@@ -78,6 +79,7 @@ def scan(
                 out=out,
                 output=output,
                 score_kind=score_kind,
+                page=page,
                 device=device,
                 batch=batch,
                 shifts=shifts,
@@ -122,6 +124,13 @@ def detect(
         Path | None,
         typer.Option("--image", help="The picture to draw the boxes on.", rich_help_panel=o.OUTPUT),
     ] = None,
+    page: o.Page = None,
+    image_id: Annotated[
+        int,
+        typer.Option(
+            "--image-id", min=0, metavar="N", help="The image's id in COCO results.", rich_help_panel=o.OUTPUT
+        ),
+    ] = 1,
     as_json: o.Json = False,
 ) -> None:
     """Turn a score map into objects: boxes, scores and labels."""
@@ -140,6 +149,6 @@ def detect(
                 score_kind=score_kind,
             )
             if output is not None:
-                found.save(output, image=image)
+                found.save(output, image=image, image_id=image_id, page=page)
         data = render.detections_data(found, scores, output)
         run.result(data, *render.detections_tables(data))

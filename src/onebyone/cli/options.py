@@ -138,6 +138,16 @@ Classes = Annotated[
         rich_help_panel=LABELS,
     ),
 ]
+Page = Annotated[
+    int | None,
+    typer.Option(
+        "--page",
+        min=0,
+        metavar="N",
+        help="Page or frame of an image file with several, counted from 0.",
+        show_default="the first, with a note",
+    ),
+]
 ScoreKind = Annotated[
     str | None,
     typer.Option(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from onebyone.dense.pictures import as_array, read_picture
 from onebyone.errors import BadInput
-from onebyone.files import require_file
+from onebyone.files import kind_of_file
 from onebyone.records import Labels
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float64)  # ITU-R BT.601, as Pillow's convert("L")
@@ -54,11 +54,18 @@ class Pixels:
 
 
 def load_image(
-    image: Any, *, channels: int | None = None, labels: Labels | None = None, axes: int = 2
+    image: Any,
+    *,
+    channels: int | None = None,
+    labels: Labels | None = None,
+    axes: int = 2,
+    page: int | None = None,
 ) -> Pixels:
     """Read and check an image for a network of `channels` input channels that slides over `axes` axes.
 
-    Picture files are turned grey or RGB as the network asks; arrays must have its channels already.
+    Picture files are turned grey or RGB as the network asks; arrays must have its channels already. `page` is
+    the page or frame, from 0, of a picture file with several; where it is None, the first is read, with a
+    warning if there are more.
 
     Raises
     ------
@@ -74,7 +81,7 @@ def load_image(
     labels = labels or Labels()
     if channels is None and labels.colour_order == "L":
         channels = 1
-    pixels = Pixels(np.ascontiguousarray(_values(image, channels, axes)))
+    pixels = Pixels(np.ascontiguousarray(_values(image, channels, axes, page)))
     _check(pixels.values, channels)
     _check_labels(labels, pixels)
     return pixels
@@ -103,14 +110,17 @@ def normalise(values: NDArray[Any], labels: Labels) -> NDArray[np.float32]:
     return out
 
 
-def _values(image: Any, channels: int | None, axes: int) -> NDArray[Any]:
+def _values(image: Any, channels: int | None, axes: int, page: int | None) -> NDArray[Any]:
     """Any accepted image as (H, W, C)."""
-    if isinstance(image, str | os.PathLike):
+    is_file = isinstance(image, str | os.PathLike)
+    if page is not None and (not is_file or Path(image).suffix.lower() == ".npy"):
+        raise BadInput(f"page={page}: only picture files have pages; image is {_what(image)}")
+    if is_file:
         path = Path(image)
         if path.suffix.lower() == ".npy":
             return _with_channel_axis(_read_npy(path), axes)
         _only_pictures(axes, path.name)
-        return _match(_with_channel_axis(read_picture(path), axes), channels)
+        return _match(_with_channel_axis(read_picture(path, page), axes), channels)
     if isinstance(image, torch.Tensor):
         return _from_tensor(image, axes)
     if isinstance(image, np.ndarray):
@@ -134,14 +144,20 @@ def _shape(axes: int) -> str:
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
-    require_file(path)
+    what = kind_of_file(path)
+    if "(.npy)" not in what:
+        raise BadInput(f"{path} cannot be read as an array: it is {what}; expected one NumPy array (.npy)")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise BadInput(f"{path} cannot be read as an array: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise BadInput(f"{path} holds several arrays; expected one")
-    return array
+        reason = "it holds Python objects, not numbers" if "object" in str(error) else str(error)
+        raise BadInput(f"{path} cannot be read as an array: {reason}") from error
+    read: NDArray[Any] = array
+    return read
+
+
+def _what(image: Any) -> str:
+    return Path(image).name if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
 
 
 def _from_tensor(image: torch.Tensor, axes: int) -> NDArray[Any]:

@@ -76,6 +76,7 @@ def scan(
     output: int | str = 0,
     score_kind: str | ScoreKind | None = None,
     softmax: bool | None = None,
+    page: int | None = None,
     progress: Progress = None,
 ) -> ScoreMap:
     """Run a dense network over an image: one score per class for every window.
@@ -110,6 +111,9 @@ def scan(
         network's last operator.
     softmax
         True is short for score_kind="logits", False for score_kind="probabilities".
+    page
+        the page or frame, from 0, of a picture file with several; where it is None, the first is read, with a
+        warning if there are more.
     progress
         True for a bar on stderr, or a callable of (done, total) tiles.
 
@@ -127,7 +131,7 @@ def scan(
     if known is not None and len(outputs) > 1 and len(labels.classes) != known.channels:
         labels = replace(labels, classes=(), background=())  # the names are those of another output
     axes = len(d.geometry.window)
-    pixels = load_image(image, channels=getattr(d, "channels", None), labels=labels, axes=axes)
+    pixels = load_image(image, channels=getattr(d, "channels", None), labels=labels, axes=axes, page=page)
     if batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
     device = device_named(device)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.errors import BadInput, OnebyoneWarning
-from onebyone.files import atomic_path, require_file
+from onebyone.files import atomic_path, kind_of_file, require_file
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import EXPECTED, ScoreKind, assumed_kind, read_kind
 from onebyone.records import Labels, Readable, html_result
@@ -126,6 +126,10 @@ class ScoreMap(Readable):
     def load(cls, path: str | os.PathLike[str]) -> ScoreMap:
         """Read what `save` wrote; nothing in the file is run. Raises BadInput if it is not such a file."""
         file = require_file(path)
+        if not zipfile.is_zipfile(file):
+            raise BadInput(
+                f"{file} is not a score map: it is {kind_of_file(file)}; expected the .npz that `scan` writes"
+            )
         try:
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 meta = json.loads(str(arrays["meta"]))
@@ -151,7 +155,9 @@ class ScoreMap(Readable):
             EOFError,
             zipfile.BadZipFile,
         ) as error:
-            raise BadInput(f"{file} is not a score map: {error}") from error
+            raise BadInput(
+                f"{file} is not a score map: {_why(error)}; expected the .npz that `scan` writes"
+            ) from error
 
     def _repr_html_(self) -> str:
         """What `print` shows, for a notebook."""
@@ -177,6 +183,13 @@ def labels_from_dict(data: dict[str, Any]) -> Labels:
         colour_order=str(data["colour_order"]),
         background=tuple(str(c) for c in data["background"]),
     )
+
+
+def _why(error: Exception) -> str:
+    """What an archive lacks; NumPy's own words where they are not advice to load what may hold code."""
+    if "pickle" in str(error):
+        return "it holds Python objects, which are not loaded"
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _kind_of(meta: dict[str, Any]) -> ScoreKind | None:

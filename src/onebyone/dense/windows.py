@@ -45,6 +45,7 @@ def scan_windows(
     output: int | str = 0,
     score_kind: str | ScoreKind | None = None,
     softmax: bool | None = None,
+    page: int | None = None,
     progress: Progress = None,
 ) -> ScoreMap:
     """Run a classifier over every window of an image, each by itself: what `scan` is compared with.
@@ -55,7 +56,7 @@ def scan_windows(
     times, and the rest in the fastest of them; nothing is computed twice.
 
     `channels` are those the network reads, where the image must be checked or a picture file turned grey or
-    RGB for it. `output`, `score_kind` and `softmax` mean what they mean for `scan`; what the network gives is
+    RGB for it. `output`, `score_kind`, `softmax` and `page` mean what they mean for `scan`; what the network gives is
     not known without them. `progress` is True for a bar on stderr, or a callable of (done, total) windows.
 
     Raises
@@ -64,7 +65,7 @@ def scan_windows(
         as `scan` does, and for a network that gives more than one place for one window.
     """
     labels = labels or Labels()
-    pixels = load_image(image, channels=channels, labels=labels, axes=len(geometry.window))
+    pixels = load_image(image, channels=channels, labels=labels, axes=len(geometry.window), page=page)
     positions = geometry.positions(pixels.size)
     if batch is not None and batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")

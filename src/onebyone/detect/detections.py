@@ -83,22 +83,33 @@ class Detections(Readable):
         writer.writerows(self.to_dicts())
         return text.getvalue()
 
-    def draw(self, image: Any, path: str | os.PathLike[str] | None = None) -> Image.Image:
+    def draw(
+        self, image: Any, path: str | os.PathLike[str] | None = None, *, page: int | None = None
+    ) -> Image.Image:
         """The image with the boxes, their classes and scores drawn on it; saved to `path` where given.
 
-        `image` is a path, a Pillow image, or an array (H, W) or (H, W, 3) of this size.
+        `image` is a path, a Pillow image, or an array (H, W) or (H, W, 3) of this size; `page` the page of a
+        file with several, from 0.
         """
         from onebyone.detect.drawing import draw, save
 
-        drawn = draw(self, image)
+        drawn = draw(self, image, page)
         if path is not None:
             save(drawn, path)
         return drawn
 
-    def save(self, path: str | os.PathLike[str], *, image: Any = None, image_id: int = 1) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image: Any = None,
+        image_id: int = 1,
+        page: int | None = None,
+    ) -> None:
         """Write by the name's ending: `.json` (COCO results), `.geojson`, `.csv`, or a picture (`.png`, …).
 
-        A picture is drawn on `image`. The file is written whole or not at all.
+        A picture is drawn on `image`, or on its `page`; `image_id` is for COCO. The file is written whole or not
+        at all.
 
         Raises
         ------
@@ -115,7 +126,7 @@ class Detections(Readable):
         elif ending in _PICTURES:
             if image is None:
                 raise BadInput(f"cannot save {path}: a drawing needs the image (image=...)")
-            self.draw(image, path)
+            self.draw(image, path, page=page)
         else:
             known = ", ".join((".json", ".geojson", ".csv", *_PICTURES))
             raise BadInput(f"cannot save detections as {path}: expected a name that ends in one of {known}")

@@ -26,12 +26,12 @@ _EDGE = "#000000"
 _DARK_TEXT = 0.45  # relative luminance from which black text reads better than white
 
 
-def draw(found: Detections, image: Any) -> Image.Image:
+def draw(found: Detections, image: Any, page: int | None = None) -> Image.Image:
     """A copy of `image` with every box, class and score on it; the best boxes on top.
 
     Raises BadInput if the image cannot be read or is not of the detections' size.
     """
-    picture = _as_picture(image)
+    picture = _as_picture(image, page)
     if (picture.height, picture.width) != tuple(found.image_size):
         size = f"{picture.height}×{picture.width}"
         raise BadInput(
@@ -54,9 +54,9 @@ def colour_of(label: int) -> str:
     return PALETTE[label % len(PALETTE)]
 
 
-def _as_picture(image: Any) -> Image.Image:
+def _as_picture(image: Any, page: int | None) -> Image.Image:
     module = pillow("drawing detections")
-    values = load_image(image).values
+    values = load_image(image, page=page).values
     if values.dtype == np.uint16:
         values = (values // 257).astype(np.uint8)
     elif values.dtype != np.uint8:
