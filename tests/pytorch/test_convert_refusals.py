@@ -84,6 +84,32 @@ def test_quantised_layers_are_refused():
     assert torch.equal(c.model(x), quantised(x))
 
 
+@pytest.mark.parametrize("level", ["layers", "native"])
+def test_quantisation_aware_layers_are_refused_for_what_they_do(level):
+    """They do have a floating-point weight; what they multiply by is another, computed at each call."""
+    from torch.ao.nn import qat
+    from torch.ao.quantization import get_default_qat_qconfig
+
+    config = get_default_qat_qconfig("fbgemm")
+    net = nn.Sequential(qat.Conv2d(3, 4, 1, qconfig=config), nn.Flatten(), qat.Linear(36, 5, qconfig=config))
+    for layer in (net[0], net[2]):
+        assert layer.weight.is_floating_point()
+        assert not torch.equal(layer.weight_fake_quant(layer.weight), layer.weight)
+    for to, path in (("linear", "0"), ("conv", "2")):
+        c = convert_module(net, to=to, level=level)
+        assert c.changes == ()
+        assert [r.path for r in c.refused] == [path]
+        assert "its weight is fake-quantised at each call, as quantisation-aware" in c.refused[0].reason
+        assert "no floating-point weight" not in c.refused[0].reason
+
+
+def test_reference_layers_of_quantisation_are_refused_for_what_they_do():
+    from torch.ao.nn.quantized.reference import Linear
+
+    c = convert_module(nn.Sequential(Linear(3, 4)), to="conv")
+    assert "): its weight is quantised at each call" in c.refused[0].reason
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripted_modules_are_refused_and_go_on_working():
     net = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4)))
@@ -124,8 +150,17 @@ def test_a_registered_layer_converts_and_an_unregistered_one_is_let_alone():
     assert [change.kind for change in c.changes] == ["Own"]
     assert torch.equal(c.model(x), net(x))
     assert isinstance(convert_module(c.model, to="linear").model[0], Own)
-    native = convert_module(net, to="conv", level="native")
-    assert "computed at each call" in native.refused[0].reason
+
+
+def test_a_weight_that_is_computed_is_no_native_layers():
+    class Doubled(Transposed):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.weight * 2) + self.bias
+
+    register_layer(Doubled, "linear", weight=lambda m: m.weight.T * 2)
+    c = convert_module(nn.Sequential(Doubled(4, 3)), to="conv", level="native")
+    assert c.changes == ()
+    assert "computed at each call" in c.refused[0].reason
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 Equal forms of one linear map
     pointwise   linear = pointwise convolution, in 1, 2 and 3 dimensions; tokens are a channels-last image
+    transposed  linear on a weight stored as (C, O) = linear on its transpose
     flatten     flatten, linear = convolution without padding, for every start, axis order and index
     pooling     average pooling commutes with linear; a global pool is, on a larger map, a pool at stride 1
     strided     strided pointwise convolution = subsample, linear

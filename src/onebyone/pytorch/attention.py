@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.pytorch.dropins import pointwise_convolution
+from onebyone.pytorch.dropins import DropIn, pointwise_convolution
 from onebyone.pytorch.layers import changed_class, plain_class, why_not_tensors
+from onebyone.pytorch.native import Shell
 
 # Modules that read a child's weight unless a flag of theirs says not to: the flag, its value, the children.
 READERS: dict[str, tuple[object, tuple[str, ...]]] = {
@@ -70,7 +71,16 @@ class PointwiseAttention(nn.MultiheadAttention):
         out = (out.transpose(1, 2) if self.batch_first else out.permute(2, 0, 1, 3)).flatten(2)
         if weights is not None and average_attn_weights:
             weights = weights.mean(dim=1)
-        return cast(Tensor, self.out_proj(out)), weights
+        return self._project_out(out), weights
+
+    def _project_out(self, x: Tensor) -> Tensor:
+        """By the layer put in for `out_proj`; anything else in its place (a LoRA wrapper, say) is read, not called,
+        as the original does.
+        """
+        projection: Any = self.out_proj
+        if isinstance(projection, DropIn | Shell):
+            return cast(Tensor, projection(x))
+        return pointwise_convolution(x, projection.weight, projection.bias)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         packed, bias = cast("Tensor | None", self.in_proj_weight), cast("Tensor | None", self.in_proj_bias)

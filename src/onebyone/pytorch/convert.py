@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onebyone.errors import BadInput
+from onebyone.laws import transposed
 from onebyone.pytorch import attention, layers, native
 from onebyone.pytorch.conversion import Conversion, Pair
 from onebyone.pytorch.dropins import DropIn, PointwiseConvolution
@@ -22,6 +23,7 @@ from onebyone.records import Change, Refusal
 
 Only = str | Sequence[str] | Callable[[str, nn.Module], bool]
 SOURCE = {"conv": layers.LINEAR, "linear": layers.CONV}  # what each form is made from
+ON_A_TRANSPOSE = "on a weight stored as (inputs, outputs)"
 NAMES = {layers.LINEAR: "linear layer", layers.CONV: "1×1 convolution"}
 
 
@@ -50,6 +52,12 @@ class Place:
         if self.attention is not None and (reason := self.attention.why_not()):
             return f"its weight is read, it is never called; by {reason}"
         return layers.why_not(self.module)
+
+    def stays(self, to: str, level: str) -> str | None:
+        """Why a layer that already is of the form asked for stays as it is; None if it changes."""
+        if to == layers.LINEAR and level == "layers" and layers.transposes(self.module):
+            return f'it is a linear layer already, {ON_A_TRANSPOSE}; level="native" makes an nn.Linear of it'
+        return None
 
 
 @dataclass
@@ -107,7 +115,7 @@ def convert_module(
         builder.stand_in(place)
     builder.finish(places)
     if optimizer is not None:
-        carry_optimizer(optimizer, builder.parameters(places))
+        builder.carry(optimizer, places)
     return Conversion(
         twin,
         tuple(builder.changes),
@@ -146,7 +154,9 @@ def _is_candidate(module: nn.Module, to: str) -> bool:
         return isinstance(module, PointwiseConvolution) == (to == "linear")
     if isinstance(module, nn.MultiheadAttention):
         return isinstance(module, attention.PointwiseAttention) == (to == "linear")
-    return why_opaque(module) is None and layers.kind_of(module) == SOURCE[to]
+    if why_opaque(module) is not None:
+        return False
+    return layers.kind_of(module) == SOURCE[to] or (to == layers.LINEAR and layers.transposes(module))
 
 
 def _plan(candidates: list[Place], to: str, level: str, only: Only | None, places: list[Place]) -> Plan:
@@ -155,7 +165,7 @@ def _plan(candidates: list[Place], to: str, level: str, only: Only | None, place
         if isinstance(place.module, DropIn | attention.PointwiseAttention):
             plan.restore.append(place)
             continue
-        reason = place.why_not()
+        reason = place.why_not() or place.stays(to, level)
         if reason is None:
             plan.stand_in.append(place)
         else:
@@ -226,18 +236,23 @@ class _Builder:
         self.pairs: list[Pair] = []
         self.entries: list[Entry] = []
         self._reshaped: dict[int, nn.Parameter] = {}
+        self._transposed: set[int] = set()  # ids of the original's weights
 
     def stand_in(self, place: Place) -> None:
         old, new = place.module, cast(nn.Module, self.successors.of(place.module))
         law, before = layers.law_of(old), _describe(old)
+        if self.to == layers.kind_of(old):
+            law = transposed.NAME
         copied = 0
         if isinstance(new, nn.MultiheadAttention):
             attention.stand_in_attention(new)
             after = f"1×1 convolution {attention.describe_attention(new)}"
         elif self.level == "native":
-            copied = native.stand_native(new, self._reshaped)
+            if layers.transposes(old):
+                self._transposed.add(id(vars(old)["_parameters"]["weight"]))
+            copied = native.stand_native(new, self.to, self._reshaped)
             self.entries += [e for path in place.paths for e in _entries(path, old, new)]
-            after = _describe(getattr(new, cast(Any, new).INNER))
+            after = _describe(new.layer if isinstance(new, native.Shell) else new)
         else:
             layers.stand_in(new, layers.DROP_INS[self.to])
             after = f"{NAMES[SOURCE_OF_OTHER[self.to]]} {_shape(old)}"
@@ -264,8 +279,8 @@ class _Builder:
             if new is not place.module:
                 attention.call_what_is_inside(new, MADE)
 
-    def parameters(self, places: list[Place]) -> list[tuple[str, nn.Parameter, nn.Parameter]]:
-        """(path, old, new) for every Parameter of the network, as the optimizer needs them."""
+    def carry(self, optimizer: Optimizer, places: list[Place]) -> None:
+        """Hand the optimizer over to the new Parameters; raises Refused where its state cannot follow."""
         found: dict[int, tuple[str, nn.Parameter, nn.Parameter]] = {}
         for place in places:
             for name, old in vars(place.module)["_parameters"].items():
@@ -273,10 +288,10 @@ class _Builder:
                     copied = self.successors.of(old)
                     new = self._reshaped.get(id(copied), copied)
                     found[id(old)] = (f"{place.path}.{name}" if place.path else name, old, new)
-        return list(found.values())
+        carry_optimizer(optimizer, list(found.values()), self._transposed)
 
 
-MADE = (DropIn, attention.PointwiseAttention, native.TokensConv2d, native.MapsLinear)
+MADE = (DropIn, attention.PointwiseAttention, native.Shell)
 SOURCE_OF_OTHER = {"conv": layers.CONV, "linear": layers.LINEAR}
 
 
@@ -291,11 +306,12 @@ def _describe(module: nn.Module) -> str:
 
 
 def _entries(path: str, old: nn.Module, new: nn.Module) -> list[Entry]:
-    inner = cast(Any, new).INNER
-    prefix = f"{path}." if path else ""
+    layer, inner = (new.layer, f"{new.INNER}.") if isinstance(new, native.Shell) else (new, "")
+    prefix, transposed_weight = f"{path}." if path else "", layers.transposes(old)
     entries = []
     for name, tensor in vars(old)["_parameters"].items():
         if tensor is not None:
-            after = tuple(getattr(getattr(new, inner), name).shape)
-            entries.append(Entry(f"{prefix}{name}", f"{prefix}{inner}.{name}", tuple(tensor.shape), after))
+            names = f"{prefix}{name}", f"{prefix}{inner}{name}"
+            shapes = tuple(tensor.shape), tuple(getattr(layer, name).shape)
+            entries.append(Entry(*names, *shapes, transposed_weight and name == "weight"))
     return entries

@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from onebyone.errors import BadInput
-from onebyone.laws import grouped, pointwise, strided
+from onebyone.laws import grouped, pointwise, strided, transposed
 from onebyone.pytorch.dropins import DropIn, PointwiseConvolution, PointwiseLinear
 
 LINEAR, CONV = "linear", "conv"
@@ -143,8 +143,21 @@ def why_not(module: nn.Module) -> str | None:
         return "not initialised yet: run the network once, then convert"
     cls = plain_class(module)
     if _is_quantised(cls):
-        return f"quantised ({cls.__module__}.{cls.__qualname__}): it has no floating-point weight to share"
+        return f"quantised ({cls.__module__}.{cls.__qualname__}): {_why_not_quantised(module)}"
     return why_not_tensors(module) or _why_not_class(module, cls) or _why_not_shape(module)
+
+
+def _why_not_quantised(module: nn.Module) -> str:
+    """Why a layer of a quantisation library has no weight that another layer could share."""
+    if "weight_fake_quant" in vars(module)["_modules"]:
+        return (
+            "its weight is fake-quantised at each call, as quantisation-aware training has it: convert the network "
+            "before it is prepared for that"
+        )
+    weight = vars(module)["_parameters"].get("weight")
+    if weight is not None and type(weight) is nn.Parameter and weight.is_floating_point():
+        return "its weight is quantised at each call: convert the network before it is quantised"
+    return "it has no floating-point weight to share"
 
 
 def why_not_tensors(module: nn.Module) -> str | None:
@@ -203,6 +216,24 @@ def sample_weight(module: nn.Module) -> Any:
         with torch.no_grad():
             return rule.weight(module)
     return module.weight
+
+
+def transposes(module: nn.Module) -> bool:
+    """Whether the layer stores its weight as (C, O): its rule reads the transposed view of `.weight`, nothing else.
+
+    >>> transposes(nn.Linear(3, 4))  # transformers' Conv1D does
+    False
+    """
+    rule, weight = rule_of(plain_class(module)), vars(module)["_parameters"].get("weight")
+    if rule is None or rule.weight is None or rule.kind != LINEAR or weight is None:
+        return False
+    if transposed.why_not_transposed(weight.shape):
+        return False
+    with torch.no_grad():
+        read = rule.weight(module)
+    same = read.untyped_storage()._cdata == weight.untyped_storage()._cdata
+    there = (read.storage_offset(), *read.shape, *read.stride())
+    return same and there == (weight.storage_offset(), *weight.shape[::-1], *weight.stride()[::-1])
 
 
 def _why_not_shape(module: nn.Module) -> str | None:

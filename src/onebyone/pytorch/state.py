@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,37 +20,47 @@ StateDict = Mapping[str, Any]
 @dataclass(frozen=True)
 class Entry:
     """One tensor whose name or shape differs between the original's state dict and the converted
-    network's.
+    network's. `transposed`: the original's is a matrix whose axes the converted network's exchanges.
     """
 
     original: str
     converted: str
     original_shape: tuple[int, ...]
     converted_shape: tuple[int, ...]
+    transposed: bool = False
+
+    def convert(self, value: Tensor) -> Tensor:
+        """The original's tensor in the converted network's shape: a view."""
+        return (value.t() if self.transposed else value).reshape(self.converted_shape)
+
+    def restore(self, value: Tensor) -> Tensor:
+        """The inverse of `convert`."""
+        shape = self.original_shape
+        return value.reshape(shape[::-1]).t() if self.transposed else value.reshape(shape)
 
 
 def to_converted(entries: Iterable[Entry], state: StateDict) -> dict[str, Any]:
     """A state dict of the original, under the converted network's names and shapes (views, no copies)."""
-    return _renamed(state, {e.original: (e.converted, e.original_shape, e.converted_shape) for e in entries})
+    return _renamed(state, {e.original: (e.converted, e.original_shape, e.convert) for e in entries})
 
 
 def to_original(entries: Iterable[Entry], state: StateDict) -> dict[str, Any]:
     """A state dict of the converted network, under the original's names and shapes (views, no copies)."""
-    return _renamed(state, {e.converted: (e.original, e.converted_shape, e.original_shape) for e in entries})
+    return _renamed(state, {e.converted: (e.original, e.converted_shape, e.restore) for e in entries})
 
 
 def _renamed(
-    state: StateDict, names: Mapping[str, tuple[str, tuple[int, ...], tuple[int, ...]]]
+    state: StateDict, names: Mapping[str, tuple[str, tuple[int, ...], Callable[[Tensor], Tensor]]]
 ) -> dict[str, Any]:
     renamed: OrderedDict[str, Any] = OrderedDict()
     for key, value in state.items():
         if key not in names:
             renamed[key] = value
             continue
-        name, before, after = names[key]
+        name, before, rearranged = names[key]
         if tuple(value.shape) != before:
             raise BadInput(f"state dict: {key} has shape {tuple(value.shape)}, expected {before}")
-        renamed[name] = value.reshape(after)
+        renamed[name] = rearranged(value)
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
         renamed._metadata = metadata  # type: ignore[attr-defined]
@@ -77,9 +87,12 @@ ELEMENTWISE = frozenset(
 
 
 def carry_optimizer(
-    optimizer: Optimizer, successors: Sequence[tuple[str, nn.Parameter, nn.Parameter]]
+    optimizer: Optimizer,
+    successors: Sequence[tuple[str, nn.Parameter, nn.Parameter]],
+    transposed: Collection[int] = (),
 ) -> None:
     """Let `optimizer` go on with new parameters: (path, old, new) for each parameter that has a successor.
+    `transposed` holds the ids of old matrices whose axes the new parameter exchanges.
 
     Its elementwise state (momentum, first and second moments) is reshaped to the new parameter; everything
     else in its groups stays. State that depends on the shape (factored, orthogonalised) is refused, before
@@ -91,7 +104,10 @@ def carry_optimizer(
     managed = {id(p) for group in optimizer.param_groups for p in group["params"]}
     pairs = [(path, old, new) for path, old, new in successors if id(old) in managed and old is not new]
     refusals = [
-        r for path, old, new in pairs if (r := _why_not_carried(optimizer, path, old, new)) is not None
+        r
+        for path, old, new in pairs
+        if (old.shape != new.shape or id(old) in transposed)
+        and (r := _why_not_carried(optimizer, path, old)) is not None
     ]
     if refusals:
         raise Refused(
@@ -103,14 +119,14 @@ def carry_optimizer(
     for _, old, new in pairs:
         if old in optimizer.state:
             state = optimizer.state.pop(old)
-            optimizer.state[new] = {key: _reshaped(value, old, new) for key, value in state.items()}
+            optimizer.state[new] = {
+                key: _reshaped(value, old, new, id(old) in transposed) for key, value in state.items()
+            }
 
 
-def _why_not_carried(optimizer: Optimizer, path: str, old: nn.Parameter, new: nn.Parameter) -> Refusal | None:
+def _why_not_carried(optimizer: Optimizer, path: str, old: nn.Parameter) -> Refusal | None:
     cls = type(optimizer)
     name, state = f"{cls.__module__}.{cls.__qualname__}", optimizer.state.get(old, {})
-    if old.shape == new.shape:
-        return None
     for key, value in state.items():
         if not isinstance(value, Tensor) and not isinstance(value, int | float | bool | type(None)):
             return Refusal(
@@ -128,9 +144,10 @@ def _why_not_carried(optimizer: Optimizer, path: str, old: nn.Parameter, new: nn
     return None
 
 
-def _reshaped(value: Any, old: nn.Parameter, new: nn.Parameter) -> Any:
+def _reshaped(value: Any, old: nn.Parameter, new: nn.Parameter, transposed: bool) -> Any:
     if isinstance(value, Tensor) and value.shape == old.shape:
-        return value.reshape(new.shape)
+        # contiguous as an optimizer makes its state, which fused steps rely on
+        return (value.t().contiguous() if transposed else value).reshape(new.shape)
     return value
 
 

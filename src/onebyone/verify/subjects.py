@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from onebyone.pytorch.layers import kind_of, sample_weight
 from onebyone.records import first_line
 
 Params = dict[str, Tensor]
@@ -125,6 +126,8 @@ def _outputs(module: nn.Module, params: Mapping[str, Tensor]) -> int:
         value = getattr(module, name, None)
         if isinstance(value, int):
             return value
+    if kind_of(module) is not None:
+        return int(sample_weight(module).shape[0])
     return params["weight"].shape[0]
 
 
@@ -154,9 +157,10 @@ def _carrier(
     from_original: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None,
 ) -> Callable[[Params], Params]:
     """How the original's parameters become the converted layer's; `names` are those in the network's state dict."""
-    if {n: p.shape for n, p in before.items()} == {n: p.shape for n, p in after.items()}:
-        return dict
+    same = {n: p.shape for n, p in before.items()} == {n: p.shape for n, p in after.items()}
     if from_original is None:
+        if same:
+            return dict
         if set(before) == set(after) and all(_squeezed(before[n]) == _squeezed(after[n]) for n in before):
             return lambda params: {n: p.reshape(after[n].shape) for n, p in params.items()}
         raise UnverifiableError(_no_way(before, after))
@@ -171,6 +175,7 @@ def _carrier(
         mapped = through_conversion(dict(before))
     except Exception as error:
         raise UnverifiableError(f"its parameters cannot be carried over: {first_line(error)}") from error
+    # equal shapes alone say nothing: a square weight may be transposed
     if {n: p.shape for n, p in mapped.items()} != {n: p.shape for n, p in after.items()}:
         raise UnverifiableError(_no_way(before, after))
     return through_conversion
