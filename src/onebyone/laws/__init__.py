@@ -9,6 +9,7 @@ Equal forms of one linear map
     grouped     grouped pointwise convolution = batched product
     winograd    k×k convolution at stride 1 = linear layers on transformed tiles, a quarter of the products for 3×3
     strassen    linear = 7 products of half its rows, inputs and outputs, not 8; and each of them the same way again
+    scaling     linear = rows and channels scaled by powers of two, linear, scaled back: a bound for each row
 
 What places see, what forms cost, how far results may differ
     geometry    window, stride, offset, receptive field, halo: of chains and branching graphs, per axis
