@@ -32,6 +32,7 @@ def layer(
     add: bool = False,
     activation: Activation = Activation.NONE,
     threads: int = 2,
+    fast_products: bool = False,
 ) -> Tensor:
     """x (rows, K) through one step; with `add`, x is added again (N = K)."""
     rows, k = x.shape
@@ -48,7 +49,7 @@ def layer(
         activation=activation,
         sizes=sizes,
     )
-    steps = finished([Step(Kind.INPUT, None, before, given=given_), step], after)
+    steps = finished([Step(Kind.INPUT, None, before, given=given_), step], after, fast_products)
     return Program(steps, after, threads)(x.reshape(given_)).reshape(rows, len(weight))
 
 
@@ -62,9 +63,10 @@ shapes = st.tuples(st.integers(1, 130), st.integers(1, 40), st.integers(1, 60))
     seed=st.integers(0, 2**31),
     bias=st.booleans(),
     threads=st.integers(1, 3),
+    fast_products=st.booleans(),
 )
 def test_integers_come_out_exactly(
-    size: tuple[int, int, int], levels: int, seed: int, bias: bool, threads: int
+    size: tuple[int, int, int], levels: int, seed: int, bias: bool, threads: int, fast_products: bool
 ) -> None:
     """Sums and products of small integers are exact in float32, however they are ordered: any wrong term shows."""
     rows, k, n = size[0], size[1] * 2**levels, size[2] * 2**levels
@@ -72,7 +74,8 @@ def test_integers_come_out_exactly(
     x, weight = (torch.randint(-4, 5, shape).float() for shape in ((rows, k), (n, k)))
     offset = torch.randint(-9, 10, (n,)).float() if bias else None
     exact = x @ weight.t() + (0 if offset is None else offset)
-    assert torch.equal(layer(x, weight, offset, levels, threads=threads), exact)
+    got = layer(x, weight, offset, levels, threads=threads, fast_products=fast_products)
+    assert torch.equal(got, exact)
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])
@@ -98,7 +101,7 @@ def test_real_numbers_stay_within_the_bound(size: tuple[int, int, int], levels: 
     torch.manual_seed(seed)
     x, weight = torch.randn(rows, k), torch.randn(n, k)
     # which rows meet in a sum depends on how they are shared out: one thread has them all, as the law has
-    got = layer(x, weight, None, levels, threads=1).double().numpy()
+    got = layer(x, weight, None, levels, threads=1, fast_products=True).double().numpy()
     exact = x.double().numpy() @ weight.double().numpy().T
     # rows are filled up to a multiple of 2^levels at once; a running sum goes through four products at each level
     gamma = strassen.gamma(k, U32, levels, joined=4**levels)

@@ -30,7 +30,7 @@ LAYERS = [
 
 
 def missing(
-    rows: range, levels: int, threads: range, layer: tuple[int, int, int, bool]
+    rows: range, levels: int, threads: range, layer: tuple[int, int, int, bool], guarded: bool
 ) -> list[tuple[int, ...]]:
     """The (rows, threads, floats) for which a part of the layer writes that many floats beyond its scratch."""
     inputs, outputs, taps, scaled = layer
@@ -40,6 +40,7 @@ def missing(
         Kind.LINEAR, some, some, pool=vectors(outputs >> levels, lanes), third=some if scaled else None
     )
     step.index = torch.zeros(1, dtype=torch.int64) if taps else None
+    step.signs = torch.zeros(1, dtype=torch.uint8) if guarded else None
     step.sizes = {"channels": inputs, "outputs": outputs, "levels": levels, "kernel_w": taps, "high": 1}
     row, wrong = step.row(), []
     for row.samples in rows:
@@ -51,11 +52,12 @@ def missing(
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])
+@pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("shape", LAYERS)
 def test_scratch_holds_every_part_of_all_rows_to_2000_on_1_to_64_threads(
-    levels: int, shape: tuple[int, int, int, bool]
+    levels: int, shape: tuple[int, int, int, bool], guarded: bool
 ) -> None:
-    assert missing(range(1, 2001), levels, range(1, 65), shape) == []
+    assert missing(range(1, 2001), levels, range(1, 65), shape, guarded) == []
 
 
 @pytest.mark.parametrize("rows", [321, 481, 801])

@@ -19,8 +19,8 @@ Proof: `strassen.reach` of factors that are at most M and β is at most 18^L·(K
 product's bound in the same terms is γ_K·K·max_k |x_ik|·ω_k: Strassen's is (18/4)^L·ρ·τ times as large, at L levels.
 
 Which rows and channels are scaled:
-- Rows whose largest numbers are within the factor `ROWS` of each other and within `MIDDLE` of 1 meet as they are: ρ = 4.
-  Otherwise each is multiplied by the power of two that brings its largest number into [1, 2), and ρ = 2.
+- Rows whose largest numbers are within the factor `ROWS` of each other and within `MIDDLE` of 1 meet as they are:
+  ρ = 4. Otherwise each is multiplied by the power of two that brings its largest number into [1, 2), and ρ = 2.
 - Channels whose weights are within the factor `CHANNELS` of each other are left alone: τ = 16. Otherwise each is scaled
   so that the largest of its weights lies in (β/2, β], and τ = 2. The scales depend on the weights alone.
 - A row of zeros needs no sum: its product is 0. A row that holds an infinity or NaN enters the sums as zeros. Its
@@ -42,7 +42,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.laws import strassen
+from onebyone.laws.strassen import multiply as product
+from onebyone.laws.strassen import reach as product_reach
 
 NAME = "Scaling by powers of two"
 EQUATION = "X·Wᵀ = R⁻¹·[(R·X·S)·(W·S⁻¹)ᵀ]"
@@ -129,7 +130,7 @@ def scaled_rows(x: Array, scales: Array | None) -> tuple[Array, Array]:
 
 
 def nonfinite_rows(x: Array, w: Array) -> Array:
-    """Y (rows, N) of rows that hold an infinity or NaN: what a direct product gives, barring overflow of finite numbers.
+    """Y (rows, N) of rows that hold an infinity or NaN: what a direct product gives where no finite sum overflows.
 
     >>> nonfinite_rows(np.array([[np.inf, 7.0]]), np.array([[-2.0, 1.0], [0.0, 1.0], [1e-9, 1.0]]))
     array([[-inf,  nan,  inf]])
@@ -144,16 +145,15 @@ def nonfinite_rows(x: Array, w: Array) -> Array:
 def multiply(x: Array, w: Array, levels: int) -> Array:
     """X (rows, K) and a layer's weight (N, K) to Y (rows, N) in X's type, every row scaled; or directly, where W is.
 
-    >>> x = np.array([[1.0, 2.0], [1e30, 3e30]], np.float32)
-    >>> multiply(x, np.eye(2, dtype=np.float32), 1).tolist() == x.tolist()
-    True
+    >>> multiply(np.array([[1.0, 2.0], [3e30, 2e30]], np.float32), np.ones((2, 2), np.float32), 1).tolist()[0]
+    [3.0, 3.0]
     """
     if why_not(w) is not None:
         direct: Array = x @ w.T
         return direct
     scales = channel_scales(w)
     met, rows = scaled_rows(x, scales)
-    y = strassen.multiply(met.astype(x.dtype), scaled_weight(w, scales).astype(w.dtype), levels)
+    y = product(met.astype(x.dtype), scaled_weight(w, scales).astype(w.dtype), levels)
     back = np.divide(1.0, rows, out=np.zeros_like(rows), where=rows > 0)
     with np.errstate(over="ignore"):
         y = (y.astype(np.float64) * back[:, None]).astype(x.dtype)
@@ -165,16 +165,18 @@ def multiply(x: Array, w: Array, levels: int) -> Array:
 def reach(x: Array, w: Array, levels: int) -> Array:
     """What `strassen.gamma` is multiplied by in the bound of each output, in float64: (rows, N), for finite X.
 
-    `strassen.reach` where every row that row i meets is as large as it may be: ρ·m_i.
+    `strassen.reach` where a row and all that it meets, whichever those are, are as large as they may be: ρ·m_i in every
+    channel.
 
     >>> reach(np.array([[1.0, 1.0], [1e6, 1e6]]), np.ones((2, 2)), 1).tolist()
-    [[8.0, 72.0], [72000000.0, 72000000.0]]
+    [[72.0, 72.0], [72000000.0, 72000000.0]]
     """
+    if not levels:
+        return product_reach(x, w, 0)
     scales = channel_scales(w)
-    met = np.abs(x.astype(np.float64)) * (1.0 if scales is None else scales)
-    sizes = met.max(axis=1, keepdims=True)
-    alike = np.divide(met, sizes, out=np.zeros_like(met), where=sizes > 0)
-    found: Array = ROWS * sizes * strassen.reach(alike, scaled_weight(w, scales), levels)
+    sizes = (np.abs(x.astype(np.float64)) * (1.0 if scales is None else scales)).max(axis=1, keepdims=True)
+    ones = np.ones((1 << levels, w.shape[1]))
+    found: Array = ROWS * sizes * product_reach(ones, scaled_weight(w, scales), levels).max(axis=0)
     return found
 
 

@@ -16,8 +16,11 @@ from onebyone.tune.reading import HALVES
 _READING = 3
 
 
-def finished(steps: list[Step], answer: Map) -> list[Step]:
-    """3×3 convolutions by tiles, with the pools behind them; pointwise ones as linear layers; every weight packed."""
+def finished(steps: list[Step], answer: Map, fast_products: bool = False) -> list[Step]:
+    """3×3 convolutions by tiles, with the pools behind them; pointwise ones as linear layers; every weight packed.
+
+    `fast_products`: linear layers multiply in halves without what keeps their rows apart (`laws.scaling`).
+    """
     readers: dict[int, int] = {}
     for step in steps:
         for read in step.reads:
@@ -39,11 +42,11 @@ def finished(steps: list[Step], answer: Map) -> list[Step]:
         made.append(step)
     for step in made:
         if step.kind == Kind.CONVOLUTION:
-            _as_linear(step)
+            _as_linear(step, fast_products)
     made = _scaled_where_read(made, answer)
     _in_place(made, answer)
     for step in made:
-        _pack(step)
+        _pack(step, fast_products)
     return made
 
 
@@ -86,7 +89,7 @@ def _in_place(steps: list[Step], answer: Map) -> None:
             y.base, last[id(x)] = x, last[id(y)]
 
 
-def _as_linear(step: Step) -> None:
+def _as_linear(step: Step, fast_products: bool) -> None:
     """A pointwise convolution at stride 1, or a layer on whole maps, is a fully connected layer on rows.
 
     So is any other, on rows put together for it, where that halves well (Strassen).
@@ -98,11 +101,18 @@ def _as_linear(step: Step) -> None:
     rows, weight = samples * high * wide, step.weight.permute(0, 2, 3, 1).flatten(1)
     sizes = {"samples": rows, "channels": weight.shape[1], "outputs": outputs}
     if (kernel_size, stride) != ones or pad != [0, 0] or 0 in dilation:
-        if not linear.depth(rows, weight.shape[1], outputs, int(kernel().onebyone_lanes())):
+        if not _depth(rows, weight, fast_products):
             return
         pieces = _pieces(step)
         step.index, sizes["kernel_w"] = pieces.flatten(), pieces.shape[1]
     step.kind, step.weight, step.sizes = Kind.LINEAR, weight, sizes
+
+
+def _depth(rows: int, weight: Tensor, fast_products: bool) -> int:
+    """How often a linear layer of that weight (N, K) is halved."""
+    if not (fast_products or linear.in_halves(weight)):
+        return 0
+    return linear.depth(rows, weight.shape[1], len(weight), int(kernel().onebyone_lanes()))
 
 
 def _pieces(step: Step) -> Tensor:
@@ -151,15 +161,16 @@ def _as_is(given: Tensor | None) -> Tensor | None:
     return None if given is None else given.float().contiguous()
 
 
-def _pack(step: Step) -> None:
+def _pack(step: Step, fast_products: bool) -> None:
     weight, panel = step.weight, int(kernel().onebyone_panel())
     if weight is None or step.kind in (Kind.LAYER_NORM, Kind.ATTENTION, Kind.ROWS, Kind.ELEMENTWISE):
         step.weight, step.bias = _as_is(weight), _as_is(step.bias)
         return
     if step.kind == Kind.LINEAR:
         lanes = int(kernel().onebyone_lanes())
-        deep = linear.depth(step.sizes["samples"], weight.shape[1], len(weight), lanes)
-        levels = step.sizes.setdefault("levels", deep)
+        levels = step.sizes.setdefault("levels", _depth(step.sizes["samples"], weight, fast_products))
+        if levels and not fast_products:
+            weight, step.scales, step.signs = linear.guards(weight)
         step.weight, panel = linear.packed(weight, levels, lanes), lanes
         step.pool = linear.vectors(len(weight) >> levels, lanes)
     elif step.kind == Kind.WINOGRAD:

@@ -12,6 +12,8 @@ struct Step {
   int64_t kind;
   const float *x, *weight, *bias, *add, *third;  // `add`: a map added before the activation, or the second operand
   const int64_t* index;                          // where rows begin that are not one after another, in floats
+  const float* scales;                           // of a linear layer's channels, and the signs of its weights: scaling.h
+  const uint8_t* signs;
   float *y, *scratch;
   int64_t samples, height, width, channels;      // of x
   int64_t outputs, high, wide;                   // of y

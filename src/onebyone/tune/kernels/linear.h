@@ -2,6 +2,9 @@
 // deep; see onebyone/laws/strassen.py. The sums of the weights are made beforehand, those of the rows in one pass, and
 // those of the results where a product begins: its registers start from what it is added to.
 //
+// Rows of which one would spoil another in those sums are scaled first, in a copy, and their products scaled back: see
+// scaling.h. Most need it not, which the pass that sums them finds out. Without `signs` none are.
+//
 // Weights are packed: (panels, 7^levels, K / 2^levels, width of a panel); a panel serves all four quarters. The last panel
 // is as many vectors wide as there are left.
 #pragma once
@@ -12,7 +15,7 @@ namespace onebyone {
 struct Layer {
   const Step& s;
   int64_t parts, quarter, k, columns, width, panels, blocks, most;
-  bool fetched, copied;
+  bool fetched, copied, guarded;
 
   Layer(const Step& step, int threads) : s(step) {
     parts = int64_t(1) << s.levels;
@@ -24,6 +27,7 @@ struct Layer {
     const bool apart = s.channels % 1024 == 0 && s.samples > 4;  // by 4 KiB: rows then share one set of the first cache
     fetched = s.index || s.third || (apart && !s.levels);
     copied = apart && !fetched;
+    guarded = s.levels && s.signs;
     const int64_t longest = 160 >> s.levels;
     blocks = parts_of(quarter, longest);
     for (int64_t more = blocks; more < std::min(4 * blocks, quarter + 1); more++) {  // as many for each thread
@@ -39,11 +43,15 @@ struct Layer {
   // sums of rows: half the length of what they sum, in whole cache lines that do not meet in one set
   int64_t sum_row(int64_t level) const { return parts_of(s.channels >> level, 16) * 16 + 16; }
   int64_t held() const { return copied ? OPERANDS : 4; }
-  int64_t rows() const { return zoned(fetched ? s.samples * sum_row(0) : 0); }
+  int64_t rows() const { return zoned(fetched || guarded ? s.samples * sum_row(0) : 0); }
   int64_t first() const { return zoned(s.levels ? held() * quarter * (parts / 2) * sum_row(1) : 0); }
   int64_t second() const { return zoned(s.levels > 1 ? OPERANDS * 4 * quarter * sum_row(2) : 0); }
+  // what scales each row back; and, of each thread, whether it met rows that are to be scaled
+  int64_t scales() const { return zoned(guarded ? parts_of(s.samples, 16) * 16 : 0); }
+  int64_t marks(int threads) const { return zoned(guarded ? parts_of(threads, 16) * 16 : 0); }
   int64_t temporaries() const { return zoned(s.levels ? most * width * (s.levels > 1 ? 4 + 4 * 4 : 4) : 0); }
-  int64_t floats(int threads) const { return rows() + first() + second() + threads * temporaries(); }
+  int64_t shared(int threads) const { return rows() + first() + second() + scales() + marks(threads); }
+  int64_t floats(int threads) const { return shared(threads) + threads * temporaries(); }
 };
 
 // row i of x, where it does not lie as it is multiplied: put together from `kernel_w` pieces (-1: zeros, the padding), or
@@ -67,11 +75,6 @@ inline void fetch(const Step& s, int64_t i, float* to) {
     std::memcpy(to, x, s.channels * sizeof(float));
   }
 }
-
-struct Rows {
-  const float* at;
-  int64_t apart, valid;  // rows from `valid` on are zeros, whatever lies there
-};
 
 // row i of the four sums of an operand's quarters, and of those quarters themselves where they are wanted in better places
 inline void sum_rows(const Rows& x, int64_t i, int64_t half, int64_t k, float* const to[OPERANDS]) {
@@ -126,13 +129,14 @@ struct LinearRun {
   static constexpr int64_t W = V * LANES;
   const Layer l;
   const Step& s;
+  const float* back = nullptr;  // what scales each row's products back, where rows are scaled
   LinearRun(const Step& step, int threads) : l(step, threads), s(step) {}
 
   // columns of panel j, row quarter and column quarter counted in the smallest parts, from row r0 of it on
   Finish finish(int64_t j, int64_t row_part, int64_t column_part, int64_t r0) const {
     const int64_t row = row_part * l.quarter + r0, column = column_part * l.columns + j * W, at = row * s.outputs + column;
     return {s.y + at, s.outputs, s.samples - row, std::min(W, l.columns - j * W), s.bias ? s.bias + column : nullptr,
-            s.add ? s.add + at : nullptr, s.activation};
+            s.add ? s.add + at : nullptr, s.activation, back ? back + row : nullptr};
   }
 
   template <int U>
@@ -218,25 +222,71 @@ struct LinearRun {
     });
   }
 
-  void run(const Team& team) const {
+  // the sums of x's rows; false, and not all of them, where rows that meet there are not alike
+  bool sum(const Team& team, const Rows& x, const Operands& to, float* marks) const {
+    const int64_t half = l.quarter * l.parts / 2;
+    bool even = true;
+    if (marks) marks[team.me] = 0;
+    team.share(l.quarter, [&](int64_t i) {
+      if (marks && !(even = even && alike(x, i, l.quarter, s.channels))) marks[team.me] = 1;
+      for (int64_t row = i; row < half && even; row += l.quarter) to.sum(x, row, half, s.channels / 2);
+    });
+    for (int64_t t = 0; t < team.size && marks; t++) even = even && !marks[t];
+    return even;
+  }
+
+  // row i, which holds an infinity or NaN, once all others are done; `x` is memory for it
+  void nonfinite(int64_t i, float* x) const {
+    float tile[LANES];
+    fetch(s, i, x);
+    for (int64_t j = 0; j < s.outputs; j += LANES) {
+      const int64_t at = i * s.outputs + j;
+      store(tile, nonfinite_products(x, s.channels, s.signs, s.outputs, j));
+      finished({s.y + at, s.outputs, 1, std::min<int64_t>(LANES, s.outputs - j), s.bias ? s.bias + j : nullptr,
+                s.add ? s.add + at : nullptr, s.activation, nullptr}, tile, LANES, 0, 1);
+    }
+  }
+
+  void run(const Team& team) {
     Rows x{s.x, s.channels, s.samples};
     float* scratch = s.scratch;
-    float *fetched = take(scratch, l.rows()), *sums = take(scratch, l.first()), *inner_sums = take(scratch, l.second());
+    float *rows = take(scratch, l.rows()), *sums = take(scratch, l.first()), *inner_sums = take(scratch, l.second());
+    float *scales = take(scratch, l.scales()), *marks = take(scratch, l.marks(team.size));
     float* mine = take(scratch += team.me * l.temporaries(), l.temporaries());
-    const int64_t half = l.quarter * l.parts / 2;
     if (l.fetched) {
-      x = {fetched, l.sum_row(0), s.samples};
-      team.share(s.samples, [&](int64_t i) { fetch(s, i, fetched + i * x.apart); });
+      x = {rows, l.sum_row(0), s.samples};
+      team.share(s.samples, [&](int64_t i) { fetch(s, i, rows + i * x.apart); });
     }
     if (!s.levels)
       return products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { whole<u()>(x, j, r0, n); });
-    const Operands operands(x, half, s.channels / 2, sums, l.sum_row(1), l.held());
-    team.share(half, [&](int64_t i) { operands.sum(x, i, half, s.channels / 2); });
+    const auto outside = [&] {
+      return Operands(x, l.quarter * l.parts / 2, s.channels / 2, sums, l.sum_row(1), l.held());
+    };
+    Operands operands = outside();
+    if (s.scales || !sum(team, x, operands, l.guarded ? marks : nullptr)) {
+      team.share(s.samples, [&](int64_t i) {
+        scales[i] = scale_row(x.at + i * x.apart, s.scales, s.channels, rows + i * l.sum_row(0));
+      });
+      x = {rows, l.sum_row(0), s.samples};
+      back = scales;
+      operands = outside();
+      sum(team, x, operands, nullptr);
+    }
     if (s.levels == 1)
-      return products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { once<u()>(operands, j, r0, n, mine); });
+      products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { once<u()>(operands, j, r0, n, mine); });
+    else
+      deeper(team, operands, inner_sums, mine);
+    if (back)
+      team.share(s.samples, [&](int64_t i) {
+        if (back[i] != back[i]) nonfinite(i, rows + i * l.sum_row(0));
+      });
+  }
+
+  // the products of each of seven operands' halves
+  void deeper(const Team& team, const Operands& operands, float* sums, float* mine) const {
     const int64_t each = 4 * l.quarter * l.sum_row(2);
     const auto inside = [&](int o) {
-      return Operands(operands.of[o], l.quarter, l.k, inner_sums + o * each, l.sum_row(2), 4);
+      return Operands(operands.of[o], l.quarter, l.k, sums + o * each, l.sum_row(2), 4);
     };
     const Operands of[] = {inside(0), inside(1), inside(2), inside(3), inside(4), inside(5), inside(6)};
     team.share(OPERANDS * l.quarter, [&](int64_t i) {
@@ -290,18 +340,18 @@ inline int64_t linear_scratch(const Step& s, int threads) {
 inline int64_t linear_scratch_missing(const Step& s, int threads) {
   const Division d(s, threads);
   int64_t missing = 0;
-  const auto written = [](const Layer& l, int64_t me) {
+  const auto written = [](const Layer& l, int64_t me, int threads) {
     const int64_t rows = parts_of(l.quarter, l.blocks), kept = l.s.levels > 1 ? 19 : 3;  // temporaries before the last one
-    const int64_t sums = l.rows() + l.first() + l.second();
-    return l.s.levels ? sums + me * l.temporaries() + (kept * l.most + rows) * l.width : sums;
+    const int64_t shared = l.shared(threads);
+    return l.s.levels ? shared + me * l.temporaries() + (kept * l.most + rows) * l.width : shared;
   };
   for (int64_t me = 0; me < threads; me++) {
     if (d.apart)
       d.each_part(s, {me, threads}, [&](const Step& part) {
-        missing = std::max(missing, written(Layer(part, 1), 0) - d.share(s));
+        missing = std::max(missing, written(Layer(part, 1), 0, 1) - d.share(s));
       });
     else
-      missing = std::max(missing, written(Layer(s, threads), me) - linear_scratch(s, threads));
+      missing = std::max(missing, written(Layer(s, threads), me, threads) - linear_scratch(s, threads));
   }
   return missing;
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onebyone.laws import scaling
 from onebyone.laws.strassen import PRODUCTS, weights
 
 _DEEPEST = 2
@@ -67,3 +69,25 @@ def packed(weight: Tensor, levels: int, lanes: int) -> Tensor:
     return torch.cat(
         [filled[..., begin : begin + width].flatten() for begin in range(0, filled.shape[2], width)]
     )
+
+
+def in_halves(weight: Tensor) -> bool:
+    """Whether a layer's weight (N, K) may be multiplied in halves with an error bound for each row."""
+    return scaling.why_not(weight.detach().double().numpy()) is None
+
+
+def guards(weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The weight (N, K) with its channels scaled; their scales (K,), or None where none is; the signs of the weight.
+
+    The signs are bits, (2, K, ⌈N/8⌉) bytes: where a weight is positive, and where it is negative. They are what the
+    products of an infinity depend on.
+
+    >>> scaled, scales, signs = guards(torch.tensor([[1.0, -0.02], [-0.5, 0.0]]))
+    >>> scaled.tolist(), scales.tolist(), signs.flatten().tolist()
+    ([[1.0, -0.6399999856948853], [-0.5, 0.0]], [1.0, 0.03125], [1, 0, 2, 1])
+    """
+    w = weight.detach().double().numpy()
+    scales = scaling.channel_scales(w)
+    scaled = torch.from_numpy(scaling.scaled_weight(w, scales))
+    bits = np.packbits(np.stack([w.T > 0, w.T < 0]), axis=-1, bitorder="little")
+    return scaled, None if scales is None else torch.from_numpy(scales).float(), torch.from_numpy(bits)

@@ -41,7 +41,7 @@ class Meeting(IntEnum):
     ALONE, ADDED, MULTIPLIED, MULTIPLIED_BY_CHANNEL = range(4)
 
 
-_POINTERS = ("x", "weight", "bias", "add", "third", "index", "y", "scratch")
+_POINTERS = ("x", "weight", "bias", "add", "third", "index", "scales", "signs", "y", "scratch")
 _SIZES = (
     "samples", "height", "width", "channels", "outputs", "high", "wide", "kernel_h", "kernel_w", "stride_h", "stride_w",
     "pad_h", "pad_w", "dilation_h", "dilation_w", "activation", "pool", "levels",
@@ -88,7 +88,8 @@ class Map:
 class Step:
     """One step: from `x` (None: what the network is given), with `add` where it has a second operand, to `y`.
 
-    `weight` is packed as the kind wants it; `sizes` are the kernel's, by the names of layers.h.
+    `weight` is packed as the kind wants it; `sizes` are the kernel's, by the names of layers.h. `scales` and `signs` keep
+    rows of a linear layer apart, as scaling.h says.
     """
 
     kind: Kind
@@ -99,6 +100,8 @@ class Step:
     add: Map | None = None
     third: Map | None = None
     index: Tensor | None = None
+    scales: Tensor | None = None
+    signs: Tensor | None = None
     activation: Activation = Activation.NONE
     pool: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
@@ -126,6 +129,8 @@ class Step:
             kind=self.kind,
             third=self.third is not None,
             index=self.index is not None,
+            scales=self.scales is not None,
+            signs=self.signs is not None,
             activation=self.activation,
             pool=self.pool,
             apart=(ctypes.c_int64 * 14)(*self.apart),
@@ -163,13 +168,14 @@ class Program:
         self._memory, *parts = _block(sizes)
         (_, scratch_at, zeros_at), weights_at = parts[:3], parts[3:]
         start = self._memory.data_ptr()
-        self._kept = [t for s in steps for t in (s.bias, s.index) if t is not None]
+        self._kept = [t for s in steps for t in (s.bias, s.index, s.scales, s.signs) if t is not None]
         for row, step, at in zip(rows, steps, weights_at, strict=True):
             for name in ("x", "add", "third"):
                 value = getattr(step, name)
                 setattr(row, name, None if value is None else start + 4 * value.memory.offset)
-            row.bias = None if step.bias is None else step.bias.data_ptr()
-            row.index = None if step.index is None else step.index.data_ptr()
+            for name in ("bias", "index", "scales", "signs"):
+                held = getattr(step, name)
+                setattr(row, name, None if held is None else held.data_ptr())
             row.y, row.scratch = start + 4 * step.y.memory.offset, start + 4 * scratch_at
             if step.weight is not None:
                 row.weight = start + 4 * at

@@ -1,6 +1,6 @@
 // Rows times panels of weights in registers, and seven such products of halves that do what eight would: see linear.h.
 #pragma once
-#include "layers.h"
+#include "scaling.h"
 
 namespace onebyone {
 struct Finish {  // where a tile goes when it is done: rows of the layer's answer
@@ -8,6 +8,7 @@ struct Finish {  // where a tile goes when it is done: rows of the layer's answe
   int64_t apart, rows, columns;
   const float *bias, *add;
   int64_t activation;
+  const float* back;  // what each row is to be multiplied by, or null
 };
 
 // rows times one panel of weights, and what is added to that: kept (`to`), or finished
@@ -23,10 +24,11 @@ struct Product {
 constexpr int FOUR = 4;
 constexpr int64_t most_rows(int vectors) { return vectors <= 2 ? ROWS : ROWS * 2 / 3; }
 
-// the end of a layer: bias, what is added, the activation; apart from the products, so that they stay small
+// the end of a layer: rows scaled back, bias, what is added, the activation; apart from the products, so that they stay small
 __attribute__((noinline)) inline void finished(const Finish& f, const float* tile, int64_t width, int64_t row, int64_t n) {
   // copies: the compiler must take it that each number stored may change `f`, and would read it again
   const float *bias = f.bias, *add = f.add ? f.add + row * f.apart : nullptr;
+  const float* back = f.back ? f.back + row : nullptr;
   float* y = f.y + row * f.apart;
   const int64_t apart = f.apart, columns = f.columns, rows = std::min(n, f.rows - row);
   with_number<NONE, GELU_TANH>(f.activation, [=](auto kind) {
@@ -34,6 +36,7 @@ __attribute__((noinline)) inline void finished(const Finish& f, const float* til
       for (int64_t c = 0; c < columns; c += LANES) {
         const int64_t at = r * apart + c, left = columns - c;
         Vec v = load(tile + r * width + c);
+        if (back) v *= back[r];
         if (bias) v += load(bias + c);
         if (add) v += load(add + at, left);
         store(y + at, activated(v, kind()), left);
@@ -77,7 +80,7 @@ void multiply(const Product& p, int64_t row, int64_t lines, const float* ahead) 
   for (; c < k; c++) one(c);
   alignas(64) float tile[N * W];
   const Finish* f = p.finish;
-  if (f && f->activation <= RELU && f->columns == W && row + N <= f->rows) {
+  if (f && f->activation <= RELU && !f->back && f->columns == W && row + N <= f->rows) {
     for (int i = 0; i < V; i++) {
       const Vec bias = f->bias ? load(f->bias + i * LANES) : Vec{};
       for (int r = 0; r < N; r++) {
