@@ -88,8 +88,8 @@ class Map:
 class Step:
     """One step: from `x` (None: what the network is given), with `add` where it has a second operand, to `y`.
 
-    `weight` is packed as the kind wants it; `sizes` are the kernel's, by the names of layers.h. `scales` and `signs` keep
-    rows of a linear layer apart, as scaling.h says.
+    `weight` is packed as the kind wants it; `sizes` are the kernel's, by the names of layers.h. `scales` and `signs`
+    keep rows of a linear layer apart, as scaling.h says.
     """
 
     kind: Kind
