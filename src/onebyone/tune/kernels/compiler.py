@@ -13,12 +13,16 @@ import subprocess
 import tempfile
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from onebyone.errors import BadInput
 from onebyone.records import first_line
 
 _FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-fopenmp")
+# tests compile variants: with sanitizers, or of sources with a fault put into them
+SOURCES: Traversable = files(__package__)
+EXTRA_FLAGS: tuple[str, ...] = ()
 _NATIVE = (("-march=native",), ("-mcpu=native",), ())
 _PATIENCE = 120.0
 
@@ -32,11 +36,11 @@ def library(source: str) -> ctypes.CDLL:
     command = _compiler()
     with tempfile.TemporaryDirectory(prefix="onebyone-") as folder:
         place = Path(folder)
-        for part in files(__package__).iterdir():
+        for part in SOURCES.iterdir():
             if part.name.endswith((".cpp", ".h")):
                 (place / part.name).write_bytes(part.read_bytes())
         for native in _NATIVE:
-            said = _run([*command, *_FLAGS, *native, source, "-o", "kernel.so"], place)
+            said = _run([*command, *_FLAGS, *native, *EXTRA_FLAGS, source, "-o", "kernel.so"], place)
             if said is None:
                 return ctypes.CDLL(str(place / "kernel.so"))
     raise BadInput(f"{command[0]} does not compile {source}: {said}")

@@ -152,7 +152,12 @@ def on_axes(
 
 
 class Program:
-    """The steps with their weights, and one piece of memory for all maps. One call at a time."""
+    """The steps with their weights, and one piece of memory for all maps. One call at a time.
+
+    A test build keeps `zone` floats free behind each map and each other part of the memory (tests/tune/checked.py).
+    """
+
+    zone = 0
 
     def __init__(self, steps: Sequence[Step], result: Map, threads: int) -> None:
         self._kernel, self._threads, self._lock = kernel(), threads, Lock()
@@ -161,11 +166,11 @@ class Program:
         self._result, self._given = result, steps[0].given
         rows = [s.row() for s in steps]
         scratch = max(self._kernel.onebyone_scratch(r, threads) for r in rows)
-        maps = placed(steps, result)
+        maps = placed(steps, result, self.zone)
         weights = [_whole_lines(0 if s.weight is None else s.weight.numel()) for s in steps]
         # what a kernel reads beyond the last of its rows, to throw it away, is memory too
         sizes = [maps + 4 * _widest(steps), _whole_lines(scratch), _whole_lines(_widest(steps)), *weights]
-        self._memory, *parts = _block(sizes)
+        self._memory, *parts = _block([size + self.zone for size in sizes])
         (_, scratch_at, zeros_at), weights_at = parts[:3], parts[3:]
         start = self._memory.data_ptr()
         self._kept = [t for s in steps for t in (s.bias, s.index, s.scales, s.signs) if t is not None]
@@ -215,8 +220,10 @@ class Program:
         return [(k, 1e3 * (b - a)) for k, a, b in zip(kinds[1:], ended, ended[1:], strict=False)]
 
 
-def placed(steps: Sequence[Step], result: Map) -> int:
+def placed(steps: Sequence[Step], result: Map, zone: int = 0) -> int:
     """Give each map its place: where no map lies that is kept at the same time. Returns how many floats they take.
+
+    With a `zone`, each map has a place of its own and that many floats behind it.
 
     Maps that lie in one place one after the other have one middle: of two threads that have halves of every map, each
     then writes where it has written before, and fetches nothing from the other's caches first.
@@ -235,7 +242,7 @@ def placed(steps: Sequence[Step], result: Map) -> int:
         here = step.y.memory
         if any(here is m for lane in lanes for m in lane):  # several steps write it
             continue
-        free = [lane for lane in lanes if lane[-1].last < number]
+        free = [lane for lane in lanes if lane[-1].last < number and not zone]
         if free:
             min(free, key=lambda lane: abs(max(m.floats for m in lane) - here.floats)).append(here)
         else:
@@ -245,7 +252,7 @@ def placed(steps: Sequence[Step], result: Map) -> int:
         size = max(m.floats for m in lane)
         for m in lane:
             m.offset = begin + (size - m.floats) // (2 * _LINE) * _LINE
-        begin += size
+        begin += size + zone
     return begin
 
 
