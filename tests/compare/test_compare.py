@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import onebyone
-from onebyone.compare import Comparison
+from onebyone.compare import Comparison, run
 from onebyone.compare.observe import observe
 from onebyone.compare.pair import MOST_WEIGHTS, choose
 from onebyone.compare.row import HOLDS, NOT_AS_SAID, NOT_AVAILABLE, WHEN
@@ -99,9 +101,33 @@ def test_a_spent_budget_and_a_network_without_windows_are_reasons() -> None:
     late = onebyone.compare(network(), IMAGE, budget=1e-9, rows=["R4"])["R4"]
     assert late.verdict == NOT_AVAILABLE
     assert "budget" in late.because
+    assert late.figures["own"]["windows"] > 1, "the network's own dense pass is measured first"
+    assert "this network: " in late.because
     flat = onebyone.compare(nn.Linear(4, 3), torch.randn(1, 4), rows=["R3"])["R3"]
     assert flat.verdict == NOT_AVAILABLE
     assert "no windows" in flat.because
+
+
+def test_a_small_budget_leaves_out_what_matters_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock on which every row takes a minute: the proof and the network's own dense pass come before it stops."""
+    now = [0.0]
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    plain = run._row
+
+    def row(*args: Any) -> Any:
+        now[0] += 60
+        return plain(*args)
+
+    monkeypatch.setattr(run, "_row", row)
+    r = onebyone.compare(network(), IMAGE, budget=60, rows=["S1", "S5", "D4", "R1", "R3", "R4"])
+    assert r.verification is not None
+    assert r.verification["equivalent"] is True
+    assert {row.id for row in r.rows if row.verdict == NOT_AVAILABLE} == {"S5", "R3", "R4"}
+    assert r["R4"].figures["own"]["same_class"] == 1
+    assert set(r["S5"].figures) == set(r["R3"].figures) == set()
+    assert "Times as fast as cropping every window" in r.to_html()
+    order = [e.id for e in run.EXPERIMENTS if e.long]
+    assert order.index("R4") < order.index("S5")
 
 
 def test_a_network_of_one_output() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onebyone.compare.digits import SIDE, Digits, load_digits, train
-from onebyone.compare.row import Figures, Verdict, holds_when, not_as_said
+from onebyone.compare.row import Figures, Verdict, holds_when, not_as_said, not_available
 from onebyone.dense import scan, scan_windows
 from onebyone.dense.scan import Dense
 from onebyone.detect import Detections, detect
@@ -262,6 +262,8 @@ def judge_detection(figures: Figures) -> Verdict:
         gain = padded["average_precision"]["dense"] - padded["average_precision"]["windows"]
         if gain > _noise(padded):
             return holds_when("the layers pad, so that places see their true neighbours", "; ".join(said))
+    if plain is None and padded is None:
+        return not_available("; ".join(said) or str(figures.get("own_refused") or "nothing was measured"))
     return not_as_said(f"faster, not better: {'; '.join(said)}")
 
 

@@ -148,18 +148,21 @@ class Setting:
         """S5, with as many starts as the budget allows."""
         return measure_flexibility(self.digits, seeds=4 if self.budget >= 60 else 2, seed=self.seed)
 
-    def detection(self) -> Figures:
-        """R4, on digits and, as far as speed and agreement go, on the user's own network."""
-        found = measure_detection(self.digits, seed=self.seed)
+    @cached_property
+    def own_detection(self) -> Figures:
+        """R4's part on the user's own network, as far as speed and agreement go."""
         try:
             if isinstance(self.dense, Refused):
                 why = "; ".join(str(r) for r in self.dense.refusals[:3])
-                return found | {"own": None, "own_refused": why}
-            return found | {
-                "own": measure_own(self.dense, self.model, seconds=0.08 * self.budget, seed=self.seed)
-            }
+                return {"own": None, "own_refused": why}
+            own = measure_own(self.dense, self.model, seconds=0.08 * self.budget, seed=self.seed)
+            return {"own": own}
         except BadInput as error:
-            return found | {"own": None, "own_refused": str(error)}
+            return {"own": None, "own_refused": str(error)}
+
+    def detection(self) -> Figures:
+        """R4, on digits, and on the user's own network."""
+        return measure_detection(self.digits, seed=self.seed) | self.own_detection
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

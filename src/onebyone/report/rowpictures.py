@@ -294,7 +294,7 @@ def _cut(name: str, most: int = 24) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
-def _r4(figures: Data, _: Data) -> Picture:
+def _r4(figures: Data, _: Data) -> Picture | None:
     quality, speed = [], []
     for name in ("unpadded", "padded"):
         found = figures.get(name)
@@ -323,12 +323,16 @@ def _r4(figures: Data, _: Data) -> Picture:
                 "c-pointwise",
             )
         )
-    told = "; ".join(f"{name}: {words}" for name, _, words, _ in quality)
-    html = charts.bars(quality, f"Average precision at IoU 0.5. {told}", 1.0)
+    if not speed:
+        return None
     told = "; ".join(f"{name}: {words}" for name, _, words, _ in speed)
-    html += '<p class="over">and how many times as fast the dense pass is:</p>'
-    html += charts.bars(speed, f"Times as fast as cropping every window. {told}")
-    return Picture(html, "Above: average precision of detecting digits, at IoU 0.5.")
+    html = charts.bars(speed, f"Times as fast as cropping every window. {told}")
+    if not quality:  # left out by the budget
+        return Picture(html, "How many times as fast the dense pass is.")
+    told = "; ".join(f"{name}: {words}" for name, _, words, _ in quality)
+    above = charts.bars(quality, f"Average precision at IoU 0.5. {told}", 1.0)
+    above += '<p class="over">and how many times as fast the dense pass is:</p>'
+    return Picture(above + html, "Above: average precision of detecting digits, at IoU 0.5.")
 
 
 _BY_ROW: dict[str, Callable[[Data, Data], Picture | None]] = {
