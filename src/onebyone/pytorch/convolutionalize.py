@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.geometry import Field, Geometry
 from onebyone.laws.scores import ScoreKind, read_kind
-from onebyone.lifting.grid import Grid
+from onebyone.lifting.grid import PERIOD, Grid
 from onebyone.pytorch import emit
+from onebyone.pytorch.class_map import ClassMap, class_map
 from onebyone.pytorch.outputs import Output, names_of, outputs_of
 from onebyone.pytorch.rules import rule_for
 from onebyone.pytorch.structure import require_python
@@ -39,8 +40,8 @@ class Convolutionalized(Readable):
     for a network with several outputs; place (i, j) answers for the window that `geometry.window_at((i, j))` tells.
     Its parameters are the original's own, under the same names: a checkpoint of either loads into the other,
     and training
-    one trains both. `nominal` is the size the network was built for: the least image it takes (the geometry's window is
-    smaller with head="cam").
+    one trains both. `nominal` is the size the network was built for; the least image it takes is the geometry's
+    window, which is smaller with head="cam". `class_map` says what the map's means are there.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Convolutionalized(Readable):
     nominal: tuple[int, ...]
     head: str = "window"
     context: str | None = None
+    class_map: ClassMap | None = None
     labels: Labels = field(default_factory=Labels)
     outputs: tuple[Output, ...] = ()
     pairs: tuple[Pair, ...] = ()
@@ -75,6 +77,7 @@ class Convolutionalized(Readable):
             "nominal": list(self.nominal),
             "head": self.head,
             "context": self.context,
+            "class_map": None if self.class_map is None else self.class_map.to_dict(),
             "labels": self.labels.to_dict(),
             "outputs": [o.to_dict() for o in self.outputs],
             "changes": [c.to_dict() for c in self.changes],
@@ -114,8 +117,9 @@ def convolutionalize(
     model: a network of one image `(N, C, *window)`; its structure is not touched.
     window: the size in pixels that the network was built for, per axis (one number: the same on two axes).
     channels: of the image; taken from the first layer where it tells.
-    head: "window", the numbers that cropping gives, or "cam", the class map before the last pool, whose means over the
-        pool's places are the numbers of "window".
+    head: "window", the numbers that cropping gives, or "cam", the class map before the last average pool. Where
+        everything after that pool is linear, the map's means over the pool's places are the numbers of "window";
+        where not, `class_map.nonlinear` names what is not.
     context: what squeeze-and-excitation and the like pool over: "window" (around each place), "image", or
     None: refused.
     labels: class names and preprocessing for the result to carry.
@@ -148,7 +152,7 @@ def convolutionalize(
         raise Refused(
             walk.refused, f"the network cannot be made to take images of any size (window {by(size)})"
         )
-    network, geometry = _finish(walk)
+    network, geometry, evidence = _finish(walk)
     outputs = _outputs(traced, read_kind(score_kind))
     return Convolutionalized(
         model=network,
@@ -159,6 +163,7 @@ def convolutionalize(
         nominal=size,
         head=head,
         context=context,
+        class_map=evidence,
         labels=labels or Labels(),
         outputs=outputs,
         pairs=tuple(walk.pairs),
@@ -221,7 +226,7 @@ def _walk(
     return walk
 
 
-def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
+def _finish(walk: Walk) -> tuple[nn.Module, Geometry, ClassMap | None]:
     """Crop each output to the places of the windows, close the graph, and give it the network's own tensors."""
     node = next(n for n in walk.traced.graph.nodes if n.op == "output")
     leaves = [None if v is None else _answer(walk, i, walk.value(v)) for i, v in enumerate(node.args[0])]
@@ -230,10 +235,12 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
         raise Refused(
             walk.refused, f"the network cannot be made to take images of any size (window {by(walk.window)})"
         )
-    window = tuple(w - s for w, s in zip(walk.window, walk.shrink or (0,) * walk.axes, strict=True))
     stride = tuple(
         math.lcm(*(math.lcm(r.grid.jump[a], r.grid.align[a]) for r in results)) for a in range(walk.axes)
     )
+    window, evidence = walk.window, None
+    if walk.head == "cam":
+        evidence, window = _class_map(walk, stride)
     image = next(n for n in walk.graph.nodes if n.op == "placeholder")
     nodes = [
         None if leaf is None else _cropped(walk, leaf, window, stride, walk.proxy(image)).handle.node
@@ -246,10 +253,23 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry]:
     for other in results[1:]:
         fields = tuple(_hull(f, g) for f, g in zip(fields, other.grid.fields, strict=True))
     reasons = list(walk.inexact)
-    if walk.shrink:
-        reasons.append("head='cam': class evidence of each place, before the pool over the window's places")
+    if evidence is not None:
+        reasons.append(evidence.reason)
     fields = tuple(replace(f, jump=s) for f, s in zip(fields, stride, strict=True))
-    return _module(walk), Geometry.from_fields(window, fields, reasons, bool(walk.image_wide))
+    return _module(walk), Geometry.from_fields(window, fields, reasons, bool(walk.image_wide)), evidence
+
+
+def _class_map(walk: Walk, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int, ...]]:
+    """The class map, and the pixels of one of its places: the least image it takes from then on."""
+    evidence, jump = class_map(walk)
+    if stride != jump:
+        why = f"the outputs are at stride {by(stride)} and the pool's map at {by(jump)}; use head='window'"
+        raise Refused([Refusal("", "head='cam'", why)], "the network has no class map")
+    window = tuple(w - (k - 1) * j for w, k, j in zip(walk.window, evidence.pool, jump, strict=True))
+    for node in walk.graph.nodes:
+        if node.target is emit.require_window:
+            node.args = (node.args[0], window)
+    return evidence, window
 
 
 def _hull(a: Field, b: Field) -> Field:
@@ -278,7 +298,7 @@ def _cropped(
     """The map at the windows' stride, with exactly one place a window."""
     steps = [s // j for s, j in zip(stride, value.grid.jump, strict=True)]
     handle = emit.stride(value.handle, steps)
-    exact = all(
+    exact = max(stride) <= PERIOD and all(
         all(-(-have // step) == (size + i - w) // s + 1 for i, have in enumerate(sizes))
         for sizes, step, s, w, size in zip(value.grid.sizes, steps, stride, window, walk.window, strict=True)
     )

@@ -16,6 +16,7 @@ from torch.fx.experimental import _config as symbolic
 from onebyone.errors import BadInput
 from onebyone.files import atomic_path
 from onebyone.laws.geometry import Geometry
+from onebyone.pytorch.class_map import ClassMap
 from onebyone.pytorch.outputs import Output
 from onebyone.pytorch.program_file import load_program
 from onebyone.pytorch.trace import quiet
@@ -58,7 +59,7 @@ def export_dense(d: Convolutionalized) -> torch.export.ExportedProgram:
     size = [w + 2 * s + 1 for w, s in zip(d.nominal, d.geometry.stride, strict=True)]
     example = torch.zeros(2, d.channels, *size, dtype=reference.dtype, device=reference.device)
     free: dict[int, Any] = {0: Dim("batch", min=1)}
-    for axis, (name, least) in enumerate(zip(_AXES, d.nominal, strict=False)):
+    for axis, (name, least) in enumerate(zip(_AXES, d.geometry.window, strict=False)):
         free[axis + 2] = Dim(name, min=max(2, least))
     # Without this, torch.export takes "one place" for a special case, and an image of the window's size is one place.
     with quiet(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
@@ -97,6 +98,7 @@ def load_dense(path: str | os.PathLike[str]) -> Convolutionalized:
             nominal=tuple(int(n) for n in note["nominal"]),
             head=str(note["head"]),
             context=note["context"],
+            class_map=ClassMap.from_dict(note["class_map"]) if note["head"] == "cam" else None,
             labels=_labels(note["labels"]),
             outputs=tuple(Output.from_dict(o) for o in note.get("outputs", ())),
         )

@@ -109,7 +109,7 @@ class Walk:
     pairs: list[Pair] = field(default_factory=list)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     context_nodes: set[str] = field(default_factory=set)
-    shrink: tuple[int, ...] | None = None
+    left_out: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph = fx.Graph()

@@ -11,7 +11,7 @@ from torch import fx
 from onebyone.laws.geometry import Sliding
 from onebyone.pytorch import emit
 from onebyone.pytorch.trace import module_path
-from onebyone.pytorch.walk import Cannot, Lifted, Walk, op_name
+from onebyone.pytorch.walk import Lifted, Walk, op_name
 from onebyone.records import Change
 
 
@@ -36,8 +36,8 @@ def pooled(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], na
             value.grid.through(ops), sizes=((1,) * len(value.grid.sizes[0]),) * walk.axes, image_wide=True
         )
         return Lifted(handle, grid, None, value.pooled | {node.name})
-    if full and walk.head == "cam" and node.name not in walk.context_nodes:
-        return _class_map(walk, node, value, kernel, name)
+    if full and name == "mean" and walk.head == "cam" and node.name not in walk.context_nodes:
+        return _left_out(walk, node, value, kernel)
     handle = _window_pool(value.handle, kernel, name)
     by = "×".join(str(k) for k in kernel)
     walk.changes.append(
@@ -83,13 +83,9 @@ def _image_pool(walk: Walk, handle: Any, name: str, places: int) -> Any:
     raise AssertionError(name)
 
 
-def _class_map(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], name: str) -> Lifted:
-    if name != "mean":
-        raise Cannot(f"head='cam' needs an average pool before the classifier, not {name}")
-    shrink = tuple((k - 1) * j for k, j in zip(kernel, value.grid.jump, strict=True))
-    if walk.shrink not in (None, shrink):
-        raise Cannot("head='cam' with two pools of different sizes")
-    walk.shrink = shrink
+def _left_out(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...]) -> Lifted:
+    """The map as it is, one place a window: what comes after the pool runs at each place."""
+    walk.left_out[node.name] = (kernel, value.grid.jump)
     walk.changes.append(
         Change(
             module_path(node),

@@ -1,13 +1,15 @@
-"""A dense form against every window cropped and run by itself; and tiles against the whole.
+"""A dense form against every window cropped and run by itself.
 
-Three promises, three names, never mixed up:
+Promises by name, never mixed up (`tiled.py` has the one of tiles):
 
 - "dense = crops": no padding, exact. |dense − crops| must be within the two sides' running error bounds, added, in the
   network's own dtype and again in float64, where the bound is some nine digits finer and shows every real fault.
 - "dense ≈ crops (padded)": the network pads (or pools over the image), so that the numbers truly differ.
   They are measured; what must be equal is the answer on an image of exactly one window, the number of
   places, and the layers.
-- "tiled = whole": an image run in tiles against the same image run at once.
+- "means of the class map = crops" (`head="cam"`): the same two, of the map's means over the places that the pool
+  took. Where the head after the pool is not linear they are measured, and what must be equal is the answer on an
+  image of exactly one place, where the network takes one.
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from onebyone.errors import BadInput
+from onebyone.records import by
 from onebyone.verify import network, structure
+from onebyone.verify.class_maps import means_of, of_the_map
 from onebyone.verify.dense_pairs import check_dense_pair
 from onebyone.verify.network import NetworkCheck
 from onebyone.verify.observing import Runner
 from onebyone.verify.result import (
+    CLASS_MAP,
+    CLASS_MAP_MEASURED,
     DENSE_EXACT,
     DENSE_PADDED,
-    TILED,
     DenseCheck,
     GradientCheck,
     LayerCheck,
@@ -37,7 +42,7 @@ from onebyone.verify.result import (
     WeightCheck,
 )
 from onebyone.verify.settings import proof_settings
-from onebyone.verify.trees import leaves, wide
+from onebyone.verify.trees import leaves
 from onebyone.verify.weights import compare_weights
 from onebyone.verify.whole import compare_networks
 from onebyone.verify.windows import (
@@ -60,12 +65,15 @@ class _Dense:
     """One verification of a dense form, step by step."""
 
     def __init__(self, model: Any, dense: Any, x: Any, seed: int, max_windows: int) -> None:
-        self.model, self.dense, self.geometry, self.seed = model, dense.model, dense.geometry, seed
-        self.head = getattr(dense, "head", "window")
+        self.evidence: Any = getattr(dense, "class_map", None)
+        form = dense if self.evidence is None else means_of(dense)
+        self.model, self.dense, self.geometry, self.seed = model, form.model, form.geometry, seed
+        self.network, self.least = dense.model, dense.geometry.window
         self.original = dense.original if isinstance(dense.original, ExportedProgram) else model
         self.pairs = dense.pairs
         self.max_windows = max_windows
-        self.target = DENSE_EXACT if self.geometry.exact else DENSE_PADDED
+        names = (DENSE_EXACT, DENSE_PADDED) if self.evidence is None else (CLASS_MAP, CLASS_MAP_MEASURED)
+        self.target = names[0] if self.geometry.exact else names[1]
         self.problems: list[str] = []
         self.unverified: list[str] = []
         self.compared: WeightCheck | None = None
@@ -113,22 +121,83 @@ class _Dense:
     def weights(self) -> None:
         if isinstance(self.model, nn.Module):
             self.problems += structure.not_finite(self.model, "original")
-            self.compared = compare_weights(self.model, self.dense, subset=True)
+            self.compared = compare_weights(self.model, self.network, subset=True)
             self.problems += self.compared.problems
             self.unverified += self.compared.unverified
         if not bool(torch.isfinite(self.image).all()):
             self.problems.append("the image holds NaN or infinity")
 
     def at_one_window(self, gradients: bool) -> tuple[NetworkCheck, GradientCheck | None]:
-        """On an image of exactly one window both networks are one function, padded or not."""
-        size = tuple(slice(0, w) for w in self.geometry.window)
-        crop = self.image[(slice(0, self.fixed or 2), slice(None), *size)]
+        """On an image of exactly one window both networks are one function, padded or not.
+
+        So they are on an image of one place of a class map whose head is not linear: the means are no one's numbers.
+        """
+        nonlinear = self.evidence is not None and bool(self.evidence.nonlinear)
+        crop = self._crop(self.least if nonlinear else self.geometry.window)
+        after = self.network if nonlinear else self.dense
+        back = None if self.evidence is None or nonlinear else of_the_map
+        if nonlinear:
+            try:
+                with torch.no_grad():
+                    self.model(crop)
+            except Exception as error:
+                self.unverified.append(
+                    f"the head at one place: the network takes no image of {by(self.least)} pixels "
+                    f"({type(error).__name__})"
+                )
+                return NetworkCheck(), None
+        before = Runner(self.model, crop, self.seed, rows_of)
+        whole = compare_networks(before, Runner(after, crop, self.seed, rows_of), gradients, back)
+        return whole.check, whole.gradients
+
+    def _crop(self, size: Sequence[int]) -> Tensor:
+        crop = self.image[(slice(0, self.fixed or 2), slice(None), *(slice(0, n) for n in size))]
         if self.fixed and len(crop) < self.fixed:
             crop = crop[:1].expand(self.fixed, *crop.shape[1:])
-        before = Runner(self.model, crop, self.seed, rows_of)
-        after = Runner(self.dense, crop, self.seed, rows_of)
-        whole = compare_networks(before, after, gradients)
-        return whole.check, whole.gradients
+        return crop
+
+    def places_of_the_map(self) -> bool:
+        """A class map has as many places as its geometry says, from the least image on."""
+        for extra in (0, *(s - 1 for s in self.geometry.stride), self.geometry.stride[0]):
+            size = [n + extra for n in self.least]
+            positions = tuple(
+                (n - w) // s + 1 for n, w, s in zip(size, self.least, self.geometry.stride, strict=True)
+            )
+            try:
+                with torch.no_grad():
+                    found = [tuple(t.shape[2:]) for _, t in leaves(self.network(self._blank(size)))]
+            except Exception as error:
+                self.problems.append(
+                    f"the class map fails on {by(size)} pixels: {type(error).__name__}: {error}"
+                )
+                return False
+            if any(f != positions for f in found):
+                self.problems.append(f"{by(size)} pixels give {found[0]} places, {positions} are expected")
+                return False
+        return True
+
+    def each_place_by_itself(self) -> None:
+        """A place of the map is what its own pixels give as a whole image, where nothing pads; in float64."""
+        if any(reason != self.evidence.reason for reason in self.geometry.inexact_because):
+            return
+        (net,) = network.copies_in(torch.float64, self.network)
+        image = self.image[:1].to(torch.float64)
+        with torch.no_grad():
+            maps = [t for _, t in leaves(net(image))]
+            every = places(tuple(maps[0].shape[2:]), 1, self.least, self.geometry.stride)
+            at = every.sample(FINE_WINDOWS)
+            alone = on_windows(lambda x: rows_of(net(x)), image, at, batch_size(at, image.shape[1], None))
+        limits = [
+            torch.full_like(a, network.limit64(2.0**-24 * float(a.abs().max()), 2.0**-24)) for a in alone
+        ]
+        figures = compare_rows([at.pick(t) for t in maps], alone, limits)
+        if figures.ratio is None or figures.ratio > 1:
+            self.problems.append(
+                f"places of the class map differ by {figures.largest:.3g} from what their own pixels give"
+            )
+
+    def _blank(self, size: Sequence[int]) -> Tensor:
+        return self.image.new_zeros(1, self.image.shape[1], *size)
 
     def places(self) -> tuple[list[Tensor] | None, tuple[int, ...], tuple[int, ...]]:
         """The dense outputs, the places expected and those found; and the same on an image one pixel short of two."""
@@ -136,8 +205,7 @@ class _Dense:
         short = tuple(w + s - 1 for w, s in zip(window, stride, strict=True))
         outputs: list[Tensor] | None = None
         answer: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-        blank = self.image.new_zeros(1, self.image.shape[1], *short)
-        for image in (blank, self.image):
+        for image in (self._blank(short), self.image):
             size = tuple(image.shape[2:])
             expected = tuple(self.geometry.positions(size))
             try:
@@ -276,12 +344,9 @@ def verify_dense(
         layers = work.layers(report)
         if work.problems and any("NaN" in p for p in work.problems):
             return _answer(work, layers, NetworkCheck(), None, None)
-        if work.head == "cam":
-            work.unverified.append(
-                "head='cam' answers for places before the pool: no crop to compare it with"
-            )
-            work.places()
-            return _answer(work, layers, NetworkCheck(), None, None)
+        if work.evidence is not None:
+            if work.places_of_the_map():
+                work.each_place_by_itself()
         check, gradient = work.at_one_window(gradients)
         against = work.against_windows(report)
         return _answer(work, layers, check, gradient, against)
@@ -312,35 +377,3 @@ def _answer(
         problems=tuple(dict.fromkeys(problems)),
         unverified=tuple(dict.fromkeys([*work.unverified, *check.unverified])),
     )
-
-
-def compare_tiled(whole: Any, tiled: Any, bound: Any = None) -> Verification:
-    """Whether an image run in tiles gave what it gives when run at once ("tiled = whole").
-
-    `whole` and `tiled` are tensors or arrays of one shape. `bound` is how far they may differ, a number or
-    an array: two runs of one network may sum in another order where their shapes differ (see
-    `running_error.error_bound`). Without one they must be equal bit for bit.
-
-    >>> compare_tiled(torch.ones(2, 3), torch.ones(2, 3)).equivalent
-    True
-    >>> compare_tiled(torch.ones(2, 3), torch.ones(2, 4)).problems
-    ('shapes (2, 3) and (2, 4) differ',)
-    """
-    a, b = wide(torch.as_tensor(whole)), wide(torch.as_tensor(tiled))
-    expected, found = tuple(a.shape), tuple(b.shape)
-    check = DenseCheck(TILED, False, math.prod(expected[1:]), expected, found)
-    if expected != found:
-        problems = [f"shapes {expected} and {found} differ"]
-    elif not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
-        problems = ["NaN or infinity"]
-    else:
-        limit = torch.zeros_like(a) if bound is None else wide(torch.as_tensor(bound)).expand_as(a)
-        figures = compare_rows([b.flatten()[None]], [a.flatten()[None]], [limit.flatten()[None]])
-        check = replace(
-            check, max_abs_difference=figures.largest, bound=figures.bound, bound_ratio=figures.ratio
-        )
-        off = figures.ratio is not None and figures.ratio > 1
-        said = "bit for bit" if bound is None else f"within {figures.bound:.3g}"
-        problems = [f"tiled and whole differ by {figures.largest:.3g}: not equal {said}"] if off else []
-    check = replace(check, ok=not problems, why="; ".join(problems))
-    return Verification(not problems, TILED, check.max_abs_difference, dense=check, problems=tuple(problems))

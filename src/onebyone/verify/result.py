@@ -12,6 +12,8 @@ from onebyone.records import Readable, html_result, html_table, table
 SAME_FUNCTION = "converted = original"
 DENSE_EXACT = "dense = crops"
 DENSE_PADDED = "dense ≈ crops (padded)"
+CLASS_MAP = "means of the class map = crops"
+CLASS_MAP_MEASURED = "means of the class map ≈ crops (measured)"
 TILED = "tiled = whole"
 
 
