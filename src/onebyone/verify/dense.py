@@ -344,9 +344,8 @@ def verify_dense(
         layers = work.layers(report)
         if work.problems and any("NaN" in p for p in work.problems):
             return _answer(work, layers, NetworkCheck(), None, None)
-        if work.evidence is not None:
-            if work.places_of_the_map():
-                work.each_place_by_itself()
+        if work.evidence is not None and work.places_of_the_map():
+            work.each_place_by_itself()
         check, gradient = work.at_one_window(gradients)
         against = work.against_windows(report)
         return _answer(work, layers, check, gradient, against)
