@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from onebyone.dense import ScoreMap
-from onebyone.detect import Detections, coco_ground_truth, detect
+from onebyone.detect import Detections, coco_ground_truth, coco_results, detect
 from onebyone.detect.drawing import PALETTE
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
@@ -111,26 +111,56 @@ def test_too_many_candidates_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         detect(score_map(FOUND), threshold=0)
 
 
-def evaluated(found: Detections, truth: dict) -> float:
+def evaluated(results: list[dict], truth: dict) -> float:
     """pycocotools' mAP at IoU 0.5."""
     data = COCO()
     data.dataset = truth
     data.createIndex()
-    run = COCOeval(data, data.loadRes(found.to_coco()), "bbox")
+    run = COCOeval(data, coco_results(data, results), "bbox")
     run.evaluate()
     run.accumulate()
     run.summarize()
     return float(run.stats[1])
 
 
+def joined(truths: list[dict]) -> dict:
+    """Ground truth of several images as one data set."""
+    return {
+        "info": {},
+        "images": [i for t in truths for i in t["images"]],
+        "categories": truths[0]["categories"],
+        "annotations": [a for t in truths for a in t["annotations"]],
+    }
+
+
+def test_several_images_joined_count_as_one_each() -> None:
+    """Two images in which all is right score 1; half of what is there, 0.5; nothing found, 0."""
+    found = detect(score_map({(0, 1, 2): 0.9, (1, 5, 8): 0.8}))
+    truths = [
+        coco_ground_truth(found.boxes, found.labels, found.classes, SIZE, image_id=n)
+        for n in (0, 1, 2, 600_000)
+    ]
+    truth = joined(truths)
+    results = [row for n in (0, 1, 2, 600_000) for row in found.to_coco(n)]
+    assert evaluated(results, truth) == 1
+    # one of two objects of each class, all right: precision 1 up to recall 0.5, at 51 of 101 recalls
+    assert evaluated(results[:4], truth) == pytest.approx(51 / 101)
+    assert evaluated([], truth) == 0
+    assert coco_results(COCO(), []).getAnnIds() == []
+    one_empty = joined([truths[0], coco_ground_truth([], [], found.classes, SIZE)])
+    assert evaluated(found.to_coco(0), one_empty) == pytest.approx(1, abs=1e-12)
+    with pytest.raises(BadInput, match="image_id=-1: expected 0 or a positive integer"):
+        coco_ground_truth([], [], ["a"], SIZE, image_id=-1)
+
+
 def test_pycocotools_reads_results_and_truth() -> None:
     found = detect(score_map(FOUND))
     truth = coco_ground_truth(found.boxes, found.labels, found.classes, SIZE)
-    assert evaluated(found, truth) == 1
+    assert evaluated(found.to_coco(), truth) == 1
     swapped = coco_ground_truth(found.boxes, 1 - found.labels, found.classes, SIZE)
-    assert evaluated(found, swapped) == 0
+    assert evaluated(found.to_coco(), swapped) == 0
     moved = coco_ground_truth(found.boxes + 4, found.labels, found.classes, SIZE)
-    assert evaluated(found, moved) == 0
+    assert evaluated(found.to_coco(), moved) == 0
 
 
 def test_files_by_their_ending(tmp_path: Path) -> None:

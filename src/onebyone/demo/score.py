@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onebyone.demo.data import BACKGROUND, CLASSES
 from onebyone.demo.page import Page
-from onebyone.detect.detections import Detections, coco_ground_truth
+from onebyone.detect import Detections, coco_ground_truth
 from onebyone.errors import MissingExtra
 
 

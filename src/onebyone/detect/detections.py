@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +57,10 @@ class Detections(Readable):
         ]
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
-        """COCO's results list, for `pycocotools.COCO.loadRes`. A category's id is its index in `classes`."""
+        """COCO's results list; lists of several images are joined by `+`. A category's id is its index in `classes`.
+
+        `pycocotools.COCO.loadRes` reads it unless it is empty; `onebyone.detect.coco_results` reads both.
+        """
         return [
             {
                 "image_id": image_id,
@@ -149,43 +151,6 @@ class Detections(Readable):
 
     def _more(self) -> list[str]:
         return [f"… and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
-
-
-def coco_ground_truth(
-    boxes: NDArray[Any] | Sequence[Sequence[float]],
-    labels: NDArray[Any] | Sequence[int],
-    classes: Sequence[str],
-    image_size: Sequence[int],
-    *,
-    image_id: int = 1,
-) -> dict[str, Any]:
-    """True boxes (K, 4) x1, y1, x2, y2 as a COCO data set of one image, for `pycocotools.COCO.dataset`.
-
-    Categories have the ids that :meth:`Detections.to_coco` gives them.
-
-    >>> coco_ground_truth([[0, 0, 4, 2]], [1], ["a", "b"], (10, 20))["annotations"]
-    [{'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [0.0, 0.0, 4.0, 2.0], 'area': 8.0, 'iscrowd': 0}]
-    """
-    annotations = []
-    # pycocotools takes an annotation with id 0 for "no match", so they begin at 1
-    for number, (box, label) in enumerate(zip(boxes, labels, strict=True), start=1):
-        x1, y1, x2, y2 = (float(v) for v in box)
-        annotations.append(
-            {
-                "id": number,
-                "image_id": image_id,
-                "category_id": int(label),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": 0,
-            }
-        )
-    return {
-        "info": {"description": "made by onebyone"},
-        "images": [{"id": image_id, "height": int(image_size[0]), "width": int(image_size[1])}],
-        "categories": [{"id": k, "name": str(name)} for k, name in enumerate(classes)],
-        "annotations": annotations,
-    }
 
 
 def _feature(row: dict[str, Any]) -> dict[str, Any]:
