@@ -77,10 +77,17 @@ def by(values: Iterable[object]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, for a sentence; its type's name where it says nothing.
 
+    Some libraries begin a message with the traceback of another error: then the line that names that error.
+
     >>> first_line(ValueError("short\\nand long"))
     'short'
+    >>> first_line(ValueError("Traceback (most recent call last):\\n  File \\"a.py\\", line 1\\nKeyError: 'b'"))
+    "KeyError: 'b'"
     """
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if lines[0].startswith("Traceback"):
+        lines = [line for line in lines[1:] if not line.startswith(" ")] or [type(error).__name__]
+    return lines[0].strip()
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -14,7 +14,7 @@ from onebyone.verify import network, recording, structure
 from onebyone.verify.dense import verify_dense
 from onebyone.verify.layers import check_layer
 from onebyone.verify.network import NetworkCheck, Quartet
-from onebyone.verify.observing import Grads, Runner
+from onebyone.verify.observing import Grads, Runner, in_one_line
 from onebyone.verify.result import SAME_FUNCTION, GradientCheck, LayerCheck, Verification, WeightCheck
 from onebyone.verify.settings import proof_settings
 from onebyone.verify.subjects import UnverifiableError, module_subject
@@ -163,12 +163,10 @@ def _recorded(model: Any, pairs: Any, x: Any, seed: int, found: _Findings) -> di
     if not isinstance(model, nn.Module):
         _run_original(Runner(model, x, seed))
         return {}
-    known = dict(model.named_modules(remove_duplicate=False))
     with torch.no_grad():
         runner = Runner(model, x, seed)
-        return recording.record_inputs(
-            lambda: _run_original(runner), model, [p.path for p in pairs if p.path in known]
-        )
+        layers = {pair.path: pair.original for pair in pairs}
+        return recording.record_inputs(lambda: _run_original(runner), model, layers)
 
 
 def _run_original(runner: Runner) -> Any:
@@ -176,7 +174,7 @@ def _run_original(runner: Runner) -> Any:
         with torch.no_grad():
             return runner()
     except Exception as error:
-        raise BadInput(f"model fails on x: {type(error).__name__}: {error}") from error
+        raise BadInput(f"model fails on x: {in_one_line(error)}") from error
 
 
 def _check_pair(
@@ -196,8 +194,7 @@ def _check_pair(
         return
     except Exception as error:  # a layer that cannot be run is a finding
         kind = type(pair.original).__name__
-        why = f"{type(error).__name__}: {error}"
-        found.layers.append(LayerCheck(pair.path, kind, ok=False, why=why))
+        found.layers.append(LayerCheck(pair.path, kind, ok=False, why=in_one_line(error)))
         return
     if expected_input and x is None:
         found.unverified.append(

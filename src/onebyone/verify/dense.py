@@ -29,7 +29,7 @@ from onebyone.verify import network, structure
 from onebyone.verify.class_maps import means_of, of_the_map
 from onebyone.verify.dense_pairs import check_dense_pair
 from onebyone.verify.network import NetworkCheck
-from onebyone.verify.observing import Runner
+from onebyone.verify.observing import Runner, in_one_line, plain_call
 from onebyone.verify.result import (
     CLASS_MAP,
     CLASS_MAP_MEASURED,
@@ -210,11 +210,9 @@ class _Dense:
             expected = tuple(self.geometry.positions(size))
             try:
                 with torch.no_grad():
-                    outputs = [t for _, t in leaves(self.dense(image))]
+                    outputs = [t for _, t in leaves(plain_call(self.dense)(image))]
             except Exception as error:
-                self.problems.append(
-                    f"the dense network fails on {size} pixels: {type(error).__name__}: {error}"
-                )
+                self.problems.append(f"the dense network fails on {size} pixels: {in_one_line(error)}")
                 return None, expected, ()
             found = [tuple(t.shape[2:]) for t in outputs]
             answer = (expected, next((f for f in found if f != expected), expected))
@@ -273,7 +271,7 @@ class _Dense:
             check, said = self._in_float64(check, at.sample(FINE_WINDOWS), walkers)
             wrong += said
         except Exception as error:
-            self.unverified.append(f"dense against crops in float64: {type(error).__name__}: {error}")
+            self.unverified.append(f"dense against crops in float64: {in_one_line(error)}")
             if figures.ratio is None:
                 wrong.append("neither a bound nor float64 could be had")
         self.problems += wrong
@@ -284,7 +282,7 @@ class _Dense:
         model, dense = network.copies_in(torch.float64, self.model, self.dense)
         image = self.image.to(torch.float64)
         with torch.no_grad():
-            outputs = [t for _, t in leaves(dense(image))]
+            outputs = [t for _, t in leaves(plain_call(dense)(image))]
             crops = on_windows(lambda x: rows_of(model(x)), image, at, walkers.batch)
         bounds = walkers(image, at)
         if not bounds.total:

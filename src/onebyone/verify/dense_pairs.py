@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onebyone.laws.bounds import significand_bits
+from onebyone.verify.observing import in_one_line
 from onebyone.verify.probes import integers
 from onebyone.verify.result import Fault, LayerCheck
 from onebyone.verify.subjects import Params, planted
@@ -28,8 +29,7 @@ def check_dense_pair(pair: Any, seed: int) -> LayerCheck:
     try:
         bitwise, why, faults = _probe(pair, seed)
     except Exception as error:  # a layer that cannot be run is a finding
-        said = f"{type(error).__name__}: {error}"
-        return LayerCheck(pair.path, pair.kind, law, bitwise=False, ok=False, why=said)
+        return LayerCheck(pair.path, pair.kind, law, bitwise=False, ok=False, why=in_one_line(error))
     hidden = [f.name for f in faults if not f.seen_by_integers]
     if hidden:
         why = f"the integer probe cannot see: {', '.join(hidden)}"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from onebyone.errors import BadInput
 from onebyone.laws import bounds
+from onebyone.records import first_line
 from onebyone.verify.probes import probe
 from onebyone.verify.result import Fault, LayerCheck
 from onebyone.verify.settings import direct_convolutions
@@ -53,7 +54,7 @@ def _on_real_weights(subject: Subject, x: Tensor, check: LayerCheck) -> LayerChe
     try:
         exact, bound, arithmetic = rounding_bound(subject, x)
     except BadInput as error:
-        return dataclasses.replace(check, why=f"no bound on real weights: {error}")
+        return dataclasses.replace(check, why=f"no bound on real weights: {first_line(error)}")
     expected = wide(subject.original(x, subject.params))
     found = wide(subject.converted(x, subject.params))
     check = dataclasses.replace(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.records import first_line
@@ -37,7 +37,7 @@ class Runner:
         """Run on copies of another example's tensors, through which gradients flow."""
         args, kwargs = arguments(map_tensors(example, Tensor.clone))
         torch.manual_seed(self.seed)
-        outputs = self.call(*args, **kwargs)
+        outputs = plain_call(self.call)(*args, **kwargs)
         return self.after(outputs) if self.after else outputs
 
     def in_dtype(self, call: Callable[..., Any], dtype: torch.dtype) -> Runner:
@@ -79,6 +79,17 @@ def observe(runner: Runner, gradients: bool = False) -> Observation:
     if gradients and not plain.error:
         plain.no_gradients = with_gradients.error
     return plain
+
+
+def plain_call(network: Callable[..., Any]) -> Callable[..., Any]:
+    """The network as it is called by the checks, where failing is a result.
+
+    A traced network prints the generated code around an error to stderr before it raises; `nn.Module`'s own call,
+    which it wraps, does not.
+    """
+    if isinstance(network, fx.GraphModule):
+        return lambda *args, **kwargs: nn.Module.__call__(network, *args, **kwargs)
+    return network
 
 
 def in_one_line(error: BaseException) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.verify.trees import leaves, wide
 
@@ -16,14 +18,18 @@ PRODUCTS = 2**27
 POSITIONS = 128
 
 
-def record_inputs(run: Callable[[], Any], model: nn.Module, paths: Collection[str]) -> dict[str, Tensor]:
-    """The first input of each module at `paths` while `run()` runs, cut down to a sample and copied.
+def record_inputs(
+    run: Callable[[], Any], model: nn.Module, layers: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """The first input of each layer, by its path, while `run()` runs, cut down to a sample and copied.
 
-    Copied, because what follows may change it in place (a residual `+=`). Modules that are never called
-    (`nn.MultiheadAttention` reads its projections' weights directly) are absent from the answer.
+    Copied, because what follows may change it in place (a residual `+=`). A layer that is no module of the network
+    (in an exported program) or is never called (`nn.MultiheadAttention` reads its projections' weights) is known by
+    its weight: the answer has the first value that met it in an operator. Layers of which neither is seen are absent.
     """
     found: dict[str, Tensor] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
+    meetings = _Meetings(model, layers)
 
     def hook(path: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -34,11 +40,62 @@ def record_inputs(run: Callable[[], Any], model: nn.Module, paths: Collection[st
         return keep
 
     with ExitStack() as stack:
-        for path in paths:
+        for path in modules.keys() & layers.keys():
             handle = modules[path].register_forward_pre_hook(hook(path), with_kwargs=True)
             stack.callback(handle.remove)
+        stack.enter_context(meetings)
         run()
-    return found
+    return found | {p: x for p, x in meetings.found.items() if p not in found and _takes(layers[p], x)}
+
+
+def _takes(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a value that met the layer's weight is an input of the layer, and not of its transpose for one."""
+    try:
+        with torch.no_grad():
+            layer.forward(x)  # without the hooks of its users
+    except Exception:
+        return False
+    return True
+
+
+class _Meetings(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the first value that meets each layer's weight in an operator and is no weight itself."""
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.layers = layers
+        self.found: dict[str, Tensor] = {}
+        self.paths: dict[Any, list[str]] = {}
+        for path, layer in layers.items():
+            weight = vars(layer)["_parameters"].get("weight")
+            if weight is not None and weight.numel():
+                self.paths.setdefault(_address(weight), []).append(path)
+        self.weights = {_address(t) for t in [*model.parameters(), *model.buffers()]}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        tensors = [t for t in pytree.tree_leaves((args, kwargs or {})) if isinstance(t, Tensor)]
+        for t in tensors if len(tensors) > 1 else ():
+            for path in self.paths.get(_address(t), ()):
+                values = (
+                    v
+                    for v in tensors
+                    if v.is_floating_point() or v.is_complex()
+                    if _address(v) not in self.weights
+                )
+                met = next(values, None)
+                if met is not None and path not in self.found:
+                    self.found[path] = sample(met.detach(), self.layers[path])
+        return func(*args, **(kwargs or {}))
+
+
+def _address(t: Tensor) -> Any:
+    """Where a tensor's values are, the same for its transpose; itself where it has no memory of its own."""
+    try:
+        return t.data_ptr(), t.numel()
+    except RuntimeError:
+        return id(t)
 
 
 def sample(x: Tensor, module: nn.Module) -> Tensor:

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from onebyone.laws.bounds import unit_roundoff
+from onebyone.records import first_line
 from onebyone.verify.error_rules import RULES, Approx, NoRuleError, value
 from onebyone.verify.trees import cast_tensor
 
@@ -50,10 +51,8 @@ class RunningError:
                 # functional operators, kept whole: no in-place changes to follow
                 self.program = program.run_decompositions({})
         except Exception as reason:
-            said = str(reason).strip().splitlines()
-            raise NoRuleError(
-                f"the network cannot be exported ({type(reason).__name__}: {said[0] if said else ''})"
-            ) from reason
+            said = f"{type(reason).__name__}: {first_line(reason)}"
+            raise NoRuleError(f"the network cannot be exported ({said})") from reason
 
     def __call__(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         walker = _Walker(self.program, unit_roundoff(str(x.dtype)))
