@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
+from onebyone.pytorch.exporting import quiet
 from onebyone.pytorch.graph.program import with_graph
 
 
@@ -31,7 +32,8 @@ def functional_program(program: ExportedProgram) -> ExportedProgram:
     place = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if _writes(node) and not _replaced(node, place):
-            functional: ExportedProgram = program.run_decompositions({})
+            with quiet():
+                functional: ExportedProgram = program.run_decompositions({})
             return functional
     return with_graph(program, GraphModule(program.graph_module, graph))
 

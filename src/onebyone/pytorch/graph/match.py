@@ -4,6 +4,7 @@ cannot be converted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.fx import GraphModule, Node
 from onebyone.pytorch.graph.counting import operator_name
 from onebyone.pytorch.graph.products import Product
 from onebyone.pytorch.graph.rules import shape, tensor
+from onebyone.pytorch.graph.weights import tied_names
 from onebyone.records import Refusal
 
 PRODUCTS = frozenset(["linear", "mm", "matmul", "bmm", "addmm", "mv", "baddbmm"])
@@ -65,6 +67,32 @@ def constants(program: ExportedProgram) -> set[Node]:
     return found
 
 
+def trained(program: ExportedProgram) -> set[Node]:
+    """The constants that depend on a parameter: of two constant factors, the one that is the weight."""
+    inputs = program.graph_signature.input_specs
+    parameters = {s.arg.name for s in inputs if s.kind == InputKind.PARAMETER}
+    known = constants(program)
+    found: set[Node] = set()
+    for node in program.graph.nodes:
+        if node in known and (node.name in parameters or any(n in found for n in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def independent(program: ExportedProgram) -> set[Node]:
+    """Every node whose value does not depend on the program's inputs: the constants, and what is made from buffers
+    that the program writes to or from random numbers.
+    """
+    given = set(program.graph_signature.user_inputs)
+    found: set[Node] = set()
+    for node in program.graph.nodes:
+        named = node.op == "placeholder" and node.name not in given
+        made = node.op == "call_function" and all(n in found for n in node.all_input_nodes)
+        if named or made:
+            found.add(node)
+    return found
+
+
 def _holds_tensors(node: Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) or (isinstance(value, list | tuple) and bool(value))
@@ -82,15 +110,39 @@ def module_path(node: Node) -> str:
     return path.removeprefix("L['self'].").removeprefix("L__self__").removeprefix(".")
 
 
-def layer_path(node: Node, weight: Node | None, named: dict[str, str]) -> str:
-    """The path a product goes by: its weight's parameter without `.weight`, or its module, or the node's
-    name.
+def layer_path(node: Node, weight: Node | None, program: ExportedProgram) -> str:
+    """The path that a product goes by: the layer that its weight belongs to, or its module, or the node's name.
+
+    A weight may have several names (tied) or be made from several tensors (a norm's direction and size): the module
+    that the product is in decides, then the first tensor that is called a weight.
     """
-    while weight is not None and weight.op == "call_function" and weight.all_input_nodes:
-        weight = weight.all_input_nodes[0] if len(weight.all_input_nodes) == 1 else None
-    if weight is not None and weight.name in named:
-        return named[weight.name].removesuffix(".weight")
-    return module_path(node) or node.name
+    named, path = constant_placeholders(program), module_path(node)
+    sources = [named[n.name] for n in _sources(weight) if n.name in named]
+    ties = tied_names(program)
+    if path in {_owner(name) for source in sources for name in ties.get(source, [source])}:
+        return path
+    owners = [_owner(source) for source in sources if len(sources) == 1 or _owner(source) != source]
+    return owners[0] if owners else path or node.name
+
+
+_WEIGHT = re.compile(r"\.(weight(_g|_v|_orig|_mask)?|parametrizations\.weight\.(original\d*|\d+\.\w+))$")
+
+
+def _owner(name: str) -> str:
+    """The path of the layer whose weight, or part of it, a tensor is; the name itself where it is called otherwise."""
+    return _WEIGHT.sub("", name)
+
+
+def _sources(weight: Node | None) -> list[Node]:
+    """The placeholders that a value is made from, in the order of the arguments."""
+    found: dict[Node, None] = {}
+    pending = [] if weight is None else [weight]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found[node] = None
+            pending.extend(reversed(node.all_input_nodes))
+    return [n for n in found if n.op == "placeholder"]
 
 
 def base_matrix(node: Node) -> Node | str:
@@ -112,11 +164,14 @@ def _dtype_reason(node: Node) -> str | None:
     return f"dtype {str(value.dtype).removeprefix('torch.')} has no convolution kernel"
 
 
-def _pair(node: Node, a: Node, b: Node, known: set[Node], **rest: Any) -> Product | str | None:
-    """The product a·b with one constant factor."""
-    if (a in known) == (b in known):
+def _pair(
+    node: Node, a: Node, b: Node, known: set[Node], weights: set[Node], **rest: Any
+) -> Product | str | None:
+    """The product a·b with one constant factor, or with two of which one is a weight."""
+    of = known if (a in known) != (b in known) else weights
+    if (a in of) == (b in of):
         return None
-    x, weight = (a, b) if b in known else (b, a)
+    x, weight = (a, b) if b in of else (b, a)
     left = weight is a
     found = base_matrix(weight) if len(shape(weight)) >= 2 else weight
     if isinstance(found, str):
@@ -137,16 +192,16 @@ def _pair(node: Node, a: Node, b: Node, known: set[Node], **rest: Any) -> Produc
     return Product(node, kind, x, channel, channel, found, out, inner, **rest)
 
 
-def match_linear(node: Node, known: set[Node]) -> Product | str | None:
+def match_linear(node: Node, known: set[Node], weights: set[Node]) -> Product | str | None:
     """A `linear`, `mm`, `matmul`, `bmm`, `addmm`, `baddbmm` or `mv` with one constant factor; a reason; or
-    None for anything else.
+    None for anything else. `weights` are the constants that depend on a parameter (see `trained`).
     """
     name = operator_name(node)
     if name not in PRODUCTS:
         return None
     if name == "linear":
         x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-        if not isinstance(x, Node) or not isinstance(weight, Node) or weight not in known or x in known:
+        if not isinstance(x, Node) or not isinstance(weight, Node) or weight not in known:
             return None
         if len(shape(weight)) == 1:
             return "a vector weight"
@@ -164,7 +219,7 @@ def match_linear(node: Node, known: set[Node]) -> Product | str | None:
     a, b = factors
     assert isinstance(a, Node)
     assert isinstance(b, Node)
-    found = _pair(node, a, b, known, **rest)
+    found = _pair(node, a, b, known, weights, **rest)
     return _dtype_reason(node) or found if isinstance(found, Product) else found
 
 
@@ -174,7 +229,7 @@ def match_convolution(node: Node, known: set[Node]) -> Product | str | None:
     if name not in CONVOLUTIONS:
         return None
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-    if not isinstance(x, Node) or not isinstance(weight, Node) or weight not in known or x in known:
+    if not isinstance(x, Node) or not isinstance(weight, Node) or weight not in known:
         return None
     spatial = len(shape(weight)) - 2
     if any(size != 1 for size in shape(weight)[2:]):
@@ -197,12 +252,36 @@ def match_convolution(node: Node, known: set[Node]) -> Product | str | None:
     )
 
 
+def weight_of(node: Node, known: set[Node]) -> Node | None:
+    """The operand that a product is named after: the weight where the operator tells it, else the first constant."""
+    if operator_name(node) == "linear" or operator_name(node) in CONVOLUTIONS:
+        return node.args[1] if isinstance(node.args[1], Node) else None
+    constant = [n for n in node.all_input_nodes if n in known]
+    recurrent = operator_name(node) in NOT_READ and len(constant) > 1
+    return None if recurrent or not constant else constant[0]
+
+
 def not_read(node: Node, known: set[Node]) -> str | None:
     """Why an operator that multiplies by a constant is none of ours; None where it isn't one."""
     reason = NOT_READ.get(operator_name(node))
     tensors = [n for n in node.all_input_nodes if tensor(n) is not None]
     mixed = any(n in known for n in tensors) and any(n not in known for n in tensors)
     return reason if reason and mixed else None
+
+
+def changing_weight(node: Node, known: set[Node], apart: set[Node]) -> str | None:
+    """Why a layer whose weight is neither constant nor made from the inputs cannot be converted; None for all else.
+    `apart` are the nodes that do not depend on the inputs (see `independent`).
+    """
+    name = operator_name(node)
+    if name != "linear" and name not in CONVOLUTIONS:
+        return None
+    weight = node.args[1]
+    if not isinstance(weight, Node) or weight in known or weight not in apart:
+        return None
+    if name in CONVOLUTIONS and any(size != 1 for size in shape(weight)[2:]):
+        return None
+    return "its weight changes from call to call: it is made from a buffer that the program writes to, or at random"
 
 
 def products_inside(program: ExportedProgram, node: Node, to: str) -> int:

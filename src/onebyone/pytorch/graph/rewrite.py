@@ -14,8 +14,11 @@ from torch.fx import Graph, GraphModule, Node
 from onebyone.pytorch.graph.build import Builder
 from onebyone.pytorch.graph.counting import PERMUTES, layout_operators, operator_name
 from onebyone.pytorch.graph.match import (
+    CONVOLUTIONS,
+    changing_weight,
     constant_placeholders,
     constants,
+    independent,
     layer_path,
     match_convolution,
     match_linear,
@@ -23,6 +26,8 @@ from onebyone.pytorch.graph.match import (
     not_read,
     products_inside,
     refusal,
+    trained,
+    weight_of,
 )
 from onebyone.pytorch.graph.orders import UNIT, Frame, natural_frame
 from onebyone.pytorch.graph.plan import Plan, choose_orders
@@ -75,14 +80,16 @@ def find_products(
 ) -> tuple[list[Found], list[Refusal]]:
     """Every product with a constant weight, and every one of them that cannot be converted, with the reason."""
     known, named = constants(program), constant_placeholders(program)
+    weights, apart = trained(program), independent(program)
     found: list[Found] = []
     refused: list[Refusal] = []
     for node in program.graph.nodes:
-        linear, convolution = match_linear(node, known), match_convolution(node, known)
+        linear, convolution = match_linear(node, known, weights), match_convolution(node, known)
         eligible = linear if to == "conv" else convolution
+        if (operator_name(node) in CONVOLUTIONS) == (to == "linear"):
+            eligible = eligible or changing_weight(node, known, apart)
         if isinstance(eligible, str) or not_read(node, known):
-            weight = next((n for n in node.all_input_nodes if n in known), None)
-            path = layer_path(node, weight, named)
+            path = layer_path(node, weight_of(node, known), program)
             reason = eligible if isinstance(eligible, str) else not_read(node, known)
             if selected(path) and (isinstance(eligible, str) or to == "conv"):
                 refused.append(refusal(node, path, str(reason)))
@@ -93,7 +100,7 @@ def find_products(
         product = linear if isinstance(linear, Product) else convolution
         if not isinstance(product, Product):
             continue
-        path = layer_path(node, product.weight, named)
+        path = layer_path(node, product.weight, program)
         form = "conv" if product is convolution else "linear"
         convert = form != to and selected(path)
         if convert or (product.groups == 1 and all(s == 1 for s in product.stride)):
