@@ -21,7 +21,6 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
-import click
 import typer
 
 from onebyone.errors import OnebyoneError, OnebyoneWarning, Refused
@@ -114,7 +113,7 @@ def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
         # What a model or a library prints while it is imported or run must not end up in the answer.
         with redirect_stdout(sys.stderr), _without_advice_to_programmers(run):
             yield run
-    except (typer.Exit, typer.Abort, click.UsageError, BrokenPipeError):
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise  # answers already, or typer's to end; it goes quietly where the reader of a pipe has gone
     except OnebyoneError as error:
         _report(error, run)

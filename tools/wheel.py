@@ -1,0 +1,195 @@
+"""Build the sdist and the wheel, install the wheel as a user would, and run the commands of a user.
+
+    python tools/wheel.py            # without extras: the newest and the oldest dependencies that pyproject.toml allows
+    python tools/wheel.py --extras   # with every extra as well, and the README's commands (minutes)
+
+Every command runs in an empty folder outside the repository, in an environment that holds nothing but the wheel and
+what it declares. PyTorch has the version of the lock file, because a newer one is a download of several GB. Exits
+with 1 and says which command gave something else than was expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NETWORK = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 4)).eval()
+"""
+IMAGE = (
+    "import numpy; numpy.save('image.npy', numpy.random.default_rng(0).random((20, 30, 3), numpy.float32))"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line, the exit code that it must have, and a text that it must print."""
+
+    words: str
+    code: int = 0
+    says: str = ""
+
+
+VERBS = ("convert", "verify", "convolutionalize", "scan", "detect", "tune", "compare", "draw", "demo")
+PLAIN = (
+    Case("--version", says=PROJECT["version"]),
+    Case("--help", says="Exit codes"),
+    *(Case(f"{verb} --help", says="--json") for verb in VERBS),
+    Case("convert net:net -o converted.safetensors", says="1 layer converted"),
+    Case("convert net:net --output", code=2, says="--output"),
+    Case("verify net:net --shape 1,3,8,8", says="equivalent"),
+    Case("convolutionalize net:net --window 8 -o dense.pt2", says="wrote dense.pt2"),
+    Case("scan dense.pt2 image.npy -o scores.npz", says="wrote scores.npz"),
+    Case("detect scores.npz -o boxes.json", says="wrote boxes.json"),
+    Case("tune net:net --shape 1,3,8,8 --engines eager --budget 2"),
+    Case("compare net:net --shape 1,3,8,8 --rows R1,R2 --budget 10"),
+    Case("draw net:net --shape 1,3,8,8 -o pictures"),
+)
+WITHOUT_EXTRAS = (
+    Case("scan dense.pt2 photograph.png -o s.npz", code=2, says="onebyone[images]"),
+    Case("draw net:net --shape 1,3,8,8 --format png -o png", code=2, says="onebyone[report]"),
+    Case("compare net:net --html report.html", code=2, says="onebyone[report]"),
+    Case("tune net:net --shape 1,3,8,8 --engines onnxruntime --budget 2", says="onebyone[engines]"),
+    Case("verify torchvision:resnet18", code=2, says="onebyone[zoo]"),
+    Case("verify timm:resnet18", code=2, says="onebyone[zoo]"),
+    Case("demo", code=2, says="onebyone[demo]"),
+)
+WITH_EXTRAS = (
+    Case("convolutionalize torchvision:vgg11 --window 224 -o vgg11.pt2", says="wrote vgg11.pt2"),
+    Case("compare torchvision:resnet18 --html report.html --budget 30"),
+    Case("draw net:net --shape 1,3,8,8 --format svg,png,pdf -o png"),
+    Case("tune net:net --shape 1,3,8,8 --engines onnxruntime,openvino --budget 10"),
+    Case("demo --out demo", says="demo"),
+)
+
+
+class Environment:
+    """A virtual environment outside the repository, and a folder to run commands in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._bin, self._work = folder / "env" / "bin", folder / "work"
+        self._work.mkdir(parents=True)
+        (self._work / "net.py").write_text(NETWORK, encoding="utf-8")
+        subprocess.run([sys.executable, "-m", "venv", self._bin.parent], check=True)
+
+    def install(self, *words: str) -> None:
+        """`pip install` these; dependencies that contradict each other stop the run."""
+        pip = [self._bin / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", *words], check=True)
+        subprocess.run([*pip, "check"], check=True)
+
+    def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a program of the environment; nothing of the repository can be imported."""
+        environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+        return subprocess.run(
+            [self._bin / words[0], *words[1:]],
+            cwd=self._work,
+            env=environment,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+
+    def version(self, name: str) -> str:
+        """The installed version of a distribution."""
+        return self.run(
+            "python", "-c", f"from importlib.metadata import version as v; print(v({name!r}))"
+        ).stdout.strip()
+
+    def try_all(self, cases: Iterable[Case]) -> list[str]:
+        """Run every command; what was not as expected."""
+        self.run("python", "-c", IMAGE)
+        return [fault for case in cases if (fault := self._fault(case))]
+
+    def _fault(self, case: Case) -> str:
+        done = self.run("onebyone", *case.words.split())
+        said = " ".join((done.stdout + done.stderr).split())
+        say(f"  {done.returncode}  onebyone {case.words}")
+        if done.returncode == case.code and case.says in said:
+            return ""
+        expected = f"expected {case.code} and {case.says!r} in"
+        return f"onebyone {case.words}: exit code {done.returncode}, {expected}:\n{said}"
+
+
+def say(line: str) -> None:
+    """Write a line at once, so that a log shows what is running."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def oldest(requirements: Iterable[str]) -> list[str]:
+    """The lowest version that each requirement allows.
+
+    >>> oldest(["numpy>=1.26", "onebyone[report]"])
+    ['numpy==1.26']
+    """
+    return [r.replace(">=", "==") for r in requirements if ">=" in r]
+
+
+def build(folder: Path) -> Path:
+    """The wheel, made from the sdist. Raises SystemExit where the sdist lacks a file that git tracks."""
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True, stdout=subprocess.DEVNULL
+    )
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as sdist:
+        packed = {name.partition("/")[2] for name in sdist.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    if missing := sorted(set(tracked.split()) - packed):
+        raise SystemExit(f"the sdist lacks {len(missing)} files that git tracks: {', '.join(missing)}")
+    return next(folder.glob("*.whl"))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Build, install and try; 1 where a command gave something unexpected."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--extras", action="store_true", help="Also install every extra and run the README's commands."
+    )
+    extras = parser.parse_args(words).extras
+    torch = next(
+        iter(re.findall(r"^torch==\S+$", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.M))
+    )
+    faults = []
+    with tempfile.TemporaryDirectory(prefix="onebyone-wheel-") as name:
+        wheel = build(Path(name) / "dist")
+        environment = Environment(Path(name))
+        environment.install(torch, str(wheel))
+        cases = (*PLAIN, *WITHOUT_EXTRAS)
+        for which, versions in (("newest", []), ("oldest", oldest(PROJECT["dependencies"]))):
+            if versions:
+                environment.install(*versions)
+            names = [re.split(r"[>=]", r)[0] for r in PROJECT["dependencies"]]
+            say(f"{which}: " + ", ".join(f"{n} {environment.version(n)}" for n in names))
+            faults += environment.try_all(cases)
+        if extras:
+            lists = PROJECT["optional-dependencies"]
+            newest = Path(name) / "keep.txt"
+            newest.write_text(f"torch=={environment.version('torch')}\n", encoding="utf-8")
+            environment.install("-c", str(newest), f"{wheel}[all]")
+            for which in ("newest", "oldest"):
+                if which == "oldest":
+                    environment.install(*oldest(r for key, rs in lists.items() if key != "dev" for r in rs))
+                say(f"{which}, with all extras: torch {environment.version('torch')}")
+                faults += environment.try_all((*PLAIN, *WITH_EXTRAS))
+    say("\n\n".join(faults) or "every command gave what was expected")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
