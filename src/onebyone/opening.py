@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebyone.errors import BadInput
+from onebyone.memory import require_memory
 from onebyone.records import Labels
 
 if TYPE_CHECKING:
@@ -64,12 +65,16 @@ def open_dense(
 
 
 def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> torch.Tensor:
-    """A random input of `shape`, standard normal, in the type the network computes in."""
+    """A random input of `shape`, standard normal, in the type the network computes in.
+
+    Raises BadInput where it is larger than the machine's memory.
+    """
     import torch
 
     from onebyone.pytorch.weights import named_tensors
 
     dtypes = [value.dtype for _, value in named_tensors(network) if value.is_floating_point()]
+    require_memory("shape", shape, shape, 4)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator).to(dtypes[0] if dtypes else torch.float32)
 

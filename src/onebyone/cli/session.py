@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from onebyone.errors import OnebyoneError, OnebyoneWarning, Refused
+from onebyone.errors import BadInput, OnebyoneError, OnebyoneWarning, Refused
+from onebyone.memory import exhaustion
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -121,7 +122,10 @@ def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
     except KeyboardInterrupt:
         _console(sys.stderr).print("interrupted")
         raise typer.Exit(INTERRUPTED) from None
-    except Exception:
+    except Exception as error:
+        if (sentence := exhaustion(error)) is not None:
+            _report(BadInput(sentence), run)
+            raise typer.Exit(BadInput.exit_code) from None
         traceback.print_exc()
         raise typer.Exit(OWN_ERROR) from None
 

@@ -34,7 +34,7 @@ def device_named(device: str | torch.device) -> torch.device:
     """The device, proven by allocating on it. Raises BadInput if there is no such device here."""
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
+        torch.zeros(1, device=found).cpu()  # the meta device allocates, but holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"device {str(device)!r} cannot be used here: {reason}") from error

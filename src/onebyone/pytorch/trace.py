@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from onebyone.errors import BadInput
+from onebyone.memory import require_memory
 from onebyone.pytorch.exporting import depends_on_values, why_not_followed
 from onebyone.pytorch.exporting import evaluating as evaluating
 from onebyone.pytorch.exporting import quiet as quiet
@@ -63,6 +64,7 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
     require_plain_names(model)
     reference = next(iter(model.parameters()), torch.empty(0))
     dtype = reference.dtype if reference.is_floating_point() else torch.get_default_dtype()
+    require_memory("window", window, (BATCH, channels, *window), dtype.itemsize)
     example = torch.zeros(BATCH, channels, *window, dtype=dtype, device=reference.device)
     with evaluating(model), quiet():
         try:
