@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two test processes of one thread each: on small layers that beats one process of two threads.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test test-all lint format zoo bench clean lock
+.PHONY: setup demo test test-all lint format wheel zoo bench clean lock
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -16,6 +16,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# The wheel in an empty environment; `make wheel ARGS=--extras` adds every extra and the README's commands.
+wheel: setup
+	$(BIN)/python tools/wheel.py $(ARGS)
 
 demo: setup
 	$(BIN)/onebyone demo --out demo

@@ -1,4 +1,4 @@
-"""What the package imports is what it declares, at versions that are tested; see tools/wheel.py for the wheel itself."""
+"""What the package imports is what it declares, at tested versions; tools/wheel.py tries the wheel itself."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def imports(tree: ast.AST) -> set[str]:
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            names |= {
+                str(name.value).partition(".")[0] for name in node.args if isinstance(name, ast.Constant)
+            }
     own = {"onebyone", *sys.stdlib_module_names}
     return {DISTRIBUTIONS.get(name, name) for name in names - own}
 

@@ -59,13 +59,12 @@ PLAIN = (
     Case("detect scores.npz -o boxes.json", says="wrote boxes.json"),
     Case("tune net:net --shape 1,3,8,8 --engines eager --budget 2"),
     Case("compare net:net --shape 1,3,8,8 --rows R1,R2 --budget 10"),
-    Case("draw net:net --shape 1,3,8,8 -o pictures"),
 )
 WITHOUT_EXTRAS = (
     Case("scan dense.pt2 photograph.png -o s.npz", code=2, says="onebyone[images]"),
-    Case("draw net:net --shape 1,3,8,8 --format png -o png", code=2, says="onebyone[report]"),
-    Case("compare net:net --html report.html", code=2, says="onebyone[report]"),
-    Case("tune net:net --shape 1,3,8,8 --engines onnxruntime --budget 2", says="onebyone[engines]"),
+    Case("draw net:net --shape 1,3,8,8 -o pictures", code=2, says="onebyone[report]"),
+    Case("compare net:net --shape 1,3,8,8 --rows S5 --budget 5", says="onebyone[demo]"),
+    Case("tune net:net --shape 1,3,8,8 --engines onnxruntime --budget 30", says="onebyone[engines]"),
     Case("verify torchvision:resnet18", code=2, says="onebyone[zoo]"),
     Case("verify timm:resnet18", code=2, says="onebyone[zoo]"),
     Case("demo", code=2, says="onebyone[demo]"),
