@@ -66,7 +66,7 @@ def test_a_bright_pixel_lights_the_windows_that_hold_it() -> None:
         assert scores.scores[0, *index] == (y1 <= 17 < y2 and x1 <= 23 < x2)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     padded=st.booleans(),
     size=st.tuples(st.integers(20, 75), st.integers(20, 75)),

@@ -56,7 +56,7 @@ def layer(
 shapes = st.tuples(st.integers(1, 130), st.integers(1, 40), st.integers(1, 60))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     size=shapes,
     levels=st.integers(0, 2),
@@ -94,7 +94,7 @@ def test_large_layers(levels: int) -> None:
     assert torch.equal(layer(x_, square, None, levels, add=True, activation=Activation.RELU), exact.relu())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=shapes, levels=st.integers(0, 2), seed=st.integers(0, 2**31))
 def test_real_numbers_stay_within_the_bound(size: tuple[int, int, int], levels: int, seed: int) -> None:
     rows, k, n = size[0], size[1] * 2**levels, size[2] * 2**levels

@@ -62,7 +62,7 @@ def error(network: nn.Module, x: Tensor, threads: int = 2) -> float:
     return float((got - exact).abs().max()) / (U32 * float(exact.abs().max()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_convolutions_of_every_geometry(data: st.DataObject) -> None:
     """Narrow images, pointwise, strided, dilated, padded, by tiles, depthwise: odd channels, odd sizes."""

@@ -70,7 +70,7 @@ def test_large_channels_with_small_weights(levels: int) -> None:
     assert relative(layer(x, weight, None, levels, fast_products=True), x, weight) > 1e-3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.tuples(st.integers(1, 130), st.integers(1, 40), st.integers(1, 60)),
     levels=st.integers(1, 2),

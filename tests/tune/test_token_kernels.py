@@ -48,7 +48,7 @@ def activated(x: Tensor, kind: Activation) -> Tensor:
     return one(Kind.ELEMENTWISE, x, x.numel(), activation=kind, sizes=sizes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_norms_of_rows(data: st.DataObject) -> None:
     draw = data.draw
@@ -142,7 +142,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, got: T
     assert bool((difference <= allowed).all()), float((difference / allowed).max())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_attention_of_every_geometry(data: st.DataObject) -> None:
     """Few and many rows, of any width, in one map or in three, with masks of many kinds."""
@@ -202,7 +202,7 @@ def test_attention_to_what_is_not_a_number() -> None:
     assert torch.equal(got.isnan(), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 50), st.integers(1, 50), st.integers(1, 3))
 def test_turned(samples: int, high: int, wide: int, threads: int) -> None:
     x = torch.randn(samples, high, wide)
@@ -211,7 +211,7 @@ def test_turned(samples: int, high: int, wide: int, threads: int) -> None:
     assert torch.equal(got.view(samples, wide, high), x.mT)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_rows_gathered_into_parts_of_a_map(data: st.DataObject) -> None:
     """A constant's rows before a map's, along the tokens of several samples."""

@@ -59,7 +59,7 @@ def bound(x: Tensor, w: Tensor, padding: tuple[int, int]) -> Tensor:
     return torch.from_numpy(F4X3.gamma(c, U32, ROUNDINGS) * limit[:, :, : out[0], : out[1]])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 2), size=st.tuples(st.integers(3, 18), st.integers(3, 18)), c=st.sampled_from([16, 48]),
     k=st.sampled_from([16, 32, 80]), padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
