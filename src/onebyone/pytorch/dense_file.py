@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import fx
 from torch.export import Dim
 from torch.fx.experimental import _config as symbolic
 
@@ -17,6 +17,7 @@ from onebyone.errors import BadInput
 from onebyone.files import atomic_path
 from onebyone.laws.geometry import Geometry
 from onebyone.pytorch.class_map import ClassMap
+from onebyone.pytorch.on_windows import choose_forms_again
 from onebyone.pytorch.outputs import Output
 from onebyone.pytorch.program_file import load_program
 from onebyone.pytorch.trace import quiet
@@ -87,7 +88,9 @@ def load_dense(path: str | os.PathLike[str]) -> Convolutionalized:
         )
     note = _note(path, text)
     with quiet():
-        network: nn.Module = held.program.module()
+        network = held.program.module()
+    assert isinstance(network, fx.GraphModule)  # what the module of an exported program is
+    choose_forms_again(network)
     try:
         return Convolutionalized(
             model=network,

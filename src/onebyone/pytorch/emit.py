@@ -17,11 +17,11 @@ from torch import fx
 from onebyone.errors import BadInput
 from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import Gather, Stencil
+from onebyone.pytorch.on_windows import as_convolution, linear_on_windows
 
 #: A tensor, or a proxy for one.
 Array = Any
 
-CONV: tuple[Callable[..., Any], ...] = (F.conv1d, F.conv2d, F.conv3d)
 AVG_POOL: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 MAX_POOL: tuple[Callable[..., Any], ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
@@ -107,33 +107,45 @@ def stride(source: Array, steps: Sequence[int]) -> Array:
     return _take(source, (0,) * len(steps), steps)
 
 
-def kernel(weight: Array, stencil: Stencil, channels: int) -> Array:
-    """A linear layer's weight `(O, F)` as a kernel `(O, C, *stencil.kernel)`: a view where the features are in the
-    kernel's own order; else one copy in which repeats add up and absences are zeros."""
-    shape = (channels, *stencil.kernel)
-    flat = np.ravel_multi_index((stencil.channels, *stencil.offsets), shape)
-    size = int(np.prod(shape))
-    if len(flat) == size and (flat == np.arange(size)).all():
-        return weight.reshape(-1, *shape)
-    unique = len(np.unique(flat)) == len(flat)
-    if unique and len(flat) == size:
-        return _select(weight, 1, np.argsort(flat)).reshape(-1, *shape)
-    full = weight.new_zeros((weight.shape[0], size))
-    return full.index_add(1, constant(weight, flat), weight).reshape(-1, *shape)
-
-
 def copies(stencil: Stencil, channels: int) -> bool:
-    """Whether `kernel` must copy the weight."""
+    """Whether the convolution must copy the weight, because the features are not in the order of its kernel."""
+    order, _ = _order(stencil, channels)
+    return order is not None
+
+
+def _order(stencil: Stencil, channels: int) -> tuple[Integers | None, Integers | None]:
+    """Which element of a `C × kernel` window each feature is, and the inverse; None where features are in their own
+    order, and no inverse where they repeat elements or leave some out."""
     shape = (channels, *stencil.kernel)
-    flat = np.ravel_multi_index((stencil.channels, *stencil.offsets), shape)
-    return len(flat) != int(np.prod(shape)) or bool((flat != np.arange(len(flat))).any())
+    order = np.ravel_multi_index((stencil.channels, *stencil.offsets), shape)
+    size = int(np.prod(shape))
+    if len(order) == size and (order == np.arange(size)).all():
+        return None, None
+    unique = len(order) == size and len(np.unique(order)) == size
+    return order, np.argsort(order) if unique else None
 
 
-def linear(source: Array, weight: Array, bias: Array, stencil: Stencil, channels: int) -> Array:
-    """A linear layer on the rows of a stencil, as a convolution without padding."""
+def linear(
+    source: Array,
+    weight: Array,
+    bias: Array,
+    stencil: Stencil,
+    channels: int,
+    form: Callable[..., Any] = linear_on_windows,
+) -> Array:
+    """A linear layer on the rows of a stencil: a convolution without padding, or one of its forms in `on_windows`.
+
+    A 1×1 kernel is a convolution at any number of positions: libraries do not reorder its weight.
+    """
     axes = len(stencil.step)
     start = source if not any(stencil.start) else _take(source, stencil.start, (1,) * axes)
-    return CONV[axes - 1](start, kernel(weight, stencil, channels), bias, stencil.step)
+    order, back = (None if ids is None else constant(source, ids) for ids in _order(stencil, channels))
+    if all(k == 1 for k in stencil.kernel) and form is linear_on_windows:
+        form = as_convolution
+    arguments = (start, weight, bias, order, back, (channels, *stencil.kernel), stencil.step)
+    if isinstance(source, fx.Proxy) and form is linear_on_windows:
+        return source.tracer.create_proxy("call_function", form, arguments, {})
+    return form(*arguments)
 
 
 def per_channel(constant: Array, ids: Integers, axes: int) -> Array:

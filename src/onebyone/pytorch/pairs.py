@@ -18,6 +18,7 @@ from torch import fx
 
 from onebyone.lifting.index import Stencil
 from onebyone.pytorch import emit
+from onebyone.pytorch.on_windows import as_convolution, as_rows
 from onebyone.pytorch.trace import BATCH, module_path
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def make_pair(
         step=stencil.step,
         parameter_shapes=shapes,
         original=partial(_original, way, transposed),
-        converted=partial(_converted, stencil, value.grid.channels, transposed),
+        converted=partial(_converted, stencil, value.grid.channels, transposed, as_convolution),
+        unfolded=None
+        if pointwise
+        else partial(_converted, stencil, value.grid.channels, transposed, as_rows),
     )
 
 
@@ -71,16 +75,21 @@ def _original(way: _Way, transposed: bool, crop: torch.Tensor, params: Params) -
 
 
 def _converted(
-    stencil: Stencil, channels: int, transposed: bool, source: torch.Tensor, params: Params
+    stencil: Stencil,
+    channels: int,
+    transposed: bool,
+    form: Callable[..., torch.Tensor],
+    source: torch.Tensor,
+    params: Params,
 ) -> torch.Tensor:
-    """The emitted convolution on a map of any size, then each window's elements, `(N, H', W', *out)`."""
+    """The emitted layer in one of its forms on a map of any size, then each window's elements, `(N, H', W', *out)`."""
     weight = params["weight"].t() if transposed else params["weight"]
     bias = params.get("bias")
     if "scale" in params:
         shift = weight @ params["shift"]
         bias = shift if bias is None else bias + shift
         weight = weight * params["scale"]
-    out = emit.linear(source, weight, bias, stencil, channels)
+    out = emit.linear(source, weight, bias, stencil, channels, form)
     axes = len(stencil.nominal)
     for axis, size in enumerate(stencil.nominal):
         out = out.unfold(2 + axis, size, 1)

@@ -79,7 +79,8 @@ class Pair:
 
     `original(crop, params)` runs the network's own operators from the map `(N, *map_shape)` to the layer's output;
     `converted(map, params)` runs the emitted code on a map of any size and gives, for every window position,
-    `(N, H', W', *out)`. `params` maps the names in `parameter_shapes` to tensors.
+    `(N, H', W', *out)`. `unfolded` is the same in the form that is run at few positions, where there is one.
+    `params` maps the names in `parameter_shapes` to tensors.
     """
 
     path: str
@@ -90,6 +91,7 @@ class Pair:
     parameter_shapes: dict[str, tuple[int, ...]]
     original: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
     converted: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
+    unfolded: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor] | None = None
 
 
 @dataclass

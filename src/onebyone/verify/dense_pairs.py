@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,13 +22,19 @@ _LIMIT = 2 ** significand_bits("float64")
 def check_dense_pair(pair: Any, seed: int) -> LayerCheck:
     """One lifted layer, bit for bit on integers at every window of a map that has several of them on each axis.
 
-    The original side runs the network's own operators on each crop; the converted side runs the emitted code once.
+    The original side runs the network's own operators on each crop; the converted side runs the emitted code once in
+    each form that it has (a k×k layer is a convolution, or a product of rows at few positions).
     Batch, places per axis, height and width all differ from one another and from 1. Planted faults: see
     `subjects.planted`, and a map that starts one place late.
     """
     law = str(getattr(pair, "law", ""))
     try:
-        bitwise, why, faults = _probe(pair, seed)
+        bitwise, why, faults = _probe(pair, pair.converted, seed)
+        unfolded = getattr(pair, "unfolded", None)
+        if bitwise and unfolded is not None:
+            bitwise, why, again = _probe(pair, unfolded, seed)
+            if again:
+                faults = [_in_both(f, g) for f, g in zip(faults, again, strict=True)]
     except Exception as error:  # a layer that cannot be run is a finding
         return LayerCheck(pair.path, pair.kind, law, bitwise=False, ok=False, why=in_one_line(error))
     hidden = [f.name for f in faults if not f.seen_by_integers]
@@ -36,7 +43,12 @@ def check_dense_pair(pair: Any, seed: int) -> LayerCheck:
     return LayerCheck(pair.path, pair.kind, law, bitwise=bitwise, faults=tuple(faults), ok=not why, why=why)
 
 
-def _probe(pair: Any, seed: int) -> tuple[bool, str, list[Fault]]:
+def _in_both(first: Fault, second: Fault) -> Fault:
+    """A fault planted into both forms of a layer, seen only if it is seen in both."""
+    return replace(first, seen_by_integers=first.seen_by_integers and second.seen_by_integers)
+
+
+def _probe(pair: Any, converted: Any, seed: int) -> tuple[bool, str, list[Fault]]:
     generator = torch.Generator().manual_seed(seed)
     channels, *sizes = pair.map_shape
     # 3, 2, 4 … windows along the axes, and a rest at the end that must give no further one
@@ -51,7 +63,7 @@ def _probe(pair: Any, seed: int) -> tuple[bool, str, list[Fault]]:
     _assert_exact(params, source)
     with torch.no_grad():
         expected = on_crops(pair, source, params)
-        found = pair.converted(source, params)
+        found = converted(source, params)
         if expected.shape != found.shape:
             return False, f"{tuple(found.shape)} places and outputs, expected {tuple(expected.shape)}", []
         if not torch.equal(expected, found):
@@ -59,10 +71,10 @@ def _probe(pair: Any, seed: int) -> tuple[bool, str, list[Fault]]:
             return False, f"the integer probe differs in {wrong} of {expected.numel()} values", []
         map_shape = tuple(pair.map_shape)
         faults = [
-            Fault(name, seen_by_integers=not torch.equal(pair.converted(source, make()), expected))
+            Fault(name, seen_by_integers=not torch.equal(converted(source, make()), expected))
             for name, make in planted(params, map_shape if math.prod(sizes) > 1 else None).items()
         ]
-        late = pair.converted(source.roll(1, -1), params)
+        late = converted(source.roll(1, -1), params)
         faults.append(Fault("offset by one place", seen_by_integers=not torch.equal(late, expected)))
     return True, "", faults
 
