@@ -81,7 +81,7 @@ def with_refusal() -> object:
 
 def scores() -> object:
     dense = onebyone.convolutionalize(network(), window=12)
-    return onebyone.scan(dense, np.zeros((20, 16, 3), dtype=np.uint8))
+    return onebyone.scan(dense, np.zeros((20, 16, 3), dtype=np.float32))
 
 
 def detections(count: int) -> Detections:

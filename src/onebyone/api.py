@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebyone.errors import BadInput
-from onebyone.opening import example_of, network_of, open_dense
+from onebyone.opening import example_of, network_of, open_dense, preprocessing_of
 from onebyone.records import Labels
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def convolutionalize(
         channels: of the image; inferred where the first layer tells.
         head: "window" (the numbers that cropping gives) or "cam" (the class map before pooling).
         context: global pooling inside the network over the "window" or the whole "image"; None refuses it.
-        labels: class names and preprocessing to carry along.
+        labels: class names and preprocessing to carry along; what they leave out of the preprocessing is that of
+            the zoo, for `torchvision:` and `timm:` sources.
         score_kind: what the outputs are: "logits", "probabilities" or "log-probabilities", alone or followed by
             ":exclusive" or ":multi-label"; None reads it from the network's last operator.
 
@@ -127,9 +128,10 @@ def convolutionalize(
     """
     from onebyone.pytorch.convolutionalize import convolutionalize as lift
 
-    return lift(
-        network_of(model), window, channels, head=head, context=context, labels=labels, score_kind=score_kind
-    )
+    network = network_of(model)
+    told = preprocessing_of(model, network)
+    stated = labels.with_preprocessing(told) if labels else told
+    return lift(network, window, channels, head=head, context=context, labels=stated, score_kind=score_kind)
 
 
 def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **options: Any) -> Verification:
@@ -341,6 +343,7 @@ def detect(
     threshold: float = 0.5,
     iou: float = 0.3,
     background: Sequence[str | int] = (),
+    boxes: ScoreMap | str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Detections:
     """Turn a score map into objects: boxes (x1, y1, x2, y2) in pixels, scores and labels.
@@ -350,7 +353,8 @@ def detect(
         threshold: least probability of a detection.
         iou: boxes of one class that overlap a better one by more are the same object.
         background: classes that are no objects, beside those that the labels name.
-        options: per_class, max_detections, refine, score_kind: see `onebyone.detect.detect`.
+        boxes: the box regressions of the same scan, where the network has them as another output (or its `.npz`).
+        options: per_class, max_detections, refine, score_kind, box_format: see `onebyone.detect.detect`.
 
     Raises:
         BadInput: a file that is not a score map, or a class that does not exist.
@@ -359,7 +363,8 @@ def detect(
     from onebyone.detect import detect as find
 
     loaded = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
-    return find(loaded, threshold=threshold, iou=iou, background=tuple(background), **options)
+    moves = ScoreMap.load(boxes) if isinstance(boxes, str | os.PathLike) else boxes
+    return find(loaded, threshold=threshold, iou=iou, background=tuple(background), boxes=moves, **options)
 
 
 def _runnable(model: Source, example: Any) -> tuple[nn.Module, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,14 @@ def open_dense(
     network, notes = open_network(os.fspath(spec), weights, seed=seed)
     from onebyone.pytorch.convolutionalize import convolutionalize as lift
 
-    return lift(network, window, channels), notes
+    return lift(network, window, channels, labels=preprocessing_of(spec, network)), notes
+
+
+def preprocessing_of(spec: object, network: Network) -> Labels | None:
+    """What a zoo tells of its network's preprocessing; None for networks from elsewhere."""
+    from onebyone.pytorch.preprocessing import zoo_preprocessing
+
+    return zoo_preprocessing(os.fspath(spec), network) if isinstance(spec, str | os.PathLike) else None
 
 
 def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> torch.Tensor:
@@ -94,13 +102,18 @@ def save_conversion(
 def labels(
     classes: Sequence[str] | None = None, *, carried: Labels | None = None, **preprocessing: Any
 ) -> Labels | None:
-    """Labels from what was given, over those that a model carries; None where there is neither."""
+    """Labels from what was given, over those that a model carries; None where there is neither.
+
+    A scale of 1 states that values go in as they are.
+    """
     given: Mapping[str, Any] = {k: v for k, v in preprocessing.items() if v is not None}
     if classes is not None:
         given = {**given, "classes": tuple(classes)}
     if not given:
         return carried
-    return Labels(**{**(carried.to_dict() if carried else {}), **given})
+    merged = Labels(**{**(carried.to_dict() if carried else {}), **given})
+    as_they_are = "scale" in given and not merged.states_preprocessing
+    return replace(merged, std=(1.0,)) if as_they_are else merged
 
 
 def network_of(model: Source, *, compiled: bool = False) -> Network:

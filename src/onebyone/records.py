@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import Any
 
@@ -50,7 +50,7 @@ class Labels:
     """What a classifier's outputs mean, and how its inputs were prepared; carried by a model or given by the user.
 
     A pixel value v in [0, 255] (or [0, 1] for floating images) becomes `(v * scale - mean) / std`, channel by channel,
-    in `colour_order` ("RGB", "BGR" or "L").
+    in `colour_order` ("RGB", "BGR" or "L"). `background` names classes that are not objects.
     """
 
     classes: tuple[str, ...] = ()
@@ -60,9 +60,41 @@ class Labels:
     colour_order: str = "RGB"
     background: tuple[str, ...] = field(default=())
 
+    @property
+    def states_preprocessing(self) -> bool:
+        """Whether a scale, mean or std is given. Without any, values go in as they are; `std=(1,)` states that."""
+        return self.scale != 1 or bool(self.mean) or bool(self.std)
+
+    def with_preprocessing(self, other: Labels | None) -> Labels:
+        """These labels, with the preprocessing of `other` where they state none."""
+        if other is None or self.states_preprocessing:
+            return self
+        return replace(
+            self, scale=other.scale, mean=other.mean, std=other.std, colour_order=other.colour_order
+        )
+
+    def preprocessing(self) -> str:
+        """What becomes of a pixel value v, for people.
+
+        >>> Labels(scale=1 / 255, mean=(0.5,), std=(0.25,)).preprocessing()
+        '(v · 0.00392157 − 0.5) / 0.25'
+        """
+        if not self.states_preprocessing:
+            return "none stated: values go in as they are"
+        text = "v" if self.scale == 1 else f"v · {self.scale:.6g}"
+        if self.mean:
+            text = f"({text} − {_numbers(self.mean)})"
+        text = f"{text} / {_numbers(self.std)}" if self.std else text
+        return text if self.colour_order == "RGB" else f"{text}, {self.colour_order}"
+
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data for JSON."""
         return asdict(self)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    text = ", ".join(f"{v:.6g}" for v in values)
+    return text if len(values) == 1 else f"({text})"
 
 
 def by(values: Iterable[object]) -> str:

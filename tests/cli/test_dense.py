@@ -83,3 +83,70 @@ def test_an_output_that_does_not_exist(run: Run, image: str) -> None:
     done = run("scan", ":named", image, "--window", 8, "--output", "logits")
     assert done.code == 2
     assert "--output logits, but the network gives 2 outputs: scores, boxes" in done.err
+
+
+def test_boxes_are_regressed_from_two_scans(run: Run, image: str) -> None:
+    for name in ("scores", "boxes"):
+        words = ("scan", ":named", image, "--window", 8, "--output", name, "--out", f"{name}.npz")
+        assert run(*words).code == 0
+    plain = run("detect", "scores.npz", "--iou", 1, "--json").json["objects"]
+    moved = run("detect", "scores.npz", "--boxes", "boxes.npz", "--iou", 1, "--json").json["objects"]
+    assert plain
+    held = ScoreMap.load("boxes.npz")
+    offsets = held.scores.reshape(4, -1).T.astype(float)
+    right = set()
+    for o in plain:
+        a, b, c, d = offsets[int(o["y1"]) * 5 + int(o["x1"])]
+        box = (o["x1"] + 8 * a, o["y1"] + 8 * b, o["x2"] + 8 * c, o["y2"] + 8 * d)
+        x1, y1, x2, y2 = (min(max(v, 0), 12) for v in box)
+        if x1 < x2 and y1 < y2:
+            right.add(tuple(round(v, 3) for v in (x1, y1, x2, y2)))
+    assert {tuple(round(o[k], 3) for k in ("x1", "y1", "x2", "y2")) for o in moved} == right
+    wrong = run("detect", "scores.npz", "--boxes", "boxes.npz", "--box-format", "xywh")
+    assert wrong.code == 2
+    assert "--box-format xywh: expected corners or center-size" in wrong.err
+
+
+def test_a_picture_in_the_place_of_a_score_map(run: Run, folder: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (9, 9)).save(folder / "page.png")
+    done = run("detect", "page.png")
+    assert done.code == 2
+    assert (
+        "page.png is not a score map: it is a PNG picture; expected the .npz that `scan` writes" in done.err
+    )
+    assert "pickle" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("scan", ":plain", "x.npy"), "its window is not known; give --window in pixels"),
+        (
+            ("scan", ":sigmoid", "x.npy", "--window", 8, "--scale", 0),
+            "--scale 0.0: expected a finite number other",
+        ),
+        (("scan", ":sigmoid", "x.npy", "--window", 8, "--std", "-1"), "--std -1.0: expected positive finite"),
+        (
+            ("convolutionalize", ":plain", "--window", 16, "--classes", "a,b"),
+            "name 2 classes and the network gives 5",
+        ),
+        (("convolutionalize", ":plain", "--window", 16, "--classes", "a,b,c,d,a"), "'a' is given twice"),
+    ],
+)
+def test_messages_name_options(run: Run, image: str, words: tuple[object, ...], said: str) -> None:
+    done = run(*words)
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_raw_pixels_are_said(run: Run, folder: Path) -> None:
+    np.save(folder / "p.npy", np.full((12, 12, 3), 200, np.uint8))
+    words = ("scan", ":sigmoid", "p.npy", "--window", 8, "--json")
+    (note,) = run(*words).json["notes"]
+    assert "preprocessing is not stated" in note
+    assert "--scale, --mean, --std" in note
+    stated = run(*words, "--scale", 1).json
+    assert "notes" not in stated or not stated["notes"]
+    assert stated["preprocessing"] == "v / 1"

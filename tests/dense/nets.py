@@ -19,7 +19,7 @@ class Net:
     model: nn.Module
     geometry: Geometry
     channels: int = 1
-    labels: Labels = field(default_factory=Labels)
+    labels: Labels = field(default_factory=lambda: Labels(std=(1.0,)))  # values go in as they are
 
 
 def integers(model: nn.Module, seed: int = 0) -> nn.Module:

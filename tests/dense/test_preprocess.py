@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+import onebyone
+from onebyone.dense import ScoreMap
 from onebyone.dense.preprocess import load_image, normalise
-from onebyone.errors import BadInput, MissingExtra
+from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
+from onebyone.pytorch.preprocessing import zoo_preprocessing
+from onebyone.pytorch.sources import import_torchvision, load_source
 from onebyone.records import Labels
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
@@ -127,10 +132,16 @@ def test_non_finite_pixels_are_counted_and_the_first_is_named() -> None:
         (np.zeros((2, 4, 5, 3), np.uint8), None, r"shape \(2, 4, 5, 3\); expected \(H, W\) or \(H, W, C\)"),
         (torch.zeros(2, 3, 4, 5), None, r"tensor of shape \(2, 3, 4, 5\)"),
         (3, None, r"image is a int; expected a path"),
-        (RGB, Labels(mean=(1.0, 2.0)), r"labels.mean has 2 numbers and the image 3 channel"),
-        (RGB, Labels(std=(0.0,)), r"std not zero"),
-        (RGB, Labels(scale=float("nan")), r"must be finite"),
-        (RGB, Labels(colour_order="YUV"), r"colour_order is 'YUV'; expected RGB, BGR or L"),
+        (RGB, Labels(mean=(1.0, 2.0)), r"mean=1.0,2.0: has 2 numbers and the image 3 channel"),
+        (RGB, Labels(std=(0.0,)), r"std=0.0: expected positive finite numbers"),
+        (RGB, Labels(scale=float("nan")), r"scale=nan: expected a finite number other than 0"),
+        (RGB, Labels(scale=0), r"scale=0: expected a finite number other than 0"),
+        (RGB, Labels(std=(1.0, -1.0, 1.0)), r"std=1.0,-1.0,1.0: expected positive finite numbers"),
+        (RGB, Labels(std=(float("inf"),)), r"std=inf: expected positive finite numbers"),
+        (RGB, Labels(mean=(float("nan"),)), r"mean=nan: expected finite numbers"),
+        (RGB, Labels(classes=("a", "b", "a")), r"classes: 'a' is given twice; expected names that differ"),
+        (RGB, Labels(("a",), background=("b",)), r"background: 'b' is none of the classes"),
+        (RGB, Labels(colour_order="YUV"), r"colour_order='YUV': expected RGB, BGR or L"),
         (RGB / 255.0, Labels(scale=1 / 255), r"multiply the image by 255, or give labels with scale=1"),
     ],
 )
@@ -178,3 +189,84 @@ def test_without_pillow_arrays_still_work_and_files_name_the_extra(
     assert load_image(tmp_path / "array.npy").size == (6, 7)
     with pytest.raises(MissingExtra, match=r"pip install 'onebyone\[images\]'"):
         load_image(tmp_path / "picture.png")
+
+
+def test_raw_pixels_without_stated_preprocessing_are_said() -> None:
+    """Sums over windows of 255 are 127 times what a network for [0, 2] expects: said, and only where it is so."""
+    dense = onebyone.convolutionalize(nn.Sequential(nn.Conv2d(3, 2, 4), nn.Flatten()).eval(), window=4)
+    for image in (RGB, RGB.astype(np.uint16)):
+        with pytest.warns(
+            OnebyoneWarning, match=r"preprocessing is not stated.*\(scale=, mean=, std=\), or std=1"
+        ):
+            onebyone.scan(dense, image)
+        with pytest.warns(OnebyoneWarning, match="preprocessing is not stated"):
+            onebyone.scan(dense, image, labels=Labels(("a", "b")))
+        for stated in (Labels(std=(1.0,)), Labels(scale=1 / 255), Labels(mean=(0.0,))):
+            onebyone.scan(dense, image, labels=stated)
+    onebyone.scan(dense, RGB.astype(np.float32))  # floating values are as the user scaled them
+
+
+def test_labels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 4), nn.Flatten()).eval()
+    dense = onebyone.convolutionalize(net, window=4, labels=Labels(("a", "b"), std=(1.0,)))
+    for labels, message in (
+        (Labels(("a", "b", "c")), "classes: labels name 3 classes and the network gives 2"),
+        (Labels(("a", "a")), "classes: 'a' is given twice"),
+        (Labels(std=(1.0, 2.0)), r"std=1.0,2.0: has 2 numbers and the image 3 channel"),
+        (Labels(scale=0), "scale=0: expected"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            dense.with_labels(labels)
+        with pytest.raises(BadInput, match=message):
+            onebyone.convolutionalize(net, window=4, labels=labels)
+        with pytest.raises(BadInput, match=message):
+            onebyone.scan(dense, RGB, labels=labels, out=tmp_path / "s.npz")
+    assert list(tmp_path.iterdir()) == []
+    dense.save(tmp_path / "d.pt2")
+    scores = onebyone.scan(tmp_path / "d.pt2", RGB, out=tmp_path / "s.npz")
+    assert ScoreMap.load(tmp_path / "s.npz").labels == scores.labels == dense.labels
+
+
+def test_what_is_left_out_of_the_labels_is_taken_from_elsewhere() -> None:
+    zoo = Labels(scale=1 / 255, mean=(0.5,), std=(0.25,))
+    assert Labels(("a",)).with_preprocessing(zoo) == Labels(("a",), 1 / 255, (0.5,), (0.25,))
+    assert Labels(("a",), mean=(1.0,)).with_preprocessing(zoo) == Labels(("a",), mean=(1.0,))
+    assert Labels().with_preprocessing(None) == Labels()
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("torchvision:resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("torchvision:efficientnet_v2_l", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("timm:resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("timm:mixer_b16_224", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_zoos_tell_how_their_networks_were_trained(name: str, mean: tuple, std: tuple) -> None:
+    """The constants as the papers' repositories and the zoos' pages give them."""
+    assert zoo_preprocessing(name, nn.Identity() if "torch" in name else load_source(name)) == Labels(
+        scale=1 / 255, mean=mean, std=std
+    )
+
+
+@pytest.mark.zoo
+def test_a_transform_inside_the_network_is_counted_once() -> None:
+    """GoogLeNet with pretrained weights turns ImageNet's normalisation into (v − 0.5) / 0.5 by itself."""
+    told = zoo_preprocessing("torchvision:googlenet", load_source("torchvision:googlenet"))
+    inside = import_torchvision().models.googlenet(weights=None, transform_input=True, init_weights=False)
+    x = torch.rand(1, 3, 8, 8)
+    imagenet = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
+    ours = torch.from_numpy(normalise((x * 255)[0].permute(1, 2, 0).numpy(), told))
+    assert torch.allclose(inside._transform_input(imagenet)[0], ours, atol=2**-19)
+
+
+@pytest.mark.zoo
+def test_a_zoo_s_preprocessing_is_carried_from_the_name() -> None:
+    expected = Labels(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert onebyone.convolutionalize("torchvision:alexnet", 224).labels == expected
+    mine = Labels(mean=(1.0,))
+    assert onebyone.convolutionalize("torchvision:alexnet", 224, labels=mine).labels == mine

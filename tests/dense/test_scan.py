@@ -122,7 +122,7 @@ def test_dense_equals_every_window(shifts: object) -> None:
     """Shifted passes are the same network at each finer offset: each crop, by itself, gives the same number."""
     net, image = exact_net(), integer_image(52, 45)
     dense = scan(net, image, shifts=shifts, tile=5)
-    windows = scan_windows(net.model, image, finer(net.geometry, shifts))
+    windows = scan_windows(net.model, image, finer(net.geometry, shifts), labels=net.labels)
     np.testing.assert_array_equal(dense.scores, windows.scores)
     assert dense.geometry == windows.geometry
 
@@ -138,7 +138,9 @@ def test_windows_are_cropped_one_by_one() -> None:
         crop = torch.from_numpy(image[y1:y2, x1:x2]).permute(2, 0, 1)[None].float()
         expected[:, *index] = model(crop)[0].detach().numpy()
     for batch in (None, 1, 7, 1000):
-        np.testing.assert_array_equal(scan_windows(model, image, geometry, batch=batch).scores, expected)
+        np.testing.assert_array_equal(
+            scan_windows(model, image, geometry, labels=Labels(std=(1.0,)), batch=batch).scores, expected
+        )
 
 
 def test_preprocessing_reaches_the_network() -> None:

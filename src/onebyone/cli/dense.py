@@ -111,6 +111,22 @@ def detect(
         ),
     ] = "",
     score_kind: o.ScoreKind = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            "--boxes",
+            metavar="FILE",
+            help="Box regressions: a score map that scan --output wrote of the same image, 4 channels.",
+        ),
+    ] = None,
+    box_format: Annotated[
+        str,
+        typer.Option(
+            "--box-format",
+            metavar="corners|center-size",
+            help="What --boxes holds: offsets of the window's corners, or of its centre and the size's logarithm.",
+        ),
+    ] = "corners",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -147,6 +163,8 @@ def detect(
                 iou=iou,
                 background=o.read_names(background),
                 score_kind=score_kind,
+                boxes=boxes,
+                box_format=box_format,
             )
             if output is not None:
                 found.save(output, image=image, image_id=image_id, page=page)

@@ -220,7 +220,14 @@ def convolutionalize(
                 channels,
                 head=head.value,
                 context=global_context and global_context.value,
-                labels=opening.labels(classes, scale=scale, mean=mean, std=std, colour_order=colour_order),
+                labels=opening.labels(
+                    classes,
+                    scale=scale,
+                    mean=mean,
+                    std=std,
+                    colour_order=colour_order,
+                    carried=opening.preprocessing_of(source, network),
+                ),
                 score_kind=score_kind,
             )
         data = render.dense_data(dense, source, notes)

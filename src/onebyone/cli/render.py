@@ -135,6 +135,8 @@ def dense_data(dense: Any, source: str, notes: Sequence[str]) -> Data:
     return {
         "source": source,
         "channels": dense.channels,
+        "labels": dense.labels.to_dict(),
+        "preprocessing": dense.labels.preprocessing(),
         "outputs": [o.to_dict() for o in dense.outputs],
         "head": dense.head,
         "context": dense.context,
@@ -150,6 +152,7 @@ def dense_tables(data: Data) -> list[RenderableType]:
     parts = [
         *_changes(data["changes"]),
         _table("Outputs", ("output", "channels", "scores"), outputs),
+        Text(f"preprocessing: {data['preprocessing']}"),
         *geometry_tables(data["geometry"]),
     ]
     if "verification" in data:
@@ -203,6 +206,8 @@ def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: 
         "seconds": scores.seconds,
         "device": scores.device,
         "geometry": scores.geometry.to_dict(),
+        "labels": scores.labels.to_dict(),
+        "preprocessing": scores.labels.preprocessing(),
         "scores": None if scores.kind is None else str(scores.kind),
         "scores_are": scores.kind.describe(number) if scores.kind else "of a kind that is not known",
         "counted": "probability at least 0.5" if by_itself else "best class",
@@ -220,6 +225,7 @@ def scores_tables(data: Data) -> list[RenderableType]:
         f"in {data['seconds']:.2f} s on {data['device']}"
     )
     return [
+        Text(f"preprocessing: {data['preprocessing']}"),
         Text(f"scores: {data['scores_are']}"),
         _table(data["counted"].capitalize(), ("class", "windows", "share"), rows),
         *geometry_tables(data["geometry"]),

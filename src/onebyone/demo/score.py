@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onebyone.demo.data import BACKGROUND, CLASSES
 from onebyone.demo.page import Page
-from onebyone.detect import Detections, coco_ground_truth
+from onebyone.detect import Detections, coco_ground_truth, coco_results
 from onebyone.errors import MissingExtra
 
 
@@ -49,7 +49,7 @@ def score(found: Detections, page: Page) -> Score:
         truth = COCO()
         truth.dataset = coco_ground_truth(page.boxes, page.labels, CLASSES[:BACKGROUND], page.image.shape)
         truth.createIndex()
-        run = COCOeval(truth, _results(truth, found), "bbox")
+        run = COCOeval(truth, coco_results(truth, found.to_coco()), "bbox")
         run.params.maxDets = [cap]
         run.params.iouThrs = np.array([0.5])
         run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
@@ -66,17 +66,6 @@ def score(found: Detections, page: Page) -> Score:
         recall={CLASSES[k]: float(recall[k]) for k in present},
         precision=precision[present],
     )
-
-
-def _results(truth: object, found: Detections) -> object:
-    from pycocotools.coco import COCO
-
-    if len(found):
-        return truth.loadRes(found.to_coco())  # type: ignore[attr-defined]
-    empty = COCO()
-    empty.dataset = {**truth.dataset, "annotations": []}  # type: ignore[attr-defined]
-    empty.createIndex()
-    return empty
 
 
 def matched(found: Detections, page: Page, iou: float = 0.5) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ place of H, W. Values v enter the formula as follows: 8-bit integers as they are
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from onebyone.dense.pictures import as_array, read_picture
-from onebyone.errors import BadInput
+from onebyone.errors import BadInput, OnebyoneWarning
 from onebyone.files import kind_of_file
+from onebyone.laws.labels import require_sound
 from onebyone.records import Labels
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float64)  # ITU-R BT.601, as Pillow's convert("L")
@@ -217,21 +219,22 @@ def _check(values: NDArray[Any], channels: int | None) -> None:
 
 
 def _check_labels(labels: Labels, pixels: Pixels) -> None:
-    for name in ("mean", "std"):
-        count = len(getattr(labels, name))
-        if count not in (0, 1, pixels.channels):
-            raise BadInput(f"labels.{name} has {count} numbers and the image {pixels.channels} channel(s)")
-    if (
-        any(value == 0 for value in labels.std)
-        or not np.isfinite([labels.scale, *labels.mean, *labels.std]).all()
-    ):
-        raise BadInput("labels: scale, mean and std must be finite, and std not zero")
-    if labels.colour_order not in ("RGB", "BGR", "L"):
-        raise BadInput(f"labels.colour_order is {labels.colour_order!r}; expected RGB, BGR or L")
+    require_sound(labels, pixels.channels)
     if pixels.values.dtype.kind == "f" and 0 < labels.scale <= 1 / 128:
         peak = float(np.abs(pixels.values).max())
         if 0 < peak <= 1:  # 8-bit preprocessing on values that were scaled already: all would be near black
             raise BadInput(
-                f"image is floating, at most {peak:.3g}, and labels.scale={labels.scale:.3g} is meant for "
+                f"image is floating, at most {peak:.3g}, and scale={labels.scale:.3g} is meant for "
                 "values up to 255: multiply the image by 255, or give labels with scale=1"
             )
+
+
+def warn_of_raw_pixels(labels: Labels, pixels: Pixels) -> None:
+    """Warn where 8- or 16-bit pixels go into a network whose preprocessing is stated nowhere."""
+    if pixels.values.dtype.kind == "u" and not labels.states_preprocessing:
+        warnings.warn(
+            "the network's preprocessing is not stated, so pixel values from 0 to 255 go in as they are. Give "
+            "what it was trained with (scale=, mean=, std=), or std=1 if it takes them so",
+            OnebyoneWarning,
+            stacklevel=3,
+        )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onebyone.dense.plan import PerAxis, Plan, Tile, plan_scan, tile_for
-from onebyone.dense.preprocess import Pixels, load_image
+from onebyone.dense.preprocess import Pixels, load_image, warn_of_raw_pixels
 from onebyone.dense.run import (
     Progress,
     chosen_output,
@@ -28,6 +28,7 @@ from onebyone.dense.run import (
 from onebyone.dense.scores import ScoreMap, kind_given
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
+from onebyone.laws.labels import require_fitting
 from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.outputs import Output
 from onebyone.pytorch.trace import evaluating
@@ -130,8 +131,10 @@ def scan(
     labels = _labels(d, labels)
     if known is not None and len(outputs) > 1 and len(labels.classes) != known.channels:
         labels = replace(labels, classes=(), background=())  # the names are those of another output
+    require_fitting(labels, [] if known is None else [known.channels])
     axes = len(d.geometry.window)
     pixels = load_image(image, channels=getattr(d, "channels", None), labels=labels, axes=axes, page=page)
+    warn_of_raw_pixels(labels, pixels)
     if batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
     device = device_named(device)

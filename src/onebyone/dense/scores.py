@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onebyone.errors import BadInput, OnebyoneWarning
 from onebyone.files import atomic_path, kind_of_file, require_file
 from onebyone.laws.geometry import Geometry
+from onebyone.laws.labels import require_fitting, require_sound
 from onebyone.laws.scores import EXPECTED, ScoreKind, assumed_kind, read_kind
 from onebyone.records import Labels, Readable, html_result
 
@@ -48,9 +49,8 @@ class ScoreMap(Readable):
                 f"scores have {self.scores.shape[1:]} places and the geometry says {expected} "
                 f"for an image of {self.image_size}"
             )
-        named = len(self.labels.classes)
-        if named not in (0, self.scores.shape[0]):
-            raise BadInput(f"labels name {named} classes and the network gives {self.scores.shape[0]}")
+        require_sound(self.labels)
+        require_fitting(self.labels, [self.scores.shape[0]])
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -170,7 +170,13 @@ class ScoreMap(Readable):
             f"{self.windows:,} windows ({places} places, {len(self.classes)} classes) of an image of {size}"
         )
         kind = self.kind.describe(len(self.scores)) if self.kind else "of a kind that is not known"
-        return f"{head} in {self.seconds:.2f} s on {self.device}\nscores: {kind}\n{self.geometry}"
+        lines = (
+            f"{head} in {self.seconds:.2f} s on {self.device}",
+            f"scores: {kind}",
+            f"preprocessing: {self.labels.preprocessing()}",
+            str(self.geometry),
+        )
+        return "\n".join(lines)
 
 
 def labels_from_dict(data: dict[str, Any]) -> Labels:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onebyone.dense.scores import ScoreMap
 from onebyone.detect.detections import Detections
 from onebyone.detect.nms import canonical_order, nms, vote
+from onebyone.detect.regression import offsets_at, regressed, require_regressions
 from onebyone.errors import BadInput
 from onebyone.laws.scores import ScoreKind, read_kind
 
@@ -27,6 +28,8 @@ def detect(
     max_detections: int | None = None,
     refine: bool = False,
     score_kind: str | ScoreKind | None = None,
+    boxes: ScoreMap | None = None,
+    box_format: str = "corners",
 ) -> Detections:
     """Objects in a score map: the windows that reach the threshold, less those that overlap a better one.
 
@@ -50,6 +53,13 @@ def detect(
     score_kind
         what the scores are: "logits", "probabilities" or "log-probabilities", alone or followed by ":exclusive"
         or ":multi-label"; None takes what the map says.
+    boxes
+        the regressions of a network that gives them, as a map of the same scan's other output: four channels, or
+        four for each class. Each window is moved by them before boxes are compared, cut at the image's borders,
+        and left out where nothing of it remains.
+    box_format
+        what the regressions are: "corners" (offsets of x1, y1, x2, y2 in widths and heights of the window) or
+        "center-size" (offsets of the centre, and logarithms of the growth); see `onebyone.detect.regression`.
 
     Raises
     ------
@@ -65,12 +75,21 @@ def detect(
         raise BadInput(f"max_detections={max_detections}: expected a positive integer or None")
     if score_kind is not None:
         scores = replace(scores, kind=read_kind(score_kind))
-    boxes, values, labels = _candidates(scores, threshold, _foreground(scores, background))
-    kept, groups = nms(boxes, values, labels, iou, per_class=per_class)
-    placed = boxes[kept]
+    if boxes is not None:
+        require_regressions(boxes, scores, box_format)
+    values, labels, rows, columns = _candidates(scores, threshold, _foreground(scores, background))
+    found = _windows(scores, rows, columns)
+    if boxes is not None:
+        found = regressed(found, offsets_at(boxes, labels, rows, columns), box_format)
+    found = _within(found, scores.image_size)
+    if boxes is not None:
+        there = (found[:, 2:] > found[:, :2]).all(axis=1)
+        found, values, labels = found[there], values[there], labels[there]
+    kept, groups = nms(found, values, labels, iou, per_class=per_class)
+    placed = found[kept]
     if refine and len(kept):
         same = [g[labels[g] == labels[k]] for k, g in zip(kept, groups, strict=True)]
-        placed = np.stack(list(vote(boxes, values, same)))
+        placed = np.stack(list(vote(found, values, same)))
     order = canonical_order(placed, values[kept], labels[kept])[:max_detections]
     return Detections(
         boxes=placed[order].astype(np.float32),
@@ -98,8 +117,8 @@ def _foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
 
 def _candidates(
     scores: ScoreMap, threshold: float, foreground: list[int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Boxes, probabilities and classes of all windows that reach the threshold."""
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.intp], NDArray[np.intp]]:
+    """Probabilities, classes, rows and columns of all windows that reach the threshold."""
     if not np.isfinite(scores.scores).all():
         count = scores.scores.size - int(np.isfinite(scores.scores).sum())
         raise BadInput(f"scores hold {count} value(s) that are not finite")
@@ -109,16 +128,18 @@ def _candidates(
     if count > MOST_CANDIDATES:
         raise BadInput(f"threshold={threshold}: {count:,} windows reach it, more than {MOST_CANDIDATES:,}")
     kinds, rows, columns = np.nonzero(reached)
-    (y1, y2), (x1, x2) = (_extent(scores, axis, index) for axis, index in enumerate((rows, columns)))
-    boxes = np.stack([x1, y1, x2, y2], axis=1).astype(np.float64)
     labels = np.asarray(foreground, dtype=np.int64)[kinds]
-    return boxes, chosen[reached].astype(np.float64), labels
+    return chosen[reached].astype(np.float64), labels, rows, columns
 
 
-def _extent(
-    scores: ScoreMap, axis: int, index: NDArray[np.intp]
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First pixel and past the last of the windows at `index`, within the image."""
-    g, size = scores.geometry, scores.image_size[axis]
-    first = index * g.stride[axis] - g.window_offset[axis]
-    return np.clip(first, 0, size), np.clip(first + g.window[axis], 0, size)
+def _windows(scores: ScoreMap, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The windows at these positions, (K, 4) x1, y1, x2, y2."""
+    g = scores.geometry
+    y, x = (index * g.stride[axis] - g.window_offset[axis] for axis, index in enumerate((rows, columns)))
+    return np.stack([x, y, x + g.window[1], y + g.window[0]], axis=1).astype(np.float64)
+
+
+def _within(boxes: NDArray[np.float64], image_size: Sequence[int]) -> NDArray[np.float64]:
+    """Boxes cut at the borders of the image (height, width)."""
+    height, width = image_size
+    return np.clip(boxes, 0, [width, height, width, height])

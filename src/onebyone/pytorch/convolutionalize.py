@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.geometry import Field, Geometry
+from onebyone.laws.labels import require_fitting, require_sound
 from onebyone.laws.scores import ScoreKind, read_kind
 from onebyone.lifting.grid import PERIOD, Grid
 from onebyone.pytorch import emit
@@ -58,6 +59,10 @@ class Convolutionalized(Readable):
     pairs: tuple[Pair, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
+    def __post_init__(self) -> None:
+        require_sound(self.labels, self.channels)
+        require_fitting(self.labels, (o.channels for o in self.outputs))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network as an exported program (`.pt2`) with free batch, H and W, its geometry and
         labels beside it."""
@@ -66,7 +71,7 @@ class Convolutionalized(Readable):
         save_dense(self, path)
 
     def with_labels(self, labels: Labels) -> Convolutionalized:
-        """The same network, carrying class names and preprocessing."""
+        """The same network, carrying class names and preprocessing. Raises BadInput where they do not fit it."""
         return replace(self, labels=labels)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""What makes labels usable: preprocessing (v · scale − mean) / std that loses nothing, and names that tell apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from onebyone.errors import BadInput
+from onebyone.records import Labels
+
+COLOUR_ORDERS = ("RGB", "BGR", "L")
+
+
+def require_sound(labels: Labels, channels: int | None = None) -> None:
+    """Raise BadInput for labels that no network can be run with; `channels` are those of the image, if known.
+
+    >>> require_sound(Labels(scale=1 / 255, mean=(0.5,), std=(0.25,)), channels=3)
+    >>> require_sound(Labels(std=(0.0,)))
+    Traceback (most recent call last):
+    onebyone.errors.BadInput: std=0.0: expected positive finite numbers
+    """
+    if not math.isfinite(labels.scale) or labels.scale == 0:
+        raise BadInput(f"scale={labels.scale}: expected a finite number other than 0")
+    if not all(math.isfinite(v) for v in labels.mean):
+        raise BadInput(f"mean={_listed(labels.mean)}: expected finite numbers")
+    if not all(math.isfinite(v) and v > 0 for v in labels.std):
+        raise BadInput(f"std={_listed(labels.std)}: expected positive finite numbers")
+    for name, values in (("mean", labels.mean), ("std", labels.std)):
+        if channels is not None and len(values) not in (0, 1, channels):
+            raise BadInput(
+                f"{name}={_listed(values)}: has {len(values)} numbers and the image {channels} channel(s)"
+            )
+    if labels.colour_order not in COLOUR_ORDERS:
+        raise BadInput(f"colour_order={labels.colour_order!r}: expected RGB, BGR or L")
+    twice = [name for i, name in enumerate(labels.classes) if name in labels.classes[:i]]
+    if twice:
+        raise BadInput(f"classes: {twice[0]!r} is given twice; expected names that differ")
+    unknown = [name for name in labels.background if labels.classes and name not in labels.classes]
+    if unknown:
+        raise BadInput(f"background: {unknown[0]!r} is none of the classes")
+
+
+def require_fitting(labels: Labels, counts: Iterable[int]) -> None:
+    """Raise BadInput where the class names are as many as no output has channels; `counts` are the outputs'."""
+    known = tuple(dict.fromkeys(counts))
+    if labels.classes and known and len(labels.classes) not in known:
+        gives = " or ".join(str(n) for n in known)
+        raise BadInput(f"classes: labels name {len(labels.classes)} classes and the network gives {gives}")
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ",".join(str(v) for v in values)
