@@ -248,6 +248,7 @@ def tune(
     threads: int | None = None,
     device: str | None = None,
     dynamic_batch: bool = False,
+    fast_products: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
@@ -266,6 +267,7 @@ def tune(
         threads: of every engine; None as PyTorch is set.
         device: "cpu" or "cuda"; None where the network is.
         dynamic_batch: the result must take any batch size.
+        fast_products: allow products of rows together without an error bound for each row.
         seed: of everything random.
         progress: called with (done, of) after every candidate.
         plan: a plan, or its file, to be applied without measuring.
@@ -297,6 +299,7 @@ def tune(
         threads=threads,
         device=device,
         dynamic_batch=dynamic_batch,
+        fast_products=fast_products,
         seed=seed,
         progress=progress,
         plan=plan,

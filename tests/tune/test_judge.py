@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.tune.calling import Calling
 from onebyone.tune.engines import Setting
-from onebyone.tune.judge import Judge
+from onebyone.tune.judge import RUNS, Judge
 from tests.tune import networks
 
 SETTING = Setting(torch.device("cpu"), 1)
@@ -76,12 +77,129 @@ def test_an_answer_that_does_not_look_at_its_input() -> None:
     assert "rounding error" in Judge(network, calling).check(call).problem
 
 
+class Tokens(nn.Module):
+    """A head on 196 tokens (N, 196, 16), each by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(x) + self.head(self.norm(x))
+        return y
+
+
+def spoilt_row(y: Tensor) -> Tensor:
+    """One token is off by a hundred thousandth of the largest number of all, which is a hundredth of its own."""
+    y = y.clone()
+    y[0, 77] += 1e-2 * y[0, 77].abs().max()
+    return y
+
+
+def test_one_row_of_196_that_is_spoilt_is_seen() -> None:
+    network, x = Tokens(), torch.randn(1, 196, 16)
+    x[0, 5] *= 1e5  # so that the whole output's largest error tells nothing
+    check = judged(network, x, spoilt_row)
+    assert "in row 77, limit 90.5" in check.problem
+    assert check.row_ratio > 1e4
+    calling = Calling.of(network, x)
+    judge = Judge(network, calling, by_row=False)
+    assert judge.check(lambda x: spoilt_row(network(x))).problem == ""
+    assert judged(network, x).row_ratio <= 1
+
+
+def test_rows_that_lose_digits_beside_large_ones_are_seen() -> None:
+    """As Strassen's products without scaling do: an error that grows with the largest row."""
+    network, x = Tokens().eval(), torch.randn(1, 196, 16)
+    check = judged(network, x, lambda y: y + 1e-7 * y.abs().max())
+    assert "on an input with outliers" in check.problem
+    judge = Judge(network, Calling.of(network, x), by_row=False)
+    assert judge.check(lambda x: network(x) + 1e-7 * network(x).abs().max()).problem == ""
+
+
+@pytest.mark.parametrize("example", [(3, 196, 16), (3, 16)])
+def test_samples_that_reach_each_other_are_seen(example: tuple[int, ...]) -> None:
+    check = judged(Tokens(), torch.randn(example), lambda y: y + 1e-6 * y.mean(0))
+    assert "in row" in check.problem
+    assert "on an input with outliers" in check.problem
+
+
+class Sometimes:
+    """Wrong in each third call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, y: Tensor) -> Tensor:
+        self.calls += 1
+        return y + (self.calls % 3 == 0)
+
+
+@pytest.mark.parametrize("offset", range(3))
+def test_what_is_wrong_in_each_third_call_is_seen(offset: int) -> None:
+    fault = Sometimes()
+    fault.calls = offset
+    assert "rounding error" in judged(networks.tokens(), torch.randn(2, 4, 8), fault).problem
+
+
+def test_what_is_wrong_under_load_is_seen() -> None:
+    import threading
+
+    def raced(y: Tensor) -> Tensor:
+        return y + any(t.name == "onebyone-load" for t in threading.enumerate())
+
+    assert "rounding error" in judged(networks.tokens(), torch.randn(2, 4, 8), raced).problem
+    assert not any(t.name == "onebyone-load" for t in threading.enumerate())
+
+
+def test_a_slow_candidate_is_run_once_on_each_input_and_the_chosen_one_several_times() -> None:
+    network, x = networks.tokens().eval(), torch.randn(2, 4, 8)
+    judge, calls = Judge(network, Calling.of(network, x)), []
+
+    def slow(x: Tensor) -> Tensor:
+        calls.append(1)
+        time.sleep(0.1)
+        return network(x)
+
+    inputs = len(judge.references)
+    assert inputs == 5
+    assert judge.check(slow).problem == ""
+    assert len(calls) == inputs + RUNS - 1
+    calls.clear()
+    assert judge.check(slow, thorough=True).problem == ""
+    assert len(calls) >= 2 * inputs + 2 * RUNS - 1
+
+
+def test_maps_are_judged_by_position_and_what_is_near() -> None:
+    """An error of what is near is rounding, of what is far is not: convolutions by tiles round so."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1)).eval(), torch.randn(1, 3, 80, 80)
+    x[..., :8, :8] *= 1e5
+
+    def near(y: Tensor) -> Tensor:
+        y = y.clone()
+        y[0, :, 9, 9] += 1e-2
+        return y
+
+    def far(y: Tensor) -> Tensor:
+        y = y.clone()
+        y[0, :, 60, 60] += 1e-2
+        return y
+
+    judge = Judge(network, Calling.of(network, x))
+    judge.references = judge.references[:1]
+    assert judge.check(lambda x: near(network(x))).problem == ""
+    assert "in row" in judge.check(lambda x: far(network(x))).problem
+
+
 def test_a_batch_that_is_baked_in() -> None:
     network, x = networks.tokens().eval(), torch.randn(2, 4, 8)
     calling = Calling.of(network, x, free_batch=True)
     check = Judge(network, calling).check(lambda x: network(x.reshape(2, -1, 8)[:, :4]))
     assert "shapes" in check.problem
-    assert [r.calling.tensors[0].shape[0] for r in Judge(network, calling).references] == [2, 2, 5]
+    judge = Judge(network, calling, by_row=False)
+    assert [r.calling.tensors[0].shape[0] for r in judge.references] == [2, 2, 5]
 
 
 def test_a_call_that_fails_is_told() -> None:

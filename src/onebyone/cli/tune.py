@@ -45,6 +45,13 @@ def tune(
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="The result must take any batch size.")
     ] = False,
+    fast_products: Annotated[
+        bool,
+        typer.Option(
+            "--fast-products",
+            help="Allow products of rows together without an error bound for each row.",
+        ),
+    ] = False,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", metavar="FILE", help="Apply this plan without measuring.", show_default=False),
@@ -87,6 +94,7 @@ def tune(
                 threads=threads,
                 device=device,
                 dynamic_batch=dynamic_batch,
+                fast_products=fast_products,
                 seed=seed,
                 progress=tell,
                 plan=plan,

@@ -30,6 +30,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "threads": int,
     "device": str,
     "dynamic_batch": bool,
+    "fast_products": bool,
     "candidates": list,
     "choice": dict,
     "why": str,
@@ -51,12 +52,14 @@ _CHOICE: dict[str, type | tuple[type, ...]] = {
 class Plan:
     """What `tune` found.
 
-    `machine`, `versions`, `network`, `inputs`, `threads`, `device`: what it holds for. `candidates`: one dict each with
-    name, engine, form, median_ms, spread_ms (between the quartiles), runs, rounding_ratio, max_error, and refused (the
-    reason it could not be chosen, or None). `choice`: name, engine, form, dtype (None: the network's own), layers (path
-    → form, for the form "layers"). `layers`: one dict for each group of alike layers with paths, kind, shape, macs,
-    calls, forms, chosen, gflops and of_peak (its share of `peak_gflops`, the largest rate of a big product here).
-    `disturbed`: rounds in which something else had the processor. `seconds`: how long tuning took.
+    `machine`, `versions`, `network`, `inputs`, `threads`, `device`: what it holds for. `candidates`: one dict each
+    with name, engine, form, median_ms, spread_ms (between the quartiles), runs, rounding_ratio, row_ratio (the worst
+    row's, over its own rounding), max_error, and refused (the reason it could not be chosen, or None). `choice`:
+    name, engine, form, dtype (None: the network's own), layers (path → form, for the form "layers"). `layers`: one
+    dict for each group of alike layers with paths, kind, shape, macs, calls, forms, chosen, gflops and of_peak (its
+    share of `peak_gflops`, the largest rate of a big product here). `fast_products`: whether rows could be multiplied
+    together without an error bound for each. `disturbed`: rounds in which something else had the processor.
+    `seconds`: how long tuning took.
     """
 
     machine: Mapping[str, Any]
@@ -73,6 +76,7 @@ class Plan:
     peak_gflops: float
     disturbed: int = 0
     seconds: float = 0.0
+    fast_products: bool = False
     format: str = field(default=FORMAT)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,6 +114,7 @@ class Plan:
         """A plan from plain data. Raises BadInput where it is none."""
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise BadInput(f"{name}: it is no plan; expected the format {FORMAT!r}")
+        data = {"fast_products": False, **data}  # plans of earlier versions do not say
         _check(data, _KEYS, name)
         _check(data["choice"], _CHOICE, f"{name}: choice")
         strings = data["choice"]["layers"]

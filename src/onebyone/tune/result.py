@@ -64,7 +64,7 @@ def tables(plan: Plan) -> list[Table]:
             reasons.setdefault(str(c.get("refused")), []).append(str(c.get("name")))
     refused: Rows = [(reason, _few(names)) for reason, names in reasons.items()]
     return [
-        (["candidate", "ms", "spread", "runs", "× eager", "rounding ratio", ""], _shown(rows)),
+        (["candidate", "ms", "spread", "runs", "× eager", "rounding ratio", "worst row", ""], _shown(rows)),
         (["not chosen, because", "candidates"], refused),
         (
             ["layers", "×", "shape", "GMAC", "forms (ms, one call)", "chosen", "GFLOP/s", "of peak"],
@@ -99,14 +99,14 @@ def _timed(candidate: Mapping[str, Any]) -> bool:
 def _candidate_row(c: Mapping[str, Any], eager: float | None, choice: Mapping[str, Any]) -> tuple[str, ...]:
     chosen = c.get("name") == choice.get("name")
     faster = f"{eager / c['median_ms']:.2f}" if eager else ""
-    ratio = c.get("rounding_ratio")
+    ratios = [c.get("rounding_ratio"), c.get("row_ratio")]
     return (
         str(c.get("name")),
         milliseconds(c["median_ms"]),
         milliseconds(c.get("spread_ms")),
         str(c.get("runs")),
         faster,
-        f"{ratio:.3g}" if isinstance(ratio, int | float) else "–",
+        *(f"{r:.3g}" if isinstance(r, int | float) else "–" for r in ratios),
         "chosen" if chosen else "",
     )
 
@@ -161,6 +161,11 @@ def remarks(plan: Plan) -> list[str]:
     searched = sum("#" in str(c.get("name")) for c in plan.candidates)
     if searched > _SEARCHED:
         said.append(f"{searched} assignments of forms to single layers were tried; the plan lists them all")
+    if plan.fast_products:
+        said.append(
+            "fast products: rows may be multiplied together without an error bound for each; beside much larger rows "
+            "small ones lose digits, and an infinity or NaN reaches other rows"
+        )
     if plan.disturbed:
         said.append(
             f"something else had the processor in {plan.disturbed} rounds; they were measured again where time allowed"

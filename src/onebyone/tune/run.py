@@ -50,6 +50,7 @@ def tune(
     threads: int | None = None,
     device: str | torch.device | None = None,
     dynamic_batch: bool = False,
+    fast_products: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
@@ -69,7 +70,10 @@ def tune(
     threads: for all engines; None: as PyTorch is set. PyTorch's own number is put back afterwards.
     device: "cpu" or "cuda"; None: where the network is. A copy is made where that is elsewhere.
     dynamic_batch: the result must take any batch; else what is fastest may take the example's shapes only.
-    seed: of the order in which candidates run, and of the second input that they are judged on.
+    fast_products: allow the engine "onebyone" to multiply rows together without an error bound for each: beside rows
+        of much larger numbers small ones lose digits, and an infinity or NaN reaches other rows, of other samples too.
+        Candidates are then judged by the largest error of the whole output. A plan that is applied has its own setting.
+    seed: of the order in which candidates run, and of the further inputs that they are judged on.
     progress: called with (done, of) after every candidate.
     plan: a `Plan` or its file: applied without measuring.
     force: apply a plan that was made for something else.
@@ -96,7 +100,7 @@ def tune(
     before = torch.get_num_threads()
     with _threads(threads) as count, _settled(seed):
         subject = subject_of(model, example, device, dynamic_batch or _dynamic(plan))
-        setting = Setting(subject.device, count, subject.calling.free_batch)
+        setting = Setting(subject.device, count, subject.calling.free_batch, fast_products)
         if plan is not None:
             tuned = _apply(subject, setting, plan, force, seed)
             return replace(tuned, notes=(*tuned.notes, *_thread_note(tuned.plan, before)))
@@ -117,8 +121,7 @@ def _measure(
     seed: int,
     progress: Progress | None,
 ) -> Tuned:
-    judge = Judge(subject.network, subject.calling, seed, DTYPES[short[0]] if short else None)
-    workshop = Workshop(subject, judge, setting)
+    workshop = Workshop(subject, _judge(subject, setting, seed, short[0] if short else None), setting)
     peak = peak_gflops(clock, subject.device, PEAK * budget.seconds)
     groups = groups_of(subject.network, subject.calling)
     times = measure_groups(groups, clock, LAYERS * budget.seconds, short[0] if short else None)
@@ -131,7 +134,7 @@ def _measure(
     choose.run_wholes(contest, engines, forms, (None, *short), {WINOGRAD: gaining})
     choose.search_layers(contest, workshop, times, engines)
     ranked = contest.finals(choose.final_seconds(budget))
-    winner, proof = _proven(subject, contest, ranked, seed)
+    winner, proof = _proven(workshop, contest, ranked, seed)
     plan = _plan(subject, setting, contest, winner, times, peak, budget)
     assert winner.model is not None
     notes = [f"not verified: {u}" for u in proof.unverified] if proof else []
@@ -154,15 +157,26 @@ def inside(model: TunedModel, calling: Calling) -> list[str]:
     )
 
 
+def _judge(subject: Subject, setting: Setting, seed: int, dtype: str | None) -> Judge:
+    short = DTYPES[dtype] if dtype else None
+    return Judge(subject.network, subject.calling, seed, short, by_row=not setting.fast_products)
+
+
 def _proven(
-    subject: Subject, contest: choose.Contest, ranked: Sequence[Trial], seed: int
+    workshop: Workshop, contest: choose.Contest, ranked: Sequence[Trial], seed: int
 ) -> tuple[Trial, Verification | None]:
-    """The fastest whose form is proven to be the same function; those that are not are refused with the figures."""
-    for trial in ranked:
+    """The fastest that passes the judge again, on every input, several times and under load, and whose form is proven
+    to be the same function; those that do not are refused with the figures.
+    """
+    for found in ranked:
+        trial = found if found.name == BASELINE else workshop.checked(found)
+        contest.trials[trial.name] = trial
+        if trial.model is None:
+            continue
         assert trial.formed is not None
         if trial.candidate.form == "original":
             return trial, None  # the very network: its outputs under the engine have been compared
-        proof = prove(subject, trial.formed, seed)
+        proof = prove(workshop.subject, trial.formed, seed)
         if proof.equivalent:
             return trial, proof
         reason = "; ".join(proof.problems[:3])
@@ -206,6 +220,7 @@ def _plan(
         threads=setting.threads,
         device=str(subject.device),
         dynamic_batch=setting.dynamic_batch,
+        fast_products=setting.fast_products,
         candidates=tuple(t.to_dict() for t in contest.trials.values()),
         choice=choice,
         why=_why(contest.trials, winner),
@@ -298,10 +313,9 @@ def _apply(
             threads=setting.threads,
             libraries=tuple(dict.fromkeys(("torch", engine.library))),
         )
-    judge = Judge(
-        subject.network, subject.calling, seed, DTYPES[candidate.dtype] if candidate.dtype else None
-    )
-    trial = Workshop(subject, judge, setting).attempt(candidate)
+    setting = replace(setting, fast_products=given.fast_products)
+    judge = _judge(subject, setting, seed, candidate.dtype)
+    trial = Workshop(subject, judge, setting).attempt(candidate, thorough=True)
     if trial.model is None:
         if (trial.refused or "").startswith("not equivalent"):
             raise NotEquivalent(f"the plan's form {trial.name} is {trial.refused}")

@@ -17,7 +17,7 @@ from onebyone.records import first_line
 from onebyone.tune.calling import Call
 from onebyone.tune.clock import Timing
 from onebyone.tune.engines import Setting, engine_of
-from onebyone.tune.judge import Judge
+from onebyone.tune.judge import Check, Judge
 from onebyone.tune.layers import pattern_of
 from onebyone.tune.subject import Subject
 from onebyone.tune.tuned import TunedModel
@@ -62,6 +62,7 @@ class Trial:
     share: float | None = None
     """Its time ÷ that of the network as it is, both from one interleaved run."""
     ratio: float | None = None
+    row_ratio: float | None = None
     max_error: float | None = None
     refused: str | None = None
     build_seconds: float = 0.0
@@ -79,6 +80,7 @@ class Trial:
             "spread_ms": t.spread_ms if t else None,
             "runs": t.runs if t else 0,
             "rounding_ratio": self.ratio,
+            "row_ratio": self.row_ratio,
             "max_error": self.max_error,
             "build_seconds": round(self.build_seconds, 3),
             "refused": self.refused,
@@ -109,8 +111,8 @@ class Workshop:
     setting: Setting
     _formed: dict[tuple[Any, ...], Formed | str] = field(default_factory=dict)
 
-    def attempt(self, candidate: Candidate, name: str | None = None) -> Trial:
-        """Build a candidate and compare its outputs with the original's."""
+    def attempt(self, candidate: Candidate, name: str | None = None, thorough: bool = False) -> Trial:
+        """Build a candidate and compare its outputs with the original's, `thorough` as `Judge.check` says."""
         trial = Trial(candidate, name or candidate.name)
         start = time.perf_counter()
         try:
@@ -118,9 +120,9 @@ class Workshop:
         except Exception as error:  # whatever a library raises is its reason not to take the network
             return replace(trial, refused=why(error), build_seconds=time.perf_counter() - start)
         dtype = DTYPES[candidate.dtype] if candidate.dtype else None
-        check = self.judge.check(call, dtype)
         taken = time.perf_counter() - start
-        trial = replace(trial, ratio=check.ratio, max_error=check.max_error, build_seconds=taken)
+        check = self.judge.check(call, dtype, thorough)
+        trial = replace(_with_figures(trial, check), build_seconds=taken)
         if check.problem:
             return replace(trial, refused=f"not equivalent: {check.problem}")
         fixed = engine_of(candidate.engine).fixed or formed.fixed
@@ -128,6 +130,15 @@ class Workshop:
         model = TunedModel(formed.network, call, calling, fixed)
         # timed as the user will call it
         return replace(trial, model=model, run=partial(model, *calling.args, **calling.kwargs), formed=formed)
+
+    def checked(self, trial: Trial) -> Trial:
+        """A trial judged thoroughly, as what is chosen must be; refused where that finds a fault."""
+        assert trial.model is not None
+        dtype = DTYPES[trial.candidate.dtype] if trial.candidate.dtype else None
+        check = self.judge.check(trial.model, dtype, thorough=True)
+        if check.problem:
+            return replace(trial, model=None, run=None, refused=f"not equivalent: {check.problem}")
+        return _with_figures(trial, check)
 
     def built(self, candidate: Candidate) -> tuple[Formed, Call]:
         """The form and the callable of a candidate; raises whatever keeps it from being built."""
@@ -165,6 +176,10 @@ class Workshop:
         for module in network.modules():
             module.training = False
         return Formed(network, formed.proof, formed.fixed)
+
+
+def _with_figures(trial: Trial, check: Check) -> Trial:
+    return replace(trial, ratio=check.ratio, row_ratio=check.row_ratio, max_error=check.max_error)
 
 
 def why(error: BaseException) -> str:

@@ -24,6 +24,8 @@ class Setting:
     device: torch.device
     threads: int
     dynamic_batch: bool = False
+    fast_products: bool = False
+    """Rows may be multiplied together without an error bound for each (`onebyone.laws.scaling`)."""
 
 
 def serves(_: Setting) -> None:

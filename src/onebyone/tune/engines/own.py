@@ -43,10 +43,10 @@ _STEPS: dict[Any, Callable[[Planning, Any], None]] = {
 class Planner(Planning):
     """Reads an exported graph into steps. Raises UnservedError with the reason where it cannot."""
 
-    def plan(self, graph: fx.Graph) -> tuple[list[Step], Map]:
+    def plan(self, graph: fx.Graph, fast_products: bool = False) -> tuple[list[Step], Map]:
         """The steps as they are run, and the map that is the answer."""
         steps, answer = self.read(graph)
-        return finished(steps, answer), answer
+        return finished(steps, answer, fast_products), answer
 
     def read(self, graph: fx.Graph) -> tuple[list[Step], Map]:
         """The steps with their weights as they are, and the map that is the answer."""
@@ -206,7 +206,7 @@ def _build(network: torch.nn.Module, calling: Calling, setting: Setting) -> Call
         warnings.simplefilter("ignore")
         module: Any = exported.program.module()
     planner = Planner(module)
-    steps, answer = planner.plan(module.graph)
+    steps, answer = planner.plan(module.graph, setting.fast_products)
     program = Program(steps, answer, setting.threads)
     (leaf,) = leaves(next(n for n in module.graph.nodes if n.op == "output").args)
     shape, rows = tuple(leaf.meta["val"].shape), planner.image.meta["val"].dim() == 3
