@@ -21,11 +21,15 @@ def geomean(values: Sequence[float]) -> float | None:
 
 def best(result: Result, names: Sequence[str], ratio: str) -> float | None:
     """The smallest ratio (peer's time ÷ ours) among peers: that of the fastest of them."""
-    return min((result["peers"][n][ratio] for n in names if n in result["peers"]), default=None)
+    peers = (result["peers"][n] for n in names if n in result["peers"])
+    return min((p[ratio] for p in peers if ratio in p), default=None)
 
 
 def means(results: Sequence[Result]) -> dict[str, float | None]:
-    """The peer's time ÷ ours, over the networks. `*_torch_only`: ours with PyTorch alone."""
+    """The peer's time ÷ ours, over the networks. `*_torch_only`: ours with PyTorch alone.
+
+    `*_fast_products`: ours with `fast_products=True`, over the networks on which that makes a difference.
+    """
 
     def over(names: Sequence[str], ratio: str) -> float | None:
         found = [best(r, names or list(r["peers"]), ratio) for r in results]
@@ -38,6 +42,8 @@ def means(results: Sequence[Result]) -> dict[str, float | None]:
         "onnxruntime": over(["onnxruntime"], "ratio_all"),
         "openvino": over(["openvino"], "ratio_all"),
         "best_peer": over([], "ratio_all"),
+        "eager_fast_products": over(["eager"], "ratio_fast"),
+        "best_peer_fast_products": over([], "ratio_fast"),
         "eager_torch_only": over(["eager"], "ratio_torch"),
         "compile_torch_only": over(COMPILE, "ratio_torch"),
         "onnxruntime_torch_only": over(["onnxruntime"], "ratio_torch"),
@@ -49,7 +55,9 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
     """A row a network: what was chosen, its time, its rounding ratio, its share of peak, and the peers' ratios."""
     out = []
     for r in results:
-        for key, label in (("all", "any engine"), ("torch", "PyTorch alone")):
+        for key, label in (("all", "any engine"), ("torch", "PyTorch alone"), ("fast", "fast products")):
+            if key not in r["ours"]:
+                continue
             ours = r["ours"][key]
             ratio = ours["rounding_ratio"]
             cells = [
