@@ -58,6 +58,18 @@ def test_geometric_means() -> None:
 def test_rows_fit_their_heads() -> None:
     found = rows(TWO)
     assert {len(r) for r in found} == {len(HEAD)}
+
+
+def test_fast_products_stand_beside_where_they_were_measured() -> None:
+    assert means(TWO)["eager_fast_products"] is None
+    fast = result("a", eager=4.0, openvino=2.0)
+    fast["ours"]["fast"] = fast["ours"]["all"] | {"rounding_ratio": None}
+    for peer in fast["peers"].values():
+        peer["ratio_fast"] = 1.5 * peer["ratio_all"]
+    found = means([fast, TWO[1]])
+    assert found["eager_fast_products"] == pytest.approx(6.0)
+    assert found["best_peer_fast_products"] == pytest.approx(3.0)
+    assert [r[1].split(":")[0] for r in rows([fast])] == ["any engine", "PyTorch alone", "fast products"]
     assert found[1][-len(PEER_COLUMNS) :] == ["2.00", "–", "1.50", "1.00", "0.50", "–"]
 
 

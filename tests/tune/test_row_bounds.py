@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -202,10 +203,51 @@ def test_rows_scaled_where_they_are_read() -> None:
         assert torch.equal(found.isnan(), right.isnan())
 
 
-def test_samples_of_a_batch_do_not_reach_each_other() -> None:
+class Mapped(nn.Module):
+    """Convolutions by tiles, depthwise and strided, squeeze-and-excitation, a mean, a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.tiles = nn.Conv2d(3, 64, 4, 4), nn.Conv2d(64, 64, 3, padding=1)
+        self.deep, self.down = nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Conv2d(64, 256, 2, 2)
+        self.project, self.head = nn.Conv2d(256, 256, 1), nn.Linear(256, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 64, 64) to (N, 32)."""
+        x = self.deep(self.tiles(self.stem(x)).relu())
+        x = self.down(F.max_pool2d(x, 3, 1, 1))
+        out: Tensor = self.head(self.project(x * x.mean((2, 3), keepdim=True).sigmoid()).mean((2, 3)))
+        return out
+
+
+class Attending(nn.Module):
+    """Norms, attention of four heads and two layers on tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(128), nn.Linear(128, 384), nn.Linear(128, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 49, 128) to the same."""
+        q, k, v = self.qkv(self.norm(x)).view(*x.shape[:2], 3, 4, 32).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out: Tensor = x + self.out(y)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("made", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)), (4, 49, 256)),
+        (Mapped, (4, 3, 64, 64)),
+        (Attending, (4, 49, 128)),
+    ],
+)
+def test_samples_of_a_batch_do_not_reach_each_other(
+    made: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)).eval()
-    x = torch.randn(4, 49, 256)
+    network, x = made().eval(), torch.randn(shape)
     call = build(network.requires_grad_(False), x)
     before, right = call(x), copy.deepcopy(network).double()(x.double())
     for value in (255.0, 1e6, torch.inf, torch.nan):

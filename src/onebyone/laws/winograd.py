@@ -15,8 +15,10 @@ is exact in float32, pairs ±p share their sums, and its errors are less than ha
 
     |ŷ - y| ≤ γ·|Aᵀ|·Σ_c(|G|·|w_c|·|Gᵀ| ⊙ |Bᵀ|·|d_c|·|B|)·|A|,   γ = (C + s)·u / (1 - (C + s)·u)
 
-with s roundings besides the sum over C channels. What one place holds reaches its whole tile: an infinity or NaN
-spreads to the m × m outputs beside it, not to r × r.
+with s roundings besides the sum over C channels. The bound of an output holds what its own tile of n × n places holds,
+and nothing else: samples and tiles are apart, so that each sample keeps a bound of its own. Within a tile it is one for
+all m × m outputs: a place that is much larger than the others costs all of them digits, an infinity or NaN spreads to
+all of them, where the direct convolution has it in r × r.
 
 Source: Winograd, "Arithmetic Complexity of Computations", 1980; Lavin and Gray, "Fast Algorithms for Convolutional
 Neural Networks", CVPR 2016, §4; Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution
