@@ -35,6 +35,10 @@ def means(results: Sequence[Result]) -> dict[str, float | None]:
         found = [best(r, names or list(r["peers"]), ratio) for r in results]
         return geomean([f for f in found if f is not None])
 
+    fast = {
+        "eager_fast_products": over(["eager"], "ratio_fast"),
+        "best_peer_fast_products": over([], "ratio_fast"),
+    }
     return {
         "eager": over(["eager"], "ratio_all"),
         "eager_channels_last": over(["eager_channels_last"], "ratio_all"),
@@ -42,12 +46,11 @@ def means(results: Sequence[Result]) -> dict[str, float | None]:
         "onnxruntime": over(["onnxruntime"], "ratio_all"),
         "openvino": over(["openvino"], "ratio_all"),
         "best_peer": over([], "ratio_all"),
-        "eager_fast_products": over(["eager"], "ratio_fast"),
-        "best_peer_fast_products": over([], "ratio_fast"),
         "eager_torch_only": over(["eager"], "ratio_torch"),
         "compile_torch_only": over(COMPILE, "ratio_torch"),
         "onnxruntime_torch_only": over(["onnxruntime"], "ratio_torch"),
         "openvino_torch_only": over(["openvino"], "ratio_torch"),
+        **{name: mean for name, mean in fast.items() if mean is not None},
     }
 
 

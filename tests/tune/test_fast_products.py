@@ -53,6 +53,7 @@ def test_rows_are_kept_apart_unless_asked_otherwise(tmp_path: Path) -> None:
     assert asked.plan.to_dict()["fast_products"] is True
 
 
+@pytest.mark.usefixtures("ample")
 def test_the_judge_refuses_products_that_spoil_rows() -> None:
     """The engine without its guards, which the option alone may choose."""
     net, x = network(), torch.randn(1, 196, 256)
