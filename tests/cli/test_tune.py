@@ -30,6 +30,15 @@ def test_json_and_applying_it(run: Run, folder: Path) -> None:
     assert again.json["choice"] == done.json["choice"]
 
 
+def test_fast_products_are_off_unless_asked_for_and_stated(run: Run, folder: Path) -> None:
+    assert run("tune", ":plain", *QUICK, "--json").json["fast_products"] is False
+    done = run("tune", ":plain", *QUICK, "--fast-products", "-o", "plan.json")
+    assert done.code == 0, done.err
+    assert "without an error bound for each" in " ".join(done.out.split())
+    again = run("tune", ":plain", "--shape", "1,3,16,16", "--plan", "plan.json", "--json")
+    assert again.json["fast_products"] is True
+
+
 def test_a_plan_of_something_else(run: Run, folder: Path) -> None:
     assert run("tune", ":plain", *QUICK, "-o", "plan.json").code == 0
     plan = json.loads((folder / "plan.json").read_text())
