@@ -55,11 +55,22 @@ def laid_out(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     """
     if not channels_last:
         return x.contiguous()
-    last = torch.empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=x.dtype, device="meta").stride()
-    strides = (last[0], 1, *last[1:-1])
+    strides = strides_of(tuple(x.shape), channels_last)
     if x.stride() == strides:
         return x
     return torch.empty_strided(tuple(x.shape), strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def strides_of(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """The strides of a (N, C, H, W) tensor (or of other spatial axes) in a memory order.
+
+    >>> strides_of((2, 3, 5, 7), True), strides_of((2, 3, 5, 7), False)
+    ((105, 1, 21, 3), (105, 35, 7, 1))
+    """
+    if not channels_last:
+        return tuple(torch.empty(shape, device="meta").stride())
+    last = torch.empty((shape[0], *shape[2:], shape[1]), device="meta").stride()
+    return (last[0], 1, *last[1:-1])
 
 
 def output_of(result: Any, output: int | str) -> torch.Tensor:

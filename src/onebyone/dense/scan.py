@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol
@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from onebyone.dense.feed import Feed, made_ahead, reads_ahead
 from onebyone.dense.plan import PerAxis, Plan, Tile, plan_scan, tile_for
-from onebyone.dense.preprocess import Pixels, load_image, warn_of_raw_pixels
+from onebyone.dense.preprocess import load_image, warn_of_raw_pixels
 from onebyone.dense.run import (
     Progress,
     chosen_output,
@@ -145,10 +146,12 @@ def scan(
     if channels_last is None:
         channels_last = on_cpu and prod(plan.tile) >= 64 * prod(plan.shifts)
     model = place_on(d.model, device)
-    runner = _Runner(model, device, pixels, labels, channels_last, output)
+    runner = _Runner(model, device, channels_last, output)
+    ahead = reads_ahead(device)
+    feed = Feed(pixels, labels, channels_last, buffers=2 if ahead else 1)
     start = time.perf_counter()
     with evaluating(model), torch.inference_mode(), telling(progress, len(plan), "scanning") as tell:
-        scores = _run(plan, runner, batch, tell)
+        scores = _run(plan, runner, made_ahead(feed, _batches(plan, batch), ahead), tell)
     return ScoreMap(
         scores=scores,
         geometry=plan.geometry,
@@ -172,33 +175,35 @@ class _Runner:
 
     model: nn.Module
     device: torch.device
-    pixels: Pixels
-    labels: Labels
     channels_last: bool
     output: int | str
 
-    def __call__(self, tiles: list[Tile]) -> torch.Tensor:
-        """The network's places for the tiles, (tiles, classes, H', W')."""
-        parts = [self.pixels.read([span.slice for span in tile.read], self.labels) for tile in tiles]
-        inputs = torch.cat(parts).to(self.device, floating_dtype(self.model))
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The network's places for a batch of tiles, (tiles, classes, H', W')."""
+        inputs = inputs.to(self.device, floating_dtype(self.model))
         return output_of(self.model(laid_out(inputs, self.channels_last)), self.output)
 
 
-def _run(plan: Plan, runner: _Runner, batch: int, tell: Callable[[int], None]) -> NDArray[np.float32]:
-    scores: NDArray[np.float32] | None = None
+def _run(
+    plan: Plan,
+    runner: _Runner,
+    batches: Iterable[tuple[list[Tile], torch.Tensor]],
+    tell: Callable[[int], None],
+) -> NDArray[np.float32]:
+    scores: torch.Tensor | None = None
     done = 0
-    for tiles in _batches(plan, batch):
-        result = runner(tiles)
+    for tiles, inputs in batches:
+        result = runner(inputs)
         _check_places(result, plan, tiles[0])
-        values = result.float().cpu().numpy()
         if scores is None:
-            scores = np.empty((values.shape[1], *plan.positions), dtype=np.float32)
-        for t, value in zip(tiles, values, strict=True):
-            scores[:, *(s.slice for s in t.write)] = value[:, *(s.slice for s in t.keep)]
+            scores = torch.empty((result.shape[1], *plan.positions))
+        for t, value in zip(tiles, result.cpu(), strict=True):
+            kept = value[(slice(None), *(s.slice for s in t.keep))]
+            scores[(slice(None), *(s.slice for s in t.write))] = kept
         done += len(tiles)
         tell(done)
     assert scores is not None  # a plan has at least one tile
-    return scores
+    return scores.numpy()
 
 
 def _batches(plan: Plan, batch: int) -> Iterator[list[Tile]]:
