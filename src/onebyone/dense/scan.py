@@ -190,20 +190,20 @@ def _run(
     batches: Iterable[tuple[list[Tile], torch.Tensor]],
     tell: Callable[[int], None],
 ) -> NDArray[np.float32]:
-    scores: torch.Tensor | None = None
+    scores: NDArray[np.float32] | None = None
     done = 0
     for tiles, inputs in batches:
         result = runner(inputs)
         _check_places(result, plan, tiles[0])
+        values = result.float().cpu().numpy()
         if scores is None:
-            scores = torch.empty((result.shape[1], *plan.positions))
-        for t, value in zip(tiles, result.cpu(), strict=True):
-            kept = value[(slice(None), *(s.slice for s in t.keep))]
-            scores[(slice(None), *(s.slice for s in t.write))] = kept
+            scores = np.empty((values.shape[1], *plan.positions), dtype=np.float32)
+        for t, value in zip(tiles, values, strict=True):
+            scores[:, *(s.slice for s in t.write)] = value[:, *(s.slice for s in t.keep)]
         done += len(tiles)
         tell(done)
     assert scores is not None  # a plan has at least one tile
-    return scores.numpy()
+    return scores
 
 
 def _batches(plan: Plan, batch: int) -> Iterator[list[Tile]]:
