@@ -32,7 +32,18 @@ def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None)
     """
     # (O, C, 1, 1) in channels-last order, so that the convolution reads x as it lies
     kernel = weight[:, None, None, :].permute(0, 3, 1, 2)
+    if _is_channels_first(x):
+        # The gradient shall lie as x does: otherwise a batch norm before this layer, in eval mode and on one image,
+        # is given a gradient in another memory format than its input, which PyTorch misreads.
+        kernel = weight[:, :, None, None]
     return on_tokens(lambda image: F.conv2d(image, kernel, bias), x, weight.shape[0])
+
+
+def _is_channels_first(x: Tensor) -> bool:
+    """Whether tokens (N, …, C) that a gradient will flow to lie channel by channel, as an image does."""
+    if x.is_nested or torch.compiler.is_exporting() or x.dim() < 3:
+        return False
+    return x.requires_grad and not x.is_contiguous() and x.movedim(-1, 1).is_contiguous()
 
 
 def on_tokens(convolve: Callable[[Tensor], Tensor], x: Tensor, out: int) -> Tensor:

@@ -15,7 +15,17 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from onebyone.pytorch.graph.counting import operator_name
-from onebyone.pytorch.graph.orders import UNIT, Frame, Order, frame_steps, natural_frame, order_of
+from onebyone.pytorch.graph.orders import (
+    UNIT,
+    Frame,
+    Order,
+    channels_last,
+    channels_last_axes,
+    frame_steps,
+    image_axes,
+    natural_frame,
+    order_of,
+)
 from onebyone.pytorch.graph.plan import Plan
 from onebyone.pytorch.graph.products import CHANNEL, image_frame
 from onebyone.pytorch.graph.rules import Relabel, Rule, axes_of, shape, tensor
@@ -219,12 +229,34 @@ class Builder:
         """
         have, new = next(iter(self._versions[value].items()))
         bare, order = order_of(have), order_of(frame)
+        if order_of(channels_last(frame)) == bare:
+            # The units of an image are put on while it still lies place by place: after the permute, their strides
+            # would leave open which memory format it has, and PyTorch's batch norm reads such an image in one format
+            # and its gradient in the other.
+            new = self._reframed(new, have, channels_last(frame))
+            return self._place_by_place(new, list(image_axes(len(frame))))
         if sorted(have) == sorted(frame):  # units travel along
             places = {a: [i for i, other in enumerate(have) if other == a] for a in set(have)}
-            return self.call(aten.permute.default, (new, [places[a].pop(0) for a in frame]))
+            return self._place_by_place(new, [places[a].pop(0) for a in frame])
         new = self._reframed(new, have, bare)
-        new = self.call(aten.permute.default, (new, [bare.index(a) for a in order]))
+        new = self._place_by_place(new, [bare.index(a) for a in order])
         return self._reframed(new, order, frame)
+
+    def _place_by_place(self, new: Node, permutation: list[int]) -> Node:
+        """A permute; where it takes an image to channels-last order and follows a squeeze, with the squeeze after it.
+
+        In the backward pass the units come back in the order in which the gradient lies, for the reason given above.
+        """
+        if new.target is aten.squeeze.dims:
+            source, units = new.args
+            assert isinstance(source, Node)
+            assert isinstance(units, list | tuple)
+            axes = channels_last_axes(source.meta["val"].dim())
+            kept = [a for a in range(len(axes)) if a not in units]
+            if [a for a in axes if a not in units] == [kept[p] for p in permutation]:
+                moved = self.call(aten.permute.default, (source, list(axes)))
+                return self.call(aten.squeeze.dims, (moved, sorted(axes.index(a) for a in units)))
+        return self.call(aten.permute.default, (new, permutation))
 
 
 def _root_meta(graph: Graph) -> dict[str, Any]:

@@ -94,6 +94,33 @@ def frame_steps(have: Frame, want: Frame) -> tuple[tuple[int, ...], tuple[int, .
     return tuple(squeeze), tuple(unsqueeze)
 
 
+def channels_last(frame: Frame) -> Frame:
+    """The order in which an image (N, C, *spatial) in channels-last memory lies.
+
+    >>> channels_last((0, 1, 2, UNIT))
+    (0, 2, -1, 1)
+    """
+    return tuple(frame[a] for a in channels_last_axes(len(frame)))
+
+
+def channels_last_axes(rank: int) -> tuple[int, ...]:
+    """The permutation from (N, C, *spatial) to (N, *spatial, C).
+
+    >>> channels_last_axes(4)
+    (0, 2, 3, 1)
+    """
+    return (0, *range(2, rank), 1) if rank > 1 else tuple(range(rank))
+
+
+def image_axes(rank: int) -> tuple[int, ...]:
+    """The inverse permutation.
+
+    >>> image_axes(4)
+    (0, 3, 1, 2)
+    """
+    return (0, rank - 1, *range(1, rank - 1)) if rank > 1 else tuple(range(rank))
+
+
 def _gaps(frame: Frame) -> list[int]:
     """How many units stand before each axis, and after the last."""
     gaps = [0]
