@@ -111,3 +111,22 @@ def test_notes_are_single_sentences_and_nothing_is_printed(
             assert "Traceback" not in said
             assert "traceback" not in said
     assert capfd.readouterr().err == ""
+
+
+class Noisy(nn.Module):
+    """Adds noise of its own to what a 1×1 convolution gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y + torch.randn_like(y)
+
+
+def test_noise_that_follows_the_memory_layout_is_said() -> None:
+    net, x = Noisy().eval(), torch.randn(2, 3, 4, 5)
+    found = verify(net, onebyone.convert(net, to="linear"), x)
+    assert any("one seed can give other numbers after a conversion" in note for note in found.unverified)
