@@ -44,7 +44,7 @@ def with_modules(program: ExportedProgram) -> fx.GraphModule:
         layer = _layer(module, node)
         if layer is None:
             continue
-        path = str(node.args[1].target).rpartition(".")[0]
+        path = _source(node.args[1]).rpartition(".")[0]
         held = taken.get(path)
         name = f"{path or 'layer'}.{number}".replace("..", ".") if _is_used(held) or not path else path
         module.add_submodule(name, layer)
@@ -94,10 +94,27 @@ def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
 
 
 def _tensor(module: fx.GraphModule, node: Any) -> Tensor | None:
-    """The tensor behind a `get_attr` node."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
+    """The tensor behind a `get_attr` node, or what operators make of such tensors alone: a view of a weight, say."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op == "call_function" and node.all_input_nodes:
+        made = {n: _tensor(module, n) for n in node.all_input_nodes}
+        if any(value is None for value in made.values()):
+            return None
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), made.__getitem__)
+        with torch.no_grad():
+            result = cast(Any, node.target)(*args, **kwargs)
+        return result if isinstance(result, Tensor) else None
+    if node.op != "get_attr":
         return None
     held: Any = module
     for step in str(node.target).split("."):
         held = getattr(held, step)
     return held if isinstance(held, Tensor) else None
+
+
+def _source(node: Any) -> str:
+    """The name of the tensor that a value is made of; of several, the first."""
+    while node.op != "get_attr":
+        node = node.all_input_nodes[0]
+    return str(node.target)

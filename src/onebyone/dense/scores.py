@@ -195,7 +195,10 @@ def _why(error: Exception) -> str:
     """What an archive lacks; NumPy's own words where they are not advice to load what may hold code."""
     if "pickle" in str(error):
         return "it holds Python objects, which are not loaded"
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    if not isinstance(error, KeyError):
+        return str(error)
+    missing = str(error.args[0]).removesuffix(" is not a file in the archive") if error.args else "such entry"
+    return f"it has no {missing!r}"
 
 
 def _kind_of(meta: dict[str, Any]) -> ScoreKind | None:

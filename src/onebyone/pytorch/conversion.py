@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onebyone.errors import BadInput
 from onebyone.files import atomic_path, write_text
-from onebyone.pytorch.exporting import export_program
+from onebyone.pytorch.exporting import export_any_batch
 from onebyone.pytorch.layers import with_plain_weight
 from onebyone.pytorch.state import Entry, StateDict, to_converted, to_original
 from onebyone.records import Change, Readable, Refusal, html_result, html_table, table
@@ -138,7 +138,8 @@ class Conversion(Readable):
 
         `.safetensors`: the state dict of `model`, with the report in the file's metadata and, for people,
         beside it as `.json`. `.pt2`: the program exported with `example` (the input, a tuple of
-        positional arguments, a dict of keyword arguments, or a pair of both), in eval mode, the report inside it.
+        positional arguments, a dict of keyword arguments, or a pair of both) for any batch size
+        where the network allows that, in eval mode, the report inside it.
 
         Raises:
             BadInput: another suffix, a folder that cannot be written, state that the format cannot hold,
@@ -162,7 +163,7 @@ class Conversion(Readable):
     def _export(self, example: Any) -> torch.export.ExportedProgram:
         if example is None:
             raise BadInput("saving a .pt2 needs an example input: save(path, example=x)")
-        return export_program(self.model, example)
+        return export_any_batch(self.model, example)
 
 
 def _storable(model: nn.Module) -> dict[str, Tensor]:

@@ -114,6 +114,11 @@ def _note(path: str | os.PathLike[str], text: str) -> Mapping[str, Any]:
         note = json.loads(text)
     except ValueError as error:
         raise BadInput(f"{os.fspath(path)}: its {NOTE} is not JSON") from error
+    if isinstance(note, dict) and note.get("onebyone") == "conversion":
+        raise BadInput(
+            f"{os.fspath(path)}: is a converted network that takes inputs of one size, not a dense one; "
+            "give its window, or make it dense with `onebyone convolutionalize -o`"
+        )
     if not isinstance(note, dict) or note.get("version") != _VERSION:
         raise BadInput(f"{os.fspath(path)}: its {NOTE} is of another version than {_VERSION}")
     return note

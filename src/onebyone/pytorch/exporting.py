@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import linecache
 import logging
 import traceback
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram, _trace
+from torch.export import Dim, ExportedProgram, _trace
 from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput
@@ -74,6 +75,37 @@ def export_program(model: nn.Module, example: Any) -> ExportedProgram:
             return torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             raise BadInput(_why_not_exported(model, args, kwargs, error)) from error
+
+
+def export_any_batch(model: nn.Module, example: Any) -> ExportedProgram:
+    """As `export_program`, for a batch of any size where the network's own operators allow it.
+
+    The batch is the first axis of every input tensor, where they share its size. The program keeps the example.
+
+    >>> program = export_any_batch(nn.Linear(3, 2), torch.ones(1, 3))
+    >>> [tuple(program.module()(torch.ones(n, 3)).shape) for n in (1, 5)]
+    [(1, 2), (5, 2)]
+    """
+    args, kwargs = arguments(example)
+    batches = {leaf.shape[:1] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+    if len(batches) != 1 or not all(batches):
+        return export_program(model, example)
+    # torch.export takes a batch of one for a special case: two stand for any
+    several = pytree.tree_map(lambda v: torch.cat([v, v]) if isinstance(v, Tensor) else v, (args, kwargs))
+    free = pytree.tree_map(lambda v: {0: Dim.AUTO} if isinstance(v, Tensor) else None, several)
+    try:
+        signature = inspect.signature(model.forward)
+        shapes = dict(signature.bind(*free[0], **free[1]).arguments)
+        with evaluating(model), quiet():
+            program = torch.export.export(model, *several, dynamic_shapes=shapes, strict=False)
+    except Exception:  # whatever the network does with its batch: the example's own size always stands
+        return export_program(model, example)
+    given = set(program.graph_signature.user_inputs)
+    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in given]
+    if any(isinstance(v, Tensor) and isinstance(v.shape[0], int) for v in inputs):
+        return export_program(model, example)
+    program.example_inputs = (args, kwargs)
+    return program
 
 
 def _why_not_exported(

@@ -143,14 +143,16 @@ def _fits(program: ExportedProgram, window: Sequence[int], channels: int) -> Exp
         raise BadInput(f"window {tuple(window)}: the program was exported for an input of shape {shape}")
     if fixed == [BATCH, channels, *window]:
         return program
-    example = torch.zeros(BATCH, channels, *window)
+    example = torch.zeros(BATCH, channels, *window, dtype=_user_input(program).meta["val"].dtype)
     try:
         with quiet():
-            return torch.export.export(program.module(), (example,), strict=False)
+            module = program.module(check_guards=False)
+            module._forward_pre_hooks.clear()  # they hold inputs to the example's batch, which most graphs need not
+            return torch.export.export(module, (example,), strict=False)
     except Exception as error:
         raise BadInput(
-            f"model: the program was exported for an input of shape {shape}, and does not run on a batch of {BATCH}; "
-            "export it with a free batch dimension"
+            f"model: the program was exported for an input of shape {shape}, and its graph does not run on a batch of "
+            f"{BATCH}; export it with a free batch dimension, or give the network that it was exported from"
         ) from error
 
 

@@ -1,0 +1,104 @@
+"""The command line reads what it wrote: each verb on a converted program, at each level, gives the network's numbers
+or the one true reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import onebyone
+from onebyone.pytorch.program_file import load_program
+from tests.cli.conftest import NETWORKS, run_command
+
+LEVELS = ("layers", "native", "graph")
+PLAIN = f"{NETWORKS}:plain"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`LEVEL.pt2` at each level, and `image.npy`, made by the commands."""
+    folder = tmp_path_factory.mktemp("converted")
+    np.save(folder / "image.npy", np.random.default_rng(0).random((30, 41, 3)).astype(np.float32))
+    for level in LEVELS:
+        written = folder / f"{level}.pt2"
+        made = run_command("convert", ":plain", "--level", level, "--shape", "1,3,16,16", "-o", written)
+        assert made.code == 0, made.err
+    return folder
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_converted_back_and_verified(converted, tmp_path, level):
+    program = converted / f"{level}.pt2"
+    made = run_command("convert", program, "--to", "linear", "-o", tmp_path / "back.pt2")
+    assert made.code == 0, made.err
+    for file, to in ((program, "linear"), (tmp_path / "back.pt2", "conv")):
+        proof = run_command("verify", file, "--to", to, "--json")
+        assert proof.code == 0, proof.err
+        assert proof.json["equivalent"]
+    net, x = (
+        onebyone.opening.network_of(PLAIN),
+        torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)),
+    )
+    back = load_program(tmp_path / "back.pt2").program.module()(x)
+    assert (back - net(x)).abs().max() <= 1e-5 * net(x).abs().max()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_made_dense_and_scanned(converted, tmp_path, level):
+    """The scores are those of the network itself, window by window."""
+    image = np.load(converted / "image.npy")
+    dense = tmp_path / "dense.pt2"
+    made = run_command("convolutionalize", converted / f"{level}.pt2", "--window", 16, "-o", dense)
+    assert made.code == 0, made.err
+    for words in ((dense,), (converted / f"{level}.pt2",)):
+        window = ("--window", 16) if words != (dense,) else ()
+        out = tmp_path / "scores.npz"
+        found = run_command("scan", *words, converted / "image.npy", *window, "-o", out)
+        assert found.code == 0, found.err
+        scores = np.load(out)["scores"]
+        net = onebyone.opening.network_of(PLAIN)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        for i, j in ((0, 0), (3, 5), (scores.shape[1] - 1, scores.shape[2] - 1)):
+            crop = pixels[None, :, 2 * i : 2 * i + 16, 2 * j : 2 * j + 16]
+            right = net(crop)[0].detach().numpy()
+            assert np.abs(scores[:, i, j] - right).max() <= 1e-5 * np.abs(right).max()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_compared_tuned_and_drawn(converted, tmp_path, level):
+    program = converted / f"{level}.pt2"
+    for words in (
+        ("compare", program, "--budget", 1, "--rows", "S1"),
+        ("tune", program, "--budget", 0.5, "--engines", "eager"),
+        ("draw", program, "-o", tmp_path / "pictures", "--figures", "F1,strip"),
+    ):
+        answer = run_command(*words, "--json")
+        assert answer.code == 0, (words, answer.err)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("verb", ["scan", "detect"])
+def test_what_takes_something_else_gives_the_one_true_reason(converted, level, verb):
+    program = converted / f"{level}.pt2"
+    words = ("scan", program, converted / "image.npy") if verb == "scan" else ("detect", program)
+    answer = run_command(*words)
+    assert answer.code == 2
+    said = " ".join(answer.err.split())
+    if verb == "scan":
+        assert (
+            "is a converted network that takes inputs of one size, not a dense one; give its window" in said
+        )
+    else:
+        assert "is not a score map: it has no 'meta'; expected the .npz that `scan` writes" in said
+
+
+def test_a_saved_conversion_takes_any_batch_where_the_network_does(converted):
+    net = onebyone.opening.network_of(PLAIN)
+    for level in ("layers", "native"):
+        module = load_program(converted / f"{level}.pt2").program.module()
+        for n in (1, 2, 5):
+            x = torch.randn(n, 3, 16, 16)
+            assert (module(x) - net(x)).abs().max() <= 1e-5 * net(x).abs().max()
