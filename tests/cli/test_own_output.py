@@ -26,6 +26,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         written = folder / f"{level}.pt2"
         made = run_command("convert", ":plain", "--level", level, "--shape", "1,3,16,16", "-o", written)
         assert made.code == 0, made.err
+    made = run_command(
+        "convert", ":plain", "--level", "graph", "--shape", "2,3,16,16", "-o", folder / "graph2.pt2"
+    )
+    assert made.code == 0, made.err
     return folder
 
 
@@ -46,7 +50,7 @@ def test_converted_back_and_verified(converted, tmp_path, level):
     assert (back - net(x)).abs().max() <= 1e-5 * net(x).abs().max()
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["layers", "native", "graph2"])
 def test_made_dense_and_scanned(converted, tmp_path, level):
     """The scores are those of the network itself, window by window."""
     image = np.load(converted / "image.npy")
@@ -93,6 +97,18 @@ def test_what_takes_something_else_gives_the_one_true_reason(converted, level, v
         )
     else:
         assert "is not a score map: it has no 'meta'; expected the .npz that `scan` writes" in said
+
+
+def test_a_graph_of_one_sample_is_refused_for_its_batch(converted):
+    """Its reshapes name the example's sizes, the batch among them."""
+    for words in (
+        ("convolutionalize", converted / "graph.pt2"),
+        ("scan", converted / "graph.pt2", converted / "image.npy"),
+    ):
+        answer = run_command(*words, "--window", 16)
+        assert answer.code == 2
+        said = " ".join(answer.err.split())
+        assert "its graph does not run on a batch of 2; export it with a free batch dimension" in said
 
 
 def test_a_saved_conversion_takes_any_batch_where_the_network_does(converted):

@@ -60,6 +60,8 @@ def on_tokens(convolve: Callable[[Tensor], Tensor], x: Tensor, out: int) -> Tens
         places = x
     elif x.dim() == 3:
         places = x.unsqueeze(2)
+    elif x.dim() == 2 and torch.compiler.is_exporting():
+        places = x[:, None, None]  # one image a row: in a program the batch stays an axis of its own
     else:
         places = x.reshape(1, -1, 1, channels)
     y = convolve(places.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
