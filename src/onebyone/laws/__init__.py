@@ -6,6 +6,7 @@ Equal forms of one linear map
     flatten     flatten, linear = convolution without padding, for every start, axis order and index
     pooling     average pooling commutes with linear; a global pool is, on a larger map, a pool at stride 1
     strided     strided pointwise convolution = subsample, linear
+    patches     convolution whose kernel is its stride = rearrange the pixels, linear
     grouped     grouped pointwise convolution = batched product
     winograd    k×k convolution at stride 1 = linear layers on transformed tiles, a quarter of the products for 3×3
     strassen    linear = 7 products of half its rows, inputs and outputs, not 8; and each of them the same way again
