@@ -146,7 +146,7 @@ def scan(
     if channels_last is None:
         channels_last = on_cpu and prod(plan.tile) >= 64 * prod(plan.shifts)
     model = place_on(d.model, device)
-    runner = _Runner(model, device, channels_last, output)
+    runner = _Runner(model, device, floating_dtype(model), channels_last, output)
     ahead = reads_ahead(device)
     feed = Feed(pixels, labels, channels_last, buffers=2 if ahead else 1)
     start = time.perf_counter()
@@ -175,12 +175,13 @@ class _Runner:
 
     model: nn.Module
     device: torch.device
+    dtype: torch.dtype
     channels_last: bool
     output: int | str
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """The network's places for a batch of tiles, (tiles, classes, H', W')."""
-        inputs = inputs.to(self.device, floating_dtype(self.model))
+        inputs = inputs.to(self.device, self.dtype)
         return output_of(self.model(laid_out(inputs, self.channels_last)), self.output)
 
 
