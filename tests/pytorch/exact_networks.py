@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.pytorch.anysize import Apply, Residual, lenet
+from tests.pytorch.exact_operators import OPERATORS
 
 
 def shuffle(x: torch.Tensor) -> torch.Tensor:
@@ -363,3 +364,5 @@ EXACT = {
         3,
     ),
 }
+
+EXACT.update(OPERATORS)

@@ -73,7 +73,9 @@ REFUSED = {
         "interpolation",
     ),
     "transposed convolution": (body(nn.ConvTranspose2d(4, 4, 2, 2)), "1", "aten.conv_transpose2d", "phases"),
-    "sorting": (body(Apply(lambda x: x.sort(1).values)), "1", "aten.sort", "no rule"),
+    "spectra": (body(Apply(lambda x: torch.fft.fft2(x).abs())), "1", "aten.fft_fft2", "no rule"),
+    "sorting the batch": (body(Apply(lambda x: x.sort(0).values)), "1", "aten.sort", "batch"),
+    "mean over the batch": (body(Apply(lambda x: x - x.mean())), "1", "aten.mean", "mixes its samples"),
     "global context": (body(Squeeze(4)), "1", "aten.mul", "choose context="),
     "batch statistics": (
         nn.Sequential(
@@ -94,6 +96,36 @@ REFUSED = {
         "3",
         "aten.flip",
         "rearranged",
+    ),
+    "channels by an index that depends on the image": (
+        body(Apply(lambda x: x.gather(1, x.argsort(1)))),
+        "1",
+        "aten.gather",
+        "an index that depends on the image",
+    ),
+    "attention by einsum": (
+        body(Apply(lambda x: torch.einsum("bci,bcj->bij", x.flatten(2), x.flatten(2)).unsqueeze(1).mean(3))),
+        "1",
+        "aten.einsum",
+        "attention",
+    ),
+    "a product over the batch": (
+        body(Apply(lambda x: torch.einsum("nchw,nm->mchw", x, torch.eye(2, dtype=x.dtype)))),
+        "1",
+        "aten.einsum",
+        "the batch axis",
+    ),
+    "places mixed by a matrix": (
+        body(Apply(lambda x: (x.flatten(2) @ x.new_ones(36, 36).triu()).unflatten(2, (6, 6)))),
+        "1",
+        "aten.matmul",
+        "places are mixed channel by channel",
+    ),
+    "zeros that lie among the places": (
+        body(Apply(lambda x: torch.cat([x, torch.zeros_like(x[:, :, :1])], 2)), nn.Conv2d(4, 4, 3)),
+        "2",
+        "aten.conv2d",
+        "places",
     ),
     "a pool over channels and places": (
         body(Apply(lambda x: F.avg_pool3d(x, 3, 1, 1))),

@@ -150,6 +150,56 @@ def as_stencil(index: Integers, grid: Grid) -> Stencil | str:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Rows of features in `count` groups, each a stencil on one common grid of places.
+
+    `gather` puts the features of all groups side by side as channels, group by group; `lead` gives each row's place
+    in `(count, *nominal)`, flattened.
+    """
+
+    gather: Gather
+    count: int
+    lead: Integers
+
+    def out_index(self, features: int) -> Integers:
+        """The index of rows of new features, shape `(*lead, features)`, into `(count · features, *nominal)`."""
+        places = int(np.prod(self.gather.nominal))
+        group, place = np.divmod(self.lead[..., None], places)
+        return np.asarray((group * features + np.arange(features, dtype=np.int64)) * places + place)
+
+
+def as_groups(index: Integers, grid: Grid) -> Groups | str:
+    """Read an index of shape `(*lead, F)` as stencils, one for each choice of channels, or say why it is none.
+
+    Rows of one group differ only in where they lie. Groups must lie alike: as many places, as far apart.
+    """
+    if not index.size:
+        return "a value without elements"
+    rows = index.reshape(-1, index.shape[-1])
+    channel, _ = decode(rows, grid)
+    _, first, member = np.unique(channel, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))[member.reshape(-1)]  # groups in the order in which they occur
+    stencils: list[Stencil] = []
+    lead = np.empty(len(rows), dtype=np.int64)
+    for group in range(len(first)):
+        stencil = as_stencil(rows[order == group], grid)
+        if isinstance(stencil, str):
+            return stencil
+        if stencils and (stencil.nominal, stencil.step) != (stencils[0].nominal, stencils[0].step):
+            return "groups of channels lie differently in the map"
+        stencils.append(stencil)
+        lead[order == group] = group * int(np.prod(stencil.nominal)) + stencil.lead
+    plans = [s.gather() for s in stencils]
+    gather = Gather(
+        np.concatenate([p.channels for p in plans]),
+        np.concatenate([p.starts for p in plans], axis=1),
+        plans[0].steps,
+        plans[0].nominal,
+    )
+    return Groups(gather, len(stencils), lead.reshape(index.shape[:-1]))
+
+
+@dataclass(frozen=True)
 class Window:
     """A reduction over a full rectangle of places, channel by channel: a pool of `kernel` places at stride 1.
 

@@ -178,9 +178,9 @@ def image_max(source: Array, axes: int) -> Array:
     return source.amax(tuple(range(2, 2 + axes)), keepdim=True)
 
 
-def channel_norm(source: Array) -> Array:
-    """The root of the sum of squares over the channels of each place."""
-    return (source * source).sum(1, keepdim=True).sqrt()
+def norm(source: Array, axis: int) -> Array:
+    """The root of the sum of squares along an axis."""
+    return (source * source).sum(axis).sqrt()
 
 
 def channel_standard(

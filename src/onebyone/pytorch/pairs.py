@@ -44,9 +44,8 @@ def make_pair(
         shapes["bias"] = bias.shape
     if value.affine is not None:
         shapes["scale"] = shapes["shift"] = value.shape
-    source = node.args[1] if "addmm" in str(node.target) else node.args[0]
-    assert isinstance(source, fx.Node)
-    way = _way(walk, source, value)
+    source = next((n for n in node.all_input_nodes if walk.values[n] is value), None)
+    way = _Way((), torch.from_numpy(value.indices())) if source is None else _way(walk, source, value)
     pointwise = all(k == 1 for k in stencil.kernel)
     return Pair(
         path=module_path(node),

@@ -51,14 +51,16 @@ def refusing(reason: str, *operators: Any) -> None:
 
 def elementwise(*operators: Any) -> None:
     """Register operators that act on each element by itself, with no constants but numbers."""
-    from onebyone.pytorch.rules_pointwise import unary  # the rules import the registry
+    from onebyone.pytorch.rules_pointwise import each_element  # the rules import the registry
 
-    register(*operators)(unary)
+    register(*operators)(each_element)
 
 
 def rule_for(operator: Any) -> Rule | None:
-    """The rule for an operator, or None."""
+    """The rule for an operator, or None. What PyTorch itself marks as element-wise needs no rule of its own."""
     _load()
+    if operator not in _RULES and torch.Tag.pointwise in getattr(operator, "tags", ()):
+        elementwise(operator)
     return _RULES.get(operator)
 
 
@@ -68,7 +70,12 @@ def _overloads(operator: Any) -> list[Any]:
     return [operator]
 
 
+_FILES = (
+    "across", "context", "contract", "filled", "linear", "maps", "pointwise", "reduce", "resize", "select", "shape",
+)  # fmt: skip
+
+
 def _load() -> None:
     """Import the built-in rules, once."""
-    for name in ("context", "linear", "maps", "pointwise", "reduce", "resize", "shape"):
+    for name in _FILES:
         import_module(f"onebyone.pytorch.rules_{name}")

@@ -27,16 +27,9 @@ ATTENTION = "two values that depend on the image are multiplied as matrices (att
 def linear(walk: Walk, node: fx.Node) -> Lifted:
     """`y = x Wᵀ + b` over the last axis."""
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    return product(walk, node, node.args[0], walk.value(node.args[1]), walk.value(bias), transposed=False)
-
-
-@register(aten.matmul.default, aten.mm.default, aten.bmm.default)
-def matmul(walk: Walk, node: fx.Node) -> Lifted:
-    """`y = x W` with a constant matrix on the right."""
-    weight = walk.value(node.args[1])
-    if isinstance(walk.value(node.args[0]), Const):
-        raise Cannot("a constant matrix on the left mixes places or the batch")
-    return product(walk, node, node.args[0], weight, None, transposed=True)
+    return product(
+        walk, node, walk.value(node.args[0]), walk.value(node.args[1]), walk.value(bias), transposed=False
+    )
 
 
 @register(aten.addmm.default)
@@ -45,18 +38,20 @@ def addmm(walk: Walk, node: fx.Node) -> Lifted:
     if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
         raise Cannot("alpha or beta is not 1")
     return product(
-        walk, node, node.args[1], walk.value(node.args[2]), walk.value(node.args[0]), transposed=True
+        walk,
+        node,
+        walk.value(node.args[1]),
+        walk.value(node.args[2]),
+        walk.value(node.args[0]),
+        transposed=True,
     )
 
 
-refusing(
-    ATTENTION, aten.scaled_dot_product_attention, aten.baddbmm, aten.einsum, aten._native_multi_head_attention
-)
+refusing(ATTENTION, aten.scaled_dot_product_attention, aten.baddbmm, aten._native_multi_head_attention)
 
 
-def product(walk: Walk, node: fx.Node, source: Any, weight: Any, bias: Any, *, transposed: bool) -> Lifted:
+def product(walk: Walk, node: fx.Node, value: Any, weight: Any, bias: Any, *, transposed: bool) -> Lifted:
     """A linear layer over the last axis of a lifted value."""
-    value = walk.value(source)
     if not isinstance(weight, Const):
         raise Cannot(ATTENTION)
     if not isinstance(value, Lifted):

@@ -15,7 +15,7 @@ from onebyone.laws.geometry import Sliding
 from onebyone.lifting.index import as_stencil
 from onebyone.pytorch.rules import register
 from onebyone.pytorch.rules_place import at_each_place
-from onebyone.pytorch.rules_shape import with_index
+from onebyone.pytorch.rules_shape import joined, with_index
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of
 from onebyone.pytorch.window_pools import pooled
 
@@ -111,12 +111,34 @@ def _slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channel
 
 def _slides_over_places(walk: Walk, node: fx.Node) -> bool:
     """Whether a pool runs over the image's axes; one that runs over others is taken on values of one place alone."""
-    own = next(int(c) for c in str(node.target).partition("pool")[2] if c.isdigit())
-    if own == walk.axes:
-        return True
-    if max(walk.lifted(node.args[0]).grid.nominal) > 1:
-        raise Cannot(f"a pool over {own} axes of an image with {walk.axes}")
-    return False
+    return _pooled_axes(node) == walk.axes
+
+
+def _pooled_axes(node: fx.Node) -> int:
+    return next(int(c) for c in str(node.target).partition("pool")[2] if c.isdigit())
+
+
+def _over_other_axes(walk: Walk, node: fx.Node, name: str) -> Lifted:
+    """A pool over other axes than the image's (over channels, for one), as a reduction of windows of the index."""
+    from onebyone.pytorch.rules_reduce import reduced  # which reads its arguments as the rules here do
+
+    value = walk.lifted(node.args[0])
+    if max(value.grid.nominal) == 1:
+        return at_each_place(walk, node)
+    a = arguments(node)
+    own = _pooled_axes(node)
+    kernel = _per_axis(a["kernel_size"], own)
+    stride = _per_axis(a["stride"] or kernel, own)
+    plain = not any(_per_axis(a["padding"], own)) and not a["ceil_mode"] and not a.get("divisor_override")
+    if not plain or set(_per_axis(a.get("dilation", 1), own)) != {1}:
+        raise Cannot(f"a padded or dilated pool over {own} axes of an image with {walk.axes}")
+    index = value.indices()
+    axes = tuple(range(index.ndim - own, index.ndim))
+    windows = np.lib.stride_tricks.sliding_window_view(index, kernel, axes)
+    steps = [slice(None)] * (index.ndim - own) + [slice(None, None, s) for s in stride]
+    windows = np.ascontiguousarray(windows[tuple(steps)])
+    last = list(range(windows.ndim - own, windows.ndim))
+    return reduced(walk, node, with_index(value, windows), last, False, name)
 
 
 @register(
@@ -129,7 +151,7 @@ def _slides_over_places(walk: Walk, node: fx.Node) -> bool:
 def max_pool(walk: Walk, node: fx.Node) -> Any:
     """The same maximum on a map of any size."""
     if not _slides_over_places(walk, node):
-        return at_each_place(walk, node)
+        return _over_other_axes(walk, node, "amax")
     value = walk.as_map(walk.lifted(node.args[0]))
     ops = _pool(walk, node)
     if _whole_map(value, ops):
@@ -188,7 +210,7 @@ def _whole_map(value: Lifted, ops: list[Sliding]) -> bool:
 def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
     """The same mean on a map of any size."""
     if not _slides_over_places(walk, node):
-        return at_each_place(walk, node)
+        return _over_other_axes(walk, node, "mean")
     value = walk.as_map(walk.lifted(node.args[0]))
     ops = _pool(walk, node)
     a = arguments(node)
@@ -211,20 +233,43 @@ def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
 
 @register(aten.pad, aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d)
 def pad(walk: Walk, node: fx.Node) -> Lifted:
-    """Padding by fixed amounts; negative amounts crop."""
+    """Padding by fixed amounts; negative amounts crop. Of channels, it is a constant beside them."""
     amounts = [int(p) for p in node.args[1]]  # type: ignore[union-attr, arg-type]
     value = _cropped(walk.lifted(node.args[0]), amounts)
     grow = [max(0, p) for p in amounts]
-    if not any(grow):
+    pairs = [(grow[2 * i], grow[2 * i + 1]) for i in range(len(grow) // 2)][::-1]
+    pairs = [(0, 0)] * (len(value.shape) - len(pairs)) + pairs  # one for each axis of the value
+    if len(pairs) > len(value.shape):
+        raise Cannot("padding of the batch")
+    a = arguments(node)
+    try:
+        places = set(range(1, walk.axes + 1)) if walk.as_map(value) else set()
+    except Cannot:
+        places = set()
+    for axis, (before, after) in enumerate(pairs):
+        if axis not in places and (before or after):
+            if a.get("mode", "constant") != "constant" or "on_pad" in str(node.target):
+                raise Cannot("channels are padded by other channels")
+            value = _with_constants(walk, node, value, axis, (before, after), a.get("value") or 0)
+    pairs = [pair for axis, pair in enumerate(pairs) if axis in places]
+    if not any(map(any, pairs)):
         return value
     value = walk.as_map(value)
-    pairs = [(grow[2 * i], grow[2 * i + 1]) for i in range(len(grow) // 2)][::-1]
-    if any(p != (0, 0) for p in pairs[: -walk.axes]):
-        raise Cannot("padding of channels or of the batch")
-    pairs = [(0, 0)] * (walk.axes - len(pairs)) + pairs[-walk.axes :]
     grid = _slide(walk, node, value, [Sliding(1, 1, 1, before, after) for before, after in pairs])
-    handle = walk.call(node.target, value.handle, grow, *node.args[2:], **node.kwargs)  # type: ignore[arg-type]
+    sides = [side for pair in reversed(pairs) for side in pair]
+    handle = walk.call(node.target, value.handle, sides, *node.args[2:], **node.kwargs)  # type: ignore[arg-type]
     return Lifted(handle, grid, None, value.pooled)
+
+
+def _with_constants(
+    walk: Walk, node: fx.Node, value: Lifted, axis: int, amounts: tuple[int, int], number: Any
+) -> Lifted:
+    """The value with constants before and after it along one of its axes."""
+    from onebyone.pytorch.rules_filled import filled  # which reads its arguments as the rules here do
+
+    dtype = node.meta["val"].dtype
+    before, after = (filled(number, dtype, value, axis, n) if n else None for n in amounts)
+    return joined(walk, [v for v in (before, value, after) if v is not None], axis + 1)
 
 
 def _cropped(value: Lifted, amounts: list[int]) -> Lifted:

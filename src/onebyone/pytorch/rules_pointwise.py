@@ -17,38 +17,54 @@ from onebyone.pytorch.rules import register
 from onebyone.pytorch.rules_context import in_context
 from onebyone.pytorch.rules_shape import with_index
 from onebyone.pytorch.trace import module_path
-from onebyone.pytorch.walk import BY_POSITION, Cannot, Const, Lifted, Walk, functional, handle_of
+from onebyone.pytorch.walk import BY_POSITION, Cannot, Const, Lifted, Walk, functional, handle_of, op_name
 
 aten = torch.ops.aten
 
-UNARY = (
-    aten.relu, aten.relu_, aten.relu6, aten.relu6_, aten.leaky_relu, aten.leaky_relu_, aten.elu, aten.elu_, aten.selu,
-    aten.selu_, aten.celu, aten.celu_, aten.gelu, aten.gelu_, aten.silu, aten.silu_, aten.mish, aten.mish_,
-    aten.hardswish, aten.hardswish_, aten.hardsigmoid, aten.hardsigmoid_, aten.hardtanh, aten.hardtanh_, aten.sigmoid,
-    aten.sigmoid_, aten.tanh, aten.tanh_, aten.softplus, aten.log_sigmoid, aten.hardshrink, aten.softshrink, aten.clamp,
-    aten.clamp_, aten.clamp_min, aten.clamp_min_, aten.clamp_max, aten.abs, aten.neg, aten.exp, aten.log, aten.sqrt,
-    aten.rsqrt, aten.reciprocal, aten.square, aten.sign, aten.floor, aten.round, aten.erf, aten.sin,
-    aten.cos, aten.log1p,
-    aten._to_copy, aten.to, aten.type_as, aten.threshold, aten.threshold_, aten.nan_to_num, aten.expm1,
-)  # fmt: skip
-
-BINARY = (
-    aten.add, aten.add_, aten.sub, aten.sub_, aten.mul, aten.mul_, aten.div, aten.div_, aten.maximum, aten.minimum,
-    aten.pow, aten.pow_, aten.rsub, aten.true_divide, aten.subtract, aten.multiply, aten.divide,
+#: Element-wise operators that do not bear PyTorch's own mark for them (`torch.Tag.pointwise`).
+UNMARKED = (
+    aten.relu6_, aten.gelu_, aten.mish_, aten.hardswish, aten.hardswish_, aten.log_sigmoid, aten.threshold_,
+    aten.rrelu_, aten._to_copy, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.fix, aten.isreal,
+    aten.rsub, aten.subtract, aten.multiply, aten.divide, aten.true_divide, aten.floor_divide, aten.negative,
+    aten.absolute, aten.greater, aten.greater_equal, aten.less, aten.less_equal, aten.not_equal, aten.arctan,
+    aten.arctan2, aten.arccos, aten.arcsin, aten.arcsinh, aten.arccosh, aten.arctanh, aten.special_expit,
+    aten.special_logit, aten.special_erf, aten.where, aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_,
+    aten.__and__, aten.__or__,
 )  # fmt: skip
 
 
-@register(*UNARY)
-def unary(walk: Walk, node: fx.Node) -> Lifted:
-    """The operator acts on the map as it is; the index stays."""
-    value = walk.lifted(node.args[0])
-    if any(isinstance(walk.value(a), (Const, Lifted)) for a in node.args[1:]):
-        raise Cannot("an argument that is a tensor")
-    handle = walk.call(functional(node.target), value.handle, *node.args[1:], **node.kwargs)
-    return replace(value, handle=handle)
+@register(*UNMARKED)
+def each_element(walk: Walk, node: fx.Node) -> Lifted:
+    """An operator on each element by itself: on one value, on a value and constants, on values that meet."""
+    if not isinstance(node.meta["val"], torch.Tensor):
+        raise Cannot("it gives no tensor of its operands' elements")
+    sources = node.all_input_nodes
+
+    def act(*handles: Any) -> Any:
+        by_node = dict(zip(sources, handles, strict=True))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: by_node[n])
+        return walk.call(functional(node.target), *args, **kwargs)
+
+    return combine(walk, node, [walk.value(source) for source in sources], act, _shape(node))
 
 
-@register(aten.dropout, aten.dropout_, aten.alpha_dropout, aten.feature_dropout)
+@register(aten.type_as, aten.to.other)
+def cast(walk: Walk, node: fx.Node) -> Lifted:
+    """The value in the type of another, whose shape does not matter."""
+    value, other = walk.lifted(node.args[0]), walk.value(node.args[1])
+    return replace(value, handle=walk.call(node.target, value.handle, other, *node.args[2:], **node.kwargs))  # type: ignore[arg-type]
+
+
+@register(
+    aten.dropout,
+    aten.dropout_,
+    aten.alpha_dropout,
+    aten.alpha_dropout_,
+    aten.feature_dropout,
+    aten.feature_dropout_,
+    aten.feature_alpha_dropout,
+    aten.feature_alpha_dropout_,
+)
 def dropout(walk: Walk, node: fx.Node) -> Lifted:
     """A dropout module of the same probability: nothing in eval mode, and dropout again in training."""
     value: Lifted = walk.value(node.args[0])
@@ -56,13 +72,14 @@ def dropout(walk: Walk, node: fx.Node) -> Lifted:
         value.affine is not None
     ):  # it would act before the scale and shift that wait for the next linear layer
         return value
-    kind = (
-        nn.Dropout2d
-        if "feature" in str(node.target)
-        else nn.AlphaDropout
-        if "alpha" in str(node.target)
-        else nn.Dropout
-    )
+    whole_channels = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)[walk.axes - 1]
+    kinds = {
+        "dropout": nn.Dropout,
+        "alpha_dropout": nn.AlphaDropout,
+        "feature_dropout": whole_channels,
+        "feature_alpha_dropout": nn.FeatureAlphaDropout,
+    }
+    kind = kinds[op_name(node.target).removeprefix("aten.").rstrip("_")]
     name = _free_name(walk, module_path(node), node)
     walk.modules[name] = kind(float(node.args[1]))  # type: ignore[arg-type]
     handle = walk.proxy(walk.graph.call_module(name, (value.handle.node,)))
@@ -76,17 +93,6 @@ def _free_name(walk: Walk, path: str, node: fx.Node) -> str:
     return f"{path}.{node.name}" if path else node.name
 
 
-@register(*BINARY)
-def binary(walk: Walk, node: fx.Node) -> Lifted:
-    """Two values that meet element by element, or one and a constant."""
-    target, extra, kwargs = functional(node.target), node.args[2:], node.kwargs
-
-    def act(a: Any, b: Any) -> Any:
-        return walk.call(target, a, b, *extra, **kwargs)
-
-    return combine(walk, node, walk.value(node.args[0]), walk.value(node.args[1]), act, _shape(node))
-
-
 @register(aten.glu.default)
 def glu(walk: Walk, node: fx.Node) -> Lifted:
     """One half times the sigmoid of the other."""
@@ -96,7 +102,7 @@ def glu(walk: Walk, node: fx.Node) -> Lifted:
         raise Cannot("halves of the batch")
     first, second = (walk.compact(with_index(value, i)) for i in np.split(value.indices(), 2, axis))
     gate = replace(second, handle=torch.sigmoid(second.handle))
-    return combine(walk, node, first, gate, lambda a, b: torch.mul(a, b), _shape(node))
+    return combine(walk, node, [first, gate], lambda a, b: torch.mul(a, b), _shape(node))
 
 
 @register(aten.addcmul.default, aten.addcdiv.default)
@@ -108,8 +114,8 @@ def addcmul(walk: Walk, node: fx.Node) -> Lifted:
     shape = _shape(node)
     if not isinstance(b, Lifted) and not isinstance(c, Lifted):
         raise Cannot("a product of constants, scaled")
-    part = combine(walk, node, b, c, lambda p, q: both(p, q), shape)
-    return combine(walk, node, a, part, lambda p, q: torch.add(p, q, alpha=factor), shape)
+    part = combine(walk, node, [b, c], lambda p, q: both(p, q), shape)
+    return combine(walk, node, [a, part], lambda p, q: torch.add(p, q, alpha=factor), shape)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
@@ -117,42 +123,85 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 
 def combine(
-    walk: Walk, node: fx.Node, a: Any, b: Any, act: Callable[[Any, Any], Any], shape: tuple[int, ...]
+    walk: Walk, node: fx.Node, operands: list[Any], act: Callable[..., Any], shape: tuple[int, ...]
 ) -> Lifted:
-    """Two operands, at least one of them lifted, element by element; the result has `shape`, by broadcasting."""
-    if any(isinstance(v, Lifted) and v.affine is not None for v in (a, b)):
+    """Operands, at least one of them lifted, element by element; the result has `shape`, by broadcasting."""
+    values = [v for v in operands if isinstance(v, Lifted)]
+    if any(v.affine is not None for v in values):
         raise Cannot(BY_POSITION)
-    if isinstance(a, Lifted) and isinstance(b, Lifted):
-        return _meet(walk, node, a, b, act, shape)
-    value, other, turned = (a, b, False) if isinstance(a, Lifted) else (b, a, True)
-    if isinstance(other, Const):
-        value, other = with_constant(walk, value, other, shape)
-    handle = act(other, value.handle) if turned else act(value.handle, other)
-    return replace(value, handle=handle)
+    if not values:
+        raise Cannot("constants alone")
+    anchor = _first_of_shape(values, shape)
+    if anchor.grid.image_wide and not all(v.grid.image_wide for v in values):
+        raise Cannot("a value of the whole image is spread over windows")
+    fields = [_ids(v, shape) if isinstance(v, Const) else None for v in operands]
+    alike = all(
+        v.grid.shape == anchor.grid.shape and v.shape == shape and _equal(v.index, anchor.index)
+        for v in values
+    )
+    if not alike or any(ids is not None and not _one_number(ids) for ids in fields):
+        laid = _anchor(walk, anchor, shape)
+        values = [laid if v is anchor else _laid_as(walk, node, v, laid, shape) for v in values]
+        anchor = laid
+    near = [i for i, v in enumerate(values) if v.grid.image_wide == anchor.grid.image_wide]
+    met, grid = walk.met(
+        [replace(values[i], grid=replace(values[i].grid, nominal=anchor.grid.nominal)) for i in near]
+    )
+    for i, value in zip(near, met, strict=True):
+        values[i] = value
+    handles = iter([v.handle for v in values])
+    given = [
+        next(handles) if ids is None else _constant(walk, v, ids, anchor)
+        for v, ids in zip(operands, fields, strict=True)
+    ]
+    pooled: frozenset[str] = frozenset().union(*(v.pooled for v in values))
+    return Lifted(act(*given), replace(grid, channels=anchor.grid.channels), anchor.index, pooled)
 
 
-def with_constant(walk: Walk, value: Lifted, constant: Const, shape: tuple[int, ...]) -> tuple[Lifted, Any]:
-    """The value laid out as a map of `shape`'s elements, and the constant as one number a channel of it."""
-    ids = _ids(constant.shape, shape)
-    if ids.size and (ids == ids.flat[0]).all() and value.shape == shape:
-        return value, emit.per_channel(handle_of(constant), ids.ravel()[:1], 0)
-    value = _anchor(walk, value, shape)
+def _first_of_shape(values: list[Lifted], shape: tuple[int, ...]) -> Lifted:
+    """The operand that the others are laid out like: one of the result's shape and of windows, where there is one."""
+    local = [v for v in values if not v.grid.image_wide]
+    for some in (local, values):
+        for value in some:
+            if value.shape == shape:
+                return value
+    return (local or values)[-1]
+
+
+def _one_number(ids: Integers) -> bool:
+    return bool(ids.size and (ids == ids.flat[0]).all())
+
+
+def _constant(walk: Walk, constant: Const, ids: Integers, anchor: Lifted) -> Any:
+    """The constant as one number for all, or as one a channel of the anchor's map."""
+    if not constant.shape:
+        return handle_of(constant)
+    if _one_number(ids):
+        return emit.per_channel(handle_of(constant), ids.ravel()[:1], 0)
+    return per_channel(walk, constant, ids, anchor)
+
+
+def per_channel(walk: Walk, constant: Const, ids: Integers, value: Lifted) -> Any:
+    """The constant's elements `ids`, of the value's shape, as one number a channel of the value's map."""
     laid = ids if value.index is None else in_layout_of(ids, value.index, value.grid)
     laid = laid.reshape(value.grid.channels, -1)
     if not (laid == laid[:, :1]).all():
         raise Cannot(
             "a constant that depends on the position is combined with the map (a position embedding, for one)"
         )
-    return value, emit.per_channel(handle_of(constant), laid[:, 0], walk.axes)
+    return emit.per_channel(handle_of(constant), laid[:, 0], walk.axes)
 
 
-def _ids(constant: tuple[int, ...], shape: tuple[int, ...]) -> Integers:
+def _ids(constant: Const, shape: tuple[int, ...]) -> Integers:
     """Which element of the constant meets each element of a value of `shape`."""
-    if len(constant) > len(shape):
-        if constant[0] != 1 or len(constant) != len(shape) + 1:
+    own = constant.shape
+    if constant.single is not None:
+        return np.zeros(shape, dtype=np.int64)
+    if len(own) > len(shape):
+        if own[0] != 1 or len(own) != len(shape) + 1:
             raise Cannot("a constant made for each sample of the batch (a position encoding, for one)")
-        constant = constant[1:]
-    numbers = np.arange(int(np.prod(constant)), dtype=np.int64).reshape(constant)
+        own = own[1:]
+    numbers = np.arange(int(np.prod(own)), dtype=np.int64).reshape(own)
     return np.asarray(np.broadcast_to(numbers, shape))
 
 
@@ -162,29 +211,6 @@ def _anchor(walk: Walk, value: Lifted, shape: tuple[int, ...]) -> Lifted:
         return value
     index = np.broadcast_to(value.indices(), shape)
     return walk.compact(replace(value, index=np.ascontiguousarray(index)))
-
-
-def _meet(
-    walk: Walk, node: fx.Node, a: Lifted, b: Lifted, act: Callable[[Any, Any], Any], shape: tuple[int, ...]
-) -> Lifted:
-    swapped = a.shape != shape or (b.shape == shape and a.grid.image_wide and not b.grid.image_wide)
-    anchor, other = (b, a) if swapped else (a, b)
-    if anchor.grid.image_wide and not other.grid.image_wide:
-        raise Cannot("a value of the whole image is spread over windows")
-    same = anchor.grid.shape == other.grid.shape and anchor.shape == other.shape == shape
-    if not (same and _equal(anchor.index, other.index)):
-        anchor = _anchor(walk, anchor, shape)
-        other = _laid_as(walk, node, other, anchor, shape)
-    if other.grid.image_wide and not anchor.grid.image_wide:
-        first, second, grid = anchor, other, anchor.grid
-    else:
-        wide = replace(other, grid=replace(other.grid, nominal=anchor.grid.nominal))
-        (first, second), grid = walk.met([anchor, wide])
-    pair = (second, first) if swapped else (first, second)
-    handle = act(pair[0].handle, pair[1].handle)
-    return Lifted(
-        handle, replace(grid, channels=anchor.grid.channels), anchor.index, first.pooled | second.pooled
-    )
 
 
 def _equal(a: Integers | None, b: Integers | None) -> bool:
@@ -214,8 +240,10 @@ def prelu(walk: Walk, node: fx.Node) -> Lifted:
     value, weight = walk.lifted(node.args[0]), walk.value(node.args[1])
     if not isinstance(weight, Const):
         raise Cannot("a slope that depends on the image")
-    if int(np.prod(weight.shape)) > 1:
-        length = (1,) * (len(value.shape) - 1)
-        weight = replace(weight, shape=(int(np.prod(weight.shape)), *length))
-    value, slope = with_constant(walk, value, weight, value.shape)
-    return replace(value, handle=torch.where(value.handle > 0, value.handle, value.handle * slope))
+    count = int(np.prod(weight.shape))
+    slopes = replace(weight, shape=(count, *(1,) * (len(value.shape) - 1)) if count > 1 else (1,))
+
+    def act(x: Any, slope: Any) -> Any:
+        return torch.where(x > 0, x, x * slope)
+
+    return combine(walk, node, [value, slopes], act, value.shape)

@@ -1,4 +1,4 @@
-"""Reductions: pools over the window, means and maxima over places or channels, softmax and layer normalisation."""
+"""Reductions: pools over the window, means and maxima over places or channels, layer normalisation."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from onebyone.lifting.grid import Integers
-from onebyone.lifting.index import Gather, as_gather, as_stencil, as_window, identity
+from onebyone.lifting.grid import Grid, Integers
+from onebyone.lifting.index import Gather, as_gather, as_window, decode, identity
 from onebyone.pytorch import emit
-from onebyone.pytorch.rules import refusing, register
+from onebyone.pytorch.rules import register
 from onebyone.pytorch.rules_maps import arguments
-from onebyone.pytorch.rules_place import at_each_place
 from onebyone.pytorch.rules_shape import with_index
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of, op_name
 from onebyone.pytorch.window_pools import pooled
@@ -23,35 +22,26 @@ from onebyone.pytorch.window_pools import pooled
 aten = torch.ops.aten
 
 
-@register(
-    aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.linalg_vector_norm.default
-)
+@register(aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
 def reduce(walk: Walk, node: fx.Node) -> Lifted:
     """A reduction over places is a windowed pool; over channels, a reduction of the map's channels."""
     a = arguments(node)
     value = walk.lifted(node.args[0])
     name = op_name(node.target).removeprefix("aten.")
-    if name == "linalg_vector_norm" and a["ord"] != 2:
-        raise Cannot(f"a norm of order {a['ord']}")
-    dims = _axes(a["dim"], len(value.shape))
-    try:
-        return _reduced(walk, node, value, dims, bool(a["keepdim"]), name)
-    except Cannot:
-        if max(value.grid.nominal) > 1:
-            raise
-    return at_each_place(walk, node)
+    return reduced(walk, node, value, value_axes(a["dim"], len(value.shape)), bool(a["keepdim"]), name)
 
 
-def _axes(dims: Any, rank: int) -> list[int]:
+def value_axes(dims: Any, rank: int) -> list[int]:
     """Reduced axes of the value without its batch; the batch itself may not be reduced."""
     listed = [dims] if isinstance(dims, int) else list(dims if dims is not None else range(rank + 1))
-    axes = [d % (rank + 1) for d in listed]
-    if 0 in axes or not axes:
+    axes = [d % (rank + 1) for d in listed or range(rank + 1)]
+    if 0 in axes:
         raise Cannot("a reduction over the batch")
     return sorted(d - 1 for d in axes)
 
 
-def _reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim: bool, name: str) -> Lifted:
+def reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim: bool, name: str) -> Lifted:
+    """The mean, sum, amax, amin or linalg_vector_norm of a value over some of its axes; over places a pool."""
     index = value.indices()
     kept = [d for d in range(index.ndim) if d not in dims]
     lead = tuple(index.shape[d] for d in kept)
@@ -63,58 +53,35 @@ def _reduced(walk: Walk, node: fx.Node, value: Lifted, dims: list[int], keepdim:
         return with_index(result, window.index.reshape(shape))
     plan = as_gather(index, value.grid) if value.index is not None else ""
     if not isinstance(plan, str) and not plan.broadcast:  # places taken in steps, or some of the channels
-        return _reduced(walk, node, walk.gathered(value, plan), dims, keepdim, name)
-    stencil = as_stencil(rows, value.grid)
-    if isinstance(stencil, str) or any(k != 1 for k in stencil.kernel):
-        for last in dims if len(dims) > 1 else ():
-            try:
-                part = _reduced(walk, node, value, [d for d in dims if d != last], True, name)
-                whole = _reduced(walk, node, part, [last], True, name)
-                return with_index(whole, whole.indices().reshape(shape))
-            except Cannot:
-                continue
-        if len(lead) != walk.axes + 1:  # then a part is a map where the value is one, its places kept as one
-            rows = rows.reshape(*(1 if d in dims else n for d, n in enumerate(index.shape)), -1)
-        return _over_parts(walk, value, rows, name, shape)
-    laid = walk.gathered(replace(value, index=identity(value.grid.shape)), stencil.gather())
-    handle = _over_channels(laid.handle, name)
-    grid = replace(laid.grid, channels=1)
-    return with_index(Lifted(handle, grid, None, value.pooled), stencil.lead.reshape(shape))
+        return reduced(walk, node, walk.gathered(value, plan), dims, keepdim, name)
+    parts = by_channel(rows, value.grid)
+    if parts is not None and min(parts.shape[-2:]) > 1:  # first over the places of each channel
+        each = reduced(walk, node, with_index(value, parts), [parts.ndim - 1], False, name)
+        return with_index(*_over_last(walk, each, name, shape))
+    return with_index(*_over_last(walk, with_index(value, rows), name, shape))
 
 
-def _over_parts(walk: Walk, value: Lifted, rows: Integers, name: str, shape: tuple[int, ...]) -> Lifted:
-    """A reduction over a few maps that are parts of one: element by element (split attention sums its branches so)."""
-    count = rows.shape[-1]
-    if count > _MOST_PARTS or name not in _PAIRWISE:
-        raise Cannot("a reduction over places and channels at once, or over parts of either")
-    parts = [walk.as_map(with_index(value, np.ascontiguousarray(rows[..., r]))) for r in range(count)]
-    maps, grid = walk.met(parts)
-    handle = maps[0].handle
-    for other in maps[1:]:
-        handle = _PAIRWISE[name](handle, other.handle)
-    handle = handle / count if name == "mean" else handle
-    return with_index(Lifted(handle, grid, None, value.pooled), identity(grid.shape).reshape(shape))
+def by_channel(rows: Integers, grid: Grid) -> Integers | None:
+    """Rows `(*lead, F)` to be reduced in any order, as `(*lead, channels, elements of each)`; None where a row has
+    not equally many elements of each of its channels."""
+    channel, _ = decode(rows, grid)
+    order = np.argsort(channel, axis=-1, kind="stable")
+    sorted_rows, found = np.take_along_axis(rows, order, -1), np.take_along_axis(channel, order, -1)
+    count = int(np.count_nonzero(np.diff(found.reshape(-1, rows.shape[-1])[0]))) + 1
+    if rows.shape[-1] % count:
+        return None
+    split = found.reshape(*rows.shape[:-1], count, -1)
+    even = (split == split[..., :1]).all() and (np.diff(split[..., 0]) != 0).all()
+    return sorted_rows.reshape(split.shape) if even else None
 
 
-_MOST_PARTS = 64
-_PAIRWISE: dict[str, Callable[[Any, Any], Any]] = {
-    "mean": torch.add,
-    "sum": torch.add,
-    "amax": torch.maximum,
-    "amin": torch.minimum,
-}
-
-
-def _over_channels(handle: fx.Proxy, name: str) -> Any:
-    operation: dict[str, Callable[..., Any]] = {
-        "mean": torch.mean,
-        "sum": torch.sum,
-        "amax": torch.amax,
-        "amin": torch.amin,
-    }
-    if name == "linalg_vector_norm":
-        return emit.channel_norm(handle)
-    return operation[name](handle, 1, keepdim=True)
+def _over_last(walk: Walk, value: Lifted, name: str, shape: tuple[int, ...]) -> tuple[Lifted, Integers]:
+    """A reduction over the value's last axis, its elements side by side as channels; and the result's index."""
+    laid, groups = walk.with_groups(value, (len(value.shape) - 1,))
+    handle = laid.handle.unflatten(1, (groups.count, -1))
+    handle = emit.norm(handle, 2) if "norm" in name else getattr(torch, name)(handle, 2)
+    grid = replace(laid.grid, channels=groups.count)
+    return Lifted(handle, grid, None, value.pooled), groups.lead.reshape(shape)
 
 
 @register(
@@ -180,21 +147,6 @@ def _uneven(walk: Walk, node: fx.Node, value: Lifted, bins: list[list[tuple[int,
     return with_index(Lifted(handle, whole, None, value.pooled), index.reshape(channels, *shape))
 
 
-@register(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
-def softmax(walk: Walk, node: fx.Node) -> Lifted:
-    """Over the channels of each place."""
-    value = walk.lifted(node.args[0])
-    (axis,) = _axes(node.args[1], len(value.shape))
-    try:
-        laid, restore = _rows(walk, value, (axis,))
-    except Cannot:
-        if max(value.grid.nominal) > 1:
-            raise
-        return at_each_place(walk, node)
-    function = torch.log_softmax if "log" in str(node.target) else torch.softmax
-    return restore(function(laid.handle, 1))
-
-
 @register(aten.layer_norm.default, aten.native_layer_norm.default, aten.rms_norm.default)
 def layer_norm(walk: Walk, node: fx.Node) -> Any:
     """Over the channels of each place, by means and variances along the channel axis."""
@@ -218,10 +170,3 @@ def _rows(walk: Walk, value: Lifted, axes: tuple[int, ...]) -> tuple[Lifted, Cal
         return with_index(replace(laid, handle=handle, index=None), index)
 
     return laid, restore
-
-
-refusing(
-    "statistics over the window's places (instance or group statistics)",
-    aten.std.correction, aten.var.correction, aten.std.dim, aten.var.dim, aten.var_mean.correction,
-    aten.std_mean.correction,
-)  # fmt: skip

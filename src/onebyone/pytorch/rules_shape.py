@@ -14,7 +14,7 @@ from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import batched, unbatched
 from onebyone.pytorch.rules import refusing, register
 from onebyone.pytorch.trace import BATCH
-from onebyone.pytorch.walk import Cannot, Lifted, Walk, functional
+from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, functional
 
 aten = torch.ops.aten
 
@@ -46,8 +46,10 @@ def move(walk: Walk, node: fx.Node) -> Any:
         other = walk.values.get(a) if isinstance(a, fx.Node) else None
         if other is None:
             return a
+        if isinstance(other, Const) and other.known is not None:
+            return other.known
         if not isinstance(other, Lifted):
-            raise Cannot("a shape that depends on a constant tensor")
+            raise Cannot("a shape or an index that depends on a constant tensor")
         return torch.empty(
             BATCH, *other.shape, dtype=torch.int64
         )  # view_as, expand_as: only the shape counts
@@ -109,7 +111,8 @@ def cat(walk: Walk, node: fx.Node) -> Lifted:
         channels = sum(m.grid.channels for m in maps)
         pooled: frozenset[str] = frozenset().union(*(v.pooled for v in values))
         return Lifted(handle, replace(grid, channels=channels), None, pooled)
-    return _joined(walk, values, lambda parts: torch.cat(parts, axis))
+    axis %= len(node.meta["val"].shape)
+    return joined(walk, _beside_first(values, axis - 1), axis)
 
 
 def _is_whole(value: Any, first: Any) -> bool:
@@ -129,6 +132,21 @@ def stack(walk: Walk, node: fx.Node) -> Lifted:
     values = walk.value(node.args[0])
     axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
     return _joined(walk, values, lambda parts: torch.stack(parts, axis))
+
+
+def joined(walk: Walk, values: list[Any], axis: int) -> Lifted:
+    """Values side by side along an axis, the batch counted."""
+    return _joined(walk, values, lambda parts: torch.cat(parts, axis))
+
+
+def _beside_first(values: list[Any], axis: int) -> list[Any]:
+    """The values to be joined, constants of one number made maps that lie as the first value of the image does."""
+    from onebyone.pytorch.rules_filled import beside  # which reads arguments as the rules of maps do
+
+    first = next((v for v in values if isinstance(v, Lifted)), None)
+    if first is None or axis < 0 or first.affine is not None:
+        return values
+    return [beside(v, first, axis) if isinstance(v, Const) else v for v in values]
 
 
 def _joined(walk: Walk, values: list[Any], join: Any) -> Lifted:

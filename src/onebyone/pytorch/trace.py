@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +30,15 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 @dataclass(frozen=True)
 class Traced:
     """An exported program, read: its graph, the name of the tensor behind each constant placeholder, and the
-    tensors."""
+    tensors. `fixed` names those that are part of the code (`torch.tensor([0, 2])` in a forward): no checkpoint
+    changes them."""
 
     graph: fx.Graph
     image: str
     names: dict[str, str]
     tensors: dict[str, torch.Tensor]
     program: ExportedProgram
+    fixed: frozenset[str] = frozenset()
 
 
 def require_plain_names(model: nn.Module) -> None:
@@ -52,7 +55,10 @@ def require_plain_names(model: nn.Module) -> None:
 
 
 def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: int) -> Traced:
-    """The network as a graph of aten operators, traced in eval mode on a batch of `BATCH` windows.
+    """The network as a graph of aten operators, traced on a batch of `BATCH` windows.
+
+    A network in training mode is traced in eval mode. One in eval mode is traced as it is, so that a part which
+    was left in training mode on purpose (dropout that samples, for one) is seen.
 
     Raises
     ------
@@ -66,7 +72,7 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
     dtype = reference.dtype if reference.is_floating_point() else torch.get_default_dtype()
     require_memory("window", window, (BATCH, channels, *window), dtype.itemsize)
     example = torch.zeros(BATCH, channels, *window, dtype=dtype, device=reference.device)
-    with evaluating(model), quiet():
+    with evaluating(model) if model.training else nullcontext(), quiet():
         try:
             program = torch.export.export(model, (example,), strict=False)
         except Exception as error:
@@ -80,18 +86,20 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
 
 def read(program: ExportedProgram) -> Traced:
     """The parts of an exported program that the walk needs."""
-    names, tensors, images = {}, {}, []
+    names, tensors, images, fixed = {}, {}, [], set()
     for spec in program.graph_signature.input_specs:
         name = getattr(spec.arg, "name", "")
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and spec.target:
             names[name] = spec.target
+            if spec.kind == InputKind.CONSTANT_TENSOR:
+                fixed.add(spec.target)
             held = program.state_dict.get(spec.target)
             tensors[spec.target] = held if held is not None else program.constants[spec.target]
         elif spec.kind == InputKind.USER_INPUT:
             images.append(name)
     if len(images) != 1:
         raise BadInput(f"model takes {len(images)} inputs; a network of one image was expected")
-    return Traced(program.graph, images[0], names, tensors, program)
+    return Traced(program.graph, images[0], names, tensors, program, frozenset(fixed))
 
 
 def channel_guesses(model: nn.Module | ExportedProgram, window: Sequence[int]) -> tuple[int, ...]:
@@ -218,6 +226,18 @@ def _mutates_what_is_read_later(graph: fx.Graph) -> bool:
 def is_inplace(target: Any) -> bool:
     """Whether an operator writes into its first argument (relu_, add_, …)."""
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the operator draws random numbers as it is called here: a dropout in eval mode does not."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    given.update({a.name: v for a, v in zip(target._schema.arguments, node.args, strict=False)})
+    given.update(node.kwargs)
+    switches = [given[name] for name in ("train", "training", "dropout_p", "dropout", "p") if name in given]
+    return all(switch is None or bool(switch) for switch in switches)
 
 
 def _aliases(node: fx.Node) -> bool:

@@ -19,15 +19,25 @@ import torch
 from torch import fx, nn
 
 from onebyone.lifting.grid import Grid, Integers
-from onebyone.lifting.index import Gather, as_gather, as_stencil, identity, is_bijection
+from onebyone.lifting.index import Gather, Groups, as_gather, as_groups, as_stencil, identity, is_bijection
 from onebyone.pytorch import emit
-from onebyone.pytorch.trace import Traced, is_inplace, module_path
+from onebyone.pytorch.constants import Const as Const
+from onebyone.pytorch.constants import Late, known_numbers
+from onebyone.pytorch.constants import handle_of as handle_of
+from onebyone.pytorch.trace import Traced, is_inplace, is_random, module_path
 from onebyone.records import Change, Refusal
 
 #: How many elements of one window may be unfolded into the channels of a map.
 MOST_CHANNELS = 65536
 #: Why only a linear layer may follow a batch norm on a flattened map.
 BY_POSITION = "constants that depend on the position in a flattened map are only taken in by a linear layer"
+
+
+#: Why dropout that is always on, noise and the like are refused.
+RANDOM = (
+    "random at every call, so no window has one answer (a dropout is: pass training=self.training to its function, "
+    "and call eval() on the network)"
+)
 
 
 class Cannot(Exception):
@@ -57,15 +67,6 @@ class Lifted:
     def shape(self) -> tuple[int, ...]:
         """The value's shape in one window, without the batch."""
         return self.grid.shape if self.index is None else self.index.shape
-
-
-@dataclass(frozen=True)
-class Const:
-    """A value that does not depend on the image: a parameter, or what is computed from parameters alone."""
-
-    handle: Any
-    shape: tuple[int, ...]
-    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,17 @@ class Walk:
             return Lifted(checked, Grid.image(self.channels, self.window))
         assert name is not None, "trace.read lets one input through"
         tensor = self.traced.tensors[name]
-        return Const(_Late(self, name), tuple(tensor.shape), name)
+        known = tensor.detach() if name in self.traced.fixed else None
+        return Const(Late(self, name), tuple(tensor.shape), name, known)
 
     def rule_of(self, node: fx.Node) -> Callable[[Walk, fx.Node], Any] | None:
         """The rule for a node's operator, or None."""
         return self.rules(node.target)
 
     def _call(self, node: fx.Node) -> Any:
+        if is_random(node) and node.users:
+            self.refuse(node, RANDOM)
+            return Poison()
         inputs = [self.values[n] for n in node.all_input_nodes]
         flat = [v for value in inputs for v in (value if isinstance(value, tuple) else (value,))]
         if any(isinstance(v, Poison) for v in flat):
@@ -176,7 +181,8 @@ class Walk:
         if isinstance(meta, (list, tuple)):
             parts = [self.graph.call_function(operator.getitem, (made, i)) for i in range(len(meta))]
             return tuple(Const(self.proxy(p), tuple(m.shape)) for p, m in zip(parts, meta, strict=True))
-        return Const(self.proxy(made), tuple(getattr(meta, "shape", ())))
+        known = known_numbers(node, functional(node.target), self.values)
+        return Const(self.proxy(made), tuple(getattr(meta, "shape", ())), None, known)
 
     # what rules use
 
@@ -244,6 +250,17 @@ class Walk:
         new = stencil.out_index(rows.shape[-1]).reshape(index.shape)
         return laid, np.ascontiguousarray(np.moveaxis(new, range(-len(axes), 0), axes))
 
+    def with_groups(self, value: Lifted, axes: tuple[int, ...]) -> tuple[Lifted, Groups]:
+        """The value on a map of `groups.count` × F channels: for each place, its F elements along `axes`, in order, a
+        group for each combination of channels that the other axes choose."""
+        index = np.moveaxis(value.indices(), axes, range(-len(axes), 0))
+        groups = as_groups(index.reshape(*index.shape[: -len(axes)], -1), value.grid)
+        if isinstance(groups, str):
+            raise Cannot(groups)
+        if len(groups.gather.channels) > MOST_CHANNELS:
+            raise Cannot(f"{len(groups.gather.channels)} elements of a window would each need a channel")
+        return self.gathered(replace(value, index=identity(value.grid.shape)), groups.gather), groups
+
     def compact(self, value: Lifted) -> Lifted:
         """The value on a map that holds each of its elements exactly once, in whichever layout that is."""
         if value.index is None or is_bijection(value.index, value.grid):
@@ -302,24 +319,6 @@ class Walk:
         text = f"{module_path(node) or node.name} ({op_name(node.target)}): {reason}"
         if text not in self.inexact:
             self.inexact.append(text)
-
-
-class _Late:
-    """A parameter's handle, made in the new graph when first used."""
-
-    def __init__(self, walk: Walk, name: str) -> None:
-        self.walk, self.name = walk, name
-        self.made: fx.Proxy | None = None
-
-    def get(self) -> fx.Proxy:
-        if self.made is None:
-            self.made = self.walk.proxy(self.walk.graph.get_attr(self.name))
-        return self.made
-
-
-def handle_of(const: Const) -> Any:
-    """The proxy of a constant."""
-    return const.handle.get() if isinstance(const.handle, _Late) else const.handle
 
 
 def _node(value: Any) -> Any:
