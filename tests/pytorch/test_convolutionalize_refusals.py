@@ -104,7 +104,16 @@ REFUSED = {
         "an index that depends on the image",
     ),
     "attention by einsum": (
-        body(Apply(lambda x: torch.einsum("bci,bcj->bij", x.flatten(2), x.flatten(2)).unsqueeze(1).mean(3))),
+        body(
+            Apply(
+                lambda x: (
+                    x
+                    + torch.einsum("bci,bcj->bij", x.flatten(2), x.flatten(2)).mean((1, 2))[
+                        :, None, None, None
+                    ]
+                )
+            )
+        ),
         "1",
         "aten.einsum",
         "attention",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onebyone.lifting.index import Groups
-from onebyone.pytorch import emit, rules_across, rules_filled
+from onebyone.pytorch import emit, rules_across, rules_filled, rules_maps
 from tests.pytorch.anysize import deviation
 from tests.pytorch.exact_networks import EXACT
 
@@ -39,7 +39,8 @@ def _other_constant(monkeypatch: pytest.MonkeyPatch) -> None:
 def _other_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zero channels that hold ones."""
     right = rules_filled.filled
-    monkeypatch.setattr(rules_filled, "filled", lambda number, *rest: right(number + 1, *rest))
+    for module in (rules_filled, rules_maps):
+        monkeypatch.setattr(module, "filled", lambda number, *rest: right(number + 1, *rest))
 
 
 def _other_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,8 +66,8 @@ def _other_axis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _other_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel whose features are in the opposite order."""
-    right = emit.kernel
-    monkeypatch.setattr(emit, "kernel", lambda weight, *rest: right(weight.flip(1), *rest))
+    right = emit.linear
+    monkeypatch.setattr(emit, "linear", lambda source, weight, *rest: right(source, weight.flip(1), *rest))
 
 
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], list[str]]] = {

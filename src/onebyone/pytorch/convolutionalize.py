@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,11 @@ from onebyone.laws.scores import ScoreKind, read_kind
 from onebyone.lifting.grid import PERIOD, Grid
 from onebyone.pytorch import emit
 from onebyone.pytorch.class_map import ClassMap, class_map
+from onebyone.pytorch.input_shapes import channel_guesses, hint, window_of
 from onebyone.pytorch.outputs import Output, names_of, outputs_of
 from onebyone.pytorch.rules import rule_for
 from onebyone.pytorch.structure import require_python
-from onebyone.pytorch.trace import Traced, channel_guesses, trace
+from onebyone.pytorch.trace import Traced, trace
 from onebyone.pytorch.walk import Cannot, Lifted, Pair, Poison, Walk
 from onebyone.records import Change, Labels, Readable, Refusal, by, html_result, html_table, table
 
@@ -42,7 +43,9 @@ class Convolutionalized(Readable):
     Its parameters are the original's own, under the same names: a checkpoint of either loads into the other,
     and training
     one trains both. `nominal` is the size the network was built for; the least image it takes is the geometry's
-    window, which is smaller with head="cam". `class_map` says what the map's means are there.
+    window, which is smaller with head="cam". `class_map` says what the map's means are there. `bare`
+    says that the network's own input has no channel axis, `(N, *window)`: then `model` takes `(N, *size)`, and
+    `(N, 1, *size)` too, so that images are scanned as those of one channel.
     """
 
     model: nn.Module
@@ -58,6 +61,7 @@ class Convolutionalized(Readable):
     outputs: tuple[Output, ...] = ()
     pairs: tuple[Pair, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    bare: bool = False
 
     def __post_init__(self) -> None:
         require_sound(self.labels, self.channels)
@@ -79,6 +83,7 @@ class Convolutionalized(Readable):
         return {
             "geometry": self.geometry.to_dict(),
             "channels": self.channels,
+            "bare": self.bare,
             "nominal": list(self.nominal),
             "head": self.head,
             "context": self.context,
@@ -119,9 +124,11 @@ def convolutionalize(
 
     Parameters
     ----------
-    model: a network of one image `(N, C, *window)`; its structure is not touched.
-    window: the size in pixels that the network was built for, per axis (one number: the same on two axes).
-    channels: of the image; taken from the first layer where it tells.
+    model: a network of one image `(N, C, *window)` or, without a channel axis, `(N, *window)`; its structure is not
+        touched.
+    window: the size in pixels that the network was built for, per axis (one number: the same on each axis that its
+        first layer slides over).
+    channels: of the image; taken from the first layer where it tells. An input without a channel axis is tried too.
     head: "window", the numbers that cropping gives, or "cam", the class map before the last average pool. Where
         everything after that pool is linear, the map's means over the pool's places are the numbers of "window";
         where not, `class_map.nonlinear` names what is not.
@@ -164,7 +171,8 @@ def convolutionalize(
         geometry=geometry,
         changes=tuple(walk.changes),
         original=model,
-        channels=count,
+        channels=count or 1,
+        bare=count is None,
         nominal=size,
         head=head,
         context=context,
@@ -183,9 +191,7 @@ def _check(
             f"model is a {type(model).__name__}; a torch.nn.Module or an ExportedProgram was expected"
         )
     require_python(model)
-    size = (window, window) if isinstance(window, int) else tuple(window)
-    if not 1 <= len(size) <= 3 or not all(isinstance(n, int) and n > 0 for n in size):
-        raise BadInput(f"window is {window!r}; one to three positive whole numbers of pixels were expected")
+    size = window_of(model, window)
     if channels is not None and (not isinstance(channels, int) or channels < 1):
         raise BadInput(f"channels is {channels!r}; a positive whole number was expected")
     if head not in HEADS:
@@ -196,17 +202,17 @@ def _check(
 
 
 def _traced(
-    model: nn.Module | ExportedProgram, window: tuple[int, ...], guesses: tuple[int, ...]
-) -> tuple[Traced, int]:
+    model: nn.Module | ExportedProgram, window: tuple[int, ...], guesses: tuple[int | None, ...]
+) -> tuple[Traced, int | None]:
     """The network traced with the first number of channels that it runs with; the first one's error if with none."""
-    first: BadInput | None = None
+    errors: dict[int | None, BadInput] = {}
     for count in guesses:
         try:
             return trace(model, window, count), count
         except BadInput as error:
-            first = first or error
-    assert first is not None
-    raise first
+            errors[count] = error
+    first = next((e for count, e in errors.items() if count is not None), errors[guesses[0]])
+    raise BadInput(f"{first}{hint(model, window)}") from first
 
 
 def _outputs(traced: Traced, kind: ScoreKind | None) -> tuple[Output, ...]:
@@ -220,7 +226,7 @@ def _outputs(traced: Traced, kind: ScoreKind | None) -> tuple[Output, ...]:
 def _walk(
     traced: Traced,
     window: tuple[int, ...],
-    channels: int,
+    channels: int | None,
     head: str,
     context: str | None,
     image_wide: frozenset[str],
@@ -246,14 +252,12 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry, ClassMap | None]:
     window, evidence = walk.window, None
     if walk.head == "cam":
         evidence, window = _class_map(walk, stride)
-    image = next(n for n in walk.graph.nodes if n.op == "placeholder")
+    image = next(n for n in walk.graph.nodes if n.target is emit.require_window)
     nodes = [
         None if leaf is None else _cropped(walk, leaf, window, stride, walk.proxy(image)).handle.node
         for leaf in leaves
     ]
-    tree = pytree.tree_unflatten(nodes, walk.traced.program.call_spec.out_spec)
-    as_it_is = isinstance(tree, fx.Node) or type(tree) is dict
-    walk.graph.output(tree if as_it_is else tuple(n for n in nodes if n is not None))
+    walk.graph.output(_plain(pytree.tree_unflatten(nodes, walk.traced.program.call_spec.out_spec)))
     fields = results[0].grid.fields
     for other in results[1:]:
         fields = tuple(_hull(f, g) for f, g in zip(fields, other.grid.fields, strict=True))
@@ -273,8 +277,21 @@ def _class_map(walk: Walk, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int
     window = tuple(w - (k - 1) * j for w, k, j in zip(walk.window, evidence.pool, jump, strict=True))
     for node in walk.graph.nodes:
         if node.target is emit.require_window:
-            node.args = (node.args[0], window)
+            node.args = (node.args[0], window, *node.args[2:])
     return evidence, window
+
+
+def _plain(tree: Any) -> Any:
+    """Outputs nested as the network nests them, in plain dictionaries, lists and tuples: what a saved program holds."""
+    if isinstance(tree, Mapping):
+        return {key: _plain(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_plain(v) for v in tree] if isinstance(tree, list) else tuple(_plain(v) for v in tree)
+    if tree is None or isinstance(tree, fx.Node):
+        return tree
+    raise Refused(
+        [Refusal("", "output", f"its results are held by a {type(tree).__name__}, not by plain containers")]
+    )
 
 
 def _hull(a: Field, b: Field) -> Field:

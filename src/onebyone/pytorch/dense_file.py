@@ -98,6 +98,7 @@ def load_dense(path: str | os.PathLike[str]) -> Convolutionalized:
             changes=tuple(Change(**c) for c in note["changes"]),
             original=held.program,
             channels=int(note["channels"]),
+            bare=bool(note.get("bare", False)),
             nominal=tuple(int(n) for n in note["nominal"]),
             head=str(note["head"]),
             context=note["context"],

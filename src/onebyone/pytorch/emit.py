@@ -48,18 +48,21 @@ def constant(source: Array, ids: Integers) -> Array:
     return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(source.device)
 
 
-def require_window(image: torch.Tensor, window: tuple[int, ...]) -> torch.Tensor:
-    """The image itself, if it is at least the window; part of every any-size network.
+def require_window(image: torch.Tensor, window: tuple[int, ...], bare: bool = False) -> torch.Tensor:
+    """The image itself, if it is at least the window; part of every any-size network. A `bare` one, without a channel
+    axis, gets one of one channel where it has none.
 
     Raises
     ------
     BadInput
         where the image is smaller than the window, or has another number of axes.
     """
+    axes = ", ".join("HWD"[: len(window)])
+    if bare and image.ndim == len(window) + 1:
+        image = image.unsqueeze(1)
     if image.ndim != len(window) + 2:
-        raise BadInput(
-            f"image has shape {tuple(image.shape)}; (N, C, {', '.join('HWD'[: len(window)])}) was expected"
-        )
+        expected = f"(N, {axes})" if bare else f"(N, C, {axes})"
+        raise BadInput(f"image has shape {tuple(image.shape)}; {expected} was expected")
     if any(image.shape[a + 2] < n for a, n in enumerate(window)):
         size = "×".join(str(int(n)) for n in image.shape[2:])
         raise BadInput(f"image is {size}, smaller than the window of {'×'.join(map(str, window))}")

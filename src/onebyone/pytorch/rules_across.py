@@ -17,9 +17,9 @@ from torch import fx
 from onebyone.laws.geometry import Sliding
 from onebyone.lifting.index import Groups, as_window
 from onebyone.pytorch.rules import refusing, register
-from onebyone.pytorch.rules_maps import arguments
 from onebyone.pytorch.rules_reduce import by_channel, reduced, value_axes
 from onebyone.pytorch.rules_shape import with_index
+from onebyone.pytorch.sliding import arguments
 from onebyone.pytorch.trace import module_path
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, functional, op_name
 from onebyone.records import Change

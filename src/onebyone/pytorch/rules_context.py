@@ -17,8 +17,8 @@ from onebyone.lifting.grid import Grid
 from onebyone.lifting.index import Gather
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import register
-from onebyone.pytorch.rules_maps import arguments
 from onebyone.pytorch.rules_place import at_each_place
+from onebyone.pytorch.sliding import arguments
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of
 from onebyone.pytorch.window_pools import pooled
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from onebyone.pytorch.rules import register
-from onebyone.pytorch.rules_maps import arguments
+from onebyone.pytorch.sliding import arguments
 from onebyone.pytorch.walk import Const, Lifted, Walk
 
 aten = torch.ops.aten

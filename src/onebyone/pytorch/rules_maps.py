@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,29 +14,24 @@ from torch import fx, nn
 
 from onebyone.laws.geometry import Sliding
 from onebyone.lifting.index import as_stencil
+from onebyone.pytorch.other_axes import (
+    axes_of_places,
+    convolution_along,
+    pool_other_axes,
+    with_axes,
+    without_axes,
+)
 from onebyone.pytorch.rules import register
+from onebyone.pytorch.rules_filled import filled
 from onebyone.pytorch.rules_place import at_each_place
 from onebyone.pytorch.rules_shape import joined, with_index
+from onebyone.pytorch.sliding import arguments, padding_of, per_axis, pooled_axes, slide
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of
 from onebyone.pytorch.window_pools import pooled
 
 aten = torch.ops.aten
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """An operator's arguments by the names in its schema, with defaults."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    given = {a.name: (a.default_value if a.has_default_value() else None) for a in schema.arguments}
-    given.update({a.name: v for a, v in zip(schema.arguments, node.args, strict=False)})
-    given.update(node.kwargs)
-    return given
-
-
-def _per_axis(value: Any, axes: int) -> list[int]:
-    listed = list(value) if isinstance(value, (list, tuple)) else [value]
-    return [int(v) for v in (listed * axes if len(listed) == 1 else listed)]
 
 
 @register(aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution.default)
@@ -48,21 +44,23 @@ def convolution(walk: Walk, node: fx.Node) -> Lifted:
         raise Cannot("a kernel that depends on the image")
     if a.get("transposed"):
         raise Cannot("a transposed convolution gives a finer map than it reads")
+    if len(weight.shape) > walk.axes + 2 and max(value.grid.nominal) > 1:
+        return convolution_along(walk, node, value, weight)
     if len(weight.shape) != walk.axes + 2:
         return at_each_place(walk, node)
     value = walk.as_map(value)
     kernel = weight.shape[2:]
-    stride, dilation = _per_axis(a["stride"], walk.axes), _per_axis(a["dilation"], walk.axes)
+    stride, dilation = per_axis(a["stride"], walk.axes), per_axis(a["dilation"], walk.axes)
     ops = [
         Sliding(k, s, d, before, after)
         for k, s, d, (before, after) in zip(
-            kernel, stride, dilation, _padding(a, kernel, dilation), strict=True
+            kernel, stride, dilation, padding_of(a, kernel, dilation), strict=True
         )
     ]
     # a kernel over the whole map is a linear layer over it: a window cannot show its stride
     whole = [op == Sliding(n, op.stride) for op, n in zip(ops, value.grid.nominal, strict=True)]
     ops = [replace(op, stride=1) if covers else op for op, covers in zip(ops, whole, strict=True)]
-    grid = _slide(walk, node, value, ops, weight.shape[0])
+    grid = slide(walk, node, value, ops, weight.shape[0])
     rest = [_constant(walk, r) for r in node.args[1:]]
     if len(rest) > _STRIDE and any(whole):
         rest[_STRIDE] = [op.stride for op in ops]
@@ -73,72 +71,9 @@ def convolution(walk: Walk, node: fx.Node) -> Lifted:
 _STRIDE = 2  # where convolutions have their stride, after the input: weight, bias, stride
 
 
-def _padding(a: dict[str, Any], kernel: tuple[int, ...], dilation: list[int]) -> list[tuple[int, int]]:
-    padding = a["padding"]
-    if padding == "valid":
-        return [(0, 0)] * len(kernel)
-    if padding == "same":
-        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        return [(t // 2, t - t // 2) for t in totals]
-    return [(p, p) for p in _per_axis(padding, len(kernel))]
-
-
 def _constant(walk: Walk, argument: Any) -> Any:
     value = walk.value(argument)
     return handle_of(value) if isinstance(value, Const) else value
-
-
-def _slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channels: int | None = None) -> Any:
-    """The grid after sliding operators; padding and partial last places make the result inexact."""
-    if any(op.padded() for op in ops):
-        sides = [
-            f"{op.pad_before}" if op.pad_before == op.pad_after else f"{op.pad_before}+{op.pad_after}"
-            for op in ops
-        ]
-        amounts = sides[0] if len(set(sides)) == 1 else "×".join(sides)
-        walk.not_exact(
-            node, f"padding {amounts}: a crop has a border there that the middle of an image has not"
-        )
-    if any(op.partial_last(n) for op, n in zip(ops, value.grid.nominal, strict=True)):
-        walk.not_exact(
-            node, "ceil_mode makes a last place that is partial in a crop and whole in a larger image"
-        )
-    grid = value.grid.through(ops, channels)
-    if any(n < 1 for n in grid.nominal):
-        raise Cannot("the window is too small: no place is left")
-    return grid
-
-
-def _slides_over_places(walk: Walk, node: fx.Node) -> bool:
-    """Whether a pool runs over the image's axes; one that runs over others is taken on values of one place alone."""
-    return _pooled_axes(node) == walk.axes
-
-
-def _pooled_axes(node: fx.Node) -> int:
-    return next(int(c) for c in str(node.target).partition("pool")[2] if c.isdigit())
-
-
-def _over_other_axes(walk: Walk, node: fx.Node, name: str) -> Lifted:
-    """A pool over other axes than the image's (over channels, for one), as a reduction of windows of the index."""
-    from onebyone.pytorch.rules_reduce import reduced  # which reads its arguments as the rules here do
-
-    value = walk.lifted(node.args[0])
-    if max(value.grid.nominal) == 1:
-        return at_each_place(walk, node)
-    a = arguments(node)
-    own = _pooled_axes(node)
-    kernel = _per_axis(a["kernel_size"], own)
-    stride = _per_axis(a["stride"] or kernel, own)
-    plain = not any(_per_axis(a["padding"], own)) and not a["ceil_mode"] and not a.get("divisor_override")
-    if not plain or set(_per_axis(a.get("dilation", 1), own)) != {1}:
-        raise Cannot(f"a padded or dilated pool over {own} axes of an image with {walk.axes}")
-    index = value.indices()
-    axes = tuple(range(index.ndim - own, index.ndim))
-    windows = np.lib.stride_tricks.sliding_window_view(index, kernel, axes)
-    steps = [slice(None)] * (index.ndim - own) + [slice(None, None, s) for s in stride]
-    windows = np.ascontiguousarray(windows[tuple(steps)])
-    last = list(range(windows.ndim - own, windows.ndim))
-    return reduced(walk, node, with_index(value, windows), last, False, name)
 
 
 @register(
@@ -150,14 +85,38 @@ def _over_other_axes(walk: Walk, node: fx.Node, name: str) -> Lifted:
 )
 def max_pool(walk: Walk, node: fx.Node) -> Any:
     """The same maximum on a map of any size."""
-    if not _slides_over_places(walk, node):
-        return _over_other_axes(walk, node, "amax")
-    value = walk.as_map(walk.lifted(node.args[0]))
-    ops = _pool(walk, node)
+    result = _pool(walk, node, "amax", _max_pool)
+    return (result, None) if "with_indices" in str(node.target) else result
+
+
+@register(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
+def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
+    """The same mean on a map of any size."""
+    return _pool(walk, node, "mean", _avg_pool)
+
+
+def _pool(walk: Walk, node: fx.Node, name: str, over_places: Callable[..., Lifted]) -> Lifted:
+    """A pool over the image's axes, by `over_places`; over others, as a reduction of windows of the index."""
+    a, own = arguments(node), pooled_axes(node)
+    value = walk.lifted(node.args[0])
+    kernel = per_axis(a["kernel_size"], own)
+    lists = (per_axis(v, own) for v in (a["stride"] or kernel, a.get("dilation", 1), a["padding"]))
+    ops = [Sliding(k, s, d, p, p, bool(a["ceil_mode"])) for k, s, d, p in zip(kernel, *lists, strict=True)]
+    if own == walk.axes:
+        value = walk.as_map(value)
+        return over_places(walk, node, value, _within(value, ops))
+    kept = axes_of_places(walk, value)
+    if not kept or any(op.kernel > 1 for axis, op in enumerate(ops, 1) if axis not in kept):
+        return pool_other_axes(walk, node, name)
+    laid = walk.as_map(without_axes(value, kept))
+    result = over_places(walk, node, laid, _within(laid, [ops[axis - 1] for axis in kept]))
+    return with_axes(result, kept, len(value.shape))
+
+
+def _max_pool(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding]) -> Lifted:
     if _whole_map(value, ops):
-        over = pooled(walk, node, value, value.grid.nominal, "amax")
-        return (over, None) if "with_indices" in str(node.target) else over
-    nominal = _slide(walk, node, value, ops).nominal
+        return pooled(walk, node, value, value.grid.nominal, "amax")
+    nominal = slide(walk, node, value, ops).nominal
     past = _past_the_end(value, ops)
     handle = value.handle
     if any(past):  # a partial last place, whole: the maximum with nothing
@@ -171,22 +130,17 @@ def max_pool(walk: Walk, node: fx.Node) -> Any:
     plain = getattr(aten, f"max_pool{walk.axes}d").default
     lists = ([getattr(op, name) for op in whole] for name in ("kernel", "stride", "pad_before", "dilation"))
     grid = replace(value.grid.through(whole), nominal=nominal)
-    result = Lifted(walk.call(plain, handle, *lists), grid, None, value.pooled)
-    return (result, None) if "with_indices" in str(node.target) else result
+    return Lifted(walk.call(plain, handle, *lists), grid, None, value.pooled)
 
 
-def _pool(walk: Walk, node: fx.Node) -> list[Sliding]:
-    """A pool's sliding operator on each axis."""
-    a = arguments(node)
-    kernel = _per_axis(a["kernel_size"], walk.axes)
-    axes = zip(
-        kernel,
-        _per_axis(a["stride"] or kernel, walk.axes),
-        _per_axis(a.get("dilation", 1), walk.axes),
-        _per_axis(a["padding"], walk.axes),
-        strict=True,
-    )
-    return [Sliding(k, s, d, p, p, bool(a["ceil_mode"])) for k, s, d, p in axes]
+def _within(value: Lifted, ops: list[Sliding]) -> list[Sliding]:
+    """Kernels no larger than the map, which ceil_mode allows to be larger: then one place takes the whole axis."""
+    return [
+        replace(op, kernel=n)
+        if op.ceil_mode and op.kernel > n and not op.padded() and op.dilation == 1
+        else op
+        for op, n in zip(ops, value.grid.nominal, strict=True)
+    ]
 
 
 def _past_the_end(value: Lifted, ops: list[Sliding]) -> list[int]:
@@ -206,28 +160,22 @@ def _whole_map(value: Lifted, ops: list[Sliding]) -> bool:
     )
 
 
-@register(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
-def avg_pool(walk: Walk, node: fx.Node) -> Lifted:
-    """The same mean on a map of any size."""
-    if not _slides_over_places(walk, node):
-        return _over_other_axes(walk, node, "mean")
-    value = walk.as_map(walk.lifted(node.args[0]))
-    ops = _pool(walk, node)
+def _avg_pool(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding]) -> Lifted:
     a = arguments(node)
-    nominal = _slide(walk, node, value, ops).nominal
+    divisor = a.get("divisor_override")
+    nominal = slide(walk, node, value, ops).nominal
     if not any(_past_the_end(value, ops)):  # then ceil_mode adds nothing that a window needs
         ops = [replace(op, ceil_mode=False) for op in ops]
-        if _whole_map(value, ops) and a.get("divisor_override") in (None, math.prod(value.grid.nominal)):
+        if _whole_map(value, ops) and divisor in (None, math.prod(value.grid.nominal)):
             return pooled(walk, node, value, value.grid.nominal, "mean")
         ops = [op.at_one_place(n) for op, n in zip(ops, value.grid.nominal, strict=True)]
     grid = replace(value.grid.through(ops), nominal=nominal)
     given = [[getattr(op, name) for op in ops] for name in ("kernel", "stride", "pad_before")]
-    last = (
-        [a["count_include_pad"], a["divisor_override"]]
-        if "divisor_override" in a
-        else [a["count_include_pad"]]
-    )
-    handle = walk.call(node.target, value.handle, *given, any(op.ceil_mode for op in ops), *last)  # type: ignore[arg-type]
+    last = [a["count_include_pad"], *([] if walk.axes == 1 else [divisor])]
+    if walk.axes == 1 and divisor is not None:
+        raise Cannot("a divisor of its own, over an axis that the network added")
+    plain = getattr(aten, f"avg_pool{walk.axes}d").default
+    handle = walk.call(plain, value.handle, *given, any(op.ceil_mode for op in ops), *last)
     return Lifted(handle, grid, None, value.pooled)
 
 
@@ -242,10 +190,7 @@ def pad(walk: Walk, node: fx.Node) -> Lifted:
     if len(pairs) > len(value.shape):
         raise Cannot("padding of the batch")
     a = arguments(node)
-    try:
-        places = set(range(1, walk.axes + 1)) if walk.as_map(value) else set()
-    except Cannot:
-        places = set()
+    places = axes_of_places(walk, value)
     for axis, (before, after) in enumerate(pairs):
         if axis not in places and (before or after):
             if a.get("mode", "constant") != "constant" or "on_pad" in str(node.target):
@@ -254,19 +199,18 @@ def pad(walk: Walk, node: fx.Node) -> Lifted:
     pairs = [pair for axis, pair in enumerate(pairs) if axis in places]
     if not any(map(any, pairs)):
         return value
-    value = walk.as_map(value)
-    grid = _slide(walk, node, value, [Sliding(1, 1, 1, before, after) for before, after in pairs])
+    rank = len(value.shape)
+    value = walk.as_map(without_axes(value, places))
+    grid = slide(walk, node, value, [Sliding(1, 1, 1, before, after) for before, after in pairs])
     sides = [side for pair in reversed(pairs) for side in pair]
     handle = walk.call(node.target, value.handle, sides, *node.args[2:], **node.kwargs)  # type: ignore[arg-type]
-    return Lifted(handle, grid, None, value.pooled)
+    return with_axes(Lifted(handle, grid, None, value.pooled), places, rank)
 
 
 def _with_constants(
     walk: Walk, node: fx.Node, value: Lifted, axis: int, amounts: tuple[int, int], number: Any
 ) -> Lifted:
     """The value with constants before and after it along one of its axes."""
-    from onebyone.pytorch.rules_filled import filled  # which reads its arguments as the rules here do
-
     dtype = node.meta["val"].dtype
     before, after = (filled(number, dtype, value, axis, n) if n else None for n in amounts)
     return joined(walk, [v for v in (before, value, after) if v is not None], axis + 1)

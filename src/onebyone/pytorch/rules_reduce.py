@@ -14,8 +14,8 @@ from onebyone.lifting.grid import Grid, Integers
 from onebyone.lifting.index import Gather, as_gather, as_window, decode, identity
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import register
-from onebyone.pytorch.rules_maps import arguments
 from onebyone.pytorch.rules_shape import with_index
+from onebyone.pytorch.sliding import arguments
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, handle_of, op_name
 from onebyone.pytorch.window_pools import pooled
 

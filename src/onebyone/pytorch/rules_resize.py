@@ -13,7 +13,7 @@ from onebyone.laws.geometry import Field
 from onebyone.lifting.grid import Grid
 from onebyone.pytorch import emit
 from onebyone.pytorch.rules import refusing, register
-from onebyone.pytorch.rules_maps import arguments
+from onebyone.pytorch.sliding import arguments
 from onebyone.pytorch.walk import Cannot, Lifted, Walk
 
 aten = torch.ops.aten

@@ -13,6 +13,7 @@ from torch import fx
 from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import batched, unbatched
 from onebyone.pytorch.rules import refusing, register
+from onebyone.pytorch.rules_filled import beside
 from onebyone.pytorch.trace import BATCH
 from onebyone.pytorch.walk import Cannot, Const, Lifted, Walk, functional
 
@@ -141,8 +142,6 @@ def joined(walk: Walk, values: list[Any], axis: int) -> Lifted:
 
 def _beside_first(values: list[Any], axis: int) -> list[Any]:
     """The values to be joined, constants of one number made maps that lie as the first value of the image does."""
-    from onebyone.pytorch.rules_filled import beside  # which reads arguments as the rules of maps do
-
     first = next((v for v in values if isinstance(v, Lifted)), None)
     if first is None or axis < 0 or first.affine is not None:
         return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from onebyone.records import first_line
 
 #: Samples in the example a network is traced with: two, so that operators which mix the batch are seen.
 BATCH = 2
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,9 @@ def require_plain_names(model: nn.Module) -> None:
             )
 
 
-def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: int) -> Traced:
-    """The network as a graph of aten operators, traced on a batch of `BATCH` windows.
+def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: int | None) -> Traced:
+    """The network as a graph of aten operators, traced on a batch of `BATCH` windows, `(N, channels, *window)`, or
+    `(N, *window)` where `channels` is None.
 
     A network in training mode is traced in eval mode. One in eval mode is traced as it is, so that a part which
     was left in training mode on purpose (dropout that samples, for one) is seen.
@@ -70,8 +68,9 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
     require_plain_names(model)
     reference = next(iter(model.parameters()), torch.empty(0))
     dtype = reference.dtype if reference.is_floating_point() else torch.get_default_dtype()
-    require_memory("window", window, (BATCH, channels, *window), dtype.itemsize)
-    example = torch.zeros(BATCH, channels, *window, dtype=dtype, device=reference.device)
+    shape = (BATCH, *_sample(window, channels))
+    require_memory("window", window, shape, dtype.itemsize)
+    example = torch.zeros(*shape, dtype=dtype, device=reference.device)
     with evaluating(model) if model.training else nullcontext(), quiet():
         try:
             program = torch.export.export(model, (example,), strict=False)
@@ -102,56 +101,34 @@ def read(program: ExportedProgram) -> Traced:
     return Traced(program.graph, images[0], names, tensors, program, frozenset(fixed))
 
 
-def channel_guesses(model: nn.Module | ExportedProgram, window: Sequence[int]) -> tuple[int, ...]:
-    """Channels that the image may have, from the first layer that tells, likeliest first: a first
-    convolution that takes
-    four or sixteen times as many may follow a space-to-depth, and one of a transform of a colour image.
-
-    Raises
-    ------
-    BadInput
-        where no layer tells; the caller must give `channels`.
-    """
-    if isinstance(model, ExportedProgram):
-        shape = model.graph_signature.user_inputs and _user_input(model).meta["val"].shape
-        return (int(shape[1]),)
-    for module in model.modules():
-        if isinstance(module, _CONVOLUTIONS):
-            count = int(module.in_channels)
-            folded = [count // d for d in (4, 16) if count % d == 0] if len(window) == 2 else []
-            return tuple(dict.fromkeys((count, *folded, 3)))
-        if isinstance(module, nn.Linear) and module.in_features % math.prod(window) == 0:
-            return (module.in_features // math.prod(window),)
-        if isinstance(module, nn.Linear):
-            break
-    raise BadInput(
-        "channels: the network's first layer does not tell how many channels the image has; give channels="
-    )
-
-
 def module_path(node: fx.Node) -> str:
     """The dotted path of the module a node belongs to ("" at the top)."""
     stack = node.meta.get("nn_module_stack") or {}
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _user_input(program: ExportedProgram) -> fx.Node:
+def user_input(program: ExportedProgram) -> fx.Node:
     name = program.graph_signature.user_inputs[0]
     found: fx.Node = next(n for n in program.graph.nodes if n.name == name)
     return found
 
 
-def _fits(program: ExportedProgram, window: Sequence[int], channels: int) -> ExportedProgram:
+def _sample(window: Sequence[int], channels: int | None) -> list[int]:
+    """The shape of one window."""
+    return list(window) if channels is None else [channels, *window]
+
+
+def _fits(program: ExportedProgram, window: Sequence[int], channels: int | None) -> ExportedProgram:
     """The program itself if it was exported at this window, in batches of at least two or any number."""
-    shape = tuple(_user_input(program).meta["val"].shape)
+    shape, sample = tuple(user_input(program).meta["val"].shape), _sample(window, channels)
     fixed = [d if isinstance(d, int) else None for d in shape]
-    if len(shape) != len(window) + 2 or any(
-        have is not None and have != want for have, want in zip(fixed[1:], (channels, *window), strict=True)
+    if len(shape) != len(sample) + 1 or any(
+        have is not None and have != want for have, want in zip(fixed[1:], sample, strict=True)
     ):
         raise BadInput(f"window {tuple(window)}: the program was exported for an input of shape {shape}")
-    if fixed == [BATCH, channels, *window]:
+    if fixed == [BATCH, *sample]:
         return program
-    example = torch.zeros(BATCH, channels, *window, dtype=_user_input(program).meta["val"].dtype)
+    example = torch.zeros(BATCH, *sample, dtype=user_input(program).meta["val"].dtype)
     try:
         with quiet():
             module = program.module(check_guards=False)
@@ -226,6 +203,15 @@ def _mutates_what_is_read_later(graph: fx.Graph) -> bool:
 def is_inplace(target: Any) -> bool:
     """Whether an operator writes into its first argument (relu_, add_, …)."""
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def unread(graph: fx.Graph) -> set[fx.Node]:
+    """The operators whose results nothing reads (a part taken for its size alone, for one)."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not is_inplace(node.target) and all(u in found for u in node.users):
+            found.add(node)
+    return found
 
 
 def is_random(node: fx.Node) -> bool:

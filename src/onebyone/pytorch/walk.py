@@ -24,7 +24,7 @@ from onebyone.pytorch import emit
 from onebyone.pytorch.constants import Const as Const
 from onebyone.pytorch.constants import Late, known_numbers
 from onebyone.pytorch.constants import handle_of as handle_of
-from onebyone.pytorch.trace import Traced, is_inplace, is_random, module_path
+from onebyone.pytorch.trace import Traced, is_inplace, is_random, module_path, unread
 from onebyone.records import Change, Refusal
 
 #: How many elements of one window may be unfolded into the channels of a map.
@@ -101,7 +101,7 @@ class Walk:
 
     traced: Traced
     window: tuple[int, ...]
-    channels: int
+    channels: int | None
     head: str = "window"
     context: str | None = None
     image_wide: frozenset[str] = frozenset()
@@ -126,7 +126,10 @@ class Walk:
     def run(self, rules: Callable[[Any], Callable[[Walk, fx.Node], Any] | None]) -> None:
         """Walk the whole graph; `rules` gives the rule for an operator, or None."""
         self.rules = rules
+        dead = unread(self.traced.graph)
         for node in self.traced.graph.nodes:
+            if node in dead:
+                continue
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node)
             elif (
@@ -142,8 +145,9 @@ class Walk:
         name = self.traced.names.get(node.name)
         if name is None and node.name == self.traced.image:
             image = self.proxy(self.graph.placeholder("image"))
-            checked = self.call(emit.require_window, image, self.window)
-            return Lifted(checked, Grid.image(self.channels, self.window))
+            checked = self.call(emit.require_window, image, self.window, self.channels is None)
+            grid = Grid.image(self.channels or 1, self.window)
+            return Lifted(checked, grid, identity(self.window) if self.channels is None else None)
         assert name is not None, "trace.read lets one input through"
         tensor = self.traced.tensors[name]
         known = tensor.detach() if name in self.traced.fixed else None
@@ -154,7 +158,7 @@ class Walk:
         return self.rules(node.target)
 
     def _call(self, node: fx.Node) -> Any:
-        if is_random(node) and node.users:
+        if is_random(node):
             self.refuse(node, RANDOM)
             return Poison()
         inputs = [self.values[n] for n in node.all_input_nodes]

@@ -29,7 +29,7 @@ from onebyone.verify import network, structure
 from onebyone.verify.class_maps import means_of, of_the_map
 from onebyone.verify.dense_pairs import check_dense_pair
 from onebyone.verify.network import NetworkCheck
-from onebyone.verify.observing import Runner, in_one_line, plain_call
+from onebyone.verify.observing import Grads, Runner, in_one_line, plain_call
 from onebyone.verify.result import (
     CLASS_MAP,
     CLASS_MAP_MEASURED,
@@ -56,9 +56,14 @@ from onebyone.verify.windows import (
     places,
     rows_of,
 )
+from onebyone.verify.without_channels import WithoutChannels, under_network
 
 # windows also compared in float64
 FINE_WINDOWS = 64
+
+
+def _both(gradients: Grads) -> Grads:
+    return under_network(of_the_map(gradients))
 
 
 class _Dense:
@@ -70,6 +75,9 @@ class _Dense:
         self.model, self.dense, self.geometry, self.seed = model, form.model, form.geometry, seed
         self.network, self.least = dense.model, dense.geometry.window
         self.original = dense.original if isinstance(dense.original, ExportedProgram) else model
+        self.run = model
+        if getattr(dense, "bare", False):
+            self.run = self.original = WithoutChannels.of(self.original)
         self.pairs = dense.pairs
         self.max_windows = max_windows
         names = (DENSE_EXACT, DENSE_PADDED) if self.evidence is None else (CLASS_MAP, CLASS_MAP_MEASURED)
@@ -94,6 +102,8 @@ class _Dense:
             generator = torch.Generator().manual_seed(self.seed)
             return torch.randn(2, channels, *size, generator=generator).to(device, self.dtype)
         given = leaves(x)[0][1] if leaves(x) else None
+        if isinstance(self.run, WithoutChannels) and given is not None and given.dim() == len(window) + 1:
+            given = given.unsqueeze(1)
         if given is None or given.dim() != len(window) + 2 or given.shape[1] != channels:
             shape = None if given is None else tuple(given.shape)
             raise BadInput(
@@ -135,18 +145,20 @@ class _Dense:
         nonlinear = self.evidence is not None and bool(self.evidence.nonlinear)
         crop = self._crop(self.least if nonlinear else self.geometry.window)
         after = self.network if nonlinear else self.dense
-        back = None if self.evidence is None or nonlinear else of_the_map
+        back: Callable[[Grads], Grads] | None = None if self.evidence is None or nonlinear else of_the_map
         if nonlinear:
             try:
                 with torch.no_grad():
-                    self.model(crop)
+                    self.run(crop)
             except Exception as error:
                 self.unverified.append(
                     f"the head at one place: the network takes no image of {by(self.least)} pixels "
                     f"({type(error).__name__})"
                 )
                 return NetworkCheck(), None
-        before = Runner(self.model, crop, self.seed, rows_of)
+        if isinstance(self.run, WithoutChannels):
+            back = under_network if back is None else _both
+        before = Runner(self.run, crop, self.seed, rows_of)
         whole = compare_networks(before, Runner(after, crop, self.seed, rows_of), gradients, back)
         return whole.check, whole.gradients
 
@@ -234,7 +246,7 @@ class _Dense:
         batch = batch_size(at, self.image.shape[1], self.fixed)
         with torch.no_grad():
             crops = on_windows(
-                lambda x: rows_of(self.model(x)), self.image, at, batch, lambda done: report(done, len(at))
+                lambda x: rows_of(self.run(x)), self.image, at, batch, lambda done: report(done, len(at))
             )
         picked = [at.pick(t) for t in outputs]
         if [t.shape for t in picked] != [t.shape for t in crops]:
@@ -279,7 +291,7 @@ class _Dense:
 
     def _in_float64(self, check: DenseCheck, at: Places, walkers: Walkers) -> tuple[DenseCheck, list[str]]:
         """The finer comparison, its limit (a running error bound, else the network module's), and a planted shift."""
-        model, dense = network.copies_in(torch.float64, self.model, self.dense)
+        model, dense = network.copies_in(torch.float64, self.run, self.dense)
         image = self.image.to(torch.float64)
         with torch.no_grad():
             outputs = [t for _, t in leaves(plain_call(dense)(image))]
