@@ -260,6 +260,13 @@ def _group_norm(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tu
     return _at_one_place(v[0], shape, base)
 
 
+def _deviation(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
+    """A standard deviation over places, which the networks multiply each place by."""
+    if v[0].spans():
+        raise Never("statistics over the window's places that act on each place: global context")
+    raise Open("the deviation of one number")
+
+
 def _joined(v: list[Value], join: Any) -> Value:
     one = all(x.shape == () or not x.spans() or len(x.shape) == 1 for x in v)
     lattices = {_lattice(x) for x in v}
@@ -358,5 +365,5 @@ RULES: dict[str, Any] = {
     "mix": _never("samples of the batch are mixed"),
     "merge": _open("the batch is merged with another axis for a while"),
     "attention": _never("two values that depend on the image are multiplied as matrices"),
-    "std": _never("statistics over the window's places"),
+    "std": _deviation,
 }

@@ -148,6 +148,12 @@ REFUSED = {
         "getitem",
         "indices of a max-pool",
     ),
+    "a norm of another framework's": (
+        body(nn.CrossMapLRN2d(3)),
+        "1",
+        "CrossMapLRN2d",
+        "nn.LocalResponseNorm of an odd size computes the same",
+    ),
     "a map for one window": (
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
         "",

@@ -7,6 +7,7 @@ axis is no axis of the image: a kernel meets one element there, and zeros where 
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F

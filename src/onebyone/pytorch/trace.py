@@ -13,12 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from onebyone.errors import BadInput
+from onebyone.errors import BadInput, Refused
 from onebyone.memory import require_memory
 from onebyone.pytorch.exporting import depends_on_values, why_not_followed
 from onebyone.pytorch.exporting import evaluating as evaluating
 from onebyone.pytorch.exporting import quiet as quiet
-from onebyone.records import first_line
+from onebyone.records import Refusal, first_line
 
 #: Samples in the example a network is traced with: two, so that operators which mix the batch are seen.
 BATCH = 2
@@ -66,6 +66,7 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
     if isinstance(model, ExportedProgram):
         return read(_fits(model, window, channels))
     require_plain_names(model)
+    _require_traceable(model)
     reference = next(iter(model.parameters()), torch.empty(0))
     dtype = reference.dtype if reference.is_floating_point() else torch.get_default_dtype()
     shape = (BATCH, *_sample(window, channels))
@@ -79,8 +80,21 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
     traced = read(program)
     if not _mutates_what_is_read_later(traced.graph):
         return traced
-    with quiet():
-        return read(program.run_decompositions({}))
+    try:
+        with quiet():
+            return read(program.run_decompositions({}))
+    except RuntimeError as error:
+        raise BadInput(
+            f"model: torch.export cannot rewrite the operators that write in place: {first_line(error)}"
+        ) from error
+
+
+def _require_traceable(model: nn.Module) -> None:
+    """Raise Refused for modules of PyTorch's own whose graph torch.export gets wrong or not at all."""
+    found = [path for path, module in model.named_modules() if isinstance(module, nn.CrossMapLRN2d)]
+    why = "torch.export cannot follow it; nn.LocalResponseNorm of an odd size computes the same and is converted"
+    if found:
+        raise Refused([Refusal(path, "CrossMapLRN2d", why) for path in found])
 
 
 def read(program: ExportedProgram) -> Traced:
