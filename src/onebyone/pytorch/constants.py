@@ -64,6 +64,18 @@ def known_numbers(node: fx.Node, target: Any, values: dict[fx.Node, Any]) -> tor
     return result if isinstance(result, torch.Tensor) else None
 
 
+def known_number(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """The plain number of an operator on numbers that are known (`torch.tensor(shape).prod().item()`), else None."""
+    given = [values[n] for n in node.all_input_nodes]
+    numbers = [v.known if isinstance(v, Const) else v if isinstance(v, (int, float)) else None for v in given]
+    if not given or isinstance(node.meta.get("val"), torch.Tensor) or any(v is None for v in numbers):
+        return None
+    by_node = dict(zip(node.all_input_nodes, numbers, strict=True))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: by_node[n])
+    result = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result if isinstance(result, (int, float)) else None
+
+
 def handle_of(const: Const) -> Any:
     """The proxy of a constant."""
     return const.handle.get() if isinstance(const.handle, Late) else const.handle

@@ -23,7 +23,6 @@ from onebyone.pytorch.on_windows import as_convolution, linear_on_windows
 Array = Any
 
 AVG_POOL: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
-MAX_POOL: tuple[Callable[..., Any], ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
 class Recorder(fx.proxy.GraphAppendingTracer):
@@ -168,7 +167,21 @@ def window_mean(source: Array, size: Sequence[int]) -> Array:
 
 def window_max(source: Array, size: Sequence[int]) -> Array:
     """The maximum over `size` places at stride 1."""
-    return MAX_POOL[len(size) - 1](source, tuple(size), 1)
+    one = [1] * len(size)
+    return max_pool(source, size, one, [0] * len(size), one)
+
+
+def max_pool(
+    source: Array, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Array:
+    """The maximum over `size` places; of signals as of images one pixel wide, since exporting fixes the length of what
+    `max_pool1d` reads."""
+    if len(size) == 3:
+        return F.max_pool3d(source, tuple(size), tuple(stride), tuple(padding), tuple(dilation))
+    if len(size) == 2:
+        return F.max_pool2d(source, tuple(size), tuple(stride), tuple(padding), tuple(dilation))
+    wide = ((*size, 1), (*stride, 1), (*padding, 0), (*dilation, 1))
+    return F.max_pool2d(source.unsqueeze(-1), *wide).squeeze(-1)
 
 
 def image_mean(source: Array, axes: int) -> Array:

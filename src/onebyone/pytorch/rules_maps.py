@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from onebyone.laws.geometry import Sliding
 from onebyone.lifting.index import as_stencil
+from onebyone.pytorch import emit
 from onebyone.pytorch.other_axes import (
     axes_of_places,
     convolution_along,
@@ -127,10 +128,9 @@ def _max_pool(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding]) -> L
         for op, extra in zip(ops, past, strict=True)
     ]
     whole = [op.at_one_place(n + extra) for op, n, extra in zip(whole, value.grid.nominal, past, strict=True)]
-    plain = getattr(aten, f"max_pool{walk.axes}d").default
     lists = ([getattr(op, name) for op in whole] for name in ("kernel", "stride", "pad_before", "dilation"))
     grid = replace(value.grid.through(whole), nominal=nominal)
-    return Lifted(walk.call(plain, handle, *lists), grid, None, value.pooled)
+    return Lifted(emit.max_pool(handle, *lists), grid, None, value.pooled)
 
 
 def _within(value: Lifted, ops: list[Sliding]) -> list[Sliding]:

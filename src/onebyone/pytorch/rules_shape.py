@@ -45,8 +45,8 @@ def move(walk: Walk, node: fx.Node) -> Any:
 
     def argument(a: Any) -> Any:
         other = walk.values.get(a) if isinstance(a, fx.Node) else None
-        if other is None:
-            return a
+        if other is None or isinstance(other, (int, float)):
+            return a if other is None else other
         if isinstance(other, Const) and other.known is not None:
             return other.known
         if not isinstance(other, Lifted):

@@ -22,7 +22,7 @@ from onebyone.lifting.grid import Grid, Integers
 from onebyone.lifting.index import Gather, Groups, as_gather, as_groups, as_stencil, identity, is_bijection
 from onebyone.pytorch import emit
 from onebyone.pytorch.constants import Const as Const
-from onebyone.pytorch.constants import Late, known_numbers
+from onebyone.pytorch.constants import Late, known_number, known_numbers
 from onebyone.pytorch.constants import handle_of as handle_of
 from onebyone.pytorch.trace import Traced, is_inplace, is_random, module_path, unread
 from onebyone.records import Change, Refusal
@@ -161,6 +161,9 @@ class Walk:
         if is_random(node):
             self.refuse(node, RANDOM)
             return Poison()
+        number = known_number(node, self.values)
+        if number is not None:
+            return number
         inputs = [self.values[n] for n in node.all_input_nodes]
         flat = [v for value in inputs for v in (value if isinstance(value, tuple) else (value,))]
         if any(isinstance(v, Poison) for v in flat):
