@@ -104,8 +104,8 @@ def convolutionalize(
 
     Args:
         model: an `nn.Module`, an `ExportedProgram`, or a source by name.
-        window: pixels (H, W) the classifier takes; one number for a square.
-        channels: of the image; inferred where the first layer tells.
+        window: pixels that the classifier takes, per axis; one number is that size on every axis of its first layer.
+        channels: of the image; inferred where the first layer tells. An input without a channel axis is tried too.
         head: "window" (the numbers that cropping gives) or "cam" (the class map before pooling).
         context: global pooling inside the network over the "window" or the whole "image"; None refuses it.
         labels: class names and preprocessing to carry along; what they leave out of the preprocessing is that of

@@ -42,7 +42,7 @@ def open_network(
 
 def open_dense(
     spec: str | os.PathLike[str],
-    window: Sequence[int] | None = None,
+    window: int | Sequence[int] | None = None,
     channels: int | None = None,
     *,
     weights: str | os.PathLike[str] | None = None,

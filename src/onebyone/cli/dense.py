@@ -67,7 +67,8 @@ def scan(
         if out is not None:
             files.require_writable(out)
         with run.step(f"Opening {source}"):
-            dense, notes = opening.open_dense(source, window, channels, weights=weights, seed=seed)
+            size = None if window is None else o.window_of(window)
+            dense, notes = opening.open_dense(source, size, channels, weights=weights, seed=seed)
         meaning = opening.labels(
             classes, scale=scale, mean=mean, std=std, colour_order=colour_order, carried=dense.labels
         )

@@ -102,9 +102,12 @@ def draw(
             # a program carries an example of its own; any other network is taken to see a colour image
             size = shape or (None if source.endswith(".pt2") else (1, 3, 224, 224))
             example = None if size is None else opening.example_input(network, size, seed=seed)
+        shown = window
+        if isinstance(window, o.EveryAxis):
+            shown = o.Sizes(window * (2 if example is None else example.dim() - 2))
         with run.step("Reading the network"):
             found = api.draw(
-                network, example, window=window, figures=figures, layer=layer, image=image, width=width
+                network, example, window=shown, figures=figures, layer=layer, image=image, width=width
             )
         with run.progress("Drawing") as tell:
             written = found.save(output, *files_as, progress=tell)

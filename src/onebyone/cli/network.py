@@ -216,7 +216,7 @@ def convolutionalize(
         with run.step("Convolutionalizing"):
             dense = api.convolutionalize(
                 network,
-                window,
+                o.window_of(window),
                 channels,
                 head=head.value,
                 context=global_context and global_context.value,

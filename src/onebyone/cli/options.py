@@ -17,6 +17,10 @@ class Sizes(tuple[int, ...]):
     """Whole numbers, as in a shape."""
 
 
+class EveryAxis(Sizes):
+    """One size, the same on every axis."""
+
+
 class Names(tuple[str, ...]):
     """Names, as of classes."""
 
@@ -41,9 +45,14 @@ def read_shape(text: str) -> Sizes:
 
 
 def read_window(text: str) -> Sizes:
-    """`224` as (224, 224); `28,20` as it stands."""
-    values = _integers(text, "a window such as 224 or 224,160")
-    return Sizes((*values, *values)) if len(values) == 1 else values
+    """`28,20` and `1024,` as they stand; `224` is that size on every axis of the network."""
+    values = _integers(text.strip().removesuffix(","), "a window such as 224 or 224,160")
+    return EveryAxis(values) if len(values) == 1 and not text.strip().endswith(",") else values
+
+
+def window_of(sizes: Sizes) -> int | Sizes:
+    """A window as the verbs of Python take it: one number for every axis, or one for each."""
+    return sizes[0] if isinstance(sizes, EveryAxis) else sizes
 
 
 def read_names(text: str) -> Names:
