@@ -243,7 +243,7 @@ def shortened(text: str, width: float, size: float = BODY) -> str:
     >>> shortened("blocks.11.mlp.fc1", 400), len(shortened("blocks.11.mlp.fc1", 30)) < 12
     ('blocks.11.mlp.fc1', True)
     >>> shortened("the same 36,864 weights", 80)
-    'the same 36,864 w…s'
+    'the…e 36,864 we…hts'
     """
     stretches = NUMBER.split(fonts.shown(text))  # words and numbers in turn
     kept = [len(words) for words in stretches[::2]]

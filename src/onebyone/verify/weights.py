@@ -67,7 +67,7 @@ def compare_weights(
     True
     >>> with torch.no_grad(): _ = twin.bias.add_(2.0**-20)
     >>> compare_weights(net, twin).problems
-    ["bias differs from the original's in 2 of 2 values, by up to 9.54e-07"]
+    ("bias differs from the original's in 2 of 2 values, by up to 9.54e-07",)
     """
     found = _Outcome()
     original, given = _held(model), _held(converted)
