@@ -47,7 +47,8 @@ def names_of(tree: Any) -> tuple[str, ...]:
     ('logits', 'boxes.0', 'boxes.1')
     """
     paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
-    if isinstance(tree, Mapping) and len(tree) == len(paths):  # records that are registered without key paths
+    if isinstance(tree, Mapping) and type(tree) is not dict and len(tree) == len(paths):
+        # records such as those of transformers, which are registered without key paths
         return tuple(str(key) for key in tree)
     return tuple(".".join(_step(step) for step in path) or "0" for path in paths)
 

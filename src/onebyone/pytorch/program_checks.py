@@ -32,7 +32,17 @@ _IDENTIFIER_KEYS = frozenset({"name", "as_name", "forward_arg_names"})
 _NAMED_BY_KEY = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values"})
 _PLAIN_TEXT = frozenset({"as_string", "as_strings"})  # arguments: quoted by repr wherever they are written
 _TREES = frozenset({"in_spec", "out_spec"})
-_CONTAINERS = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
+_CONTAINERS = frozenset(
+    {
+        None,
+        "builtins.tuple",
+        "builtins.list",
+        "builtins.dict",
+        "collections.OrderedDict",
+        "torch.fx.immutable_collections.immutable_dict",  # what torch.fx makes of a dictionary or a list
+        "torch.fx.immutable_collections.immutable_list",
+    }
+)
 # What SymPy's srepr writes, and torch's own functions of sizes.
 _CALL_NAMES = """
     Symbol Integer Rational Float Add Mul Pow Max Min Abs Not And Or Eq Ne Lt Le Gt Ge Piecewise ExprCondPair
