@@ -43,7 +43,8 @@ struct Layer {
   // sums of rows: half the length of what they sum, in whole cache lines that do not meet in one set
   int64_t sum_row(int64_t level) const { return parts_of(s.channels >> level, 16) * 16 + 16; }
   int64_t held() const { return copied ? OPERANDS : 4; }
-  int64_t rows() const { return zoned(fetched || guarded ? s.samples * sum_row(0) : 0); }
+  // with those that fill up the smallest parts: they are read, and what comes of them is thrown away
+  int64_t rows() const { return zoned(fetched || guarded ? quarter * parts * sum_row(0) : 0); }
   int64_t first() const { return zoned(s.levels ? held() * quarter * (parts / 2) * sum_row(1) : 0); }
   int64_t second() const { return zoned(s.levels > 1 ? OPERANDS * 4 * quarter * sum_row(2) : 0); }
   // what scales each row back; and, of each thread, whether it met rows that are to be scaled
