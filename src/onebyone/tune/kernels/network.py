@@ -17,6 +17,7 @@ from torch import Tensor
 
 from onebyone.errors import BadInput
 from onebyone.tune.kernels.compiler import library
+from onebyone.tune.kernels.forking import renew_after_fork, threads_here
 
 _LINE = 16  # floats of a cache line
 _PAGE = 2 << 20
@@ -161,6 +162,7 @@ class Program:
 
     def __init__(self, steps: Sequence[Step], result: Map, threads: int) -> None:
         self._kernel, self._threads, self._lock = kernel(), threads, Lock()
+        renew_after_fork(self._renew)
         assert [s.kind for s in steps].index(Kind.INPUT) == 0
         assert steps[0].given is not None
         self._result, self._given = result, steps[0].given
@@ -196,7 +198,7 @@ class Program:
             raise BadInput(
                 f"image: is {tuple(image.shape)} in {image.dtype}; expected {self._given} in torch.float32"
             )
-        image = image.contiguous()
+        image = image.resolve_neg().contiguous()
         n, c, h, w = self._result.shape
         with self._lock:
             self._rows[0].x = image.data_ptr()
@@ -205,14 +207,18 @@ class Program:
             found: Tensor = self._memory[begin : begin + n * c * h * w].view(n, h, w, c)
             return found.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
+    def _renew(self) -> None:
+        self._lock = Lock()
+
     def _run(self, ended: Any) -> None:
-        self._kernel.onebyone_run(self._rows, len(self._rows), self._zeros, self._threads, ended)
+        threads = threads_here(self._threads)  # the scratch is large enough for any smaller number
+        self._kernel.onebyone_run(self._rows, len(self._rows), self._zeros, threads, ended)
 
     def timed(self, image: Tensor) -> list[tuple[str, float]]:
         """Each step's kind and the milliseconds it took in one run; the first step's are not told."""
         self(image)
         ended = (ctypes.c_double * len(self._rows))()
-        image = image.contiguous()
+        image = image.resolve_neg().contiguous()
         with self._lock:
             self._rows[0].x = image.data_ptr()
             self._run(ended)

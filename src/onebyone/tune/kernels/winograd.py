@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.laws.winograd import F4X3, entries
 from onebyone.tune.kernels.compiler import library
+from onebyone.tune.kernels.forking import threads_here
 
 LANES = 16  # channels come in whole vectors of the widest kind
 ROUNDINGS = 18  # besides the sum over channels: 8 going in, 8 going out, of the weight and of the product
@@ -131,7 +132,7 @@ def _run(
             sizes,
             relu,
             pool,
-            torch.get_num_threads(),
+            threads_here(torch.get_num_threads()),
         )
         if failed:
             raise MemoryError("winograd_conv2d: no memory for its tiles")
