@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from onebyone.errors import BadInput
 from onebyone.tune.calling import Call, Calling
 from onebyone.tune.engines.base import ordinary
+from onebyone.tune.inputs import plain, require_running
 from onebyone.verify.trees import map_tensors
 
 
@@ -19,6 +22,9 @@ class TunedModel(nn.Module):
     `network` is the form in PyTorch; its parameters are the original's own where the form allows it (an engine that
     freezes or exports has read them once). It stays on its device and in eval mode. Shapes that the engine was not
     built for are a BadInput; engines that take any shape (`eager`, and `compile` by compiling once more) do.
+
+    It cannot be pickled, copied or exported. In a forked process (a worker of a DataLoader) it runs on one thread: the
+    engine "onebyone" as it is, other engines' threads do not survive, so `network` runs in PyTorch instead.
     """
 
     def __init__(self, network: nn.Module, call: Call, calling: Calling, fixed: bool) -> None:
@@ -26,17 +32,44 @@ class TunedModel(nn.Module):
         self.network = network
         self.training = False
         self._call, self._calling, self._fixed = call, calling, fixed
+        self._process = os.getpid()
         self.__signature__ = calling.signature
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the original's."""
+        """As the original's. Raises BadInput under torch.export, torch.vmap and the like."""
+        require_running()
+        if (
+            torch.compiler.is_compiling()
+        ):  # the engine's code is compiled already: TorchDynamo leaves it alone
+            return torch.compiler.disable(self._computed)(args, kwargs)
+        return self._computed(args, kwargs)
+
+    def _computed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = self._calling.canonical(args, kwargs)
         if self._fixed:
             self._calling.check(args, kwargs)
-        out = self._call(*args, **kwargs)
+        args, kwargs = plain(args), plain(kwargs) if kwargs else kwargs
+        if os.getpid() == self._process or getattr(self._call, "survives_fork", False):
+            out = self._call(*args, **kwargs)
+        else:
+            out = self._on_one_thread(args, kwargs)
         if isinstance(out, Tensor):
             return ordinary(out)
         return map_tensors(out, ordinary)
+
+    def _on_one_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In PyTorch, in a forked process: more threads would wait for those that stayed behind in the parent."""
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+        with torch.inference_mode():
+            return self.network(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises BadInput: pickle, torch.save and copy would need what was compiled for this process alone."""
+        raise BadInput(
+            "a tuned model cannot be pickled or copied, because it was compiled for this process: save the plan "
+            "(tuned.save('plan.json')) and apply it with onebyone.tune(model, example, plan='plan.json')"
+        )
 
     def times(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Milliseconds by kind of step in one call, the longest first; empty where the engine cannot tell.

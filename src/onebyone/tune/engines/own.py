@@ -225,6 +225,7 @@ def _build(network: torch.nn.Module, calling: Calling, setting: Setting) -> Call
             found[kind] = found.get(kind, 0.0) + ms
         return found
 
+    call.survives_fork = True  # type: ignore[attr-defined]
     call.program, call.times = program, times  # type: ignore[attr-defined]  # for who wants to know where its time goes
     return call
 

@@ -90,16 +90,15 @@ inline Vec power_of_two(Vec x, Vec low = Vec{}) {
   return times_power(p, n);
 }
 
-// eˣ to as much: 2^(x·log₂e), with what rounding takes from the product; no more than e⁸⁸, so that what is divided by it is
-// no infinity. log₂e = LONG + REST and LONG = HEAD + TAIL, HEAD of so few digits that whole numbers times it are exact
+// eˣ to as much: 2^(x·log₂e), with what rounding takes from the product; infinity where float32 overflows. log₂e = LONG + REST and LONG = HEAD + TAIL, HEAD of so few digits that whole numbers times it are exact
 inline Vec exponential(Vec x) {
   constexpr float LONG = 1.44269502162933349609f, REST = 1.92596303350e-8f;
 #if defined(__AVX512DQ__)
   // NaN where x is: of two, these give the second
-  x = (Vec)_mm512_max_ps((__m512)all(-120.0f), _mm512_min_ps((__m512)all(88.0f), (__m512)x));
+  x = (Vec)_mm512_max_ps((__m512)all(-120.0f), _mm512_min_ps((__m512)all(89.0f), (__m512)x));
   const Vec t = x * LONG, lost = (Vec)_mm512_maskz_fmsub_ps((__mmask16)-1, (__m512)x, (__m512)all(LONG), (__m512)t);
 #else
-  x = larger(smaller(x, all(88.0f)), all(-87.0f));
+  x = larger(smaller(x, all(89.0f)), all(-87.0f));
   constexpr float HEAD = 1.442626953125f, TAIL = LONG - HEAD;
   const Vec whole = rounded(x), large = whole * HEAD, small = (x - whole) * LONG;
   const Vec t = large + small, lost = (large - t) + small + whole * TAIL;
@@ -121,8 +120,11 @@ enum Activation { NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID, GELU
 
 inline Vec clipped(Vec v, float most) { return smaller(positive(v), all(most)); }
 
+// what a GELU gives for x: 0 below -10, where it is less than 10⁻²² in size, and NaN of -∞, as PyTorch has it
+inline Vec with_far_tail(Vec x, Vec gelu) { return x < -10.0f ? x * 0.0f : gelu; }
+
 // x·Φ(x) = max(x, 0) - |x|·Φ(-|x|), and Φ(-t) = 2^q(t), where q was fitted likewise on [0, 9], with q(0) = -1, to 2⁻²⁶
-// in Φ(-t) and the rounding of q itself: the far tail is no more than near 0. Of -∞ it makes about 0.
+// in Φ(-t) and the rounding of q itself
 inline Vec gelu(Vec x) {
   const Ints size = reinterpret_cast<const Ints&>(x) & 0x7fffffff;
   Vec t = reinterpret_cast<const Vec&>(size);
@@ -136,15 +138,15 @@ inline Vec gelu(Vec x) {
   q = q * t - 4.5920005e-1f;
   q = q * t - 1.1511059f;
   q = q * t - 1.0f;
-  return positive(x) - t * power_of_two(q);
+  return with_far_tail(x, positive(x) - t * power_of_two(q));
 }
 
-// PyTorch's tanh approximation: x·½(1 + tanh u) = x / (1 + e⁻²ᵘ), u = √(2/π)·(x + 0.044715·x³); below -20 it is 0 as at
-// -20, and beyond 20 it is x: the cube does not overflow
+// PyTorch's tanh approximation: x·½(1 + tanh u) = x / (1 + e⁻²ᵘ), u = √(2/π)·(x + 0.044715·x³); beyond 10 it is x: neither
+// the cube nor the exponential overflows
 inline Vec gelu_tanh(Vec x) {
-  const Vec v = larger(x, all(-20.0f)), w = smaller(v, all(20.0f));
+  const Vec v = larger(x, all(-10.0f)), w = smaller(v, all(10.0f));
   constexpr float TWICE = 1.5957691216057308f;  // 2·√(2/π)
-  return quotient(v, 1.0f + exponential(w * (w * w * (-TWICE * 0.044715f) - TWICE)));
+  return with_far_tail(x, quotient(v, 1.0f + exponential(w * (w * w * (-TWICE * 0.044715f) - TWICE))));
 }
 
 inline Vec activated(Vec v, int64_t kind) {

@@ -5,6 +5,8 @@
 // packed beforehand: (36, panels, C, PANEL). Tiles go through in blocks that stay in the cache: where the weights are
 // small, each thread has a block of its own; where they are large, all threads share one, so that weights are read once.
 #pragma once
+#include <limits>
+#include <vector>
 #include "threads.h"
 #include "vectors.h"
 #include "zones.h"
@@ -60,7 +62,16 @@ struct Place {
   }
 };
 
-inline void read_tile(const Job& j, const float* image, int64_t tile, float* to, int64_t apart) {
+// zeros instead of infinities, NaN and what is so large that the transforms could overflow
+inline Vec tame(Vec v, bool& wild) {
+  const Vec size = larger(v, -v);
+  const Ints small = size < 0x1p100f;
+  for (int i = 0; i < LANES; i++) wild |= !small[i];
+  return small ? v : Vec{};
+}
+
+// `wild`, where it is given, gets for each place whether it holds such a number; zeros are transformed in their stead
+inline void read_tile(const Job& j, const float* image, int64_t tile, float* to, int64_t apart, bool* wild = nullptr) {
   static const float zeros[LANES] = {};
   const Place at(j, tile);
   const float* from[PRODUCTS];
@@ -76,7 +87,10 @@ inline void read_tile(const Job& j, const float* image, int64_t tile, float* to,
     Vec half[EDGE][EDGE];
     for (int x = 0; x < EDGE; x++) {
       Vec d[EDGE], v[EDGE];
-      for (int y = 0; y < EDGE; y++) d[y] = load(from[y * EDGE + x] + inside[y * EDGE + x] * c);
+      for (int y = 0; y < EDGE; y++) {
+        d[y] = load(from[y * EDGE + x] + inside[y * EDGE + x] * c);
+        if (wild) d[y] = tame(d[y], wild[y * EDGE + x]);
+      }
       transform_in(d, v);
       for (int y = 0; y < EDGE; y++) half[y][x] = v[y];
     }
@@ -88,10 +102,13 @@ inline void read_tile(const Job& j, const float* image, int64_t tile, float* to,
   }
 }
 
-inline void write_tile(const Job& j, float* image, const float* bias, int64_t tile, const float* from, int64_t apart) {
+// whether all that it writes is finite; `wild` places make NaN of the windows that hold them
+inline bool write_tile(const Job& j, float* image, const float* bias, int64_t tile, const float* from, int64_t apart,
+                       const bool* wild = nullptr) {
   const Place at(j, tile);
   const int64_t rows = std::min<int64_t>(TILE, j.out_h() - at.top), columns = std::min<int64_t>(TILE, j.out_w() - at.left);
   const int64_t step = j.pool ? 2 : 1, high = j.out_h() / step, wide = j.out_w() / step;
+  Vec watch{};
   for (int64_t k = 0; k < j.outputs; k += LANES) {
     Vec half[TILE][EDGE], y[TILE][TILE];
     for (int x = 0; x < EDGE; x++) {
@@ -105,6 +122,9 @@ inline void write_tile(const Job& j, float* image, const float* bias, int64_t ti
       transform_out(half[i], y[i]);
       for (int x = 0; x < TILE; x++) {
         y[i][x] += offset;
+        for (int p = 0; wild && p < 9; p++)
+          if (wild[(i + p / 3) * EDGE + x + p % 3]) y[i][x] = all(std::numeric_limits<float>::quiet_NaN());
+        watch += y[i][x] * 0.0f;  // NaN of an infinity or NaN
         if (j.relu) y[i][x] = positive(y[i][x]);
       }
     }
@@ -115,6 +135,9 @@ inline void write_tile(const Job& j, float* image, const float* bias, int64_t ti
         store(image + ((at.sample * high + (at.top + i) / step) * wide + (at.left + x) / step) * j.outputs + k, v);
       }
   }
+  for (int i = 0; i < LANES; i++)
+    if (watch[i] != watch[i]) return false;
+  return true;
 }
 
 template <int N>
@@ -148,6 +171,21 @@ inline void multiply(const Job& j, const float* x, const float* w, float* y, int
   }
 }
 
+// A tile again that has given an infinity or NaN: the transforms spread such a number over all that a tile gives, where
+// only the windows that hold it should show it. These give NaN, and the others what they are.
+inline void tile_again(const Job& j, const float* image, const float* weight, const float* bias, float* result,
+                       int64_t tile) {
+  std::vector<float> memory(PRODUCTS * (j.in_row() + j.out_row()));
+  float *x = memory.data(), *y = x + PRODUCTS * j.in_row();
+  bool wild[PRODUCTS] = {};
+  read_tile(j, image, tile, x, j.in_row(), wild);
+  if (std::none_of(wild, wild + PRODUCTS, [](bool w) { return w; })) return;  // the sums themselves are so large
+  for (int64_t u = 0; u < PRODUCTS * j.panels(); u++)
+    multiply(j, x + u / j.panels() * j.in_row(), weight + u * j.channels * PANEL,
+             y + u / j.panels() * j.out_row() + u % j.panels() * PANEL, 1);
+  write_tile(j, result, bias, tile, y, j.out_row(), wild);
+}
+
 // bytes: weights that each thread may go through for every dozen tiles; weights that a last cache holds; what a block
 // that all threads share may take then, and its tiles where weights come from memory and are to be read once
 constexpr int64_t SMALL = 5 << 20, CACHED = 16 << 20, BLOCK = 5 << 19, MOST_TILES = 64, LEAST_TILES = 2 * ROWS;
@@ -173,6 +211,9 @@ inline void winograd(const Job& j, const Blocks& blocks, const Team& team, const
   const int64_t xs = block * j.in_row(), ys = block * j.out_row();
   float* own = scratch + (blocks.apart ? team.me * j.floats(block) : 0);
   float *x = take(own, j.in_floats(block)), *y = take(own, j.floats(block) - j.in_floats(block));
+  const auto write = [&](int64_t tile, const float* from) {
+    if (!write_tile(j, result, bias, tile, from, ys)) tile_again(j, image, weight, bias, result, tile);
+  };
   const auto unit = [&](int64_t u, int64_t n) {
     multiply(j, x + u / panels * xs, weight + u * j.channels * PANEL, y + u / panels * ys + u % panels * PANEL, n);
   };
@@ -181,14 +222,14 @@ inline void winograd(const Job& j, const Blocks& blocks, const Team& team, const
       const int64_t first = i * block, n = std::min(block, tiles - first);
       for (int64_t t = 0; t < n; t++) read_tile(j, image, first + t, x + t * j.in_row(), xs);
       for (int64_t u = 0; u < PRODUCTS * panels; u++) unit(u, n);
-      for (int64_t t = 0; t < n; t++) write_tile(j, result, bias, first + t, y + t * j.out_row(), ys);
+      for (int64_t t = 0; t < n; t++) write(first + t, y + t * j.out_row());
     });
   }
   for (int64_t first = 0; first < tiles; first += block) {
     const int64_t n = std::min(block, tiles - first);
     team.share(n, [&](int64_t t) { read_tile(j, image, first + t, x + t * j.in_row(), xs); });
     team.share(PRODUCTS * panels, [&](int64_t u) { unit(u, n); });
-    team.share(n, [&](int64_t t) { write_tile(j, result, bias, first + t, y + t * j.out_row(), ys); });
+    team.share(n, [&](int64_t t) { write(first + t, y + t * j.out_row()); });
   }
 }
 }  // namespace onebyone
