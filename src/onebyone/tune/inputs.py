@@ -14,7 +14,7 @@ from onebyone.verify.trees import map_tensors
 
 def require_running() -> None:
     """Raise BadInput under torch.export and torch.jit.trace: what an engine computes cannot be traced."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
         raise BadInput(
             "a tuned model cannot be exported or traced (torch.export, torch.jit, torch.onnx), because it calls "
             "compiled code: export the original network"
@@ -37,7 +37,8 @@ def plain(given: Any) -> Any:
 def _plain(tensor: Tensor) -> Tensor:
     try:
         readable = not isinstance(tensor, FakeTensor)
-        tensor.data_ptr()
+        if readable:
+            tensor.data_ptr()
     except RuntimeError:
         readable = False
     if not readable:

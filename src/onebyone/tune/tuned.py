@@ -41,7 +41,7 @@ class TunedModel(nn.Module):
         if (
             torch.compiler.is_compiling()
         ):  # the engine's code is compiled already: TorchDynamo leaves it alone
-            return torch.compiler.disable(self._computed)(args, kwargs)
+            return torch.compiler.disable(self._computed)(args, kwargs)  # type: ignore[no-untyped-call]
         return self._computed(args, kwargs)
 
     def _computed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

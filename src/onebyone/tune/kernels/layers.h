@@ -205,7 +205,7 @@ inline void depthwise_of(const Step& s, const float* zeros, const Team& team) {
         Vec total[BESIDE];
         places_beside<K, S>(s, from, c, total);
         if (s.activation) activate(total, BESIDE, s.activation);
-        for (int64_t j = 0; j < n; j++) store(to + j * s.channels + c, total[j]);
+        for (int64_t j = 0; j < n; j++) store_same(to + j * s.channels + c, total[j]);
       }
     }
   }
@@ -267,7 +267,7 @@ inline void mean(const Step& s, const Team& team) {
     const int64_t at = u / vectors * s.channels + lane(u % vectors, s.channels);
     Vec total{};
     for (int64_t t = 0; t < team.size; t++) total += load(s.scratch + t * zoned(all_of) + at);
-    store(s.y + at, total * (1.0f / (float)places));
+    store_same(s.y + at, total * (1.0f / (float)places));
   });
 }
 

@@ -56,7 +56,9 @@ inline bool alike(const Rows& x, int64_t i, int64_t apart, int64_t k) {
 // 2ⁿ for n from -126 to 127
 inline float power(int32_t n) {
   const int32_t bits = (n + ONE) << DIGITS;
-  return reinterpret_cast<const float&>(bits);
+  float number;
+  std::memcpy(&number, &bits, sizeof number);
+  return number;
 }
 
 // A row of k numbers as it is multiplied: times its channels' scales, if there are any, and the power of two that brings

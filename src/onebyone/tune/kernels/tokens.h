@@ -58,7 +58,7 @@ inline void turned(const Step& s, const Team& team) {
     Vec square[LANES];
     for (int i = 0; i < LANES; i++) square[i] = load(x + (r + i) * wide + c);
     turn(square);
-    for (int i = 0; i < LANES; i++) store(y + (c + i) * high + r, square[i]);
+    for (int i = 0; i < LANES; i++) store_same(y + (c + i) * high + r, square[i]);
   });
 }
 
