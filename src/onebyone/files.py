@@ -80,6 +80,8 @@ def require_file(path: str | os.PathLike[str]) -> Path:
     if found.is_dir():
         raise BadInput(f"cannot read {found}: it is a folder, and a file was expected")
     try:
+        if not found.is_file() and found.exists():  # a device may never end, and a pipe is read only once
+            raise BadInput(f"cannot read {found}: it is a device or a pipe, and a regular file was expected")
         with found.open("rb"):
             return found
     except OSError as error:

@@ -20,7 +20,6 @@ from onebyone.laws.winograd import F4X3
 from onebyone.tune import Plan
 from onebyone.tune.clock import Clock
 from onebyone.tune.engines import Setting, engine_of
-from onebyone.tune.kernels import compiler
 from onebyone.tune.kernels.winograd import ROUNDINGS, WinogradConvolution, by_products, packed, why_not
 from onebyone.tune.layer_times import measure_group
 from onebyone.tune.layers import groups_of
@@ -161,15 +160,6 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
 def test_other_convolutions_are_refused_by_name(made: nn.Conv2d, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
         WinogradConvolution(made)
-
-
-def test_without_a_compiler_the_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(BadInput, match="no-such-compiler is not installed"):
-        compiler.library.__wrapped__("winograd.cpp")
-    monkeypatch.setenv("CXX", "false")
-    with pytest.raises(BadInput, match=r"false does not compile winograd\.cpp: exit code 1"):
-        compiler.library.__wrapped__("winograd.cpp")
 
 
 class Trunk(nn.Module):

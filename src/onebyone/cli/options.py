@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from onebyone.errors import BadInput
+from onebyone.files import require_file
+
 SOURCE_HELP = "file.pt2, torchvision:NAME, timm:NAME or package.module:factory."
 LABELS = "Classes and preprocessing"
 OUTPUT = "Output"
@@ -59,10 +62,11 @@ def read_names(text: str) -> Names:
     """`cat,dog` as names; `@file` as the file's lines."""
     if text.startswith("@"):
         try:
-            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise typer.BadParameter(f"cannot read the names in {text[1:]!r}: {reason}") from None
+            lines = require_file(text[1:]).read_text(encoding="utf-8").splitlines()
+        except BadInput as error:
+            raise typer.BadParameter(str(error)) from None
+        except UnicodeDecodeError:
+            raise typer.BadParameter(f"cannot read the names in {text[1:]!r}: it is not UTF-8 text") from None
         return Names(line.strip() for line in lines if line.strip())
     return Names(name.strip() for name in text.split(",") if name.strip())
 

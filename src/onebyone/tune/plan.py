@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -114,6 +115,8 @@ class Plan:
         """A plan from plain data. Raises BadInput where it is none."""
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise BadInput(f"{name}: it is no plan; expected the format {FORMAT!r}")
+        if not _printable(data):
+            raise BadInput(f"{name}: it holds control characters, which a terminal would obey")
         data = {"fast_products": False, **data}  # plans of earlier versions do not say
         _check(data, _KEYS, name)
         _check(data["choice"], _CHOICE, f"{name}: choice")
@@ -212,6 +215,19 @@ def _check(data: Mapping[str, Any], keys: Mapping[str, Any], name: str) -> None:
         right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if key not in data or not right:
             raise BadInput(f"{name}: {key} is missing or is a {type(value).__name__}")
+
+
+def _printable(value: Any) -> bool:
+    """Whether no text in plain data, keys included, holds a control character or one that turns the direction of text.
+
+    >>> _printable({"name": "a conv"}), _printable(["\\x1b[2J"])
+    (True, False)
+    """
+    if isinstance(value, str):
+        return not any(unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t" for c in value)
+    if isinstance(value, Mapping):
+        return all(_printable(k) and _printable(v) for k, v in value.items())
+    return all(map(_printable, value)) if isinstance(value, list | tuple) else True
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import UninitializedTensorMixin
 
 from onebyone.errors import BadInput
 from onebyone.pytorch.structure import copy_structure, why_opaque
@@ -57,6 +58,7 @@ def subject_of(
             model = program.module()
     if not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}: expected a torch.nn.Module or an ExportedProgram")
+    _require_plain_weights(model)
     place = _device(device, model)
     network = _twin(model, program is None, place)
     calling = Calling.of(network, example, dynamic_batch).mapped(lambda t: t.detach().to(place))
@@ -67,6 +69,18 @@ def subject_of(
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"example: the network does not run on it: {said}") from error
     return Subject(network, calling, None if place != _place(model) else program, operators)
+
+
+def _require_plain_weights(model: nn.Module) -> None:
+    """Raise BadInput for a weight that has no values, or does not hold one number for each place."""
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(value, UninitializedTensorMixin):
+            raise BadInput(f"model: {name} has no shape yet; run the network once before it is tuned")
+        if value.device.type == "meta":
+            raise BadInput(f"model: {name} is on the meta device and has no values; nothing can be timed")
+        if value.is_quantized or value.layout != torch.strided:
+            kind = "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
+            raise BadInput(f"model: {name} is {kind}; expected dense weights, one number for each element")
 
 
 def _fingerprint(network: nn.Module, calling: Calling) -> str:
@@ -100,8 +114,6 @@ def _place(model: nn.Module) -> torch.device:
 
 def _device(asked: str | torch.device | None, model: nn.Module) -> torch.device:
     here = _place(model)
-    if here.type == "meta":
-        raise BadInput("model: its weights are on the meta device and have no values; nothing can be timed")
     if asked is None:
         return here
     try:
