@@ -97,3 +97,13 @@ def test_checks_before_long_work_leave_nothing(tmp_path: Path) -> None:
         require_file(tmp_path / "a.txt")
     with pytest.raises(BadInput, match="it is a folder"):
         require_file(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null", "pipe"])
+def test_a_device_or_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
+    """The first never ends; opening the last would wait for somebody to write."""
+    path = tmp_path / name  # an absolute name stays as it is
+    if name == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(BadInput, match="it is a device or a pipe, and a regular file was expected"):
+        require_file(path)

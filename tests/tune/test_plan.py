@@ -127,6 +127,9 @@ def test_any_batch_fits_where_it_may(plan: Plan) -> None:
         (lambda d: d["choice"].update(engine=3), "choice: engine is missing or is a int"),
         (lambda d: d["choice"].update(layers={"0": 1}), "not a form's name for each path"),
         (lambda d: d.update(layers=[3]), "layers holds something that is no object"),
+        (lambda d: d.update(why="\x1b[2J"), "holds control characters"),
+        (lambda d: d["machine"].update({"a\x9b": 1}), "holds control characters"),
+        (lambda d: d["candidates"][0].update(name="\u202egnp"), "holds control characters"),
     ],
 )
 def test_what_is_no_plan_is_not_read(plan: Plan, tmp_path: Path, change: Any, words: str) -> None:

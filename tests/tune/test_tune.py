@@ -307,3 +307,18 @@ def test_no_common_batch() -> None:
 def test_weights_without_values() -> None:
     with pytest.raises(BadInput, match="meta device"):
         tuned(nn.Linear(3, 2, device="meta"), torch.randn(1, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*sparse:UserWarning")
+@pytest.mark.parametrize("kind", ["sparse", "sparse_csr", "meta", "lazy"])
+def test_weights_that_are_not_plain_numbers(kind: str) -> None:
+    """One of several is enough, a buffer too."""
+    network = networks.tokens()
+    if kind == "lazy":
+        network.add_module("more", nn.LazyLinear(3))
+    else:
+        odd = torch.eye(3, device="meta") if kind == "meta" else torch.eye(3).to_sparse()
+        network.register_buffer("table", odd.to_sparse_csr() if kind == "sparse_csr" else odd)
+    words = {"lazy": "has no shape yet", "meta": "table is on the meta device"}
+    with pytest.raises(BadInput, match=words.get(kind, f"table is {kind}(_coo)?; expected dense weights")):
+        tuned(network, torch.randn(2, 5, 8))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from onebyone.errors import BadInput
 from onebyone.tune.budget import FINAL, PROOF, Budget
 from onebyone.tune.clock import Clock, Times, Timing
-from onebyone.tune.engines import Engine
+from onebyone.tune.engines import Engine, Setting
 from onebyone.tune.layer_forms import WINOGRAD, layer_forms
 from onebyone.tune.layer_times import LayerTimes
 from onebyone.tune.result import BASELINE
@@ -17,6 +17,7 @@ from onebyone.tune.wholes import CHANNELS_LAST, LAYERS
 from onebyone.tune.workshop import Candidate, Trial, Workshop
 
 FINALISTS = 4
+LEAST_ROUNDS = 5  # of the last comparison: by chance, all five favour the slower of two equals once in 32
 _SCREENING = 0.015  # of the budget, for one candidate's first timing
 _HOPELESS, _KEPT = 1.3, 8  # times the best so far: let go of, and so is what comes after so many
 PLAIN = ("original", "conv", "linear")
@@ -64,17 +65,21 @@ class Contest:
         return sorted((t for t in self.trials.values() if t.run is not None), key=_share)
 
     def finals(self, seconds: float) -> list[Trial]:
-        """The fastest few and the network as it is, measured once more, together: in the order of these times alone."""
+        """The fastest few and the network as it is, measured once more, together: in the order of these times alone.
+
+        What is not faster than the network as it is beyond the noise of this comparison comes after it.
+        """
         entered = {t.name: t for t in (*self.alive()[:FINALISTS], self.trials[BASELINE])}
-        times = self._times(entered.values(), seconds, rounds=50)
+        times = self._times(entered.values(), seconds, rounds=50, least=LEAST_ROUNDS)
         self.never_quiet = times.kept_disturbed > 0
         for name, trial in entered.items():
-            self.trials[name] = replace(trial, timing=times[name], share=times.share(name, BASELINE))
+            share, around = times.share(name, BASELINE), times.interval(name, BASELINE)
+            self.trials[name] = replace(trial, timing=times[name], share=share, share_range=around)
         base = times[BASELINE].median_ms
         for name, trial in self.trials.items():
             if name not in entered and trial.timing is not None:  # as if all had been in the same run
                 self.trials[name] = replace(trial, timing=_as_if(trial.timing, _share(trial) * base))
-        return sorted((self.trials[n] for n in entered), key=lambda t: times[t.name].median_ms)
+        return sorted((self.trials[n] for n in entered), key=_place)
 
     def _screened(self, trial: Trial) -> Trial:
         base = self.trials.get(BASELINE)
@@ -103,9 +108,9 @@ class Contest:
         """For one comparison: a share of the budget, but enough for a few rounds where there is as much."""
         return times * min(max(0.3, _SCREENING * self.budget.seconds), self.budget.seconds / 10)
 
-    def _times(self, trials: Iterable[Trial], seconds: float, rounds: int) -> Times:
+    def _times(self, trials: Iterable[Trial], seconds: float, rounds: int, least: int = 3) -> Times:
         calls = {t.name: t.run for t in trials if t.run is not None}
-        times = self.clock.interleave(calls, seconds, rounds=rounds)
+        times = self.clock.interleave(calls, seconds, rounds=rounds, least=least)
         self.disturbed += times.disturbed
         return times
 
@@ -124,12 +129,35 @@ def _as_if(timing: Timing, median_ms: float) -> Timing:
     return Timing(median_ms, timing.spread_ms * factor, timing.runs)
 
 
+def _place(trial: Trial) -> tuple[int, float]:
+    """Where a finalist stands: what is surely faster than the network as it is, that network, and the others."""
+    if trial.name == BASELINE:
+        return 1, 1.0
+    surely = trial.share_range is not None and trial.share_range[1] < 1
+    return (0 if surely else 2), _share(trial)
+
+
 def _share(trial: Trial) -> float:
     return 1.0 if trial.share is None else trial.share
 
 
 def _kind(candidate: Candidate) -> str:
     return candidate.engine
+
+
+def available(
+    contest: Contest, engines: Sequence[Engine], forms: Sequence[str], setting: Setting
+) -> list[Engine]:
+    """The engines that can serve here; of the others every candidate is refused with the reason, which takes no time."""
+    able = []
+    for engine in engines:
+        reason = engine.why_not(setting)
+        if reason is None:
+            able.append(engine)
+            continue
+        for form in _forms_for(engine, forms):
+            contest.pass_over(Candidate(engine.name, form), reason)
+    return able
 
 
 def run_wholes(

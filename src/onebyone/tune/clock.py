@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Protocol
@@ -65,8 +65,33 @@ class Times:
 
     def share(self, name: str, base: str) -> float:
         """The time of one candidate ÷ that of another: the median over rounds, in each of which both ran."""
+        return median(self._shares(name, base))
+
+    def interval(self, name: str, base: str) -> tuple[float, float]:
+        """Between which figures that share lies, with 95 % confidence where there are six rounds or more."""
+        return median_interval(self._shares(name, base))
+
+    def _shares(self, name: str, base: str) -> list[float]:
         pairs = zip(self.samples[name], self.samples[base], strict=True)
-        return median(a / max(b, 1e-12) for a, b in pairs)
+        return [a / max(b, 1e-12) for a, b in pairs]
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % confidence interval of the median of what the values were drawn from, whatever their distribution.
+
+    The k-th smallest and the k-th largest, with the largest k for which P(fewer than k of n fair coins show heads) is
+    2.5 % at most; of fewer than six values, which no such k allows, the least and the largest.
+
+    Source: David and Nagaraja, Order Statistics, 3rd ed., 2003, §7.1.
+
+    >>> median_interval([3.0, 1.0, 2.0]), median_interval(list(range(1, 11)))
+    ((1.0, 3.0), (2, 9))
+    """
+    n, ordered = len(values), sorted(values)
+    tail, k = 0.0, 0
+    while k < n // 2 and (tail := tail + math.comb(n, k) / 2**n) <= 0.025:
+        k += 1
+    return ordered[max(k, 1) - 1], ordered[n - max(k, 1)]
 
 
 class Watch(Protocol):

@@ -153,10 +153,15 @@ def remarks(plan: Plan) -> list[str]:
     ]
     own = sum(_form_ms(layer, layer["forms"][0]["form"]) for layer in plan.layers if layer["forms"])
     eager = next((c["median_ms"] for c in plan.candidates if c.get("name") == BASELINE and _timed(c)), None)
-    if own and eager:
+    if own and eager and own <= eager:
         said.append(
-            f"the layers above take {own:.3g} ms of the {milliseconds(eager)} ms that the network takes as it is, "
+            f"the layers above take {own:.3g} ms of the {milliseconds(eager)} ms that the original takes, "
             f"each by itself; the rest goes elsewhere"
+        )
+    elif own and eager:
+        said.append(
+            f"the layers above took {own:.3g} ms, each by itself, more than the {milliseconds(eager)} ms of the whole "
+            f"original: they were measured while other processes were busy, or wait for more than they compute"
         )
     searched = sum("#" in str(c.get("name")) for c in plan.candidates)
     if searched > _SEARCHED:
@@ -168,7 +173,7 @@ def remarks(plan: Plan) -> list[str]:
         )
     if plan.disturbed:
         said.append(
-            f"something else had the processor in {plan.disturbed} rounds; they were measured again where time allowed"
+            f"{plan.disturbed} timing rounds were disturbed by other processes and repeated where time allowed"
         )
     return said
 

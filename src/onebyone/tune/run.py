@@ -22,6 +22,7 @@ from onebyone.tune.disturbance import Witness
 from onebyone.tune.engines import Engine, Setting, engine_of, engines_of
 from onebyone.tune.engines.base import TORCH
 from onebyone.tune.judge import Judge
+from onebyone.tune.kernels.compiler import not_native, patience
 from onebyone.tune.layer_forms import layer_forms
 from onebyone.tune.layer_times import LayerTimes, measure_groups, peak_gflops
 from onebyone.tune.layers import groups_of
@@ -37,6 +38,8 @@ from onebyone.verify import verify
 from onebyone.verify.result import Verification
 
 Progress = Callable[[int, int], object]
+_OVERRUN = 1.2  # times the budget, from where on it is said
+_NARROW = 1.1  # a range of speeds whose ends differ by less is given as one figure
 _TOLD = 5  # calls that tell where the chosen engine's time goes
 
 
@@ -98,7 +101,7 @@ def tune(
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
         raise BadInput(f"budget={budget!r}: expected a positive number of seconds")
     before = torch.get_num_threads()
-    with _threads(threads) as count, _settled(seed):
+    with _threads(threads) as count, _settled(seed), patience(budget):
         subject = subject_of(model, example, device, dynamic_batch or _dynamic(plan))
         setting = Setting(subject.device, count, subject.calling.free_batch, fast_products)
         if plan is not None:
@@ -131,6 +134,7 @@ def _measure(
     contest = choose.Contest(workshop.attempt, clock, budget, progress or (lambda done, of: None))
     gaining = choose.faster_as(WINOGRAD, times)
     forms = [f for f in form_names() if f != WINOGRAD or gaining or subject.program is not None]
+    engines = choose.available(contest, engines, forms, setting)
     choose.run_wholes(contest, engines, forms, (None, *short), {WINOGRAD: gaining})
     choose.search_layers(contest, workshop, times, engines)
     ranked = contest.finals(choose.final_seconds(budget))
@@ -139,9 +143,20 @@ def _measure(
     assert winner.model is not None
     notes = [f"not verified: {u}" for u in proof.unverified] if proof else []
     notes += inside(winner.model, subject.calling)
+    slow = not_native("network.cpp" if winner.candidate.engine == "onebyone" else "winograd.cpp")
+    if slow and (winner.candidate.engine == "onebyone" or winner.candidate.form == WINOGRAD):
+        notes.append(
+            f"its kernels are compiled for any processor of this kind, which makes them slower: {slow}"
+        )
     if contest.never_quiet:
         notes.append(
-            "something else had the processor throughout the last comparison: tune again when it is quiet"
+            "other processes disturbed every round of the last comparison, so that its figures are ranges; "
+            "rerun on an idle machine"
+        )
+    if budget.elapsed > _OVERRUN * budget.seconds:
+        notes.append(
+            f"tuning took {budget.elapsed:.0f} s, more than its budget of {budget.seconds:g} s: a compilation and the "
+            f"proof cannot be interrupted, and the last comparison needs {choose.LEAST_ROUNDS} rounds"
         )
     return Tuned(winner.model, plan, proof, tuple(notes))
 
@@ -236,8 +251,7 @@ def _why(trials: dict[str, Trial], winner: Trial) -> str:
     assert winner.timing is not None
     took = f"{milliseconds(winner.timing.median_ms)} ms"
     if winner.name == BASELINE or base is None:
-        return f"the network as it is, {took}: nothing that was tried is faster"
-    times = base.median_ms / winner.timing.median_ms
+        return f"kept the original, {took}: no candidate was faster by more than the noise of the measurement"
     proof = (
         "equivalent"
         if winner.ratio is None
@@ -245,8 +259,23 @@ def _why(trials: dict[str, Trial], winner: Trial) -> str:
     )
     if winner.candidate.dtype:
         proof = f"in {winner.candidate.dtype}, off by {winner.max_error:.3g} at most"
-    as_it_is = f"the network as it is ({milliseconds(base.median_ms)} ms)"
-    return f"{winner.name}: {took}, {times:.3g} times as fast as {as_it_is}; {proof}"
+    original = f"the original ({milliseconds(base.median_ms)} ms)"
+    return f"{winner.name}: {took}, {_times_as_fast(winner)} times as fast as {original}; {proof}"
+
+
+def _times_as_fast(winner: Trial) -> str:
+    """The original's time ÷ the winner's: one figure, or a range where the measurement leaves one wider than 10 %.
+
+    >>> _times_as_fast(Trial(Candidate("eager", "conv"), "eager:conv", share=0.5, share_range=(0.49, 0.51)))
+    '2'
+    >>> _times_as_fast(Trial(Candidate("eager", "conv"), "eager:conv", share=0.5, share_range=(0.25, 0.8)))
+    '1.25 to 4'
+    """
+    assert winner.share is not None
+    low, high = winner.share_range or (winner.share, winner.share)
+    if high <= _NARROW * low:
+        return f"{1 / winner.share:.3g}"
+    return f"{1 / high:.3g} to {1 / low:.3g}"
 
 
 def _layer(found: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:

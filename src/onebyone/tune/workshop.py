@@ -61,6 +61,8 @@ class Trial:
     timing: Timing | None = None
     share: float | None = None
     """Its time ÷ that of the network as it is, both from one interleaved run."""
+    share_range: tuple[float, float] | None = None
+    """Between which figures that share lies, from the last comparison."""
     ratio: float | None = None
     row_ratio: float | None = None
     max_error: float | None = None
