@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import onebyone
-from onebyone.tune import choose, run
+from onebyone.tune import choose, outcome
 from onebyone.tune.clock import Times, Timing, median_interval
 from onebyone.tune.result import BASELINE, remarks
 from onebyone.tune.workshop import Candidate, Trial
@@ -22,7 +22,7 @@ from tests.tune.test_choose import World
 
 @pytest.mark.parametrize("n", range(1, 12))
 def test_the_interval_misses_the_median_as_rarely_as_it_says(n: int) -> None:
-    """All 2^n ways in which n samples can lie on either side of a median; a wider interval holds it as rarely missed."""
+    """All 2^n ways in which n samples lie on either side of the median; a narrower interval would miss it too often."""
     low, high = median_interval([float(i) for i in range(n)])
     missed = 0
     for sides in product((False, True), repeat=n):  # True: above
@@ -73,9 +73,9 @@ def test_a_winner_states_a_range_where_the_measurement_leaves_one() -> None:
     assert low <= (first.share or 0.0) <= high < 1
     timing = replace(first, timing=Timing(1.0, 0.1, 5))
     base = Trial(Candidate("eager", "original"), BASELINE, timing=Timing(5.0, 0.1, 5))
-    assert f"{1 / high:.3g} to {1 / low:.3g} times as fast" in run._why({BASELINE: base}, timing)
+    assert f"{1 / high:.3g} to {1 / low:.3g} times as fast" in outcome._why({BASELINE: base}, timing)
     still = replace(timing, share=0.5, share_range=(0.49, 0.51))
-    assert "2 times as fast" in run._why({BASELINE: base}, still)
+    assert "2 times as fast" in outcome._why({BASELINE: base}, still)
 
 
 def test_the_interval_is_that_of_rounds_in_which_both_ran() -> None:

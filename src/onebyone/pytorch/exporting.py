@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, _trace
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput
@@ -165,6 +165,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the warnings, logs and graphs that torch.export prints: what fails raises, and is reported once."""
+    from torch.export import _trace  # not above: it imports torch's compiler, which takes seconds
+
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

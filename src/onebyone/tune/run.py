@@ -23,15 +23,15 @@ from onebyone.tune.engines import Engine, Setting, engine_of, engines_of
 from onebyone.tune.engines.base import TORCH
 from onebyone.tune.judge import Judge
 from onebyone.tune.kernels.compiler import not_native, patience
-from onebyone.tune.layer_forms import layer_forms
-from onebyone.tune.layer_times import LayerTimes, measure_groups, peak_gflops
+from onebyone.tune.layer_times import measure_groups, peak_gflops
 from onebyone.tune.layers import groups_of
 from onebyone.tune.machine import describe_machine, describe_network, describe_versions
+from onebyone.tune.outcome import plan_of
 from onebyone.tune.plan import Plan
 from onebyone.tune.result import BASELINE, Tuned, milliseconds
 from onebyone.tune.subject import Subject, subject_of
 from onebyone.tune.tuned import TunedModel
-from onebyone.tune.wholes import CHANNELS_LAST, Formed, form_names
+from onebyone.tune.wholes import Formed, form_names
 from onebyone.tune.winograd_form import WINOGRAD
 from onebyone.tune.workshop import DTYPES, Candidate, Trial, Workshop
 from onebyone.verify import verify
@@ -39,7 +39,6 @@ from onebyone.verify.result import Verification
 
 Progress = Callable[[int, int], object]
 _OVERRUN = 1.2  # times the budget, from where on it is said
-_NARROW = 1.1  # a range of speeds whose ends differ by less is given as one figure
 _TOLD = 5  # calls that tell where the chosen engine's time goes
 
 
@@ -139,7 +138,7 @@ def _measure(
     choose.search_layers(contest, workshop, times, engines)
     ranked = contest.finals(choose.final_seconds(budget))
     winner, proof = _proven(workshop, contest, ranked, seed)
-    plan = _plan(subject, setting, contest, winner, times, peak, budget)
+    plan = plan_of(subject, setting, contest, winner, times, peak, budget)
     assert winner.model is not None
     notes = [f"not verified: {u}" for u in proof.unverified] if proof else []
     notes += inside(winner.model, subject.calling)
@@ -208,119 +207,6 @@ def prove(subject: Subject, formed: Formed, seed: int) -> Verification:
             original = subject.program
         converted = formed.network if formed.proof is None else formed.proof
         return verify(original, converted, subject.calling.example, seed=seed, gradients=False)
-
-
-def _plan(
-    subject: Subject,
-    setting: Setting,
-    contest: choose.Contest,
-    winner: Trial,
-    times: Sequence[LayerTimes],
-    peak: float,
-    budget: Budget,
-) -> Plan:
-    c = winner.candidate
-    choice = {
-        "name": winner.name,
-        "engine": c.engine,
-        "form": c.form,
-        "dtype": c.dtype,
-        "layers": c.assignment,
-    }
-    return Plan(
-        machine=describe_machine(subject.device),
-        versions=describe_versions(),
-        network=describe_network(subject.network, subject.operators),
-        inputs=tuple(subject.calling.described()),
-        threads=setting.threads,
-        device=str(subject.device),
-        dynamic_batch=setting.dynamic_batch,
-        fast_products=setting.fast_products,
-        candidates=tuple(t.to_dict() for t in contest.trials.values()),
-        choice=choice,
-        why=_why(contest.trials, winner),
-        layers=tuple(_layer(t, winner, peak) for t in times),
-        peak_gflops=round(peak, 1),
-        disturbed=contest.disturbed,
-        seconds=round(budget.elapsed, 2),
-    )
-
-
-def _why(trials: dict[str, Trial], winner: Trial) -> str:
-    base = trials[BASELINE].timing
-    assert winner.timing is not None
-    took = f"{milliseconds(winner.timing.median_ms)} ms"
-    if winner.name == BASELINE or base is None:
-        return f"kept the original, {took}: no candidate was faster by more than the noise of the measurement"
-    proof = (
-        "equivalent"
-        if winner.ratio is None
-        else f"equivalent, with {winner.ratio:.3g} times its rounding error"
-    )
-    if winner.candidate.dtype:
-        proof = f"in {winner.candidate.dtype}, off by {winner.max_error:.3g} at most"
-    original = f"the original ({milliseconds(base.median_ms)} ms)"
-    return f"{winner.name}: {took}, {_times_as_fast(winner)} times as fast as {original}; {proof}"
-
-
-def _times_as_fast(winner: Trial) -> str:
-    """The original's time ÷ the winner's: one figure, or a range where the measurement leaves one wider than 10 %.
-
-    >>> _times_as_fast(Trial(Candidate("eager", "conv"), "eager:conv", share=0.5, share_range=(0.49, 0.51)))
-    '2'
-    >>> _times_as_fast(Trial(Candidate("eager", "conv"), "eager:conv", share=0.5, share_range=(0.25, 0.8)))
-    '1.25 to 4'
-    """
-    assert winner.share is not None
-    low, high = winner.share_range or (winner.share, winner.share)
-    if high <= _NARROW * low:
-        return f"{1 / winner.share:.3g}"
-    return f"{1 / high:.3g} to {1 / low:.3g}"
-
-
-def _layer(found: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
-    group, timings = found.group, found.timings
-    chosen = chosen_form(found, winner.candidate)
-    if winner.candidate.dtype and f"{chosen}:{winner.candidate.dtype}" in timings:
-        chosen = f"{chosen}:{winner.candidate.dtype}"
-    order = {name: place for place, name in enumerate(found.ranking, 1)}
-    gflops = found.gflops(chosen)
-    return {
-        "paths": list(group.paths),
-        "pattern": group.pattern,
-        "kind": group.kind,
-        "shape": list(group.weight),
-        "input": list(group.sample.shape),
-        "macs": group.cost.macs,
-        "calls": group.calls,
-        "forms": [
-            {
-                "form": name,
-                "median_ms": timings[name].median_ms,
-                "spread_ms": timings[name].spread_ms,
-                "predicted_rank": order.get(name),
-                **({"relative_error": found.errors[name]} if name in found.errors else {}),
-            }
-            for name in timings
-        ],
-        "chosen": chosen,
-        "gflops": round(gflops, 1) if gflops else None,
-        "of_peak": round(gflops / peak, 3) if gflops and peak else None,
-    }
-
-
-def chosen_form(found: LayerTimes, candidate: Candidate) -> str:
-    """The form that a candidate gives a group's layers."""
-    group = found.group
-    names = [f.name for f in layer_forms(group.kind)]
-    given = candidate.assignment.get(group.paths[0])
-    if given is not None:
-        return given
-    way = choose.base_form(candidate.form)
-    if way in names and way != names[0] and group.convertible:
-        return way
-    last = "conv-channels-last"
-    return last if candidate.form.endswith(CHANNELS_LAST) and last in found.timings else names[0]
 
 
 def _apply(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from onebyone.errors import BadInput
 from onebyone.pytorch.structure import copy_structure, why_opaque
@@ -74,7 +74,7 @@ def subject_of(
 def _require_plain_weights(model: nn.Module) -> None:
     """Raise BadInput for a weight that has no values, or does not hold one number for each place."""
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(value, UninitializedTensorMixin):
+        if is_lazy(value):
             raise BadInput(f"model: {name} has no shape yet; run the network once before it is tuned")
         if value.device.type == "meta":
             raise BadInput(f"model: {name} is on the meta device and has no values; nothing can be timed")

@@ -1,8 +1,8 @@
 """C++ of this package, compiled for the processor it runs on, once in a process.
 
-It needs a C++ compiler, as torch.compile does. Nothing is kept on disk: a library that others could have written is never loaded, and compiling takes two seconds.
-A compiler that is missing, broken or hangs, and folders that cannot be written or executed from, are a reason why a
-candidate of `tune` is not built (BadInput), found once.
+It needs a C++ compiler, as torch.compile does. Nothing is kept on disk: a library that others could have written is
+never loaded, and compiling takes two seconds. A compiler that is missing, broken or hangs, and folders that cannot be
+written or executed from, are a reason why a candidate of `tune` is not built (BadInput), found once.
 """
 
 from __future__ import annotations
