@@ -148,7 +148,7 @@ def _kind(candidate: Candidate) -> str:
 def available(
     contest: Contest, engines: Sequence[Engine], forms: Sequence[str], setting: Setting
 ) -> list[Engine]:
-    """The engines that can serve here; every candidate of the others is refused with the reason, whatever the budget."""
+    """The engines that can serve here; the others' candidates are refused with the reason, whatever the budget."""
     able = []
     for engine in engines:
         reason = engine.why_not(setting)
