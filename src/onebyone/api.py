@@ -12,9 +12,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebyone.errors import BadInput
+from onebyone.errors import BadInput, InexactWarning
 from onebyone.opening import example_of, network_of, open_dense, preprocessing_of
-from onebyone.records import Labels
+from onebyone.records import LEAST_AGREEMENT, Labels
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
         x: an example input, a tuple of positional or a dict of keyword arguments, or a pair of both; without
             one (and a program may carry one) the layers are probed by themselves.
         seed: of the probes.
-        options: gradients, max_windows, progress: see `onebyone.verify.verify`.
+        options: gradients, max_windows, min_agreement, progress: see `onebyone.verify.verify`.
 
     Returns:
         A `Verification`: `.equivalent`, `.max_error`, `.rounding_ratio`, `.integer_probe`, `.layers`;
@@ -312,6 +312,7 @@ def scan(
     image: Any,
     *,
     out: str | os.PathLike[str] | None = None,
+    min_agreement: float = LEAST_AGREEMENT,
     **options: Any,
 ) -> ScoreMap:
     """Run a dense network over an image: one score per class for every window.
@@ -320,12 +321,15 @@ def scan(
         d: what `convolutionalize` gave, or the path of its saved `.pt2`.
         image: a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W).
         out: where to save the score map (`.npz`).
-        options: labels, device, batch, shifts, tile, output, score_kind, softmax, page, progress: see
-            `onebyone.dense.scan`.
+        min_agreement: for networks that are not exact: the least share of sampled windows that must have the same
+            best class as when they are cropped (`.agreement`); below 0.95 there is a warning.
+        options: labels, device, batch, shifts, tile, output, score_kind, softmax, page, mode ("dense", or "windows"
+            to crop every window), compared, progress: see `onebyone.dense.scan`.
 
     Raises:
         BadInput: an image smaller than the window, with other channels or values that are not finite; a file
             that cannot be read or written.
+        NotEquivalent: an agreement below `min_agreement`; the map has been saved by then.
     """
     from onebyone import dense, files
 
@@ -337,6 +341,8 @@ def scan(
     scores = dense.scan(network, image, **options)
     if out is not None:
         scores.save(out)
+    if scores.agreement is not None:
+        scores.agreement.require(min_agreement)
     return scores
 
 
@@ -347,6 +353,7 @@ def detect(
     iou: float = 0.3,
     background: Sequence[str | int] = (),
     boxes: ScoreMap | str | os.PathLike[str] | None = None,
+    min_agreement: float = LEAST_AGREEMENT,
     **options: Any,
 ) -> Detections:
     """Turn a score map into objects: boxes (x1, y1, x2, y2) in pixels, scores and labels.
@@ -356,16 +363,22 @@ def detect(
         threshold: least probability of a detection.
         iou: boxes of one class that overlap a better one by more are the same object.
         background: classes that are no objects, beside those that the labels name.
+        min_agreement: as for `scan`, where the map carries an agreement with cropped windows.
         boxes: the box regressions of the same scan, where the network has them as another output (or its `.npz`).
         options: per_class, max_detections, refine, score_kind, box_format: see `onebyone.detect.detect`.
 
     Raises:
         BadInput: a file that is not a score map, or a class that does not exist.
+        NotEquivalent: an agreement below `min_agreement`.
     """
     from onebyone.dense import ScoreMap
     from onebyone.detect import detect as find
 
     loaded = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
+    if loaded.agreement is not None:
+        loaded.agreement.require(min_agreement)
+        if not loaded.agreement.enough:
+            warnings.warn(loaded.agreement.advice, InexactWarning, stacklevel=2)
     moves = ScoreMap.load(boxes) if isinstance(boxes, str | os.PathLike) else boxes
     return find(loaded, threshold=threshold, iou=iou, background=tuple(background), boxes=moves, **options)
 

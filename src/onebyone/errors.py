@@ -18,6 +18,10 @@ class OnebyoneWarning(UserWarning):
     """A result rests on an assumption, which the message names, with the argument that states it instead."""
 
 
+class InexactWarning(OnebyoneWarning):
+    """Dense results are not the numbers of cropping every window, and differ from them by more than a little."""
+
+
 class BadInput(OnebyoneError, ValueError):
     """An argument or a file cannot be used; the message names the argument, its value and what was expected."""
 

@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import Any
 
+#: Dense results of which a smaller share of windows has the same best class as when cropped come with a warning.
+ENOUGH_AGREEMENT = 0.95
+#: A smaller share is an error, unless another floor is asked for.
+LEAST_AGREEMENT = 0.5
+
 
 @dataclass(frozen=True)
 class Change:

@@ -96,3 +96,18 @@ class Named(nn.Module):
 
 def named() -> nn.Module:
     return Named()
+
+
+def far_sighted() -> nn.Module:
+    """Windows of 8 pixels whose receptive field is 38: few dense answers agree with crops."""
+    from tests.pytorch.anysize import randomise
+
+    convolutions = [m for _ in range(3) for m in (nn.Conv2d(3, 3, 11, padding=5), nn.ReLU())]
+    return randomise(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(192, 12)), seed=6)
+
+
+def partial() -> nn.Module:
+    """Exact at a window of 25, not at 24, where ceil_mode pools have partial places."""
+    from tests.pytorch.inexact_networks import Refine
+
+    return Refine()

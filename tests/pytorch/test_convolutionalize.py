@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from onebyone.errors import InexactWarning
 from onebyone.pytorch.convolutionalize import convolutionalize
 from tests.pytorch.anysize import deviation, every_window, image_for, lenet, randomise
 from tests.pytorch.exact_networks import EXACT, Branches
@@ -95,7 +98,9 @@ INEXACT = {
 @pytest.mark.parametrize("name", INEXACT)
 def test_what_padding_touched_is_never_called_exact(name: str) -> None:
     model, reason = INEXACT[name]
-    d, error = deviation(model, 8)
+    better = name == "partial ceil_mode place"  # one pixel more, and nothing is partial
+    with pytest.warns(InexactWarning, match="at a window of 9×9 it would be") if better else nullcontext():
+        d, error = deviation(model, 8)
     assert not d.geometry.exact
     assert any(reason in because for because in d.geometry.inexact_because), d.geometry.inexact_because
     assert error > 1e-3, "the reason is real: the numbers differ"

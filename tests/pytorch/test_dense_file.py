@@ -50,6 +50,18 @@ def test_padded_networks_with_strides_save_too(head: str, tmp_path: Path) -> Non
         assert tuple(back.model(image).shape[2:]) == back.geometry.positions(size)
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool1d(2), nn.MaxPool1d(30), nn.AvgPool1d(30)])
+def test_networks_of_signals_save_too(pool: nn.Module, tmp_path: Path) -> None:
+    body = nn.Sequential(nn.Conv1d(2, 3, 3), pool, nn.Flatten())
+    model = nn.Sequential(*body, nn.Linear(body(torch.zeros(1, 2, 32)).shape[1], 4))
+    d = convolutionalize(randomise(model), (32,))
+    d.save(tmp_path / "d.pt2")
+    back = load_dense(tmp_path / "d.pt2")
+    for size in (32, 33, 75):
+        signal = torch.randn(2, 2, size)
+        assert torch.equal(back.model(signal), d.model(signal))
+
+
 FREE = (
     "channels last",
     "whole ceil_mode places",

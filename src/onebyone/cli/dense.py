@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,13 @@ import typer
 
 from onebyone.cli import options as o
 from onebyone.cli.session import session
+
+
+class Mode(StrEnum):
+    """How an image is scanned."""
+
+    dense = "dense"
+    windows = "windows"
 
 
 def scan(
@@ -47,6 +55,14 @@ def scan(
             show_default="by memory",
         ),
     ] = None,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            "--mode",
+            help="dense: one pass over the image; windows: crop every window, slower and exact for every network.",
+        ),
+    ] = Mode.dense,
+    min_agreement: o.MinAgreement = 0.5,
     device: Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1 …")] = "cpu",
     batch: Annotated[
         int, typer.Option("--batch", min=1, metavar="N", help="Tiles run at once, at most.")
@@ -85,11 +101,15 @@ def scan(
                 batch=batch,
                 shifts=shifts,
                 tile=tile,
+                mode=mode.value,
+                min_agreement=0,
                 progress=tell,
             )
         data = render.scores_data(scores, source, image, out)
         render.tell(run, notes)
         run.result(data, *render.scores_tables(data))
+        if scores.agreement is not None:
+            scores.agreement.require(min_agreement)
 
 
 def detect(
@@ -128,6 +148,7 @@ def detect(
             help="What --boxes holds: offsets of the window's corners, or of its centre and the size's logarithm.",
         ),
     ] = "corners",
+    min_agreement: o.MinAgreement = 0.5,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -166,6 +187,7 @@ def detect(
                 score_kind=score_kind,
                 boxes=boxes,
                 box_format=box_format,
+                min_agreement=min_agreement,
             )
             if output is not None:
                 found.save(output, image=image, image_id=image_id, page=page)

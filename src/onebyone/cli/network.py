@@ -186,6 +186,7 @@ def convolutionalize(
             help="Compare with cropping every window; where it differs, write nothing and exit with 1.",
         ),
     ] = False,
+    min_agreement: o.MinAgreement = 0.5,
     classes: o.Classes = None,
     mean: o.Mean = None,
     std: o.Std = None,
@@ -234,7 +235,7 @@ def convolutionalize(
         found = None
         if prove:
             with run.progress("Verifying against every window") as tell:
-                found = api.verify(network, dense, seed=seed, progress=tell)
+                found = api.verify(network, dense, seed=seed, min_agreement=min_agreement, progress=tell)
             data["verification"] = found.to_dict()
         equal = found is None or found.equivalent
         if output is not None and equal:

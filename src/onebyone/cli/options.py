@@ -212,3 +212,14 @@ ColourOrder = Annotated[
         rich_help_panel=LABELS,
     ),
 ]
+MinAgreement = Annotated[
+    float,
+    typer.Option(
+        "--min-agreement",
+        min=0,
+        max=1,
+        metavar="P",
+        help="For networks that are not exact: exit with 1 where fewer of the compared windows have the same best "
+        "class as when cropped.",
+    ),
+]

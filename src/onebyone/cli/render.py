@@ -91,6 +91,7 @@ def verification_tables(data: Data) -> list[RenderableType]:
     if data.get("refused"):
         parts += _refusals(data["refused"])
     parts.append(_figures(data))
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in data.get("warnings", ())]
     parts += [Text(f"not verified: {note}", style="dim") for note in data["unverified"]]
     parts += [Text(f"problem: {problem}", style="red") for problem in data["problems"]]
     parts.append(_verdict(data))
@@ -212,6 +213,7 @@ def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: 
         "scores_are": scores.kind.describe(number) if scores.kind else "of a kind that is not known",
         "counted": "probability at least 0.5" if by_itself else "best class",
         "classes": dict(zip(scores.classes, counts, strict=True)),
+        "agreement": None if scores.agreement is None else scores.agreement.to_dict(),
         "output": None if output is None else str(output),
     }
 
@@ -229,8 +231,16 @@ def scores_tables(data: Data) -> list[RenderableType]:
         Text(f"scores: {data['scores_are']}"),
         _table(data["counted"].capitalize(), ("class", "windows", "share"), rows),
         *geometry_tables(data["geometry"]),
+        *_agreement(data["agreement"]),
         _summary(summary, data),
     ]
+
+
+def _agreement(found: Data | None) -> list[RenderableType]:
+    if found is None:
+        return []
+    counted = f"{found['same']} of {found['windows']} sampled ({found['share']:.0%})"
+    return [_pairs([("same best class as when cropped", counted)], "Agreement with cropped windows")]
 
 
 def detections_data(found: Detections, scores: os.PathLike[str], output: object) -> Data:

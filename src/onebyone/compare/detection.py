@@ -149,7 +149,7 @@ def _both_ways(network: nn.Module, pages: Sequence[Page]) -> Figures:
 
 def dense_scores(dense: Dense, network: nn.Module, image: Any) -> Any:
     """The image scanned in one dense pass."""
-    return scan(dense, image, device=_device(network))
+    return scan(dense, image, device=_device(network), compared=0)
 
 
 def window_scores(dense: Dense, network: nn.Module, image: Any) -> Any:

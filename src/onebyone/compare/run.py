@@ -49,7 +49,7 @@ from onebyone.compare.similarities import (
 )
 from onebyone.compare.statements import STATEMENTS
 from onebyone.compare.whole import whole_network
-from onebyone.errors import BadInput, OnebyoneError
+from onebyone.errors import BadInput, InexactWarning, OnebyoneError
 from onebyone.tune.machine import describe_machine
 from onebyone.verify.settings import eval_mode
 
@@ -143,6 +143,7 @@ def compare(
     with eval_mode(model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # torch's own, met where it copies the graph of an exported program
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        warnings.simplefilter("ignore", InexactWarning)  # the rows tell how far dense answers are from crops
         torch.manual_seed(seed)
         setting = Setting(model, example, choose(observe(model, example), seed), seed, budget)
         chosen = [e for e in EXPERIMENTS if e.id in wanted]

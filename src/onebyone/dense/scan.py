@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from onebyone.dense.agreement import how_many, measure
 from onebyone.dense.feed import Feed, made_ahead, reads_ahead
-from onebyone.dense.plan import PerAxis, Plan, Tile, plan_scan, tile_for
+from onebyone.dense.plan import PerAxis, Plan, Tile, finer, plan_scan, tile_for
 from onebyone.dense.preprocess import load_image, warn_of_raw_pixels
 from onebyone.dense.run import (
     Progress,
@@ -27,13 +29,16 @@ from onebyone.dense.run import (
     telling,
 )
 from onebyone.dense.scores import ScoreMap, kind_given
-from onebyone.errors import BadInput
+from onebyone.dense.windows import scan_windows
+from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.labels import require_fitting
 from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.outputs import Output
 from onebyone.pytorch.trace import evaluating
 from onebyone.records import Labels
+
+MODES = ("dense", "windows")
 
 
 class Dense(Protocol):
@@ -79,9 +84,14 @@ def scan(
     score_kind: str | ScoreKind | None = None,
     softmax: bool | None = None,
     page: int | None = None,
+    mode: str = "dense",
+    compared: int | None = None,
     progress: Progress = None,
 ) -> ScoreMap:
     """Run a dense network over an image: one score per class for every window.
+
+    Where the network is not exact (`Geometry.exact`), some windows are cropped and run by themselves too, and the
+    result's `agreement` says how many have the same best class; fewer than 95% give a warning.
 
     Parameters
     ----------
@@ -116,8 +126,13 @@ def scan(
     page
         the page or frame, from 0, of a picture file with several; where it is None, the first is read, with a
         warning if there are more.
+    mode
+        "dense" runs the network once over each tile; "windows" crops every window and runs it by itself: slower,
+        and exact for every network.
+    compared
+        how many windows are cropped to measure the agreement; None takes 8 to 64 (see `agreement.how_many`), 0 none.
     progress
-        True for a bar on stderr, or a callable of (done, total) tiles.
+        True for a bar on stderr, or a callable of (done, total) tiles (windows, where every window is cropped).
 
     Raises
     ------
@@ -138,6 +153,13 @@ def scan(
     warn_of_raw_pixels(labels, pixels)
     if batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
+    if mode not in MODES:
+        raise BadInput(f"mode={mode!r}: expected 'dense' or 'windows'")
+    if mode == "windows":
+        return scan_windows(
+            d.model, pixels, _cropped(d, shifts), labels=labels, device=device, output=output, score_kind=kind,
+            batch=batch if batch > 1 else None, progress=progress,
+        )  # fmt: skip
     device = device_named(device)
     on_cpu = device.type == "cpu"
     if tile is None and not d.geometry.image_wide:
@@ -152,16 +174,37 @@ def scan(
     start = time.perf_counter()
     with evaluating(model), torch.inference_mode(), telling(progress, len(plan), "scanning") as tell:
         scores = _run(plan, runner, made_ahead(feed, _batches(plan, batch), ahead), tell)
+        seconds = time.perf_counter() - start
+        agreement = None
+        if not d.geometry.exact and _head(d) == "window":
+            most = how_many(plan.geometry, pixels.size) if compared is None else compared
+            agreement = measure(scores, plan.geometry, lambda at: pixels.read(at, labels), runner, most)
+    if agreement is not None and not agreement.enough:
+        warnings.warn(agreement.advice, InexactWarning, stacklevel=2)
     return ScoreMap(
         scores=scores,
         geometry=plan.geometry,
         labels=labels,
         image_size=pixels.size,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         kind=kind,
         device=str(device),
         passes=len(plan),
+        agreement=agreement,
     )
+
+
+def _head(d: Dense) -> str:
+    return str(getattr(d, "head", "window"))
+
+
+def _cropped(d: Dense, shifts: PerAxis) -> Geometry:
+    """The geometry of a map for which every window was cropped: exact by construction."""
+    if _head(d) != "window":
+        raise BadInput(
+            "mode='windows': a class map (head='cam') has no windows to crop; expected mode='dense'"
+        )
+    return replace(finer(d.geometry, shifts), exact=True, inexact_because=(), image_wide=False)
 
 
 def _labels(d: Dense, given: Labels | None) -> Labels:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onebyone.dense.agreement import Agreement
 from onebyone.errors import BadInput, OnebyoneWarning
 from onebyone.files import atomic_path, kind_of_file, require_file
 from onebyone.laws.geometry import Geometry
@@ -31,6 +32,8 @@ class ScoreMap(Readable):
     `scores` (classes, H', W') float32 are as the network gives them; position (i, j) is the prediction for the
     pixels `window_at((i, j))`. `kind` says what they are (logits, probabilities, log-probabilities); None where
     it is not known. `seconds` were spent in all, on `device`, in `passes` tiles (or single windows).
+    `agreement` is how many sampled windows have the same best class as when cropped; None where it was not measured
+    (an exact network, a single class).
     """
 
     scores: NDArray[np.float32]
@@ -41,6 +44,7 @@ class ScoreMap(Readable):
     kind: ScoreKind | None = None
     device: str = "cpu"
     passes: int = field(default=0, compare=False)
+    agreement: Agreement | None = None
 
     def __post_init__(self) -> None:
         expected = self.geometry.positions(self.image_size)
@@ -118,6 +122,7 @@ class ScoreMap(Readable):
             "kind": None if self.kind is None else str(self.kind),
             "device": self.device,
             "passes": self.passes,
+            "agreement": None if self.agreement is None else self.agreement.to_dict(),
         }
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, scores=self.scores, meta=np.array(json.dumps(meta)))
@@ -145,6 +150,7 @@ class ScoreMap(Readable):
                 kind=_kind_of(meta),
                 device=str(meta["device"]),
                 passes=int(meta["passes"]),
+                agreement=Agreement.from_dict(meta["agreement"]) if meta.get("agreement") else None,
             )
         except (
             KeyError,
@@ -175,6 +181,7 @@ class ScoreMap(Readable):
             f"scores: {kind}",
             f"preprocessing: {self.labels.preprocessing()}",
             str(self.geometry),
+            *([] if self.agreement is None else [str(self.agreement)]),
         )
         return "\n".join(lines)
 

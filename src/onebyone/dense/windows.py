@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from onebyone.dense.preprocess import load_image, warn_of_raw_pixels
+from onebyone.dense.preprocess import Pixels, load_image, warn_of_raw_pixels
 from onebyone.dense.run import (
     Progress,
     device_named,
@@ -65,8 +65,10 @@ def scan_windows(
         as `scan` does, and for a network that gives more than one place for one window.
     """
     labels = labels or Labels()
-    pixels = load_image(image, channels=channels, labels=labels, axes=len(geometry.window), page=page)
-    warn_of_raw_pixels(labels, pixels)
+    pixels = image
+    if not isinstance(image, Pixels):
+        pixels = load_image(image, channels=channels, labels=labels, axes=len(geometry.window), page=page)
+        warn_of_raw_pixels(labels, pixels)
     positions = geometry.positions(pixels.size)
     if batch is not None and batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")

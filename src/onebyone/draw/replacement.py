@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -11,7 +12,7 @@ from math import prod
 from torch import Tensor, nn
 
 from onebyone.draw.data import MAP, VECTOR, Replaced, Sizes, Step
-from onebyone.errors import BadInput, Refused
+from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws import pointwise
 from onebyone.laws.geometry import Geometry
 from onebyone.pytorch.conversion import Conversion
@@ -59,6 +60,12 @@ def _reasons(refused: Refused) -> tuple[str, ...]:
 
 def _lifted(model: nn.Module, example: object, window: Sequence[int] | None) -> Convolutionalized:
     """The network for images of any size; with its global context over the window where it has any."""
+    with warnings.catch_warnings():  # nothing is scanned with it
+        warnings.simplefilter("ignore", InexactWarning)
+        return _any_size(model, example, window)
+
+
+def _any_size(model: nn.Module, example: object, window: Sequence[int] | None) -> Convolutionalized:
     given = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
     if not isinstance(given, Tensor) or not given.is_floating_point() or not 3 <= given.dim() <= 5:
         what = f"of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,12 +14,13 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from onebyone.errors import BadInput, Refused
+from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws.geometry import Field, Geometry
 from onebyone.laws.labels import require_fitting, require_sound
 from onebyone.laws.scores import ScoreKind, read_kind
 from onebyone.lifting.grid import PERIOD, Grid
 from onebyone.pytorch import emit
+from onebyone.pytorch.advice import advice
 from onebyone.pytorch.class_map import ClassMap, class_map
 from onebyone.pytorch.input_shapes import channel_guesses, hint, window_of
 from onebyone.pytorch.outputs import Output, names_of, outputs_of
@@ -46,6 +48,7 @@ class Convolutionalized(Readable):
     window, which is smaller with head="cam". `class_map` says what the map's means are there. `bare`
     says that the network's own input has no channel axis, `(N, *window)`: then `model` takes `(N, *size)`, and
     `(N, 1, *size)` too, so that images are scanned as those of one channel.
+    `advice` holds what was warned of.
     """
 
     model: nn.Module
@@ -62,6 +65,7 @@ class Convolutionalized(Readable):
     pairs: tuple[Pair, ...] = ()
     refused: tuple[Refusal, ...] = ()
     bare: bool = False
+    advice: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_sound(self.labels, self.channels)
@@ -145,6 +149,12 @@ def convolutionalize(
     BadInput
         where the network does not run on such a window, or an argument is none of those named.
 
+    Warns
+    -----
+    InexactWarning
+        where the receptive field of a network that pads is more than four times its window, and where another window
+        close by would make it exact; `.advice` keeps the sentences.
+
     Example
     -------
     >>> import torch, onebyone
@@ -166,6 +176,11 @@ def convolutionalize(
         )
     network, geometry, evidence = _finish(walk)
     outputs = _outputs(traced, read_kind(score_kind))
+    told = (
+        advice(model, geometry, count, lambda other: _exact_at(model, other, count)) if not evidence else ()
+    )
+    for sentence in told:
+        warnings.warn(sentence, InexactWarning, stacklevel=2)
     return Convolutionalized(
         model=network,
         geometry=geometry,
@@ -180,7 +195,14 @@ def convolutionalize(
         labels=labels or Labels(),
         outputs=outputs,
         pairs=tuple(walk.pairs),
+        advice=told,
     )
+
+
+def _exact_at(model: nn.Module | ExportedProgram, window: tuple[int, ...], channels: int | None) -> bool:
+    """Whether the network would be exact at another window."""
+    walk = _walk(trace(model, window, channels), window, channels, "window", None, frozenset())
+    return not walk.refused and _finish(walk)[1].exact
 
 
 def _check(

@@ -9,6 +9,9 @@ from torch import fx
 from onebyone.laws.geometry import Sliding
 from onebyone.pytorch.walk import Cannot, Lifted, Walk
 
+#: Why a pool with ceil_mode is not exact at a window; at another it may be.
+PARTIAL = "ceil_mode makes a last place that is partial in a crop and whole in a larger image"
+
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """An operator's arguments by the names in its schema, with defaults."""
@@ -46,9 +49,7 @@ def slide(walk: Walk, node: fx.Node, value: Lifted, ops: list[Sliding], channels
             node, f"padding {amounts}: a crop has a border there that the middle of an image has not"
         )
     if any(op.partial_last(n) for op, n in zip(ops, value.grid.nominal, strict=True)):
-        walk.not_exact(
-            node, "ceil_mode makes a last place that is partial in a crop and whole in a larger image"
-        )
+        walk.not_exact(node, PARTIAL)
     grid = value.grid.through(ops, channels)
     if any(n < 1 for n in grid.nominal):
         raise Cannot("the window is too small: no place is left")

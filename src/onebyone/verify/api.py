@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from onebyone.errors import BadInput
 from onebyone.pytorch.structure import require_python
+from onebyone.records import LEAST_AGREEMENT
 from onebyone.verify import network, recording, structure
 from onebyone.verify.dense import verify_dense
 from onebyone.verify.layers import check_layer
@@ -31,6 +32,7 @@ def verify(
     seed: int = 0,
     gradients: bool = True,
     max_windows: int = 4096,
+    min_agreement: float = LEAST_AGREEMENT,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Whether `converted` computes what `model` computes, layer by layer and as a whole.
@@ -40,7 +42,9 @@ def verify(
     example input: a tensor, a tuple of positional arguments, or a dict of keyword arguments; without one
     the layers are still probed, and `unverified` lists what was not. Proofs run in eval mode, with TF32 and
     autocast off; flags, random state and weights are left as they were. `max_windows` limits how many
-    windows a dense form is compared on; `progress(done, of)` is called after every layer.
+    windows a dense form is compared on; one that is not exact (it pads) passes where at least a share
+    `min_agreement` of them have the same best class as their crops, with a warning below 0.95.
+    `progress(done, of)` is called after every layer.
 
     Raises
     ------
@@ -57,7 +61,7 @@ def verify(
     report = progress or (lambda done, of: None)
     model = _runnable(model, "model")
     if hasattr(converted, "geometry") and hasattr(converted, "pairs"):
-        return verify_dense(model, converted, x, seed, gradients, max_windows, report)
+        return verify_dense(model, converted, x, seed, gradients, max_windows, min_agreement, report)
     if hasattr(converted, "pairs") and hasattr(converted, "model"):
         return _verify_conversion(model, converted, x, seed, gradients, report)
     if x is None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from onebyone.errors import BadInput
-from onebyone.records import by
+from onebyone.records import ENOUGH_AGREEMENT, by
 from onebyone.verify import network, structure
 from onebyone.verify.class_maps import means_of, of_the_map
 from onebyone.verify.dense_pairs import check_dense_pair
@@ -69,7 +69,9 @@ def _both(gradients: Grads) -> Grads:
 class _Dense:
     """One verification of a dense form, step by step."""
 
-    def __init__(self, model: Any, dense: Any, x: Any, seed: int, max_windows: int) -> None:
+    def __init__(
+        self, model: Any, dense: Any, x: Any, seed: int, max_windows: int, min_agreement: float
+    ) -> None:
         self.evidence: Any = getattr(dense, "class_map", None)
         form = dense if self.evidence is None else means_of(dense)
         self.model, self.dense, self.geometry, self.seed = model, form.model, form.geometry, seed
@@ -79,11 +81,12 @@ class _Dense:
         if getattr(dense, "bare", False):
             self.run = self.original = WithoutChannels.of(self.original)
         self.pairs = dense.pairs
-        self.max_windows = max_windows
+        self.max_windows, self.min_agreement = max_windows, min_agreement
         names = (DENSE_EXACT, DENSE_PADDED) if self.evidence is None else (CLASS_MAP, CLASS_MAP_MEASURED)
         self.target = names[0] if self.geometry.exact else names[1]
         self.problems: list[str] = []
         self.unverified: list[str] = []
+        self.warnings: list[str] = []
         self.compared: WeightCheck | None = None
         self.dtype = network.own_dtype(model, x)
         self.image = self._image(x, dense.channels)
@@ -273,6 +276,7 @@ class _Dense:
             self.problems.append("dense outputs, or the crops', hold NaN or infinity")
             return check
         if walkers is None:
+            self._judge_agreement(check)
             return replace(check, ok=True, why="measured: " + "; ".join(self.geometry.inexact_because))
         wrong = []
         if figures.ratio is not None and figures.ratio > 1:
@@ -288,6 +292,16 @@ class _Dense:
                 wrong.append("neither a bound nor float64 could be had")
         self.problems += wrong
         return replace(check, ok=not wrong, why="; ".join(wrong))
+
+    def _judge_agreement(self, check: DenseCheck) -> None:
+        """Too few windows with the same best class are a problem, few a warning; of class maps neither."""
+        if check.class_agreement is None or self.evidence is not None:
+            return
+        said = f"{check.class_agreement:.1%} of {check.windows:,} windows have the same best class as when cropped"
+        if check.class_agreement < self.min_agreement:
+            self.problems.append(f"only {said}, fewer than the share of min_agreement={self.min_agreement:g}")
+        elif check.class_agreement < ENOUGH_AGREEMENT:
+            self.warnings.append(f"{said}, fewer than {ENOUGH_AGREEMENT:.0%}")
 
     def _in_float64(self, check: DenseCheck, at: Places, walkers: Walkers) -> tuple[DenseCheck, list[str]]:
         """The finer comparison, its limit (a running error bound, else the network module's), and a planted shift."""
@@ -345,11 +359,12 @@ def verify_dense(
     seed: int,
     gradients: bool,
     max_windows: int,
+    min_agreement: float,
     report: Callable[[int, int], None],
 ) -> Verification:
     """`verify` for what `convolutionalize` gave."""
     with proof_settings(seed, model, dense.model):
-        work = _Dense(model, dense, x, seed, max_windows)
+        work = _Dense(model, dense, x, seed, max_windows, min_agreement)
         work.weights()
         layers = work.layers(report)
         if work.problems and any("NaN" in p for p in work.problems):
@@ -385,4 +400,5 @@ def _answer(
         first_difference=next((c.path for c in layers if not c.ok), None),
         problems=tuple(dict.fromkeys(problems)),
         unverified=tuple(dict.fromkeys([*work.unverified, *check.unverified])),
+        warnings=tuple(work.warnings),
     )

@@ -173,7 +173,7 @@ class Verification(Readable):
     compared bit for bit (None: two callables, whose weights nothing relates). `nothing_verified`: no check could run,
     so that nothing is known; then `equivalent` is false. `max_error`: largest |converted − original| in
     the network's own dtype. `rounding_ratio`: see `verify.network`. `integer_probe`: all layers bit for bit
-    (None: none was run).
+    (None: none was run). `warnings`: what passed and deserves a look, such as dense results that few crops agree with.
     """
 
     equivalent: bool
@@ -190,6 +190,7 @@ class Verification(Readable):
     problems: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
     nothing_verified: bool = False
+    warnings: tuple[str, ...] = ()
 
     @property
     def integer_probe(self) -> bool | None:
@@ -254,6 +255,7 @@ class Verification(Readable):
             "first_difference": self.first_difference,
             "problems": list(self.problems),
             "unverified": list(self.unverified),
+            "warnings": list(self.warnings),
         }
         plain: dict[str, Any] = _plain(data)
         return plain
@@ -263,7 +265,8 @@ class Verification(Readable):
         parts = [html_table([], [figure for figure in self._figures() if figure[1] is not None])]
         if self.layers:
             parts.append(html_table(_LAYER_HEADERS, [_layer_row(layer) for layer in self.layers]))
-        notes = [f"problem: {p}" for p in self.problems] + [f"not verified: {u}" for u in self.unverified]
+        notes = [f"problem: {p}" for p in self.problems] + [f"warning: {w}" for w in self.warnings]
+        notes += [f"not verified: {u}" for u in self.unverified]
         return html_result(f"{'✓' if self.equivalent else '✗'} {self._headline()}", *parts, notes=notes)
 
     def _headline(self) -> str:
@@ -277,6 +280,7 @@ class Verification(Readable):
         if self.layers:
             lines.append(table(_LAYER_HEADERS, [_layer_row(layer) for layer in self.layers]))
         lines += [f"problem: {p}" for p in self.problems]
+        lines += [f"warning: {w}" for w in self.warnings]
         lines += [f"not verified: {u}" for u in self.unverified]
         return "\n".join(lines)
 

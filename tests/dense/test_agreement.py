@@ -1,0 +1,178 @@
+"""Networks that are not exact: how many windows agree with their crops is measured, said, warned of and refused."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import onebyone
+from onebyone.dense import ScoreMap
+from onebyone.dense.agreement import Agreement, how_many
+from onebyone.errors import BadInput, InexactWarning, NotEquivalent
+from onebyone.laws.geometry import Geometry
+from onebyone.laws.scores import read_kind
+from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.dense_file import load_dense
+from onebyone.verify import verify
+from tests.pytorch.inexact_networks import pitch
+
+TONE = np.sin(2 * np.pi * np.arange(3000) / 11).astype(np.float32)[:, None]
+NOISE = np.random.default_rng(2).normal(size=(3000, 1)).astype(np.float32)
+
+
+def lifted(network: torch.nn.Module) -> Convolutionalized:
+    with pytest.warns(InexactWarning, match=r"962 pixels is 15 times the window of 64 \(more than 4\)"):
+        return convolutionalize(network, (64,))
+
+
+def cropped(network: torch.nn.Module, signal: np.ndarray[Any, Any], stride: int) -> np.ndarray[Any, Any]:
+    """The network on every window, by hand: (classes, positions)."""
+    starts = range(0, len(signal) - 63, stride)
+    batch = torch.stack([torch.from_numpy(signal[s : s + 64, 0])[None] for s in starts])
+    with torch.no_grad():
+        answers: np.ndarray[Any, Any] = network(batch).numpy().T
+    return answers
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("signal", [TONE, NOISE], ids=["tone", "noise"])
+def test_a_scan_measures_its_agreement_with_crops(saved: bool, signal: Any, tmp_path: Path) -> None:
+    network = pitch()
+    d: Any = lifted(network)
+    if saved:
+        d.save(tmp_path / "pitch.pt2")
+        d = load_dense(tmp_path / "pitch.pt2")
+    with pytest.warns(InexactWarning, match="fewer than 95%"):
+        s = onebyone.scan(d, signal, compared=10**6, min_agreement=0)
+    assert s.agreement is not None
+    right = cropped(network, signal, 32)
+    assert s.agreement.windows == right.shape[1] == 92
+    assert s.agreement.same == int((right.argmax(0) == s.scores.argmax(0)).sum())
+    assert s.agreement.largest_difference == pytest.approx(np.abs(right - s.scores).max(), abs=1e-5)
+    assert s.agreement.share < 0.5
+    assert str(s.agreement) in str(s)
+    with pytest.warns(InexactWarning), pytest.raises(NotEquivalent, match=r"min_agreement=0\.5") as error:
+        onebyone.scan(d, signal, out=tmp_path / "s.npz")
+    kept = ScoreMap.load(tmp_path / "s.npz")
+    assert kept.agreement == error.value.verification, "the map is kept, and says what it is worth"
+    assert kept.agreement.windows == 11
+
+
+@pytest.mark.parametrize("shifts", [1, 4])
+def test_cropping_every_window_is_a_mode(shifts: int, tmp_path: Path) -> None:
+    network = pitch()
+    lifted(network).save(tmp_path / "pitch.pt2")
+    d = load_dense(tmp_path / "pitch.pt2")
+    s = onebyone.scan(d, TONE, mode="windows", shifts=shifts)
+    right = cropped(network, TONE, 32 // shifts)
+    np.testing.assert_allclose(s.scores, right, rtol=0, atol=1e-5)
+    assert s.geometry.exact
+    assert s.geometry.stride == (32 // shifts,)
+    assert s.agreement is None
+    assert s.kind == onebyone.scan(d, TONE, min_agreement=0, compared=0).kind
+
+
+def test_exact_networks_and_single_classes_are_not_measured() -> None:
+    exact = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 3))
+    one = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 2, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(128, 1)
+    )
+    for network in (exact, one):
+        s = onebyone.scan(convolutionalize(network, 8), np.zeros((20, 20, 3), np.float32))
+        assert s.agreement is None
+
+
+def test_the_map_carries_its_agreement(tmp_path: Path) -> None:
+    geometry = Geometry((4,), (2,), (0,), (8,), (2,), False, ("padding",))
+    scores = np.zeros((2, 3), np.float32)
+    for agreement in (None, Agreement(7, 8, 0.25)):
+        s = ScoreMap(scores, geometry, onebyone.Labels(), (8,), agreement=agreement)
+        s.save(tmp_path / "s.npz")
+        assert ScoreMap.load(tmp_path / "s.npz").agreement == agreement
+
+
+def test_detecting_reads_the_agreement(tmp_path: Path) -> None:
+    geometry = Geometry((4, 4), (2, 2), (0, 0), (8, 8), (2, 2), False, ("padding",))
+    scores = np.zeros((2, 3, 3), np.float32)
+    s = ScoreMap(
+        scores, geometry, onebyone.Labels(), (8, 8), kind=read_kind("logits"), agreement=Agreement(3, 8, 0.25)
+    )
+    s.save(tmp_path / "s.npz")
+    with pytest.raises(NotEquivalent, match="only 3 of 8 sampled windows"):
+        onebyone.detect(tmp_path / "s.npz")
+    with pytest.warns(InexactWarning, match="fewer than 95%"):
+        onebyone.detect(tmp_path / "s.npz", min_agreement=0.25)
+
+
+@pytest.mark.parametrize(
+    ("same", "warned", "refused"),
+    [(20, False, False), (19, False, False), (18, True, False), (9, True, True)],
+)
+def test_the_limits(same: int, warned: bool, refused: bool) -> None:
+    found = Agreement(same, 20, 0.0)
+    assert found.enough is not warned
+    if refused:
+        with pytest.raises(NotEquivalent, match=f"only {same} of 20"):
+            found.require(0.5)
+    else:
+        found.require(0.5)
+    with pytest.raises(BadInput, match=r"min_agreement=1\.5: expected a share"):
+        found.require(1.5)
+
+
+def test_the_crops_cost_little_on_large_images() -> None:
+    geometry = Geometry((224, 224), (32, 32), (0, 0), (400, 400), (90, 90), False, ("padding",))
+    for side in (224, 1000, 3000, 20000):
+        crops = how_many(geometry, (side, side))
+        assert 8 <= crops <= 64
+        assert crops == 8 or crops * 224**2 <= side**2 / 4
+
+
+@pytest.mark.parametrize("floor", [0.5, 0.0])
+def test_verify_has_a_floor(floor: float) -> None:
+    network = pitch()
+    x = torch.from_numpy(TONE.T[None])
+    v = verify(network, lifted(network), x, gradients=False, min_agreement=floor)
+    assert v.dense is not None
+    assert v.class_agreement is not None
+    assert v.class_agreement < 0.5
+    assert v.equivalent is (floor == 0)
+    told = v.problems if floor else v.warnings
+    assert any("of 92 windows have the same best class as when cropped" in t for t in told)
+    assert ("warning: " in str(v)) is (floor == 0)
+    assert v.to_dict()["warnings"] == list(v.warnings)
+
+
+def test_an_agreeing_padded_network_is_not_warned_of() -> None:
+    """A bias that decides every class: the numbers differ, the classes do not."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 2, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(128, 3)
+    )
+    with torch.no_grad():
+        network[2].bias[1] = 100.0  # type: ignore[union-attr, operator]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        s = onebyone.scan(
+            convolutionalize(network, 8), np.random.default_rng(0).random((30, 30, 3)).astype(np.float32)
+        )
+    assert s.agreement is not None
+    assert s.agreement.share == 1
+    assert s.agreement.largest_difference > 0
+
+
+def test_a_class_map_has_no_windows_to_crop() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(2, 3)
+    )
+    d = convolutionalize(network, 8, head="cam")
+    image = np.zeros((20, 20, 3), np.float32)
+    assert onebyone.scan(d, image).agreement is None
+    with pytest.raises(BadInput, match="head='cam'"):
+        onebyone.scan(d, image, mode="windows")
+    with pytest.raises(BadInput, match="expected 'dense' or 'windows'"):
+        onebyone.scan(d, image, mode="crops")
