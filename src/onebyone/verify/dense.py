@@ -52,6 +52,7 @@ from onebyone.verify.windows import (
     Walkers,
     batch_size,
     compare_rows,
+    mosaic,
     on_windows,
     places,
     rows_of,
@@ -116,7 +117,7 @@ class _Dense:
             raise BadInput(f"x is {tuple(given.shape[2:])} pixels, smaller than the window of {window}")
         if any(have >= w + s for have, w, s in zip(given.shape[2:], window, stride, strict=True)):
             return given.detach()
-        return _mosaic(given.detach()[:2], size)
+        return mosaic(given.detach()[:2], size)
 
     def _fixed_batch(self) -> int | None:
         if not isinstance(self.original, ExportedProgram) or self.original.example_inputs is None:
@@ -340,16 +341,6 @@ class _Dense:
         if outputs[0].shape[-1] > 1 and planted.ratio <= 1:
             self.unverified.append("the bound is too coarse to see a shift by one place on this image")
         return check, wrong
-
-
-def _mosaic(x: Tensor, size: Sequence[int]) -> Tensor:
-    """A larger image out of x and its mirror images, cut to `size`."""
-    for axis, n in enumerate(size, 2):
-        parts = [x]
-        while sum(p.shape[axis] for p in parts) < n:
-            parts.append(parts[-1].flip(axis))
-        x = torch.cat(parts, axis).narrow(axis, 0, n)
-    return x.contiguous()
 
 
 def verify_dense(

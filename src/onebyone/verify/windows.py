@@ -61,6 +61,16 @@ def places(counts: Sequence[int], samples: int, window: Sequence[int], stride: S
     return Places(where, tuple(window), tuple(stride), len(where))
 
 
+def mosaic(x: Tensor, size: Sequence[int]) -> Tensor:
+    """A larger image out of x and its mirror images, cut to `size`."""
+    for axis, n in enumerate(size, 2):
+        parts = [x]
+        while sum(p.shape[axis] for p in parts) < n:
+            parts.append(parts[-1].flip(axis))
+        x = torch.cat(parts, axis).narrow(axis, 0, n)
+    return x.contiguous()
+
+
 def rows_of(outputs: Any) -> list[Tensor]:
     """A network's outputs for a batch of windows, each as `(B, K)`."""
     return [t.flatten(1) for _, t in leaves(outputs)]
