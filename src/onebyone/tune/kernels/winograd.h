@@ -70,8 +70,12 @@ inline Vec tame(Vec v, bool& wild) {
   return small ? v : Vec{};
 }
 
-// `wild`, where it is given, gets for each place whether it holds such a number; zeros are transformed in their stead
-inline void read_tile(const Job& j, const float* image, int64_t tile, float* to, int64_t apart, bool* wild = nullptr) {
+// compiled once, so that sums are rounded alike wherever it is called
+#define ONE_COPY __attribute__((noinline, noclone))
+
+// of a tile read again, `wild` gets for each place whether it holds such a number; zeros are transformed in their stead
+template <bool AGAIN>
+ONE_COPY void read_tile(const Job& j, const float* image, int64_t tile, float* to, int64_t apart, bool* wild) {
   static const float zeros[LANES] = {};
   const Place at(j, tile);
   const float* from[PRODUCTS];
@@ -89,7 +93,7 @@ inline void read_tile(const Job& j, const float* image, int64_t tile, float* to,
       Vec d[EDGE], v[EDGE];
       for (int y = 0; y < EDGE; y++) {
         d[y] = load(from[y * EDGE + x] + inside[y * EDGE + x] * c);
-        if (wild) d[y] = tame(d[y], wild[y * EDGE + x]);
+        if (AGAIN) d[y] = tame(d[y], wild[y * EDGE + x]);
       }
       transform_in(d, v);
       for (int y = 0; y < EDGE; y++) half[y][x] = v[y];
@@ -102,9 +106,10 @@ inline void read_tile(const Job& j, const float* image, int64_t tile, float* to,
   }
 }
 
-// whether all that it writes is finite; `wild` places make NaN of the windows that hold them
-inline bool write_tile(const Job& j, float* image, const float* bias, int64_t tile, const float* from, int64_t apart,
-                       const bool* wild = nullptr) {
+// whether all that it writes is finite; `wild` places of a tile written again make NaN of the windows that hold them
+template <bool AGAIN>
+ONE_COPY bool write_tile(const Job& j, float* image, const float* bias, int64_t tile, const float* from, int64_t apart,
+                         const bool* wild) {
   const Place at(j, tile);
   const int64_t rows = std::min<int64_t>(TILE, j.out_h() - at.top), columns = std::min<int64_t>(TILE, j.out_w() - at.left);
   const int64_t step = j.pool ? 2 : 1, high = j.out_h() / step, wide = j.out_w() / step;
@@ -122,7 +127,7 @@ inline bool write_tile(const Job& j, float* image, const float* bias, int64_t ti
       transform_out(half[i], y[i]);
       for (int x = 0; x < TILE; x++) {
         y[i][x] += offset;
-        for (int p = 0; wild && p < 9; p++)
+        for (int p = 0; AGAIN && p < 9; p++)
           if (wild[(i + p / 3) * EDGE + x + p % 3]) y[i][x] = all(std::numeric_limits<float>::quiet_NaN());
         watch += y[i][x] * 0.0f;  // NaN of an infinity or NaN
         if (j.relu) y[i][x] = positive(y[i][x]);
@@ -178,12 +183,12 @@ inline void tile_again(const Job& j, const float* image, const float* weight, co
   std::vector<float> memory(PRODUCTS * (j.in_row() + j.out_row()));
   float *x = memory.data(), *y = x + PRODUCTS * j.in_row();
   bool wild[PRODUCTS] = {};
-  read_tile(j, image, tile, x, j.in_row(), wild);
+  read_tile<true>(j, image, tile, x, j.in_row(), wild);
   if (std::none_of(wild, wild + PRODUCTS, [](bool w) { return w; })) return;  // the sums themselves are so large
   for (int64_t u = 0; u < PRODUCTS * j.panels(); u++)
     multiply(j, x + u / j.panels() * j.in_row(), weight + u * j.channels * PANEL,
              y + u / j.panels() * j.out_row() + u % j.panels() * PANEL, 1);
-  write_tile(j, result, bias, tile, y, j.out_row(), wild);
+  write_tile<true>(j, result, bias, tile, y, j.out_row(), wild);
 }
 
 // bytes: weights that each thread may go through for every dozen tiles; weights that a last cache holds; what a block
@@ -212,7 +217,7 @@ inline void winograd(const Job& j, const Blocks& blocks, const Team& team, const
   float* own = scratch + (blocks.apart ? team.me * j.floats(block) : 0);
   float *x = take(own, j.in_floats(block)), *y = take(own, j.floats(block) - j.in_floats(block));
   const auto write = [&](int64_t tile, const float* from) {
-    if (!write_tile(j, result, bias, tile, from, ys)) tile_again(j, image, weight, bias, result, tile);
+    if (!write_tile<false>(j, result, bias, tile, from, ys, nullptr)) tile_again(j, image, weight, bias, result, tile);
   };
   const auto unit = [&](int64_t u, int64_t n) {
     multiply(j, x + u / panels * xs, weight + u * j.channels * PANEL, y + u / panels * ys + u % panels * PANEL, n);
@@ -220,14 +225,14 @@ inline void winograd(const Job& j, const Blocks& blocks, const Team& team, const
   if (blocks.apart) {
     return team.share_in_turn(blocks.count, [&](int64_t i) {
       const int64_t first = i * block, n = std::min(block, tiles - first);
-      for (int64_t t = 0; t < n; t++) read_tile(j, image, first + t, x + t * j.in_row(), xs);
+      for (int64_t t = 0; t < n; t++) read_tile<false>(j, image, first + t, x + t * j.in_row(), xs, nullptr);
       for (int64_t u = 0; u < PRODUCTS * panels; u++) unit(u, n);
       for (int64_t t = 0; t < n; t++) write(first + t, y + t * j.out_row());
     });
   }
   for (int64_t first = 0; first < tiles; first += block) {
     const int64_t n = std::min(block, tiles - first);
-    team.share(n, [&](int64_t t) { read_tile(j, image, first + t, x + t * j.in_row(), xs); });
+    team.share(n, [&](int64_t t) { read_tile<false>(j, image, first + t, x + t * j.in_row(), xs, nullptr); });
     team.share(PRODUCTS * panels, [&](int64_t u) { unit(u, n); });
     team.share(n, [&](int64_t t) { write(first + t, y + t * j.out_row()); });
   }
