@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import os
 import pickle
 import signal
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset
 
 from onebyone.errors import BadInput
-from onebyone.tune.engines import Setting
+from onebyone.tune.calling import Calling
+from onebyone.tune.engines import Setting, engine_of
 from onebyone.tune.tuned import TunedModel
 from tests.tune.test_engines import model
 
@@ -211,3 +214,17 @@ def test_workers_of_a_data_loader() -> None:
             torch.testing.assert_close(torch.cat(list(loader)), right, atol=1e-5, rtol=0)
     finally:
         torch.set_num_threads(1)
+
+
+def test_the_engine_keeps_its_packed_weights_alone() -> None:
+    """Nothing of the engine's callable holds the original's parameters: they go when nothing else asks for them."""
+    original = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    x = torch.randn(1, 20, 64)
+    with torch.no_grad():
+        right, parameter = original(x), weakref.ref(original[0].weight)
+    calling = Calling.of(original, x)
+    call = engine_of("onebyone").build(original, calling, TWO)
+    del original, calling
+    gc.collect()
+    assert parameter() is None
+    torch.testing.assert_close(call(x), right, atol=1e-5, rtol=0)

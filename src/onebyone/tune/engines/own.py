@@ -211,13 +211,15 @@ def _build(network: torch.nn.Module, calling: Calling, setting: Setting) -> Call
     (leaf,) = leaves(next(n for n in module.graph.nodes if n.op == "output").args)
     shape, rows = tuple(leaf.meta["val"].shape), planner.image.meta["val"].dim() == 3
 
+    rebuild = exported.rebuild  # alone: the exported program would keep the weights as they were
+
     def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         (image,) = (*args, *kwargs.values())
         return image.unsqueeze(1) if rows else image  # type: ignore[no-any-return]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode():
-            return exported.rebuild([program(given(args, kwargs)).reshape(shape)])
+            return rebuild([program(given(args, kwargs)).reshape(shape)])
 
     def times(*args: Any, **kwargs: Any) -> dict[str, float]:
         found: dict[str, float] = {}
