@@ -137,10 +137,13 @@ class _Kernels(TorchFunctionMode):
 
 
 def kernels_at_work(dense: nn.Module) -> list[torch.Tensor]:
-    """The weights (O, C, h, w) that the dense network's convolutions really run with, caught as it runs."""
+    """The weights (O, C, h, w) that the dense network's convolutions really run with, caught as it runs.
+
+    It runs on an image of many positions: at few, k×k layers are computed as rows (`laws.cost.rows_are_cheaper`).
+    """
     caught = _Kernels()
     with caught, torch.inference_mode():
-        dense(torch.zeros(1, 1, WINDOW, WINDOW))
+        dense(torch.zeros(1, 1, 3 * WINDOW, 3 * WINDOW))
     return caught.weights
 
 
