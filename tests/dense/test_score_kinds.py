@@ -247,3 +247,20 @@ def test_files_of_earlier_versions_load_as_unknown(tmp_path: Path) -> None:
     old = load_dense(tmp_path / "old.pt2")
     assert old.outputs == ()
     assert scan(old, np.zeros((8, 8, 1), np.float32)).kind is None
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [
+        ([nn.ReLU(inplace=True)], None),
+        ([nn.ReLU(inplace=True), nn.Sigmoid()], ScoreKind("probabilities", "multi-label")),
+        ([nn.Identity(), nn.Hardtanh(inplace=True)], None),
+        ([], ScoreKind("logits")),
+    ],
+)
+def test_an_operator_that_writes_in_place_reads_what_was_there_before(
+    last: list[nn.Module], kind: ScoreKind | None
+) -> None:
+    trunk = [nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 36, 4)]
+    (output,) = onebyone.convolutionalize(nn.Sequential(*trunk, *last).eval(), 8).outputs
+    assert output.kind == kind

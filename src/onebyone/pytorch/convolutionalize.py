@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import warnings
@@ -304,7 +305,12 @@ def _class_map(walk: Walk, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int
 
 
 def _plain(tree: Any) -> Any:
-    """Outputs nested as the network nests them, in plain dictionaries, lists and tuples: what a saved program holds."""
+    """Outputs nested as the network nests them, in plain dictionaries, lists and tuples: what a saved program holds.
+
+    A dataclass becomes a dictionary of its fields.
+    """
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type | Mapping):
+        tree = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
     if isinstance(tree, Mapping):
         return {key: _plain(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):

@@ -101,12 +101,15 @@ class _Reader:
 
     def __init__(self, graph: fx.Graph, image: str) -> None:
         self._of_image: set[fx.Node] = set()
-        self._written: dict[fx.Node, fx.Node] = {}  # a node, and the last operator that wrote into its tensor
+        self._order = {node: place for place, node in enumerate(graph.nodes)}
+        self._writers: dict[
+            fx.Node, list[fx.Node]
+        ] = {}  # the operators that write into a node's tensor, in order
         for node in graph.nodes:
             if node.name == image or any(n in self._of_image for n in node.all_input_nodes):
                 self._of_image.add(node)
             if node.op == "call_function" and is_inplace(node.target) and isinstance(node.args[0], fx.Node):
-                self._written[node.args[0]] = node
+                self._writers.setdefault(node.args[0], []).append(node)
 
     def output(self, name: str, value: Any) -> Output:
         shape = getattr(value.meta.get("val"), "shape", ()) if isinstance(value, fx.Node) else ()
@@ -123,11 +126,18 @@ class _Reader:
             kind = ScoreKind(kind.values)
         return Output(name, channels, kind)
 
-    def _known(self, node: Any) -> _Known | None:
+    def _current(self, node: fx.Node, reader: fx.Node | None) -> fx.Node:
+        """The operator that last wrote into a node's tensor before `reader` reads it (None: at the end)."""
+        end = len(self._order) if reader is None else self._order[reader]
+        while earlier := [w for w in self._writers.get(node, ()) if self._order[w] < end]:
+            node = earlier[-1]
+        return node
+
+    def _known(self, node: Any, reader: fx.Node | None = None) -> _Known | None:
+        """The kind of a node's values as `reader` reads them."""
         if not isinstance(node, fx.Node) or node not in self._of_image:
             return None
-        while node in self._written:
-            node = self._written[node]
+        node = self._current(node, reader)
         if node.op != "call_function":
             return None
         name = _name(node.target)
@@ -142,16 +152,16 @@ class _Reader:
         if name in _LINEAR:
             return _LOGITS, 0
         if name in _MOVES or (name == "dropout" and not node.args[2]):
-            return self._known(source)
+            return self._known(source, node)
         return self._of_known(name, node, source)
 
     def _of_known(self, name: str, node: fx.Node, source: Any) -> _Known | None:
         """Operators that keep or change a kind that is known before them."""
         if name in ("cat", "concat", "stack"):
-            return _joined([self._known(part) for part in source])
+            return _joined([self._known(part, node) for part in source])
         if name in ("add", "sub", "mul", "div", "neg"):
             return self._arithmetic(name, node)
-        before = self._known(source)
+        before = self._known(source, node)
         if before is None:
             return None
         kind, group = before
@@ -171,7 +181,7 @@ class _Reader:
         scaled = len(parts) == 1 and (name == "mul" or parts[0] is node.args[0])
         if name in ("mul", "div") and not scaled:
             return None
-        known = [self._known(part) for part in parts]
+        known = [self._known(part, node) for part in parts]
         return (_LOGITS, 0) if known and all(k is not None and k[0] == _LOGITS for k in known) else None
 
 
