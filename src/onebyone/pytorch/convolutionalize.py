@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from onebyone.pytorch import emit
 from onebyone.pytorch.advice import advice
 from onebyone.pytorch.class_map import ClassMap, class_map
 from onebyone.pytorch.input_shapes import channel_guesses, hint, window_of
-from onebyone.pytorch.outputs import Output, names_of, outputs_of
+from onebyone.pytorch.outputs import Output, names_of, outputs_of, plain_containers
 from onebyone.pytorch.rules import rule_for
 from onebyone.pytorch.structure import require_python
 from onebyone.pytorch.trace import Traced, trace
@@ -280,7 +279,7 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry, ClassMap | None]:
         None if leaf is None else _cropped(walk, leaf, window, stride, walk.proxy(image)).handle.node
         for leaf in leaves
     ]
-    walk.graph.output(_plain(pytree.tree_unflatten(nodes, walk.traced.program.call_spec.out_spec)))
+    walk.graph.output(plain_containers(pytree.tree_unflatten(nodes, walk.traced.program.call_spec.out_spec)))
     fields = results[0].grid.fields
     for other in results[1:]:
         fields = tuple(_hull(f, g) for f, g in zip(fields, other.grid.fields, strict=True))
@@ -302,24 +301,6 @@ def _class_map(walk: Walk, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int
         if node.target is emit.require_window:
             node.args = (node.args[0], window, *node.args[2:])
     return evidence, window
-
-
-def _plain(tree: Any) -> Any:
-    """Outputs nested as the network nests them, in plain dictionaries, lists and tuples: what a saved program holds.
-
-    A dataclass becomes a dictionary of its fields.
-    """
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type | Mapping):
-        tree = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
-    if isinstance(tree, Mapping):
-        return {key: _plain(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_plain(v) for v in tree] if isinstance(tree, list) else tuple(_plain(v) for v in tree)
-    if tree is None or isinstance(tree, fx.Node):
-        return tree
-    raise Refused(
-        [Refusal("", "output", f"its results are held by a {type(tree).__name__}, not by plain containers")]
-    )
 
 
 def _hull(a: Field, b: Field) -> Field:

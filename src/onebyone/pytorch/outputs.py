@@ -7,6 +7,7 @@ looked through. Whatever else comes last (tanh, ReLU, products of two maps) leav
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from onebyone.errors import Refused
 from onebyone.laws.scores import ScoreKind, read_kind
 from onebyone.pytorch.trace import is_inplace
+from onebyone.records import Refusal
 
 
 @dataclass(frozen=True)
@@ -200,3 +203,25 @@ def _name(target: Any) -> str:
         name: str = target._schema.name.rpartition("::")[2]
         return name.rstrip("_") if is_inplace(target) else name
     return "getitem" if target is operator.getitem else str(target)
+
+
+def plain_containers(tree: Any) -> Any:
+    """Outputs nested as the network nests them, in plain dictionaries, lists and tuples: what a saved program holds.
+
+    A dataclass becomes a dictionary of its fields.
+    """
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type | Mapping):
+        tree = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    if isinstance(tree, Mapping):
+        return {key: plain_containers(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return (
+            [plain_containers(v) for v in tree]
+            if isinstance(tree, list)
+            else tuple(plain_containers(v) for v in tree)
+        )
+    if tree is None or isinstance(tree, fx.Node):
+        return tree
+    raise Refused(
+        [Refusal("", "output", f"its results are held by a {type(tree).__name__}, not by plain containers")]
+    )
