@@ -57,3 +57,22 @@ def test_outputs_are_nested_as_the_network_nests_them(name: str) -> None:
     for there, here in pairs:
         assert (there is None) == (here is None)
         assert here is None or (there[:, :, 1, 2] - here).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("name", ["hardswish", "relu", "sigmoid", "exp"])
+def test_an_output_behind_an_operator_that_writes_in_place(name: str) -> None:
+    """What an operator writes is not what it reads: the kind of the output is told without going round."""
+
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(48, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = getattr(torch, name + "_", getattr(nn.functional, name, None))
+            scores = 2 * self.head(x.flatten(1)) + 1
+            return y(scores, inplace=True) if name == "hardswish" else y(scores)
+
+    (output,) = convolutionalize(InPlace(), 4, 3).outputs
+    told = None if output.kind is None else output.kind.values
+    assert told == ("probabilities" if name == "sigmoid" else None)
