@@ -64,7 +64,8 @@ def read_names(text: str) -> Names:
         try:
             lines = require_file(text[1:]).read_text(encoding="utf-8").splitlines()
         except BadInput as error:
-            raise typer.BadParameter(str(error)) from None
+            reason = str(error).rpartition(": ")[2]
+            raise typer.BadParameter(f"cannot read the names in {text[1:]!r}: {reason}") from None
         except UnicodeDecodeError:
             raise typer.BadParameter(f"cannot read the names in {text[1:]!r}: it is not UTF-8 text") from None
         return Names(line.strip() for line in lines if line.strip())

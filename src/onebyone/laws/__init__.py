@@ -17,6 +17,10 @@ What places see, what forms cost, how far results may differ
     cost        parameters, MACs, bytes read and written, arithmetic intensity
     bounds      rounding bounds of sums, and integers on which sums are exact
 
+What goes into a classifier and what comes out
+    labels      preprocessing of pixels, and names of classes, that can be used
+    scores      probabilities from logits, probabilities or log-probabilities
+
 A law has NAME and EQUATION; `why_not_…` tells why it does not apply, or None; the rest are shapes and
 weights.
 """

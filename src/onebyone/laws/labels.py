@@ -1,4 +1,9 @@
-"""What makes labels usable: preprocessing (v · scale − mean) / std that loses nothing, and names that tell apart."""
+"""Labels that can be used: preprocessing that is invertible, and class names that differ.
+
+Equation, for a pixel value v of channel c:
+
+    x_c = (v_c · scale − mean_c) / std_c,     scale ≠ 0,  std_c > 0,  all finite
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ from collections.abc import Iterable
 from onebyone.errors import BadInput
 from onebyone.records import Labels
 
+NAME = "preprocessing of pixels"
+EQUATION = "x = (v · scale − mean) / std"
 COLOUR_ORDERS = ("RGB", "BGR", "L")
 
 

@@ -1,6 +1,6 @@
 """What the outputs of a classifier are, and the probabilities that they stand for.
 
-With z the outputs at one position and p the probabilities:
+Equation, with z the outputs at one position and p the probabilities:
 
     logits, exclusive classes      p = softmax(z), over the classes
     logits, one class or labels    p = 1 / (1 + exp(−z)), each by itself
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from onebyone.errors import BadInput
 
+NAME = "probabilities from a classifier's outputs"
+EQUATION = "p = softmax(z), 1 / (1 + exp(−z)), z or exp(z)"
 VALUES = ("logits", "probabilities", "log-probabilities")
 CLASSES = ("exclusive", "multi-label")
 EXPECTED = "logits, probabilities or log-probabilities, alone or followed by :exclusive or :multi-label"
