@@ -20,8 +20,8 @@ NAMES = {
     "openvino": "OpenVINO",
 }
 _UNGUARDED = (
-    "These results were measured before linear layers of the engine `onebyone` kept an error bound for each row: with the",
-    "products that `fast_products=True` gives today, and without the judge of rows.",
+    "These results were measured before linear layers of the engine `onebyone` kept an error bound for each row:",
+    "with the products that `fast_products=True` gives today, and without the judge of rows.",
     "",
 )
 INK = {"light": ("#1d1f24", "#d9d9d4"), "dark": ("#eeeeea", "#44464c")}
