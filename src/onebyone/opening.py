@@ -48,16 +48,21 @@ def open_dense(
     weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> tuple[Dense, tuple[str, ...]]:
-    """A dense network: a saved one as it is; any other source made so, which takes its window."""
-    from onebyone.pytorch.dense_file import load_dense
+    """A dense network: a saved one as it is; any other source made so, which takes its window.
+
+    Raises BadInput where a window is given for a saved one and differs from its own.
+    """
+    from onebyone.pytorch.dense_file import labels_in, load_dense
     from onebyone.pytorch.weights import nonfinite_weights
 
-    if window is None:
+    dense = Path(spec).suffix == ".pt2" and labels_in(spec) is not None
+    if window is None or dense:
         if Path(spec).suffix != ".pt2":
             raise BadInput(f"{os.fspath(spec)}: its window is not known; give window= in pixels")
         if weights is not None:
             raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} carries its own weights")
         saved = load_dense(spec)
+        _require_same_window(saved, window, spec)
         return saved, _notes(nonfinite_weights(saved.model))
     network, notes = open_network(os.fspath(spec), weights, seed=seed)
     from onebyone.pytorch.convolutionalize import convolutionalize as lift
@@ -65,10 +70,25 @@ def open_dense(
     return lift(network, window, channels, labels=preprocessing_of(spec, network)), notes
 
 
+def _require_same_window(
+    saved: Dense, window: int | Sequence[int] | None, spec: str | os.PathLike[str]
+) -> None:
+    own = saved.nominal
+    given = own if window is None else (window,) * len(own) if isinstance(window, int) else tuple(window)
+    if given != own:
+        sizes = "×".join(str(n) for n in own)
+        raise BadInput(
+            f"window={','.join(str(n) for n in given)}: {os.fspath(spec)} is a dense network of windows of {sizes}"
+        )
+
+
 def preprocessing_of(spec: object, network: Network) -> Labels | None:
-    """What a zoo tells of its network's preprocessing; None for networks from elsewhere."""
+    """The labels that a dense file carries, or a zoo's preprocessing; None for networks from elsewhere."""
+    from onebyone.pytorch.dense_file import labels_in
     from onebyone.pytorch.preprocessing import zoo_preprocessing
 
+    if isinstance(spec, str | os.PathLike) and Path(spec).suffix == ".pt2":
+        return labels_in(spec)
     return zoo_preprocessing(os.fspath(spec), network) if isinstance(spec, str | os.PathLike) else None
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import onebyone
+import onebyone.pytorch.dense_file
 from onebyone.pytorch.program_file import load_program
 from tests.cli.conftest import NETWORKS, run_command
 
@@ -118,3 +119,30 @@ def test_a_saved_conversion_takes_any_batch_where_the_network_does(converted):
         for n in (1, 2, 5):
             x = torch.randn(n, 3, 16, 16)
             assert (module(x) - net(x)).abs().max() <= 1e-5 * net(x).abs().max()
+
+
+def test_dense_file_keeps_its_preprocessing_where_a_window_is_given(tmp_path):
+    """The file's scale, classes and kind of scores are used, whether its window is repeated or not."""
+    dense, image = tmp_path / "dense.pt2", tmp_path / "image.npy"
+    np.save(image, np.random.default_rng(0).integers(0, 256, (30, 41, 3)).astype(np.uint8))
+    made = run_command(
+        "convolutionalize", ":plain", "--window", 16, "--scale", "1/255", "--scores", "logits:multi-label",
+        "-o", dense, "--json",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    maps = []
+    for number, window in enumerate(((), ("--window", 16), ("--window", "16,16"))):
+        found = run_command("scan", dense, image, *window, "-o", tmp_path / f"{number}.npz")
+        assert found.code == 0, found.err
+        maps.append(onebyone.dense.ScoreMap.load(tmp_path / f"{number}.npz"))
+    for other in maps[1:]:
+        assert (other.scores == maps[0].scores).all()
+        assert (other.labels, str(other.kind)) == (maps[0].labels, "logits:multi-label")
+    refused = run_command("scan", dense, image, "--window", 20)
+    assert refused.code == 2
+    assert "is a dense network of windows of 16×16" in " ".join(refused.err.split())
+    again = run_command("convolutionalize", dense, "--window", 16, "-o", tmp_path / "again.pt2")
+    assert again.code == 0, again.err
+    assert onebyone.pytorch.dense_file.load_dense(tmp_path / "again.pt2").labels.scale == pytest.approx(
+        1 / 255
+    )

@@ -273,3 +273,43 @@ def test_tiles_have_a_name_of_their_own() -> None:
     assert not compare_tiled(whole, near, bound=5e-4).equivalent
     near[0, 0, 0] = float("nan")
     assert not compare_tiled(whole, near, bound=10).equivalent
+
+
+class Then(nn.Module):
+    """`plain`, and a function of its output."""
+
+    def __init__(self, after: Any) -> None:
+        super().__init__()
+        self.net, self.after = plain(), after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda z: torch.sigmoid(z[:, 0]),  # (N,): the axis of the only class is dropped
+        lambda z: z.argmax(1),
+        lambda z: z > 0,
+        lambda z: z.double(),
+        lambda z: z.half(),
+    ],
+    ids=["one number", "argmax", "mask", "to float64", "to float16"],
+)
+def test_outputs_of_other_shapes_and_types_are_compared(after: Any, image: Tensor) -> None:
+    net = Then(after).eval()
+    d = convolutionalize(net, (8, 9))
+    v = verify(net, d, image, gradients=False)
+    assert v.equivalent, str(v)
+    assert v.dense is not None
+    assert v.dense.class_agreement in (None, 1.0)
+
+
+def test_the_reason_for_a_missing_bound_is_one_line(image: Tensor) -> None:
+    net = Then(F.logsigmoid).eval()
+    v = verify(net, convolutionalize(net, (8, 9)), image)
+    assert v.equivalent
+    assert v.dense is not None
+    assert v.dense.bound_missing == "aten.log_sigmoid.default"
+    assert all("\n" not in note for note in v.unverified)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,17 @@ def load_dense(path: str | os.PathLike[str]) -> Convolutionalized:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{os.fspath(path)}: its {NOTE} is damaged ({error!r})") from error
+
+
+def labels_in(path: str | os.PathLike[str]) -> Labels | None:
+    """The labels that a file carries, without loading its program; None where it is not a dense network's."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.endswith(f"/extra/{NOTE}")), None)
+            note = None if name is None else json.loads(archive.read(name))
+        return None if note is None or note.get("onebyone") == "conversion" else _labels(note["labels"])
+    except (OSError, zipfile.BadZipFile, ValueError, AttributeError, KeyError, TypeError):
+        return None
 
 
 def _note(path: str | os.PathLike[str], text: str) -> Mapping[str, Any]:

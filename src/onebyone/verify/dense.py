@@ -42,7 +42,7 @@ from onebyone.verify.result import (
     WeightCheck,
 )
 from onebyone.verify.settings import proof_settings
-from onebyone.verify.trees import leaves
+from onebyone.verify.trees import leaves, wide
 from onebyone.verify.weights import compare_weights
 from onebyone.verify.whole import compare_networks
 from onebyone.verify.windows import (
@@ -315,12 +315,12 @@ class _Dense:
         if not bounds.total:
             scale = check.max_abs_difference or 0.0
             u = network.unit(self.dtype) if self.dtype != torch.float64 else 2.0**-24
-            own = [max(scale, u * float(c.abs().max())) for c in crops]
+            own = [max(scale, u * float(wide(c).abs().max())) for c in crops]
             self.unverified.append(
                 f"no derived bound ({bounds.missing}): in float64 the limit of verify.network stood in for it"
             )
             bounds = Bounds(
-                [torch.full_like(c, network.limit64(o, u)) for c, o in zip(crops, own, strict=True)]
+                [torch.full_like(wide(c), network.limit64(o, u)) for c, o in zip(crops, own, strict=True)]
             )
         figures = compare_rows([at.pick(t) for t in outputs], crops, bounds.total)
         shifted = [at.pick(t.roll(1, -1)) for t in outputs]

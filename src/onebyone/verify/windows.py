@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onebyone.records import first_line
 from onebyone.verify.error_rules import NoRuleError
 from onebyone.verify.layers import worst
 from onebyone.verify.running_error import RunningError
@@ -73,7 +74,12 @@ def mosaic(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def rows_of(outputs: Any) -> list[Tensor]:
     """A network's outputs for a batch of windows, each as `(B, K)`."""
-    return [t.flatten(1) for _, t in leaves(outputs)]
+    return [_row(t) for _, t in leaves(outputs)]
+
+
+def _row(t: Tensor) -> Tensor:
+    """One row for each window; one number where a network drops the axis of its only class."""
+    return t.reshape(len(t), -1)
 
 
 def batch_size(at: Places, channels: int, fixed: int | None) -> int:
@@ -127,17 +133,17 @@ class Walkers:
             self.original = RunningError(network, example)
             self.dense = RunningError(dense, image)
         except NoRuleError as reason:
-            self.missing = str(reason)
+            self.missing = first_line(reason)
 
     def __call__(self, image: Tensor, at: Places) -> Bounds:
         """The bounds for an image in float32 or float64."""
         if self.missing:
             return Bounds([], self.missing)
         try:
-            crops = on_windows(lambda x: [e.flatten(1) for _, e in self.original(x)], image, at, self.batch)
+            crops = on_windows(lambda x: [_row(e) for _, e in self.original(x)], image, at, self.batch)
             whole = [at.pick(e) for _, e in self.dense(image)]
         except NoRuleError as reason:
-            return Bounds([], str(reason))
+            return Bounds([], first_line(reason))
         # the two exact values are one number where the geometry is exact; adding rounds once more
         return Bounds([(wide(a) + wide(b)) * (1 + 2.0**-50) for a, b in zip(crops, whole, strict=True)])
 
@@ -161,7 +167,7 @@ def compare_rows(dense: list[Tensor], crops: list[Tensor], bounds: list[Tensor])
     values = torch.cat([wide(c).flatten() for c in crops])
     agreement = None
     if crops[0].shape[1] > 1:
-        agreement = float((dense[0].argmax(1) == crops[0].argmax(1)).double().mean())
+        agreement = float((wide(dense[0]).argmax(1) == wide(crops[0]).argmax(1)).double().mean())
     bound = ratio = None
     if bounds:
         ratio = max(worst(d, b)[1] for d, b in zip(difference, bounds, strict=True))
