@@ -117,18 +117,18 @@ def detect(
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A score map that scan wrote: .npz.")],
     threshold: Annotated[
         float,
-        typer.Option("--threshold", min=0, max=1, metavar="P", help="Least probability of a detection."),
+        typer.Option("--threshold", min=0, max=1, metavar="P", help="Confidence threshold."),
     ] = 0.5,
     iou: Annotated[
         float,
         typer.Option(
-            "--iou", min=0, max=1, metavar="P", help="Boxes that overlap a better one by more are dropped."
+            "--iou", min=0, max=1, metavar="P", help="IoU threshold for non-maximum suppression (NMS)."
         ),
     ] = 0.3,
     background: Annotated[
         str,
         typer.Option(
-            "--background", metavar="A,B,…", help="Classes that are no objects.", show_default=False
+            "--background", metavar="A,B,…", help="Classes to treat as background.", show_default=False
         ),
     ] = "",
     score_kind: o.ScoreKind = None,

@@ -36,8 +36,8 @@ def require_regressions(boxes: ScoreMap, scores: ScoreMap, box_format: str) -> N
     given, classes = boxes.scores.shape[0], scores.scores.shape[0]
     if given not in (4, 4 * classes):
         raise BadInput(
-            f"boxes: the map has {given} channels; expected 4, or 4 for each of the {classes} "
-            "classes in turn: the offsets of x, of y, then of the other corner's or of the size"
+            f"boxes: the map has {given} channels; expected 4, or 4 for each of {classes} classes, "
+            "class by class, in the order x1, y1, x2, y2 (corners) or x, y, width, height (center-size)"
         )
 
 
