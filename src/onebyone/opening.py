@@ -62,7 +62,7 @@ def open_dense(
         if weights is not None:
             raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} carries its own weights")
         saved = load_dense(spec)
-        _require_same_window(saved, window, spec)
+        _require_same_window(saved.nominal, window, spec)
         return saved, _notes(nonfinite_weights(saved.model))
     network, notes = open_network(os.fspath(spec), weights, seed=seed)
     from onebyone.pytorch.convolutionalize import convolutionalize as lift
@@ -71,9 +71,8 @@ def open_dense(
 
 
 def _require_same_window(
-    saved: Dense, window: int | Sequence[int] | None, spec: str | os.PathLike[str]
+    own: tuple[int, ...], window: int | Sequence[int] | None, spec: str | os.PathLike[str]
 ) -> None:
-    own = saved.nominal
     given = own if window is None else (window,) * len(own) if isinstance(window, int) else tuple(window)
     if given != own:
         sizes = "×".join(str(n) for n in own)
