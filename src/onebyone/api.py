@@ -46,6 +46,7 @@ def convert(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Conversion | GraphConversion:
     """Re-express linear layers as 1×1 convolutions (`to="conv"`), or 1×1 convolutions as linear layers.
+    At the levels "layers" and "native" convolutions whose kernel is their stride become linear layers on patches too.
 
     Args:
         model: an `nn.Module`, an `ExportedProgram`, or a source by name (see `onebyone --help`).

@@ -42,7 +42,15 @@ def eligible(net: nn.Module, to: str) -> int:
     """How many layers there are to convert, counted apart from the code that converts."""
     if to == "conv":
         return sum(isinstance(m, nn.Linear | nn.MultiheadAttention) for m in net.modules())
-    return sum(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) for m in net.modules())
+    return sum(isinstance(m, nn.Conv2d) and (is_pointwise(m) or is_on_patches(m)) for m in net.modules())
+
+
+def is_pointwise(m: nn.Conv2d) -> bool:
+    return m.kernel_size == (1, 1)
+
+
+def is_on_patches(m: nn.Conv2d) -> bool:
+    return m.kernel_size == m.stride
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -17,14 +17,15 @@ from torch.nn.utils import parametrizations, prune
 import onebyone
 
 
-def layers(net: nn.Module, to: str) -> set[str]:
-    """The paths of what `to` converts: by class and kernel."""
+def layers(net: nn.Module, to: str, level: str) -> set[str]:
+    """The paths of what `to` converts: by class and kernel. Programs keep convolutions on patches."""
     found = set()
     for path, module in net.named_modules():
         name = type(module).__name__
         linear = isinstance(module, nn.Linear) or hasattr(module, "in_features")
-        pointwise = "Conv" in name and set(getattr(module, "kernel_size", (0,))) == {1}
-        if (linear and to == "conv") or (pointwise and to == "linear"):
+        kernel = getattr(module, "kernel_size", (0,)) if "Conv" in name else (0,)
+        on_patches = level != "graph" and kernel == getattr(module, "stride", None)
+        if (linear and to == "conv") or ((set(kernel) == {1} or on_patches) and to == "linear"):
             found.add(path)
     return found
 
@@ -47,6 +48,11 @@ class Calls(nn.Module):
 
 
 class Twice(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input) * 2
+
+
+class TwiceConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         return super().forward(input) * 2
 
@@ -139,6 +145,21 @@ def convolutions() -> nn.Module:
     )
 
 
+def on_patches() -> nn.Module:
+    """Convolutions whose kernel is their stride: plain, computed, in a subclass, and four that are refused."""
+    return nn.Sequential(
+        nn.Conv2d(4, 6, 2, stride=2),
+        parametrizations.weight_norm(nn.Conv2d(6, 4, (1, 2), stride=(1, 2))),
+        TwiceConv2d(4, 4, 2, stride=2),
+        nn.Conv2d(4, 4, 2, stride=2, groups=2),
+        nn.Conv2d(4, 4, 2, stride=2, padding=1),
+        nn.Conv2d(4, 4, 2, stride=2, dilation=2, padding=1),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        nn.Flatten(2),
+        nn.Conv1d(4, 3, 1),
+    )
+
+
 def twice() -> nn.Module:
     shared = nn.Linear(4, 4)
     return nn.Sequential(shared, nn.ReLU(), shared, prune.l1_unstructured(nn.Linear(4, 3), "weight", 0.5))
@@ -160,6 +181,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "at random": (at_random, TOKENS),
     "fake-quantised": (fake_quantised, TOKENS),
     "convolutions": (convolutions, IMAGE),
+    "on patches": (on_patches, torch.randn(2, 4, 33, 65)),
     "twice": (twice, TOKENS),
     "encoder": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), torch.randn(2, 7, 4)),
     "recurrent": (
@@ -190,7 +212,7 @@ def test_every_layer_is_converted_or_refused(name, level):
         first = {id(module): path for path, module in net.named_modules()}  # a layer used twice has two paths
         modules = dict(net.named_modules(remove_duplicate=False))
         paths = {first[id(modules[p])] if p in modules else p for p in listed}
-        assert paths - BESIDE.get(name, set()) == layers(net, to)
+        assert paths - BESIDE.get(name, set()) == layers(net, to, level)
         assert not {change.path for change in c.changes} & {r.path for r in c.refused}
     assert all(r.reason for r in c.refused)
 

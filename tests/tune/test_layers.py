@@ -94,7 +94,36 @@ CASES = [
     (nn.Conv2d(6, 4, 1, groups=2), (1, 6, 4, 3)),
     (nn.Conv2d(6, 5, 1, padding=1), (1, 6, 4, 3)),
     (nn.Conv1d(6, 5, 1), (2, 6, 4)),
+    (nn.Conv2d(2, 5, (1, 3), stride=(1, 3)), (2, 2, 4, 7)),  # patches of six elements
+    (nn.Conv3d(1, 5, (1, 2, 3), stride=(1, 2, 3)), (2, 1, 4, 5, 7)),
 ]
+
+
+def test_convolutions_on_patches_may_be_linear() -> None:
+    """Patch embeddings and strided stems are a kind of their own; kernels that overlap or pad are not."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=4),
+        nn.Conv2d(8, 8, 2, stride=2, groups=2),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+    ).eval()
+    x = torch.randn(2, 3, 34, 33)
+    found = groups_of(network, Calling.of(network, x))
+    assert [(g.kind, g.convertible) for g in found] == [
+        ("patches", True),
+        ("kernel", False),
+        ("kernel", False),
+    ]
+    assert [f.name for f in layer_forms("patches")] == ["conv", "conv-channels-last", "linear"]
+    work = work_of(found[0], "linear")
+    assert work is not None
+    # 48 inputs and 8 outputs at 8 x 8 positions of two images; the map is copied once
+    assert (work.path, work.macs, work.places) == ("batched", 2 * 64 * 8 * 48, 2 * 64)
+    assert work.copied == 2 * 4 * 2 * 3 * 34 * 33
+    made = assigned(network, {"0": "linear"})
+    assert type(made.model.get_submodule("0")).__name__ == "PatchLinear"
+    verified = verify(network, made, x, gradients=False)
+    assert verified.equivalent
+    assert verified.layers[0].bitwise
 
 
 @pytest.mark.parametrize(("layer", "shape"), CASES, ids=[f"{m} on {s}" for m, s in CASES])

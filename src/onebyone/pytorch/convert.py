@@ -16,7 +16,7 @@ from onebyone.errors import BadInput
 from onebyone.laws import transposed
 from onebyone.pytorch import attention, layers, native
 from onebyone.pytorch.conversion import Conversion, Pair
-from onebyone.pytorch.dropins import DropIn, PointwiseConvolution
+from onebyone.pytorch.dropins import DropIn, PatchLinear, PointwiseConvolution
 from onebyone.pytorch.state import Entry, carry_optimizer, check_optimizer
 from onebyone.pytorch.structure import Successors, copy_structure, walk, why_opaque
 from onebyone.records import Change, Refusal
@@ -25,6 +25,7 @@ Only = str | Sequence[str] | Callable[[str, nn.Module], bool]
 SOURCE = {"conv": layers.LINEAR, "linear": layers.CONV}  # what each form is made from
 ON_A_TRANSPOSE = "on a weight stored as (inputs, outputs)"
 NAMES = {layers.LINEAR: "linear layer", layers.CONV: "1×1 convolution"}
+ON_PATCHES = "linear layer on patches"
 
 
 @dataclass
@@ -79,7 +80,7 @@ def convert_module(
     optimizer: Optimizer | None = None,
 ) -> Conversion:
     """The network with its linear layers as 1×1 convolutions (`to="conv"`), or the other way round
-    (`to="linear"`).
+    (`to="linear"`), where convolutions whose kernel is their stride become linear layers on patches too.
 
     `model` is left as it is: the result is a second tree of modules over the very same Parameters and
     buffers, so training one trains the other, an optimizer goes on, and state dicts load both ways;
@@ -156,7 +157,9 @@ def _is_candidate(module: nn.Module, to: str) -> bool:
         return isinstance(module, attention.PointwiseAttention) == (to == "linear")
     if why_opaque(module) is not None:
         return False
-    return layers.kind_of(module) == SOURCE[to] or (to == layers.LINEAR and layers.transposes(module))
+    if layers.kind_of(module) == SOURCE[to]:
+        return True
+    return to == layers.LINEAR and (layers.transposes(module) or layers.has_patches(module))
 
 
 def _plan(candidates: list[Place], to: str, level: str, only: Only | None, places: list[Place]) -> Plan:
@@ -254,13 +257,13 @@ class _Builder:
             self.entries += [e for path in place.paths for e in _entries(path, old, new)]
             after = _describe(new.layer if isinstance(new, native.Shell) else new)
         else:
-            layers.stand_in(new, layers.DROP_INS[self.to])
-            after = f"{NAMES[SOURCE_OF_OTHER[self.to]]} {_shape(old)}"
+            layers.stand_in(new, layers.drop_in_for(old))
+            after = f"{_form(new, NAMES[SOURCE_OF_OTHER[self.to]])} {_shape(old)}"
         self._record(place, new, law, before, after, copied)
 
     def restore(self, place: Place) -> None:
         new = cast(Any, self.successors.of(place.module))
-        before = f"{NAMES[SOURCE[self.to]]} {_shape(place.module)}"
+        before = f"{_form(place.module, NAMES[SOURCE[self.to]])} {_shape(place.module)}"
         if isinstance(new, attention.PointwiseAttention):
             attention.restore_attention(new)
         else:
@@ -293,6 +296,11 @@ class _Builder:
 
 MADE = (DropIn, attention.PointwiseAttention, native.Shell)
 SOURCE_OF_OTHER = {"conv": layers.CONV, "linear": layers.LINEAR}
+
+
+def _form(module: nn.Module, name: str) -> str:
+    """What a drop-in computes, for people: `name` unless it works on patches."""
+    return ON_PATCHES if isinstance(module, PatchLinear) else name
 
 
 def _shape(module: nn.Module) -> str:

@@ -1,15 +1,17 @@
 """Modules that stand in for others and compute the same in the other form.
 
 `PointwiseConvolution` stands for `nn.Linear`, `PointwiseLinear` for a 1×1 `nn.Conv1d`, `nn.Conv2d` or
-`nn.Conv3d`. Both keep everything the module they stand for had (parameters of the same shape under the
-same name, sizes, hooks, training flag), so code that reads `.weight` or `.in_features`, and every
-`state_dict`, is served as before; neither is an instance of what it stands for. The law is
-`onebyone.laws.pointwise`; the other form of the weight is a view taken at each call.
+`nn.Conv3d`, `PatchLinear` for one on patches side by side (its kernel is its stride). All keep everything the
+module they stand for had (parameters of the same shape under the same name, sizes, hooks, training flag), so
+code that reads `.weight` or `.in_features`, and every `state_dict`, is served as before; none is an instance of
+what it stands for. The laws are `onebyone.laws.pointwise` and `onebyone.laws.patches`; the other form of the
+weight is a view taken at each call (a copy where the weight of a convolution on patches lies channels last).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -159,6 +161,69 @@ def _is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
+def as_patches(x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """A map (N, C, *size) as its patches (N, C, *positions, *kernel): a view.
+
+    On each axis there are ⌊size / kernel⌋ patches; what remains at the far edge is left out, as a convolution
+    leaves it out.
+
+    Raises
+    ------
+    BadInput
+        where the map has not two axes more than the kernel, or is smaller than one patch.
+
+    >>> as_patches(torch.arange(8).view(1, 1, 2, 4), (2, 2)).flatten(0, 3).tolist()
+    [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+    """
+    if any(n < k for n, k in zip(x.shape[2:], kernel, strict=True)):
+        found, patch = ("×".join(map(str, sizes)) for sizes in (x.shape[2:], kernel))
+        raise BadInput(f"input has size {found}; expected at least one patch of {patch}")
+    for axis, k in enumerate(kernel, start=2):
+        x = x.unfold(axis, k, k)
+    return x
+
+
+def on_patches(linear: Callable[[Tensor], Tensor], x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """A linear map (..., C·Πkernel) to (..., O) put to each patch of a map (N, C, *size) or (C, *size): gives
+    (N, O, *positions) or (O, *positions), in the memory format that a convolution would give.
+
+    The patches are copied once, to rows; the copy is no larger than the map.
+    """
+    dims = len(kernel)
+    if x.dim() == dims + 1:
+        return on_patches(linear, x.unsqueeze(0), kernel).squeeze(0)
+    if x.dim() != dims + 2:
+        shape = tuple(x.shape)
+        raise BadInput(f"input has shape {shape}; expected {dims + 2} axes (N, C, ...) or {dims + 1}")
+    parts = as_patches(x, kernel).movedim(1, 1 + dims)  # (N, *positions, C, *kernel)
+    y = linear(parts.reshape(*parts.shape[: 1 + dims], x.shape[1] * prod(kernel)))
+    return y.movedim(-1, 1) if dims == 2 and _is_channels_last(x) else _channels_first(y)
+
+
+def patch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[int, ...]) -> Tensor:
+    """A convolution whose kernel is its stride computed as a matrix product on patches: x (N, C, *size) or
+    (C, *size), weight (O, C, *kernel) and bias (O,) give (N, O, *positions).
+
+    The patches of a channels-first map are copied to columns, whose elements lie as the map's rows do, and the
+    product is taken from the left, W·x, so that the result is not transposed; otherwise they are copied to rows.
+
+    >>> x, w = torch.ones(1, 3, 5, 6), torch.arange(24.0).view(2, 3, 2, 2)
+    >>> torch.equal(patch_linear(x, w, None, (2, 2)), F.conv2d(x, w, stride=2))
+    True
+    """
+    matrix, dims = weight.flatten(1), len(kernel)
+    if x.dim() == dims + 1:
+        return patch_linear(x.unsqueeze(0), weight, bias, kernel).squeeze(0)
+    # from the left, the weight's gradient would be formed once per image: (N, O, C·Πkernel) instead of one matrix
+    trains = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_exporting()
+    if x.dim() != dims + 2 or trains or _is_channels_last(x):
+        return on_patches(lambda rows: F.linear(rows, matrix, bias), x, kernel)
+    parts = as_patches(x, kernel)
+    inside, counts = range(2 + dims, 2 + 2 * dims), parts.shape[2 : 2 + dims]
+    columns = parts.permute(0, 1, *inside, *range(2, 2 + dims))
+    return _from_the_left(columns.reshape(x.shape[0], x.shape[1] * prod(kernel), *counts), matrix, bias)
+
+
 class DropIn(nn.Module):
     """What the drop-ins share: `origin`, the class they stand for, and how its weight is read."""
 
@@ -222,3 +287,26 @@ class PointwiseLinear(DropIn):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = F.pad(input, pads, mode=mode)  # noqa: A001
         return pointwise_linear(input, weight, self.bias, self.stride, self.groups)
+
+
+class PatchLinear(DropIn):
+    """Stands for a convolution whose kernel is its stride (C → O) and computes a linear layer at each patch:
+    (N, C, *size) to (N, O, *positions).
+
+    Made by `onebyone.convert(model, to="linear")`.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Conv2d gives it
+        """input (N, C, *size) or (C, *size) to the same with O channels, one position for each patch."""
+        return patch_linear(input, self.read_weight(), self.bias, self.kernel_size)

@@ -1,4 +1,4 @@
-"""Which modules are linear layers or 1×1 convolutions, and why some that look so are refused.
+"""Which modules are linear layers, 1×1 convolutions or convolutions on patches, and why some that look so are refused.
 
 Users add their own with `register_layer`; the entries at the end of this file are made with it.
 """
@@ -17,8 +17,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from onebyone.errors import BadInput
-from onebyone.laws import grouped, pointwise, strided, transposed
-from onebyone.pytorch.dropins import DropIn, PointwiseConvolution, PointwiseLinear
+from onebyone.laws import grouped, patches, pointwise, strided, transposed
+from onebyone.pytorch.dropins import DropIn, PatchLinear, PointwiseConvolution, PointwiseLinear
 
 LINEAR, CONV = "linear", "conv"
 Reader = Callable[[nn.Module], Tensor]
@@ -119,9 +119,7 @@ def rule_of(cls: type[nn.Module]) -> LayerRule | None:
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """ "linear" or "conv" for what is, or looks like, a linear layer or a 1×1 convolution; None for all
-    else.
-    """
+    """ "linear" or "conv" for what is, or looks like, a linear layer or a 1×1 convolution; None for all else."""
     if isinstance(module, DropIn):
         return None
     cls = plain_class(module)
@@ -137,8 +135,24 @@ def kind_of(module: nn.Module) -> str | None:
     return None
 
 
+def has_patches(module: nn.Module) -> bool:
+    """Whether a module is a convolution whose kernel is its stride, above 1: its windows lie side by side.
+
+    A class with a rule of its own (`register_layer`) is read for its 1×1 kernels only.
+
+    >>> has_patches(nn.Conv2d(3, 8, 4, stride=4)), has_patches(nn.Conv2d(3, 8, 3, stride=2))
+    (True, False)
+    """
+    if isinstance(module, DropIn) or not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    cls = plain_class(module)
+    if cls not in CONVOLUTIONS and rule_of(cls) is not None:
+        return False
+    return tuple(module.kernel_size) == tuple(module.stride) and not _is_pointwise(module)
+
+
 def why_not(module: nn.Module) -> str | None:
-    """Why a module of `kind_of` "linear" or "conv" cannot have a drop-in; None if it can."""
+    """Why a layer of `kind_of` "linear" or "conv", or that `has_patches`, cannot have a drop-in; None if it can."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "not initialised yet: run the network once, then convert"
     cls = plain_class(module)
@@ -209,8 +223,8 @@ def sample_weight(module: nn.Module) -> Any:
             getattr(module, n, None) for n in ("out_features", "in_features", "out_channels", "in_channels")
         )
         shape = [n for n in sizes if n is not None]
-        if kind_of(module) == CONV:
-            shape = [shape[0], shape[1] // _groups(module), *(1 for _ in module.kernel_size)]  # type: ignore[union-attr]
+        if isinstance(kernel := getattr(module, "kernel_size", None), tuple):
+            shape = [shape[0], shape[1] // _groups(module), *kernel]
         return torch.empty(shape, dtype=like.dtype, device="meta")
     if rule is not None and rule.weight is not None:
         with torch.no_grad():
@@ -247,9 +261,18 @@ def _why_not_shape(module: nn.Module) -> str | None:
     if kind_of(module) == LINEAR:
         return pointwise.why_not_pointwise(tuple(own.shape), bias_shape)
     groups = _groups(module)
+    if has_patches(module):
+        return _why_not_patches(module) or pointwise.why_not_pointwise((len(own), own[0].numel()), bias_shape)
     if groups > 1:
         return None
     return pointwise.why_not_linear(tuple(own.shape), bias_shape)
+
+
+def _why_not_patches(module: Any) -> str | None:
+    # a padding in words is "valid" here: "same" is not defined for strides above 1
+    padding = () if isinstance(module.padding, str) else module.padding
+    sizes = {"padding": padding, "dilation": module.dilation, "groups": module.groups}
+    return patches.why_not_patches(module.kernel_size, module.stride, **sizes)
 
 
 def _is_pointwise(module: nn.Module) -> bool:
@@ -269,10 +292,19 @@ def law_of(module: nn.Module) -> str:
     """The name of the law that makes `module` into the other form."""
     if isinstance(module, nn.Linear | nn.MultiheadAttention) or kind_of(module) == LINEAR:
         return pointwise.NAME
+    if has_patches(module):
+        return patches.NAME
     if _groups(module) > 1:
         return grouped.NAME
     stride: Any = getattr(module, "stride", ())
     return strided.NAME if any(s != 1 for s in stride) else pointwise.NAME
+
+
+def drop_in_for(module: nn.Module) -> type[DropIn]:
+    """The class that computes a layer in its other form."""
+    if has_patches(module):
+        return PatchLinear
+    return PointwiseConvolution if kind_of(module) == LINEAR else PointwiseLinear
 
 
 def stand_in(module: nn.Module, drop_in: type[DropIn]) -> None:
@@ -326,9 +358,6 @@ def changed_class(module: nn.Module, cls: type[Any]) -> type[Any]:
         k: v for k, v in vars(top).items() if k not in ("__dict__", "__weakref__", "__module__", "__doc__")
     }
     return type(top.__name__, (cls,), kept)
-
-
-DROP_INS: dict[str, type[DropIn]] = {CONV: PointwiseConvolution, LINEAR: PointwiseLinear}
 
 
 # Layers of other libraries, by name, so that none is imported.

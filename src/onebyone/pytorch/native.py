@@ -1,7 +1,8 @@
 """`level="native"`: real `nn.Conv2d` and `nn.Linear` modules, each in a thin shell that does the reshaping.
 
 For tools that look for those classes and for weights that are parameters of the usual shape. The new
-parameter is a view of the old one's storage (a copy where the layer stores its weight transposed); only its
+parameter is a view of the old one's storage (a copy where the layer stores its weight transposed, or the weight of a
+convolution on patches lies channels last); only its
 shape, and so its name in a state dict, is new. To code that reads, writes, deletes or sets the layer's
 `weight` and `bias`, a shell behaves as the layer did: everything acts on the real layer's parameters.
 """
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from onebyone.pytorch.dropins import on_tokens, subsampled
-from onebyone.pytorch.layers import CONV, LINEAR, kind_of, plain_class, rule_of, transposes
+from onebyone.pytorch.dropins import on_patches, on_tokens, subsampled
+from onebyone.pytorch.layers import CONV, LINEAR, has_patches, kind_of, plain_class, rule_of, transposes
 
 
 class WeightView(Tensor):
@@ -176,6 +177,29 @@ class MapsLinear(Shell):
         return cast(Tensor, y if channels_last else y.contiguous())
 
 
+class LinearOnPatches(Shell):
+    """An `nn.Linear` (`.linear`) applied to each patch of a map: (N, C, *size) to (N, O, *positions), as a
+    convolution whose kernel is its stride.
+    """
+
+    linear: nn.Linear
+    in_channels: int
+    kernel_size: tuple[int, ...]
+    INNER = "linear"
+
+    def seen(self, weight: Tensor) -> Tensor:
+        """(O, C·Πkernel) as (O, C, *kernel)."""
+        return weight.reshape(weight.shape[0], self.in_channels, *self.kernel_size)
+
+    def held(self, weight: Tensor) -> Tensor:
+        """(O, C, *kernel) as (O, C·Πkernel)."""
+        return weight.flatten(1)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Conv2d gives it
+        """input (N, C, *size) or (C, *size) to the same with O channels, one position for each patch."""
+        return on_patches(self.linear, input, self.kernel_size)
+
+
 def why_not_native(module: nn.Module, users: int) -> str | None:
     """Why a layer that can have a drop-in cannot be a real module of the other kind; None if it can.
 
@@ -225,7 +249,8 @@ def stand_native(module: nn.Module, to: str, made: dict[int, nn.Parameter]) -> i
         state.update(in_features=channels, out_features=out)
         module.__class__ = nn.Linear
     else:
-        module.__class__ = TokensConv2d if from_linear else MapsLinear
+        on_maps = LinearOnPatches if has_patches(module) else MapsLinear
+        module.__class__ = TokensConv2d if from_linear else on_maps
         state["_modules"][cast(Any, module).INNER] = inner
         if from_linear:
             state["transposed"] = transposed
@@ -234,7 +259,7 @@ def stand_native(module: nn.Module, to: str, made: dict[int, nn.Parameter]) -> i
 
 
 def _rearranged(weight: Tensor, to: str, from_linear: bool, transposed: bool) -> Tensor:
-    """The weight in the new layer's shape: a view, or a copy where the layer stores it transposed."""
+    """The weight in the new layer's shape: a view, or a copy where the layer stores it in another order."""
     matrix = weight.t().contiguous() if transposed else weight if from_linear else weight.flatten(1)
     return matrix[..., None, None] if to == CONV else matrix
 

@@ -10,7 +10,8 @@
 | conv-channels-last | | as it is, its map already channels last (what "+channels_last" gives a whole network) |
 
 A convolution with a larger kernel stays as it is, or takes its map channels last; 3×3 at stride 1 may be "winograd",
-36 linear layers on transformed tiles.
+36 linear layers on transformed tiles. One whose kernel is its stride may be "linear": its patches copied to rows, then
+one product.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from onebyone.errors import BadInput
 from onebyone.pytorch.attention import PointwiseAttention
 from onebyone.pytorch.conversion import Conversion, Pair
 from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.dropins import DropIn, PointwiseConvolution, PointwiseLinear
-from onebyone.pytorch.layers import changed_class, kind_of
+from onebyone.pytorch.dropins import DropIn, PatchLinear, PointwiseConvolution, PointwiseLinear
+from onebyone.pytorch.layers import changed_class, has_patches, kind_of
 from onebyone.tune.kernels.winograd import WinogradConvolution
 
 Assignment = Mapping[str, str]
 """Dotted path of a layer → name of the form it takes; layers that are not named stay as they are."""
-LINEAR, CONV, KERNEL, ATTENTION = "linear", "conv", "kernel", "attention"
-"""Kinds of layers: a linear layer, a 1×1 convolution, a convolution with a larger kernel, and
-`nn.MultiheadAttention`, whose four projections change together.
+LINEAR, CONV, KERNEL, PATCHES, ATTENTION = "linear", "conv", "kernel", "patches", "attention"
+"""Kinds of layers: a linear layer, a 1×1 convolution, a convolution with a larger kernel, one whose kernel is its
+stride, and `nn.MultiheadAttention`, whose four projections change together.
 """
 WINOGRAD = "winograd"
 
@@ -139,6 +140,9 @@ for _form in (
     LayerForm("conv", KERNEL, None),
     LayerForm("conv-channels-last", KERNEL, None, assignable=False),
     LayerForm(WINOGRAD, KERNEL, None, assignable=False, make=WinogradConvolution),
+    LayerForm("conv", PATCHES, None),
+    LayerForm("conv-channels-last", PATCHES, None, assignable=False),
+    LayerForm("linear", PATCHES, PatchLinear),
     LayerForm("linear", ATTENTION, None),
     LayerForm("conv", ATTENTION, PointwiseAttention),
 ):
@@ -161,7 +165,7 @@ def assigned(network: nn.Module, assignment: Assignment) -> Conversion:
     for path, name in assignment.items():
         form = layer_form(_kind(network, path), name)
         if form.module is not None:
-            both["linear" if form.kind == CONV else "conv"].append(path)
+            both["linear" if form.kind in (CONV, PATCHES) else "conv"].append(path)
     conversion: Conversion | None = None
     before = network
     for to, paths in both.items():
@@ -191,7 +195,7 @@ def _kind(network: nn.Module, path: str) -> str:
         raise BadInput(f"assignment: the network has no layer {path!r}") from error
     if isinstance(module, nn.MultiheadAttention):
         return ATTENTION
-    kind = kind_of(module)
+    kind = PATCHES if has_patches(module) else kind_of(module)
     if kind is None:
         raise BadInput(
             f"assignment: {path or '(top level)'} is a {type(module).__name__}, with one form only"

@@ -17,7 +17,7 @@ from onebyone.laws import cost
 from onebyone.laws.winograd import F4X3
 from onebyone.tune.clock import Call, Clock, Timing
 from onebyone.tune.kernels.winograd import why_not
-from onebyone.tune.layer_forms import ATTENTION, CONV, WINOGRAD, LayerForm, assigned, layer_forms
+from onebyone.tune.layer_forms import ATTENTION, CONV, PATCHES, WINOGRAD, LayerForm, assigned, layer_forms
 from onebyone.tune.layers import Group
 from onebyone.verify import network
 
@@ -114,9 +114,9 @@ def work_of(group: Group, form: str) -> cost.Work | None:
     places = c.bytes_written // max(1, group.sample.element_size() * group.weight[0])
     tokens = group.kind == "linear"
     path = {"linear": "linear", "permute": "linear", "bmm": "batched"}.get(form, "conv")
-    if form == "linear" and group.kind == "conv" and not group.channels_last:
+    if form == "linear" and group.kind in (CONV, PATCHES) and not group.channels_last:
         path = "batched"
-    moved = 0
+    moved = 2 * x if form == "linear" and group.kind == PATCHES else 0
     if form in ("conv-nchw", "permute") or (form == "bmm" and group.channels_last):
         moved = 2 * (x + c.bytes_written)
     if path == "conv":

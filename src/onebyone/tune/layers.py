@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from onebyone.laws.cost import Cost
 from onebyone.pytorch.attention import why_not_attention
-from onebyone.pytorch.layers import CONVOLUTIONS, kind_of, sample_weight, why_not
+from onebyone.pytorch.layers import CONVOLUTIONS, has_patches, kind_of, sample_weight, why_not
 from onebyone.tune.calling import Calling
-from onebyone.tune.layer_forms import ATTENTION, CONV, KERNEL, LINEAR
+from onebyone.tune.layer_forms import ATTENTION, CONV, KERNEL, LINEAR, PATCHES
 from onebyone.verify.settings import eval_mode
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -123,6 +123,8 @@ def _kind(module: nn.Module) -> str | None:
     if kind is not None:
         weight = sample_weight(module) if why_not(module) is None else None
         return None if weight is None else LINEAR if kind == "linear" else CONV
+    if has_patches(module) and why_not(module) is None:
+        return PATCHES
     return KERNEL if isinstance(module, CONVOLUTIONS) else None
 
 

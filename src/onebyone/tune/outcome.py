@@ -8,7 +8,7 @@ from typing import Any
 from onebyone.tune import choose
 from onebyone.tune.budget import Budget
 from onebyone.tune.engines import Setting
-from onebyone.tune.layer_forms import layer_forms
+from onebyone.tune.layer_forms import PATCHES, layer_forms
 from onebyone.tune.layer_times import LayerTimes
 from onebyone.tune.machine import describe_machine, describe_network, describe_versions
 from onebyone.tune.plan import Plan
@@ -128,7 +128,10 @@ def chosen_form(found: LayerTimes, candidate: Candidate) -> str:
     if given is not None:
         return given
     way = choose.base_form(candidate.form)
-    if way in names and way != names[0] and group.convertible:
+    on_graph = (
+        candidate.form.startswith("graph") and group.kind == PATCHES
+    )  # such a form leaves those as they are
+    if way in names and way != names[0] and group.convertible and not on_graph:
         return way
     last = "conv-channels-last"
     return last if candidate.form.endswith(CHANNELS_LAST) and last in found.timings else names[0]

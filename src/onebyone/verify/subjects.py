@@ -132,13 +132,17 @@ def _outputs(module: nn.Module, params: Mapping[str, Tensor]) -> int:
 
 
 def _probe_shapes(module: nn.Module, weight: Tensor) -> tuple[tuple[int, ...], ...]:
-    """Batches and spatial sizes above 1 and unlike one another: a mix-up of axes cannot hide behind a 1."""
+    """Batches and spatial sizes above 1 and unlike one another: a mix-up of axes cannot hide behind a 1.
+
+    Where a layer has a stride, the second size leaves a remainder that no window reads.
+    """
     axes = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
     for cls, rank in axes.items():
         if isinstance(module, cls):
             channels = weight.shape[1] * module.groups
             size = tuple(_extent(module, a) + int(module.stride[a]) * (2 + a) for a in range(rank))
-            return ((2, channels, *size), (channels, *size))
+            more = tuple(n + int(s) - 1 for n, s in zip(size, module.stride, strict=True))
+            return ((2, channels, *size), (channels, *more))
     features = getattr(module, "in_features", None) or weight.numel() // _outputs(module, {"weight": weight})
     if weight.numel() > 2**22:  # fewer ranks where each costs a second
         return ((2, 3, features),)
@@ -208,6 +212,14 @@ def planted(params: Params, map_shape: tuple[int, ...] | None = None) -> dict[st
         faults["weight order shifted by one"] = lambda: params | {"weight": weight.roll(1, axis)}
     if weight.dim() == 2 and weight.shape[0] == weight.shape[1] > 1:
         faults["weight transposed"] = lambda: params | {"weight": weight.t().contiguous()}
+    if weight.dim() > 2 and weight.shape[1] > 1 and weight[0, 0].numel() > 1:
+        faults["kernel order swapped (channels last)"] = lambda: (
+            params | {"weight": weight.movedim(1, -1).reshape(weight.shape)}
+        )
+    if weight.dim() > 3 and min(weight.shape[-2:]) > 1:
+        faults["kernel order swapped (height and width)"] = lambda: (
+            params | {"weight": weight.transpose(-1, -2).reshape(weight.shape)}
+        )
     if map_shape is not None and weight.dim() == 2 and weight.shape[1] == math.prod(map_shape):
         whole = weight.reshape(weight.shape[0], *map_shape)
         if map_shape[0] > 1 and math.prod(map_shape[1:]) > 1:
