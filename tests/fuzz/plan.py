@@ -12,8 +12,9 @@ def plan_conversion(net: Net, to: str, level: str) -> tuple[set[str], set[str]]:
     """Which layers convert, and which are refused, by the meaning of the two forms.
 
     A linear layer is always a 1×1 convolution. A convolution whose kernel is 1 on every axis is a linear layer at each
-    place; groups and padding it can only be as a drop-in (`level="layers"`), for one nn.Linear has neither. A weight
-    that two layers hold goes over with both, or with none.
+    place; groups and padding it can only be as a drop-in (`level="layers"`), for one nn.Linear has neither. A larger
+    kernel that is the stride is a linear layer on patches, unless groups, padding or gaps forbid it. A weight that two
+    layers hold goes over with both, or with none.
     """
     kinds = {name: net.description.ops[int(name)] for name in net.layers}
     legal, illegal = set(), set()
@@ -23,9 +24,23 @@ def plan_conversion(net: Net, to: str, level: str) -> tuple[set[str], set[str]]:
         elif to == "linear" and op.kind == "conv" and max(each(op.args["kernel"], 1)) == 1:
             bad = level == "native" and (op.args.get("groups", 1) > 1 or _pads(op.args))
             (illegal if bad else legal).add(f"layers.{name}")
+        elif to == "linear" and op.kind == "conv" and _side_by_side(net, op.args):
+            bad = op.args.get("groups", 1) > 1 or _pads(op.args) or _dilated(net, op.args)
+            (illegal if bad else legal).add(f"layers.{name}")
     if level == "native":
         _together(net, legal, illegal)
     return legal, illegal
+
+
+def _side_by_side(net: Net, args: dict[str, Any]) -> bool:
+    axes = args.get("dims", len(net.description.window))
+    return each(args["kernel"], axes) == each(args.get("stride", 1), axes)
+
+
+def _dilated(net: Net, args: dict[str, Any]) -> bool:
+    axes = args.get("dims", len(net.description.window))
+    steps = zip(each(args["kernel"], axes), each(args.get("dilation", 1), axes), strict=True)
+    return any(k > 1 and d > 1 for k, d in steps)
 
 
 def _pads(args: dict[str, Any]) -> bool:

@@ -128,9 +128,8 @@ def chosen_form(found: LayerTimes, candidate: Candidate) -> str:
     if given is not None:
         return given
     way = choose.base_form(candidate.form)
-    on_graph = (
-        candidate.form.startswith("graph") and group.kind == PATCHES
-    )  # such a form leaves those as they are
+    # rewriting the graph leaves convolutions on patches as they are
+    on_graph = candidate.form.startswith("graph") and group.kind == PATCHES
     if way in names and way != names[0] and group.convertible and not on_graph:
         return way
     last = "conv-channels-last"
