@@ -42,7 +42,7 @@ def detect(
     iou
         boxes that overlap a better one by more than this are suppressed, 0 to 1.
     background
-        names or numbers of classes that are no objects; those the labels call background are left out too.
+        names or numbers of classes to treat as background; those the labels call background are left out too.
     per_class
         whether only boxes of one class suppress each other.
     max_detections
