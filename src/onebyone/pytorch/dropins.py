@@ -256,12 +256,8 @@ class PointwiseConvolution(DropIn):
         return pointwise_convolution(input, self.read_weight(), self.bias)
 
 
-class PointwiseLinear(DropIn):
-    """Stands for a 1×1 convolution (C → O) and computes a linear layer at each place: (N, C, *size) to (N,
-    O, *size').
-
-    Made by `onebyone.convert(model, to="linear")`.
-    """
+class ConvolutionDropIn(DropIn):
+    """Stands for a convolution, whose settings it keeps under their own names."""
 
     in_channels: int
     out_channels: int
@@ -273,6 +269,14 @@ class PointwiseLinear(DropIn):
     padding_mode: str
     weight: Tensor
     bias: Tensor | None
+
+
+class PointwiseLinear(ConvolutionDropIn):
+    """Stands for a 1×1 convolution (C → O) and computes a linear layer at each place: (N, C, *size) to (N,
+    O, *size').
+
+    Made by `onebyone.convert(model, to="linear")`.
+    """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Conv2d gives it
         """input (N, C, *size) or (C, *size) to the same with O channels, strided as the convolution was."""
@@ -289,23 +293,12 @@ class PointwiseLinear(DropIn):
         return pointwise_linear(input, weight, self.bias, self.stride, self.groups)
 
 
-class PatchLinear(DropIn):
+class PatchLinear(ConvolutionDropIn):
     """Stands for a convolution whose kernel is its stride (C → O) and computes a linear layer at each patch:
     (N, C, *size) to (N, O, *positions).
 
     Made by `onebyone.convert(model, to="linear")`.
     """
-
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: str | tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    padding_mode: str
-    weight: Tensor
-    bias: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Conv2d gives it
         """input (N, C, *size) or (C, *size) to the same with O channels, one position for each patch."""
