@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from bench.zoo import memory
 from bench.zoo.totals import machine
 from bench.zoo.work import ROOT
-from onebyone.pytorch.convert import convert_module
+from onebyone.pytorch.files.sources import load_source
 from onebyone.pytorch.graph.convert import convert_graph, exported
-from onebyone.pytorch.sources import load_source
+from onebyone.pytorch.modules.convert import convert_module
 from onebyone.records import table
 
 RESULTS = ROOT / "bench" / "results" / "convert.json"

@@ -22,12 +22,12 @@ from bench.zoo.totals import machine
 from bench.zoo.work import ROOT
 from onebyone.laws import cost
 from onebyone.records import by, table
-from onebyone.tune.calling import Calling
-from onebyone.tune.clock import Clock
-from onebyone.tune.disturbance import Witness
-from onebyone.tune.layer_times import LayerTimes, measure_group, peak_gflops, work_of
-from onebyone.tune.layers import groups_of
-from onebyone.tune.machine import describe_machine
+from onebyone.tuning.call_signature import Calling
+from onebyone.tuning.clock import Clock
+from onebyone.tuning.contention import Witness
+from onebyone.tuning.layer_groups import groups_of
+from onebyone.tuning.layer_times import LayerTimes, measure_group, peak_gflops, work_of
+from onebyone.tuning.machine import describe_machine
 
 RESULTS = ROOT / "bench" / "results" / "forms.json"
 TIE = 1.05

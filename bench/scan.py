@@ -25,10 +25,10 @@ from torch import nn
 import onebyone
 from bench.zoo.totals import machine
 from bench.zoo.work import ROOT
-from onebyone.dense.feed import Feed
+from onebyone.dense.batch_feed import Feed
 from onebyone.dense.plan import Plan, Tile, plan_scan, tile_for
-from onebyone.dense.preprocess import Pixels, load_image
-from onebyone.dense.run import laid_out
+from onebyone.dense.preprocessing import Pixels, load_image
+from onebyone.dense.runner import laid_out
 from onebyone.records import Labels, table
 
 RESULTS = ROOT / "bench" / "results" / "scan.json"

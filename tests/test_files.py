@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from onebyone.atomic_files import atomic_path, require_file, require_writable, write_bytes, write_text
 from onebyone.errors import BadInput
-from onebyone.files import atomic_path, require_file, require_writable, write_bytes, write_text
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import onebyone
-from onebyone.detect import Detections
+from onebyone.detection import Detections
 from onebyone.errors import Refused
 from onebyone.records import html_table
 

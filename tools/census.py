@@ -41,8 +41,8 @@ def measured(key: str) -> dict[str, list[int]]:
     import torch
 
     from bench.zoo.models import build, entries, example
-    from onebyone.compare.census import ALL, place_of
-    from onebyone.compare.observe import observe
+    from onebyone.comparison.census import ALL, place_of
+    from onebyone.comparison.layer_calls import observe
 
     entry = next(e for e in entries() if e.key == key)
     with torch.no_grad():

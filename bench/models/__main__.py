@@ -88,7 +88,7 @@ def _one(options: argparse.Namespace) -> int:
     import torch
 
     from bench.models.measure import measure
-    from onebyone.tune.machine import describe_machine, describe_versions
+    from onebyone.tuning.machine import describe_machine, describe_versions
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     network = next(n for n in NETWORKS if n.name == options.one)

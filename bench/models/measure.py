@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import onebyone
 from bench.models.networks import SEED, Network
 from bench.models.peers import ON_GPU, PEERS
-from onebyone.tune.clock import Clock, Quiet, Times
-from onebyone.tune.disturbance import Witness
-from onebyone.tune.result import Tuned
+from onebyone.tuning.clock import Clock, Quiet, Times
+from onebyone.tuning.contention import Witness
+from onebyone.tuning.result import Tuned
 
 OTHERS = ("onnxruntime", "openvino")
 ALL, TORCH, FAST = "all", "torch", "fast"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from onebyone.pytorch.sources import import_torchvision, load_source
+from onebyone.pytorch.files.sources import import_torchvision, load_source
 
 SEED = 0
 

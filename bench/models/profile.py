@@ -23,8 +23,8 @@ import onebyone
 from bench.models.networks import NETWORKS, SEED
 from bench.models.peers import export_onnx
 from bench.zoo.work import ROOT
-from onebyone.tune.plan import Plan
-from onebyone.tune.result import Tuned
+from onebyone.tuning.plan import Plan
+from onebyone.tuning.result import Tuned
 
 RESULTS = ROOT / "bench" / "results"
 RUNS = 20

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.zoo import smallest
 from bench.zoo.blocks import BLOCKS
 from bench.zoo.heads import TrunkAndHeads
-from onebyone.pytorch.sources import import_torchvision, load_source
+from onebyone.pytorch.files.sources import import_torchvision, load_source
 
 #: Above this many parameters, or numbers in an input (clips), no gradients are compared and clips go one at a time: in
 #: float64 they would take minutes and gigabytes.

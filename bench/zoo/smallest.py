@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from onebyone.pytorch.sources import import_timm
+from onebyone.pytorch.files.sources import import_timm
 
 CHOICE = Path(__file__).with_name("smallest.json")
 #: Image sides tried, smallest first, for models that take more than one size. Three places of stride 32 at least.

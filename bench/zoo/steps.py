@@ -24,8 +24,8 @@ from bench.zoo.eligible import CONV, LINEAR, eligible_layers, exceptions
 from bench.zoo.models import Entry, build, example, is_large
 from bench.zoo.outcome import NotEquivalentError, summary
 from onebyone.errors import OnebyoneError, Refused
-from onebyone.pytorch.convert import convert_module
 from onebyone.pytorch.graph.convert import convert_graph
+from onebyone.pytorch.modules.convert import convert_module
 
 CONVERTED, REFUSED, NOT_EQUIVALENT, CRASHED = "converted", "refused", "not equivalent", "crashed"
 

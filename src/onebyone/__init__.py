@@ -1,9 +1,6 @@
-"""onebyone: fully connected layers and 1×1 convolutions, interchanged and proven."""
+"""onebyone: fully connected layers and 1×1 convolutions, interchanged and verified."""
 
-import sys as _sys
 from importlib import metadata as _metadata
-from types import ModuleType as _ModuleType
-from typing import Any as _Any
 
 from onebyone import errors as errors
 from onebyone.api import compare, convert, convolutionalize, detect, draw, scan, tune, verify
@@ -24,21 +21,5 @@ __all__ = [
 __version__ = _metadata.version("onebyone")
 
 
-class _Face(_ModuleType):
-    """The package as users see it, in which a verb stays the verb.
-
-    `onebyone.verify` is a function and `onebyone/verify/` a part of the same name. When a part is first
-    imported, Python sets it as the package's attribute and would hide the function; parts are reached by
-    `from onebyone.verify import …`, which does not need the attribute.
-    """
-
-    def __setattr__(self, name: str, value: _Any) -> None:
-        if isinstance(value, _ModuleType) and name in __all__ and name != "errors":
-            return
-        super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted([*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"])
-
-
-_sys.modules[__name__].__class__ = _Face
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebyone.errors import BadInput, InexactWarning
-from onebyone.opening import example_of, network_of, open_dense, preprocessing_of
+from onebyone.loading import example_of, network_of, open_dense, preprocessing_of
 from onebyone.records import LEAST_AGREEMENT, Labels
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from onebyone.compare import Comparison
+    from onebyone.comparison import Comparison
     from onebyone.dense import Dense, ScoreMap
-    from onebyone.detect import Detections
-    from onebyone.draw import Drawings
-    from onebyone.pytorch.conversion import Conversion
-    from onebyone.pytorch.convolutionalize import Convolutionalized
+    from onebyone.detection import Detections
+    from onebyone.drawing import Drawings
     from onebyone.pytorch.graph import GraphConversion
-    from onebyone.tune import Plan, Tuned
-    from onebyone.verify import Verification
+    from onebyone.pytorch.lift.convolutionalize import Convolutionalized
+    from onebyone.pytorch.modules.conversion import Conversion
+    from onebyone.tuning import Plan, Tuned
+    from onebyone.verification import Verification
 
     Network = nn.Module | ExportedProgram
     Source = Network | str | os.PathLike[str]
@@ -86,7 +86,7 @@ def convert(
         raise BadInput(
             f"level={level!r}: an exported program has no modules left to replace; expected level='graph'"
         )
-    from onebyone.pytorch.convert import convert_module
+    from onebyone.pytorch.modules.convert import convert_module
 
     return convert_module(network, to=to, level=level, copy=copy, only=only, optimizer=optimizer)
 
@@ -127,7 +127,7 @@ def convolutionalize(
     >>> onebyone.convolutionalize(m, window=(8, 8)).model(torch.randn(1, 3, 20, 31)).shape
     torch.Size([1, 10, 13, 24])
     """
-    from onebyone.pytorch.convolutionalize import convolutionalize as lift
+    from onebyone.pytorch.lift.convolutionalize import convolutionalize as lift
 
     network = network_of(model)
     told = preprocessing_of(model, network)
@@ -155,7 +155,7 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     >>> onebyone.verify(m, onebyone.convert(m), torch.randn(2, 4)).equivalent
     True
     """
-    from onebyone.verify import verify as prove
+    from onebyone.verification import verify as prove
 
     original = network_of(model) if isinstance(model, str | os.PathLike) else model
     return prove(original, converted, example_of(original) if x is None else x, seed=seed, **options)
@@ -188,7 +188,7 @@ def compare(
     'holds'
     """
     network, example = _runnable(model, example)
-    from onebyone.compare import compare as measure
+    from onebyone.comparison import compare as measure
 
     return measure(network, example, budget=budget, seed=seed, **options)
 
@@ -234,7 +234,7 @@ def draw(
     F3      drawn
     """
     network, example = _runnable(model, example)
-    from onebyone.draw import describe, drawings
+    from onebyone.drawing import describe, drawings
 
     return drawings(describe(network, example, window=window), figures, width=width, layer=layer, image=image)
 
@@ -288,7 +288,7 @@ def tune(
     >>> t.model(torch.zeros(2, 8)).shape
     torch.Size([2, 4])
     """
-    from onebyone.tune import tune as choose
+    from onebyone.tuning import tune as choose
 
     network = network_of(model)
     return choose(
@@ -332,12 +332,12 @@ def scan(
             that cannot be read or written.
         NotEquivalent: an agreement below `min_agreement`; the map has been saved by then.
     """
-    from onebyone import dense, files
+    from onebyone import atomic_files, dense
 
     if out is not None:
         if Path(out).suffix.lower() != ".npz":
             raise BadInput(f"out={os.fspath(out)!r}: a score map is saved as .npz")
-        files.require_writable(out)
+        atomic_files.require_writable(out)
     network = open_dense(d)[0] if isinstance(d, str | os.PathLike) else d
     scores = dense.scan(network, image, **options)
     if out is not None:
@@ -373,7 +373,7 @@ def detect(
         NotEquivalent: an agreement below `min_agreement`.
     """
     from onebyone.dense import ScoreMap
-    from onebyone.detect import detect as find
+    from onebyone.detection import detect as find
 
     loaded = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
     if loaded.agreement is not None:
@@ -392,7 +392,7 @@ def _runnable(model: Source, example: Any) -> tuple[nn.Module, Any]:
     if example is None:
         example = example_of(network)
     if isinstance(network, ExportedProgram):
-        from onebyone.compare.program import with_modules
+        from onebyone.comparison.exported_modules import with_modules
 
         network = with_modules(network)
     if example is None:

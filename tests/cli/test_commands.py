@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import onebyone
 from onebyone.dense import ScoreMap
-from onebyone.pytorch.program_file import load_program
-from onebyone.pytorch.sources import load_source
+from onebyone.pytorch.files.program_file import load_program
+from onebyone.pytorch.files.sources import load_source
 from tests.cli import networks
 from tests.cli.conftest import NETWORKS, Run
 

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.demo import data, network, train
 from onebyone.laws import cost
-from onebyone.pytorch.convolutionalize import convolutionalize
-from onebyone.verify.running_error import error_bound
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.verification.running_error import error_bound
 
 
 @pytest.fixture(scope="module")

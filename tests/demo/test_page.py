@@ -12,15 +12,15 @@ import torch
 
 from onebyone.demo import data, figures, network
 from onebyone.demo import run as run_demo
-from onebyone.demo.folder import atomic_folder
+from onebyone.demo.atomic_folder import atomic_folder
 from onebyone.demo.page import Page
-from onebyone.demo.story import scientific
+from onebyone.demo.page_text import scientific
 from onebyone.dense import ScoreMap
 from onebyone.errors import BadInput
-from onebyone.pytorch.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from onebyone.records import Labels
 from onebyone.report.html import data_uri, outside_links
-from onebyone.report.pictures import signed, tiled
+from onebyone.report.images import signed, tiled
 
 KEYS = {
     "accuracy": float,
@@ -136,7 +136,7 @@ def test_colours_and_tiles() -> None:
 
 
 def test_boxes_drawn_are_right_or_wrong_as_matched() -> None:
-    from onebyone.detect import Detections
+    from onebyone.detection import Detections
 
     page = Page(np.zeros((100, 100), np.uint8), np.array([[0, 0, 40, 40]]), np.array([3]), np.array([0]), "x")
     boxes = np.array([[0, 0, 40, 40], [50, 50, 90, 90], [9, 9, 49, 49]], np.float32)

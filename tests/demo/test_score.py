@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onebyone.demo.average_precision import matched, score
 from onebyone.demo.data import CLASSES
 from onebyone.demo.page import Page
-from onebyone.demo.score import matched, score
-from onebyone.detect import Detections
+from onebyone.detection import Detections
 
 
 def page_of(places: list[tuple[int, int, int]]) -> Page:

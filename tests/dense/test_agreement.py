@@ -16,9 +16,9 @@ from onebyone.dense.agreement import Agreement, how_many
 from onebyone.errors import BadInput, InexactWarning, NotEquivalent
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import read_kind
-from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
-from onebyone.pytorch.dense_file import load_dense
-from onebyone.verify import verify
+from onebyone.pytorch.files.dense_file import load_dense
+from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.verification import verify
 from tests.pytorch.inexact_networks import pitch
 
 TONE = np.sin(2 * np.pi * np.arange(3000) / 11).astype(np.float32)[:, None]

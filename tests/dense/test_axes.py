@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from onebyone.dense.scan import scan
-from onebyone.dense.windows import scan_windows
+from onebyone.dense.sliding_window import scan_windows
 from onebyone.errors import BadInput
-from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
 from onebyone.records import Labels
 
 LABELS = Labels(mean=(0.5, 0.25), std=(2.0, 4.0))
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 
 def test_boxes_are_for_images() -> None:
-    from onebyone.detect import detect
+    from onebyone.detection import detect
 
     _, d, values = made("signals")
     with pytest.raises(BadInput, match="scores have 1 axes; boxes are found on two"):

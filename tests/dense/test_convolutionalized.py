@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from onebyone.dense import scan, scan_windows
-from onebyone.pytorch.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from onebyone.records import Labels
 
 from .nets import integers

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebyone.dense import feed as feeding
+from onebyone.dense import batch_feed as feeding
 from onebyone.dense import scan
-from onebyone.dense.feed import Feed, made_ahead
+from onebyone.dense.batch_feed import Feed, made_ahead
 from onebyone.dense.plan import Tile, plan_scan
-from onebyone.dense.preprocess import Pixels
+from onebyone.dense.preprocessing import Pixels
 from onebyone.laws.geometry import Geometry
 from onebyone.records import Labels
 

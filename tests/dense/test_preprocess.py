@@ -13,10 +13,10 @@ from torch import nn
 
 import onebyone
 from onebyone.dense import ScoreMap
-from onebyone.dense.preprocess import load_image, normalise
+from onebyone.dense.preprocessing import load_image, normalise
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
-from onebyone.pytorch.preprocessing import zoo_preprocessing
-from onebyone.pytorch.sources import import_torchvision, load_source
+from onebyone.pytorch.files.preprocessing import zoo_preprocessing
+from onebyone.pytorch.files.sources import import_torchvision, load_source
 from onebyone.records import Labels
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from onebyone.errors import BadInput, Refused
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
-from onebyone.pytorch.dropins import DropIn
 from onebyone.pytorch.graph.convert import convert_graph, exported
+from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.dropins import DropIn
 from tests.fuzz.networks import Description, Net, randomised
 from tests.fuzz.oracle import judge
 from tests.fuzz.plan import first_name, plan_conversion, plan_graph

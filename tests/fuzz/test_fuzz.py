@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from onebyone.laws.geometry import Sliding
-from onebyone.pytorch import convert, dropins, emit
+from onebyone.pytorch.lift import emitter
+from onebyone.pytorch.modules import convert, dropins
 from tests.fuzz.__main__ import run, smallest
 from tests.fuzz.checks import Tally, check_all
 from tests.fuzz.networks import Description, Net, Op
@@ -175,7 +176,7 @@ def test_nothing_is_found_without_a_fault() -> None:
 
 def test_a_flatten_order_assumed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The features are taken to be in the kernel's order, whatever the graph says."""
-    monkeypatch.setattr(emit, "_order", lambda stencil, channels: (None, None))
+    monkeypatch.setattr(emitter, "_order", lambda stencil, channels: (None, None))
     assert any(f.what == "wrong numbers" for f in check_all(SCALED, Tally()))
 
 
@@ -185,8 +186,8 @@ def test_an_exactness_claimed_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_constant_in_the_wrong_order_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = emit.per_channel
-    monkeypatch.setattr(emit, "per_channel", lambda c, ids, axes: right(c, ids[::-1].copy(), axes))
+    right = emitter.per_channel
+    monkeypatch.setattr(emitter, "per_channel", lambda c, ids, axes: right(c, ids[::-1].copy(), axes))
     assert any(f.what == "wrong numbers" for f in check_all(SCALED, Tally()))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

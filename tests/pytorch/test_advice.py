@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from onebyone.errors import InexactWarning
-from onebyone.pytorch.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from tests.pytorch.anysize import every_window, image_for, randomise
 from tests.pytorch.inexact_networks import Output, Refine, pitch
 

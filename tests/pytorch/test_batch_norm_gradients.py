@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import onebyone
-from onebyone.verify.network import copies_in
+from onebyone.verification.output_comparison import copies_in
 from tests.pytorch.batch_norm_networks import NETWORKS, network
 
 

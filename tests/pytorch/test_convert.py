@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from onebyone.errors import BadInput
 from onebyone.laws import grouped, pointwise, strided
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.dropins import DropIn
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.dropins import DropIn
 from tests.pytorch.integer_networks import X, integer, network
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from onebyone.pytorch.attention import PointwiseAttention
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.dropins import PointwiseConvolution
+from onebyone.pytorch.modules.attention import PointwiseAttention
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.dropins import PointwiseConvolution
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The PyTorch API of nested tensors", "ignore:enable_nested_tensor"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.native import MapsLinear, TokensConv2d
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.native import MapsLinear, TokensConv2d
 from tests.pytorch.integer_networks import exact, integer
 
 

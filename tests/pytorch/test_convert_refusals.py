@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.dropins import PointwiseConvolution, PointwiseLinear
-from onebyone.pytorch.layers import register_layer
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.dropins import PointwiseConvolution, PointwiseLinear
+from onebyone.pytorch.modules.layers import register_layer
 from tests.pytorch.integer_networks import integer
 
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.convert import convert_module
+from onebyone.pytorch.modules.convert import convert_module
 from tests.pytorch.integer_networks import X, network
 
 
@@ -78,7 +78,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
             stream.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onebyone.pytorch.conversion.save_file", half)
+    monkeypatch.setattr("onebyone.pytorch.modules.conversion.save_file", half)
     with pytest.raises(BadInput, match="cannot write"):
         c.save(target)
     assert target.read_bytes() == b"before"

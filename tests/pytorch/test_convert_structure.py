@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.structure import copy_structure
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.structure import copy_structure
 from tests.pytorch.integer_networks import Net, exact, integer
 
 

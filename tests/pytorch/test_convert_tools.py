@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.dropins import PointwiseConvolution, PointwiseLinear
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.dropins import PointwiseConvolution, PointwiseLinear
 from tests.pytorch.integer_networks import X, integer, network
 
 

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.dropins import DropIn, PointwiseConvolution
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.dropins import DropIn, PointwiseConvolution
 from tests.pytorch.integer_networks import Net, exact, integer
 
 NORMS = {

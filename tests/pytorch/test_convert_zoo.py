@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.sources import import_timm, import_torchvision
+from onebyone.pytorch.files.sources import import_timm, import_torchvision
+from onebyone.pytorch.modules.convert import convert_module
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from onebyone.errors import InexactWarning
-from onebyone.pytorch.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from tests.pytorch.anysize import deviation, every_window, image_for, lenet, randomise
 from tests.pytorch.exact_networks import EXACT, Branches
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from onebyone.errors import BadInput, Refused
-from onebyone.pytorch.convolutionalize import convolutionalize
 from onebyone.pytorch.graph import convert_graph
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from tests.pytorch.anysize import Apply, deviation, image_for, randomise
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
-from onebyone.pytorch.dense_file import export_dense, load_dense
+from onebyone.pytorch.files.dense_file import export_dense, load_dense
+from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
 from onebyone.records import Labels
 from tests.pytorch.anysize import Residual, lenet, randomise
 from tests.pytorch.exact_networks import EXACT

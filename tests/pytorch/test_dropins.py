@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.dropins import (
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.dropins import (
     DropIn,
     PointwiseConvolution,
     PointwiseLinear,

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 import onebyone
 from onebyone.errors import BadInput, Refused
-from onebyone.pytorch.exporting import arguments
-from onebyone.pytorch.program_file import load_program
-from onebyone.tune.engines.base import Setting
-from onebyone.tune.engines.exporting import UnservedError, export
-from onebyone.tune.subject import subject_of
-from onebyone.tune.wholes import program_of
+from onebyone.pytorch.files.exporting import arguments
+from onebyone.pytorch.files.program_file import load_program
+from onebyone.tuning.engines.base import Setting
+from onebyone.tuning.engines.exported_program import UnservedError, export
+from onebyone.tuning.network_forms import program_of
+from onebyone.tuning.target import subject_of
 from tests.pytorch.integer_networks import exact, integer
 
 

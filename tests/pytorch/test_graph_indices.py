@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import onebyone
-from onebyone.pytorch.program_file import load_program
+from onebyone.pytorch.files.program_file import load_program
 from tests.pytorch.integer_networks import exact, integer
 
 

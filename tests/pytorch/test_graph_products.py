@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from onebyone.pytorch.graph.convert import convert_graph
-from onebyone.verify import verify
+from onebyone.verification import verify
 
 
 class StridedOneChannel(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.bounds import unit_roundoff
+from onebyone.pytorch.files.program_file import load_program
 from onebyone.pytorch.graph import convert_graph, copies_at_run_time
-from onebyone.pytorch.program_file import load_program
 from tests.pytorch.graph_networks import Encoder, blocks, mlp
 
 BLOCKS = blocks()

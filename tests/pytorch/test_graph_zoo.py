@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from onebyone.laws.bounds import unit_roundoff
+from onebyone.pytorch.files.sources import import_timm
 from onebyone.pytorch.graph import convert_graph
-from onebyone.pytorch.sources import import_timm
 
 pytestmark = pytest.mark.zoo
 NETWORKS = {

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.convolutionalize import convolutionalize
-from onebyone.pytorch.dense_file import load_dense
-from onebyone.verify import verify
+from onebyone.pytorch.files.dense_file import load_dense
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.verification import verify
 from tests.pytorch.anysize import deviation, randomise
 
 SIGNALS = nn.Sequential(nn.Conv1d(2, 4, 5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(60, 3))

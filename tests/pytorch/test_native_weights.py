@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import onebyone
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.layers import register_layer
-from onebyone.pytorch.sources import import_torchvision
+from onebyone.pytorch.files.sources import import_torchvision
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.layers import register_layer
 from tests.pytorch.integer_networks import exact, integer
 
 

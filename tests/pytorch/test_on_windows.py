@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import onebyone
 from onebyone.laws.cost import rows_are_cheaper
-from onebyone.pytorch import on_windows
-from onebyone.pytorch.convolutionalize import convolutionalize
-from onebyone.pytorch.dense_file import load_dense
-from onebyone.verify.dense_pairs import check_dense_pair
+from onebyone.pytorch.files.dense_file import load_dense
+from onebyone.pytorch.lift import window_linear
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.verification.dense_pairs import check_dense_pair
 from tests.pytorch.anysize import every_window
 
 OUT = 96  # unfolded up to 6 positions
@@ -148,7 +148,7 @@ def test_training_goes_through_either_form() -> None:
     weight = torch.randint(-4, 5, (7, 36)).double().requires_grad_()
     order = torch.randperm(36)
     grads = []
-    for form in (on_windows.as_rows, on_windows.as_convolution):
+    for form in (window_linear.as_rows, window_linear.as_convolution):
         out = form(source, weight, None, order, order.argsort(), (3, 3, 4), (1, 1))
         grads.append(
             torch.autograd.grad((out * torch.arange(out.numel()).reshape(out.shape)).sum(), (source, weight))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from onebyone.pytorch.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from tests.pytorch.anysize import randomise
 
 Record = namedtuple("Record", "first second")  # PyTorch's containers know this kind

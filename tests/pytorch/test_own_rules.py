@@ -9,9 +9,9 @@ import torch
 from torch import fx, nn
 
 from onebyone.errors import Refused
-from onebyone.pytorch import rules
-from onebyone.pytorch.convolutionalize import convolutionalize
-from onebyone.pytorch.walk import Lifted, Walk
+from onebyone.pytorch.lift import rules
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.lifter import Lifted, Walk
 from tests.pytorch.anysize import deviation
 
 SOFTCAP = "onebyone_tests::softcap"

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import onebyone
 from onebyone.errors import BadInput
 from onebyone.laws import patches
-from onebyone.pytorch import dropins
-from onebyone.pytorch.convert import convert_module
-from onebyone.pytorch.dropins import PatchLinear
-from onebyone.pytorch.native import LinearOnPatches
+from onebyone.pytorch.modules import dropins
+from onebyone.pytorch.modules.convert import convert_module
+from onebyone.pytorch.modules.dropins import PatchLinear
+from onebyone.pytorch.modules.native import LinearOnPatches
 from tests.pytorch.integer_networks import exact, integer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onebyone.lifting.index import Groups
-from onebyone.pytorch import emit, rules_across, rules_filled, rules_maps
+from onebyone.pytorch.lift import emitter, rules_across, rules_filled, rules_maps
 from tests.pytorch.anysize import deviation
 from tests.pytorch.exact_networks import EXACT
 
@@ -32,8 +32,8 @@ def _other_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _other_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     """A constant's elements at the opposite channels."""
-    right = emit.per_channel
-    monkeypatch.setattr(emit, "per_channel", lambda c, ids, axes: right(c, ids[::-1].copy(), axes))
+    right = emitter.per_channel
+    monkeypatch.setattr(emitter, "per_channel", lambda c, ids, axes: right(c, ids[::-1].copy(), axes))
 
 
 def _other_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +66,8 @@ def _other_axis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _other_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel whose features are in the opposite order."""
-    right = emit.linear
-    monkeypatch.setattr(emit, "linear", lambda source, weight, *rest: right(source, weight.flip(1), *rest))
+    right = emitter.linear
+    monkeypatch.setattr(emitter, "linear", lambda source, weight, *rest: right(source, weight.flip(1), *rest))
 
 
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], list[str]]] = {

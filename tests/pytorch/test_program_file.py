@@ -19,9 +19,9 @@ import torch
 from torch.export import ExportedProgram
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.program_checks import why_unsafe_expression
-from onebyone.pytorch.program_file import load_program
-from onebyone.pytorch.sources import load_source
+from onebyone.pytorch.files.program_checks import why_unsafe_expression
+from onebyone.pytorch.files.program_file import load_program
+from onebyone.pytorch.files.sources import load_source
 from tests.pytorch.source_files import Evil, Small, fresh, recompress, rewrite, saved, sentence
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from onebyone.errors import Refused
-from onebyone.pytorch.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from tests.pytorch.anysize import Apply, deviation
 
 RANDOM: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from onebyone.laws.geometry import Geometry
-from onebyone.pytorch.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from tests.pytorch.anysize import Residual
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from onebyone.errors import MissingExtra
-from onebyone.pytorch import sources
-from onebyone.pytorch.sources import load_source
+from onebyone.pytorch.files import sources
+from onebyone.pytorch.files.sources import load_source
 from tests.pytorch.source_files import sentence
 
 FACTORIES = """
@@ -188,7 +188,5 @@ def test_schemas_are_declared_for_one_failure_only(
 
 @pytest.mark.zoo
 def test_torchvision_imports_in_a_fresh_process_with_warnings_as_errors() -> None:
-    code = (
-        "from onebyone.pytorch.sources import import_timm, import_torchvision as t; t().models; import_timm()"
-    )
+    code = "from onebyone.pytorch.files.sources import import_timm, import_torchvision as t; t().models; import_timm()"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

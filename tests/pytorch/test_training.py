@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onebyone.errors import Refused
-from onebyone.pytorch.convert import convert_module
+from onebyone.pytorch.modules.convert import convert_module
 
 U = torch.finfo(torch.float64).eps / 2
 BEFORE, AFTER = 5, 20

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from onebyone.pytorch.sources import load_source
-from onebyone.pytorch.weights import load_weights, nonfinite_weights, read_checkpoint
+from onebyone.pytorch.files.checkpoints import load_weights, nonfinite_weights, read_checkpoint
+from onebyone.pytorch.files.sources import load_source
 from tests.pytorch.source_files import Evil, fresh, recompress, same, saved, sentence
 
 

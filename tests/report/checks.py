@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.compare.conftest import network
+from tests.comparison.conftest import network
 
 
 def reached(layer: nn.Module, size: tuple[int, int], pixel: tuple[int, int]) -> list[int]:

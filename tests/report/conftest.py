@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import onebyone
-from onebyone.compare import Comparison
-from onebyone.compare.statements import STATEMENTS
-from tests.compare.conftest import network
+from onebyone.comparison import Comparison
+from onebyone.comparison.claims import STATEMENTS
+from tests.comparison.conftest import network
 
 CHROMIUM = Path("/usr/bin/chromium")
 OPTIONS = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from onebyone.compare import Comparison
+from onebyone.comparison import Comparison
 from onebyone.laws import cost
 from tests.report.checks import check_order, check_pixel, place
 from tests.report.conftest import ARTEFACTS, Open

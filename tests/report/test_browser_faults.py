@@ -9,8 +9,8 @@ import pytest
 from torch import nn
 
 import onebyone
-from onebyone.compare import Comparison
-from tests.compare.conftest import network
+from onebyone.comparison import Comparison
+from tests.comparison.conftest import network
 from tests.report.checks import check_order, check_pixel
 from tests.report.conftest import IMAGE, Open
 

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 import onebyone
-from onebyone.compare import Comparison
-from onebyone.compare.row import Row
-from onebyone.compare.statements import STATEMENTS
+from onebyone.comparison import Comparison
+from onebyone.comparison.claim_result import Row
+from onebyone.comparison.claims import STATEMENTS
 from onebyone.errors import BadInput
+from onebyone.report.claim_figures import picture
 from onebyone.report.html import json_in_html, outside_links
-from onebyone.report.rowpictures import picture
-from onebyone.report.views import counted
-from tests.compare.conftest import network
+from onebyone.report.interactive_views import counted
+from tests.comparison.conftest import network
 from tests.report.conftest import IMAGE, LONG, require
 
 VOID = {"meta", "img", "input", "br", "hr", "link", "line", "rect", "circle", "polyline"}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from onebyone.compare import Comparison
+from onebyone.comparison import Comparison
 from onebyone.errors import BadInput
-from onebyone.report.plan import plan_view, read_plan
-from onebyone.tune.plan import Plan
+from onebyone.report.tuning_plan import plan_view, read_plan
+from onebyone.tuning.plan import Plan
 from tests.cli.conftest import run_command
 
 PLAN: dict[str, Any] = {
@@ -138,7 +138,7 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, text: str, reason: str) -> N
 def test_a_file_that_is_not_there_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="cannot read"):
         read_plan(tmp_path / "none.json")
-    monkeypatch.setattr("onebyone.report.plan.MOST_BYTES", 10)
+    monkeypatch.setattr("onebyone.report.tuning_plan.MOST_BYTES", 10)
     (tmp_path / "plan.json").write_text(json.dumps(PLAN), encoding="utf-8")
     with pytest.raises(BadInput, match="is larger than"):
         read_plan(tmp_path / "plan.json")

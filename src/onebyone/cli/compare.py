@@ -53,22 +53,22 @@ def compare(
     if plan is not None and html is None:
         raise typer.BadParameter("a plan is shown in the report: give --html too", param_hint="--plan")
     with session(context, as_json) as run:
-        from onebyone import api, files, opening
+        from onebyone import api, atomic_files, loading
         from onebyone.cli import render
         from onebyone.report.html import require_jinja
-        from onebyone.report.plan import read_plan
+        from onebyone.report.tuning_plan import read_plan
 
         for path in (output, html):
             if path is not None:
-                files.require_writable(path)
+                atomic_files.require_writable(path)
         if html is not None:
             require_jinja()
         shown = None if plan is None else read_plan(plan)
         with run.step(f"Opening {source}"):
-            network, notes = opening.open_network(source, weights, seed=seed)
+            network, notes = loading.open_network(source, weights, seed=seed)
             # a program carries an example of its own; any other network is taken to see a colour image
             size = shape or (None if source.endswith(".pt2") else (1, 3, 224, 224))
-            example = None if size is None else opening.example_input(network, size, seed=seed)
+            example = None if size is None else loading.example_input(network, size, seed=seed)
         with run.progress("Measuring") as tell:
             found = api.compare(network, example, budget=budget, seed=seed, rows=rows, progress=tell)
         if output is not None:

@@ -77,15 +77,15 @@ def scan(
     SRC is a .pt2 that convolutionalize wrote, or any network with --window.
     """
     with session(context, as_json) as run:
-        from onebyone import api, files, opening
+        from onebyone import api, atomic_files, loading
         from onebyone.cli import render
 
         if out is not None:
-            files.require_writable(out)
+            atomic_files.require_writable(out)
         with run.step(f"Opening {source}"):
             size = None if window is None else o.window_of(window)
-            dense, notes = opening.open_dense(source, size, channels, weights=weights, seed=seed)
-        meaning = opening.labels(
+            dense, notes = loading.open_dense(source, size, channels, weights=weights, seed=seed)
+        meaning = loading.labels(
             classes, scale=scale, mean=mean, std=std, colour_order=colour_order, carried=dense.labels
         )
         with run.progress(f"Scanning {image.name}") as tell:
@@ -173,11 +173,11 @@ def detect(
 ) -> None:
     """Turn a score map into objects: boxes, scores and labels."""
     with session(context, as_json) as run:
-        from onebyone import api, files
+        from onebyone import api, atomic_files
         from onebyone.cli import render
 
         if output is not None:
-            files.require_writable(output)
+            atomic_files.require_writable(output)
         with run.step(f"Detecting in {scores}"):
             found = api.detect(
                 scores,

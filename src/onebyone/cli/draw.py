@@ -93,15 +93,15 @@ def draw(
     Without --shape the input is 1×3×224×224, or the one a .pt2 carries.
     """
     with session(context, as_json) as run:
-        from onebyone import api, opening
+        from onebyone import api, loading
         from onebyone.cli import render
 
         files_as = tuple(formats or ("svg",)), tuple(themes or ("light",))
         with run.step(f"Opening {source}"):
-            network, notes = opening.open_network(source, weights, seed=seed)
+            network, notes = loading.open_network(source, weights, seed=seed)
             # a program carries an example of its own; any other network is taken to see a colour image
             size = shape or (None if source.endswith(".pt2") else (1, 3, 224, 224))
-            example = None if size is None else opening.example_input(network, size, seed=seed)
+            example = None if size is None else loading.example_input(network, size, seed=seed)
         shown = window
         if isinstance(window, o.EveryAxis):
             shown = o.Sizes(window * (2 if example is None else example.dim() - 2))

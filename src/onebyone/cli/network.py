@@ -93,14 +93,14 @@ def convert(
     if output is not None and output.suffix == ".pt2" and shape is None and not source.endswith(".pt2"):
         raise typer.BadParameter("a .pt2 is traced on an example input: give --shape", param_hint="--output")
     with session(context, as_json) as run:
-        from onebyone import api, files, opening
+        from onebyone import api, atomic_files, loading
         from onebyone.cli import render
 
         for path in filter(None, (output, report)):
-            files.require_writable(path)
+            atomic_files.require_writable(path)
         with run.step(f"Opening {source}"):
-            network, notes = opening.open_network(source, weights, seed=seed)
-            example = None if shape is None else opening.example_input(network, shape, seed=seed)
+            network, notes = loading.open_network(source, weights, seed=seed)
+            example = None if shape is None else loading.example_input(network, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
                 network, to.value, level=level and level.value, only=only, example=example
@@ -108,10 +108,10 @@ def convert(
         data = render.conversion_data(conversion, source, notes)
         if output is not None:
             with run.step(f"Writing {output}"):
-                opening.save_conversion(conversion, output, example)
+                loading.save_conversion(conversion, output, example)
             data["output"] = str(output)
         if report is not None:
-            files.write_text(report, to_json(data))
+            atomic_files.write_text(report, to_json(data))
         render.tell(run, notes)
         run.result(data, *render.conversion_tables(data))
 
@@ -134,12 +134,12 @@ def verify(
     with its gradients. Exit code 3 if no check could run: nothing was converted, for one.
     """
     with session(context, as_json) as run:
-        from onebyone import api, opening
+        from onebyone import api, loading
         from onebyone.cli import render
 
         with run.step(f"Opening {source}"):
-            network, notes = opening.open_network(source, weights, seed=seed)
-            example = None if shape is None else opening.example_input(network, shape, seed=seed)
+            network, notes = loading.open_network(source, weights, seed=seed)
+            example = None if shape is None else loading.example_input(network, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
                 network, to.value, level=level and level.value, only=only, example=example
@@ -207,13 +207,13 @@ def convolutionalize(
     the network's operators do not allow is refused, with every reason.
     """
     with session(context, as_json) as run:
-        from onebyone import api, files, opening
+        from onebyone import api, atomic_files, loading
         from onebyone.cli import render
 
         if output is not None:
-            files.require_writable(output)
+            atomic_files.require_writable(output)
         with run.step(f"Opening {source}"):
-            network, notes = opening.open_network(source, weights, seed=seed)
+            network, notes = loading.open_network(source, weights, seed=seed)
         with run.step("Convolutionalizing"):
             dense = api.convolutionalize(
                 network,
@@ -221,13 +221,13 @@ def convolutionalize(
                 channels,
                 head=head.value,
                 context=global_context and global_context.value,
-                labels=opening.labels(
+                labels=loading.labels(
                     classes,
                     scale=scale,
                     mean=mean,
                     std=std,
                     colour_order=colour_order,
-                    carried=opening.preprocessing_of(source, network),
+                    carried=loading.preprocessing_of(source, network),
                 ),
                 score_kind=score_kind,
             )

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from onebyone.atomic_files import require_file
 from onebyone.errors import BadInput
-from onebyone.files import require_file
 
 SOURCE_HELP = "file.pt2, torchvision:NAME, timm:NAME or package.module:factory."
 LABELS = "Classes and preprocessing"

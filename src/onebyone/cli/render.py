@@ -16,10 +16,10 @@ from onebyone.records import by
 
 if TYPE_CHECKING:
     from onebyone.dense import ScoreMap
-    from onebyone.detect import Detections
-    from onebyone.pytorch.conversion import Conversion
+    from onebyone.detection import Detections
     from onebyone.pytorch.graph import GraphConversion
-    from onebyone.tune import Plan
+    from onebyone.pytorch.modules.conversion import Conversion
+    from onebyone.tuning import Plan
 
 MOST_ROWS = 60
 """Rows shown of a long table; --json has them all."""
@@ -284,7 +284,7 @@ def comparison_tables(data: Data) -> list[RenderableType]:
 
 def tuned_tables(plan: Plan) -> list[RenderableType]:
     """What was chosen, what else was tried, and where the time goes."""
-    from onebyone.tune.result import headline, remarks, tables
+    from onebyone.tuning.result import headline, remarks, tables
 
     titles = ("Candidates", "Not chosen", "Where the time goes")
     shown = [

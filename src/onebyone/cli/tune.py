@@ -75,15 +75,15 @@ def tune(
     if output is not None and output.suffix != ".json":
         raise typer.BadParameter("a plan is written as .json", param_hint="--output")
     with session(context, as_json) as run:
-        from onebyone import api, files, opening
+        from onebyone import api, atomic_files, loading
         from onebyone.cli import render
 
         if output is not None:
-            files.require_writable(output)
+            atomic_files.require_writable(output)
         with run.step(f"Opening {source}"):
-            network, notes = opening.open_network(source, weights, seed=seed)
+            network, notes = loading.open_network(source, weights, seed=seed)
             size = shape or (None if source.endswith(".pt2") else (1, 3, 224, 224))
-            example = None if size is None else opening.example_input(network, size, seed=seed)
+            example = None if size is None else loading.example_input(network, size, seed=seed)
         with run.progress("Applying the plan" if plan else "Measuring") as tell:
             tuned = api.tune(
                 network,

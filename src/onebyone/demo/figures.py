@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 from onebyone.demo.data import BACKGROUND, WINDOW
 from onebyone.demo.page import Page
 from onebyone.dense import ScoreMap
-from onebyone.detect import Detections
+from onebyone.detection import Detections
 from onebyone.report.html import data_uri
-from onebyone.report.pictures import png, signed, strength, svg, svg_box, svg_text, tiled
+from onebyone.report.images import png, signed, strength, svg, svg_box, svg_text, tiled
 
 HEAT = (255, 138, 30)
 WIDTH = 1120.0

@@ -17,17 +17,17 @@ import torch
 from torch import nn
 
 from onebyone.demo import data, network, train
-from onebyone.demo.folder import atomic_folder, require_folder
+from onebyone.demo.atomic_folder import atomic_folder, require_folder
+from onebyone.demo.average_precision import Score, score
 from onebyone.demo.page import Page, compose
-from onebyone.demo.score import Score, score
-from onebyone.demo.steps import Steps, bar
+from onebyone.demo.progress import Steps, bar
 from onebyone.dense import ScoreMap, normalise, plan_scan, scan, scan_windows
-from onebyone.detect import Detections, detect
+from onebyone.detection import Detections, detect
 from onebyone.laws import cost
-from onebyone.pytorch.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
 from onebyone.records import Labels
-from onebyone.verify import Verification, verify
-from onebyone.verify.running_error import RunningError
+from onebyone.verification import Verification, verify
+from onebyone.verification.running_error import RunningError
 
 DIGITS_ON_PAGE = 60
 PAGE_SIDE = 1024
@@ -143,7 +143,7 @@ def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[s
     NotEquivalent
         if the converted network is not the original.
     """
-    from onebyone.demo.story import render
+    from onebyone.demo.page_text import render
 
     require_folder(out)
     results = measure(seed, progress or bar)

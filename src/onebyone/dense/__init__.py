@@ -1,10 +1,10 @@
 """Dense inference: a pure tile plan, the executor that runs it, and the every-window baseline."""
 
 from onebyone.dense.plan import Plan, Span, Tile, finer, plan_scan, tile_for
-from onebyone.dense.preprocess import Pixels, load_image, normalise
+from onebyone.dense.preprocessing import Pixels, load_image, normalise
 from onebyone.dense.scan import Dense, scan
-from onebyone.dense.scores import ScoreMap
-from onebyone.dense.windows import scan_windows
+from onebyone.dense.score_map import ScoreMap
+from onebyone.dense.sliding_window import scan_windows
 
 __all__ = [
     "Dense",

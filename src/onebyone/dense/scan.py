@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onebyone.dense.agreement import how_many, measure
-from onebyone.dense.feed import Feed, made_ahead, reads_ahead
+from onebyone.dense.batch_feed import Feed, made_ahead, reads_ahead
 from onebyone.dense.plan import PerAxis, Plan, Tile, finer, plan_scan, tile_for
-from onebyone.dense.preprocess import load_image, warn_of_raw_pixels
-from onebyone.dense.run import (
+from onebyone.dense.preprocessing import load_image, warn_of_raw_pixels
+from onebyone.dense.runner import (
     Progress,
     chosen_output,
     device_named,
@@ -28,14 +28,14 @@ from onebyone.dense.run import (
     place_on,
     telling,
 )
-from onebyone.dense.scores import ScoreMap, kind_given
-from onebyone.dense.windows import scan_windows
+from onebyone.dense.score_map import ScoreMap, kind_given
+from onebyone.dense.sliding_window import scan_windows
 from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.labels import require_fitting
 from onebyone.laws.scores import ScoreKind
-from onebyone.pytorch.outputs import Output
-from onebyone.pytorch.trace import evaluating
+from onebyone.pytorch.lift.exported_graph import evaluating
+from onebyone.pytorch.lift.outputs import Output
 from onebyone.records import Labels
 
 MODES = ("dense", "windows")

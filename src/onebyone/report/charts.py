@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from onebyone.report.pictures import svg_text
+from onebyone.report.images import svg_text
 
 WIDTH = 340.0
 """Of every chart, in pixels: as wide as a phone."""

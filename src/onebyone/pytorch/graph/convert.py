@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.optim import Optimizer
 
+from onebyone.atomic_files import atomic_path
 from onebyone.errors import BadInput
-from onebyone.files import atomic_path
-from onebyone.pytorch.conversion import Pair
-from onebyone.pytorch.exporting import export_program
+from onebyone.pytorch.files.exporting import export_program
 from onebyone.pytorch.graph.counting import layout_operators
 from onebyone.pytorch.graph.functional import functional_program
 from onebyone.pytorch.graph.optimizer import carry
 from onebyone.pytorch.graph.pairs import pairs_of
 from onebyone.pytorch.graph.rewrite import Found, Rewritten, find_products, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
-from onebyone.pytorch.trace import require_plain_names
+from onebyone.pytorch.lift.exported_graph import require_plain_names
+from onebyone.pytorch.modules.conversion import Pair
 from onebyone.records import Change, Readable, Refusal, html_result, html_table, table
 
 Only = str | Sequence[str] | Callable[[str, nn.Module | None], bool]

@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from onebyone.pytorch.exporting import quiet
+from onebyone.pytorch.files.exporting import quiet
 from onebyone.pytorch.graph.program import with_graph
 
 

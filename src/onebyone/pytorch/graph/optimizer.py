@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.optim import Optimizer
 
 from onebyone.pytorch.graph.weights import StoredWeights
-from onebyone.pytorch.state import carry_optimizer, check_optimizer
+from onebyone.pytorch.modules.state import carry_optimizer, check_optimizer
 
 
 def carry(

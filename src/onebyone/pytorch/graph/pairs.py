@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from onebyone.pytorch.conversion import Pair
 from onebyone.pytorch.graph.orders import order_of
 from onebyone.pytorch.graph.rewrite import Found, Rewritten
 from onebyone.pytorch.graph.weights import StoredShape, tensor_named
+from onebyone.pytorch.modules.conversion import Pair
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

@@ -1,0 +1,175 @@
+"""What `compare` gives: the rows, and their renderings as text, Markdown and JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onebyone.atomic_files import write_text
+from onebyone.comparison.claim_result import Row
+from onebyone.errors import BadInput
+
+_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The statements about the two layers, measured on one network.
+
+    `layers` says which layers were compared, and where each comes from; `about` the network, the machine and
+    the seed. `conversion` is the table of `convert` over the whole network and `verification` what `verify`
+    found of it (with R1), `drawing` the network as `onebyone.draw` describes it (with R2); each is None where
+    its row was not asked for, and a mapping of "not_available" to the reason where it could not be made.
+    `print(comparison)` is readable; `comparison["D5"]` is a row.
+    """
+
+    rows: tuple[Row, ...]
+    layers: Mapping[str, Any]
+    about: Mapping[str, Any]
+    conversion: Mapping[str, Any] | None = None
+    verification: Mapping[str, Any] | None = None
+    drawing: Mapping[str, Any] | None = None
+
+    def __getitem__(self, row: str) -> Row:
+        """The row of an id.
+
+        Raises
+        ------
+        KeyError
+            where there is no such row.
+        """
+        found = {r.id: r for r in self.rows}
+        return found[row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "about": dict(self.about),
+            "layers": dict(self.layers),
+            "rows": [row.to_dict() for row in self.rows],
+            "conversion": self.conversion,
+            "verification": self.verification,
+            "drawing": self.drawing,
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """All of it as JSON; numbers that JSON cannot hold (infinity) become their names."""
+        return json.dumps(finite(self.to_dict()), ensure_ascii=False, allow_nan=False, indent=indent)
+
+    def to_markdown(self) -> str:
+        """The rows as a table, and the layers they were measured on."""
+        lines = ["| id | statement | verdict | because |", "|---|---|---|---|"]
+        cells = [(r.id, r.statement, f"**{r.verdict}**", r.because) for r in self.rows]
+        lines += ["| " + " | ".join(_in_cell(c) for c in row) + " |" for row in cells]
+        lines += ["", *(f"- {name}: {text}" for name, text in self.described())]
+        return "\n".join(lines) + "\n"
+
+    def described(self) -> list[tuple[str, str]]:
+        """Which layers were compared, a name and a line each."""
+        return [
+            (name, _layer(layer))
+            for name, layer in self.layers.items()
+            if isinstance(layer, Mapping) and "origin" in layer
+        ]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as `.json` or `.md`, whole or not at all.
+
+        Raises
+        ------
+        BadInput
+            for another suffix, or a path that cannot be written.
+        """
+        path = Path(path)
+        if path.suffix not in (".json", ".md"):
+            raise BadInput(f"path={str(path)!r}: expected a name that ends in .json or .md")
+        write_text(path, self.to_json(indent=1) + "\n" if path.suffix == ".json" else self.to_markdown())
+        return path
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        plan: Any = None,
+        title: str | None = None,
+    ) -> str:
+        """One self-contained page: the rows with their pictures, interactive views, the proof and the data.
+
+        It works from a file without any network. `path` is where to write it, whole or not at all; `plan` one
+        that `onebyone tune` made, to show beside: it, its plain data, or the path of its JSON file; `title` a
+        name for the network, its class where None.
+
+        Raises
+        ------
+        BadInput
+            for a plan that is none, or a path that cannot be written.
+        MissingExtra
+            if Jinja2 is not installed.
+
+        Example
+        -------
+        >>> import torch, onebyone
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+        >>> page = onebyone.compare(net, torch.randn(1, 3, 2, 2), rows=["D1", "R2"]).to_html()
+        >>> page.splitlines()[0], page.count("<article")
+        ('<!doctype html>', 2)
+        """
+        from onebyone.report.comparison_page import comparison_page
+        from onebyone.report.tuning_plan import read_plan
+
+        shown = None if plan is None else finite(read_plan(plan))
+        page = comparison_page(finite(self.to_dict()), shown, title)
+        if path is not None:
+            write_text(path, page)
+        return page
+
+    def __str__(self) -> str:
+        parts = [f"{name}: {text}" for name, text in self.described()]
+        for row in self.rows:
+            because = textwrap.fill(row.because, _WIDTH, initial_indent="    ", subsequent_indent="    ")
+            parts += ["", f"{row.id}  {row.statement}", f"    {row.verdict.upper()}", because]
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        """The table as a notebook shows it."""
+        head = "".join(f"<th>{name}</th>" for name in ("", "statement", "verdict", "because"))
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f'<td style="text-align:left">{html.escape(c)}</td>'
+                for c in (r.id, r.statement, r.verdict, r.because)
+            )
+            + "</tr>"
+            for r in self.rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def finite(value: Any) -> Any:
+    """`value` as JSON holds it: infinity and NaN by name, lists for tuples.
+
+    >>> finite({"a": (1, float("inf"))})
+    {'a': [1, 'inf']}
+    """
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return str(value)
+    return value
+
+
+def _in_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _layer(layer: Mapping[str, Any]) -> str:
+    size = "×".join(str(n) for n in layer["map"])
+    path = f"{layer['layer']}, " if layer["layer"] else ""
+    return f"{path}{layer['origin']}; {size} → {layer['outputs']} ({layer['sampled']})"

@@ -1,0 +1,91 @@
+"""Scoring detections as COCO does: average precision at IoU 0.5, with no cap on how many are looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebyone.demo.data import BACKGROUND, CLASSES
+from onebyone.demo.page import Page
+from onebyone.detection import Detections, coco_ground_truth, coco_results
+from onebyone.errors import MissingExtra
+
+
+@dataclass(frozen=True)
+class Score:
+    """`mAP50` is the mean of `ap50` over the digits on the page; `max_detections` was COCO's maxDets.
+
+    `ap50` has one value a class, `recall` the share of each class's digits that were found at all, and
+    `precision` (classes, 101) the precision at each hundredth of recall.
+    """
+
+    mAP50: float  # noqa: N815 (the field's own name)
+    max_detections: int
+    ap50: dict[str, float]
+    recall: dict[str, float]
+    precision: NDArray[np.float64]
+
+
+def score(found: Detections, page: Page) -> Score:
+    """Detections against the page's truth, by pycocotools.
+
+    Raises
+    ------
+    MissingExtra
+        if pycocotools is not installed.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise MissingExtra("pycocotools", "demo", "scoring the detections") from error
+    # COCO's usual 100 would cap the recall of a page with many objects; the cap is per image and class
+    cap = max(100, len(found), len(page.labels))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        truth = COCO()
+        truth.dataset = coco_ground_truth(page.boxes, page.labels, CLASSES[:BACKGROUND], page.image.shape)
+        truth.createIndex()
+        run = COCOeval(truth, coco_results(truth, found.to_coco()), "bbox")
+        run.params.maxDets = [cap]
+        run.params.iouThrs = np.array([0.5])
+        run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
+        run.evaluate()
+        run.accumulate()
+    precision: NDArray[np.float64] = run.eval["precision"][0, :, :, 0, 0].T
+    recall = run.eval["recall"][0, :, 0, 0]
+    present = [k for k in range(len(precision)) if recall[k] >= 0]  # -1: no such digit on the page
+    ap = {CLASSES[k]: float(precision[k].mean()) for k in present}
+    return Score(
+        mAP50=float(np.mean(list(ap.values()))),
+        max_detections=cap,
+        ap50=ap,
+        recall={CLASSES[k]: float(recall[k]) for k in present},
+        precision=precision[present],
+    )
+
+
+def matched(found: Detections, page: Page, iou: float = 0.5) -> NDArray[np.int64]:
+    """For each detection, the row of the page's digit of its class that it found, or −1: best score first.
+
+    The same greedy matching as COCO's, for drawing what was found, missed and mistaken.
+    """
+    free = np.ones(len(page.labels), dtype=bool)
+    owner = np.full(len(found), -1, dtype=np.int64)
+    for row in np.argsort(-found.scores, kind="stable"):
+        overlap = _iou(found.boxes[row], page.boxes) * (free & (page.labels == found.labels[row]))
+        best = int(np.argmax(overlap))
+        if overlap[best] >= iou:
+            owner[row], free[best] = best, False
+    return owner
+
+
+def _iou(box: NDArray[np.float32], boxes: NDArray[np.int64]) -> NDArray[np.float64]:
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=1)
+    whole = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    ratio: NDArray[np.float64] = shared / (whole - shared)
+    return ratio

@@ -1,0 +1,22 @@
+"""Pictures of a network: the layers drawn from what they are, as plain data first, then in any format."""
+
+from onebyone.drawing.data import Connected, Drawing, Pointwise, Replaced, Step
+from onebyone.drawing.describe import FIGURES, describe
+from onebyone.drawing.drawings import Drawings, Written, drawings
+from onebyone.drawing.render import FORMATS, WIDTHS, render
+
+__all__ = [
+    "FIGURES",
+    "FORMATS",
+    "WIDTHS",
+    "Connected",
+    "Drawing",
+    "Drawings",
+    "Pointwise",
+    "Replaced",
+    "Step",
+    "Written",
+    "describe",
+    "drawings",
+    "render",
+]

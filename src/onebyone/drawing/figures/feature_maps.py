@@ -1,0 +1,322 @@
+"""The whole network as a strip of feature maps with their sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import log2, prod, sqrt
+
+from onebyone.drawing import fonts, phrases
+from onebyone.drawing.data import MAP, TOKENS, VECTOR, Drawing, Sizes, Step
+from onebyone.drawing.repeats import Run, runs
+from onebyone.drawing.scene import (
+    LEADING,
+    RISE,
+    SLANT,
+    SMALL,
+    THIN,
+    Group,
+    Polygon,
+    Scene,
+    Shape,
+    Text,
+    arrow,
+    box,
+    line,
+    lines,
+    shortened,
+    wrapped,
+)
+
+MARGIN, GAP = 6.0, 11.0
+TALL = 30.0  # points for the largest map's side
+PER_DOUBLING = 1.55  # points for each doubling of channels
+WIDEST_CELL = 78.0
+SHOWN = ("convolution", "pointwise", "linear", "pool", "flatten", "attention", "join")
+LINES = 4  # of what leads to a value
+MOST = 8  # values for each inch of width; of more, blocks are drawn as one
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of the strip: its sizes, how it lies, and the steps that gave it and the alike ones after."""
+
+    layout: str
+    sizes: Sizes
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, layout: str, sizes: Sizes, steps: tuple[Step, ...]) -> Value:
+        """Maps whose channels lie last are maps: their channels come first here."""
+        if layout == TOKENS and len(sizes) > 2:
+            return cls(MAP, (sizes[-1], *sizes[:-1]), steps)
+        return cls(layout, sizes, steps)
+
+    @property
+    def channels(self) -> int:
+        """Channels, or features."""
+        return self.sizes[0] if self.layout == MAP else self.sizes[-1]
+
+    @property
+    def places(self) -> Sizes:
+        """Sizes besides the channels."""
+        return self.sizes[1:] if self.layout == MAP else self.sizes[:-1]
+
+    def label(self) -> str:
+        """The shape."""
+        return phrases.shape(self.sizes)
+
+    def key(self) -> Hashable:
+        """What alike values agree in."""
+        return self.layout, self.sizes, tuple(_ops(self.steps))
+
+
+def values(data: Drawing) -> list[Value]:
+    """The network's values, the input first; steps that leave a value's size join the ones before."""
+    first = next((s for s in data.steps if s.role in SHOWN), None)
+    layout = (
+        VECTOR if len(data.input) < 2 else TOKENS if first is not None and first.role == "linear" else MAP
+    )
+    found = [Value(layout, data.input, ())]
+    for step in data.steps:
+        if step.role not in (*SHOWN, "sum") and step.output == step.input:
+            continue
+        last, new = found[-1], Value.of(step.layout, step.output, (step,))
+        if (new.layout, new.sizes) == (last.layout, last.sizes) and _together(last.steps, step):
+            found[-1] = Value(last.layout, last.sizes, (*last.steps, step))
+        elif step.role in SHOWN or (step.role == "other" and step.output != step.input):
+            found.append(new)
+    return found
+
+
+def _together(before: Sequence[Step], step: Step) -> bool:
+    """Whether a step that leaves the size joins the ones before: in one block, and no sum has ended it."""
+    if not before or step.role == "sum":
+        return bool(before)
+    return before[-1].role != "sum" and _block(before[-1]) == _block(step)
+
+
+def _holders(step: Step) -> tuple[str, ...]:
+    """The names of the modules that a step is in: of a function, with the one that called it."""
+    names = tuple(step.path.split(".")) if step.path else ()
+    return names if step.kind[:1].islower() else names[:-1]
+
+
+def _block(step: Step) -> str:
+    """The numbered part of the network that a step belongs to: `layer1.0` of `layer1.0.conv2`."""
+    names = list(_holders(step))
+    while names and not names[-1].isdecimal() and any(n.isdecimal() for n in names):
+        names.pop()
+    return ".".join(names)
+
+
+def fitting(found: Sequence[Value], most: int) -> tuple[tuple[Run[Value], ...], bool]:
+    """The values as runs of repeats, at most about `most` of them: else blocks are one value each, their last.
+
+    Blocks are what the first names of the paths tell, as many as will do. Also whether any were joined.
+    """
+    plain = runs(found, Value.key)
+    for depth in (None, 5, 4, 3, 2, 1):
+        strip = plain if depth is None else runs(_joined(found, depth), Value.key)
+        if sum(len(run.first) for run in strip) <= most:
+            break
+    return strip, sum(len(run.first) for run in strip) < sum(len(run.first) for run in plain)
+
+
+def _joined(found: Sequence[Value], depth: int) -> list[Value]:
+    """Neighbours whose paths begin with the same `depth` names of modules as one value, the last."""
+    joined: list[Value] = []
+    before: tuple[str, ...] = ()
+    for value in found:
+        block = _holders(value.steps[0])[:depth] if value.steps else ()
+        if joined and len(block) == depth and block == before:
+            last = joined.pop()
+            joined.append(Value(value.layout, value.sizes, (*last.steps, *value.steps)))
+        else:
+            joined.append(value)
+        before = block
+    return joined
+
+
+def figure(data: Drawing, width: float) -> Scene:
+    """Boxes for maps, sheets for tokens, bars for vectors, in rows as wide as the picture."""
+    strip, joined = fitting(values(data), int(MOST * width / 72))
+    drawn_once = [(run, v) for run in strip for v in run.first]
+    cells = [_Cell(v, run, number) for number, (run, v) in enumerate(drawn_once)]
+    largest = max((max(c.value.places, default=1) for c in cells), default=1)
+    shapes: list[Shape] = []
+    y = MARGIN
+    for row in _rows(cells, width, largest):
+        drawn, y = _row(row, y, width, largest)
+        shapes += drawn
+    notes = wrapped(_note(data, strip, joined), width - 2 * MARGIN, SMALL)
+    shapes += lines(MARGIN, y + 9, notes, SMALL, "quiet")
+    height = y + 9 + (len(notes) - 1) * SMALL * LEADING + 5
+    return Scene(
+        "strip",
+        width,
+        height,
+        f"{data.network}: its feature maps from input to output",
+        _desc(data, strip, joined),
+        tuple(shapes),
+    )
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One value as drawn, its run, and its number in the strip."""
+
+    value: Value
+    run: Run[Value]
+    number: int
+
+    def rows(self) -> list[str]:
+        """What is written below: the shape, then what led to it."""
+        ops = _ops(self.value.steps) or ["input"]
+        shown = ops[:LINES] if len(ops) <= LINES else [*ops[: LINES - 1], f"+ {len(ops) - LINES + 1} more"]
+        return [self.value.label(), *shown]
+
+    def size(self, largest: int) -> tuple[float, float, float]:
+        """Width, height and depth of the drawing."""
+        wide = 1.5 + PER_DOUBLING * log2(1 + self.value.channels)
+        sides = [max(3.0, TALL * sqrt(n / largest)) for n in self.value.places[-2:]]
+        if self.value.layout == MAP and len(sides) == 2:
+            return wide, sides[0], sides[1]
+        if self.value.layout == TOKENS:
+            return wide, max(3.0, TALL * min(1.0, sqrt(prod(self.value.places) / max(largest, 196)))), 0.0
+        return wide, sides[0] if sides else 4.0, 4.0 if self.value.layout == MAP else 0.0
+
+    def wide(self, largest: int) -> float:
+        """The room it takes, in points."""
+        wide, _, depth = self.size(largest)
+        texts = max(fonts.width(t, SMALL) for t in self.rows())
+        return max(wide + depth * SLANT, min(texts, WIDEST_CELL))
+
+
+def _rows(cells: Sequence[_Cell], width: float, largest: int) -> list[list[_Cell]]:
+    """The cells broken into rows, none wider than the picture."""
+    rows: list[list[_Cell]] = [[]]
+    used = 0.0
+    for cell in cells:
+        wide = cell.wide(largest)
+        if rows[-1] and used + GAP + wide > width - 2 * MARGIN:
+            rows.append([])
+            used = 0.0
+        used += wide + (GAP if rows[-1] else 0)
+        rows[-1].append(cell)
+    return rows
+
+
+def _row(cells: Sequence[_Cell], top: float, width: float, largest: int) -> tuple[list[Shape], float]:
+    wides = [c.wide(largest) for c in cells]
+    room = width - 2 * MARGIN
+    free = (room - sum(wides)) / max(1, len(cells) - 1) if len(cells) > 1 else 0.0
+    gap = min(free, GAP + 14)
+    repeated = any(c.run.times > 1 for c in cells)
+    sizes = [c.size(largest) for c in cells]
+    high = max(h + d * RISE for _, h, d in sizes)
+    middle = top + (10 if repeated else 0) + high / 2
+    below = middle + high / 2 + 3
+    shapes: list[Shape] = []
+    x = MARGIN
+    spans: list[tuple[float, float]] = []
+    for cell, wide in zip(cells, wides, strict=True):
+        shapes += _cell(cell, x, wide, middle, below, largest)
+        if spans:
+            shapes += arrow(
+                (spans[-1][1] + gap / 2 - 3.4, middle), (spans[-1][1] + gap / 2 + 3.4, middle), size=2.6
+            )
+        spans.append((x, x + wide))
+        x += wide + gap
+    shapes += _brackets(cells, spans, top + 6)
+    text_rows = max(len(c.rows()) for c in cells)
+    return shapes, below + text_rows * SMALL * LEADING + 9
+
+
+def _cell(cell: _Cell, x: float, wide: float, middle: float, below: float, largest: int) -> list[Shape]:
+    width, height, depth = cell.size(largest)
+    colour = {MAP: "map", TOKENS: "filter", VECTOR: "out"}[cell.value.layout]
+    left = x + (wide - width - depth * SLANT) / 2
+    top = middle - (height - depth * RISE) / 2
+    if depth:
+        drawn: tuple[Shape, ...] = box(left, top, width, height, depth, colour)
+    else:
+        corners = ((left, top), (left + width, top), (left + width, top + height), (left, top + height))
+        drawn = (Polygon(corners, colour, f"{colour}.edge", THIN),)
+    title = f"{cell.value.layout} {cell.value.label()}: {', '.join(_ops(cell.value.steps)) or 'input'}"
+    texts = [
+        Text(
+            x + wide / 2,
+            below + SMALL + i * SMALL * LEADING,
+            shortened(t, WIDEST_CELL, SMALL),
+            SMALL,
+            "ink" if i == 0 else "quiet",
+            "middle",
+        )
+        for i, t in enumerate(cell.rows())
+    ]
+    return [Group(f"value-{cell.number}", title, drawn), *texts]
+
+
+def _brackets(cells: Sequence[_Cell], spans: Sequence[tuple[float, float]], y: float) -> list[Shape]:
+    """A line over the cells of a run that repeats, with how often."""
+    shapes: list[Shape] = []
+    for run in dict.fromkeys(c.run for c in cells if c.run.times > 1):
+        inside = [s for c, s in zip(cells, spans, strict=True) if c.run is run]
+        left, right = inside[0][0] + 1, inside[-1][1] - 1
+        label = Text((left + right) / 2, y + 1, f"×{run.times}", SMALL, "ink", "middle")
+        room = label.width / 2 + 2
+        whole = run.first[0] is next(c.value for c in cells if c.run is run)
+        ends = run.first[-1] is [c.value for c in cells if c.run is run][-1]
+        start = ((left, y + 3), (left, y - 1.3)) if whole else ((left, y - 1.3),)
+        stop = ((right, y - 1.3), (right, y + 3)) if ends else ((right, y - 1.3),)
+        if right - left > label.width + 8:
+            shapes.append(line(*start, (label.x - room, y - 1.3), stroke="quiet", line=THIN))
+            shapes.append(line((label.x + room, y - 1.3), *stop, stroke="quiet", line=THIN))
+        shapes.append(label)
+    return shapes
+
+
+_NAMES = {"AdaptiveAvgPool": "average pool", "AvgPool": "average pool", "MaxPool": "max-pool", "mean": "mean"}
+
+
+def _ops(steps: Sequence[Step]) -> list[str]:
+    """What the steps are, alike ones counted, in their order."""
+    counts = Counter(_op(s) for s in steps)
+    return [name if n == 1 else f"{n}× {name}" for name, n in counts.items()]
+
+
+def _op(step: Step) -> str:
+    stride = f" /{step.stride[0]}" if step.stride and max(step.stride) > 1 else ""
+    kernel = phrases.shape(step.kernel)
+    if step.role in ("convolution", "pointwise"):
+        deep = step.groups > 1 and step.groups == step.output[0]
+        return f"{'depthwise' if deep else 'conv'} {kernel}{stride}"
+    if step.role == "pool":
+        name = next((v for k, v in _NAMES.items() if k.lower() in step.kind.lower().replace("_", "")), "pool")
+        return f"{name} {kernel}{stride}" if step.kernel else name
+    if step.role == "linear":
+        return "FC" if step.layout == VECTOR else "FC per token" if len(step.output) == 2 else "FC per place"
+    return {"join": "joined", "sum": "sum"}.get(step.role, step.role if step.role != "other" else step.kind)
+
+
+def _note(data: Drawing, strip: Sequence[Run[Value]], joined: bool) -> str:
+    kinds = {v.layout for run in strip for v in run.first}
+    meaning = {MAP: "blue: maps", TOKENS: "orange: tokens", VECTOR: "green: vectors"}
+    legend = ", ".join(meaning[k] for k in (MAP, TOKENS, VECTOR) if k in kinds)
+    repeated = " Alike parts drawn once with ×." if any(run.times > 1 for run in strip) else ""
+    if joined:
+        repeated += " Of a block, the last value is drawn."
+    return (
+        f"{legend[0].upper()}{legend[1:]}; sides by √ of places, lengths by log of channels.{repeated} "
+        f"{phrases.count(data.parameters)} parameters."
+    )
+
+
+def _desc(data: Drawing, strip: Sequence[Run[Value]], joined: bool) -> str:
+    parts = []
+    for run in strip:
+        text = ", ".join(f"{v.layout} {v.label()} ({', '.join(_ops(v.steps)) or 'input'})" for v in run.first)
+        parts.append(text if run.times == 1 else f"{run.times} times: {text}")
+    return f"From input to output: {'; '.join(parts)}. {_note(data, strip, joined)}"

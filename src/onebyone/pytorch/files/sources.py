@@ -1,0 +1,245 @@
+"""Where a network comes from: a file, a zoo, or a function of the user's own.
+
+One string names a source, on the command line and in Python alike:
+
+==========================  =========================================================================
+`file.pt2`                  a program saved by `torch.export.save` (checked before anything is loaded)
+`torchvision:NAME`          a torchvision model, random weights, nothing is downloaded
+`timm:NAME`                 a timm model, random weights, nothing is downloaded
+`package.module:factory`    a function, class or network of the user's own, also in the current directory
+==========================  =========================================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from onebyone.errors import BadInput, MissingExtra
+from onebyone.pytorch.files.checkpoints import load_weights
+from onebyone.pytorch.files.program_file import load_program
+from onebyone.records import first_line
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+FORMS = "file.pt2, torchvision:NAME, timm:NAME or package.module:factory"
+
+_schemas: list[torch.library.Library] = []  # a Library that is collected takes its operators with it
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision, also where its compiled operators do not belong to the torch installed.
+
+    Raises:
+        MissingExtra: torchvision is not installed.
+    """
+    return _import_zoo("torchvision")
+
+
+def import_timm() -> ModuleType:
+    """timm (which imports torchvision: see `import_torchvision`).
+
+    Raises:
+        MissingExtra: timm is not installed.
+    """
+    return _import_zoo("timm")
+
+
+def _import_zoo(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtra(name, "zoo", f"a {name}: source") from error
+    except RuntimeError as error:
+        # A torchvision wheel built for another torch (a CUDA wheel beside the CPU torch, say) cannot load its
+        # compiled part, and then trips over registering the shapes of operators which that part would have
+        # declared. Its Python part, models and transforms, needs neither: the two schemas are enough. Done
+        # only in this case, so that a torchvision in order keeps its own operators.
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+    _declare_torchvision_operators()
+    return importlib.import_module(name)
+
+
+def _declare_torchvision_operators() -> None:
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for operator in ("nms", "qnms"):
+        schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(schema)  # type: ignore[no-untyped-call]
+    _schemas.append(library)
+
+
+def load_source(
+    spec: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, *, seed: int = 0
+) -> nn.Module | ExportedProgram:
+    """The network that `spec` names, in evaluation mode, on the CPU.
+
+    Args:
+        spec: `file.pt2`, `torchvision:NAME`, `timm:NAME` or `package.module:factory`.
+        weights: a checkpoint to load into it: `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin`.
+        seed: of the random weights, where the source makes them; torch's generator is left as it was.
+
+    Returns:
+        An `ExportedProgram` for a `.pt2` file, else an `nn.Module`.
+
+    Raises:
+        BadInput: the source does not exist, cannot be read, is not a network, or the weights do not fit it.
+        MissingExtra: the zoo named is not installed.
+
+    >>> load_source("torch.nn:Identity")
+    Identity()
+    """
+    text = os.fspath(spec)
+    network = _from_file(Path(text)) if _is_file_spec(text) else _built(text, seed)
+    if weights is None:
+        return network
+    if isinstance(network, ExportedProgram):
+        raise BadInput(
+            f"weights={os.fspath(weights)!r}: {text} is a saved program, which carries its own weights"
+        )
+    load_weights(network, weights)
+    return network
+
+
+def _is_file_spec(text: str) -> bool:
+    return Path(text).suffix in (".pt2", ".onnx", *WEIGHT_SUFFIXES)
+
+
+def _from_file(path: Path) -> ExportedProgram:
+    if path.suffix == ".onnx":
+        raise BadInput(f"{path}: this version of onebyone does not read ONNX files yet; give {FORMS}")
+    if path.suffix in WEIGHT_SUFFIXES:
+        raise BadInput(
+            f"{path}: holds weights, not a network; name the network ({FORMS}) and give this as its weights"
+        )
+    return load_program(path).program
+
+
+def _built(text: str, seed: int) -> nn.Module | ExportedProgram:
+    origin, colon, name = text.partition(":")
+    if not colon or not origin or not name:
+        raise BadInput(f"{text!r} does not name a network; expected {FORMS}")
+    with _seeded(seed):
+        if origin == "torchvision":
+            network: object = _from_torchvision(name)
+        elif origin == "timm":
+            network = _from_timm(name)
+        else:
+            network = _from_factory(origin, name, seed)
+    if isinstance(network, ExportedProgram):
+        return network
+    if not isinstance(network, nn.Module):
+        raise BadInput(
+            f"{text}: is not a network but {_a(type(network).__name__)}; expected a torch.nn.Module"
+        )
+    return network.eval()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _from_torchvision(name: str) -> nn.Module:
+    models = import_torchvision().models
+    names = models.list_models()
+    if name not in names:
+        raise BadInput(_unknown("torchvision", name, names))
+    builder = models.get_model_builder(name)
+    arguments: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        arguments["weights_backbone"] = None  # its default would download
+    if name in ("googlenet", "inception_v3"):
+        arguments["init_weights"] = True  # their default warns that it will change
+    network: nn.Module = builder(**arguments)
+    return network
+
+
+def _from_timm(name: str) -> nn.Module:
+    timm = import_timm()
+    # Only names in timm's own list: its `hf-hub:` and `local-dir:` names fetch configurations.
+    if not timm.is_model(name) or (":" in name or "/" in name):
+        raise BadInput(_unknown("timm", name, timm.list_models()))
+    network: nn.Module = timm.create_model(name, pretrained=False)
+    return network
+
+
+def _unknown(zoo: str, name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"; did you mean {', '.join(close)}?" if close else f" (it has {len(names)})"
+    return f"{zoo} has no model named {name!r}{hint}"
+
+
+def _from_factory(module_name: str, attribute: str, seed: int) -> object:
+    spec = f"{module_name}:{attribute}"
+    with _current_directory_importable():
+        module = _import_module(module_name, spec)
+        torch.manual_seed(seed)  # again: a first import may have drawn numbers, a second one draws none
+        target: object = module
+        for part in attribute.split("."):
+            if not hasattr(target, part):
+                raise BadInput(
+                    f"{spec}: module {module_name!r} has no {attribute!r}{_like(attribute, module)}"
+                )
+            target = getattr(target, part)
+        if isinstance(target, nn.Module | ExportedProgram) or not callable(target):
+            return target
+        return _call(target, spec)
+
+
+def _call(factory: Callable[[], object], spec: str) -> object:
+    try:
+        return factory()
+    except Exception as error:  # the user's own code: whatever it raises is the answer
+        raise BadInput(f"{spec}: the factory raised {type(error).__name__}: {first_line(error)}") from error
+
+
+def _import_module(name: str, spec: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise BadInput(
+                f"{spec}: there is no module named {error.name!r} here or among those installed"
+            ) from error
+        raise BadInput(f"{spec}: module {name!r} needs {error.name!r}, which is not installed") from error
+    except Exception as error:
+        raise BadInput(
+            f"{spec}: importing {name!r} raised {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+        importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def _like(attribute: str, module: ModuleType) -> str:
+    close = difflib.get_close_matches(attribute, [n for n in vars(module) if not n.startswith("_")], n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

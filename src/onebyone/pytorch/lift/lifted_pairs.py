@@ -1,0 +1,151 @@
+"""Pairs: each lifted linear layer beside what the network itself does there, for the verifier's probes.
+
+The original side runs the network's own operators, flatten and all, from the map to the layer; it does not read the
+index that lifting derived. Element-wise operators on the way are left out on both sides: they commute with any choice
+of elements, and integers stay integers without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from onebyone.lifting.index import Stencil
+from onebyone.pytorch.lift import emitter
+from onebyone.pytorch.lift.exported_graph import BATCH, module_path
+from onebyone.pytorch.lift.window_linear import as_convolution, as_rows
+
+if TYPE_CHECKING:
+    from onebyone.pytorch.lift.lifter import Const, Lifted, Pair, Walk
+
+Params = dict[str, torch.Tensor]
+
+
+def make_pair(
+    walk: Walk,
+    node: fx.Node,
+    value: Lifted,
+    stencil: Stencil,
+    weight: Const,
+    bias: Const | None,
+    transposed: bool,
+) -> Pair:
+    """The pair of a linear layer at `node`, whose input is `value`."""
+    from onebyone.pytorch.lift.lifter import Pair, op_name
+
+    shapes = {"weight": weight.shape}
+    if bias is not None:
+        shapes["bias"] = bias.shape
+    if value.affine is not None:
+        shapes["scale"] = shapes["shift"] = value.shape
+    source = next((n for n in node.all_input_nodes if walk.values[n] is value), None)
+    way = _Way((), torch.from_numpy(value.indices())) if source is None else _way(walk, source, value)
+    pointwise = all(k == 1 for k in stencil.kernel)
+    return Pair(
+        path=module_path(node),
+        kind=op_name(node.target),
+        law="linear = pointwise convolution" if pointwise else "flatten∘linear = convolution without padding",
+        map_shape=value.grid.shape,
+        step=stencil.step,
+        parameter_shapes=shapes,
+        original=partial(_original, way, transposed),
+        converted=partial(_converted, stencil, value.grid.channels, transposed, as_convolution),
+        unfolded=None
+        if pointwise
+        else partial(_converted, stencil, value.grid.channels, transposed, as_rows),
+    )
+
+
+def _original(way: _Way, transposed: bool, crop: torch.Tensor, params: Params) -> torch.Tensor:
+    """The network's own operators on crops `(N, C, h, w)`: shape operators, then the linear layer."""
+    spare = -len(crop) % BATCH  # the operators were traced on batches of BATCH samples
+    padded = torch.cat([crop, crop.new_zeros(spare, *crop.shape[1:])])
+    rows = torch.cat([way(part) for part in torch.split(padded, BATCH)])[: len(crop)]
+    if "scale" in params:
+        rows = rows * params["scale"] + params["shift"]
+    weight = params["weight"].t() if transposed else params["weight"]
+    return F.linear(rows, weight, params.get("bias"))
+
+
+def _converted(
+    stencil: Stencil,
+    channels: int,
+    transposed: bool,
+    form: Callable[..., torch.Tensor],
+    source: torch.Tensor,
+    params: Params,
+) -> torch.Tensor:
+    """The emitted layer in one of its forms on a map of any size, then each window's elements, `(N, H', W', *out)`."""
+    weight = params["weight"].t() if transposed else params["weight"]
+    bias = params.get("bias")
+    if "scale" in params:
+        shift = weight @ params["shift"]
+        bias = shift if bias is None else bias + shift
+        weight = weight * params["scale"]
+    out = emitter.linear(source, weight, bias, stencil, channels, form)
+    axes = len(stencil.nominal)
+    for axis, size in enumerate(stencil.nominal):
+        out = out.unfold(2 + axis, size, 1)
+    out = out.movedim(1, 1 + axes).flatten(1 + axes)  # (N, places…, O·nominal…)
+    index = torch.from_numpy(stencil.out_index(weight.shape[0]))
+    gathered: torch.Tensor = out[..., index]
+    return gathered
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The shape operators from a map to a linear layer's input, in order; or, where the way back is not a plain chain
+    (maps were joined on it), the index itself."""
+
+    operators: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
+    index: torch.Tensor | None
+
+    def __call__(self, crop: torch.Tensor) -> torch.Tensor:
+        if self.index is not None:
+            crop = crop.flatten(1)[:, self.index]
+        for operator in self.operators:
+            crop = operator(crop)
+        return crop
+
+
+def _way(walk: Walk, source: fx.Node, value: Lifted) -> _Way:
+    """Go back from the layer's input to the map that it came from, over shape operators."""
+    from onebyone.pytorch.lift.rules_shape import move
+
+    operators: list[Callable[[torch.Tensor], torch.Tensor]] = []
+    node = source
+    while True:
+        held = walk.values[node]
+        if held.index is None and held.grid.shape == value.grid.shape:
+            return _Way(tuple(reversed(operators)), None)
+        previous = node.args[0] if node.args else None
+        before = walk.values.get(previous) if isinstance(previous, fx.Node) else None
+        if getattr(before, "grid", None) is None or before.grid.shape != value.grid.shape:  # type: ignore[union-attr]
+            return _Way(tuple(reversed(operators)), torch.from_numpy(held.indices()))
+        if walk.rule_of(node) is move:
+            operators.append(partial(_apply, node))
+        elif held.shape != before.shape:  # type: ignore[union-attr]
+            return _Way(tuple(reversed(operators)), torch.from_numpy(held.indices()))
+        node = previous  # type: ignore[assignment]
+
+
+def _apply(node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
+    """The shape operator at `node` on another tensor of the same shape.
+
+    The tensor is made contiguous first: the network's own copies (`contiguous`, `clone`) are not repeated here, and a
+    `view` asks for a layout that only they give. What a shape operator answers does not depend on the layout.
+    """
+
+    def argument(a: fx.node.Argument) -> fx.node.Argument:
+        # of another value (view_as, expand_as) only the shape counts
+        return torch.empty(a.meta["val"].shape) if isinstance(a, fx.Node) else a
+
+    rest = fx.node.map_aggregate(node.args[1:], argument)
+    kwargs = fx.node.map_aggregate(dict(node.kwargs), argument)
+    return node.target(tensor.contiguous(), *rest, **kwargs)  # type: ignore[operator, no-any-return]

@@ -1,0 +1,227 @@
+"""The outputs of a network: what each is called, how many numbers it gives for a window, and what they are.
+
+The last operator before an output tells what its numbers are: a linear layer or a convolution gives logits, a
+softmax or a sigmoid probabilities, their logarithms log-probabilities. Operators that only move values are
+looked through. Whatever else comes last (tanh, ReLU, products of two maps) leaves the kind unknown: None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from onebyone.errors import Refused
+from onebyone.laws.scores import ScoreKind, read_kind
+from onebyone.pytorch.lift.exported_graph import is_inplace
+from onebyone.records import Refusal
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output: its `name` (the key of a dictionary, the field of a record, or its number in a tuple), how
+    many `channels` it gives for each window, and what the numbers are; None where the graph does not tell."""
+
+    name: str
+    channels: int
+    kind: ScoreKind | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        kind = None if self.kind is None else str(self.kind)
+        return {"name": self.name, "channels": self.channels, "scores": kind}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Output:
+        """What `to_dict` gave."""
+        return cls(str(data["name"]), int(data["channels"]), read_kind(data["scores"]))
+
+
+def names_of(tree: Any) -> tuple[str, ...]:
+    """The names of the leaves of a network's result, in the order in which pytree lists them.
+
+    >>> names_of({"logits": 0, "boxes": (1, 2)})
+    ('logits', 'boxes.0', 'boxes.1')
+    """
+    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    if isinstance(tree, Mapping) and type(tree) is not dict and len(tree) == len(paths):
+        # records such as those of transformers, which are registered without key paths
+        return tuple(str(key) for key in tree)
+    return tuple(".".join(_step(step) for step in path) or "0" for path in paths)
+
+
+def _step(step: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(step, attribute):
+            return str(getattr(step, attribute))
+    return str(step)
+
+
+def outputs_of(program_graph: fx.Graph, image: str, names: Sequence[str]) -> tuple[Output, ...]:
+    """The outputs of a traced graph whose input is the placeholder `image`."""
+    node = next(n for n in program_graph.nodes if n.op == "output")
+    reader = _Reader(program_graph, image)
+    return tuple(
+        reader.output(name, value)
+        for name, value in zip(names, node.args[0], strict=True)
+        if value is not None
+    )
+
+
+#: A kind, and how many values a softmax ran over (0 where none did).
+_Known = tuple[ScoreKind, int]
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_MOVES = _names(
+    "view view_as _unsafe_view reshape flatten unflatten squeeze unsqueeze permute transpose movedim t contiguous "
+    "clone alias detach to _to_copy type_as slice select narrow expand expand_as flip chunk split split_with_sizes "
+    "unbind getitem"
+)
+_LINEAR = _names(
+    "linear addmm mm matmul bmm baddbmm einsum conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d "
+    "conv_transpose3d batch_norm native_batch_norm cudnn_batch_norm _native_batch_norm_legit_no_training"
+)
+_MEANS = _names(
+    "mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d"
+)
+_MAXIMA = _names("amax max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d")
+_LOGITS = ScoreKind("logits")
+
+
+class _Reader:
+    """Reads kinds from the end of a graph backwards."""
+
+    def __init__(self, graph: fx.Graph, image: str) -> None:
+        self._of_image: set[fx.Node] = set()
+        self._order = {node: place for place, node in enumerate(graph.nodes)}
+        self._writers: dict[
+            fx.Node, list[fx.Node]
+        ] = {}  # the operators that write into a node's tensor, in order
+        for node in graph.nodes:
+            if node.name == image or any(n in self._of_image for n in node.all_input_nodes):
+                self._of_image.add(node)
+            if node.op == "call_function" and is_inplace(node.target) and isinstance(node.args[0], fx.Node):
+                self._writers.setdefault(node.args[0], []).append(node)
+
+    def output(self, name: str, value: Any) -> Output:
+        shape = getattr(value.meta.get("val"), "shape", ()) if isinstance(value, fx.Node) else ()
+        channels = 1
+        for n in shape[1:]:
+            channels *= int(n)
+        known = self._known(value)
+        if known is None:
+            return Output(name, channels)
+        kind, group = known
+        if (
+            kind.classes == "exclusive" and group != channels
+        ):  # a part of the classes, or several groups of them
+            kind = ScoreKind(kind.values)
+        return Output(name, channels, kind)
+
+    def _current(self, node: fx.Node, reader: fx.Node | None) -> fx.Node:
+        """The operator that last wrote into a node's tensor before `reader` reads it (None: at the end)."""
+        end = len(self._order) if reader is None else self._order[reader]
+        while earlier := [w for w in self._writers.get(node, ()) if self._order[w] < end]:
+            node = earlier[-1]
+        return node
+
+    def _known(self, node: Any, reader: fx.Node | None = None) -> _Known | None:
+        """The kind of a node's values as `reader` reads them."""
+        if not isinstance(node, fx.Node) or node not in self._of_image:
+            return None
+        node = self._current(node, reader)
+        if node.op != "call_function":
+            return None
+        name = _name(node.target)
+        source = node.args[0] if node.args else None
+        if name in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
+            values = "log-probabilities" if "log" in name else "probabilities"
+            return ScoreKind(values, "exclusive"), int(node.meta["val"].shape[node.args[1]])
+        if name == "sigmoid":
+            return ScoreKind("probabilities", "multi-label"), 0
+        if name in ("log_sigmoid", "log_sigmoid_forward"):
+            return ScoreKind("log-probabilities", "multi-label"), 0
+        if name in _LINEAR:
+            return _LOGITS, 0
+        if name in _MOVES or (name == "dropout" and not node.args[2]):
+            return self._known(source, node)
+        return self._of_known(name, node, source)
+
+    def _of_known(self, name: str, node: fx.Node, source: Any) -> _Known | None:
+        """Operators that keep or change a kind that is known before them."""
+        if name in ("cat", "concat", "stack"):
+            return _joined([self._known(part, node) for part in source])
+        if name in ("add", "sub", "mul", "div", "neg"):
+            return self._arithmetic(name, node)
+        before = self._known(source, node)
+        if before is None:
+            return None
+        kind, group = before
+        if kind.values == "logits":
+            return before if name in _MEANS | _MAXIMA else None
+        if kind.values == "log-probabilities":
+            return (ScoreKind("probabilities", kind.classes), group) if name == "exp" else None
+        if name == "log":
+            return ScoreKind("log-probabilities", kind.classes), group
+        if name in _MEANS or name in ("clamp", "clip"):
+            return before
+        return (ScoreKind("probabilities", "multi-label"), 0) if name in _MAXIMA else None
+
+    def _arithmetic(self, name: str, node: fx.Node) -> _Known | None:
+        """Sums of logits, and logits scaled by a constant, are logits."""
+        parts = [a for a in node.args if isinstance(a, fx.Node) and a in self._of_image]
+        scaled = len(parts) == 1 and (name == "mul" or parts[0] is node.args[0])
+        if name in ("mul", "div") and not scaled:
+            return None
+        known = [self._known(part, node) for part in parts]
+        return (_LOGITS, 0) if known and all(k is not None and k[0] == _LOGITS for k in known) else None
+
+
+def _joined(parts: list[_Known | None]) -> _Known | None:
+    kinds = {None if part is None else part[0] for part in parts}
+    if len(kinds) != 1 or None in kinds:
+        return None
+    (kind,) = kinds
+    assert kind is not None
+    return (ScoreKind(kind.values) if kind.classes == "exclusive" else kind), 0
+
+
+def _name(target: Any) -> str:
+    """The operator's name without namespace and without the mark of the in-place form."""
+    if isinstance(target, torch._ops.OpOverload):
+        name: str = target._schema.name.rpartition("::")[2]
+        return name.rstrip("_") if is_inplace(target) else name
+    return "getitem" if target is operator.getitem else str(target)
+
+
+def plain_containers(tree: Any) -> Any:
+    """Outputs nested as the network nests them, in plain dictionaries, lists and tuples: what a saved program holds.
+
+    A dataclass becomes a dictionary of its fields.
+    """
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type | Mapping):
+        tree = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    if isinstance(tree, Mapping):
+        return {key: plain_containers(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return (
+            [plain_containers(v) for v in tree]
+            if isinstance(tree, list)
+            else tuple(plain_containers(v) for v in tree)
+        )
+    if tree is None or isinstance(tree, fx.Node):
+        return tree
+    raise Refused(
+        [Refusal("", "output", f"its results are held by a {type(tree).__name__}, not by plain containers")]
+    )

@@ -1,0 +1,7 @@
+"""Proofs that two networks compute the same function."""
+
+from onebyone.verification.result import DenseCheck, Fault, GradientCheck, LayerCheck, Verification
+from onebyone.verification.tiling import compare_tiled
+from onebyone.verification.verify import verify
+
+__all__ = ["DenseCheck", "Fault", "GradientCheck", "LayerCheck", "Verification", "compare_tiled", "verify"]

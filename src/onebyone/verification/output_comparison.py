@@ -1,0 +1,282 @@
+"""Two whole networks on one input: in float64, in their own dtype, and their gradients.
+
+Let e be the original's own rounding error: the largest |original − original in float64| of an output, and at
+least half a unit in the last place of its largest value (u·max|y|), which no form can avoid. A network that
+already is in float64 has no finer reference; its e is that of its float32 copy times u64/u32, since to first
+order the error is proportional to u.
+
+- `rounding_ratio` is the converted network's error over e (1 where both are zero). It must stay below
+  √(u'/u), u' being the roundoff of the next shorter type: nearer to this type than to that one.
+- In float64 the two may differ by at most e·√(u64/u): the geometric middle between what rounding does in
+  float64 (e·u64/u) and what it does in the network's own dtype (e). Rounding stays a factor of √(u/u64)
+  below it (23,170 for float32), and whatever a user could ever notice is as far above.
+
+Both are judged output by output, so that a small output is not drowned by a large one. The same rule holds
+for the gradients of Σ c·y, c random signs, with respect to every floating input and every parameter.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.laws import bounds
+from onebyone.verification.network_run import Named, Observation, Runner, is_real_or_complex
+from onebyone.verification.pytree import cast_tensor, leaves, wide
+
+U64 = bounds.unit_roundoff("float64")
+# the next shorter type: TF32 and float16 below float32, the eight-bit E5M2 below the sixteen-bit types
+_SHORTER = {"float64": 2.0**-24, "float32": 2.0**-11, "float16": 2.0**-3, "bfloat16": 2.0**-3}
+
+
+@dataclass
+class NetworkCheck:
+    """What the comparison of two networks found; the parts of a Verification."""
+
+    max_error: float | None = None
+    rounding_ratio: float | None = None
+    float64_error: float | None = None
+    float64_limit: float | None = None
+    problems: list[str] = field(default_factory=list)
+    unverified: list[str] = field(default_factory=list)
+
+
+def own_dtype(model: Any, example: Any) -> torch.dtype:
+    """The shortest real floating dtype among parameters and inputs: the one whose rounding shows."""
+    tensors = [t for _, t in leaves(example)]
+    if isinstance(model, nn.Module):
+        tensors += list(model.parameters())
+    found = {t.real.dtype if t.is_complex() else t.dtype for t in tensors}
+    known = [d for d in found if str(d).removeprefix("torch.") in _SHORTER]
+    return max(known, key=unit, default=torch.float32)
+
+
+def unit(dtype: torch.dtype) -> float:
+    """Unit roundoff of a torch dtype."""
+    return bounds.unit_roundoff(str(dtype))
+
+
+def limit64(own_error: float, u: float) -> float:
+    """How far two forms may differ in float64, given the original's own error at roundoff `u`."""
+    return own_error * math.sqrt(U64 / u)
+
+
+def copies_in(dtype: torch.dtype, *models: Any) -> tuple[Any, ...]:
+    """Deep copies of the networks in `dtype`, made together, so that what they share stays shared."""
+    memo: dict[int, Any] = {}
+    for module in (m for model in models if isinstance(model, nn.Module) for m in model.modules()):
+        # what old-style weight-norm leaves as plain attributes cannot be deep-copied (and is computed afresh)
+        tensors = [v for v in vars(module).values() if isinstance(v, Tensor) and v.grad_fn is not None]
+        memo |= {id(v): v.detach().clone() for v in tensors}
+    with warnings.catch_warnings():  # torch copies its own deprecated tree specs, with every traced graph
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+        copied = copy.deepcopy(models, memo)
+    for model in copied:
+        if isinstance(model, nn.Module):
+            model._apply(lambda t: cast_tensor(t, dtype))  # type: ignore[no-untyped-call]
+    return copied
+
+
+@dataclass(frozen=True)
+class Quartet:
+    """Both networks in their own dtype and in a second one (float64; float32 for networks that are in
+    float64).
+    """
+
+    original: Runner
+    converted: Runner
+    wide_original: Runner
+    wide_converted: Runner
+    u: float
+    """Unit roundoff of the shorter of the two dtypes."""
+    is_float64: bool
+
+
+def quartet(original: Runner, converted: Runner) -> Quartet:
+    """The four runners. May raise whatever copying a network raises."""
+    dtype = own_dtype(original.call, original.example)
+    is_float64 = dtype == torch.float64
+    other = torch.float32 if is_float64 else torch.float64
+    calls = copies_in(other, original.call, converted.call)
+    a, b = (r.in_dtype(c, other) for r, c in zip((original, converted), calls, strict=True))
+    if is_float64:
+        return Quartet(a, b, original, converted, unit(other), True)
+    return Quartet(original, converted, a, b, unit(dtype), False)
+
+
+def compare(
+    four: Quartet,
+    wide_original: Observation,
+    original: Observation,
+    wide_converted: Observation,
+    converted: Observation,
+) -> NetworkCheck:
+    """Outputs of both networks, in float64 and in the shorter dtype."""
+    check = NetworkCheck()
+    exact, rounded = wide_original.outputs, original.outputs
+    found64 = _outputs(wide_converted, check, "in float64")
+    found = _outputs(converted, check, "")
+    stochastic = wide_original.random
+    if stochastic:
+        check.unverified.append(
+            "its forward draws random numbers in eval mode: compared under one seed only; PyTorch draws them in the "
+            "order in which a tensor lies in memory, so that one seed can give other numbers after a conversion"
+        )
+    if found64 is None or found is None:
+        return check
+    if not _same_structure(exact, found64, check) or not _same_structure(exact, found, check):
+        return check
+    if not leaves_finite({"original": exact, "original ": rounded, "converted": [*found64, *found]}, check):
+        return check
+    for (path, y), (_, y_own), (_, z), (_, z_own) in zip(exact, rounded, found64, found, strict=True):
+        _judge(check, path, y, y_own, z, z_own, four, stochastic)
+    return check
+
+
+def _judge(
+    check: NetworkCheck,
+    path: str,
+    y: Tensor,
+    y_own: Tensor,
+    z: Tensor,
+    z_own: Tensor,
+    four: Quartet,
+    stochastic: bool,
+) -> None:
+    """One output of both networks: exact y, rounded y, and the converted network's two."""
+    name = f"output {path}" if path else "the output"
+    if not (y.is_floating_point() or y.is_complex()):
+        if not torch.equal(y, z) or not torch.equal(y_own, z_own):
+            check.problems.append(f"{name} ({y.dtype}) differs")
+        return
+    error64 = difference(y, z)
+    if size_of(y) == 0 and y.numel():
+        check.unverified.append(f"{name} is all zeros: it shows nothing of what comes before")
+    # two dtypes draw different random numbers, so that there the floor has to do
+    own = four.u * size_of(y) if stochastic else max(difference(y, y_own), four.u * size_of(y))
+    limit = limit64(own, four.u)
+    if four.is_float64:
+        scale = own * U64 / four.u
+        ratio = quotient(error64, scale)
+        direct = error64
+    else:
+        ratio = quotient(difference(y, z_own), own)
+        direct = difference(y_own, z_own)
+    check.max_error = max(check.max_error or 0.0, direct)
+    worst = check.float64_limit is None or quotient(error64, limit) >= quotient(
+        check.float64_error or 0.0, check.float64_limit
+    )
+    if worst:
+        check.float64_error, check.float64_limit = error64, limit
+    if error64 > limit:
+        check.problems.append(f"{name} differs by {error64:.3g} in float64, limit {limit:.3g}")
+    if stochastic:
+        return
+    check.rounding_ratio = max(check.rounding_ratio or 0.0, ratio)
+    u = U64 if four.is_float64 else four.u
+    allowed = math.sqrt(shorter(u) / u)
+    if ratio > allowed:
+        check.problems.append(
+            f"{name} has {ratio:.3g} times the original's rounding error, limit {allowed:.3g}"
+        )
+
+
+def unit_of(runner: Runner) -> float:
+    """Unit roundoff of a runner's own dtype."""
+    return unit(own_dtype(runner.call, runner.example))
+
+
+def compare_directly(
+    original: Observation, converted: Observation, u: float, nudged: Observation | None = None
+) -> NetworkCheck:
+    """Outputs in their own dtype alone, for networks that cannot be run in a second one.
+
+    They may differ by √(u'/u) times the original's own rounding error, u' the next shorter type's roundoff: the middle
+    between this type's error and that one's. The own error is taken as u·max|y|, or as what the outputs move by when
+    each weight moves by one roundoff (`nudged`), whichever is larger.
+    """
+    check = NetworkCheck()
+    expected = original.outputs
+    found = _outputs(converted, check, "")
+    if found is None or not _same_structure(expected, found, check):
+        return check
+    if not leaves_finite({"original": expected, "converted": found}, check):
+        return check
+    for (path, y), (_, z) in zip(expected, found, strict=True):
+        own = max(u * size_of(y), _moved(y, path, nudged))
+        off, limit = difference(y, z), math.sqrt(shorter(u) / u) * own
+        limit = limit if is_real_or_complex(y) else 0.0
+        check.max_error = max(check.max_error or 0.0, off)
+        if off > limit:
+            name = f"output {path}" if path else "the output"
+            check.problems.append(f"{name} differs by {off:.3g}, limit {limit:.3g}")
+    return check
+
+
+def _moved(y: Tensor, path: str, nudged: Observation | None) -> float:
+    moved = dict(nudged.outputs).get(path) if nudged is not None and not nudged.error else None
+    return 0.0 if moved is None or not bool(torch.isfinite(moved).all()) else difference(y, moved)
+
+
+def shorter(u: float) -> float:
+    """The unit roundoff of the next shorter type."""
+    return next(v for name, v in _SHORTER.items() if bounds.unit_roundoff(name) == u)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest |a − b|, in float64; NaN counts as infinite; 0 for empty tensors."""
+    if a.shape != b.shape:
+        return math.inf
+    if a.numel() == 0:
+        return 0.0
+    d = (wide(a) - wide(b)).abs()
+    return math.inf if bool(torch.isnan(d).any()) else float(d.max())
+
+
+def size_of(t: Tensor) -> float:
+    return float(wide(t).abs().max()) if t.numel() else 0.0
+
+
+def quotient(error: float, scale: float) -> float:
+    """error ÷ scale, where no error over no scale is 1 and an error over no scale infinite."""
+    if scale == 0:
+        return 1.0 if error == 0 else math.inf
+    return error / scale
+
+
+def _outputs(seen: Observation, check: NetworkCheck, where: str) -> Named | None:
+    if seen.error:
+        check.problems.append(f"the converted network fails {where}".rstrip() + f": {seen.error}")
+        return None
+    return seen.outputs
+
+
+def _same_structure(
+    expected: list[tuple[str, Tensor]], found: list[tuple[str, Tensor]], check: NetworkCheck
+) -> bool:
+    a = [(path, tuple(t.shape)) for path, t in expected]
+    b = [(path, tuple(t.shape)) for path, t in found]
+    if a != b:
+        check.problems.append(f"outputs have places and shapes {b}, the original's {a}")
+    if not a:
+        check.problems.append("the original returns no tensor to compare")
+    return bool(a) and a == b
+
+
+def leaves_finite(groups: Mapping[str, list[tuple[str, Tensor]]], check: NetworkCheck) -> bool:
+    """Whether all tensors are finite; each that is not becomes a problem, so that nothing passes on NaN."""
+    before = len(check.problems)
+    for group, tensors in groups.items():
+        for path, t in tensors:
+            if (t.is_floating_point() or t.is_complex()) and not bool(torch.isfinite(t).all()):
+                said = f"{group.strip()}: {path or 'the output'} holds NaN or infinity"
+                if said not in check.problems:
+                    check.problems.append(said)
+    return len(check.problems) == before

@@ -1,0 +1,71 @@
+"""Numbers in pictures: shown whole, whatever the width."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+from onebyone.drawing import Drawing, describe, render
+from onebyone.drawing.repeats import common_path
+from onebyone.drawing.scene import fonts, shortened, wrapped
+from tests.drawing import svgs
+
+NARROWEST = 2.8
+DIGITS = re.compile(r"\d(?:[\d,.]*\d)?")
+
+
+@cache
+def network(features: int, outputs: int) -> Drawing:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, features, 1), nn.AdaptiveAvgPool2d(3), nn.Flatten())
+    net.append(nn.Linear(features * 9, outputs))
+    return describe(net.eval(), torch.randn(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("features", "outputs", "weights"), [(64, 64, "36,864"), (512, 1024, "4.72 M")])
+@pytest.mark.parametrize("width", [NARROWEST, "column", "page"])
+def test_the_number_of_weights_is_written_whole(
+    features: int, outputs: int, weights: str, width: str | float
+) -> None:
+    """Right of the arrow, beside the kernel: 64·9·64 = 36,864 and 512·9·1,024 = 4,718,592 weights."""
+    texts = [line.text for line in svgs.texts(render(network(features, outputs), "F3", width=width))]
+    assert [t for t in texts if t.endswith(f"{weights} weights")], texts
+
+
+@pytest.mark.parametrize("figure", ["F1", "F2", "F3", "strip"])
+def test_no_text_of_the_narrowest_picture_has_an_ellipsis_in_a_number(figure: str) -> None:
+    for line in svgs.texts(render(network(64, 64), figure, width=NARROWEST)):
+        assert not re.search(r"\d…|…[\d,.]*\d", line.text), line.text
+
+
+@pytest.mark.parametrize(
+    "text", ["the same 36,864 weights", "W 4096×512×7×7", "layers.10.blocks.23.fc1", "103 M"]
+)
+@pytest.mark.parametrize("width", range(4, 90, 3))
+def test_shortening_keeps_every_number(text: str, width: int) -> None:
+    cut = shortened(text, width, 6.5)
+    assert DIGITS.findall(cut) == DIGITS.findall(text)
+    letters = re.sub(r"[\d,.×]", "", text)
+    if fonts.width(cut, 6.5) > width:  # only what holds no letter any more may stay wider
+        assert not set(cut) & set(letters.replace(" M", "")) - {"M", " "}, cut
+
+
+@pytest.mark.parametrize("width", range(4, 90, 3))
+def test_wrapping_breaks_no_number(width: int) -> None:
+    rows = wrapped("layer123456 has 36,864 weights", width, 6.5)
+    assert DIGITS.findall(" ".join(rows)) == ["123456", "36,864"]
+
+
+def test_a_list_of_paths_with_gaps_is_no_number() -> None:
+    assert common_path([f"a.{n}.x" for n in (1, 3, 5, 64)]) == "a.1,…,64.x"
+
+
+def test_alike_pools_are_told_once() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(49, 4)).eval()
+    svg = render(describe(net, torch.randn(1, 1, 18, 18)), "F3", width="page")
+    told = re.findall(r"becomes a (\S+) pool", " ".join(line.text for line in svgs.texts(svg)))
+    assert len(told) == len(set(told)) > 1

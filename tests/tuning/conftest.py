@@ -1,0 +1,40 @@
+"""A network tuned once, and how results are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import onebyone
+from onebyone.tuning import Tuned, selection
+from onebyone.tuning.time_budget import Budget
+from onebyone.verification.pytree import leaves
+from tests.tuning import networks
+
+BUDGET = 0.3
+
+
+@pytest.fixture
+def ample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time for every whole, however slow the machine is, and none for the search."""
+    monkeypatch.setattr(Budget, "allows", lambda self, kind: True)
+    monkeypatch.setattr(selection, "search_layers", lambda *_: None)
+
+
+def tuned(network: Any, example: Any, **options: Any) -> Tuned:
+    return onebyone.tune(network, example, **({"engines": "eager", "budget": BUDGET} | options))
+
+
+@pytest.fixture(scope="session")
+def made() -> tuple[nn.Module, Tensor, Tuned]:
+    network, x = networks.images(), torch.randn(2, 3, 8, 8)
+    return network, x, tuned(network, x, budget=2.0)
+
+
+def close(a: Any, b: Any) -> None:
+    """Within the limit that `verify` derives, for numbers of this size (√(u'/u)·u = 2^-17.5 of the largest)."""
+    size = max(float(t.detach().abs().max()) for _, t in leaves(b))
+    torch.testing.assert_close(a, b, rtol=0, atol=2**-17.5 * size)

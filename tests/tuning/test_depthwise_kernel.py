@@ -1,0 +1,50 @@
+"""The engine "onebyone": depthwise convolutions, with the kernels and strides that it knows beforehand and others."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tuning import test_own_kernels
+from tests.tuning.test_own_kernels import error
+
+pytestmark = test_own_kernels.pytestmark
+
+USUAL = [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1)]
+
+
+def off(channels: int, size: tuple[int, int], threads: int = 2, samples: int = 1, **settings: int) -> float:
+    """Its error in units of float32's rounding of the largest output, over that of so many roundings."""
+    torch.manual_seed(0)
+    kernel = settings.pop("kernel")
+    depthwise = nn.Conv2d(channels, channels, kernel, groups=channels, **settings)  # type: ignore[arg-type]
+    network = nn.Sequential(nn.Conv2d(3, channels, 1), depthwise)
+    return error(network, torch.randn(samples, 3, *size), threads) / (8 * (kernel * kernel + 40))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [*USUAL, (7, 2), (4, 1), (1, 1)])
+def test_every_width_and_share_of_the_channels(kernel: int, stride: int) -> None:
+    """Rows shorter than the places that go together, of a whole number of them, and with some left over."""
+    for wide, channels, threads in product((3, 8, 14, 20), (16, 56), (1, 3)):
+        settings = {"kernel": kernel, "stride": stride, "padding": kernel // 2}
+        assert off(channels, (9, wide), threads, **settings) < 1, (wide, channels, threads)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), USUAL)
+def test_no_padding_much_padding_and_many_samples(kernel: int, stride: int) -> None:
+    for padding, samples in product((0, 1, kernel - 1), (1, 3)):
+        assert off(40, (11, 17), samples=samples, kernel=kernel, stride=stride, padding=padding) < 1
+
+
+def test_a_dilated_one_is_not_taken_for_a_usual_one() -> None:
+    assert off(16, (12, 21), kernel=3, stride=1, padding=2, dilation=2) < 1
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Hardswish(), nn.SiLU(), nn.Sigmoid(), nn.GELU()])
+def test_the_activation_behind_it(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 3, 1, 1, groups=24), activation)
+    assert error(network, 4 * torch.randn(1, 3, 9, 20)) < 200

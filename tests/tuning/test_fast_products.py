@@ -1,0 +1,84 @@
+"""`fast_products`: off by default, stated, kept in the plan, and honoured where a plan is applied."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import onebyone
+from onebyone.errors import NotEquivalent
+from onebyone.tuning import Plan, engines
+from onebyone.tuning.engines import native
+from onebyone.tuning.result import tables
+from tests.tuning import networks, test_own_kernels
+from tests.tuning.conftest import tuned
+
+pytestmark = test_own_kernels.pytestmark
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)).requires_grad_(False)
+
+
+def spoilt(model: nn.Module, x: torch.Tensor) -> float:
+    """By how much the rows beside one of 10⁶ are wrong, over their size."""
+    x = x.clone()
+    x[0, 5] *= 1e6
+    exact = network().double()(x.double())[0]
+    error = (model(x)[0].double() - exact).norm(dim=1) / exact.norm(dim=1)
+    return float(error.max())
+
+
+def test_rows_are_kept_apart_unless_asked_otherwise(tmp_path: Path) -> None:
+    net, x = network(), torch.randn(1, 196, 256)
+    t = tuned(net, x, engines="onebyone", budget=1.0)
+    plan = dataclasses.replace(
+        t.plan, choice={**t.plan.choice, "engine": "onebyone", "form": "original", "layers": {}}
+    )
+    assert not plan.fast_products
+    assert "fast products" not in str(t)
+    assert spoilt(onebyone.tune(net, x, plan=plan).model, x) < 1e-5
+    fast = dataclasses.replace(plan, fast_products=True)
+    again = onebyone.tune(net, x, plan=fast.save(tmp_path / "plan.json"))
+    assert again.plan.fast_products
+    assert "fast products: rows may be multiplied together without an error bound for each" in str(again)
+    assert spoilt(again.model, x) > 1e-2
+    asked = tuned(net, x, engines="onebyone", budget=1.0, fast_products=True)
+    assert asked.plan.fast_products
+    assert asked.plan.to_dict()["fast_products"] is True
+
+
+@pytest.mark.usefixtures("ample")
+def test_the_judge_refuses_products_that_spoil_rows() -> None:
+    """The engine without its guards, which the option alone may choose."""
+    net, x = network(), torch.randn(1, 196, 256)
+    unguarded = dataclasses.replace(
+        engines.engine_of("onebyone"),
+        name="unguarded",
+        build=lambda n, c, s: native._build(n, c, dataclasses.replace(s, fast_products=True)),
+    )
+    with networks.registered(unguarded):
+        t = tuned(net, x, engines="unguarded", budget=1.0)
+        refused = {c["name"]: c["refused"] for c in t.plan.candidates}["unguarded:original"]
+        assert "in row" in str(refused)
+        assert t.plan.choice["engine"] == "eager"
+        plan = dataclasses.replace(t.plan, choice={**t.plan.choice, "engine": "unguarded", "layers": {}})
+        with pytest.raises(NotEquivalent, match="in row"):
+            onebyone.tune(net, x, plan=plan)
+
+
+def test_the_worst_row_is_in_the_table_and_in_the_plan() -> None:
+    net, x = network(), torch.randn(1, 16, 256)
+    t = tuned(net, x)
+    headers, rows = tables(t.plan)[0]
+    assert headers[6] == "worst row"
+    assert float(rows[0][6]) <= 1.0
+    assert all(0 < c["row_ratio"] <= 90.5 for c in t.plan.candidates if c["refused"] is None)
+    data = t.plan.to_dict()  # a plan of an earlier version does not say
+    assert data.pop("fast_products") is False
+    assert not Plan.from_dict(data).fast_products

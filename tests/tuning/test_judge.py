@@ -1,0 +1,252 @@
+"""The judge: what is the same function passes, and planted faults do not."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onebyone.errors import BadInput
+from onebyone.tuning.accuracy import RUNS, Judge
+from onebyone.tuning.call_signature import Calling
+from onebyone.tuning.engines import Setting
+from tests.tuning import networks
+
+SETTING = Setting(torch.device("cpu"), 1)
+
+
+def judged(network: nn.Module, example: Any, change: Any = None, free: bool = False) -> Any:
+    calling = Calling.of(network.eval(), example, free)
+    judge = Judge(network, calling)
+    call = networks.eager(network, calling, SETTING)
+    return judge.check(call if change is None else lambda *a, **k: change(call(*a, **k)))
+
+
+def test_the_network_itself_has_its_own_rounding_error() -> None:
+    check = judged(networks.images(), torch.randn(2, 3, 8, 8))
+    assert check.problem == ""
+    assert check.ratio is not None
+    assert 0 < check.ratio <= 1
+    assert check.max_error == 0.0
+
+
+def test_the_ratio_against_a_second_computation() -> None:
+    """Error over the original's own, both against a float64 copy made here."""
+    network, x = networks.images().eval(), torch.randn(2, 3, 8, 8)
+    off = torch.zeros(2, 5)
+    off[1, 3] = 1e-5
+    calling = Calling.of(network, x)
+    judge = Judge(network, calling)
+    judge.references = judge.references[:1]
+    with torch.no_grad():
+        own = network(x)
+        exact = networks.images().double().eval()(x.double())
+    check = judge.check(lambda x: own + off)
+    unit = 2.0**-24 * float(exact.abs().max())
+    expected = float((own + off - exact).abs().max()) / max(float((own - exact).abs().max()), unit)
+    assert check.ratio == pytest.approx(expected)
+    assert check.max_error == pytest.approx(1e-5, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda y: y + 1e-3, "times the original's rounding error, limit 90.5"),
+        (lambda y: y.bfloat16().float(), "times the original's rounding error"),
+        (lambda y: y.roll(1, 1), "times the original's rounding error"),
+        (lambda y: y * float("nan"), "holds NaN or infinity"),
+        (lambda y: y[:, :4], r"places and shapes \[\('', \(2, 4\)\)\]"),
+        (lambda y: (y, y), "places and shapes"),
+    ],
+)
+def test_what_is_wrong_is_seen(change: Any, words: str) -> None:
+    import re
+
+    check = judged(networks.images(), torch.randn(2, 3, 8, 8), change)
+    assert re.search(words, check.problem)
+
+
+def test_an_answer_that_does_not_look_at_its_input() -> None:
+    """Right on the example, and on nothing else."""
+    network, x = networks.images().eval(), torch.randn(1, 3, 8, 8)
+    calling = Calling.of(network, x)
+    call = networks.constant(network, calling, SETTING)
+    assert "rounding error" in Judge(network, calling).check(call).problem
+
+
+class Tokens(nn.Module):
+    """A head on 196 tokens (N, 196, 16), each by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(x) + self.head(self.norm(x))
+        return y
+
+
+def spoilt_row(y: Tensor) -> Tensor:
+    """One token is off by a hundred thousandth of the largest number of all, which is a hundredth of its own."""
+    y = y.clone()
+    y[0, 77] += 1e-2 * y[0, 77].abs().max()
+    return y
+
+
+def test_one_row_of_196_that_is_spoilt_is_seen() -> None:
+    network, x = Tokens(), torch.randn(1, 196, 16)
+    x[0, 5] *= 1e5  # so that the whole output's largest error tells nothing
+    check = judged(network, x, spoilt_row)
+    assert "in row 77, limit 90.5" in check.problem
+    assert check.row_ratio > 1e4
+    calling = Calling.of(network, x)
+    judge = Judge(network, calling, by_row=False)
+    assert judge.check(lambda x: spoilt_row(network(x))).problem == ""
+    assert judged(network, x).row_ratio <= 1
+
+
+def test_rows_that_lose_digits_beside_large_ones_are_seen() -> None:
+    """As Strassen's products without scaling do: an error that grows with the largest row."""
+    network, x = Tokens().eval(), torch.randn(1, 196, 16)
+    check = judged(network, x, lambda y: y + 1e-7 * y.abs().max())
+    assert "on an input with outliers" in check.problem
+    judge = Judge(network, Calling.of(network, x), by_row=False)
+    assert judge.check(lambda x: network(x) + 1e-7 * network(x).abs().max()).problem == ""
+
+
+@pytest.mark.parametrize("example", [(3, 196, 16), (3, 16)])
+def test_samples_that_reach_each_other_are_seen(example: tuple[int, ...]) -> None:
+    check = judged(Tokens(), torch.randn(example), lambda y: y + 1e-6 * y.mean(0))
+    assert "in row" in check.problem
+    assert "on an input with outliers" in check.problem
+
+
+class Sometimes:
+    """Wrong in each third call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, y: Tensor) -> Tensor:
+        self.calls += 1
+        return y + (self.calls % 3 == 0)
+
+
+@pytest.mark.parametrize("offset", range(3))
+def test_what_is_wrong_in_each_third_call_is_seen(offset: int) -> None:
+    fault = Sometimes()
+    fault.calls = offset
+    assert "rounding error" in judged(networks.tokens(), torch.randn(2, 4, 8), fault).problem
+
+
+def test_what_is_wrong_under_load_is_seen() -> None:
+    import threading
+
+    def raced(y: Tensor) -> Tensor:
+        return y + any(t.name == "onebyone-load" for t in threading.enumerate())
+
+    assert "rounding error" in judged(networks.tokens(), torch.randn(2, 4, 8), raced).problem
+    assert not any(t.name == "onebyone-load" for t in threading.enumerate())
+
+
+def test_a_slow_candidate_is_run_once_on_each_input_and_the_chosen_one_several_times() -> None:
+    network, x = networks.tokens().eval(), torch.randn(2, 4, 8)
+    judge, calls = Judge(network, Calling.of(network, x)), []
+
+    def slow(x: Tensor) -> Tensor:
+        calls.append(1)
+        time.sleep(0.1)
+        return network(x)
+
+    inputs = len(judge.references)
+    assert inputs == 5
+    assert judge.check(slow).problem == ""
+    assert len(calls) == inputs + RUNS - 1
+    calls.clear()
+    assert judge.check(slow, thorough=True).problem == ""
+    assert len(calls) >= 2 * inputs + 2 * RUNS - 1
+
+
+def test_maps_are_judged_by_position_and_what_is_near() -> None:
+    """An error of what is near is rounding, of what is far is not: convolutions by tiles round so."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1)).eval(), torch.randn(1, 3, 80, 80)
+    x[..., :8, :8] *= 1e5
+
+    def near(y: Tensor) -> Tensor:
+        y = y.clone()
+        y[0, :, 9, 9] += 1e-2
+        return y
+
+    def far(y: Tensor) -> Tensor:
+        y = y.clone()
+        y[0, :, 60, 60] += 1e-2
+        return y
+
+    judge = Judge(network, Calling.of(network, x))
+    judge.references = judge.references[:1]
+    assert judge.check(lambda x: near(network(x))).problem == ""
+    assert "in row" in judge.check(lambda x: far(network(x))).problem
+
+
+def test_a_batch_that_is_baked_in() -> None:
+    network, x = networks.tokens().eval(), torch.randn(2, 4, 8)
+    calling = Calling.of(network, x, free_batch=True)
+    check = Judge(network, calling).check(lambda x: network(x.reshape(2, -1, 8)[:, :4]))
+    assert "shapes" in check.problem
+    judge = Judge(network, calling, by_row=False)
+    assert [r.calling.tensors[0].shape[0] for r in judge.references] == [2, 2, 5]
+
+
+def test_a_call_that_fails_is_told() -> None:
+    def fail(y: Tensor) -> Tensor:
+        raise RuntimeError("no luck\nat all")
+
+    assert judged(networks.tokens(), torch.randn(2, 4, 8), fail).problem == "it fails: RuntimeError: no luck"
+
+
+def test_integers_must_be_equal() -> None:
+    class Best(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.argmax(-1)
+
+    x = torch.tensor([[1.0, 3.0, 2.0]])
+    assert judged(Best(), x).problem == ""
+    assert "differs" in judged(Best(), x, lambda y: y + 1).problem
+
+
+def test_without_a_float64_reference_outputs_are_compared_in_their_own_type() -> None:
+    class Casts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(x.float())
+
+    check = judged(Casts(), torch.randn(3, 4))
+    assert (check.ratio, check.problem) == (None, "")
+    assert "differs by" in judged(Casts(), torch.randn(3, 4), lambda y: y + 1e-3).problem
+
+
+def test_bfloat16_is_measured_by_bfloat16() -> None:
+    network, x = networks.images().eval(), torch.randn(2, 3, 8, 8)
+    calling = Calling.of(network, x)
+    judge = Judge(network, calling, short=torch.bfloat16)
+    narrow = networks.images().bfloat16().eval()
+    check = judge.check(lambda x: narrow(x.bfloat16()).float(), torch.bfloat16)
+    assert check.problem == ""
+    assert check.ratio is not None
+    assert check.ratio > 100
+    assert judge.check(lambda x: narrow(x.bfloat16()).float()).problem
+    assert judge.check(lambda x: 1.5 * narrow(x.bfloat16()).float(), torch.bfloat16).problem
+
+
+def test_a_network_that_does_not_run_or_is_not_finite() -> None:
+    network = networks.images().eval()
+    with pytest.raises(BadInput, match="the network fails on it"):
+        Judge(network, Calling.of(network, torch.randn(1, 4, 8, 8)))
+    with torch.no_grad():
+        network[-1].bias[0] = float("nan")  # type: ignore[index, operator]
+    with pytest.raises(BadInput, match="NaN or infinity on the example"):
+        Judge(network, Calling.of(network, torch.randn(1, 3, 8, 8)))

@@ -1,0 +1,390 @@
+"""The engine "onebyone": its kernels against float64, the memory of its maps, what it refuses."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from onebyone.errors import BadInput
+from onebyone.native.kernels.program import Kind, Map, Step, placed
+from onebyone.tuning.accuracy import Judge
+from onebyone.tuning.candidates import Candidate, Workshop
+from onebyone.tuning.engines import Setting, engine_of
+from onebyone.tuning.engines.exported_program import UnservedError, export
+from onebyone.tuning.engines.native import Planner
+from onebyone.tuning.target import subject_of
+from onebyone.tuning.tune import inside
+
+CPU = Setting(torch.device("cpu"), 2)
+U32 = 2.0**-24
+pytestmark = pytest.mark.skipif(
+    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
+    reason="there is no g++",
+)
+
+
+def build(network: nn.Module, x: Tensor, threads: int = 2) -> Callable[[Tensor], Tensor]:
+    subject = subject_of(network.eval(), x)
+    call: Any = engine_of("onebyone").build(
+        subject.network, subject.calling, Setting(torch.device("cpu"), threads)
+    )
+    return call  # type: ignore[no-any-return]
+
+
+def kinds(network: nn.Module, x: Tensor) -> list[str]:
+    subject = subject_of(network.eval(), x)
+    module: Any = export(subject.network, subject.calling, CPU).program.module()
+    return [s.kind.name for s in Planner(module).plan(module.graph)[0]]
+
+
+def error(network: nn.Module, x: Tensor, threads: int = 2) -> float:
+    """The largest error against float64, in units of float32's rounding of the largest output."""
+    got = build(network, x, threads)(x)
+    with torch.no_grad():
+        exact = network.double()(x.double())
+    network.float()
+    assert got.shape == exact.shape
+    assert got.dtype == torch.float32
+    assert bool(got.isfinite().all())
+    return float((got - exact).abs().max()) / (U32 * float(exact.abs().max()))
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_convolutions_of_every_geometry(data: st.DataObject) -> None:
+    """Narrow images, pointwise, strided, dilated, padded, by tiles, depthwise: odd channels, odd sizes."""
+    draw = data.draw
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    deep = draw(st.booleans())
+    c = draw(st.sampled_from([16, 24, 40])) if deep else draw(st.sampled_from([1, 3, 5, 17]))
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    settings_: dict[str, Any] = {
+        "stride": draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        "padding": draw(st.tuples(st.integers(0, 3), st.integers(0, 3))),
+        "dilation": draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        "bias": draw(st.booleans()),
+    }
+    first = nn.Conv2d(3, c, 1) if deep else nn.Identity()
+    if deep and draw(st.booleans()):
+        k, settings_["groups"] = c, c
+    else:
+        k = draw(st.sampled_from([1, 7, 16, 33, 48]))
+    size = draw(st.tuples(st.integers(10, 23), st.integers(10, 23)))
+    network = nn.Sequential(first, nn.Conv2d(c, k, kernel, **settings_))
+    x = torch.randn(draw(st.integers(1, 2)), 3 if deep else c, *size)
+    taps = kernel[0] * kernel[1] * c
+    assert error(network, x, draw(st.integers(1, 3))) < 8 * (
+        taps + 40
+    )  # γ for that many roundings, of sums of size 1
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, lambda: nn.Hardtanh(0, 6)],
+)
+def test_activations(activation: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 1), activation(), nn.AdaptiveAvgPool2d(9), activation())
+    assert error(network, 4 * torch.randn(2, 3, 9, 9)) < 200
+
+
+@pytest.mark.parametrize(("function", "kind"), [(torch.sigmoid, nn.Sigmoid), (F.silu, nn.SiLU)])
+def test_the_exponential_far_out(function: Callable[[Tensor], Tensor], kind: type[nn.Module]) -> None:
+    x = torch.tensor(
+        [-200.0, -104.0, -90.0, -60.0, -20.0, -3.0, -1e-4, 0.0, 1e-4, 3.0, 20.0, 60.0, 100.0, 200.0]
+    )
+    x = torch.cat([x, torch.linspace(-30, 30, 1010)]).reshape(1, 1, 32, 32)
+    network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), kind())
+    nn.init.ones_(network[0].weight)  # type: ignore[arg-type]
+    got, exact = build(network, x)(x).double(), function(x.double())
+    # e⁸⁸ is the most that is divided by: what is smaller comes out as large as that
+    allowed = 8 * U32 * exact.abs() + (1 + 8 * U32) * math.exp(-88) * x.abs().clamp_min(1)
+    assert bool(((got - exact).abs() <= allowed).all())
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0]).reshape(1, 1, 2, 2)
+    for activation in (nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.Sigmoid()):
+        network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), activation)
+        nn.init.ones_(network[0].weight)  # type: ignore[arg-type]
+        got, own = build(network, x)(x), network(x)
+        assert torch.equal(got.isnan(), own.isnan())
+        assert torch.equal(got.isinf(), own.isinf())
+        assert bool((got - own)[own.isfinite()].abs().max() < 1e-6)
+
+
+def test_a_flattened_map_that_is_not_only_multiplied() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Flatten(), nn.ReLU(), nn.Linear(1024, 2))
+    x = torch.randn(2, 3, 8, 8)
+    assert len(kinds(network, x)) == 3
+    assert error(network, x) < 200
+
+
+class Block(nn.Module):
+    """An inverted residual with squeeze-and-excitation, a shortcut, pools, a head over a flattened map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.Hardswish(inplace=True)
+        )
+        self.expand = nn.Sequential(
+            nn.Conv2d(24, 48, 1, bias=False), nn.BatchNorm2d(48), nn.SiLU(inplace=True)
+        )
+        self.depth = nn.Sequential(
+            nn.Conv2d(48, 48, 5, 1, 2, groups=48, bias=False), nn.BatchNorm2d(48), nn.ReLU()
+        )
+        self.squeeze, self.excite = nn.Conv2d(48, 7, 1), nn.Conv2d(7, 48, 1)
+        self.project = nn.Sequential(nn.Conv2d(48, 24, 1, bias=False), nn.BatchNorm2d(24))
+        self.tiles = nn.Sequential(
+            nn.Conv2d(24, 32, 1), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.shortcut = nn.Conv2d(32, 32, 1)
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Dropout(), nn.Linear(32 * 4 * 4, 20), nn.ReLU(), nn.Linear(20, 5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 32, 32) to (N, 5)."""
+        x = self.stem(x)
+        y = self.depth(self.expand(x))
+        scale = torch.sigmoid(self.excite(F.silu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
+        x = x + self.project(scale * y)
+        x = self.pool(self.tiles(x))
+        y = self.tiles[1](x)
+        y += self.shortcut(x)
+        out: Tensor = self.head(F.relu(y) * y.mean((2, 3), keepdim=True))
+        return out
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_network_of_all_of_it(samples: int) -> None:
+    torch.manual_seed(0)
+    network = Block()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+            nn.init.normal_(module.running_mean, 0.0, 0.2)  # type: ignore[arg-type]
+    x = torch.randn(samples, 3, 32, 32)
+    found = kinds(network, x)
+    assert found.count("WINOGRAD") == 1  # the other 3×3 has too few places
+    assert found.count("MAX_POOL") == 1  # the other is part of it
+    assert found.count("INPUT") == 1
+    assert error(network, x) < 2000
+    call = build(network, x)
+    assert torch.equal(call(x), call(x))
+    # each thread sums what is its own: other threads, other roundings
+    assert error(network, x, threads=1) < 2000
+
+
+_FEWER = """
+import torch
+from tests.tuning.test_own_kernels import Block, error
+torch.manual_seed(0)
+print(error(Block(), torch.randn(2, 3, 32, 32), threads=2))
+"""
+
+
+def test_fewer_threads_than_were_asked_for() -> None:
+    """OpenMP may give fewer: all of the work is done all the same."""
+    env = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _FEWER], env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2000
+
+
+def test_a_shortcut_is_added_where_it_is_computed() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return F.relu(self.b(x) + self.c(x)) + x
+
+    torch.manual_seed(0)
+    network, x = Residual(), torch.randn(1, 3, 8, 8)
+    assert kinds(network, x) == ["INPUT", "CONVOLUTION", "LINEAR", "LINEAR", "ELEMENTWISE"]
+    assert error(network, x) < 200
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 60)), min_size=1, max_size=14)
+)
+def test_no_two_maps_that_are_kept_at_once_share_memory(given_: list[tuple[int, int, int]]) -> None:
+    maps: list[Map] = []
+    steps: list[Step] = []
+    for i, (a, b, size) in enumerate(given_):
+        y = Map((1, size, 1, 1))
+        reads = [maps[j % i] if i else None for j in (a, b)]
+        steps.append(Step(Kind.ELEMENTWISE, reads[0], y, add=reads[1]))
+        maps.append(y)
+    total = placed(steps, maps[-1])
+    assert total <= sum(m.floats for m in maps)
+    for i, step in enumerate(steps):
+        # what this step reads and writes, and whatever is read after it
+        live = [m for m in maps[: i + 1] if m is step.y or any(m in (s.x, s.add) for s in steps[i:])]
+        spans = sorted((m.offset, m.offset + m.floats) for m in live)
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+        assert all(end <= total for _, end in spans)
+
+
+class Twice(nn.Module):
+    """Changes a value in place that it reads again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 16, H, W)."""
+        x = self.a(x)
+        y = F.relu_(x)
+        return self.b(y) + x
+
+
+class Mixed(nn.Module):
+    """Numbers of each channel, with and without the axes of the image: to PyTorch these broadcast."""
+
+    def __init__(self, multiply: bool) -> None:
+        super().__init__()
+        self.a, self.multiply = nn.Conv2d(3, 16, 1), multiply
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 16, N, 16)."""
+        x = self.a(x)
+        left, right = x.mean((2, 3), keepdim=True), x.mean((2, 3))
+        return left * right if self.multiply else left + right
+
+
+@pytest.mark.parametrize("multiply", [True, False])
+def test_operands_that_broadcast_are_refused(multiply: bool) -> None:
+    with pytest.raises(UnservedError, match=r"a (sum|product) of"):
+        build(Mixed(multiply), torch.randn(2, 3, 8, 8))
+
+
+def test_what_is_changed_in_place_is_read_as_it_was_left() -> None:
+    torch.manual_seed(0)
+    assert error(Twice(), torch.randn(1, 3, 8, 8)) < 200
+
+
+def test_what_was_changed_in_place_is_not_read_as_it_was() -> None:
+    subject = subject_of(Twice().eval(), torch.randn(1, 3, 8, 8))
+    module: Any = export(subject.network, subject.calling, CPU).program.module()
+    nodes = {n.name: n for n in module.graph.nodes}
+    nodes["add"].replace_input_with(
+        nodes["relu_"], nodes["conv2d"]
+    )  # torch.export does not, a graph of one's own may
+    with pytest.raises(UnservedError, match="changes a value that is read again"):
+        Planner(module).plan(module.graph)
+
+
+class Doubled(nn.Module):
+    """Two inputs."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Their sum."""
+        return x + y
+
+
+REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
+    "a softmax": (
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(2), nn.Softmax(-1)),
+        (1, 3, 8, 8),
+        "aten.softmax.int",
+    ),
+    "groups": (
+        nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=2)),
+        (1, 4, 8, 8),
+        "3×3 convolution in 2 groups",
+    ),
+    "ceil_mode": (
+        nn.Sequential(nn.Conv2d(3, 16, 1), nn.MaxPool2d(2, ceil_mode=True)),
+        (1, 3, 9, 9),
+        "ceil_mode",
+    ),
+    "narrow maps": (
+        nn.Sequential(nn.Conv2d(3, 2, 1), nn.MaxPool2d(2)),
+        (1, 3, 8, 8),
+        "narrower than a vector",
+    ),
+    "uneven bins": (
+        nn.Sequential(nn.Conv2d(3, 16, 1), nn.AdaptiveAvgPool2d(3)),
+        (1, 3, 8, 8),
+        "adaptive pool",
+    ),
+    "other operators": (nn.Sequential(nn.Conv2d(3, 16, 1), nn.Tanh()), (1, 3, 8, 8), "aten.tanh.default"),
+    "no image": (nn.Linear(3, 4), (2, 3), "no image"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str) -> None:
+    network, shape, reason = REFUSED[name]
+    with pytest.raises(UnservedError, match=reason):
+        build(network, torch.randn(*shape))
+
+
+def test_two_inputs_are_refused() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    subject = subject_of(Doubled(), (x, x))
+    with pytest.raises(UnservedError, match="more than one input"):
+        engine_of("onebyone").build(subject.network, subject.calling, CPU)
+
+
+def test_other_sizes_are_refused_before_they_are_read() -> None:
+    call = build(nn.Conv2d(3, 16, 3), torch.randn(1, 3, 8, 8))
+    with pytest.raises(BadInput, match=r"image: is \(1, 3, 9, 9\)"):
+        call(torch.randn(1, 3, 9, 9))
+    with pytest.raises(BadInput, match="float64"):
+        call(torch.randn(1, 3, 8, 8).double())
+
+
+def test_its_steps_can_be_timed() -> None:
+    call: Any = build(Block(), torch.randn(1, 3, 32, 32))
+    told = call.program.timed(torch.randn(1, 3, 32, 32))
+    assert {"convolution", "depthwise", "winograd", "max_pool", "mean", "elementwise", "linear"} == {
+        kind for kind, _ in told
+    }
+    assert all(ms >= 0 for _, ms in told)
+
+
+def test_it_is_judged_like_any_engine_and_tells_where_its_time_goes() -> None:
+    torch.manual_seed(0)
+    network, x = Block().eval(), torch.randn(1, 3, 32, 32)
+    subject = subject_of(network, x)
+    workshop = Workshop(subject, Judge(subject.network, subject.calling), CPU)
+    own = workshop.attempt(Candidate("onebyone", "original"))
+    assert own.model is not None
+    told = own.model.times(x)
+    assert list(told.values()) == sorted(told.values(), reverse=True)
+    assert set(told) == {kind for kind, _ in build(network, x).program.timed(x)}  # type: ignore[attr-defined]
+    (note,) = inside(own.model, subject.calling)
+    assert all(f"{kind} " in note for kind in told)
+    with pytest.raises(BadInput, match="1×3×32×32"):
+        own.model.times(x[:, :, :16])
+    eager = workshop.attempt(Candidate("eager", "original"))
+    assert eager.model is not None
+    assert eager.model.times(x) == {}
+    assert inside(eager.model, subject.calling) == []
+    assert own.refused is None
+    assert own.ratio is not None
+    assert own.ratio < 30

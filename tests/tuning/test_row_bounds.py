@@ -1,0 +1,257 @@
+"""Linear layers in halves: each row keeps an error bound of its own, whatever the rows beside it hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from onebyone.laws import scaling, strassen
+from onebyone.native.kernels.program import Activation, Kind
+from tests.tuning import test_own_kernels
+from tests.tuning.test_linear_kernel import layer
+from tests.tuning.test_own_kernels import build, kinds
+from tests.tuning.test_rows_put_together import Scaled, steps_of
+
+U32 = 2.0**-24
+LEVELS = pytest.mark.parametrize("levels", [1, 2])
+pytestmark = test_own_kernels.pytestmark
+
+
+def beyond(found: Tensor, x: Tensor, weight: Tensor, levels: int) -> list[int]:
+    """The rows in which an output is further from the product in float64 than the law's bound."""
+    gamma = strassen.gamma(weight.shape[1], U32, levels, joined=4**levels)
+    allowed = gamma * scaling.reach(x.double().numpy(), weight.double().numpy(), levels)
+    error = (found.double() - x.double() @ weight.double().t()).abs().numpy()
+    return sorted({int(i) for i in np.argwhere(error > allowed + 2.0**-149)[:, 0]})
+
+
+def relative(found: Tensor, x: Tensor, weight: Tensor) -> float:
+    """The largest of the rows' errors ÷ their own size, both in the Euclidean norm."""
+    exact = x.double() @ weight.double().t()
+    return float(((found.double() - exact).norm(dim=1) / exact.norm(dim=1)).max())
+
+
+def normal(rows: int = 196, k: int = 768, n: int = 768) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(rows, k), torch.randn(n, k) / k**0.5
+
+
+@LEVELS
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("large", [1e4, 1e6, 1e-6, 1e35])
+def test_one_token_of_196_spoils_no_other(levels: int, threads: int, large: float) -> None:
+    x, weight = normal()
+    even = relative(layer(x, weight, None, levels, threads=threads), x, weight)
+    assert even < 4.5**levels * relative(layer(x, weight, None, 0), x, weight)  # (18/4)^L: the law's constant
+    x[5] *= large
+    found = layer(x, weight, None, levels, threads=threads)
+    assert beyond(found, x, weight, levels) == []
+    assert relative(found, x, weight) < 2 * even  # ρ = 2, as rows are scaled
+    fast = layer(x, weight, None, levels, threads=threads, fast_products=True)
+    assert relative(fast, x, weight) > 1e-4  # the fault that this mends
+
+
+@LEVELS
+def test_large_channels_with_small_weights(levels: int) -> None:
+    x, weight = normal()
+    even = relative(layer(x, weight, None, levels), x, weight)
+    x[:, :384] *= 1e4
+    weight[:, :384] /= 1e4
+    found = layer(x, weight, None, levels)
+    assert beyond(found, x, weight, levels) == []
+    assert relative(found, x, weight) < 4 * even  # ρ·τ = 4
+    assert relative(layer(x, weight, None, levels, fast_products=True), x, weight) > 1e-3
+
+
+@settings(max_examples=40)
+@given(
+    size=st.tuples(st.integers(1, 130), st.integers(1, 40), st.integers(1, 60)),
+    levels=st.integers(1, 2),
+    seed=st.integers(0, 2**31),
+    most=st.integers(0, 30),
+    channels=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_rows_and_channels_of_any_size(
+    size: tuple[int, int, int], levels: int, seed: int, most: int, channels: bool, threads: int
+) -> None:
+    rows, k, n = size[0], size[1] * 2**levels, size[2] * 2**levels
+    torch.manual_seed(seed)
+    x, weight = torch.randn(rows, k), torch.randn(n, k)
+    x *= 10.0 ** torch.randint(-most, most + 1, (rows, 1))
+    x[torch.rand(rows) < 0.1] = 0
+    if channels:
+        by = 10.0 ** torch.randint(-6, 7, (k,))
+        by[torch.rand(k) < 0.1] = torch.inf  # whose weights are zeros
+        weight /= by
+        x = torch.where(by.isinf(), x, x * by.nan_to_num(posinf=1.0) ** 0.5)
+    found = layer(x, weight, None, levels, threads=threads)
+    assert beyond(found, x, weight, levels) == []
+    assert bool((found[(x == 0).all(1)] == 0).all())
+
+
+@LEVELS
+@pytest.mark.parametrize("threads", [1, 3])
+def test_infinities_and_nan_stay_in_their_rows_and_are_those_of_a_direct_product(
+    levels: int, threads: int
+) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randint(-4, 5, (37, 36)).float(), torch.randint(-4, 5, (44, 36)).float()
+    bias, inf = torch.randint(-9, 10, (44,)).float(), torch.inf
+    x[1] = 0
+    x[3, 7] = torch.nan
+    x[8, 30] = inf
+    x[20, 2], x[20, 9] = inf, -inf
+    x[36] = -inf
+    exact = F.linear(x, weight, bias)
+    assert exact.isnan().any(1).sum() == 4  # zero weights too
+    assert exact.isinf().any(1).sum() >= 2
+    assert torch.equal(layer(x, weight, bias, levels, threads=threads).nan_to_num(7.5), exact.nan_to_num(7.5))
+    found = layer(x, weight, bias, levels, activation=Activation.RELU, threads=threads)
+    assert torch.equal(found.nan_to_num(7.5), exact.relu().nan_to_num(7.5))
+    square = torch.randint(-4, 5, (36, 36)).float()
+    found = layer(x, square, None, levels, add=True, threads=threads)
+    assert torch.equal(found.nan_to_num(7.5), (F.linear(x, square) + x).nan_to_num(7.5))
+
+
+@LEVELS
+def test_rows_at_the_ends_of_the_range(levels: int) -> None:
+    """±3·10³⁸ overflows nowhere where the product does not, and 10⁻³⁸ keeps its digits."""
+    x, weight = normal(64, 64, 64)
+    x = x.sign() * 3e38
+    weight /= 8 * weight.abs().max()
+    x[7] *= 1e-38
+    x[9] *= 1e-38
+    x[9] *= 1e-38
+    found = layer(x, weight, None, levels)
+    assert bool(found.isfinite().all())
+    assert beyond(found, x, weight, levels) == []
+    assert relative(found[[0, 7]], x[[0, 7]], weight) < 1e-6
+    tiny = layer(
+        x.sign() * 1.2e-38, weight * 2**10, None, levels
+    )  # scaled, their products keep all their digits
+    assert relative(tiny, x.sign() * 1.2e-38, weight * 2**10) < 1e-6
+    assert bool(layer(x.sign() * 3e38, weight.sign(), None, levels).isinf().any())
+
+
+@LEVELS
+@pytest.mark.parametrize("rows", [9, 33, 63, 130, 321])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bias_sum_and_activation_of_scaled_rows(levels: int, rows: int, threads: int) -> None:
+    """Integers times powers of two are exact; rows in no multiple of the parts, in several chunks, for each thread."""
+    torch.manual_seed(rows)
+    x, weight = (torch.randint(-3, 4, (n, 256)).float() for n in (rows, 256))
+    bias = torch.randint(-9, 10, (256,)).float()
+    x[::3] *= 2.0**16
+    x[1::5] *= 2.0**-9
+    for activation, apply in ((Activation.NONE, torch.clone), (Activation.RELU6, F.relu6)):
+        exact = apply(F.linear(x.double(), weight.double(), bias.double()) + x.double()).float()
+        found = layer(x, weight, bias, levels, add=True, activation=activation, threads=threads)
+        assert torch.equal(found, exact)
+
+
+def test_weights_that_cannot_be_halved_are_multiplied_directly() -> None:
+    """Infinite weights would reach outputs half of them apart; very large ones overflow in sums."""
+    for value in (torch.inf, torch.nan, 3e38):
+        network = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 512)).requires_grad_(False)
+        network[1].weight[3, 4] = value
+        x = torch.randn(1, 64, 256)
+        assert [s.sizes["levels"] > 0 for s in steps_of(network, x)[1:]] == [True, False]
+        found = build(network, x)(x)
+        assert torch.equal(found.isfinite(), network(x).isfinite())
+
+
+def test_rows_put_together_for_a_convolution() -> None:
+    """A large place of an image reaches the places whose windows hold it, and no others."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Conv2d(3, 384, 16, 16)), torch.randn(2, 3, 128, 112)
+    assert kinds(network, x) == ["INPUT", "LINEAR"]
+    call = build(network.requires_grad_(False), x)
+    before, exact = call(x), copy.deepcopy(network).double()
+    for value in (1e6, torch.inf, torch.nan):
+        changed = x.clone()
+        changed[1, 1, 40, 50] = value
+        found, right = call(changed), exact(changed.double())
+        reached = torch.zeros_like(found, dtype=torch.bool)
+        reached[1, :, 2, 3] = True
+        assert float((found - before)[~reached].abs().max()) < 1e-5
+        assert torch.equal(found.isnan(), right.isnan())
+        assert torch.equal(found.isinf(), right.isinf())
+
+
+def test_rows_scaled_where_they_are_read() -> None:
+    """Squeeze-and-excitation: a sample with large numbers, or NaN, changes no other."""
+    torch.manual_seed(0)
+    network, x = Scaled(256, 384, "pointwise"), torch.randn(3, 3, 9, 8)
+    step = next(s for s in steps_of(network, x) if s.third is not None)
+    assert (step.kind, step.sizes["levels"] > 0) == (Kind.LINEAR, True)
+    call = build(network.requires_grad_(False), x)
+    before, exact = call(x), copy.deepcopy(network).double()
+    for value in (1e6, torch.nan):
+        changed = x.clone()
+        changed[1] *= value
+        found, right = call(changed), exact(changed.double())
+        assert float((found - before)[[0, 2]].abs().max()) < 1e-5 * float(before.abs().max())
+        assert torch.equal(found.isnan(), right.isnan())
+
+
+class Mapped(nn.Module):
+    """Convolutions by tiles, depthwise and strided, squeeze-and-excitation, a mean, a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.tiles = nn.Conv2d(3, 64, 4, 4), nn.Conv2d(64, 64, 3, padding=1)
+        self.deep, self.down = nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Conv2d(64, 256, 2, 2)
+        self.project, self.head = nn.Conv2d(256, 256, 1), nn.Linear(256, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 64, 64) to (N, 32)."""
+        x = self.deep(self.tiles(self.stem(x)).relu())
+        x = self.down(F.max_pool2d(x, 3, 1, 1))
+        out: Tensor = self.head(self.project(x * x.mean((2, 3), keepdim=True).sigmoid()).mean((2, 3)))
+        return out
+
+
+class Attending(nn.Module):
+    """Norms, attention of four heads and two layers on tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(128), nn.Linear(128, 384), nn.Linear(128, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 49, 128) to the same."""
+        q, k, v = self.qkv(self.norm(x)).view(*x.shape[:2], 3, 4, 32).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out: Tensor = x + self.out(y)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("made", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)), (4, 49, 256)),
+        (Mapped, (4, 3, 64, 64)),
+        (Attending, (4, 49, 128)),
+    ],
+)
+def test_samples_of_a_batch_do_not_reach_each_other(
+    made: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    network, x = made().eval(), torch.randn(shape)
+    call = build(network.requires_grad_(False), x)
+    before, right = call(x), copy.deepcopy(network).double()(x.double())
+    for value in (255.0, 1e6, torch.inf, torch.nan):
+        changed = x.clone()
+        changed[2] *= value
+        others = [0, 1, 3]
+        assert float((call(changed) - right)[others].abs().max()) < 4 * float((before - right).abs().max())

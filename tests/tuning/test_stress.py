@@ -1,0 +1,79 @@
+"""The engine's kernels under sanitizers, on random networks, beside busy processes; planted faults are found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.tuning import stress
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("g++") or os.environ.get("CI") == "true"), reason="there is no g++"
+)
+OVERFLOWING = 19  # the first network with rows that the old scratch is too small for
+
+
+def run(sanitizer: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.tuning.stress", "--sanitizer", sanitizer, *options]
+    return subprocess.run(
+        command,
+        env=stress.environment(sanitizer),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=3600,
+        check=False,
+    )
+
+
+def assert_clean(done: subprocess.CompletedProcess[str], networks: int) -> None:
+    assert (done.returncode, done.stdout.strip()) == (0, f"{networks} networks, 0 wrong"), done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["none", "address", "undefined", "thread"])
+def test_200_random_networks(sanitizer: str) -> None:
+    assert_clean(run(sanitizer, "--networks", "200"), 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["none", "address"])
+def test_kernels_for_any_processor(sanitizer: str) -> None:
+    """Vectors of four floats, and the rests of rows number by number."""
+    assert_clean(run(sanitizer, "--narrow", "--networks", "40", "--seed", "1000"), 40)
+
+
+@pytest.mark.slow
+def test_beside_busy_processes_with_delays_between_the_threads() -> None:
+    spinning = str(2 * (os.cpu_count() or 1))
+    options = ("--delays", "--spinning", spinning, "--seed", "2000", "--calls", "5", "--plain")
+    assert_clean(run("none", *options, "--networks", "60"), 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sanitizer", "says"), [("none", "after the scratch"), ("address", "use-after-poison")]
+)
+def test_the_old_size_of_the_scratch_is_found(sanitizer: str, says: str) -> None:
+    done = run(sanitizer, "--planted", "scratch", "--networks", "1", "--seed", str(OVERFLOWING))
+    assert done.returncode != 0
+    assert says in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_missing_barrier_is_found() -> None:
+    """Threads that do not wait for each other read what is not yet there."""
+    done = run("thread", "--planted", "race", "--networks", "20")
+    assert done.returncode != 0
+    assert "data race" in done.stderr
+
+
+@pytest.mark.slow
+def test_memory_that_is_read_before_it_is_written_is_found() -> None:
+    done = run("none", "--planted", "unwritten", "--networks", "60")
+    assert done.returncode == 1
+    assert "differs from PyTorch by inf" in done.stdout

@@ -1,0 +1,295 @@
+"""What the engine "onebyone" does with rows of channels, step by step against float64: norms, attention, gathers."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from onebyone.native.kernels.program import Activation, Kind, Map, Meeting, Program, Step
+
+U32 = 2.0**-24
+INF = math.inf
+pytestmark = pytest.mark.skipif(
+    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
+    reason="there is no g++",
+)
+
+
+def given_map(x: Tensor) -> tuple[Step, Map]:
+    """All of what a network is given, in a row."""
+    shape = (1, 1, 1, x.numel())
+    made = Map(shape)
+    return Step(Kind.INPUT, None, made, given=shape), made
+
+
+def run(x: Tensor, steps: list[Step], result: Map, threads: int = 2) -> Tensor:
+    found = Program(steps, result, threads)(x.reshape(1, 1, 1, -1))
+    return found.flatten()
+
+
+def one(kind: Kind, x: Tensor, floats: int, threads: int = 2, **fields: Any) -> Tensor:
+    """What a step of one operand makes of x."""
+    first, source = given_map(x)
+    y = Map((1, floats, 1, 1))
+    return run(x, [first, Step(kind, source, y, **fields)], y, threads)
+
+
+def activated(x: Tensor, kind: Activation) -> Tensor:
+    sizes = {"samples": 1, "height": 1, "width": 1, "channels": x.numel()}
+    return one(Kind.ELEMENTWISE, x, x.numel(), activation=kind, sizes=sizes)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_norms_of_rows(data: st.DataObject) -> None:
+    draw = data.draw
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    places, c = draw(st.integers(1, 12)), draw(st.integers(1, 140))
+    far, eps = draw(st.sampled_from([0.0, 0.0, 3.0, 100.0])), draw(st.sampled_from([1e-6, 1e-5]))
+    x = torch.randn(places, c) + far
+    weight = torch.randn(c) if draw(st.booleans()) else None
+    bias = torch.randn(c) if draw(st.booleans()) else None
+    rows = x.double()
+    index = None
+    if draw(st.booleans()):
+        chosen = torch.randint(places, (draw(st.integers(1, 20)),))
+        index, rows = chosen * c, rows[chosen]
+    got = one(
+        Kind.LAYER_NORM,
+        x,
+        rows.numel(),
+        draw(st.integers(1, 3)),
+        weight=None if weight is None else weight.clone(),
+        bias=bias,
+        index=index,
+        number=eps,
+        sizes={"samples": len(rows), "channels": c},
+    )
+    w = torch.ones(c) if weight is None else weight
+    exact = F.layer_norm(rows, (c,), w.double(), None if bias is None else bias.double(), eps)
+    away = rows - rows.mean(1, keepdim=True)
+    rate = (away.square().mean(1, keepdim=True) + eps).rsqrt()
+    # four sums side by side in every lane: c / 16 additions at most where a vector holds four numbers
+    roundings = (c / 16 + 16) * U32
+    sizes = (rows.abs().mean(1, keepdim=True) + away.abs()) * rate * w.double().abs()
+    allowed = roundings * sizes * (1 + away.abs() * rate) + 4 * U32 * exact.abs()
+    if bias is not None:
+        allowed = allowed + 4 * U32 * bias.double().abs()
+    assert bool(((got.view_as(exact) - exact).abs() <= allowed).all())
+
+
+def test_a_norm_of_what_is_not_finite() -> None:
+    x = torch.randn(3, 40)
+    x[1, 7], x[2, 39] = math.nan, INF
+    got = one(Kind.LAYER_NORM, x, x.numel(), number=1e-5, sizes={"samples": 3, "channels": 40}).view(3, 40)
+    assert bool(got[0].isfinite().all())
+    assert bool(got[1:].isnan().all())
+
+
+def attended(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, threads: int = 2, together: bool = False
+) -> Tensor:
+    """q (B, T, H, D), k and v (B, S, H, ·), in one map each or `together` in one of (B, T, 3, H, D)."""
+    b, t, h, d = q.shape
+    s, out = k.shape[1], v.shape[3]
+    if together:
+        x, row = torch.stack([q, k, v], 2), 3 * h * d
+        apart = [at for i in range(3) for at in (i * h * d, t * row, d, row)]
+    else:
+        x, apart, begin = torch.cat([q.flatten(), k.flatten(), v.flatten()]), [], 0
+        for part in (q, k, v):
+            _, length, _, wide = part.shape
+            apart += [begin, length * h * wide, wide, h * wide]
+            begin += part.numel()
+    # a mask's axis of length 1 stands for all samples, or all heads
+    mask_apart = [0, 0] if mask is None else [0 if mask.shape[i] == 1 else mask.stride(i) for i in range(2)]
+    first, source = given_map(x)
+    y = Map((1, b * t * h * out, 1, 1))
+    sizes = {"samples": b, "height": h, "high": t, "wide": s, "channels": d, "outputs": out}
+    step = Step(Kind.ATTENTION, source, y, None if mask is None else mask.clone(), add=source, third=source)
+    step.apart, step.number, step.sizes = (*apart, *mask_apart), 1 / math.sqrt(d), sizes
+    return run(x, [first, step], y, threads).view(b, t, h, out)
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, got: Tensor) -> None:
+    d, s = q.shape[3], k.shape[1]
+    q64, k64, v64 = (part.double().transpose(1, 2) for part in (q, k, v))
+    scores, sizes = q64 @ k64.mT / math.sqrt(d), q64.abs() @ k64.mT.abs() / math.sqrt(d)
+    errors = (d + 4) * U32 * sizes
+    if mask is not None:
+        scores = scores + mask.double()
+        # what is added to what no weight is left of is no matter
+        errors = torch.where(mask > -90, errors + 2 * U32 * mask.abs(), 0.0)
+    weights = scores.softmax(-1)
+    # a score's error is its weight's, relatively; one for the weight, one for their sum; then roundings of both sums
+    errors = (
+        2.1 * errors.amax(-1, keepdim=True)
+        + (2 * s + 24) * U32
+        + U32 * scores.clamp_min(-100).abs().amax(-1, True)
+    )
+    allowed = errors * (weights @ v64.abs()) + s * 2.0**-119 * v64.abs().amax()
+    exact = weights @ v64
+    difference = (got.double().transpose(1, 2) - exact).abs()
+    assert bool((difference <= allowed).all()), float((difference / allowed).max())
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_attention_of_every_geometry(data: st.DataObject) -> None:
+    """Few and many rows, of any width, in one map or in three, with masks of many kinds."""
+    draw = data.draw
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    b, h = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    t, d = draw(st.integers(1, 40)), draw(st.integers(1, 40) | st.sampled_from([48, 64, 80]))
+    together = draw(st.booleans())
+    s = t if together else draw(st.integers(1, 70))
+    out = d if together else draw(st.integers(1, 40))
+    q, k, v = torch.randn(b, t, h, d), torch.randn(b, s, h, d), torch.randn(b, s, h, out)
+    q *= draw(st.sampled_from([1.0, 1.0, 20.0]))
+    hidden = draw(st.sampled_from([None, 0.0, -INF, -100.0, torch.finfo(torch.float32).min]))
+    mask = None
+    if hidden is not None:
+        mask = torch.randn(draw(st.sampled_from([1, b])), draw(st.sampled_from([1, h])), t, s)
+        mask = mask.masked_fill(torch.rand(mask.shape) < 0.4, hidden)
+        mask[..., draw(st.integers(0, s - 1))] = 0.0
+    got = attended(q, k, v, mask, draw(st.integers(1, 3)), together)
+    check_attention(q, k, v, mask, got)
+
+
+def test_attention_over_many_keys() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 15, 1, 16), torch.randn(1, 2048, 1, 16), torch.randn(1, 2048, 1, 16)
+    check_attention(q, k, v, None, attended(q, k, v, None))
+
+
+def test_attention_is_the_same_on_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 50, 3, 24) for _ in range(3))
+    alone = attended(q, k, v, None, 1)
+    for threads in (2, 3):
+        check_attention(q, k, v, None, attended(q, k, v, None, threads))
+        assert bool((attended(q, k, v, None, threads) - alone).abs().max() <= 1e-6)
+
+
+def test_rows_of_which_nothing_is_seen_are_nan_and_no_others() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 20, 2, 16) for _ in range(3))
+    mask = torch.zeros(1, 1, 20, 20)
+    mask[..., 7, :] = -INF
+    mask[..., 8, :-1] = -INF
+    got = attended(q, k, v, mask)
+    assert bool(got[:, 7].isnan().all())
+    assert bool(got.isnan().sum() == got[:, 7].numel())
+    assert bool(((got[:, 8] - v[:, -1]).abs() <= 4 * U32 * v[:, -1].abs() + 1e-30).all())
+
+
+def test_attention_to_what_is_not_a_number() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 20, 2, 16) for _ in range(3))
+    q[0, 3, 1, 5], v[0, 0, 0, 2] = math.nan, math.nan
+    got = attended(q, k, v, None)
+    expected = torch.zeros_like(got, dtype=torch.bool)
+    expected[0, 3, 1], expected[0, :, 0, 2] = True, True
+    assert torch.equal(got.isnan(), expected)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 50), st.integers(1, 50), st.integers(1, 3))
+def test_turned(samples: int, high: int, wide: int, threads: int) -> None:
+    x = torch.randn(samples, high, wide)
+    sizes = {"samples": samples, "height": high, "width": wide, "channels": 1}
+    got = one(Kind.TURNED, x, x.numel(), threads, sizes=sizes)
+    assert torch.equal(got.view(samples, wide, high), x.mT)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_rows_gathered_into_parts_of_a_map(data: st.DataObject) -> None:
+    """A constant's rows before a map's, along the tokens of several samples."""
+    draw = data.draw
+    samples, c = draw(st.integers(1, 4)), draw(st.sampled_from([1, 3, 16, 20]))
+    before, behind, places = draw(st.integers(1, 5)), draw(st.integers(1, 9)), 7
+    constant, x = torch.randn(5, c), torch.randn(places, c)
+    first, source = given_map(x)
+    wide = (before + behind) * c
+    y = Map((1, samples * wide, 1, 1))
+    chosen = torch.randint(5, (samples, before)), torch.randint(places, (samples, behind))
+    steps = [first]
+    for at, (rows, of) in enumerate(zip(chosen, (constant, x), strict=True)):
+        sizes = {"samples": rows.numel(), "channels": c, "high": rows.shape[1], "wide": wide}
+        sizes["pad_h"] = before * c * at
+        step = Step(Kind.ROWS, source if at else None, y, None if at else of.clone(), sizes=sizes)
+        step.index = rows.flatten() * c
+        steps.append(step)
+    exact = torch.cat([constant[chosen[0]], x[chosen[1]]], 1)
+    assert torch.equal(run(x, steps, y).view_as(exact), exact)
+
+
+@pytest.mark.parametrize("c", [1, 5, 32])
+def test_rows_gathered_one_after_another(c: int) -> None:
+    x = torch.randn(11, c)
+    index = torch.randint(11, (30,))
+    sizes = {"samples": 30, "channels": c, "high": 1, "wide": 0}
+    got = one(Kind.ROWS, x, 30 * c, index=index * c, sizes=sizes)
+    assert torch.equal(got.view(30, c), x[index])
+
+
+@pytest.mark.parametrize("c", [1, 16, 21])
+@pytest.mark.parametrize("meeting", [Meeting.ADDED, Meeting.MULTIPLIED])
+def test_a_second_operand_from_elsewhere(c: int, meeting: Meeting) -> None:
+    """Rows of a map in another order, a constant, one that repeats, rows of a constant."""
+    torch.manual_seed(0)
+    places = 12
+    x, constant, few = torch.randn(places, c), torch.randn(places, c), torch.randn(3, c)
+    index = torch.randperm(places)
+    sizes = {"samples": 1, "height": 1, "width": places, "channels": c}
+    cases: list[tuple[Tensor, dict[str, Any]]] = [
+        (x[index], {"index": index * c}),
+        (constant, {"weight": constant.clone()}),
+        (few.repeat(places // 3, 1), {"weight": few.clone(), "sizes": {**sizes, "levels": 3}}),
+        (constant[index], {"weight": constant.clone(), "index": index * c}),
+    ]
+    for second, fields in cases:
+        first, source = given_map(x)
+        y = Map((1, x.numel(), 1, 1))
+        other = None if "weight" in fields else source
+        step = Step(Kind.ELEMENTWISE, source, y, add=other, pool=meeting, **{"sizes": sizes, **fields})
+        exact = x + second if meeting == Meeting.ADDED else x * second
+        assert torch.equal(run(x, [first, step], y).view(places, c), exact)
+
+
+def gelu64(x: Tensor, kind: Activation) -> Tensor:
+    x = x.double()
+    if kind == Activation.GELU:
+        return 0.5 * x * torch.erfc(-x / math.sqrt(2))
+    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+
+
+@pytest.mark.parametrize("kind", [Activation.GELU, Activation.GELU_TANH])
+def test_gelu_far_out_and_near(kind: Activation) -> None:
+    sizes = torch.logspace(-30, 30, 3000)
+    x = torch.cat([sizes, -sizes, torch.linspace(-20, 20, 40001), torch.zeros(1)])
+    got, exact = activated(x, kind).double(), gelu64(x, kind)
+    error, allowed = (got - exact).abs(), 4 * U32 * x.double().abs() + 2.0**-140
+    assert bool((error <= allowed).all())
+    near = x > -1
+    assert bool((error <= 16 * U32 * exact.abs() + 2.0**-140)[near].all())
+    assert bool((got[x < -10].abs() < 1e-20).all())
+
+
+@pytest.mark.parametrize("kind", [Activation.GELU, Activation.GELU_TANH])
+def test_gelu_of_what_is_not_finite(kind: Activation) -> None:
+    got = activated(torch.tensor([math.nan, INF, -INF, 1.0, -1.0]), kind)
+    assert got[0].isnan()
+    assert got[1] == INF
+    assert got[2].isnan()  # as PyTorch has it: -∞ times 0
+    assert bool(got[3:].isfinite().all())

@@ -1,0 +1,276 @@
+"""Plans of transformers and their like: what their steps mean (`meanings_of_steps`), against the network in float64."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onebyone.native.kernels.program import Kind
+from onebyone.native.layout import runs, strides, turned
+from onebyone.pytorch.files.sources import import_torchvision
+from onebyone.tuning.engines.exported_program import UnservedError, export
+from onebyone.tuning.engines.native import Planner
+from onebyone.tuning.target import subject_of
+from tests.tuning.plans import CPU, no_compiler, planned, read, tokens
+
+__all__ = ["no_compiler"]  # a fixture
+pytestmark = pytest.mark.usefixtures("no_compiler")
+
+
+def image(samples: int, size: int = 32) -> Tensor:
+    return torch.randn(samples, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("pool", ["token", "avg", "map"])
+def test_vision_transformer(samples: int, pool: str) -> None:
+    import_torchvision()
+    timm = pytest.importorskip("timm.models.vision_transformer")
+    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    network = timm.VisionTransformer(**settings, num_classes=10, global_pool=pool, class_token=pool != "map")
+    found = planned(network, image(samples), 1e-11 if pool != "map" else 1e-6)  # its query is made in float32
+    assert found["ATTENTION"] == 2 + (pool == "map")
+    assert found["ELEMENTWISE"] == 1  # the positions; every residual is part of a linear layer
+    if pool == "token":
+        assert found == Counter(
+            INPUT=1, CONVOLUTION=2, ROWS=2, ELEMENTWISE=1, LAYER_NORM=5, LINEAR=8, ATTENTION=2
+        )
+
+
+def test_only_the_token_that_is_read_is_normed_last() -> None:
+    import_torchvision()
+    timm = pytest.importorskip("timm.models.vision_transformer")
+    network = timm.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=3)
+    norms = [s for s in read(network, image(2))[0] if s.kind == Kind.LAYER_NORM]
+    assert norms[-1].index is not None
+    assert norms[-1].index.tolist() == [0, 17 * 48]
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_torchvision_vision_transformer(samples: int) -> None:
+    import_torchvision()
+    models = pytest.importorskip("torchvision.models.vision_transformer")
+    found = planned(models.VisionTransformer(32, 8, 2, 3, 48, 96, num_classes=10), image(samples))
+    assert found["ATTENTION"] == 2
+    assert found["LINEAR"] == 8
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_shifted_windows(samples: int) -> None:
+    import_torchvision()
+    swin = pytest.importorskip("torchvision.models.swin_transformer")
+    network = swin.SwinTransformer([2, 2], 24, [2, 2], [2, 4], [4, 4], num_classes=10)
+    found = planned(network, image(samples))
+    assert found["ATTENTION"] == 4
+    assert found["ROWS"] == 4  # the merging of patches; windows and shifts are read from where they are
+    assert found["TURNED"] == 0
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_mixer(samples: int) -> None:
+    import_torchvision()
+    timm = pytest.importorskip("timm.models.mlp_mixer")
+    network = timm.MlpMixer(img_size=32, patch_size=8, num_blocks=2, embed_dim=40, num_classes=10)
+    found = planned(network, image(samples))
+    assert found["TURNED"] == 4
+    assert found["ELEMENTWISE"] == 2
+    assert found["ROWS"] == 0
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_convnext(samples: int) -> None:
+    import_torchvision()
+    convnext = pytest.importorskip("torchvision.models.convnext")
+    blocks = [convnext.CNBlockConfig(16, 24, 2), convnext.CNBlockConfig(24, None, 1)]
+    found = planned(convnext.ConvNeXt(blocks, num_classes=10), image(samples))
+    assert set(found) == {"INPUT", "CONVOLUTION", "DEPTHWISE", "LAYER_NORM", "LINEAR", "MEAN"}
+
+
+class Of(nn.Module):
+    """A linear layer, and a function of what it gives, (N, 5, 16), and of what it is given, (N, 5, 16)."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(16, 16), function
+        self.norm, self.number = nn.LayerNorm(16), nn.Parameter(torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 5, 16) to whatever the function gives."""
+        return self.function(self.layer(x), self.norm(x))
+
+
+def gated(y: Tensor, x: Tensor) -> Tensor:
+    a, b = y.chunk(2, -1)
+    return a * F.silu(b) + x[..., ::2]
+
+
+def settled(y: Tensor, x: Tensor) -> Tensor:
+    """One reading before an activation, one behind it."""
+    return y.transpose(1, 2).relu().transpose(1, 2) + y
+
+
+def ones(y: Tensor) -> Tensor:
+    return torch.ones(1, 1, 16).to(y).expand(len(y), -1, -1)
+
+
+FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "a sum in the layer": (lambda y, x: F.gelu(x + y), ""),
+    "a sum in another order": (lambda y, x: y + x.flip(1), "ELEMENTWISE"),
+    "a sum across": (lambda y, x: y + x[:, :, :5].mT.repeat(1, 1, 4)[..., :16], "ROWS ELEMENTWISE"),
+    "a sum of one row and all": (lambda y, x: y * y + x[:, :1], "ELEMENTWISE ELEMENTWISE"),
+    "what is read twice": (settled, "ELEMENTWISE ELEMENTWISE"),
+    "with itself": (lambda y, x: y + y, "ELEMENTWISE"),
+    "with itself under another name": (lambda y, x: y + y.view(y.shape), "ELEMENTWISE"),
+    "of two layers": (lambda y, x: F.linear(x, torch.eye(16).to(x)) + y, ""),
+    "gates": (gated, "ROWS ELEMENTWISE ROWS ELEMENTWISE ELEMENTWISE"),
+    "a factor in the layer": (lambda y, x: (2 * y - 1) / 3 + x, ""),
+    "a factor elsewhere": (lambda y, x: (x + y.relu()) / 3, "ELEMENTWISE ELEMENTWISE"),
+    "numbers of a channel": (lambda y, x: y * torch.arange(16.0).to(y) + torch.arange(16.0).to(y), ""),
+    "numbers of a place": (lambda y, x: y * torch.arange(5.0).to(y)[:, None], "ELEMENTWISE"),
+    "numbers of all places": (lambda y, x: y + torch.arange(80.0).to(y).view(5, 16), "ELEMENTWISE"),
+    "a mean of tokens": (lambda y, x: y.mean(1), "MEAN"),
+    "turned at the end": (lambda y, x: y.mT, ""),  # as the answer is turned in any case
+    "turned": (lambda y, x: y.mT.mul(torch.arange(80.0).view(16, 5)).roll(1, 2), "ELEMENTWISE ROWS"),
+    "rolled": (lambda y, x: y.roll((1, 3), (1, 2)), "ROWS"),
+    "picked": (lambda y, x: y[:, [3, 1, 1]], "ROWS"),
+    "joined rows": (lambda y, x: torch.cat([ones(y), y, x], 1), "ROWS ROWS ROWS"),
+    "joined channels": (lambda y, x: torch.cat([y, x.flip(1), y[..., 4:]], -1), "ROWS ROWS ROWS"),
+    "joined across": (lambda y, x: torch.cat([y.mT, x.mT], 2), "TURNED ROWS TURNED ROWS"),
+    "stacked": (lambda y, x: torch.stack([y, x], 1), "ROWS ROWS"),
+    "as an image": (lambda y, x: F.adaptive_avg_pool2d(y.mT.unsqueeze(3), 1), "MEAN"),
+    "as another image": (lambda y, x: y.view(-1, 16, 5, 1).mean((2, 3)), "TURNED MEAN"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_between_layers(name: str, samples: int) -> None:
+    torch.manual_seed(0)
+    function, more = FUNCTIONS[name]
+    found = planned(Of(function), tokens(samples, 5, 16))
+    for kind in ("INPUT", "LINEAR", "LAYER_NORM"):
+        found[kind] = 0
+    assert +found == Counter(more.split())
+
+
+class Convolved(nn.Module):
+    """A convolution, and a function of its map (N, 16, 4, 6)."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], outputs: int) -> None:
+        super().__init__()
+        self.convolution, self.function = nn.Conv2d(3, 16, 3, padding=1), function
+        self.layer = nn.Linear(outputs, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 4, 6) to what the layer gives."""
+        out: Tensor = self.layer(self.function(self.convolution(x)))
+        return out
+
+
+MAPS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
+    "flattened": (lambda y: y.flatten(1), 384, "CONVOLUTION"),
+    "flattened and activated": (lambda y: y.flatten(1).relu(), 384, "CONVOLUTION"),
+    "places": (lambda y: y.flatten(2).mT, 16, "LINEAR"),
+    "channels": (lambda y: y.flatten(2), 24, "TURNED LINEAR"),
+    "half of the channels": (lambda y: y[:, :8].flatten(1), 192, "ROWS CONVOLUTION"),
+    "shuffled": (lambda y: y.unflatten(1, (2, 8)).transpose(1, 2).flatten(1), 384, "CONVOLUTION"),
+    "flipped": (lambda y: y.flip(1).permute(0, 2, 3, 1), 16, "LINEAR"),
+}
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_become_rows(name: str, samples: int) -> None:
+    torch.manual_seed(0)
+    function, outputs, more = MAPS[name]
+    x = torch.randn(samples, 3, 4, 6)
+    found = planned(Convolved(function, outputs), x)
+    if samples == 2 or "half" not in name:
+        assert found == Counter(["INPUT", "CONVOLUTION", *more.split()])
+
+
+def random(y: Tensor, x: Tensor) -> Tensor:
+    return y + torch.rand(16)
+
+
+def heads(y: Tensor) -> Tensor:
+    return y.unflatten(-1, (2, 8)).transpose(1, 2)
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "softmax": (lambda y, x: y.softmax(-1), "aten.softmax.int that is no part of attention"),
+    "scores": (lambda y, x: (y @ x.mT).relu(), "a product of matrices that is no part of attention"),
+    "over queries": (lambda y, x: (y @ x.mT).softmax(1) @ x, "aten.softmax.int over axis 1"),
+    "weights": (lambda y, x: (y @ x.mT).softmax(-1) * 2, "a product with a softmax"),
+    "a mask": (
+        lambda y, x: F.scaled_dot_product_attention(y, x, x, (y @ x.mT).softmax(-1)),
+        "a mask that is no constant",
+    ),
+    "nothing to see": (
+        lambda y, x: F.scaled_dot_product_attention(y, x, x, torch.zeros(5, 5).bool()),
+        "hides everything",
+    ),
+    "groups": (
+        lambda y, x: F.scaled_dot_product_attention(heads(y), heads(x)[:, :1], heads(x)[:, :1], enable_gqa=True),
+        "enable_gqa",
+    ),
+    "dropout": (lambda y, x: F.scaled_dot_product_attention(y, x, x, dropout_p=0.1), "drops out at random"),
+    "a norm of two axes": (lambda y, x: F.layer_norm(y, (5, 16)), "a norm over more than the last axis"),
+    "chance": (random, "is random"),
+    "broadcast": (lambda y, x: y[:, :1] + x[..., :1], "a sum of maps of different shapes"),
+    "padding": (lambda y, x: F.pad(y, (0, 1)), "aten.pad.default"),
+    "a mean of everything": (lambda y, x: y.mean(), "aten.mean.default"),
+    "a mean of the first axis": (lambda y, x: y.mean(0), "a mean over the axes"),
+    "operators": (lambda y, x: y.cumsum(1), "aten.cumsum.default"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_reason(name: str) -> None:
+    function, reason = REFUSED[name]
+    with pytest.raises(UnservedError, match=reason):
+        read(Of(function), tokens(2, 5, 16))
+
+
+class Changes(nn.Module):
+    """Changes a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+        self.register_buffer("count", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 5, 16) → (N, 5, 16)."""
+        self.count.add_(1)  # type: ignore[operator]
+        out: Tensor = self.layer(x) + self.count
+        return out
+
+
+def test_a_networks_own_numbers_are_not_changed() -> None:
+    network, x = Changes(), tokens(1, 5, 16)
+    subject = subject_of(network.eval(), x)
+    module: Any = export(subject.network, subject.calling, CPU).program.module()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    with pytest.raises(UnservedError, match="changes one of its parameters"):
+        Planner(module).read(module.graph)
+    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+
+
+def test_orders_are_found() -> None:
+    dense = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    assert strides(dense.transpose(1, 2)) == (0, 60, 5, 20)
+    assert strides(dense[:, :, 1:, :3]) == (5, 60, 20, 5)
+    assert strides(dense.flip(-1)) is None
+    assert strides(dense[:, [0, 2, 1]]) is None
+    assert turned(dense.transpose(2, 3).reshape(-1)) == (6, 4, 5)
+    assert turned(dense.transpose(1, 2).reshape(-1)) is None
+    assert runs(dense.transpose(1, 2).reshape(-1)) == 5
+    assert runs(dense[:, :, :, 1:].reshape(-1)) == 4
+    assert runs(dense.reshape(-1)) == 120

@@ -1,0 +1,259 @@
+"""The Winograd kernel against float64 and its bound; the form of a whole network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import onebyone
+from onebyone.errors import BadInput, Refused
+from onebyone.laws.winograd import F4X3
+from onebyone.native.kernels.winograd import ROUNDINGS, WinogradConvolution, by_products, packed, why_not
+from onebyone.tuning import Plan
+from onebyone.tuning.clock import Clock
+from onebyone.tuning.engines import Setting, engine_of
+from onebyone.tuning.layer_groups import groups_of
+from onebyone.tuning.layer_times import measure_group
+from onebyone.tuning.target import Subject, subject_of
+from onebyone.tuning.winograd_form import WINOGRAD_FORM
+
+U32 = 2.0**-24
+pytestmark = pytest.mark.skipif(
+    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
+    reason="there is no g++",
+)
+
+
+def kernel(
+    x: Tensor, w: Tensor, b: Tensor | None, padding: Any = (1, 1), relu: bool = False, pool: bool = False
+) -> Tensor:
+    op: Any = torch.ops.onebyone.winograd_conv2d
+    y: Tensor = op(x, packed(w), b, len(w), list(padding), relu, pool)
+    return y
+
+
+def bound(x: Tensor, w: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The a-priori bound for every output, tile by tile."""
+    n, c, high, wide = x.shape
+    out = [s + 2 * p - 2 for s, p in zip((high, wide), padding, strict=True)]
+    down, across = (-(-s // 4) for s in out)
+    big = np.zeros((n, c, 4 * down + 2, 4 * across + 2))
+    big[:, :, padding[0] : padding[0] + high, padding[1] : padding[1] + wide] = x.double().numpy()[
+        :, :, : big.shape[2] - padding[0], : big.shape[3] - padding[1]
+    ]
+    limit = np.zeros((n, len(w), 4 * down, 4 * across))
+    for i in range(down):
+        for j in range(across):
+            tiles = big[:, :, 4 * i : 4 * i + 6, 4 * j : 4 * j + 6]
+            limit[:, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4] = F4X3.reach(tiles, w.double().numpy())
+    return torch.from_numpy(F4X3.gamma(c, U32, ROUNDINGS) * limit[:, :, : out[0], : out[1]])
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(1, 2), size=st.tuples(st.integers(3, 18), st.integers(3, 18)), c=st.sampled_from([16, 48]),
+    k=st.sampled_from([16, 32, 80]), padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    seed=st.integers(0, 2**31), lying=st.booleans(),
+)  # fmt: skip
+def test_the_kernel_stays_within_the_bound(
+    n: int, size: tuple[int, int], c: int, k: int, padding: tuple[int, int], seed: int, lying: bool
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, c, *size, generator=g)
+    x = x.contiguous(memory_format=torch.channels_last) if lying else x
+    w = torch.randn(k, c, 3, 3, generator=g)
+    y = kernel(x, w, None, padding)
+    exact = F.conv2d(x.double(), w.double(), padding=padding)
+    assert bool(((y - exact).abs() <= bound(x, w, padding)).all())
+    assert torch.allclose(by_products(x.double(), w, None, k, list(padding), False, False), exact, atol=1e-10)
+
+
+def test_a_wrong_weight_is_beyond_the_bound() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(1, 16, 9, 9, generator=g), torch.randn(16, 16, 3, 3, generator=g)
+    wrong = w.clone()
+    wrong[3, 5, 1, 2] += 1e-3
+    exact = F.conv2d(x.double(), w.double(), padding=1)
+    assert bool(((kernel(x, wrong, None) - exact).abs() > bound(x, w, (1, 1))).any())
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (14, 21), (60, 59)])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_what_follows_the_convolution_is_part_of_it(size: tuple[int, int], threads: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    x, w, b = (
+        torch.randn(2, 32, *size, generator=g),
+        torch.randn(48, 32, 3, 3, generator=g),
+        torch.randn(48, generator=g),
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        plain, full = kernel(x, w, b), kernel(x, w, b, relu=True, pool=True)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(full, F.max_pool2d(F.relu(plain), 2))
+    assert torch.equal(plain, kernel(x, w, b))  # the same numbers on any number of threads
+    assert plain.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 64, 112, 112, 64), (1, 128, 40, 40, 256), (3, 256, 14, 14, 256), (1, 16, 30, 4, 16)]
+)
+def test_every_way_through_the_tiles(shape: tuple[int, ...]) -> None:
+    """Blocks of each thread's own, blocks that threads share, one block for all."""
+    n, c, high, wide, k = shape
+    g = torch.Generator().manual_seed(2)
+    x, w = torch.randn(n, c, high, wide, generator=g), torch.randn(k, c, 3, 3, generator=g) / (9 * c) ** 0.5
+    exact = F.conv2d(x.double(), w.double(), padding=1)
+    assert (
+        float((kernel(x, w, None) - exact).abs().max()) < 2e-5
+    )  # outputs are of size 1; 18 + C roundings of 6e-8
+
+
+def test_nan_stays_where_relu_and_pool_would_hide_it() -> None:
+    x = torch.zeros(1, 16, 8, 8)
+    x[0, 0, 1, 1] = float("nan")
+    y = kernel(x, torch.ones(16, 16, 3, 3), None, relu=True, pool=True)
+    assert bool(y[0, :, 0, 0].isnan().all())
+    assert not bool(y[0, :, 2:, 2:].isnan().any())
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
+    op: Any = torch.ops.onebyone.winograd_conv2d
+    x, w = torch.randn(1, 16, 8, 8), packed(torch.randn(16, 16, 3, 3))
+    for wrong in (
+        (x[:, :8], w, None, 16, [1, 1]),
+        (x, w[:20], None, 16, [1, 1]),
+        (x, w, torch.zeros(8), 16, [1, 1]),
+        (x.double(), w, None, 16, [1, 1]),
+        (x, w, None, 160, [1, 1]),
+        (x[:, :, :1], w, None, 16, [0, 0]),
+        (x[0], w, None, 16, [1, 1]),
+    ):
+        with pytest.raises(BadInput, match="winograd_conv2d"):
+            op(*wrong, False, False)
+    assert op(x[:0], w, None, 16, [1, 1], False, False).shape == (0, 16, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (nn.Conv2d(16, 16, 5), "its kernel is not 3×3"),
+        (nn.Conv2d(16, 16, 3, stride=2), "strides"),
+        (nn.Conv2d(16, 16, 3, groups=2), "groups"),
+        (nn.Conv2d(16, 16, 3, padding="same"), "padding"),
+        (nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular"), "padding"),
+        (nn.Conv2d(3, 16, 3), "multiples of 16"),
+        (nn.Conv2d(16, 16, 3, dtype=torch.float64), "float32"),
+    ],
+)
+def test_other_convolutions_are_refused_by_name(made: nn.Conv2d, reason: str) -> None:
+    with pytest.raises(BadInput, match=reason):
+        WinogradConvolution(made)
+
+
+class Trunk(nn.Module):
+    """Convolutions with and without what goes into the kernel, one called twice, one that has two readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.plain = nn.Conv2d(16, 16, 3, padding=1)
+        self.norm = nn.Sequential(
+            nn.Conv2d(16, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+        )
+        self.twice = nn.Conv2d(32, 32, 3, padding=1)
+        self.strided = nn.Conv2d(32, 16, 3, stride=2)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 5)."""
+        x = self.stem(x).relu()
+        y = self.plain(x)
+        x = self.norm(y + y.relu())
+        x = self.twice(self.twice(x).relu())
+        head: Tensor = self.head(self.strided(x).mean((2, 3)))
+        return head
+
+
+def trunk() -> Subject:
+    torch.manual_seed(0)
+    network = Trunk().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+            nn.init.normal_(module.weight)
+    return subject_of(network, torch.randn(2, 3, 17, 15))
+
+
+def operators(network: nn.Module) -> list[str]:
+    graph: Any = network.graph
+    return [str(n.target) for n in graph.nodes if n.op == "call_function"]
+
+
+def test_the_graph_holds_the_kernel_and_what_it_takes_in() -> None:
+    subject = trunk()
+    formed = WINOGRAD_FORM.build(subject, {})
+    found = operators(formed.network)
+    assert found.count("onebyone.winograd_conv2d.default") == 4
+    assert found.count("aten.conv2d.default") == 2  # three channels in; a stride
+    assert not [name for name in found if "batch_norm" in name or "max_pool" in name]
+    weights = [n for n, _ in formed.network.named_buffers() if n.startswith("_winograd_weight")]
+    assert len(weights) == 3  # the layer that is called twice has them once
+    x = subject.calling.args[0]
+    with torch.inference_mode():
+        own, exact = subject.network(x), trunk().network.double()(x.double())
+        assert float((formed.network(x) - exact).abs().max()) < 20 * float((own - exact).abs().max())
+        assert torch.allclose(formed.proof.double()(x.double()), exact, atol=1e-10)
+    assert operators(subject.network) == [] if hasattr(subject.network, "graph") else True
+
+
+def test_only_the_layers_that_are_named_are_turned() -> None:
+    formed = WINOGRAD_FORM.build(trunk(), {"twice": "winograd", "head": "conv"})
+    assert operators(formed.network).count("onebyone.winograd_conv2d.default") == 2
+    with pytest.raises(Refused):
+        WINOGRAD_FORM.build(trunk(), {"stem": "winograd"})
+
+
+@pytest.mark.parametrize("engine", ["eager", "onednn-graph", "compile"])
+def test_engines_run_it(engine: str) -> None:
+    subject = trunk()
+    formed = WINOGRAD_FORM.build(subject, {})
+    call = engine_of(engine).build(formed.network, subject.calling, Setting(torch.device("cpu"), 2))
+    with torch.inference_mode():
+        assert torch.allclose(call(*subject.calling.args), subject.network(*subject.calling.args), atol=1e-5)
+
+
+def test_tune_tries_it_proves_it_and_applies_it_again() -> None:
+    subject = trunk()
+    x = subject.calling.args[0]
+    tuned = onebyone.tune(subject.network, x, engines="eager", budget=3.0)
+    (group,) = (g for g in groups_of(subject.network, subject.calling) if "twice" in g.paths)
+    assert "winograd" in measure_group(group, Clock(seed=0), 0.1).timings
+    plan = tuned.plan.to_dict()
+    layers = {"twice": "winograd", "plain": "winograd"}
+    plan["choice"] = {
+        "name": "eager:winograd(2)",
+        "engine": "eager",
+        "form": "winograd",
+        "dtype": None,
+        "layers": layers,
+    }
+    again = onebyone.tune(subject.network, x, plan=Plan.from_dict(plan))
+    assert operators(again.model.network).count("onebyone.winograd_conv2d.default") == 3
+    assert torch.allclose(again.model(x), subject.network(x), atol=1e-5)
+
+
+def test_why_not_says_nothing_of_what_can_be() -> None:
+    assert why_not(torch.zeros(32, 16, 3, 3), (1, 1), (1, 1), (1, 1), 1) is None

@@ -1,0 +1,136 @@
+"""Running error bounds hold against float64, are not idle, and refuse what has no rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onebyone.verification.error_rules import NoRuleError
+from onebyone.verification.running_error import RunningError, error_bound
+
+
+class Call(nn.Module):
+    def __init__(self, fn: object) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x)  # type: ignore[operator, no-any-return]
+
+
+ACTIVATIONS = [
+    nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.5), nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.GELU("tanh"),
+    nn.SiLU(), nn.Mish(), nn.Hardswish(), nn.Hardsigmoid(), nn.LeakyReLU(0.2), nn.LeakyReLU(-3.0), nn.ELU(2.0),
+    nn.CELU(), nn.SELU(), nn.Softmax(1), nn.LogSoftmax(1), nn.LayerNorm(24), nn.Dropout(0.5), nn.BatchNorm1d(24),
+    Call(lambda x: x * x - 2 * x + 1),
+    Call(lambda x: torch.cat([x.flip(1)[:, ::2], x[:, 1::2].roll(1, 0)], 1) / 3),
+    Call(lambda x: (x @ x.t()) @ x),
+    Call(lambda x: torch.rsub(x, 3.0, alpha=2) + torch.add(x, x, alpha=-0.25)),
+    Call(lambda x: x - x.mean(1, keepdim=True)),
+]  # fmt: skip
+MAPS = [
+    nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3),
+    nn.PixelShuffle(1), nn.ZeroPad2d((1, 2, 0, 1)), nn.ReflectionPad2d(1), nn.Flatten(),
+    nn.Conv2d(3, 3, 3, groups=3), nn.ConvTranspose2d(3, 2, 3, stride=2),
+    nn.Conv2d(3, 4, (1, 3), stride=2, dilation=(1, 2)),
+    Call(lambda x: F.pad(x, (1, 1), value=2.0)),
+    Call(lambda x: x.unfold(2, 3, 1).permute(0, 4, 1, 2, 3).amax(1)),
+    Call(lambda x: torch.relu_(x + 0)),
+]  # fmt: skip
+
+
+def settled(module: nn.Module) -> nn.Module:
+    """Statistics and weights of a trained network: none of them 0 or 1."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point():
+            with torch.no_grad():
+                tensor.copy_(
+                    torch.rand_like(tensor) + 0.2 if "var" in name else torch.randn_like(tensor) * 0.7
+                )
+    return module.eval()
+
+
+def held(net: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Largest error and largest bound, after checking that each error is within its own bound."""
+    ((value, bound),) = RunningError(net, x)(x)
+    with torch.no_grad():
+        computed = net(x)
+        exact = net.double()(x.double())
+    for y in (value, computed):
+        assert bool(((y.double() - exact).abs() <= bound.double()).all())
+    return float((computed.double() - exact).abs().max()), float(bound.max())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda m: str(m)[:30])
+def test_vectors(activation: nn.Module) -> None:
+    torch.manual_seed(1)
+    net = settled(nn.Sequential(nn.Linear(10, 24), activation, nn.Linear(24, 5)))
+    error, bound = held(net, torch.randn(6, 10))
+    assert 0 < error <= bound < 1e5 * error  # a bound of any use
+
+
+@pytest.mark.parametrize("operator", MAPS, ids=lambda m: str(m)[:30])
+def test_maps(operator: nn.Module) -> None:
+    torch.manual_seed(2)
+    net = settled(nn.Sequential(nn.Conv2d(2, 3, 3), operator))
+    error, bound = held(net, torch.randn(2, 2, 9, 10))
+    assert 0 < error <= bound < 1e5 * error
+
+
+def test_the_order_of_summation_does_not_matter() -> None:
+    """The bound of a sum covers the sum of its terms in any order, here the worst of many."""
+    torch.manual_seed(3)
+    weight, x = torch.randn(1, 500), torch.randn(1, 500)
+    layer = nn.Linear(500, 1, bias=False)
+    layer.weight.data = weight
+    ((_, bound),) = RunningError(layer, x)(x)
+    exact = (weight.double() * x.double()).sum()
+    terms = (weight * x).flatten()
+    for seed in range(50):
+        order = torch.randperm(500, generator=torch.Generator().manual_seed(seed))
+        total = terms[order].cumsum(0)[-1]
+        assert abs(total.double() - exact) <= bound.item()
+
+
+def test_a_wrong_bound_would_be_seen() -> None:
+    """In a chain that amplifies, a bound that ignored earlier errors would be broken."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50))
+    nn.init.constant_(net[1].weight, 100.0)
+    x = torch.randn(20, 50)
+    error, bound = held(net, x)
+    last_alone = RunningError(nn.Sequential(net[1].float()), x)(net[0].float()(x).detach())[0][1]
+    assert error <= bound
+    assert float(last_alone.max()) < bound
+
+
+def test_float64_bounds_from_the_same_export() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    x = torch.randn(2, 4)
+    walker = RunningError(net, x)
+    single, double = walker(x)[0][1], walker(x.double())[0][1]
+    assert double.dtype == torch.float64
+    assert bool((double < 2.0**-25 * single.double()).all())
+
+
+@pytest.mark.parametrize(
+    ("fn", "name"),
+    [
+        (lambda x: torch.special.erfcx(x), "erfcx"),
+        (lambda x: x / (1 + x * x), "div"),
+        (lambda x: x.sort(-1).values, "sort"),
+    ],
+)
+def test_what_has_no_rule_is_named(fn: object, name: str) -> None:
+    bounds, why = error_bound(Call(fn), torch.randn(2, 3))
+    assert bounds == []
+    assert name in why
+
+
+def test_half_precision_and_constants_are_refused() -> None:
+    with pytest.raises(NoRuleError, match="float16"):
+        RunningError(nn.Linear(2, 2).half(), torch.ones(1, 2).half())
+    with pytest.raises(NoRuleError, match="does not depend"):
+        RunningError(Call(lambda x: torch.ones(2)), torch.ones(2))(torch.ones(2))
