@@ -255,7 +255,7 @@ _MEASURES = {
 _WIDTH = 256.0  # of a chart, in pixels: four stand in a row
 
 
-class Cost(NamedTuple):
+class CostChart(NamedTuple):
     """One chart of the view of costs: its name, drawing, and what it is: a formula or a measurement."""
 
     key: str
@@ -277,7 +277,7 @@ def counted(figures: Data, side: int) -> dict[str, dict[str, int]]:
     }
 
 
-def costs(row: Data) -> list[Cost]:
+def costs(row: Data) -> list[CostChart]:
     """The charts of D5, their cursor at a map of 7×7."""
     figures = row["figures"]
     counts = [counted(figures, n) for n in range(1, SIDES + 1)]
@@ -293,7 +293,7 @@ def costs(row: Data) -> list[Cost]:
     return [_cost(key, name, curves[key]) for key, name in _MEASURES.items() if curves[key]["pointwise"]]
 
 
-def _cost(key: str, name: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Cost:
+def _cost(key: str, name: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> CostChart:
     values = [v for points in curves.values() for _, v in points]
     x = Scale(1, SIDES, 46, _WIDTH - 8, log=True)
     low, high = min(values), max(values)
@@ -316,4 +316,4 @@ def _cost(key: str, name: str, curves: Mapping[str, Sequence[tuple[float, float]
     label = f"{name} over the places per side, both axes logarithmic. {ends}"
     html = charts.drawing("".join(parts), 226, label, "chart cost", _WIDTH)
     scale = f'data-scale="{x.start:g} {x.end:g} {SIDES} {y.start:g} {y.end:g} {y.low!r} {y.high!r}"'
-    return Cost(key, name, html.replace("<svg ", f'<svg data-measure="{key}" {scale} ', 1))
+    return CostChart(key, name, html.replace("<svg ", f'<svg data-measure="{key}" {scale} ', 1))
