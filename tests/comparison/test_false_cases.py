@@ -22,7 +22,7 @@ from onebyone.comparison import replacements as r
 from onebyone.comparison import similarities as s
 from onebyone.comparison.claim_result import HOLDS, NOT_AS_SAID, WHEN, Verdict
 from onebyone.comparison.claims import STATEMENTS
-from onebyone.comparison.digits import Digits, load_digits, train
+from onebyone.comparison.digits import DigitSplit, load_digits, train
 from onebyone.comparison.layer_calls import observe
 from onebyone.laws import cost
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
@@ -255,11 +255,11 @@ def test_a_kernel_that_is_too_small_gives_more_than_one_pixel() -> None:
 
 
 @pytest.fixture(scope="module")
-def digits() -> Digits:
+def digits() -> DigitSplit:
     return load_digits(0)
 
 
-def flexible(digits: Digits) -> Verdict:
+def flexible(digits: DigitSplit) -> Verdict:
     return flexibility.judge_flexibility(
         flexibility.measure_flexibility(digits, widths=(1, 12), seeds=2, steps=40)
     )
@@ -267,7 +267,7 @@ def flexible(digits: Digits) -> Verdict:
 
 @pytest.mark.parametrize("stuck", [("pooled", "flattened"), ("pooled",)])
 def test_width_that_is_not_used_is_no_capacity(
-    digits: Digits, monkeypatch: pytest.MonkeyPatch, stuck: tuple[str, ...]
+    digits: DigitSplit, monkeypatch: pytest.MonkeyPatch, stuck: tuple[str, ...]
 ) -> None:
     right = flexibility.head_of
     monkeypatch.setattr(
@@ -278,7 +278,7 @@ def test_width_that_is_not_used_is_no_capacity(
 
 
 def test_a_head_that_answers_otherwise_in_its_other_form(
-    digits: Digits, monkeypatch: pytest.MonkeyPatch
+    digits: DigitSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_another(network: nn.Module, *args: Any, **options: Any) -> Any:
         other = copy.deepcopy(network)
@@ -312,7 +312,7 @@ class Negative(dense_inference.Page):
         return wide.reshape(-1, 1, 12, 12)[kept], labels[kept]
 
 
-def trained_among_neighbours(digits: Digits) -> nn.Sequential:
+def trained_among_neighbours(digits: DigitSplit) -> nn.Sequential:
     """A padded detector whose weights were learned where its convolutions saw true neighbours, not zeros."""
     network = dense_inference.detector(padded=True, seed=0)
 
@@ -330,7 +330,7 @@ def trained_among_neighbours(digits: Digits) -> nn.Sequential:
     return network
 
 
-def test_padding_can_make_one_pass_better_than_crops(digits: Digits) -> None:
+def test_padding_can_make_one_pass_better_than_crops(digits: DigitSplit) -> None:
     pages = [Negative(digits.test, digits.test_labels, 900 + n) for n in range(2)]
     padded = dense_inference._both_ways(trained_among_neighbours(digits), pages)
     verdict = dense_inference.judge_detection({"unpadded": None, "padded": padded, "own": None})
@@ -339,7 +339,7 @@ def test_padding_can_make_one_pass_better_than_crops(digits: Digits) -> None:
 
 
 def test_a_dense_pass_that_is_not_the_crops_is_found_out(
-    digits: Digits, monkeypatch: pytest.MonkeyPatch
+    digits: DigitSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_another(network: nn.Module, *args: Any, **options: Any) -> Any:
         other = copy.deepcopy(network)

@@ -11,18 +11,18 @@ from torch import nn
 
 from onebyone.comparison import dense_inference, flexibility
 from onebyone.comparison.claim_result import HOLDS, NOT_AS_SAID
-from onebyone.comparison.digits import Digits, load_digits, train
+from onebyone.comparison.digits import DigitSplit, load_digits, train
 from onebyone.comparison.replacements import lifted
 from onebyone.detection import Detections
 from tests.comparison.conftest import network
 
 
 @pytest.fixture(scope="module")
-def digits() -> Digits:
+def digits() -> DigitSplit:
     return load_digits(0)
 
 
-def test_the_digits(digits: Digits) -> None:
+def test_the_digits(digits: DigitSplit) -> None:
     assert digits.train.shape == (1200, 1, 8, 8)
     assert digits.test.shape == (597, 1, 8, 8)
     assert float(digits.train.max()) == 1
@@ -80,7 +80,7 @@ def test_head_parameters(kind: str) -> None:
     assert head(flexibility.trunk()(torch.zeros(2, 1, 8, 8))).shape == (2, 10)
 
 
-def test_flexibility_is_measured(digits: Digits) -> None:
+def test_flexibility_is_measured(digits: DigitSplit) -> None:
     figures = flexibility.measure_flexibility(digits, widths=(1, 12), seeds=2, steps=60)
     assert figures["two_forms"]["accuracy"][0] == figures["two_forms"]["accuracy"][1]
     points = figures["curves"]["flattened"]
@@ -114,7 +114,7 @@ def test_better_is_judged_by_more_than_noise() -> None:
     assert "does not give the numbers of the crops" in wrong.because
 
 
-def test_detection_is_measured(digits: Digits) -> None:
+def test_detection_is_measured(digits: DigitSplit) -> None:
     figures = dense_inference.measure_detection(digits, steps=60, pages=3, tests=1)
     plain, padded = figures["unpadded"], figures["padded"]
     assert plain["equals_crops"]
@@ -126,7 +126,7 @@ def test_detection_is_measured(digits: Digits) -> None:
         assert 0 < way <= 1
 
 
-def test_pages_do_not_overlap(digits: Digits) -> None:
+def test_pages_do_not_overlap(digits: DigitSplit) -> None:
     page = dense_inference.Page(digits.test, digits.test_labels, 3)
     assert len(page.labels) > 20
     apart = (page.corners[:, None] - page.corners[None]).abs().amax(2) + 100 * torch.eye(len(page.labels))
@@ -136,7 +136,7 @@ def test_pages_do_not_overlap(digits: Digits) -> None:
     assert images.shape[1:] == (1, 8, 8)
 
 
-def test_precision_of_a_perfect_and_of_a_doubled_answer(digits: Digits) -> None:
+def test_precision_of_a_perfect_and_of_a_doubled_answer(digits: DigitSplit) -> None:
     page = dense_inference.Page(digits.test, digits.test_labels, 3)
     boxes = np.array([[x, y, x + 8, y + 8] for y, x in page.corners.tolist()], dtype=np.float32)
 

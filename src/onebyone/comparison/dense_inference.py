@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onebyone.comparison.claim_result import Figures, Verdict, holds_when, not_as_said, not_available
-from onebyone.comparison.digits import SIDE, Digits, load_digits, train
+from onebyone.comparison.digits import SIDE, DigitSplit, load_digits, train
 from onebyone.dense import scan, scan_windows
 from onebyone.dense.scan import Dense
 from onebyone.detection import Detections, detect
@@ -83,7 +83,7 @@ def detector(padded: bool, seed: int) -> nn.Sequential:
         )
 
 
-def training_windows(digits: Digits, pages: int, seed: int) -> tuple[Tensor, Tensor]:
+def training_windows(digits: DigitSplit, pages: int, seed: int) -> tuple[Tensor, Tensor]:
     """Windows of several pages of training digits, half of them digits and half background."""
     made = [Page(digits.train, digits.train_labels, seed + 1 + n).windows() for n in range(pages)]
     images, labels = (torch.cat(part) for part in zip(*made, strict=True))
@@ -97,7 +97,7 @@ def training_windows(digits: Digits, pages: int, seed: int) -> tuple[Tensor, Ten
 
 
 def measure_detection(
-    digits: Digits | None = None, *, seed: int = 0, steps: int = STEPS, pages: int = 30, tests: int = 4
+    digits: DigitSplit | None = None, *, seed: int = 0, steps: int = STEPS, pages: int = 30, tests: int = 4
 ) -> Figures:
     """Detect digits on pages of held-out ones, with the network run densely and window by window.
 

@@ -19,7 +19,7 @@ from onebyone.errors import MissingExtra
 SIDE = 8
 
 
-class Digits(NamedTuple):
+class DigitSplit(NamedTuple):
     """Images (n, 1, 8, 8) float32 in [0, 1] and labels (n,), for training and held out."""
 
     train: Tensor
@@ -28,7 +28,7 @@ class Digits(NamedTuple):
     test_labels: Tensor
 
 
-def load_digits(seed: int = 0, held_out: int = 597) -> Digits:
+def load_digits(seed: int = 0, held_out: int = 597) -> DigitSplit:
     """The digits, split at random by `seed`.
 
     Raises
@@ -45,7 +45,7 @@ def load_digits(seed: int = 0, held_out: int = 597) -> Digits:
     labels = torch.from_numpy(np.asarray(data.target, dtype=np.int64))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     test, train = order[:held_out], order[held_out:]
-    return Digits(images[train], labels[train], images[test], labels[test])
+    return DigitSplit(images[train], labels[train], images[test], labels[test])
 
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]

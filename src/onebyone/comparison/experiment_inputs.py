@@ -17,7 +17,7 @@ from onebyone.comparison.claim_result import Figures
 from onebyone.comparison.complexity import costs, measure_counts, measure_times, sizes_for, timed_part
 from onebyone.comparison.dense_inference import measure_detection, measure_own
 from onebyone.comparison.differences import measure_scope, measure_sizes
-from onebyone.comparison.digits import Digits, load_digits
+from onebyone.comparison.digits import DigitSplit, load_digits
 from onebyone.comparison.flexibility import measure_flexibility
 from onebyone.comparison.layer_calls import LINEAR, POINTWISE
 from onebyone.comparison.layer_pair import Pair
@@ -48,7 +48,7 @@ class Setting:
     budget: float
 
     @cached_property
-    def digits(self) -> Digits:
+    def digits(self) -> DigitSplit:
         """The real data."""
         return load_digits(self.seed)
 

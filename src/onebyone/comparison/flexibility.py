@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onebyone.comparison.claim_result import Figures, Verdict, holds, holds_when, not_as_said
-from onebyone.comparison.digits import SIDE, Digits, accuracy, load_digits, train
+from onebyone.comparison.digits import SIDE, DigitSplit, accuracy, load_digits, train
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
 
 WIDTHS = (2, 4, 8, 16, 32)
@@ -43,7 +43,7 @@ def head_parameters(kind: str, width: int) -> int:
 
 
 def measure_flexibility(
-    digits: Digits | None = None,
+    digits: DigitSplit | None = None,
     *,
     widths: Sequence[int] = WIDTHS,
     seeds: int = 4,
@@ -91,7 +91,7 @@ def measure_flexibility(
     }
 
 
-def _trained_trunk(digits: Digits, width: int, steps: int, seed: int) -> nn.Module:
+def _trained_trunk(digits: DigitSplit, width: int, steps: int, seed: int) -> nn.Module:
     """A trunk trained under a head of either kind, their losses added, so that it suits neither more."""
     base = trunk()
     branches = [nn.Sequential(base, head_of(kind, width)) for kind in HEADS]
@@ -104,7 +104,7 @@ def _trained_trunk(digits: Digits, width: int, steps: int, seed: int) -> nn.Modu
 
 
 @torch.no_grad()
-def same_head(network: nn.Module, digits: Digits) -> Figures:
+def same_head(network: nn.Module, digits: DigitSplit) -> Figures:
     """A trained classifier and its convolutional form on the held-out digits: accuracies and largest difference."""
     converted = convolutionalize(network, (SIDE, SIDE), 1).model
     ours, theirs = network(digits.test), converted(digits.test).flatten(1)
