@@ -23,7 +23,7 @@ from onebyone.pytorch.graph.counting import layout_operators
 from onebyone.pytorch.graph.functional import functional_program
 from onebyone.pytorch.graph.optimizer import carry
 from onebyone.pytorch.graph.pairs import pairs_of
-from onebyone.pytorch.graph.rewrite import Found, Rewritten, find_products, rewrite
+from onebyone.pytorch.graph.rewrite import MatchedProduct, Rewritten, find_products, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
 from onebyone.pytorch.lift.exported_graph import require_plain_names
 from onebyone.pytorch.modules.conversion import Pair
@@ -199,7 +199,7 @@ def _selection(only: Only | None, model: nn.Module | ExportedProgram) -> Callabl
     return lambda path: any(fnmatchcase(path, glob) for glob in globs)
 
 
-def _change(found: Found, to: str, weights: StoredWeights, program: ExportedProgram) -> Change:
+def _change(found: MatchedProduct, to: str, weights: StoredWeights, program: ExportedProgram) -> Change:
     inputs, outputs = found.product.channels
     grouped = f", {found.product.groups} groups" if found.product.groups > 1 else ""
     strided = f", stride {found.product.stride}" if any(s != 1 for s in found.product.stride) else ""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from onebyone.pytorch.graph.orders import order_of
-from onebyone.pytorch.graph.rewrite import Found, Rewritten
+from onebyone.pytorch.graph.rewrite import MatchedProduct, Rewritten
 from onebyone.pytorch.graph.weights import StoredShape, tensor_named
 from onebyone.pytorch.modules.conversion import Pair
 
@@ -70,7 +70,7 @@ class ChannelMap(nn.Module):
         return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * spatial)
 
 
-def pairs_of(found: list[Found], program: ExportedProgram, result: Rewritten) -> tuple[Pair, ...]:
+def pairs_of(found: list[MatchedProduct], program: ExportedProgram, result: Rewritten) -> tuple[Pair, ...]:
     """One pair for each converted product whose weight is a parameter of its own and whose bias is plain."""
     made: dict[str, Pair] = {}
     for f in found:
@@ -88,7 +88,9 @@ def pairs_of(found: list[Found], program: ExportedProgram, result: Rewritten) ->
     return tuple(made.values())
 
 
-def _pair(f: Found, shape: StoredShape, before: Tensor, after: Tensor, bias: Tensor | None) -> Pair | None:
+def _pair(
+    f: MatchedProduct, shape: StoredShape, before: Tensor, after: Tensor, bias: Tensor | None
+) -> Pair | None:
     p = f.product
     names = {n: name for n, name in (("weight", f.weight_name), ("bias", f.bias_name)) if name is not None}
     if f.form == "conv":

@@ -52,7 +52,7 @@ MERGE_PENALTIES = (1.01, 0.5, 0.04, 0.0005)
 
 
 @dataclass(frozen=True)
-class Found:
+class MatchedProduct:
     """A product and the path it goes by; `convert` is False where it already has the form asked for, or was
     not selected.
     """
@@ -77,11 +77,11 @@ class Rewritten:
 
 def find_products(
     program: ExportedProgram, to: str, selected: Callable[[str], bool]
-) -> tuple[list[Found], list[Refusal]]:
+) -> tuple[list[MatchedProduct], list[Refusal]]:
     """Every product with a constant weight, and every one of them that cannot be converted, with the reason."""
     known, named = constants(program), constant_placeholders(program)
     weights, apart = trained(program), independent(program)
-    found: list[Found] = []
+    found: list[MatchedProduct] = []
     refused: list[Refusal] = []
     for node in program.graph.nodes:
         linear, convolution = match_linear(node, known, weights), match_convolution(node, known)
@@ -105,7 +105,7 @@ def find_products(
         convert = form != to and selected(path)
         if convert or (product.groups == 1 and all(s == 1 for s in product.stride)):
             found.append(
-                Found(
+                MatchedProduct(
                     path,
                     product,
                     to if convert else form,
@@ -123,7 +123,7 @@ def _named(node: Node | None, named: dict[str, str]) -> str | None:
     return named.get(node.name) if node is not None else None
 
 
-def rewrite(program: ExportedProgram, found: list[Found], allowed: int) -> Rewritten:
+def rewrite(program: ExportedProgram, found: list[MatchedProduct], allowed: int) -> Rewritten:
     """Write every found product in its form, with as few layout operators as can be found.
 
     Plans are tried from the one with the plainest images to the one with the fewest permutes; the first with
@@ -150,7 +150,7 @@ def rewrite(program: ExportedProgram, found: list[Found], allowed: int) -> Rewri
 
 
 def _rules(
-    program: ExportedProgram, found: list[Found], penalty: float
+    program: ExportedProgram, found: list[MatchedProduct], penalty: float
 ) -> tuple[dict[Node, Rule], set[Node]]:
     """A rule for every node that holds tensors, and the nodes that can be stored in any order for nothing."""
     graph, named = program.graph, constant_placeholders(program)
@@ -189,7 +189,7 @@ def _needed(graph: Graph, rules: dict[Node, Rule]) -> set[Node]:
 
 def _written(
     program: ExportedProgram,
-    found: list[Found],
+    found: list[MatchedProduct],
     rules: dict[Node, Rule],
     free: set[Node],
     plan: Plan,
@@ -217,7 +217,9 @@ def _written(
     return Rewritten(result, StoredWeights(shapes), layout_operators(result).total(), stored)
 
 
-def image_starts(found: list[Found], rules: dict[Node, Rule], plan: Plan, free: set[Node]) -> dict[Node, int]:
+def image_starts(
+    found: list[MatchedProduct], rules: dict[Node, Rule], plan: Plan, free: set[Node]
+) -> dict[Node, int]:
     """Where the images that converted products read begin: value → its channel axis, behind runs of
     element-wise operators.
 
@@ -263,13 +265,13 @@ def _holds_tensors(node: Node) -> bool:
     return isinstance(value, torch.Tensor | list | tuple)
 
 
-def _product_rule(found: Found, penalty: float) -> ProductRule:
+def _product_rule(found: MatchedProduct, penalty: float) -> ProductRule:
     p = found.product
     operands = (p.x, p.weight, *((p.bias,) if p.bias is not None else ()))
     return ProductRule(p.node, axes_of(p.node), operands, p, found.form, found.convert, penalty)
 
 
-def _weight_frames(found: list[Found], rules: dict[Node, Rule], free: set[Node]) -> dict[str, Frame]:
+def _weight_frames(found: list[MatchedProduct], rules: dict[Node, Rule], free: set[Node]) -> dict[str, Frame]:
     """The placeholders that are, up to their axes' order, weights of converted products, with the frame those
     will ask for.
     """
