@@ -18,7 +18,7 @@ State = Mapping[int, str]
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best state, its time, and every state measured with its time, in order."""
 
     best: dict[int, str]
@@ -60,7 +60,7 @@ def search(
     *,
     time: float | None = None,
     margin: float = 0.01,
-) -> Found:
+) -> SearchResult:
     """The fastest state found from `start`.
 
     `options` gives each group's forms; `gain(group, form)` the time that the form is predicted to save in it over its
@@ -85,7 +85,7 @@ def search(
             pass
     except _StopError:
         pass
-    return Found(descent.best, descent.time, tuple(descent.trail))
+    return SearchResult(descent.best, descent.time, tuple(descent.trail))
 
 
 Moves = list[dict[int, str]]
