@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class LayerGroup:
     """Alike layers: their paths, the first one's module, and the input it was called on (as it lay in memory).
 
     `weight` is the weight's shape; `calls` how often all of them run together; `cost` that of one call.
@@ -63,7 +63,7 @@ def pattern_of(path: str) -> str:
     return _NUMBER.sub("*", path)
 
 
-def groups_of(network: nn.Module, calling: Calling) -> tuple[Group, ...]:
+def groups_of(network: nn.Module, calling: Calling) -> tuple[LayerGroup, ...]:
     """Run the example once and see every linear layer and convolution that is called, in order of first calls."""
     seen: dict[str, list[Any]] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -100,13 +100,13 @@ def groups_of(network: nn.Module, calling: Calling) -> tuple[Group, ...]:
     return tuple(_group(look, paths, seen) for look, paths in members.items())
 
 
-def _group(look: tuple[Any, ...], paths: list[str], seen: dict[str, list[Any]]) -> Group:
+def _group(look: tuple[Any, ...], paths: list[str], seen: dict[str, list[Any]]) -> LayerGroup:
     _, module, sample, weight, out, _ = seen[paths[0]]
     calls = sum(seen[p][-1] for p in paths)
     can_be = why_not_attention if look[0] == ATTENTION else why_not
     convertible = look[0] != KERNEL and can_be(module) is None
     cost = _cost(module, sample, weight, out)
-    return Group(look[0], look[1], tuple(paths), module, sample, weight, cost, calls, convertible)
+    return LayerGroup(look[0], look[1], tuple(paths), module, sample, weight, cost, calls, convertible)
 
 
 def _weight(module: nn.Module) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from onebyone.laws.winograd import F4X3
 from onebyone.native.kernels.winograd import why_not
 from onebyone.tuning.clock import Call, Clock, Timing
 from onebyone.tuning.layer_forms import ATTENTION, CONV, PATCHES, WINOGRAD, LayerForm, assigned, layer_forms
-from onebyone.tuning.layer_groups import Group
+from onebyone.tuning.layer_groups import LayerGroup
 from onebyone.verification import output_comparison
 
 _ROUNDS = 15
@@ -35,7 +35,7 @@ class LayerTimes:
     Forms in a shorter type are named `form:type`; `errors` holds their largest error relative to the largest output.
     """
 
-    group: Group
+    group: LayerGroup
     timings: Mapping[str, Timing]
     ranking: tuple[str, ...]
     errors: Mapping[str, float] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class LayerTimes:
 
 
 def measure_groups(
-    groups: Sequence[Group], clock: Clock, seconds: float, short: str | None = None
+    groups: Sequence[LayerGroup], clock: Clock, seconds: float, short: str | None = None
 ) -> list[LayerTimes]:
     """Time every group's forms, those of most MACs first, for about `seconds` in all; the rest is left unmeasured."""
     end, found = clock.now() + seconds, {}
@@ -72,7 +72,7 @@ def measure_groups(
     return [found.get(id(g)) or LayerTimes(g, {}, ranking_of(g)) for g in groups]
 
 
-def measure_group(group: Group, clock: Clock, seconds: float, short: str | None = None) -> LayerTimes:
+def measure_group(group: LayerGroup, clock: Clock, seconds: float, short: str | None = None) -> LayerTimes:
     """Time every form of a group's first layer on the input that it saw; in the type `short` ("bfloat16") too.
 
     Runs in inference mode. Forms that raise (a convolution the library does not have in this type) are left out.
@@ -95,14 +95,14 @@ def measure_group(group: Group, clock: Clock, seconds: float, short: str | None 
     return LayerTimes(group, times, ranking_of(group), errors)
 
 
-def ranking_of(group: Group, processor: cost.Processor = cost.DEFAULT) -> tuple[str, ...]:
+def ranking_of(group: LayerGroup, processor: cost.Processor = cost.DEFAULT) -> tuple[str, ...]:
     """The cost model's order of the group's forms, its first choice first; from shapes alone."""
     names = [form.name for form in layer_forms(group.kind)]
     works = [work_of(group, name) for name in names]
     return cost.rank([w for w in works if w is not None], processor)
 
 
-def work_of(group: Group, form: str) -> cost.Work | None:
+def work_of(group: LayerGroup, form: str) -> cost.Work | None:
     """What a form of a group's layer does, as the cost model sees it; None for attention."""
     if group.kind == ATTENTION:
         return None
@@ -125,7 +125,7 @@ def work_of(group: Group, form: str) -> cost.Work | None:
     return cost.Work(form, path, c.macs, c.bytes_moved, weights, moved, places)
 
 
-def _winograd_work(group: Group) -> cost.Work | None:
+def _winograd_work(group: LayerGroup) -> cost.Work | None:
     """A quarter of the multiplications, four times the weights, and the tiles written and read once more each way."""
     m: Any = group.module
     c, x = group.cost, group.sample
@@ -163,7 +163,7 @@ def _relative_error(narrow: Layer, call: Layer) -> float:
         return output_comparison.difference(exact, narrow()) / size if size else 0.0
 
 
-def _call(group: Group, form: LayerForm) -> Layer | None:
+def _call(group: LayerGroup, form: LayerForm) -> Layer | None:
     module, x = group.module, group.sample
     if form.name in ("bmm", "conv-nchw") and not (group.channels_last if group.kind == CONV else x.dim() > 2):
         return None  # one and the same as "linear" here
