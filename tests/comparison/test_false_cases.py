@@ -295,7 +295,7 @@ def test_a_head_that_answers_otherwise_in_its_other_form(
 # R4 ---------------------------------------------------------------------------------------------------------
 
 
-class Negative(dense_inference.Page):
+class Negative(dense_inference.DigitPage):
     """Dark digits on light paper, on which the zeros of padding look like ink."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

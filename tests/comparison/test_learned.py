@@ -127,7 +127,7 @@ def test_detection_is_measured(digits: DigitSplit) -> None:
 
 
 def test_pages_do_not_overlap(digits: DigitSplit) -> None:
-    page = dense_inference.Page(digits.test, digits.test_labels, 3)
+    page = dense_inference.DigitPage(digits.test, digits.test_labels, 3)
     assert len(page.labels) > 20
     apart = (page.corners[:, None] - page.corners[None]).abs().amax(2) + 100 * torch.eye(len(page.labels))
     assert float(apart.min()) >= 10
@@ -137,7 +137,7 @@ def test_pages_do_not_overlap(digits: DigitSplit) -> None:
 
 
 def test_precision_of_a_perfect_and_of_a_doubled_answer(digits: DigitSplit) -> None:
-    page = dense_inference.Page(digits.test, digits.test_labels, 3)
+    page = dense_inference.DigitPage(digits.test, digits.test_labels, 3)
     boxes = np.array([[x, y, x + 8, y + 8] for y, x in page.corners.tolist()], dtype=np.float32)
 
     def answer(labels: Any, times: int = 1) -> float:

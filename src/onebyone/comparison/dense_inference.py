@@ -29,7 +29,7 @@ NOISE = 0.1
 STEPS = 800
 
 
-class Page:
+class DigitPage:
     """A noisy page (H, W) in [0, 1] with digits laid at random, none touching: `corners` (n, 2), `labels` (n,)."""
 
     def __init__(self, images: Tensor, labels: Tensor, seed: int, size: Sequence[int] = PAGE) -> None:
@@ -85,7 +85,7 @@ def detector(padded: bool, seed: int) -> nn.Sequential:
 
 def training_windows(digits: DigitSplit, pages: int, seed: int) -> tuple[Tensor, Tensor]:
     """Windows of several pages of training digits, half of them digits and half background."""
-    made = [Page(digits.train, digits.train_labels, seed + 1 + n).windows() for n in range(pages)]
+    made = [DigitPage(digits.train, digits.train_labels, seed + 1 + n).windows() for n in range(pages)]
     images, labels = (torch.cat(part) for part in zip(*made, strict=True))
     generator = torch.Generator().manual_seed(seed)
     objects, background = ((labels == 10) == wanted for wanted in (False, True))
@@ -115,12 +115,12 @@ def measure_detection(
     for name, padded in (("unpadded", False), ("padded", True)):
         network = train(detector(padded, seed), images, labels, steps=steps, seed=seed)
         found[name] = _both_ways(
-            network, [Page(digits.test, digits.test_labels, 900 + n) for n in range(tests)]
+            network, [DigitPage(digits.test, digits.test_labels, 900 + n) for n in range(tests)]
         )
     return found
 
 
-def _both_ways(network: nn.Module, pages: Sequence[Page]) -> Figures:
+def _both_ways(network: nn.Module, pages: Sequence[DigitPage]) -> Figures:
     dense = convolutionalize(network, (SIDE, SIDE), 1, labels=LABELS)
     quality: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {"dense": [], "windows": []}
     seconds: dict[str, list[float]] = {"dense": [], "windows": []}
@@ -169,7 +169,7 @@ def _device(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
-def matched(found: Detections, page: Page) -> tuple[NDArray[Any], NDArray[Any]]:
+def matched(found: Detections, page: DigitPage) -> tuple[NDArray[Any], NDArray[Any]]:
     """Scores, and whether each detection found a digit of its class at IoU ≥ 0.5 that none before it had."""
     boxes = np.array([[x, y, x + SIDE, y + SIDE] for y, x in page.corners.tolist()], dtype=np.float64)
     free = np.ones(len(boxes), dtype=bool)
