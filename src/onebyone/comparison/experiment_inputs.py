@@ -20,7 +20,7 @@ from onebyone.comparison.differences import measure_scope, measure_sizes
 from onebyone.comparison.digits import DigitSplit, load_digits
 from onebyone.comparison.flexibility import measure_flexibility
 from onebyone.comparison.layer_calls import LINEAR, POINTWISE
-from onebyone.comparison.layer_pair import Pair
+from onebyone.comparison.layer_pair import ComparedLayers
 from onebyone.comparison.pixel_influence import measure_influence
 from onebyone.comparison.replacements import (
     lifted,
@@ -43,7 +43,7 @@ class Setting:
 
     model: nn.Module
     example: Any
-    pair: Pair
+    pair: ComparedLayers
     seed: int
     budget: float
 

@@ -37,7 +37,7 @@ TWIN_OF_POINTWISE = "the converted twin of a 1×1 convolution"
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparedLayers:
     """The layers under comparison, each as a function of a map.
 
     `connected` and `pointwise` are the chosen two. `spatial` is by role what the statements about places
@@ -62,7 +62,7 @@ class Pair:
         }
 
 
-def choose(seen: Sequence[Seen], seed: int = 0) -> Pair:
+def choose(seen: Sequence[Seen], seed: int = 0) -> ComparedLayers:
     """The pair of a network of which these layers were seen.
 
     Fully connected: the largest layer that follows a flattened map of several places, else the last that
@@ -92,7 +92,7 @@ def choose(seen: Sequence[Seen], seed: int = 0) -> Pair:
         if not bool(torch.isfinite(op.weight).all()):
             raise BadInput(f"model: the weight of {op.path} holds NaN or infinity")
     follows = next((s.activation for s in (head, *seen) if s and s.activation is not None), None)
-    return Pair(connected, pointwise, spatial, head, follows or nn.ReLU(), tuple(seen))
+    return ComparedLayers(connected, pointwise, spatial, head, follows or nn.ReLU(), tuple(seen))
 
 
 def _most(layers: list[Seen]) -> Seen | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onebyone.comparison.claim_result import Figures
-from onebyone.comparison.layer_pair import Pair
+from onebyone.comparison.layer_pair import ComparedLayers
 from onebyone.laws.flatten import flatten_index, to_kernel
 
 NEURONS = 4
@@ -18,7 +18,7 @@ MOST_CELLS = 600
 _CORNER = 24
 
 
-def row_and_filter(pair: Pair) -> Figures:
+def row_and_filter(pair: ComparedLayers) -> Figures:
     """Weights of the first neurons of the fully connected layer, read from its row and from its filter.
 
     The row is the layer's own, in the order in which its network flattens the map (C, h, w): `order` names
