@@ -24,7 +24,7 @@ from onebyone.pytorch.lift.advice import advice
 from onebyone.pytorch.lift.class_map import ClassMap, class_map
 from onebyone.pytorch.lift.exported_graph import Traced, trace
 from onebyone.pytorch.lift.input_shapes import channel_guesses, hint, window_of
-from onebyone.pytorch.lift.lifter import Cannot, Lifted, Pair, Poison, Walk
+from onebyone.pytorch.lift.lifter import Cannot, Lifted, Poison, Walk, WindowPair
 from onebyone.pytorch.lift.outputs import Output, names_of, outputs_of, plain_containers
 from onebyone.pytorch.lift.rules import rule_for
 from onebyone.pytorch.modules.structure import require_python
@@ -62,7 +62,7 @@ class Convolutionalized(Readable):
     class_map: ClassMap | None = None
     labels: Labels = field(default_factory=Labels)
     outputs: tuple[Output, ...] = ()
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[WindowPair, ...] = ()
     refused: tuple[Refusal, ...] = ()
     bare: bool = False
     advice: tuple[str, ...] = ()

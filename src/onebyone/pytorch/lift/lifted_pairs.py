@@ -22,7 +22,7 @@ from onebyone.pytorch.lift.exported_graph import BATCH, module_path
 from onebyone.pytorch.lift.window_linear import as_convolution, as_rows
 
 if TYPE_CHECKING:
-    from onebyone.pytorch.lift.lifter import Const, Lifted, Pair, Walk
+    from onebyone.pytorch.lift.lifter import Const, Lifted, Walk, WindowPair
 
 Params = dict[str, torch.Tensor]
 
@@ -35,9 +35,9 @@ def make_pair(
     weight: Const,
     bias: Const | None,
     transposed: bool,
-) -> Pair:
+) -> WindowPair:
     """The pair of a linear layer at `node`, whose input is `value`."""
-    from onebyone.pytorch.lift.lifter import Pair, op_name
+    from onebyone.pytorch.lift.lifter import WindowPair, op_name
 
     shapes = {"weight": weight.shape}
     if bias is not None:
@@ -47,7 +47,7 @@ def make_pair(
     source = next((n for n in node.all_input_nodes if walk.values[n] is value), None)
     way = _Way((), torch.from_numpy(value.indices())) if source is None else _way(walk, source, value)
     pointwise = all(k == 1 for k in stencil.kernel)
-    return Pair(
+    return WindowPair(
         path=module_path(node),
         kind=op_name(node.target),
         law="linear = pointwise convolution" if pointwise else "flatten∘linear = convolution without padding",

@@ -75,7 +75,7 @@ class Poison:
 
 
 @dataclass(frozen=True)
-class Pair:
+class WindowPair:
     """One lifted linear layer, for the verifier.
 
     `original(crop, params)` runs the network's own operators from the map `(N, *map_shape)` to the layer's output;
@@ -109,7 +109,7 @@ class Walk:
     refused: list[Refusal] = field(default_factory=list)
     inexact: list[str] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: list[WindowPair] = field(default_factory=list)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     context_nodes: set[str] = field(default_factory=set)
     left_out: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
