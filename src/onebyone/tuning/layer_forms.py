@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.native.kernels.winograd import WinogradConvolution
 from onebyone.pytorch.modules.attention import PointwiseAttention
-from onebyone.pytorch.modules.conversion import Conversion, Pair
+from onebyone.pytorch.modules.conversion import Conversion, ModulePair
 from onebyone.pytorch.modules.convert import convert_module
 from onebyone.pytorch.modules.dropins import DropIn, PatchLinear, PointwiseConvolution, PointwiseLinear
 from onebyone.pytorch.modules.layers import changed_class, has_patches, kind_of
@@ -180,7 +180,7 @@ def assigned(network: nn.Module, assignment: Assignment) -> Conversion:
     for path, name in assignment.items():
         _retype(modules[path], layer_form(_kind(network, path), name))
     originals = dict(network.named_modules(remove_duplicate=False))
-    pairs = tuple(Pair(p.path, originals[p.path], modules[p.path]) for p in conversion.pairs)
+    pairs = tuple(ModulePair(p.path, originals[p.path], modules[p.path]) for p in conversion.pairs)
     return replace(conversion, to="the forms assigned", pairs=pairs)
 
 

@@ -26,7 +26,7 @@ from onebyone.pytorch.graph.pairs import pairs_of
 from onebyone.pytorch.graph.rewrite import MatchedProduct, Rewritten, find_products, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
 from onebyone.pytorch.lift.exported_graph import require_plain_names
-from onebyone.pytorch.modules.conversion import Pair
+from onebyone.pytorch.modules.conversion import ModulePair
 from onebyone.records import Change, Readable, Refusal, html_result, html_table, table
 
 Only = str | Sequence[str] | Callable[[str, nn.Module | None], bool]
@@ -49,7 +49,7 @@ class GraphConversion(Readable):
     to: str
     layout_before: Counter[str]
     layout_after: Counter[str]
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[ModulePair, ...] = ()
     weights: StoredWeights = field(default_factory=StoredWeights, repr=False)
     level: str = "graph"
 

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from onebyone.pytorch.graph.orders import order_of
 from onebyone.pytorch.graph.rewrite import MatchedProduct, Rewritten
 from onebyone.pytorch.graph.weights import StoredShape, tensor_named
-from onebyone.pytorch.modules.conversion import Pair
+from onebyone.pytorch.modules.conversion import ModulePair
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -70,9 +70,11 @@ class ChannelMap(nn.Module):
         return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * spatial)
 
 
-def pairs_of(found: list[MatchedProduct], program: ExportedProgram, result: Rewritten) -> tuple[Pair, ...]:
+def pairs_of(
+    found: list[MatchedProduct], program: ExportedProgram, result: Rewritten
+) -> tuple[ModulePair, ...]:
     """One pair for each converted product whose weight is a parameter of its own and whose bias is plain."""
-    made: dict[str, Pair] = {}
+    made: dict[str, ModulePair] = {}
     for f in found:
         shape = result.weights.shapes.get(f.weight_name or "")
         if f.path in made or f.weight_name is None or shape is None or not f.product.plain_bias:
@@ -90,7 +92,7 @@ def pairs_of(found: list[MatchedProduct], program: ExportedProgram, result: Rewr
 
 def _pair(
     f: MatchedProduct, shape: StoredShape, before: Tensor, after: Tensor, bias: Tensor | None
-) -> Pair | None:
+) -> ModulePair | None:
     p = f.product
     names = {n: name for n, name in (("weight", f.weight_name), ("bias", f.bias_name)) if name is not None}
     if f.form == "conv":
@@ -100,7 +102,7 @@ def _pair(
         # an axis of size one has no order in the frame: the sizes tell, and where they are equal the frame does
         same = outputs == inputs
         inputs_first = order_of(shape.frame) == (1, 0) if same else tuple(before.shape) == (inputs, outputs)
-        return Pair(f.path, LinearMap(before, bias, inputs_first), PointwiseImage(after, bias), names)
+        return ModulePair(f.path, LinearMap(before, bias, inputs_first), PointwiseImage(after, bias), names)
     if after.dim() != 2:
         return None
     kind = CONVOLUTIONS[len(p.stride)]
@@ -108,4 +110,4 @@ def _pair(
         layer = kind(p.channels[0], p.channels[1], 1, stride=p.stride, groups=p.groups, bias=bias is not None)  # type: ignore[arg-type]
     layer.weight = nn.Parameter(before.detach(), requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return Pair(f.path, layer, ChannelMap(after, bias, p.groups, p.stride), names)
+    return ModulePair(f.path, layer, ChannelMap(after, bias, p.groups, p.stride), names)

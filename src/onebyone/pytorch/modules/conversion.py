@@ -22,7 +22,7 @@ from onebyone.records import Change, Readable, Refusal, html_result, html_table,
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModulePair:
     """One layer before and after: `path` is the first place it has in the network.
 
     `names`: the network's name of each tensor of `original`, where that is not `path` and the tensor's own name.
@@ -65,7 +65,7 @@ class Conversion(Readable):
     refused: tuple[Refusal, ...]
     to: str
     level: str
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[ModulePair, ...] = ()
     entries: tuple[Entry, ...] = field(default=(), repr=False)
 
     def state_dict_from_original(self, state: StateDict) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from onebyone.errors import BadInput
 from onebyone.laws import transposed
 from onebyone.pytorch.modules import attention, layers, native
-from onebyone.pytorch.modules.conversion import Conversion, Pair
+from onebyone.pytorch.modules.conversion import Conversion, ModulePair
 from onebyone.pytorch.modules.dropins import DropIn, PatchLinear, PointwiseConvolution
 from onebyone.pytorch.modules.state import Entry, carry_optimizer, check_optimizer
 from onebyone.pytorch.modules.structure import Successors, copy_structure, walk, why_opaque
@@ -236,7 +236,7 @@ class _Builder:
     def __init__(self, successors: Successors, to: str, level: str) -> None:
         self.successors, self.to, self.level = successors, to, level
         self.changes: list[Change] = []
-        self.pairs: list[Pair] = []
+        self.pairs: list[ModulePair] = []
         self.entries: list[Entry] = []
         self._reshaped: dict[int, nn.Parameter] = {}
         self._transposed: set[int] = set()  # ids of the original's weights
@@ -273,7 +273,7 @@ class _Builder:
     def _record(self, place: Place, new: nn.Module, law: str, before: str, after: str, copied: int) -> None:
         kind = type(place.module).__name__
         self.changes.append(Change(place.path, kind, law, before, after, copied))
-        self.pairs.append(Pair(place.path, place.module, new))
+        self.pairs.append(ModulePair(place.path, place.module, new))
 
     def finish(self, places: list[Place]) -> None:
         """Have modules that read weights call what was put into them."""
