@@ -18,14 +18,14 @@ ROLES = ("pointwise", "kernel", "connected", "pooled")
 BOUND = "the rounding bound"
 
 
-class Picture(NamedTuple):
+class ClaimFigure(NamedTuple):
     """HTML of a drawing, and the caption under it."""
 
     html: str
     caption: str
 
 
-def picture(row: Data) -> Picture | None:
+def picture(row: Data) -> ClaimFigure | None:
     """The row's picture; None where the row has none, or was not measured."""
     draw = _BY_ROW.get(row["id"])
     return draw(row["figures"], row["pictures"]) if draw and row["figures"] else None
@@ -45,30 +45,32 @@ def _ratios(rows: Sequence[tuple[str, Sequence[float], str]], what: str) -> str:
     return charts.dots(rows, f"{what}, over {BOUND}, on a logarithmic scale. {told}", 1.0, BOUND)
 
 
-def _s1(figures: Data, _: Data) -> Picture:
+def _s1(figures: Data, _: Data) -> ClaimFigure:
     rows = []
     for name, css in (("fully connected", "c-connected"), ("pointwise", "c-pointwise")):
         found = figures[name]
         rows.append((f"{name}: bias taken off", [plain(found["superposition_ratio"])], css))
         rows.append((f"{name}: as it is, with its bias", [plain(found["with_bias_ratio"])], css))
     html = _ratios(rows, "Error of superposition")
-    return Picture(html, "Left of the rule: superposition holds but for rounding. Right of it: it does not.")
+    return ClaimFigure(
+        html, "Left of the rule: superposition holds but for rounding. Right of it: it does not."
+    )
 
 
-def _s3(figures: Data, _: Data) -> Picture:
+def _s3(figures: Data, _: Data) -> ClaimFigure:
     measured = (("collapse_ratio", "without"), ("activation_ratio", f"with {figures['activation']}"))
     rows = [
         (f"{words}: {form}", [plain(figures[key][form])], css)
         for key, words in measured
         for form, css in (("fully connected", "c-connected"), ("pointwise", "c-pointwise"))
     ]  # fmt: skip
-    return Picture(
+    return ClaimFigure(
         _ratios(rows, "Distance of two layers from one matrix"),
         "How far two layers in a row are from the one matrix that is their product.",
     )
 
 
-def _s5(figures: Data, _: Data) -> Picture:
+def _s5(figures: Data, _: Data) -> ClaimFigure:
     series = [
         Series(
             f"{name} head",
@@ -84,12 +86,12 @@ def _s5(figures: Data, _: Data) -> Picture:
     html = charts.line_chart(
         series, "parameters of the head", "accuracy", label, (True, False), y_range=(0, 1)
     )
-    return Picture(
+    return ClaimFigure(
         html, f"Mean of {len(figures['curves']['pooled'][0]['accuracies'])} starts, on real digits."
     )
 
 
-def _scope(figures: Data, pictures: Data) -> Picture:
+def _scope(figures: Data, pictures: Data) -> ClaimFigure:
     support = pictures["support"]
     roles = [r for r in _roles(figures) if r[0] in support]
     parts: list[str] = []
@@ -106,7 +108,7 @@ def _scope(figures: Data, pictures: Data) -> Picture:
         if pair:
             top += 56 + max(side * len(support[role]) for side, (role, _) in zip(sides, pair, strict=True))
     html = charts.drawing("".join(parts), top - 14, f"Which input places one output reads. {'; '.join(told)}")
-    return Picture(
+    return ClaimFigure(
         html, "The support of the Jacobian: what the outputs at the middle place (or of the vector) read."
     )
 
@@ -116,17 +118,17 @@ def _side(grid: Sequence[Sequence[float]]) -> float:
     return min(14.0, 132 / max(len(grid), len(grid[0])))
 
 
-def _share(figures: Data, _: Data) -> Picture:
+def _share(figures: Data, _: Data) -> ClaimFigure:
     rows = [
         (role_name(role, f), f["share_of_inputs"], percent(f["share_of_inputs"]), f"c-{role}")
         for role, f in _roles(figures)
     ]
     told = "; ".join(f"{name}: {words}" for name, _, words, _ in rows)
     html = charts.bars(rows, f"Share of the inputs that reach one output. {told}", 1.0)
-    return Picture(html, "The share of the input numbers that reach one output.")
+    return ClaimFigure(html, "The share of the input numbers that reach one output.")
 
 
-def _d3(figures: Data, _: Data) -> Picture:
+def _d3(figures: Data, _: Data) -> ClaimFigure:
     rows = []
     for role, found in _roles(figures):
         name = role_name(role, found)
@@ -137,13 +139,13 @@ def _d3(figures: Data, _: Data) -> Picture:
         ):
             if key in found:
                 rows.append((f"{name}: {words}", [plain(found[key])], f"c-{role}"))
-    return Picture(
+    return ClaimFigure(
         _ratios(rows, "What permuting the pixels changes"),
         "Left of the rule nothing has changed but for rounding.",
     )
 
 
-def _d4(figures: Data, _: Data) -> Picture:
+def _d4(figures: Data, _: Data) -> ClaimFigure:
     sizes = figures["sizes"]
     most = max(max(s["inputs"], s["outputs"]) for s in sizes)
     least = min(min(s["inputs"], s["outputs"]) for s in sizes)
@@ -162,12 +164,12 @@ def _d4(figures: Data, _: Data) -> Picture:
     )
     html = charts.drawing("".join(parts), 300, f"Channels out over channels in, each layer a dot. {told}")
     html += charts.legend([(words, css[kind]) for kind, words in kinds])
-    return Picture(
+    return ClaimFigure(
         html, "Each layer of the network. On the rule: as many out as in; above it more, below it fewer."
     )
 
 
-def _d5(figures: Data, _: Data) -> Picture | None:
+def _d5(figures: Data, _: Data) -> ClaimFigure | None:
     table = figures.get("times", {}).get("table", [])
     if len(table) < 2:
         return None
@@ -190,7 +192,7 @@ def _d5(figures: Data, _: Data) -> Picture | None:
     html = charts.line_chart(series, "places of the map", "ms", label, (True, True), y_range=ends)
     times = figures["times"]
     timed = f"{figures['channels']} channels in, {times['outputs_timed']} out"
-    return Picture(
+    return ClaimFigure(
         html,
         f"Medians of {times['repeats']} runs, {timed}, {times['dtype']}, {counted(times['threads'], 'thread')}.",
     )
@@ -208,7 +210,7 @@ _PLACES = {
 """Colours of the places that compare's census tells apart."""
 
 
-def _d6(figures: Data, _: Data) -> Picture:
+def _d6(figures: Data, _: Data) -> ClaimFigure:
     own, zoo = figures["network"]["places"], figures.get("zoo") or {}
     stacks = [("parameters", own, "of this network"), ("macs", own, "of this network")]
     if zoo.get("places"):
@@ -229,7 +231,9 @@ def _d6(figures: Data, _: Data) -> Picture:
         told = [f"{name}: {words} of {zoo['networks']}" for name, _, words, _ in rows]
         html += f'<p class="over">and of the {zoo["networks"]} networks of the zoo:</p>'
         html += charts.bars(rows, f"The model zoo. {'; '.join(told)}", zoo["networks"])
-    return Picture(html, "Linear layers and convolutions by place, with how many of each this network has.")
+    return ClaimFigure(
+        html, "Linear layers and convolutions by place, with how many of each this network has."
+    )
 
 
 def _stacked(stacks: Sequence[tuple[str, Data, str]]) -> str:
@@ -249,25 +253,25 @@ def _stacked(stacks: Sequence[tuple[str, Data, str]]) -> str:
     return charts.drawing("".join(parts), 46.0 * len(stacks), f"Where layers stand. {'; '.join(told)}")
 
 
-def _d7(figures: Data, pictures: Data) -> Picture:
+def _d7(figures: Data, pictures: Data) -> ClaimFigure:
     rows = [
         (role_name(role, found), [plain(e["relative"]) for e in pictures["shift_error"][role]], f"c-{role}")
         for role, found in _roles(figures)
         if pictures["shift_error"].get(role)
     ]
     if not rows:
-        return Picture("", "There is nothing to shift on a map of one place.")
+        return ClaimFigure("", "There is nothing to shift on a map of one place.")
     told = "; ".join(f"{name}: at most {number(max(values))}" for name, values, _ in rows)
     html = charts.dots(
         rows, f"Change of the answers over their spread, a dot a shift. {told}", 1.0, "their spread"
     )
-    return Picture(
+    return ClaimFigure(
         html,
         "How far the answers differ from shifted answers (vectors: from the old), over their spread; a dot a shift.",
     )
 
 
-def _r2(figures: Data, _: Data) -> Picture:
+def _r2(figures: Data, _: Data) -> ClaimFigure:
     images, kernels = figures["images"], figures["convolution_weights"]
     layers = [{"made": "a made layer"}.get(name, name) or "layer" for name in figures["layers"]]
     rows = [("image", images[0], "c-other")]
@@ -285,7 +289,7 @@ def _r2(figures: Data, _: Data) -> Picture:
     html = charts.drawing(
         "".join(parts), 46.0 * len(rows), f"The two layers as kernels: {', then '.join(told)}"
     )
-    return Picture(
+    return ClaimFigure(
         html, "Images (channels × height × width) and kernels (out × in × height × width) of this network."
     )
 
@@ -294,7 +298,7 @@ def _cut(name: str, most: int = 24) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
-def _r4(figures: Data, _: Data) -> Picture | None:
+def _r4(figures: Data, _: Data) -> ClaimFigure | None:
     quality, speed = [], []
     for name in ("unpadded", "padded"):
         found = figures.get(name)
@@ -328,14 +332,14 @@ def _r4(figures: Data, _: Data) -> Picture | None:
     told = "; ".join(f"{name}: {words}" for name, _, words, _ in speed)
     html = charts.bars(speed, f"Times as fast as cropping every window. {told}")
     if not quality:  # left out by the budget
-        return Picture(html, "How many times as fast the dense pass is.")
+        return ClaimFigure(html, "How many times as fast the dense pass is.")
     told = "; ".join(f"{name}: {words}" for name, _, words, _ in quality)
     above = charts.bars(quality, f"Average precision at IoU 0.5. {told}", 1.0)
     above += '<p class="over">and how many times as fast the dense pass is:</p>'
-    return Picture(above + html, "Above: average precision of detecting digits, at IoU 0.5.")
+    return ClaimFigure(above + html, "Above: average precision of detecting digits, at IoU 0.5.")
 
 
-_BY_ROW: dict[str, Callable[[Data, Data], Picture | None]] = {
+_BY_ROW: dict[str, Callable[[Data, Data], ClaimFigure | None]] = {
     "S1": _s1, "S3": _s3, "S5": _s5, "D1": _scope, "D3": _d3, "D4": _d4, "D5": _d5, "D6": _d6, "D7": _d7,
     "D8": _share, "R2": _r2, "R4": _r4,
 }  # fmt: skip
