@@ -7,7 +7,7 @@ from typing import Any
 
 from onebyone.drawing import fonts
 from onebyone.drawing.embedded_image import pixels_of
-from onebyone.drawing.scene import Circle, Picture, Polygon, Scene, Shape, Strokes, Text
+from onebyone.drawing.scene import Circle, Polygon, RasterImage, Scene, Shape, Strokes, Text
 from onebyone.drawing.theme import colours
 from onebyone.errors import MissingExtra
 
@@ -55,7 +55,7 @@ def _put(axes: Any, shape: Shape, names: Any, order: int) -> None:
             shape.x, shape.y, shape.text, color=names[shape.fill], fontproperties=font, ha=align,
             va="baseline", parse_math=False, **look,
         )  # fmt: skip
-    elif isinstance(shape, Picture):
+    elif isinstance(shape, RasterImage):
         pixels = pixels_of(shape.png)
         extent = (shape.x, shape.x + shape.width, shape.y + shape.height, shape.y)
         axes.imshow(pixels, extent=extent, aspect="auto", interpolation="none", **look)

@@ -84,7 +84,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Picture:
+class RasterImage:
     """A PNG file stretched over a rectangle."""
 
     x: float
@@ -103,7 +103,7 @@ class Group:
     shapes: tuple[Shape, ...]
 
 
-Shape = Polygon | Circle | Strokes | Text | Picture | Group
+Shape = Polygon | Circle | Strokes | Text | RasterImage | Group
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from onebyone.drawing import fonts
-from onebyone.drawing.scene import Circle, Group, Picture, Point, Polygon, Scene, Shape, Strokes, Text
+from onebyone.drawing.scene import Circle, Group, Point, Polygon, RasterImage, Scene, Shape, Strokes, Text
 from onebyone.drawing.theme import colours
 
 
@@ -63,7 +63,7 @@ class _Writer:
             return f'<g id="{prefix}-{shape.name}">{title}{inner}</g>\n'
         if isinstance(shape, Text):
             return self._text(shape)
-        if isinstance(shape, Picture):
+        if isinstance(shape, RasterImage):
             data = base64.b64encode(shape.png).decode()
             place = (
                 f'x="{_n(shape.x)}" y="{_n(shape.y)}" width="{_n(shape.width)}" height="{_n(shape.height)}"'

@@ -18,8 +18,8 @@ from onebyone.drawing.scene import (
     THIN,
     Circle,
     Group,
-    Picture,
     Polygon,
+    RasterImage,
     Scene,
     Shape,
     Strokes,
@@ -125,7 +125,7 @@ class _View:
         corners = self.scale.corners(*self.image)
         (x1, y1), _, (x2, y2), _ = corners
         if self.picture is not None:
-            inside: Shape = Picture(x1, y1, x2 - x1, y2 - y1, self.picture.png)
+            inside: Shape = RasterImage(x1, y1, x2 - x1, y2 - y1, self.picture.png)
             return [inside, Polygon(corners, None, "line", THIN)]
         step = self.g.stride[-1]
         xs = range(0, int(self.image[1][1]) + 1, step)
@@ -293,7 +293,7 @@ def _whole(data: Drawing, width: float, picture: Photo | None) -> Scene:
     (x1, y1), _, (x2, y2), _ = corners
     made: list[Shape] = [Text(MARGIN, MARGIN + 6, f"input {phrases.shape(size)}: one window", SMALL, "ink")]
     if picture is not None:
-        made.append(Picture(x1, y1, x2 - x1, y2 - y1, picture.png))
+        made.append(RasterImage(x1, y1, x2 - x1, y2 - y1, picture.png))
     made.append(Polygon(corners, None if picture else "panel", "window", THICK))
     reasons = "It takes no other size. " + " ".join(r.rstrip(".") + "." for r in data.refused)
     notes = wrapped(reasons, width - 2 * MARGIN, SMALL)
