@@ -26,7 +26,7 @@ import onebyone
 from bench.zoo.totals import machine
 from bench.zoo.work import ROOT
 from onebyone.dense.batch_feed import Feed
-from onebyone.dense.plan import Plan, Tile, plan_scan, tile_for
+from onebyone.dense.plan import ScanPlan, Tile, plan_scan, tile_for
 from onebyone.dense.preprocessing import Pixels, load_image
 from onebyone.dense.runner import laid_out
 from onebyone.records import Labels, table
@@ -73,7 +73,7 @@ def measure(megapixels: float, rounds: int, threads: int) -> dict[str, Any]:
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     d = onebyone.convolutionalize(network(), window=WINDOW).with_labels(LABELS)
     pixels = load_image(image, channels=3, labels=LABELS)
-    plan: Plan = plan_scan(d.geometry, pixels.size, tile=tile_for(d.geometry, pixels.size))
+    plan: ScanPlan = plan_scan(d.geometry, pixels.size, tile=tile_for(d.geometry, pixels.size))
     tiles = list(plan)
     batch = Feed(pixels, LABELS, True)(tiles[:1])
     parts: dict[str, Callable[[], object]] = {

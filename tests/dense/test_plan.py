@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebyone.dense.plan import Plan, finer, plan_scan, tile_for
+from onebyone.dense.plan import ScanPlan, finer, plan_scan, tile_for
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 
@@ -15,7 +15,7 @@ small = st.integers(0, 9)
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn) -> ScanPlan:
     """Plans of one or two axes with any halo, shifts and tile."""
     axes = draw(st.integers(1, 2))
     per_axis = []
@@ -33,7 +33,7 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @given(plans())
-def test_every_place_is_written_once(plan: Plan) -> None:
+def test_every_place_is_written_once(plan: ScanPlan) -> None:
     written = np.zeros(plan.positions, dtype=int)
     for tile in plan:
         written[tuple(s.slice for s in tile.write)] += 1
@@ -43,7 +43,7 @@ def test_every_place_is_written_once(plan: Plan) -> None:
 
 
 @given(plans())
-def test_a_tile_reads_what_its_places_see_and_keeps_the_right_ones(plan: Plan) -> None:
+def test_a_tile_reads_what_its_places_see_and_keeps_the_right_ones(plan: ScanPlan) -> None:
     for tile in plan:
         for axis, (read, keep, write) in enumerate(zip(tile.read, tile.keep, tile.write, strict=True)):
             stride, size = plan.network.stride[axis], plan.image_size[axis]
@@ -64,7 +64,7 @@ def test_a_tile_reads_what_its_places_see_and_keeps_the_right_ones(plan: Plan) -
 
 
 @given(plans())
-def test_pixels_read_are_counted(plan: Plan) -> None:
+def test_pixels_read_are_counted(plan: ScanPlan) -> None:
     assert plan.pixels_read == sum(int(np.prod(tile.read_shape)) for tile in plan)
 
 
@@ -75,7 +75,7 @@ def test_exact_networks_have_one_tile_shape(window: int, stride: int, more: int,
 
 
 @given(plans())
-def test_padded_networks_have_few_tile_shapes(plan: Plan) -> None:
+def test_padded_networks_have_few_tile_shapes(plan: ScanPlan) -> None:
     """On each axis and shift: inner tiles alike, and one more shape where the image's end is off the grid."""
     for axis, blocks in enumerate(plan.strips):
         for shift in range(plan.shifts[axis]):
@@ -186,7 +186,7 @@ def test_no_size_at_all_reads_much_more_than_the_image(kind: str) -> None:
 
 
 @given(plans())
-def test_inner_tiles_own_the_same_number_of_places(plan: Plan) -> None:
+def test_inner_tiles_own_the_same_number_of_places(plan: ScanPlan) -> None:
     """Blocks are of equal size: no tile computes a whole block for a remainder of a few places."""
     for axis, blocks in enumerate(plan.strips):
         owned = [len(block[0].write) for block in blocks]

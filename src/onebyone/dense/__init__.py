@@ -1,6 +1,6 @@
 """Dense inference: a pure tile plan, the executor that runs it, and the every-window baseline."""
 
-from onebyone.dense.plan import Plan, Span, Tile, finer, plan_scan, tile_for
+from onebyone.dense.plan import ScanPlan, Span, Tile, finer, plan_scan, tile_for
 from onebyone.dense.preprocessing import Pixels, load_image, normalise
 from onebyone.dense.scan import Dense, scan
 from onebyone.dense.score_map import ScoreMap
@@ -9,7 +9,7 @@ from onebyone.dense.sliding_window import scan_windows
 __all__ = [
     "Dense",
     "Pixels",
-    "Plan",
+    "ScanPlan",
     "ScoreMap",
     "Span",
     "Tile",

@@ -85,7 +85,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScanPlan:
     """Every tile of a scan, in order; made by :func:`plan_scan`.
 
     `network` is the network's own geometry, `geometry` the map's (a finer stride where there are shifts),
@@ -132,7 +132,7 @@ class Plan:
 
 def plan_scan(
     geometry: Geometry, image_size: Sequence[int], *, shifts: PerAxis = 1, tile: PerAxis | None = None
-) -> Plan:
+) -> ScanPlan:
     """Plan a scan of an image of `image_size` pixels (per axis) by a network of this geometry.
 
     `shifts` is the number of passes per axis, a divisor of the stride. `tile` is the largest size of a block in
@@ -171,7 +171,7 @@ def plan_scan(
     )
     strips = tuple(_axis(geometry, a, size[a], passes[a], positions[a], blocks[a]) for a in range(axes))
     tiles = tuple(b * k for b, k in zip(blocks, passes, strict=True))
-    return Plan(geometry, fine, size, positions, passes, tiles, strips)
+    return ScanPlan(geometry, fine, size, positions, passes, tiles, strips)
 
 
 def finer(geometry: Geometry, shifts: PerAxis) -> Geometry:

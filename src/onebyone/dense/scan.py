@@ -16,7 +16,7 @@ from torch import nn
 
 from onebyone.dense.agreement import how_many, measure
 from onebyone.dense.batch_feed import Feed, made_ahead, reads_ahead
-from onebyone.dense.plan import PerAxis, Plan, Tile, finer, plan_scan, tile_for
+from onebyone.dense.plan import PerAxis, ScanPlan, Tile, finer, plan_scan, tile_for
 from onebyone.dense.preprocessing import load_image, warn_of_raw_pixels
 from onebyone.dense.runner import (
     Progress,
@@ -229,7 +229,7 @@ class _Runner:
 
 
 def _run(
-    plan: Plan,
+    plan: ScanPlan,
     runner: _Runner,
     batches: Iterable[tuple[list[Tile], torch.Tensor]],
     tell: Callable[[int], None],
@@ -250,7 +250,7 @@ def _run(
     return scores
 
 
-def _batches(plan: Plan, batch: int) -> Iterator[list[Tile]]:
+def _batches(plan: ScanPlan, batch: int) -> Iterator[list[Tile]]:
     """Runs of up to `batch` consecutive tiles of one shape."""
     waiting: list[Tile] = []
     for tile in plan:
@@ -262,7 +262,7 @@ def _batches(plan: Plan, batch: int) -> Iterator[list[Tile]]:
         yield waiting
 
 
-def _check_places(result: torch.Tensor, plan: Plan, tile: Tile) -> None:
+def _check_places(result: torch.Tensor, plan: ScanPlan, tile: Tile) -> None:
     """The network must give just the places its geometry promises: one more or fewer is a wrong geometry."""
     expected = plan.network.positions(tile.read_shape)
     if tuple(result.shape[2:]) != expected:
