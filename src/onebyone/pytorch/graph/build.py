@@ -26,7 +26,7 @@ from onebyone.pytorch.graph.orders import (
     natural_frame,
     order_of,
 )
-from onebyone.pytorch.graph.plan import Plan
+from onebyone.pytorch.graph.plan import LayoutPlan
 from onebyone.pytorch.graph.products import CHANNEL, image_frame
 from onebyone.pytorch.graph.rules import Relabel, Rule, axes_of, shape, tensor
 
@@ -47,7 +47,7 @@ class Builder:
         self,
         graph: Graph,
         rules: dict[Node, Rule],
-        plan: Plan,
+        plan: LayoutPlan,
         free: set[Node],
         stored: Mapping[str, Frame],
         channels_last: Mapping[Node, int] | None = None,

@@ -25,7 +25,7 @@ BEAM = 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayoutPlan:
     """For each node the order of its result and of its operands; and how many permutes that takes."""
 
     orders: dict[Node, tuple[Order, Inputs]]
@@ -40,7 +40,7 @@ class _State:
     last: Any  # None, or (previous, node, out, inputs): the choices as a linked list
 
 
-def choose_orders(rules: dict[Node, Rule], constants: set[Node]) -> Plan:
+def choose_orders(rules: dict[Node, Rule], constants: set[Node]) -> LayoutPlan:
     """A plan for every node that has a rule; constants are stored in any order for nothing."""
     wishes = _wishes(rules)
     last_use = _last_use(rules)
@@ -58,13 +58,13 @@ def choose_orders(rules: dict[Node, Rule], constants: set[Node]) -> Plan:
     return _unwind(states[0])
 
 
-def _unwind(state: _State) -> Plan:
+def _unwind(state: _State) -> LayoutPlan:
     orders: dict[Node, tuple[Order, Inputs]] = {}
     entry = state.last
     while entry is not None:
         entry, node, out, inputs = entry
         orders[node] = (out, inputs)
-    return Plan(orders, state.permutes)
+    return LayoutPlan(orders, state.permutes)
 
 
 def _last_use(rules: dict[Node, Rule]) -> dict[Node, list[Node]]:

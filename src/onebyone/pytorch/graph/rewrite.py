@@ -30,7 +30,7 @@ from onebyone.pytorch.graph.match import (
     weight_of,
 )
 from onebyone.pytorch.graph.orders import UNIT, Frame, natural_frame
-from onebyone.pytorch.graph.plan import Plan, choose_orders
+from onebyone.pytorch.graph.plan import LayoutPlan, choose_orders
 from onebyone.pytorch.graph.products import Product, ProductRule
 from onebyone.pytorch.graph.program import with_graph
 from onebyone.pytorch.graph.rules import Normalise, Pointwise, Relabel, Rule, axes_of, shape
@@ -192,7 +192,7 @@ def _written(
     found: list[MatchedProduct],
     rules: dict[Node, Rule],
     free: set[Node],
-    plan: Plan,
+    plan: LayoutPlan,
     channels_last: dict[Node, int],
     guess: dict[str, Frame],
 ) -> Rewritten:
@@ -218,7 +218,7 @@ def _written(
 
 
 def image_starts(
-    found: list[MatchedProduct], rules: dict[Node, Rule], plan: Plan, free: set[Node]
+    found: list[MatchedProduct], rules: dict[Node, Rule], plan: LayoutPlan, free: set[Node]
 ) -> dict[Node, int]:
     """Where the images that converted products read begin: value → its channel axis, behind runs of
     element-wise operators.
