@@ -62,7 +62,7 @@ class Place:
 
 
 @dataclass
-class Plan:
+class ConversionPlan:
     """What is to be done, decided before anything is built."""
 
     stand_in: list[Place] = field(default_factory=list)
@@ -162,8 +162,10 @@ def _is_candidate(module: nn.Module, to: str) -> bool:
     return to == layers.LINEAR and (layers.transposes(module) or layers.has_patches(module))
 
 
-def _plan(candidates: list[Place], to: str, level: str, only: Only | None, places: list[Place]) -> Plan:
-    plan = Plan()
+def _plan(
+    candidates: list[Place], to: str, level: str, only: Only | None, places: list[Place]
+) -> ConversionPlan:
+    plan = ConversionPlan()
     for place in _chosen(candidates, only, to):
         if isinstance(place.module, DropIn | attention.PointwiseAttention):
             plan.restore.append(place)
@@ -178,7 +180,7 @@ def _plan(candidates: list[Place], to: str, level: str, only: Only | None, place
     return plan
 
 
-def _refuse_native(plan: Plan, places: list[Place]) -> None:
+def _refuse_native(plan: ConversionPlan, places: list[Place]) -> None:
     """A weight shared with a layer that stays ties that layer's fate: repeat until none falls away."""
     while True:
         users = Counter(
