@@ -33,7 +33,7 @@ from onebyone.pytorch.graph.orders import UNIT, Frame, natural_frame
 from onebyone.pytorch.graph.plan import LayoutPlan, choose_orders
 from onebyone.pytorch.graph.products import Product, ProductRule
 from onebyone.pytorch.graph.program import with_graph
-from onebyone.pytorch.graph.rules import Normalise, Pointwise, Relabel, Rule, axes_of, shape
+from onebyone.pytorch.graph.rules import ElementwiseRule, Normalise, Relabel, Rule, axes_of, shape
 from onebyone.pytorch.graph.ruleset import rule_for
 from onebyone.pytorch.graph.weights import (
     StoredShape,
@@ -247,7 +247,7 @@ def _walk_back(
             continue
         seen.add(value)
         rule = rules[value]
-        if isinstance(rule, Pointwise | Normalise):
+        if isinstance(rule, ElementwiseRule | Normalise):
             for operand in rule.operands:
                 shift = len(shape(value)) - len(shape(operand))
                 if axis - shift in axes_of(operand) and len(axes_of(operand)) == len(rule.axes):

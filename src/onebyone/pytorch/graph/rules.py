@@ -146,7 +146,7 @@ class Free(Rule):
         return []
 
 
-class Pointwise(Free):
+class ElementwiseRule(Free):
     """Element by element, with broadcasting: operands and result share one order."""
 
     def _shift(self, operand: Node) -> int:

@@ -16,10 +16,10 @@ from onebyone.pytorch.graph.rules import (
     ChannelSecond,
     Concatenate,
     Element,
+    ElementwiseRule,
     Expand,
     Fixed,
     Normalise,
-    Pointwise,
     Relabel,
     Rule,
     axes_of,
@@ -197,7 +197,7 @@ def _pointwise(name: str, node: Node) -> Rule | None:
     ranks = [len(shape(n)) for n in operands if tensor(n) is not None]
     if len(ranks) != len(operands) or not ranks or max(ranks) != len(shape(node)):
         return None
-    return Pointwise(node, axes_of(node), operands)
+    return ElementwiseRule(node, axes_of(node), operands)
 
 
 def _relabel(node: Node) -> Rule | None:
