@@ -29,7 +29,7 @@ from onebyone.comparison.differences import (
     measure_scope,
     measure_shift,
 )
-from onebyone.comparison.experiment_inputs import Setting
+from onebyone.comparison.experiment_inputs import ExperimentInputs
 from onebyone.comparison.flexibility import judge_flexibility
 from onebyone.comparison.layer_calls import observe
 from onebyone.comparison.layer_pair import choose
@@ -65,32 +65,32 @@ class Experiment:
     """
 
     id: str
-    measure: Callable[[Setting], Figures]
+    measure: Callable[[ExperimentInputs], Figures]
     judge: Callable[[Figures], Verdict]
     long: bool = False
-    first: Callable[[Setting], Figures] | None = None
+    first: Callable[[ExperimentInputs], Figures] | None = None
 
 
 EXPERIMENTS = (
     Experiment(
         "S1", lambda s: measure_weighted_sum([s.pair.connected, s.pair.pointwise], s.seed), judge_weighted_sum
     ),
-    Experiment("S2", Setting.learning, judge_learning),
-    Experiment("S3", Setting.activation, judge_activation),
+    Experiment("S2", ExperimentInputs.learning, judge_learning),
+    Experiment("S3", ExperimentInputs.activation, judge_activation),
     Experiment("S4", lambda s: measure_mixing([s.pair.connected, s.pair.pointwise]), judge_mixing),
-    Experiment("D1", Setting.scope, judge_scope),
-    Experiment("D2", Setting.sizes, judge_sizes),
+    Experiment("D1", ExperimentInputs.scope, judge_scope),
+    Experiment("D2", ExperimentInputs.sizes, judge_sizes),
     Experiment("D3", lambda s: measure_permutation(s.pair.spatial, s.seed), judge_permutation),
     Experiment("D4", lambda s: measure_dimensions(s.layer_sizes()), judge_dimensions),
-    Experiment("D5", Setting.complexity, judge_complexity),
-    Experiment("D6", Setting.census, judge_census),
+    Experiment("D5", ExperimentInputs.complexity, judge_complexity),
+    Experiment("D6", ExperimentInputs.census, judge_census),
     Experiment("D7", lambda s: measure_shift(s.pair.spatial, s.seed), judge_shift),
     Experiment("D8", lambda s: measure_scope(s.pair.spatial), judge_share),
     Experiment("R1", lambda s: measure_replacement(s.model, s.pair.seen, seed=s.seed), judge_replacement),
-    Experiment("R2", Setting.chain, judge_chain),
-    Experiment("R3", Setting.classification, judge_classification, long=True),
-    Experiment("R4", Setting.detection, judge_detection, long=True, first=lambda s: s.own_detection),
-    Experiment("S5", Setting.flexibility, judge_flexibility, long=True),
+    Experiment("R2", ExperimentInputs.chain, judge_chain),
+    Experiment("R3", ExperimentInputs.classification, judge_classification, long=True),
+    Experiment("R4", ExperimentInputs.detection, judge_detection, long=True, first=lambda s: s.own_detection),
+    Experiment("S5", ExperimentInputs.flexibility, judge_flexibility, long=True),
 )
 """In the order in which they are made: the quick ones first, then the long ones that tell of the network itself."""
 
@@ -145,7 +145,7 @@ def compare(
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         warnings.simplefilter("ignore", InexactWarning)  # the rows tell how far dense answers are from crops
         torch.manual_seed(seed)
-        setting = Setting(model, example, choose(observe(model, example), seed), seed, budget)
+        setting = ExperimentInputs(model, example, choose(observe(model, example), seed), seed, budget)
         chosen = [e for e in EXPERIMENTS if e.id in wanted]
         before = int(bool(wanted & {"R1", "R2"}))  # the whole network is a step of its own
         whole = whole_network(setting, wanted, time.perf_counter() - start)
@@ -185,7 +185,7 @@ def _wanted(rows: Collection[str] | None) -> set[str]:
     return wanted
 
 
-def _row(experiment: Experiment, setting: Setting, elapsed: float, early: Figures) -> Row:
+def _row(experiment: Experiment, setting: ExperimentInputs, elapsed: float, early: Figures) -> Row:
     start = time.perf_counter()
     figures: Figures = {}
     if experiment.long and elapsed > setting.budget:

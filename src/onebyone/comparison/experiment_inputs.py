@@ -38,7 +38,7 @@ _CORNER = (48, 256)  # of the two layers that are multiplied together
 
 
 @dataclass(frozen=True)
-class Setting:
+class ExperimentInputs:
     """One comparison: every method gives the figures of one row."""
 
     model: nn.Module

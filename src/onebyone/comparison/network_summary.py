@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from onebyone.comparison.experiment_inputs import Setting
+from onebyone.comparison.experiment_inputs import ExperimentInputs
 from onebyone.comparison.replacements import to_conv
 from onebyone.drawing import describe
 from onebyone.errors import OnebyoneError
@@ -18,7 +18,9 @@ SHARE = 0.6
 Plain = Mapping[str, Any]
 
 
-def whole_network(setting: Setting, wanted: Collection[str], elapsed: float) -> dict[str, Plain | None]:
+def whole_network(
+    setting: ExperimentInputs, wanted: Collection[str], elapsed: float
+) -> dict[str, Plain | None]:
     """`conversion` and `verification` of the whole network where R1 is wanted, `drawing` where R2 is; else None."""
     found: dict[str, Plain | None] = {"conversion": None, "verification": None, "drawing": None}
     if "R2" in wanted:
@@ -30,7 +32,7 @@ def whole_network(setting: Setting, wanted: Collection[str], elapsed: float) -> 
     return found
 
 
-def _proof(setting: Setting, conversion: Conversion, elapsed: float) -> Plain:
+def _proof(setting: ExperimentInputs, conversion: Conversion, elapsed: float) -> Plain:
     if elapsed > SHARE * setting.budget:
         late = (
             f"{elapsed:.0f} s of the budget of {setting.budget:g} s were spent before it: give a larger one"
