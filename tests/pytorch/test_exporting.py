@@ -12,7 +12,7 @@ import onebyone
 from onebyone.errors import BadInput, Refused
 from onebyone.pytorch.files.exporting import arguments
 from onebyone.pytorch.files.program_file import load_program
-from onebyone.tuning.engines.base import Setting
+from onebyone.tuning.engines.base import EngineSetting
 from onebyone.tuning.engines.exported_program import UnservedError, export
 from onebyone.tuning.network_forms import program_of
 from onebyone.tuning.target import subject_of
@@ -123,7 +123,7 @@ def test_forms_and_engines_that_need_a_program_are_refused_in_tune():
     with pytest.raises(Refused, match=DEPENDS):
         program_of(subject)
     with pytest.raises(UnservedError, match=DEPENDS):
-        export(subject.network, subject.calling, Setting(torch.device("cpu"), 1))
+        export(subject.network, subject.calling, EngineSetting(torch.device("cpu"), 1))
 
 
 def test_an_example_that_does_not_fit_is_not_blamed_on_the_export():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines import Engine, Setting, base
+from onebyone.tuning.engines import Engine, EngineSetting, base
 
 
 def images() -> nn.Module:
@@ -69,18 +69,18 @@ class Named(nn.Module):
         return Answer(self.head(features.mean(1)), features)
 
 
-def eager(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+def eager(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     return base.engine_of("eager").build(network, calling, setting)
 
 
-def constant(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+def constant(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     """Remembers the example's answer and gives it for whatever it is asked: fast, and wrong."""
     with torch.inference_mode():
         answer = calling.run(network)
     return lambda *args, **kwargs: answer
 
 
-def slightly_off(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+def slightly_off(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     """Rounds to bfloat16 on the way out."""
     call = eager(network, calling, setting)
     return lambda *args, **kwargs: call(*args, **kwargs).bfloat16().float()

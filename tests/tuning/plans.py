@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.native.kernels.program import Map, Step
-from onebyone.tuning.engines import Setting
+from onebyone.tuning.engines import EngineSetting
 from onebyone.tuning.engines.exported_program import export
 from onebyone.tuning.engines.native import Planner
 from onebyone.tuning.target import subject_of
 from tests.tuning.meanings_of_steps import interpreted
 
-CPU = Setting(torch.device("cpu"), 2)
+CPU = EngineSetting(torch.device("cpu"), 2)
 
 
 class Library:

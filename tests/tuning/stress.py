@@ -29,7 +29,7 @@ from torch import Tensor
 
 from onebyone.native.kernels import compiler, fusion, strassen
 from onebyone.native.kernels.program import kernel
-from onebyone.tuning.engines import Setting, engine_of
+from onebyone.tuning.engines import EngineSetting, engine_of
 from onebyone.tuning.target import subject_of
 from tests.tuning.checked import GuardError, checked
 from tests.tuning.random_networks import network
@@ -118,7 +118,7 @@ def run(seed: int, calls: int, threads: int) -> str | None:
     with everything_used(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         subject = subject_of(model, x)
-        setting = Setting(torch.device("cpu"), threads)
+        setting = EngineSetting(torch.device("cpu"), threads)
         call = engine_of("onebyone").build(subject.network, subject.calling, setting)
         try:
             first = call(x)

@@ -13,17 +13,19 @@ import onebyone
 from onebyone.errors import BadInput
 from onebyone.tuning.accuracy import Judge
 from onebyone.tuning.call_signature import Calling
-from onebyone.tuning.engines import Setting, engine_of, engines_of
+from onebyone.tuning.engines import EngineSetting, engine_of, engines_of
 from onebyone.tuning.engines.torch_compile import own_function
 from onebyone.tuning.time_budget import Budget
 from onebyone.tuning.tuned_model import TunedModel
 from tests.tuning import networks
 
-CPU = Setting(torch.device("cpu"), 1)
+CPU = EngineSetting(torch.device("cpu"), 1)
 OUTSIDE = ("onnxruntime", "openvino")
 
 
-def model(name: str, network: nn.Module, example: Any, setting: Setting = CPU) -> tuple[TunedModel, Calling]:
+def model(
+    name: str, network: nn.Module, example: Any, setting: EngineSetting = CPU
+) -> tuple[TunedModel, Calling]:
     calling = Calling.of(network.eval(), example, setting.dynamic_batch)
     engine = engine_of(name)
     reason = engine.why_not(setting)
@@ -32,7 +34,7 @@ def model(name: str, network: nn.Module, example: Any, setting: Setting = CPU) -
     return TunedModel(network, engine.build(network, calling, setting), calling, engine.fixed), calling
 
 
-def agree(name: str, network: nn.Module, example: Any, setting: Setting = CPU) -> TunedModel:
+def agree(name: str, network: nn.Module, example: Any, setting: EngineSetting = CPU) -> TunedModel:
     built, calling = model(name, network, example, setting)
     check = Judge(network, calling).check(built)
     assert check.problem == ""
@@ -71,7 +73,7 @@ def test_token_ids_and_a_named_tuple(name: str) -> None:
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_any_batch(name: str, batch: int) -> None:
-    setting = Setting(torch.device("cpu"), 1, dynamic_batch=True)
+    setting = EngineSetting(torch.device("cpu"), 1, dynamic_batch=True)
     network = networks.images()
     built = agree(name, network, torch.randn(batch, 3, 8, 8), setting)
     for n in (1, 4):
@@ -198,8 +200,10 @@ def test_what_the_graph_of_onednn_does_not_serve() -> None:
     with pytest.raises(Exception, match="it fuses float32 only"):
         model("onednn-graph", networks.tokens().double(), torch.randn(2, 4, 8).double())
     engine = engine_of("onednn-graph")
-    assert engine.why_not(Setting(torch.device("cuda"), 1)) == "it does not run on cuda"
-    assert "shapes that it was made on alone" in str(engine.why_not(Setting(torch.device("cpu"), 1, True)))
+    assert engine.why_not(EngineSetting(torch.device("cuda"), 1)) == "it does not run on cuda"
+    assert "shapes that it was made on alone" in str(
+        engine.why_not(EngineSetting(torch.device("cpu"), 1, True))
+    )
 
 
 @pytest.mark.slow
@@ -222,7 +226,7 @@ def test_many_forms_of_one_network_compile_side_by_side() -> None:
 def test_cuda(name: str) -> None:
     place = torch.device("cuda", 0)
     network = networks.images().to(place)
-    agree(name, network, torch.randn(2, 3, 8, 8, device=place), Setting(place, 1))
+    agree(name, network, torch.randn(2, 3, 8, 8, device=place), EngineSetting(place, 1))
 
 
 @pytest.mark.gpu

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.tuning.accuracy import RUNS, Judge
 from onebyone.tuning.call_signature import Calling
-from onebyone.tuning.engines import Setting
+from onebyone.tuning.engines import EngineSetting
 from tests.tuning import networks
 
-SETTING = Setting(torch.device("cpu"), 1)
+SETTING = EngineSetting(torch.device("cpu"), 1)
 
 
 def judged(network: nn.Module, example: Any, change: Any = None, free: bool = False) -> Any:

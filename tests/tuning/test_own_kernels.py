@@ -22,13 +22,13 @@ from onebyone.errors import BadInput
 from onebyone.native.kernels.program import Kind, Map, Step, placed
 from onebyone.tuning.accuracy import Judge
 from onebyone.tuning.candidates import Candidate, Workshop
-from onebyone.tuning.engines import Setting, engine_of
+from onebyone.tuning.engines import EngineSetting, engine_of
 from onebyone.tuning.engines.exported_program import UnservedError, export
 from onebyone.tuning.engines.native import Planner
 from onebyone.tuning.target import subject_of
 from onebyone.tuning.tune import inside
 
-CPU = Setting(torch.device("cpu"), 2)
+CPU = EngineSetting(torch.device("cpu"), 2)
 U32 = 2.0**-24
 pytestmark = pytest.mark.skipif(
     not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(
 def build(network: nn.Module, x: Tensor, threads: int = 2) -> Callable[[Tensor], Tensor]:
     subject = subject_of(network.eval(), x)
     call: Any = engine_of("onebyone").build(
-        subject.network, subject.calling, Setting(torch.device("cpu"), threads)
+        subject.network, subject.calling, EngineSetting(torch.device("cpu"), threads)
     )
     return call  # type: ignore[no-any-return]
 

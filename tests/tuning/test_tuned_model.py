@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from onebyone.errors import BadInput
 from onebyone.tuning.call_signature import Calling
-from onebyone.tuning.engines import Setting, engine_of
+from onebyone.tuning.engines import EngineSetting, engine_of
 from onebyone.tuning.tuned_model import TunedModel
 from tests.tuning.test_engines import model
 
-TWO = Setting(torch.device("cpu"), 2)
+TWO = EngineSetting(torch.device("cpu"), 2)
 EXAMPLE = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 PATIENCE = 60.0
 

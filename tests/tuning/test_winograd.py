@@ -20,7 +20,7 @@ from onebyone.laws.winograd import F4X3
 from onebyone.native.kernels.winograd import ROUNDINGS, WinogradConvolution, by_products, packed, why_not
 from onebyone.tuning import Plan
 from onebyone.tuning.clock import Clock
-from onebyone.tuning.engines import Setting, engine_of
+from onebyone.tuning.engines import EngineSetting, engine_of
 from onebyone.tuning.layer_groups import groups_of
 from onebyone.tuning.layer_times import measure_group
 from onebyone.tuning.target import Subject, subject_of
@@ -230,7 +230,7 @@ def test_only_the_layers_that_are_named_are_turned() -> None:
 def test_engines_run_it(engine: str) -> None:
     subject = trunk()
     formed = WINOGRAD_FORM.build(subject, {})
-    call = engine_of(engine).build(formed.network, subject.calling, Setting(torch.device("cpu"), 2))
+    call = engine_of(engine).build(formed.network, subject.calling, EngineSetting(torch.device("cpu"), 2))
     with torch.inference_mode():
         assert torch.allclose(call(*subject.calling.args), subject.network(*subject.calling.args), atol=1e-5)
 

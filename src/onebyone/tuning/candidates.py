@@ -17,7 +17,7 @@ from onebyone.records import first_line
 from onebyone.tuning.accuracy import Check, Judge
 from onebyone.tuning.call_signature import Call
 from onebyone.tuning.clock import Timing
-from onebyone.tuning.engines import Setting, engine_of
+from onebyone.tuning.engines import EngineSetting, engine_of
 from onebyone.tuning.layer_groups import pattern_of
 from onebyone.tuning.network_forms import CHANNELS_LAST, Formed, form_of
 from onebyone.tuning.target import Subject
@@ -110,7 +110,7 @@ class Workshop:
 
     subject: Subject
     judge: Judge
-    setting: Setting
+    setting: EngineSetting
     _formed: dict[tuple[Any, ...], Formed | str] = field(default_factory=dict)
 
     def attempt(self, candidate: Candidate, name: str | None = None, thorough: bool = False) -> Trial:

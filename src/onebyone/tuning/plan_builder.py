@@ -7,7 +7,7 @@ from typing import Any
 
 from onebyone.tuning import selection
 from onebyone.tuning.candidates import Candidate, Trial
-from onebyone.tuning.engines import Setting
+from onebyone.tuning.engines import EngineSetting
 from onebyone.tuning.layer_forms import PATCHES, layer_forms
 from onebyone.tuning.layer_times import LayerTimes
 from onebyone.tuning.machine import describe_machine, describe_network, describe_versions
@@ -22,7 +22,7 @@ _NARROW = 1.1  # a range of speeds whose ends differ by less is given as one fig
 
 def plan_of(
     subject: Subject,
-    setting: Setting,
+    setting: EngineSetting,
     contest: selection.Contest,
     winner: Trial,
     times: Sequence[LayerTimes],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from onebyone.errors import BadInput
 from onebyone.tuning.candidates import Candidate, Trial, Workshop
 from onebyone.tuning.clock import Clock, Times, Timing
-from onebyone.tuning.engines import Engine, Setting
+from onebyone.tuning.engines import Engine, EngineSetting
 from onebyone.tuning.layer_forms import WINOGRAD, layer_forms
 from onebyone.tuning.layer_times import LayerTimes
 from onebyone.tuning.local_search import State, search
@@ -146,7 +146,7 @@ def _kind(candidate: Candidate) -> str:
 
 
 def available(
-    contest: Contest, engines: Sequence[Engine], forms: Sequence[str], setting: Setting
+    contest: Contest, engines: Sequence[Engine], forms: Sequence[str], setting: EngineSetting
 ) -> list[Engine]:
     """The engines that can serve here; the others' candidates are refused with the reason, whatever the budget."""
     able = []

@@ -21,7 +21,7 @@ from onebyone.tuning.call_signature import Calling
 from onebyone.tuning.candidates import DTYPES, Candidate, Trial, Workshop
 from onebyone.tuning.clock import Clock, Quiet
 from onebyone.tuning.contention import Witness
-from onebyone.tuning.engines import Engine, Setting, engine_of, engines_of
+from onebyone.tuning.engines import Engine, EngineSetting, engine_of, engines_of
 from onebyone.tuning.engines.base import TORCH
 from onebyone.tuning.layer_groups import groups_of
 from onebyone.tuning.layer_times import measure_groups, peak_gflops
@@ -102,7 +102,7 @@ def tune(
     before = torch.get_num_threads()
     with _threads(threads) as count, _settled(seed), patience(budget):
         subject = subject_of(model, example, device, dynamic_batch or _dynamic(plan))
-        setting = Setting(subject.device, count, subject.calling.free_batch, fast_products)
+        setting = EngineSetting(subject.device, count, subject.calling.free_batch, fast_products)
         if plan is not None:
             tuned = _apply(subject, setting, plan, force, seed)
             return replace(tuned, notes=(*tuned.notes, *_thread_note(tuned.plan, before)))
@@ -115,7 +115,7 @@ def tune(
 
 def _measure(
     subject: Subject,
-    setting: Setting,
+    setting: EngineSetting,
     engines: Sequence[Engine],
     short: Sequence[str],
     budget: Budget,
@@ -171,7 +171,7 @@ def inside(model: TunedModel, calling: Calling) -> list[str]:
     )
 
 
-def _judge(subject: Subject, setting: Setting, seed: int, dtype: str | None) -> Judge:
+def _judge(subject: Subject, setting: EngineSetting, seed: int, dtype: str | None) -> Judge:
     short = DTYPES[dtype] if dtype else None
     return Judge(subject.network, subject.calling, seed, short, by_row=not setting.fast_products)
 
@@ -210,7 +210,7 @@ def prove(subject: Subject, formed: Formed, seed: int) -> Verification:
 
 
 def _apply(
-    subject: Subject, setting: Setting, plan: Plan | str | os.PathLike[str], force: bool, seed: int
+    subject: Subject, setting: EngineSetting, plan: Plan | str | os.PathLike[str], force: bool, seed: int
 ) -> Tuned:
     """The plan's choice, built and compared with the network, but not timed."""
     given = plan if isinstance(plan, Plan) else Plan.load(plan)

@@ -9,6 +9,6 @@ from onebyone.tuning.engines import (  # noqa: I001  in the order they are tried
     onnx_runtime as onnx_runtime,
     open_vino as open_vino,
 )
-from onebyone.tuning.engines.base import Engine, Setting, engine_of, engines_of, register_engine
+from onebyone.tuning.engines.base import Engine, EngineSetting, engine_of, engines_of, register_engine
 
-__all__ = ["Engine", "Setting", "engine_of", "engines_of", "register_engine"]
+__all__ = ["Engine", "EngineSetting", "engine_of", "engines_of", "register_engine"]

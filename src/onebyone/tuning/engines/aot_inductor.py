@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, Setting, register_engine
+from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, register_engine
 from onebyone.tuning.engines.exported_program import export
 from onebyone.tuning.engines.torch_compile import own_weights
 
 
-def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     from torch import _inductor as inductor
 
     program = export(network, calling, setting).program

@@ -18,7 +18,7 @@ TORCH, OTHER = "torch", "other"
 
 
 @dataclass(frozen=True)
-class Setting:
+class EngineSetting:
     """What candidates are built for."""
 
     device: torch.device
@@ -28,15 +28,15 @@ class Setting:
     """Rows may be multiplied together without an error bound for each (`onebyone.laws.scaling`)."""
 
 
-def serves(_: Setting) -> None:
+def serves(_: EngineSetting) -> None:
     """An engine that is always there."""
     return
 
 
-def on_processors(fixed: str) -> Callable[[Setting], str | None]:
+def on_processors(fixed: str) -> Callable[[EngineSetting], str | None]:
     """`why_not` of an engine for processors alone, and for one shape: `fixed` says why it takes no other batch."""
 
-    def why_not(setting: Setting) -> str | None:
+    def why_not(setting: EngineSetting) -> str | None:
         if setting.device.type != "cpu":
             return f"it does not run on {setting.device.type}"
         return fixed if setting.dynamic_batch else None
@@ -65,12 +65,12 @@ class Engine:
     """
 
     name: str
-    build: Callable[[nn.Module, Calling, Setting], Call]
+    build: Callable[[nn.Module, Calling, EngineSetting], Call]
     group: str = OTHER
     fixed: bool = True
     wants: Callable[[str], bool] = any_form
     library: str = "torch"
-    why_not: Callable[[Setting], str | None] = serves
+    why_not: Callable[[EngineSetting], str | None] = serves
 
 
 _ENGINES: dict[str, Engine] = {}

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, Setting, register_engine
+from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, register_engine
 
 
-def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode():
             return network(*args, **kwargs)

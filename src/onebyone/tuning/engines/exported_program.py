@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from onebyone.native.unserved import UnservedError as UnservedError
 from onebyone.pytorch.files.exporting import quiet, why_not_followed
 from onebyone.tuning.call_signature import Calling
-from onebyone.tuning.engines.base import Setting
+from onebyone.tuning.engines.base import EngineSetting
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Exported:
     outputs: int
 
 
-def export(network: nn.Module, calling: Calling, setting: Setting) -> Exported:
+def export(network: nn.Module, calling: Calling, setting: EngineSetting) -> Exported:
     """Trace the network. Raises UnservedError for outputs that are no tensors, and where torch.export fails."""
     shapes = None
     if setting.dynamic_batch:

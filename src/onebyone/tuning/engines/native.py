@@ -24,7 +24,7 @@ from onebyone.native.kernels.program import Map, Program, Step, kernel
 from onebyone.native.layout import MOVES, RESHAPES, SAME, Scores, Value, aten, moved, size
 from onebyone.native.lowering import Planning, maps_of, with_norms_of_rows
 from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, Setting, on_processors, register_engine
+from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, on_processors, register_engine
 from onebyone.tuning.engines.exported_program import UnservedError, export
 
 _NEW = {
@@ -199,7 +199,7 @@ def leaves(given: Any) -> list[Any]:
     return found
 
 
-def _build(network: torch.nn.Module, calling: Calling, setting: Setting) -> Call:
+def _build(network: torch.nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     kernel()  # where it cannot be compiled, that is the reason
     exported = export(network, calling, setting)
     with warnings.catch_warnings():

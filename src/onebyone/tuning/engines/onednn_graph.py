@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, Setting, on_processors, register_engine
+from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, on_processors, register_engine
 from onebyone.tuning.engines.exported_program import UnservedError
 
 
-def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     if any(t.dtype != torch.float32 for t in calling.tensors if t.is_floating_point()):
         raise UnservedError("it fuses float32 only")
     if calling.kwargs:

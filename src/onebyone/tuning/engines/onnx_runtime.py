@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onebyone.records import first_line
 from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import Engine, Setting, not_installed, register_engine
+from onebyone.tuning.engines.base import Engine, EngineSetting, not_installed, register_engine
 from onebyone.tuning.engines.exported_program import Exported, UnservedError, export, flat_inputs
 
 _TYPES = {
@@ -25,7 +25,7 @@ _TYPES = {
 }
 
 
-def why_not(setting: Setting) -> str | None:
+def why_not(setting: EngineSetting) -> str | None:
     """Not installed, or not built for the device."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
         if reason := not_installed(library):
@@ -39,7 +39,7 @@ def why_not(setting: Setting) -> str | None:
     return None
 
 
-def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     exported = export(network, calling, setting)
     with tempfile.TemporaryDirectory(prefix="onebyone-") as folder:
         session = _session(write_onnx(exported, Path(folder)), setting)
@@ -73,7 +73,7 @@ def write_onnx(exported: Exported, folder: Path) -> Path:
     return path
 
 
-def _session(path: Path, setting: Setting) -> Any:
+def _session(path: Path, setting: EngineSetting) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()

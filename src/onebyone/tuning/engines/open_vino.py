@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import Engine, Setting, not_installed, register_engine
+from onebyone.tuning.engines.base import Engine, EngineSetting, not_installed, register_engine
 from onebyone.tuning.engines.exported_program import Exported, UnservedError, export, flat_inputs
 
 
-def why_not(setting: Setting) -> str | None:
+def why_not(setting: EngineSetting) -> str | None:
     """Not installed, or not on a processor."""
     if reason := not_installed("openvino"):
         return reason
@@ -24,7 +24,7 @@ def why_not(setting: Setting) -> str | None:
     return None
 
 
-def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     exported = export(network, calling, setting)
     compiled = _compiled(exported, setting)
     request = compiled.create_infer_request()
@@ -40,7 +40,7 @@ def _build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
     return call
 
 
-def _compiled(exported: Exported, setting: Setting) -> Any:
+def _compiled(exported: Exported, setting: EngineSetting) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import openvino as ov

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, Setting, register_engine
+from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, register_engine
 
 _LIMIT = (
     64  # compiled variants of one code object: resumed frames are the network's own code, shared by its forms
@@ -36,7 +36,7 @@ def own_function(network: nn.Module) -> Call:
 
 
 def _builder(freezing: bool) -> Any:
-    def build(network: nn.Module, calling: Calling, setting: Setting) -> Call:
+    def build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
         # with dynamic=None a second batch size is compiled once more, for any; the example's keeps its own program
         compiled = torch.compile(own_function(network), dynamic=None if setting.dynamic_batch else False)
         known: set[Hashable] = set()
