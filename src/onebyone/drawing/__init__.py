@@ -1,6 +1,6 @@
 """Pictures of a network: the layers drawn from what they are, as plain data first, then in any format."""
 
-from onebyone.drawing.data import Connected, Drawing, Pointwise, Replaced, Step
+from onebyone.drawing.data import Connected, Drawing, LayerCall, Pointwise, Replaced
 from onebyone.drawing.describe import FIGURES, describe
 from onebyone.drawing.drawings import Drawings, Written, drawings
 from onebyone.drawing.render import FORMATS, WIDTHS, render
@@ -12,9 +12,9 @@ __all__ = [
     "Connected",
     "Drawing",
     "Drawings",
+    "LayerCall",
     "Pointwise",
     "Replaced",
-    "Step",
     "Written",
     "describe",
     "drawings",

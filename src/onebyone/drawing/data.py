@@ -35,7 +35,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Step:
+class LayerCall:
     """One call of a layer, or of a function between layers, in the order of the run.
 
     `role` is "convolution", "pointwise", "linear", "pool", "activation", "normalisation", "flatten", "sum",
@@ -166,7 +166,7 @@ class Drawing:
     network: str
     input: Sizes
     parameters: int
-    steps: tuple[Step, ...]
+    steps: tuple[LayerCall, ...]
     connected: tuple[Connected, ...]
     chains: tuple[tuple[str, ...], ...]
     pointwise: tuple[Pointwise, ...]

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from onebyone.drawing.data import MAP, VECTOR, Connected, Drawing, Pointwise, Sizes, Step
+from onebyone.drawing.data import MAP, VECTOR, Connected, Drawing, LayerCall, Pointwise, Sizes
 from onebyone.drawing.network_trace import watch
 from onebyone.drawing.replacement import Replacement, replace_layers
 from onebyone.errors import BadInput
@@ -104,9 +104,9 @@ def _input_shape(example: Any) -> Sizes:
     return tuple(int(n) for n in tensors[0].shape[1:]) if tensors else ()
 
 
-def _once(steps: Sequence[Step], role: str) -> list[Step]:
+def _once(steps: Sequence[LayerCall], role: str) -> list[LayerCall]:
     """The first call of every layer of a role."""
-    found: dict[str, Step] = {}
+    found: dict[str, LayerCall] = {}
     for step in steps:
         if step.role == role and step.weights:
             found.setdefault(step.path, step)
@@ -125,7 +125,7 @@ def _weight_of(module: nn.Module) -> Tensor:
         return read.detach().flatten(1)
 
 
-def _connected(steps: Sequence[Step], modules: Mapping[str, nn.Module]) -> tuple[Connected, ...]:
+def _connected(steps: Sequence[LayerCall], modules: Mapping[str, nn.Module]) -> tuple[Connected, ...]:
     found = [
         _one_connected(s, modules[s.path], steps, False) for s in _once(steps, "linear") if _held(s, modules)
     ]
@@ -133,13 +133,13 @@ def _connected(steps: Sequence[Step], modules: Mapping[str, nn.Module]) -> tuple
     return (*found, *(_one_connected(s, modules[s.path], steps, True) for s in twins))
 
 
-def _held(step: Step, modules: Mapping[str, nn.Module]) -> bool:
+def _held(step: LayerCall, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a module holds the weight of the step."""
     module = modules.get(step.path)
     return module is not None and layers.kind_of(module) is not None and layers.why_not(module) is None
 
 
-def _one_connected(step: Step, module: nn.Module, steps: Sequence[Step], twin: bool) -> Connected:
+def _one_connected(step: LayerCall, module: nn.Module, steps: Sequence[LayerCall], twin: bool) -> Connected:
     weight = _weight_of(module)
     outputs, inputs = weight.shape
     rows, columns = drawn(outputs, NEURONS), drawn(inputs, NEURONS)
@@ -162,7 +162,7 @@ def _one_connected(step: Step, module: nn.Module, steps: Sequence[Step], twin: b
     )
 
 
-def _activation_after(step: Step, steps: Sequence[Step]) -> str:
+def _activation_after(step: LayerCall, steps: Sequence[LayerCall]) -> str:
     """The activation that follows at once, through what keeps the values' meaning."""
     for other in steps[steps.index(step) + 1 :]:
         if other.role == "activation":
@@ -172,7 +172,7 @@ def _activation_after(step: Step, steps: Sequence[Step]) -> str:
     return ""
 
 
-def _pointwise(steps: Sequence[Step], modules: Mapping[str, nn.Module]) -> tuple[Pointwise, ...]:
+def _pointwise(steps: Sequence[LayerCall], modules: Mapping[str, nn.Module]) -> tuple[Pointwise, ...]:
     own = [
         _one_pointwise(s, modules[s.path], s.input, False)
         for s in _once(steps, "pointwise")
@@ -184,7 +184,7 @@ def _pointwise(steps: Sequence[Step], modules: Mapping[str, nn.Module]) -> tuple
     return (*own, *made)
 
 
-def _one_pointwise(step: Step, module: nn.Module, read: Sizes, twin: bool) -> Pointwise:
+def _one_pointwise(step: LayerCall, module: nn.Module, read: Sizes, twin: bool) -> Pointwise:
     weight = _weight_of(module)
     rows = spread(len(weight), FILTERS)
     return Pointwise(
@@ -218,10 +218,10 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}") if abs(value) < float("inf") else 0.0
 
 
-def _chains(steps: Sequence[Step], known: set[str]) -> tuple[tuple[str, ...], ...]:
+def _chains(steps: Sequence[LayerCall], known: set[str]) -> tuple[tuple[str, ...], ...]:
     """Fully connected layers in a row: nothing between them but activations and the like."""
     chains: list[list[str]] = []
-    last: Step | None = None
+    last: LayerCall | None = None
     taken: set[str] = set()
     for step in steps:
         if step.role == "linear" and step.path in known - taken:

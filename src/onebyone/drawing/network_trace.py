@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from onebyone.drawing.data import MAP, TOKENS, VECTOR, Sizes, Step, Weight
+from onebyone.drawing.data import MAP, TOKENS, VECTOR, LayerCall, Sizes, Weight
 from onebyone.errors import BadInput
 from onebyone.pytorch.modules import layers
 from onebyone.records import by, first_line
@@ -52,7 +52,7 @@ _LAST = ("LayerNorm", "RMSNorm", "Linear", "LSTM", "GRU", "RNN", "Embedding")
 """Classes, by the beginning or end of the name, whose channels are the last axis."""
 
 
-def watch(model: nn.Module, example: Any) -> tuple[Step, ...]:
+def watch(model: nn.Module, example: Any) -> tuple[LayerCall, ...]:
     """The steps of a run on `example`: a tensor, a tuple of positional or a dict of keyword arguments.
 
     Raises
@@ -86,7 +86,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, batch: int) -> None:
         super().__init__()
-        self.steps: list[Step] = []
+        self.steps: list[LayerCall] = []
         self.batch = batch
         self._open: list[
             tuple[str, bool, Sizes]
@@ -139,7 +139,7 @@ class _Watch(TorchFunctionMode):
         path = self._open[-1][0] if self._open else ""
         self._add(self._step(path, name, role, tuple(given.shape), result, weights, kernel))
 
-    def _of_module(self, path: str, module: nn.Module, given: Sizes, result: Tensor) -> Step:
+    def _of_module(self, path: str, module: nn.Module, given: Sizes, result: Tensor) -> LayerCall:
         held: Any = module
         is_conv = isinstance(module, _CONVOLUTIONS)
         pooled = role_of(module) == "pool"
@@ -169,13 +169,15 @@ class _Watch(TorchFunctionMode):
         kernel: Sizes = (),
         stride: Sizes = (),
         groups: int = 1,
-    ) -> Step:
+    ) -> LayerCall:
         shape = tuple(int(n) for n in result.shape)
         if kind == "scaled_dot_product_attention" and len(shape) == 4:  # heads side by side are the channels
             shape = (shape[0], shape[2], shape[1] * shape[3])
         output = self._alone(shape)
         layout = self._layout(kind, role, output)
-        return Step(path, kind, role, layout, self._alone(given), output, weights, kernel, stride, groups)
+        return LayerCall(
+            path, kind, role, layout, self._alone(given), output, weights, kernel, stride, groups
+        )
 
     def _alone(self, shape: Sizes) -> Sizes:
         """The shape of one sample."""
@@ -195,7 +197,7 @@ class _Watch(TorchFunctionMode):
             return same[0].layout
         return MAP if len(shape) > 2 else TOKENS
 
-    def _add(self, step: Step) -> None:
+    def _add(self, step: LayerCall) -> None:
         self.steps.append(step)
 
 

@@ -11,7 +11,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from onebyone.drawing.data import MAP, VECTOR, Replaced, Sizes, Step
+from onebyone.drawing.data import MAP, VECTOR, LayerCall, Replaced, Sizes
 from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws import pointwise
 from onebyone.laws.geometry import Geometry
@@ -33,7 +33,7 @@ class Replacement:
 
 
 def replace_layers(
-    model: nn.Module, example: object, steps: Sequence[Step], window: Sequence[int] | None
+    model: nn.Module, example: object, steps: Sequence[LayerCall], window: Sequence[int] | None
 ) -> Replacement:
     """Convert the network: to any size where that can be done, else each layer by itself.
 
@@ -80,7 +80,7 @@ def _any_size(model: nn.Module, example: object, window: Sequence[int] | None) -
             raise plain from None
 
 
-def _by_dense(dense: Convolutionalized, steps: Sequence[Step]) -> tuple[Replaced, ...]:
+def _by_dense(dense: Convolutionalized, steps: Sequence[LayerCall]) -> tuple[Replaced, ...]:
     """The changes of the any-size form; a linear layer's beside the map that its kernel reads."""
     pairs = iter(dense.pairs)
     flattens = _flattens(steps)
@@ -99,7 +99,7 @@ def _by_dense(dense: Convolutionalized, steps: Sequence[Step]) -> tuple[Replaced
     return tuple(found)
 
 
-def _by_layer(conversion: Conversion, steps: Sequence[Step]) -> tuple[Replaced, ...]:
+def _by_layer(conversion: Conversion, steps: Sequence[LayerCall]) -> tuple[Replaced, ...]:
     """The changes of drop-ins: a vector is an image of 1×1 places, tokens are an image's places."""
     found = []
     for change in conversion.changes:
@@ -133,10 +133,10 @@ def _replaced(
     )
 
 
-def _flattens(steps: Sequence[Step]) -> dict[str, str]:
+def _flattens(steps: Sequence[LayerCall]) -> dict[str, str]:
     """By path of a linear layer, the flatten whose vector it reads, through what leaves the vector's size."""
     found: dict[str, str] = {}
-    last: Step | None = None
+    last: LayerCall | None = None
     for step in steps:
         if step.role == "flatten" and step.layout == VECTOR and len(step.input) > 1:
             last = step

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import log2, prod, sqrt
 
 from onebyone.drawing import fonts, phrases
-from onebyone.drawing.data import MAP, TOKENS, VECTOR, Drawing, Sizes, Step
+from onebyone.drawing.data import MAP, TOKENS, VECTOR, Drawing, LayerCall, Sizes
 from onebyone.drawing.repeats import Run, runs
 from onebyone.drawing.scene import (
     LEADING,
@@ -44,10 +44,10 @@ class Value:
 
     layout: str
     sizes: Sizes
-    steps: tuple[Step, ...]
+    steps: tuple[LayerCall, ...]
 
     @classmethod
-    def of(cls, layout: str, sizes: Sizes, steps: tuple[Step, ...]) -> Value:
+    def of(cls, layout: str, sizes: Sizes, steps: tuple[LayerCall, ...]) -> Value:
         """Maps whose channels lie last are maps: their channels come first here."""
         if layout == TOKENS and len(sizes) > 2:
             return cls(MAP, (sizes[-1], *sizes[:-1]), steps)
@@ -90,20 +90,20 @@ def values(data: Drawing) -> list[Value]:
     return found
 
 
-def _together(before: Sequence[Step], step: Step) -> bool:
+def _together(before: Sequence[LayerCall], step: LayerCall) -> bool:
     """Whether a step that leaves the size joins the ones before: in one block, and no sum has ended it."""
     if not before or step.role == "sum":
         return bool(before)
     return before[-1].role != "sum" and _block(before[-1]) == _block(step)
 
 
-def _holders(step: Step) -> tuple[str, ...]:
+def _holders(step: LayerCall) -> tuple[str, ...]:
     """The names of the modules that a step is in: of a function, with the one that called it."""
     names = tuple(step.path.split(".")) if step.path else ()
     return names if step.kind[:1].islower() else names[:-1]
 
 
-def _block(step: Step) -> str:
+def _block(step: LayerCall) -> str:
     """The numbered part of the network that a step belongs to: `layer1.0` of `layer1.0.conv2`."""
     names = list(_holders(step))
     while names and not names[-1].isdecimal() and any(n.isdecimal() for n in names):
@@ -281,13 +281,13 @@ def _brackets(cells: Sequence[_Cell], spans: Sequence[tuple[float, float]], y: f
 _NAMES = {"AdaptiveAvgPool": "average pool", "AvgPool": "average pool", "MaxPool": "max-pool", "mean": "mean"}
 
 
-def _ops(steps: Sequence[Step]) -> list[str]:
+def _ops(steps: Sequence[LayerCall]) -> list[str]:
     """What the steps are, alike ones counted, in their order."""
     counts = Counter(_op(s) for s in steps)
     return [name if n == 1 else f"{n}× {name}" for name, n in counts.items()]
 
 
-def _op(step: Step) -> str:
+def _op(step: LayerCall) -> str:
     stride = f" /{step.stride[0]}" if step.stride and max(step.stride) > 1 else ""
     kernel = phrases.shape(step.kernel)
     if step.role in ("convolution", "pointwise"):
