@@ -23,7 +23,7 @@ from onebyone.tuning.clock import Clock
 from onebyone.tuning.engines import EngineSetting, engine_of
 from onebyone.tuning.layer_groups import groups_of
 from onebyone.tuning.layer_times import measure_group
-from onebyone.tuning.target import Subject, subject_of
+from onebyone.tuning.target import TuningTarget, subject_of
 from onebyone.tuning.winograd_form import WINOGRAD_FORM
 
 U32 = 2.0**-24
@@ -186,7 +186,7 @@ class Trunk(nn.Module):
         return head
 
 
-def trunk() -> Subject:
+def trunk() -> TuningTarget:
     torch.manual_seed(0)
     network = Trunk().eval()
     for module in network.modules():

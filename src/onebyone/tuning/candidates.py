@@ -20,7 +20,7 @@ from onebyone.tuning.clock import Timing
 from onebyone.tuning.engines import EngineSetting, engine_of
 from onebyone.tuning.layer_groups import pattern_of
 from onebyone.tuning.network_forms import CHANNELS_LAST, Formed, form_of
-from onebyone.tuning.target import Subject
+from onebyone.tuning.target import TuningTarget
 from onebyone.tuning.tuned_model import TunedModel
 from onebyone.verification.pytree import cast_tensor, map_tensors
 
@@ -108,7 +108,7 @@ class InType(nn.Module):
 class Workshop:
     """Makes trials of candidates. What is refused is refused with its reason, never with a crash."""
 
-    subject: Subject
+    subject: TuningTarget
     judge: Judge
     setting: EngineSetting
     _formed: dict[tuple[Any, ...], Formed | str] = field(default_factory=dict)

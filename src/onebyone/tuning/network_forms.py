@@ -24,7 +24,7 @@ from onebyone.pytorch.graph import convert_graph
 from onebyone.pytorch.modules.convert import convert_module
 from onebyone.records import Refusal
 from onebyone.tuning.layer_forms import Assignment, assigned
-from onebyone.tuning.target import Subject
+from onebyone.tuning.target import TuningTarget
 from onebyone.verification.pytree import map_tensors
 
 
@@ -48,7 +48,7 @@ class WholeForm:
     """
 
     name: str
-    build: Callable[[Subject, Assignment], Formed]
+    build: Callable[[TuningTarget, Assignment], Formed]
 
 
 _FORMS: dict[str, WholeForm] = {}
@@ -77,12 +77,12 @@ def refused(reason: str) -> Refused:
     return Refused([Refusal("", "form", reason)], "the network has no such form")
 
 
-def _original(subject: Subject, _: Assignment) -> Formed:
+def _original(subject: TuningTarget, _: Assignment) -> Formed:
     return Formed(subject.network, fixed=subject.program is not None)
 
 
-def _converted(to: str, level: str) -> Callable[[Subject, Assignment], Formed]:
-    def build(subject: Subject, _: Assignment) -> Formed:
+def _converted(to: str, level: str) -> Callable[[TuningTarget, Assignment], Formed]:
+    def build(subject: TuningTarget, _: Assignment) -> Formed:
         if subject.program is not None:
             raise refused("an exported program has no modules left to replace")
         conversion = convert_module(subject.network, to=to, level=level)
@@ -93,8 +93,8 @@ def _converted(to: str, level: str) -> Callable[[Subject, Assignment], Formed]:
     return build
 
 
-def _graph(to: str) -> Callable[[Subject, Assignment], Formed]:
-    def build(subject: Subject, _: Assignment) -> Formed:
+def _graph(to: str) -> Callable[[TuningTarget, Assignment], Formed]:
+    def build(subject: TuningTarget, _: Assignment) -> Formed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             conversion = convert_graph(program_of(subject), to=to)
@@ -105,7 +105,7 @@ def _graph(to: str) -> Callable[[Subject, Assignment], Formed]:
     return build
 
 
-def program_of(subject: Subject) -> torch.export.ExportedProgram:
+def program_of(subject: TuningTarget) -> torch.export.ExportedProgram:
     """The exported program: the one given, or the network's on the example. Raises Refused where it has none."""
     if subject.program is not None:
         return subject.program
@@ -142,10 +142,12 @@ def _channels_last(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
 
 
-def channels_last(build: Callable[[Subject, Assignment], Formed]) -> Callable[[Subject, Assignment], Formed]:
+def channels_last(
+    build: Callable[[TuningTarget, Assignment], Formed],
+) -> Callable[[TuningTarget, Assignment], Formed]:
     """The same form, its images and kernels channels last."""
 
-    def built(subject: Subject, assignment: Assignment) -> Formed:
+    def built(subject: TuningTarget, assignment: Assignment) -> Formed:
         if not any(t.dim() == 4 for t in subject.calling.tensors):
             raise refused("its inputs are no images")
         if not any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in subject.network.modules()):
@@ -159,7 +161,7 @@ def channels_last(build: Callable[[Subject, Assignment], Formed]) -> Callable[[S
     return built
 
 
-def _assigned(subject: Subject, assignment: Assignment) -> Formed:
+def _assigned(subject: TuningTarget, assignment: Assignment) -> Formed:
     if not assignment:
         return _original(subject, assignment)
     conversion = assigned(subject.network, assignment)

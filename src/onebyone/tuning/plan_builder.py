@@ -14,14 +14,14 @@ from onebyone.tuning.machine import describe_machine, describe_network, describe
 from onebyone.tuning.network_forms import CHANNELS_LAST
 from onebyone.tuning.plan import Plan
 from onebyone.tuning.result import BASELINE, milliseconds
-from onebyone.tuning.target import Subject
+from onebyone.tuning.target import TuningTarget
 from onebyone.tuning.time_budget import Budget
 
 _NARROW = 1.1  # a range of speeds whose ends differ by less is given as one figure
 
 
 def plan_of(
-    subject: Subject,
+    subject: TuningTarget,
     setting: EngineSetting,
     contest: selection.Contest,
     winner: Trial,

@@ -19,7 +19,7 @@ from onebyone.tuning.machine import Operators
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class TuningTarget:
     """`network` never changes: every form is made from a copy of its structure."""
 
     network: nn.Module
@@ -35,7 +35,7 @@ class Subject:
 
 def subject_of(
     model: Any, example: Any, device: str | torch.device | None = None, dynamic_batch: bool = False
-) -> Subject:
+) -> TuningTarget:
     """The network as it will be tuned; the user's own is not touched, and moved nowhere.
 
     Raises
@@ -68,7 +68,7 @@ def subject_of(
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"example: the network does not run on it: {said}") from error
-    return Subject(network, calling, None if place != _place(model) else program, operators)
+    return TuningTarget(network, calling, None if place != _place(model) else program, operators)
 
 
 def _require_plain_weights(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ from onebyone.tuning.network_forms import Formed, form_names
 from onebyone.tuning.plan import Plan
 from onebyone.tuning.plan_builder import plan_of
 from onebyone.tuning.result import BASELINE, Tuned, milliseconds
-from onebyone.tuning.target import Subject, subject_of
+from onebyone.tuning.target import TuningTarget, subject_of
 from onebyone.tuning.time_budget import LAYERS, PEAK, Budget
 from onebyone.tuning.tuned_model import TunedModel
 from onebyone.tuning.winograd_form import WINOGRAD
@@ -114,7 +114,7 @@ def tune(
 
 
 def _measure(
-    subject: Subject,
+    subject: TuningTarget,
     setting: EngineSetting,
     engines: Sequence[Engine],
     short: Sequence[str],
@@ -171,7 +171,7 @@ def inside(model: TunedModel, calling: Calling) -> list[str]:
     )
 
 
-def _judge(subject: Subject, setting: EngineSetting, seed: int, dtype: str | None) -> Judge:
+def _judge(subject: TuningTarget, setting: EngineSetting, seed: int, dtype: str | None) -> Judge:
     short = DTYPES[dtype] if dtype else None
     return Judge(subject.network, subject.calling, seed, short, by_row=not setting.fast_products)
 
@@ -198,7 +198,7 @@ def _proven(
     raise AssertionError("the network as it is takes part and is never refused")
 
 
-def prove(subject: Subject, formed: Formed, seed: int) -> Verification:
+def prove(subject: TuningTarget, formed: Formed, seed: int) -> Verification:
     """`onebyone.verify` of a form in the network's own type: layer by layer where it is a conversion."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -210,7 +210,7 @@ def prove(subject: Subject, formed: Formed, seed: int) -> Verification:
 
 
 def _apply(
-    subject: Subject, setting: EngineSetting, plan: Plan | str | os.PathLike[str], force: bool, seed: int
+    subject: TuningTarget, setting: EngineSetting, plan: Plan | str | os.PathLike[str], force: bool, seed: int
 ) -> Tuned:
     """The plan's choice, built and compared with the network, but not timed."""
     given = plan if isinstance(plan, Plan) else Plan.load(plan)

@@ -28,7 +28,7 @@ from onebyone.native.graph_queries import (
 from onebyone.native.kernels.winograd import by_products, packed, why_not
 from onebyone.tuning.layer_forms import WINOGRAD, Assignment
 from onebyone.tuning.network_forms import Formed, WholeForm, program_of, refused, register_form
-from onebyone.tuning.target import Subject
+from onebyone.tuning.target import TuningTarget
 
 aten = torch.ops.aten
 _RELU = {aten.relu.default, aten.relu_.default}
@@ -48,7 +48,7 @@ class _Convolution:
     pool: bool
 
 
-def _build(subject: Subject, assignment: Assignment) -> Formed:
+def _build(subject: TuningTarget, assignment: Assignment) -> Formed:
     chosen = {path for path, form in assignment.items() if form == WINOGRAD} if assignment else None
     program = program_of(subject)
     kernel = _rewritten(program.module(), chosen, torch.ops.onebyone.winograd_conv2d.default, packed)
