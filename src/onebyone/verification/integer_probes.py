@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onebyone.laws import bounds
-from onebyone.verification.layer_subjects import Params, Subject, planted
+from onebyone.verification.layer_subjects import Params, ProbedLayer, planted
 from onebyone.verification.result import Fault
 
 SIGNIFICAND = bounds.significand_bits("float64")
@@ -46,7 +46,7 @@ def integers(
     return (2 * k + 1).clamp_(-magnitude, magnitude).reshape(shape).to(dtype)
 
 
-def probe(subject: Subject, seed: int) -> tuple[bool, str, list[Fault]]:
+def probe(subject: ProbedLayer, seed: int) -> tuple[bool, str, list[Fault]]:
     """Whether both forms agree bit for bit on integers, why not, and which planted faults the probe saw.
 
     Outputs at every shape of the subject; gradients at the first, and not for weights beyond `GRADIENT_WEIGHTS`.
@@ -81,7 +81,7 @@ def probe(subject: Subject, seed: int) -> tuple[bool, str, list[Fault]]:
     return True, "", [Fault(n, seen_by_integers=n not in unseen) for n in faults]
 
 
-def _longest_sum(subject: Subject, with_gradients: bool) -> int:
+def _longest_sum(subject: ProbedLayer, with_gradients: bool) -> int:
     """Most products in one sum: of an output, and of the gradients to the input and to the weight."""
     weight = subject.params["weight"]
     longest = subject.terms
@@ -94,7 +94,7 @@ def _longest_sum(subject: Subject, with_gradients: bool) -> int:
 
 
 def _agree(
-    subject: Subject,
+    subject: ProbedLayer,
     x: Tensor,
     params: Params,
     fresh: Callable[[tuple[int, ...], torch.device], Tensor] | None,

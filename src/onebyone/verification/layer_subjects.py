@@ -20,7 +20,7 @@ Params = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Subject:
+class ProbedLayer:
     """One layer in two forms.
 
     `original(x, params)` and `converted(x, params)` both take the *original's* parameters, by its names and
@@ -51,7 +51,7 @@ def module_subject(
     law: str = "",
     from_original: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
     names: Mapping[str, str] | None = None,
-) -> Subject:
+) -> ProbedLayer:
     """The subject for a pair of modules that take the same input.
 
     `from_original` maps a state dict of the original network; `names` gives the network's name of each of the
@@ -76,7 +76,7 @@ def module_subject(
     known = {n: f"{path}.{n}" if path else n for n in params} | dict(names or {})
     carry = _carrier(known, path, params, dict(after.named_parameters()), from_original)
     weight = params["weight"]
-    return Subject(
+    return ProbedLayer(
         path=path,
         kind=type(original).__name__,
         law=law,

@@ -23,12 +23,12 @@ from onebyone.laws import bounds
 from onebyone.records import first_line
 from onebyone.verification.evaluation_context import direct_convolutions
 from onebyone.verification.integer_probes import probe
-from onebyone.verification.layer_subjects import Params, Subject, planted
+from onebyone.verification.layer_subjects import Params, ProbedLayer, planted
 from onebyone.verification.pytree import cast_tensor, wide
 from onebyone.verification.result import Fault, LayerCheck
 
 
-def check_layer(subject: Subject, x: Tensor | None, seed: int) -> LayerCheck:
+def check_layer(subject: ProbedLayer, x: Tensor | None, seed: int) -> LayerCheck:
     """Everything that can be said of one layer; `x` is its recorded input (None: only the integer probe)."""
     check = LayerCheck(subject.path, subject.kind, subject.law)
     bad = [name for name, p in subject.params.items() if not bool(torch.isfinite(p).all())]
@@ -48,7 +48,7 @@ def check_layer(subject: Subject, x: Tensor | None, seed: int) -> LayerCheck:
     return check
 
 
-def _on_real_weights(subject: Subject, x: Tensor, check: LayerCheck) -> LayerCheck:
+def _on_real_weights(subject: ProbedLayer, x: Tensor, check: LayerCheck) -> LayerCheck:
     if not bool(torch.isfinite(x).all()):
         return dataclasses.replace(check, ok=False, why="its recorded input is not finite")
     try:
@@ -78,7 +78,7 @@ def _on_real_weights(subject: Subject, x: Tensor, check: LayerCheck) -> LayerChe
     return dataclasses.replace(check, max_error=off, error_ratio=ratio, faults=faults, ok=ok, why=why)
 
 
-def rounding_bound(subject: Subject, x: Tensor) -> tuple[Tensor, Tensor, str]:
+def rounding_bound(subject: ProbedLayer, x: Tensor) -> tuple[Tensor, Tensor, str]:
     """The layer's output in float64, how far two evaluations in its own dtype may differ, and in what they
     sum.
 
@@ -131,7 +131,7 @@ def _largest(t: Tensor) -> float:
     return math.inf if bool(torch.isnan(t).any()) else float(t.max())
 
 
-def _plant(subject: Subject, x: Tensor, expected: Tensor, bound: Tensor, fault: Fault) -> Fault:
+def _plant(subject: ProbedLayer, x: Tensor, expected: Tensor, bound: Tensor, fault: Fault) -> Fault:
     """The same comparison, with the fault in place."""
     params: Params = planted(subject.params, subject.map_shape)[fault.name]()
     if all(torch.equal(params[n], p) for n, p in subject.params.items()):
