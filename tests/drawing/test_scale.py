@@ -144,12 +144,12 @@ def test_the_strip_begins_with_the_input_and_ends_with_the_answer(name: str) -> 
     values = feature_maps.values(data)
     assert values[0].sizes == data.input
     assert sorted(values[-1].sizes) == sorted(data.steps[-1].output)
-    drawn = sum(len(run.first) for run in feature_maps.runs(values, feature_maps.Value.key))
+    drawn = sum(len(run.first) for run in feature_maps.runs(values, feature_maps.DrawnValue.key))
     assert sum(k.startswith("value-") for k in svgs.groups(render(data, "strip"))) == drawn
 
 
 def test_the_strip_counts_repeated_blocks() -> None:
-    runs = feature_maps.runs(feature_maps.values(drawing("tokens")), feature_maps.Value.key)
+    runs = feature_maps.runs(feature_maps.values(drawing("tokens")), feature_maps.DrawnValue.key)
     assert [run.times for run in runs if run.times > 1] == [3]
 
 

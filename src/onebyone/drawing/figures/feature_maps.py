@@ -39,7 +39,7 @@ MOST = 8  # values for each inch of width; of more, blocks are drawn as one
 
 
 @dataclass(frozen=True)
-class Value:
+class DrawnValue:
     """A value of the strip: its sizes, how it lies, and the steps that gave it and the alike ones after."""
 
     layout: str
@@ -47,7 +47,7 @@ class Value:
     steps: tuple[LayerCall, ...]
 
     @classmethod
-    def of(cls, layout: str, sizes: Sizes, steps: tuple[LayerCall, ...]) -> Value:
+    def of(cls, layout: str, sizes: Sizes, steps: tuple[LayerCall, ...]) -> DrawnValue:
         """Maps whose channels lie last are maps: their channels come first here."""
         if layout == TOKENS and len(sizes) > 2:
             return cls(MAP, (sizes[-1], *sizes[:-1]), steps)
@@ -72,19 +72,19 @@ class Value:
         return self.layout, self.sizes, tuple(_ops(self.steps))
 
 
-def values(data: Drawing) -> list[Value]:
+def values(data: Drawing) -> list[DrawnValue]:
     """The network's values, the input first; steps that leave a value's size join the ones before."""
     first = next((s for s in data.steps if s.role in SHOWN), None)
     layout = (
         VECTOR if len(data.input) < 2 else TOKENS if first is not None and first.role == "linear" else MAP
     )
-    found = [Value(layout, data.input, ())]
+    found = [DrawnValue(layout, data.input, ())]
     for step in data.steps:
         if step.role not in (*SHOWN, "sum") and step.output == step.input:
             continue
-        last, new = found[-1], Value.of(step.layout, step.output, (step,))
+        last, new = found[-1], DrawnValue.of(step.layout, step.output, (step,))
         if (new.layout, new.sizes) == (last.layout, last.sizes) and _together(last.steps, step):
-            found[-1] = Value(last.layout, last.sizes, (*last.steps, step))
+            found[-1] = DrawnValue(last.layout, last.sizes, (*last.steps, step))
         elif step.role in SHOWN or (step.role == "other" and step.output != step.input):
             found.append(new)
     return found
@@ -111,28 +111,28 @@ def _block(step: LayerCall) -> str:
     return ".".join(names)
 
 
-def fitting(found: Sequence[Value], most: int) -> tuple[tuple[Run[Value], ...], bool]:
+def fitting(found: Sequence[DrawnValue], most: int) -> tuple[tuple[Run[DrawnValue], ...], bool]:
     """The values as runs of repeats, at most about `most` of them: else blocks are one value each, their last.
 
     Blocks are what the first names of the paths tell, as many as will do. Also whether any were joined.
     """
-    plain = runs(found, Value.key)
+    plain = runs(found, DrawnValue.key)
     for depth in (None, 5, 4, 3, 2, 1):
-        strip = plain if depth is None else runs(_joined(found, depth), Value.key)
+        strip = plain if depth is None else runs(_joined(found, depth), DrawnValue.key)
         if sum(len(run.first) for run in strip) <= most:
             break
     return strip, sum(len(run.first) for run in strip) < sum(len(run.first) for run in plain)
 
 
-def _joined(found: Sequence[Value], depth: int) -> list[Value]:
+def _joined(found: Sequence[DrawnValue], depth: int) -> list[DrawnValue]:
     """Neighbours whose paths begin with the same `depth` names of modules as one value, the last."""
-    joined: list[Value] = []
+    joined: list[DrawnValue] = []
     before: tuple[str, ...] = ()
     for value in found:
         block = _holders(value.steps[0])[:depth] if value.steps else ()
         if joined and len(block) == depth and block == before:
             last = joined.pop()
-            joined.append(Value(value.layout, value.sizes, (*last.steps, *value.steps)))
+            joined.append(DrawnValue(value.layout, value.sizes, (*last.steps, *value.steps)))
         else:
             joined.append(value)
         before = block
@@ -167,8 +167,8 @@ def figure(data: Drawing, width: float) -> Scene:
 class _Cell:
     """One value as drawn, its run, and its number in the strip."""
 
-    value: Value
-    run: Run[Value]
+    value: DrawnValue
+    run: Run[DrawnValue]
     number: int
 
     def rows(self) -> list[str]:
@@ -301,7 +301,7 @@ def _op(step: LayerCall) -> str:
     return {"join": "joined", "sum": "sum"}.get(step.role, step.role if step.role != "other" else step.kind)
 
 
-def _note(data: Drawing, strip: Sequence[Run[Value]], joined: bool) -> str:
+def _note(data: Drawing, strip: Sequence[Run[DrawnValue]], joined: bool) -> str:
     kinds = {v.layout for run in strip for v in run.first}
     meaning = {MAP: "blue: maps", TOKENS: "orange: tokens", VECTOR: "green: vectors"}
     legend = ", ".join(meaning[k] for k in (MAP, TOKENS, VECTOR) if k in kinds)
@@ -314,7 +314,7 @@ def _note(data: Drawing, strip: Sequence[Run[Value]], joined: bool) -> str:
     )
 
 
-def _desc(data: Drawing, strip: Sequence[Run[Value]], joined: bool) -> str:
+def _desc(data: Drawing, strip: Sequence[Run[DrawnValue]], joined: bool) -> str:
     parts = []
     for run in strip:
         text = ", ".join(f"{v.layout} {v.label()} ({', '.join(_ops(v.steps)) or 'input'})" for v in run.first)
