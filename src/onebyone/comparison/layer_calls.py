@@ -91,7 +91,7 @@ def observe(model: nn.Module, example: Any) -> tuple[Seen, ...]:
     >>> [(s.path, s.kind, s.block) for s in observe(net, torch.zeros(1, 3, 2, 2))]
     [('0', 'pointwise', None), ('2', 'linear', (4, 2, 2))]
     """
-    watch = _Watch()
+    watch = _CallWatcher()
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
         for path, module in model.named_modules():
@@ -117,7 +117,7 @@ def run(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple | list) else model(example)
 
 
-class _Watch(TorchFunctionMode):
+class _CallWatcher(TorchFunctionMode):
     """What the hooks write down, and the maps that functions between the modules give."""
 
     def __init__(self) -> None:
