@@ -65,7 +65,7 @@ def watch(model: nn.Module, example: Any) -> tuple[LayerCall, ...]:
     [('0', 'convolution', (4, 2, 2)), ('1', 'activation', (4, 2, 2)), ('2', 'flatten', (16,)), ('3', 'linear', (5,))]
     """
     tensors = [t for _, t in leaves(example)]
-    seen = _Watch(len(tensors[0]) if tensors and tensors[0].dim() else 0)
+    seen = _TraceWatcher(len(tensors[0]) if tensors and tensors[0].dim() else 0)
     with ExitStack() as stack:
         stack.enter_context(proof_settings(0, model))
         for path, module in model.named_modules():
@@ -81,7 +81,7 @@ def watch(model: nn.Module, example: Any) -> tuple[LayerCall, ...]:
     return tuple(seen.steps)
 
 
-class _Watch(TorchFunctionMode):
+class _TraceWatcher(TorchFunctionMode):
     """What the hooks and the functions between them write down."""
 
     def __init__(self, batch: int) -> None:
