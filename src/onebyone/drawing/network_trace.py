@@ -202,7 +202,7 @@ class _TraceWatcher(TorchFunctionMode):
 
 
 def role_of(module: nn.Module) -> str:
-    """What a layer is for, as `Step.role` has it."""
+    """What a layer is for, as `LayerCall.role` has it."""
     kind = layers.kind_of(module)
     if kind is not None:
         return "linear" if kind == layers.LINEAR else "pointwise"

@@ -100,7 +100,7 @@ def in_one_line(error: BaseException) -> str:
 def _plain(runner: Runner) -> Observation:
     seen = Observation()
     try:
-        with torch.no_grad(), _Watch(seen):
+        with torch.no_grad(), _RunWatcher(seen):
             seen.outputs = leaves(runner())
     except Exception as error:
         seen.error = in_one_line(error)
@@ -119,7 +119,7 @@ def _with_gradients(runner: Runner) -> Observation:
     try:
         for p in held:
             p.requires_grad_(True)
-        with torch.enable_grad(), _Watch(seen):
+        with torch.enable_grad(), _RunWatcher(seen):
             outputs = leaves(runner.on(example))
         seen.outputs = [(path, t.detach()) for path, t in outputs]
         _differentiate([t for _, t in outputs if t.requires_grad], sources, runner.seed, seen)
@@ -159,7 +159,7 @@ def _signs(t: Tensor, generator: torch.Generator) -> Tensor:
     return signs.to(device=t.device, dtype=t.dtype)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _RunWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes operators that may be random, and casts from float64 to shorter types."""
 
     def __init__(self, seen: Observation) -> None:
