@@ -25,9 +25,9 @@ from torch import nn
 import onebyone
 from bench.zoo.totals import machine
 from bench.zoo.work import ROOT
-from onebyone.dense.batch_feed import Feed
+from onebyone.dense.batch_reader import Feed
+from onebyone.dense.images import Pixels, load_image
 from onebyone.dense.plan import ScanPlan, Tile, plan_scan, tile_for
-from onebyone.dense.preprocessing import Pixels, load_image
 from onebyone.dense.runner import laid_out
 from onebyone.records import Labels, table
 

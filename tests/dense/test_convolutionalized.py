@@ -11,7 +11,7 @@ from onebyone.dense import scan, scan_windows
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from onebyone.records import Labels
 
-from .nets import integers
+from .networks import integers
 
 AS_THEY_ARE = Labels(std=(1.0,))
 

@@ -15,7 +15,7 @@ from onebyone.dense import ScoreMap, finer, scan, scan_windows
 from onebyone.errors import BadInput
 from onebyone.records import Labels
 
-from .nets import Net, corner_net, exact_net, integer_image, integers, padded_net, positions_image
+from .networks import Net, corner_net, exact_net, integer_image, integers, padded_net, positions_image
 
 WHOLE = 10**9
 

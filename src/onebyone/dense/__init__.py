@@ -1,7 +1,7 @@
 """Dense inference: a pure tile plan, the executor that runs it, and the every-window baseline."""
 
+from onebyone.dense.images import Pixels, load_image, normalise
 from onebyone.dense.plan import ScanPlan, Span, Tile, finer, plan_scan, tile_for
-from onebyone.dense.preprocessing import Pixels, load_image, normalise
 from onebyone.dense.scan import Dense, scan
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.sliding_window import scan_windows

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onebyone.dense.agreement import how_many, measure
-from onebyone.dense.batch_feed import Feed, made_ahead, reads_ahead
+from onebyone.dense.batch_reader import Feed, made_ahead, reads_ahead
+from onebyone.dense.images import load_image, warn_of_raw_pixels
 from onebyone.dense.plan import PerAxis, ScanPlan, Tile, finer, plan_scan, tile_for
-from onebyone.dense.preprocessing import load_image, warn_of_raw_pixels
 from onebyone.dense.runner import (
     Progress,
     chosen_output,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from onebyone.dense.preprocessing import Pixels, load_image, warn_of_raw_pixels
+from onebyone.dense.images import Pixels, load_image, warn_of_raw_pixels
 from onebyone.dense.runner import (
     Progress,
     device_named,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onebyone.atomic_files import atomic_path
 from onebyone.dense.image_files import pillow
-from onebyone.dense.preprocessing import load_image
+from onebyone.dense.images import load_image
 from onebyone.errors import BadInput
 
 if TYPE_CHECKING:

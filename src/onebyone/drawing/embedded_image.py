@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.dense.image_files import pillow
-from onebyone.dense.preprocessing import load_image
+from onebyone.dense.images import load_image
 from onebyone.errors import BadInput
 
 MOST = 560

@@ -13,7 +13,7 @@ from torch import nn
 
 import onebyone
 from onebyone.dense import ScoreMap
-from onebyone.dense.preprocessing import load_image, normalise
+from onebyone.dense.images import load_image, normalise
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
 from onebyone.pytorch.files.preprocessing import zoo_preprocessing
 from onebyone.pytorch.files.sources import import_torchvision, load_source

@@ -11,15 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebyone.dense import batch_feed as feeding
+from onebyone.dense import batch_reader as feeding
 from onebyone.dense import scan
-from onebyone.dense.batch_feed import Feed, made_ahead
+from onebyone.dense.batch_reader import Feed, made_ahead
+from onebyone.dense.images import Pixels
 from onebyone.dense.plan import Tile, plan_scan
-from onebyone.dense.preprocessing import Pixels
 from onebyone.laws.geometry import Geometry
 from onebyone.records import Labels
 
-from .nets import corner_net, exact_net, integer_image, padded_net, positions_image
+from .networks import corner_net, exact_net, integer_image, padded_net, positions_image
 
 TYPES = ["uint8", "uint16", "float16", "float32", "float64", ">f4"]
 

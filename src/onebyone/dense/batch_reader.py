@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onebyone.dense.images import Pixels
 from onebyone.dense.plan import Tile
-from onebyone.dense.preprocessing import Pixels
 from onebyone.dense.runner import strides_of
 from onebyone.records import Labels
 

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from onebyone.dense.high_bit_depth import upright
-from onebyone.dense.preprocessing import load_image
+from onebyone.dense.images import load_image
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
 
 RGB16 = np.random.default_rng(0).integers(0, 65536, (6, 7, 3)).astype(np.uint16)
