@@ -1,12 +1,14 @@
-"""`python -m bench.scan`: how much of a light network's own throughput a scan reaches on a large image.
+"""`python -m bench.scan`: the share of a light network's own throughput that a scan reaches on a large image.
 
-The network is four convolutions of 8 to 16 channels and two linear layers, on windows of 32 pixels; the image is RGB in
-uint8 with scale, mean and standard deviation. "Own" runs the network on ready float32 batches of the scan's own tiles
-and throws the results away, for as many tiles as the image has; "scan" is `onebyone.scan`, from pixels in memory to a
-score map. Both run in one process in turn, and the ratio is that of the fastest rounds, in processor seconds where one
-thread runs (which other processes disturb less) and by the clock where more do. A tile's pixels that its neighbour
-reads too count once. "Formula" is what reading cost
-before: each step of the preprocessing over the whole tile, then joining and changing the layout.
+The network has four convolutions of 8 to 16 channels and two linear layers, for windows of 32 pixels. The image is RGB
+in uint8 with scale, mean and standard deviation. "network" runs the network on ready float32 batches of the scan's
+tiles and discards the results, for as many tiles as the image has. "scan" is `onebyone.scan`, from pixels in memory to
+a score map. "reading" is the scan's reading and normalising alone, and "formula" the same by the plain formula: each
+step of the preprocessing over the whole tile, then the change of the memory order.
+
+All parts run in one process in turn, and the ratios are of the fastest rounds. With one thread they are measured in
+processor seconds, which other processes disturb less, otherwise in wall-clock seconds. Pixels that two tiles read count
+once in `scan_of_network`.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from torch import nn
 import onebyone
 from bench.zoo.totals import machine
 from bench.zoo.work import ROOT
-from onebyone.dense.batch_reader import Feed
-from onebyone.dense.images import Pixels, load_image
-from onebyone.dense.plan import ScanPlan, Tile, plan_scan, tile_for
-from onebyone.dense.runner import laid_out
+from onebyone.dense.batch_reader import BatchReader
+from onebyone.dense.plan import Tile, choose_tile, plan_scan
+from onebyone.dense.preprocessing import normalise
+from onebyone.dense.runner import in_memory_order
+from onebyone.dense.source import ArraySource
 from onebyone.records import Labels, table
 
 RESULTS = ROOT / "bench" / "results" / "scan.json"
@@ -46,24 +49,24 @@ def network() -> nn.Module:
     ).eval()  # fmt: skip
 
 
-def own(model: nn.Module, batch: torch.Tensor, tiles: int) -> None:
-    """The network alone, on as many ready tiles as the scan has."""
+def run_network(model: nn.Module, batch: torch.Tensor, tiles: int) -> None:
+    """The network alone, on one ready tile, as often as the scan has tiles."""
     with torch.inference_mode():
         for _ in range(tiles):
             model(batch)
 
 
-def formula(pixels: Pixels, tiles: Sequence[Tile]) -> None:
+def read_by_formula(source: ArraySource, tiles: Sequence[Tile]) -> None:
     """Preprocessing step by step, a tile at a time, in channels-last order."""
     for tile in tiles:
-        laid_out(torch.cat([pixels.read([span.slice for span in tile.read], LABELS)]), True)
+        in_memory_order(torch.from_numpy(normalise(source.read(tile.read), LABELS))[None], True)
 
 
-def reading(pixels: Pixels, tiles: Sequence[Tile]) -> None:
+def read_batches(source: ArraySource, tiles: Sequence[Tile]) -> None:
     """The scan's own reading alone."""
-    feed = Feed(pixels, LABELS, True)
+    reader = BatchReader(source, LABELS, True)
     for tile in tiles:
-        feed([tile])
+        reader([tile])
 
 
 def measure(megapixels: float, rounds: int, threads: int) -> dict[str, Any]:
@@ -72,15 +75,15 @@ def measure(megapixels: float, rounds: int, threads: int) -> dict[str, Any]:
     side = round((megapixels * 1e6) ** 0.5)
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     d = onebyone.convolutionalize(network(), window=WINDOW).with_labels(LABELS)
-    pixels = load_image(image, channels=3, labels=LABELS)
-    plan: ScanPlan = plan_scan(d.geometry, pixels.size, tile=tile_for(d.geometry, pixels.size))
+    source = ArraySource(image)
+    plan = plan_scan(d.geometry, source.size, tile=choose_tile(d.geometry, source.size))
     tiles = list(plan)
-    batch = Feed(pixels, LABELS, True)(tiles[:1])
+    batch = torch.from_numpy(BatchReader(source, LABELS, True)(tiles[:1]))
     parts: dict[str, Callable[[], object]] = {
-        "own": lambda: own(d.model, batch, len(tiles)),
+        "network": lambda: run_network(d.model, batch, len(tiles)),
         "scan": lambda: onebyone.scan(d, image),
-        "reading": lambda: reading(pixels, tiles),
-        "formula": lambda: formula(pixels, tiles),
+        "reading": lambda: read_batches(source, tiles),
+        "formula": lambda: read_by_formula(source, tiles),
     }
     clock = time.process_time if threads == 1 else time.perf_counter
     seconds = dict.fromkeys(parts, float("inf"))
@@ -98,21 +101,21 @@ def measure(megapixels: float, rounds: int, threads: int) -> dict[str, Any]:
         "pixels_read": round(plan.pixels_read / (side * side), 3),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "clock": clock.__name__,
-        "scan_of_own": round(seconds["own"] / plan.pixels_read * side * side / seconds["scan"], 3),
+        "scan_of_network": round(seconds["network"] / plan.pixels_read * side * side / seconds["scan"], 3),
         "reading_of_formula": round(seconds["reading"] / seconds["formula"], 3),
     }
 
 
 def main() -> None:
-    """Measure, print, and keep the figures with the machine's description."""
+    """Measure, print and save the figures with the machine's description."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megapixels", type=float, default=100.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
-    found = measure(given.megapixels, given.rounds, given.threads)
-    RESULTS.write_text(json.dumps({"machine": machine(), "scan": found}, indent=1) + "\n", encoding="utf-8")
-    Console().print(table(("figure", "value"), [(k, str(v)) for k, v in found.items()]))
+    arguments = parser.parse_args()
+    figures = measure(arguments.megapixels, arguments.rounds, arguments.threads)
+    RESULTS.write_text(json.dumps({"machine": machine(), "scan": figures}, indent=1) + "\n", encoding="utf-8")
+    Console().print(table(("figure", "value"), [(k, str(v)) for k, v in figures.items()]))
 
 
 if __name__ == "__main__":

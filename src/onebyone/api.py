@@ -361,12 +361,12 @@ def detect(
 
     Args:
         scores: what `scan` gave, or the path of a saved one (`.npz`).
-        threshold: least probability of a detection.
+        threshold: confidence threshold, 0 to 1.
         iou: IoU threshold for non-maximum suppression (NMS).
         background: classes to treat as background, beside those that the labels name.
         min_agreement: as for `scan`, where the map carries an agreement with cropped windows.
         boxes: the box regressions of the same scan, where the network has them as another output (or its `.npz`).
-        options: per_class, max_detections, refine, score_kind, box_format: see `onebyone.detect.detect`.
+        options: per_class, max_detections, refine, score_kind, box_format: see `onebyone.detection.detect`.
 
     Raises:
         BadInput: a file that is not a score map, or a class that does not exist.

@@ -1,4 +1,4 @@
-"""Small networks with known geometry and integer weights: their sums are exact, so equality is bit for bit."""
+"""Small networks with known geometry and integer weights: every sum is exact, so results are compared bit for bit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from onebyone.records import Labels
 
 @dataclass
 class Net:
-    """What `scan` asks of a network."""
+    """A network with what `scan` needs to know about it."""
 
     model: nn.Module
     geometry: Geometry
     channels: int = 1
-    labels: Labels = field(default_factory=lambda: Labels(std=(1.0,)))  # values go in as they are
+    labels: Labels = field(default_factory=lambda: Labels(std=(1.0,)))  # states that pixel values are not scaled
 
 
 def integers(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -32,7 +32,7 @@ def integers(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def geometry_of(steps: list[Sliding], window: int) -> Geometry:
-    """The geometry of a chain on both axes, for a window that gives one place."""
+    """The geometry of a chain of operators on both axes, for a window that gives one position."""
     f = follow(steps)
     padded = tuple(f"step {k}: padding" for k, s in enumerate(steps) if s.padded())
     return Geometry.from_fields((window, window), (f, f), padded)
@@ -54,7 +54,7 @@ def exact_net(channels: int = 1) -> Net:
 
 
 class Cropped(nn.Module):
-    """Keeps the places that have a window: floor((size − window) / stride) + 1, as convolutionalize does."""
+    """Keeps the positions that have a window, floor((size − window) / stride) + 1, as convolutionalize does."""
 
     def __init__(self, body: nn.Module, geometry: Geometry) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Cropped(nn.Module):
 
 
 def padded_net() -> Net:
-    """Padding in a convolution (unlike on the two sides) and in a max-pool: the field exceeds the window of 16."""
+    """Padding in a convolution (asymmetric) and in a max-pool: the receptive field exceeds the window of 16."""
     body = nn.Sequential(
         nn.ZeroPad2d((2, 1, 2, 1)),
         nn.Conv2d(1, 2, 3),
@@ -89,7 +89,7 @@ def padded_net() -> Net:
 
 
 def corner_net(window: int, stride: int, offset: int = 0) -> Net:
-    """Gives each window's first pixel: on an image of pixel positions it tells where the window is."""
+    """Gives each window's first pixel: on an image of pixel coordinates, the coordinates of the window."""
     conv = nn.Conv2d(2, 2, window, stride, bias=False)
     with torch.no_grad():
         conv.weight.zero_()
@@ -98,8 +98,8 @@ def corner_net(window: int, stride: int, offset: int = 0) -> Net:
     return Net(conv, Geometry(size, (stride, stride), (offset, offset), size, (offset, offset), True), 2)
 
 
-def positions_image(height: int, width: int) -> np.ndarray:
-    """An image whose pixel (y, x) holds (y, x)."""
+def coordinate_image(height: int, width: int) -> np.ndarray:
+    """An image whose pixel (y, x) has the values (y, x)."""
     return np.stack(np.mgrid[:height, :width], axis=2).astype(np.float32)
 
 

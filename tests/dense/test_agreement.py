@@ -1,4 +1,4 @@
-"""Networks that are not exact: how many windows agree with their crops is measured, said, warned of and refused."""
+"""Networks that are not exact: their agreement with crops is measured, reported, warned of and enforced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 import onebyone
 from onebyone.dense import ScoreMap
-from onebyone.dense.agreement import Agreement, how_many
+from onebyone.dense.agreement import Agreement, default_sample_size
 from onebyone.errors import BadInput, InexactWarning, NotEquivalent
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import read_kind
@@ -35,8 +35,8 @@ def cropped(network: torch.nn.Module, signal: np.ndarray[Any, Any], stride: int)
     starts = range(0, len(signal) - 63, stride)
     batch = torch.stack([torch.from_numpy(signal[s : s + 64, 0])[None] for s in starts])
     with torch.no_grad():
-        answers: np.ndarray[Any, Any] = network(batch).numpy().T
-    return answers
+        predictions: np.ndarray[Any, Any] = network(batch).numpy().T
+    return predictions
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -59,7 +59,7 @@ def test_a_scan_measures_its_agreement_with_crops(saved: bool, signal: Any, tmp_
     with pytest.warns(InexactWarning), pytest.raises(NotEquivalent, match=r"min_agreement=0\.5") as error:
         onebyone.scan(d, signal, out=tmp_path / "s.npz")
     kept = ScoreMap.load(tmp_path / "s.npz")
-    assert kept.agreement == error.value.verification, "the map is kept, and says what it is worth"
+    assert kept.agreement == error.value.verification, "the map is saved with its agreement"
     assert kept.agreement.windows == 11
 
 
@@ -87,7 +87,7 @@ def test_exact_networks_and_single_classes_are_not_measured() -> None:
         assert s.agreement is None
 
 
-def test_the_map_carries_its_agreement(tmp_path: Path) -> None:
+def test_a_saved_map_keeps_its_agreement(tmp_path: Path) -> None:
     geometry = Geometry((4,), (2,), (0,), (8,), (2,), False, ("padding",))
     scores = np.zeros((2, 3), np.float32)
     for agreement in (None, Agreement(7, 8, 0.25)):
@@ -113,28 +113,28 @@ def test_detecting_reads_the_agreement(tmp_path: Path) -> None:
     ("same", "warned", "refused"),
     [(20, False, False), (19, False, False), (18, True, False), (9, True, True)],
 )
-def test_the_limits(same: int, warned: bool, refused: bool) -> None:
-    found = Agreement(same, 20, 0.0)
-    assert found.enough is not warned
+def test_the_thresholds_of_warning_and_refusal(same: int, warned: bool, refused: bool) -> None:
+    agreement = Agreement(same, 20, 0.0)
+    assert agreement.enough is not warned
     if refused:
         with pytest.raises(NotEquivalent, match=f"only {same} of 20"):
-            found.require(0.5)
+            agreement.require(0.5)
     else:
-        found.require(0.5)
+        agreement.require(0.5)
     with pytest.raises(BadInput, match=r"min_agreement=1\.5: expected a share"):
-        found.require(1.5)
+        agreement.require(1.5)
 
 
 def test_the_crops_cost_little_on_large_images() -> None:
     geometry = Geometry((224, 224), (32, 32), (0, 0), (400, 400), (90, 90), False, ("padding",))
     for side in (224, 1000, 3000, 20000):
-        crops = how_many(geometry, (side, side))
+        crops = default_sample_size(geometry, (side, side))
         assert 8 <= crops <= 64
         assert crops == 8 or crops * 224**2 <= side**2 / 4
 
 
 @pytest.mark.parametrize("floor", [0.5, 0.0])
-def test_verify_has_a_floor(floor: float) -> None:
+def test_verify_enforces_min_agreement(floor: float) -> None:
     network = pitch()
     x = torch.from_numpy(TONE.T[None])
     v = verify(network, lifted(network), x, gradients=False, min_agreement=floor)
@@ -142,14 +142,14 @@ def test_verify_has_a_floor(floor: float) -> None:
     assert v.class_agreement is not None
     assert v.class_agreement < 0.5
     assert v.equivalent is (floor == 0)
-    told = v.problems if floor else v.warnings
-    assert any("of 92 windows have the same best class as when cropped" in t for t in told)
+    messages = v.problems if floor else v.warnings
+    assert any("of 92 windows have the same best class as when cropped" in m for m in messages)
     assert ("warning: " in str(v)) is (floor == 0)
     assert v.to_dict()["warnings"] == list(v.warnings)
 
 
-def test_an_agreeing_padded_network_is_not_warned_of() -> None:
-    """A bias that decides every class: the numbers differ, the classes do not."""
+def test_no_warning_for_a_padded_network_that_agrees() -> None:
+    """One bias decides the class of every window, so the scores differ and the best classes do not."""
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 2, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(128, 3)
     )

@@ -1,4 +1,4 @@
-"""Signals and volumes: the same scan over one axis and over three."""
+"""Scans of signals and volumes, over one and three axes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(name: str, seed: int = 0) -> tuple[nn.Module, Convolutionalized, np.nda
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_dense_equals_every_window_and_tiles_equal_the_whole(name: str) -> None:
+def test_dense_equals_every_window_and_tiled_equals_whole(name: str) -> None:
     model, d, values = made(name)
     whole = scan(d, values, labels=LABELS, tile=10**6)
     assert whole.scores.shape[1:] == d.geometry.positions(values.shape[:-1])
@@ -60,7 +60,7 @@ def test_tensors_and_arrays_are_one_input(name: str) -> None:
     assert np.array_equal(scan(d, tensor[None], labels=LABELS).scores, scan(d, values, labels=LABELS).scores)
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_errors_name_the_axes() -> None:
     _, d, values = made("signals")
     with pytest.raises(BadInput, match=r"shape \(3, 4, 5\); expected \(T\) or \(T, C\)"):
         scan(d, np.zeros((3, 4, 5), np.float32))

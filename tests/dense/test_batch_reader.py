@@ -1,4 +1,4 @@
-"""Batches made in one pass: bit for bit what the formula gives step by step, in the layout asked for, in one buffer."""
+"""Batches of tiles: equal to the formula bit for bit, in the requested memory order, in buffers that are reused."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebyone.dense import batch_reader as feeding
-from onebyone.dense import scan
-from onebyone.dense.batch_reader import Feed, made_ahead
-from onebyone.dense.images import Pixels
+from onebyone.dense import ArraySource, batch_reader, scan
+from onebyone.dense.batch_reader import BatchReader
+from onebyone.dense.executor import prefetched
 from onebyone.dense.plan import Tile, plan_scan
 from onebyone.laws.geometry import Geometry
 from onebyone.records import Labels
 
-from .networks import corner_net, exact_net, integer_image, padded_net, positions_image
+from .networks import corner_net, exact_net, integer_image, padded_net, coordinate_image
 
 TYPES = ["uint8", "uint16", "float16", "float32", "float64", ">f4"]
 
 
-def one_by_one(values: np.ndarray, labels: Labels) -> np.ndarray:
-    """The formula on (H, W, C) values as it is written: float32, each operation rounded, channels first."""
+def by_formula(values: np.ndarray, labels: Labels) -> np.ndarray:
+    """The formula of preprocessing on values (H, W, C), in float32 with every operation rounded, channels first."""
     planes = []
     for c in range(values.shape[-1]):
         source = values.shape[-1] - 1 - c if labels.colour_order == "BGR" and values.shape[-1] == 3 else c
         plane = values[..., source].astype(np.float32)
         factor = np.float32(labels.scale / 257 if values.dtype == np.uint16 else labels.scale)
         plane = plane * factor
-        for given_, act in ((labels.mean, np.subtract), (labels.std, np.divide)):
-            if given_:
-                plane = act(plane, np.float32(given_[c if len(given_) > 1 else 0]))
+        for constants, operation in ((labels.mean, np.subtract), (labels.std, np.divide)):
+            if constants:
+                plane = operation(plane, np.float32(constants[c if len(constants) > 1 else 0]))
         planes.append(plane)
     return np.stack(planes)
 
@@ -85,88 +84,89 @@ def test_a_batch_is_the_formula_bit_for_bit(
         colour_order=order,
     )
     values = image(axes, channels, kind)
-    values.flags.writeable = not frozen  # as a memory-mapped file is
+    values.flags.writeable = not frozen  # as in a memory-mapped file
     plan = plan_scan(geometry(axes), values.shape[:-1], tile=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeding, "_CHUNK", chunk)
-        feed = Feed(Pixels(values), labels, channels_last)
+        patch.setattr(batch_reader, "_CHUNK", chunk)
+        reader = BatchReader(ArraySource(values), labels, channels_last)
         for tile in plan:
-            batch = feed([tile, tile])
-            expected = one_by_one(values[tuple(s.slice for s in tile.read)], labels)
-            np.testing.assert_array_equal(batch[0].numpy(), expected)
-            np.testing.assert_array_equal(batch[1].numpy(), expected)
-            assert batch.dtype == torch.float32
-            assert (batch.stride(1) == 1) == channels_last or channels == 1
+            batch = reader([tile, tile])
+            expected = by_formula(values[tuple(s.slice for s in tile.read)], labels)
+            np.testing.assert_array_equal(batch[0], expected)
+            np.testing.assert_array_equal(batch[1], expected)
+            assert batch.dtype == np.float32
+            assert (batch.strides[1] == batch.itemsize) == channels_last or channels == 1
 
 
-def test_buffers_are_used_in_turn_and_no_more_are_made() -> None:
+def test_buffers_are_used_in_turn() -> None:
     values = image(2, 3, "uint8")
     tiles = [[t] for t in plan_scan(geometry(2), (29, 17), tile=3)]
     for buffers in (1, 2):
-        feed = Feed(Pixels(values), Labels(), True, buffers)
-        places = [feed(t).data_ptr() for t in tiles]
-        assert len(set(places)) == buffers
-        assert places[:-buffers] == places[buffers:]
+        reader = BatchReader(ArraySource(values), Labels(), True, buffers)
+        addresses = [reader(t).ctypes.data for t in tiles]
+        assert len(set(addresses)) == buffers
+        assert addresses[:-buffers] == addresses[buffers:]
 
 
-def test_a_batch_made_ahead_is_not_overwritten_while_it_is_used() -> None:
+def test_a_prefetched_batch_is_not_overwritten_while_it_is_used() -> None:
     tiles = [[t] for t in plan_scan(geometry(2), (29, 17), tile=2)]
     values = image(2, 3, "uint8")
     labels = Labels(scale=1 / 255, mean=(0.5,), std=(0.25,))
-    expected = [one_by_one(values[tuple(s.slice for s in t[0].read)], labels) for t in tiles]
-    feed = Feed(Pixels(values), labels, True, buffers=2)
-    made = made_ahead(feed, tiles, ahead=True)
-    for (tile, batch), mine, wanted in zip(made, tiles, expected, strict=True):
-        torch.zeros(200_000).add_(1)  # time for the reader to go on
-        np.testing.assert_array_equal(batch[0].numpy(), wanted)
-        assert tile == mine
+    expected = [by_formula(values[tuple(s.slice for s in t[0].read)], labels) for t in tiles]
+    reader = BatchReader(ArraySource(values), labels, True, buffers=2)
+    batches = prefetched(reader, tiles)
+    for (tile, batch), expected_tile, pixels in zip(batches, tiles, expected, strict=True):
+        torch.zeros(200_000).add_(1)  # time for the reading thread to continue
+        np.testing.assert_array_equal(batch[0], pixels)
+        assert tile == expected_tile
 
 
-def test_at_most_one_batch_is_made_ahead() -> None:
-    made: list[int] = []
+def test_at_most_one_item_is_read_ahead() -> None:
+    started: list[int] = []
 
-    def make(item: int) -> torch.Tensor:
-        made.append(item)
-        return torch.tensor(item)
+    def read(item: int) -> int:
+        started.append(item)
+        return 10 * item
 
-    for item, _ in made_ahead(make, range(6), ahead=True):
-        assert len(made) <= item + 2
-    assert made == list(range(6))
+    for item, result in prefetched(read, range(6)):
+        assert len(started) <= item + 2
+        assert result == 10 * item
+    assert started == list(range(6))
 
 
-def test_an_error_of_the_reader_reaches_the_caller() -> None:
-    def make(item: int) -> torch.Tensor:
+def test_an_error_of_the_reading_thread_reaches_the_caller() -> None:
+    def read(item: int) -> int:
         raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match=r"^item 0$"):
-        list(made_ahead(make, range(3), ahead=True))
+        list(prefetched(read, range(3)))
 
 
 @pytest.mark.parametrize("net", [exact_net(), padded_net()], ids=["exact", "padded"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_scanning_ahead_gives_the_same_map(net: Any, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_with_prefetching_gives_the_same_map(net: Any, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = []
-    for ahead in (True, False):
+    for enabled in (True, False):
         module = sys.modules["onebyone.dense.scan"]  # the package's `scan` is the function
-        monkeypatch.setattr(module, "reads_ahead", lambda _device, ahead=ahead: ahead)
+        monkeypatch.setattr(module, "prefetch_pays", lambda *_, enabled=enabled: enabled)
         maps.append(scan(net, integer_image(83, 71), tile=3, batch=batch).scores)
     np.testing.assert_array_equal(*maps)
 
 
-def test_a_scan_makes_no_copy_of_the_pixels_beside_its_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the network reads is the buffer itself, in the order asked for: no joining, moving or converting."""
-    net, seen = corner_net(3, 1), []
-    made = Feed.__call__
-    given_: list[int] = []
+def test_the_network_reads_the_buffer_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels are in the requested memory order already, so they are not copied or converted again."""
+    net, inputs = corner_net(3, 1), []
+    original = BatchReader.__call__
+    buffers: list[int] = []
 
-    def watched(self: Feed, tiles: list[Tile]) -> torch.Tensor:
-        batch = made(self, tiles)
-        given_.append(batch.data_ptr())
+    def recording(self: BatchReader, tiles: list[Tile]) -> np.ndarray:
+        batch = original(self, tiles)
+        buffers.append(batch.ctypes.data)
         return batch
 
-    monkeypatch.setattr(Feed, "__call__", watched)
-    handle = net.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].data_ptr()))
+    monkeypatch.setattr(BatchReader, "__call__", recording)
+    handle = net.model.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].data_ptr()))
     for channels_last in (True, False):
-        scan(net, positions_image(30, 40), tile=9, batch=2, channels_last=channels_last)
+        scan(net, coordinate_image(30, 40), tile=9, batch=2, channels_last=channels_last)
     handle.remove()
-    assert seen == given_
+    assert inputs == buffers

@@ -1,4 +1,4 @@
-"""Scanning what `convolutionalize` gives: its geometry's halo is the one that tiles need."""
+"""Scanning the result of `convolutionalize`: the halo of its geometry is the one that tiles need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onebyone.records import Labels
 
 from .networks import integers
 
-AS_THEY_ARE = Labels(std=(1.0,))
+UNSCALED = Labels(std=(1.0,))
 
 
 class Residual(nn.Module):
@@ -36,8 +36,8 @@ class Residual(nn.Module):
 
 @pytest.mark.parametrize("tile", [1, (2, 5)])
 def test_tiles_of_a_padded_branching_network_equal_the_whole(tile: object) -> None:
-    """On integers in double precision: every sum is exact, so a halo that is short by a pixel would show."""
-    dense = convolutionalize(integers(Residual().double()), window=(16, 16), labels=AS_THEY_ARE)
+    """Integers in double precision: every sum is exact, so a halo that is one pixel short gives a difference."""
+    dense = convolutionalize(integers(Residual().double()), window=(16, 16), labels=UNSCALED)
     image = np.random.default_rng(0).integers(0, 8, (131, 118), dtype=np.uint8)
     assert not dense.geometry.exact
     whole = scan(dense, image, tile=10**9, compared=0)
@@ -52,9 +52,9 @@ def test_scanning_equals_the_classifier_on_every_window() -> None:
         nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.MaxPool2d(2), nn.Flatten(),
         nn.Linear(4 * 2 * 2, 8), nn.ReLU(), nn.Linear(8, 5),
     )  # fmt: skip
-    dense = convolutionalize(integers(model, 5), window=(12, 12), labels=AS_THEY_ARE)
+    dense = convolutionalize(integers(model, 5), window=(12, 12), labels=UNSCALED)
     image = np.random.default_rng(1).integers(0, 8, (61, 50), dtype=np.uint8)
     for shifts in (1, 2):
         scores = scan(dense, image, shifts=shifts, tile=4)
-        windows = scan_windows(model, image, scores.geometry, labels=AS_THEY_ARE)
+        windows = scan_windows(model, image, scores.geometry, labels=UNSCALED)
         np.testing.assert_array_equal(scores.scores, windows.scores)

@@ -15,7 +15,7 @@ from onebyone.dense import ScoreMap, finer, scan, scan_windows
 from onebyone.errors import BadInput
 from onebyone.records import Labels
 
-from .networks import Net, corner_net, exact_net, integer_image, integers, padded_net, positions_image
+from .networks import Net, corner_net, exact_net, integer_image, integers, padded_net, coordinate_image
 
 WHOLE = 10**9
 
@@ -42,7 +42,7 @@ def test_every_place_answers_for_the_window_it_names(
     window: int, stride: int, size: tuple[int, int], tile: int | None, batch: int, fine: bool
 ) -> None:
     shifts = (stride, 2 if stride % 2 == 0 else 1) if fine else 1
-    scores = scan(corner_net(window, stride), positions_image(*size), tile=tile, batch=batch, shifts=shifts)
+    scores = scan(corner_net(window, stride), coordinate_image(*size), tile=tile, batch=batch, shifts=shifts)
     assert misplaced(scores) == 0
 
 
@@ -50,7 +50,7 @@ def test_every_place_answers_for_the_window_it_names(
 def test_an_offset_off_by_one_is_caught(offset: int) -> None:
     net = corner_net(5, 2)
     wrong = replace(net.geometry, window_offset=(offset, offset))
-    scores = scan(Net(net.model, wrong, 2), positions_image(20, 20), tile=WHOLE)
+    scores = scan(Net(net.model, wrong, 2), coordinate_image(20, 20), tile=WHOLE)
     assert misplaced(scores) == scores.windows
 
 
@@ -145,7 +145,7 @@ def test_windows_are_cropped_one_by_one() -> None:
 
 def test_preprocessing_reaches_the_network() -> None:
     labels = Labels(classes=("y", "x"), scale=2.0, mean=(1.0, 3.0), std=(0.5, 4.0))
-    image = positions_image(9, 9)
+    image = coordinate_image(9, 9)
     scores = scan(corner_net(3, 3), image, labels=labels)
     np.testing.assert_array_equal(scores.scores[0, 2, 1], (6 * 2 - 1) / 0.5)
     np.testing.assert_array_equal(scores.scores[1, 2, 1], (3 * 2 - 3) / 4)
@@ -168,20 +168,20 @@ def test_one_of_several_outputs_is_chosen_and_the_model_left_as_it_was() -> None
     model = Two().train()
     model.drop.eval()
     net = Net(model, corner_net(3, 1).geometry, 2)
-    first, second = (scan(net, positions_image(8, 8), output=k).scores for k in (0, 1))
+    first, second = (scan(net, coordinate_image(8, 8), output=k).scores for k in (0, 1))
     np.testing.assert_array_equal(second, 2 * first)
     assert (model.training, model.conv.training, model.drop.training) == (True, True, False)
     with pytest.raises(BadInput, match=r"^output=2, but the network gives 2 outputs$"):
-        scan(net, positions_image(8, 8), output=2)
+        scan(net, coordinate_image(8, 8), output=2)
     with pytest.raises(BadInput, match=r"^output=1, but the network has one output$"):
-        scan(corner_net(3, 1), positions_image(8, 8), output=1)
+        scan(corner_net(3, 1), coordinate_image(8, 8), output=1)
 
 
 def test_training_mode_is_put_back_after_an_error() -> None:
     net = corner_net(3, 1)
     net.model.train()
     with pytest.raises(BadInput):
-        scan(net, positions_image(8, 8), output=1)
+        scan(net, coordinate_image(8, 8), output=1)
     assert net.model.training
 
 
@@ -189,22 +189,22 @@ def test_double_precision_and_half_networks_are_fed_their_own_type() -> None:
     for dtype in (torch.float64, torch.bfloat16):
         net = corner_net(3, 1)
         net.model.to(dtype)
-        scores = scan(net, positions_image(8, 8))
+        scores = scan(net, coordinate_image(8, 8))
         assert scores.scores.dtype == np.float32
         assert misplaced(scores) == 0
 
 
 def test_progress_counts_up_to_the_total() -> None:
     net, seen = corner_net(3, 1), []
-    scan(net, positions_image(20, 20), tile=6, batch=2, progress=lambda *a: seen.append(a))
+    scan(net, coordinate_image(20, 20), tile=6, batch=2, progress=lambda *a: seen.append(a))
     assert seen == [(2, 9), (4, 9), (6, 9), (8, 9), (9, 9)]  # one shape of tile: batches of two, and the last
     seen.clear()
-    scan_windows(net.model, positions_image(9, 9), net.geometry, progress=lambda *a: seen.append(a))
+    scan_windows(net.model, coordinate_image(9, 9), net.geometry, progress=lambda *a: seen.append(a))
     assert seen[-1] == (49, 49)
 
 
 def test_a_bar_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    scan(corner_net(3, 1), positions_image(9, 9), progress=True)
+    scan(corner_net(3, 1), coordinate_image(9, 9), progress=True)
     out, err = capsys.readouterr()
     assert (out, "scanning" in err) == ("", True)
 
@@ -214,7 +214,7 @@ def test_a_geometry_with_other_places_than_the_network_is_refused(stride: int, w
     """Wrong stride, one place too many, one too few."""
     net = Net(corner_net(3, 2).model, corner_net(window, stride).geometry, 2)
     with pytest.raises(BadInput, match="and its geometry says"):
-        scan(net, positions_image(21, 21), tile=WHOLE)
+        scan(net, coordinate_image(21, 21), tile=WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -227,14 +227,14 @@ def test_a_geometry_with_other_places_than_the_network_is_refused(stride: int, w
             {},
             r"1800 value\(s\) that are not finite, the first nan at row 0, column 0",
         ),
-        (positions_image(9, 9), {"device": "nowhere"}, r"device 'nowhere' cannot be used here"),
-        (positions_image(9, 9), {"batch": 0}, r"batch=0: expected a positive integer"),
+        (coordinate_image(9, 9), {"device": "nowhere"}, r"device 'nowhere' cannot be used here"),
+        (coordinate_image(9, 9), {"batch": 0}, r"batch=0: expected a positive integer"),
         (
-            positions_image(9, 9),
+            coordinate_image(9, 9),
             {"labels": Labels(classes=("a",))},
             r"labels name 1 classes and the network gives 2",
         ),
-        (positions_image(9, 9), {"shifts": 2}, r"shifts=2 does not divide the network's stride 3 on axis 0"),
+        (coordinate_image(9, 9), {"shifts": 2}, r"shifts=2 does not divide the network's stride 3 on axis 0"),
     ],
 )
 def test_bad_input_is_one_sentence(image: np.ndarray, arguments: dict, message: str) -> None:
@@ -245,7 +245,7 @@ def test_bad_input_is_one_sentence(image: np.ndarray, arguments: dict, message: 
 
 def test_every_window_refuses_more_than_one_place() -> None:
     with pytest.raises(BadInput, match="expected one place each"):
-        scan_windows(corner_net(3, 1).model, positions_image(9, 9), corner_net(5, 1).geometry)
+        scan_windows(corner_net(3, 1).model, coordinate_image(9, 9), corner_net(5, 1).geometry)
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""`scan` and `detect`: a classifier over a whole image, and what it found there."""
+"""`scan` and `detect`: run a classifier over a whole image, and find objects in its scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onebyone.cli.session import session
 
 
 class Mode(StrEnum):
-    """How an image is scanned."""
+    """How `scan` applies the network to an image."""
 
     dense = "dense"
     windows = "windows"
@@ -38,12 +38,18 @@ def scan(
         typer.Option(
             "--output",
             metavar="N|NAME",
-            help="Which output of a network with several: its number from 0, or its name (a dictionary's key).",
+            help="Output of a network with several: its number from 0, or its name (a dictionary's key).",
         ),
     ] = "0",
     page: o.Page = None,
     shifts: Annotated[
-        int, typer.Option("--shifts", min=1, metavar="N", help="Passes per axis, each shifted: a finer map.")
+        int,
+        typer.Option(
+            "--shifts",
+            min=1,
+            metavar="N",
+            help="Shifted passes per axis: divides the stride of the map by N.",
+        ),
     ] = 1,
     tile: Annotated[
         int | None,
@@ -51,28 +57,28 @@ def scan(
             "--tile",
             min=1,
             metavar="N",
-            help="Places of the map per tile and axis.",
-            show_default="by memory",
+            help="Positions of the map per tile and axis.",
+            show_default="chosen by cost",
         ),
     ] = None,
     mode: Annotated[
         Mode,
         typer.Option(
             "--mode",
-            help="dense: one pass over the image; windows: crop every window, slower and exact for every network.",
+            help="dense: one pass over the image; windows: crop every window, slower but exact for every network.",
         ),
     ] = Mode.dense,
     min_agreement: o.MinAgreement = 0.5,
-    device: Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1 …")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Device to run on: cpu, cuda, cuda:1 …")] = "cpu",
     batch: Annotated[
-        int, typer.Option("--batch", min=1, metavar="N", help="Tiles run at once, at most.")
+        int, typer.Option("--batch", min=1, metavar="N", help="Maximum number of tiles in a batch.")
     ] = 8,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the score map: .npz.", rich_help_panel=o.OUTPUT)
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Run a classifier over every window of an image in one pass: one score per class and place.
+    """Run a classifier over every window of an image in one pass: one score per class and position.
 
     SRC is a .pt2 that convolutionalize wrote, or any network with --window.
     """
@@ -85,14 +91,14 @@ def scan(
         with run.step(f"Opening {source}"):
             size = None if window is None else o.window_of(window)
             dense, notes = loading.open_dense(source, size, channels, weights=weights, seed=seed)
-        meaning = loading.labels(
+        labels = loading.labels(
             classes, scale=scale, mean=mean, std=std, colour_order=colour_order, carried=dense.labels
         )
-        with run.progress(f"Scanning {image.name}") as tell:
+        with run.progress(f"Scanning {image.name}") as report:
             scores = api.scan(
                 dense,
                 image,
-                labels=meaning,
+                labels=labels,
                 out=out,
                 output=output,
                 score_kind=score_kind,
@@ -103,7 +109,7 @@ def scan(
                 tile=tile,
                 mode=mode.value,
                 min_agreement=0,
-                progress=tell,
+                progress=report,
             )
         data = render.scores_data(scores, source, image, out)
         render.tell(run, notes)
@@ -137,7 +143,7 @@ def detect(
         typer.Option(
             "--boxes",
             metavar="FILE",
-            help="Box regressions: a score map that scan --output wrote of the same image, 4 channels.",
+            help="Box regressions: the score map of another output (scan --output) for the same image, 4 channels.",
         ),
     ] = None,
     box_format: Annotated[
@@ -145,7 +151,7 @@ def detect(
         typer.Option(
             "--box-format",
             metavar="corners|center-size",
-            help="What --boxes holds: offsets of the window's corners, or of its centre and the size's logarithm.",
+            help="Meaning of --boxes: offsets of the window's corners, or of its centre and the logarithm of its size.",
         ),
     ] = "corners",
     min_agreement: o.MinAgreement = 0.5,
@@ -154,7 +160,7 @@ def detect(
         typer.Option(
             "--output",
             "-o",
-            help="Write them: .json (COCO), .geojson, .csv, or .png (drawn on --image).",
+            help="Write the detections: .json (COCO), .geojson, .csv, or .png (drawn on --image).",
             rich_help_panel=o.OUTPUT,
         ),
     ] = None,
@@ -171,7 +177,7 @@ def detect(
     ] = 1,
     as_json: o.Json = False,
 ) -> None:
-    """Turn a score map into objects: boxes, scores and labels."""
+    """Find objects in a score map: boxes, scores and classes."""
     with session(context, as_json) as run:
         from onebyone import api, atomic_files
         from onebyone.cli import render
@@ -179,7 +185,7 @@ def detect(
         if output is not None:
             atomic_files.require_writable(output)
         with run.step(f"Detecting in {scores}"):
-            found = api.detect(
+            detections = api.detect(
                 scores,
                 threshold=threshold,
                 iou=iou,
@@ -190,6 +196,6 @@ def detect(
                 min_agreement=min_agreement,
             )
             if output is not None:
-                found.save(output, image=image, image_id=image_id, page=page)
-        data = render.detections_data(found, scores, output)
+                detections.save(output, image=image, image_id=image_id, page=page)
+        data = render.detections_data(detections, scores, output)
         run.result(data, *render.detections_tables(data))

@@ -1,23 +1,32 @@
-"""Dense inference: a pure tile plan, the executor that runs it, and the every-window baseline."""
+"""Dense inference over large images: a network runs on every tile of a plan, and its scores become a score map.
 
-from onebyone.dense.images import Pixels, load_image, normalise
-from onebyone.dense.plan import ScanPlan, Span, Tile, finer, plan_scan, tile_for
+`plan` decides in integers which pixels each tile reads and which positions it writes. A `source` is read by region, a
+`runner` maps batches of tiles to batches of maps, a `sink` is written by region, and an `executor` runs all tiles.
+`sliding_window` crops every window instead and is the reference.
+"""
+
+from onebyone.dense.images import load_image, open_image
+from onebyone.dense.plan import ScanPlan, Span, Tile, choose_tile, finer_geometry, plan_scan
+from onebyone.dense.preprocessing import normalise
 from onebyone.dense.scan import Dense, scan
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.sliding_window import scan_windows
+from onebyone.dense.source import ArraySource, ImageSource
 
 __all__ = [
+    "ArraySource",
     "Dense",
-    "Pixels",
+    "ImageSource",
     "ScanPlan",
     "ScoreMap",
     "Span",
     "Tile",
-    "finer",
+    "choose_tile",
+    "finer_geometry",
     "load_image",
     "normalise",
+    "open_image",
     "plan_scan",
     "scan",
     "scan_windows",
-    "tile_for",
 ]

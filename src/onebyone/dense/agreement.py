@@ -1,7 +1,7 @@
-"""How far a dense score map agrees with its crops: some windows are cropped, run by themselves, and compared.
+"""Agreement of a dense score map with crops: a sample of windows is cropped, run separately and compared.
 
-Where a network pads, a crop has borders that the middle of a large image does not have, so the two give other numbers.
-How much that matters depends on the network and on the image, so it is measured on the image at hand. On an image of
+Where a network pads, a crop has borders that the interior of a larger image does not have, so the numbers differ. How
+much that matters depends on the network and on the image, so it is measured on the image at hand. On an image of
 exactly one window the any-size network is the original, padded or not, so a saved file can be measured as well.
 """
 
@@ -13,15 +13,18 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from onebyone.dense.plan import Region, Span
+from onebyone.dense.runner import Runner
 from onebyone.errors import BadInput, NotEquivalent
 from onebyone.laws.geometry import Geometry
 from onebyone.records import ENOUGH_AGREEMENT
 
-_LEAST, _MOST = 8, 64  # windows that are compared by default
-_SHARE = 4  # the crops' pixels, at most one in so many of the image's
+#: The default number of windows that are compared: the pixels of the crops are at most a quarter of the image's,
+#: within these limits.
+_MIN_WINDOWS, _MAX_WINDOWS = 8, 64
+_IMAGE_PIXELS_PER_CROP_PIXEL = 4
 _BATCH_PIXELS = 2**21
 
 
@@ -46,15 +49,15 @@ class Agreement:
 
     @property
     def enough(self) -> bool:
-        """Whether the share is at least 95%."""
+        """Whether the share is at least 95% (`records.ENOUGH_AGREEMENT`)."""
         return self.share >= ENOUGH_AGREEMENT
 
     @property
     def advice(self) -> str:
-        """What to tell where it is not enough."""
+        """A warning for a share that is not enough."""
         return (
             f"the network is not exact, and on this image {self}, fewer than {ENOUGH_AGREEMENT:.0%}: "
-            "mode='windows' crops every window, which is slower and gives the network's own answers"
+            "mode='windows' crops every window, which is slower and gives the network's own predictions"
         )
 
     def require(self, least: float) -> None:
@@ -64,7 +67,7 @@ class Agreement:
         if self.share < least:
             raise NotEquivalent(
                 f"only {self}, fewer than the share of min_agreement={least:g}: scan with mode='windows', which "
-                "crops every window, or accept less",
+                "crops every window, or lower min_agreement",
                 self,
             )
 
@@ -79,7 +82,7 @@ class Agreement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Agreement:
-        """What `to_dict` wrote."""
+        """The agreement that `to_dict` described."""
         return cls(int(data["same"]), int(data["windows"]), float(data["largest_difference"]))
 
     def __str__(self) -> str:
@@ -87,39 +90,42 @@ class Agreement:
         return f"{windows} ({self.share:.0%}) have the same best class as when cropped"
 
 
-def how_many(geometry: Geometry, image_size: Sequence[int]) -> int:
-    """How many windows to compare by default: 8 to 64, about a quarter of the image's pixels where that is between.
+def default_sample_size(geometry: Geometry, image_size: Sequence[int]) -> int:
+    """The number of windows to compare by default: 8 to 64, about a quarter of the image's pixels within that range.
 
-    >>> how_many(Geometry((224, 224), (32, 32), (0, 0), (224, 224), (0, 0), False, ("padding",)), (2240, 2240))
+    >>> geometry = Geometry((224, 224), (32, 32), (0, 0), (224, 224), (0, 0), False, ("padding",))
+    >>> default_sample_size(geometry, (2240, 2240))
     25
     """
-    return min(_MOST, max(_LEAST, prod(image_size) // (_SHARE * prod(geometry.window))))
+    windows = prod(image_size) // (_IMAGE_PIXELS_PER_CROP_PIXEL * prod(geometry.window))
+    return min(_MAX_WINDOWS, max(_MIN_WINDOWS, windows))
 
 
-def measure(
+def measure_agreement(
     scores: NDArray[np.float32],
     geometry: Geometry,
-    crop: Callable[[Sequence[slice]], torch.Tensor],
-    run: Callable[[torch.Tensor], torch.Tensor],
-    most: int,
+    crop: Callable[[Region], NDArray[np.float32]],
+    run: Runner,
+    max_windows: int,
 ) -> Agreement | None:
-    """Compare at most `most` windows of a map (classes, H', W'), evenly spread; None where there is but one class.
+    """Compare at most `max_windows` windows of a map (classes, H', W'), evenly spread; None for a single class.
 
-    `crop` gives the pixels (1, C, *window) of slices, as the network reads them; `run` the network's output for a
-    batch of windows, (N, classes) or (N, classes, 1, 1).
+    `crop` gives the network's input (C, *window) for a region of pixels. `run` gives the network's output for a batch
+    of windows, with one position each.
     """
     positions = scores.shape[1:]
-    if scores.shape[0] < 2 or most < 1:
+    if scores.shape[0] < 2 or max_windows < 1:
         return None
-    flat = np.unique(np.linspace(0, prod(positions) - 1, min(most, prod(positions))).round().astype(np.int64))
-    at = np.stack(np.unravel_index(flat, positions), 1)
+    count = min(max_windows, prod(positions))
+    flat = np.unique(np.linspace(0, prod(positions) - 1, count).round().astype(np.int64))
+    indices = np.stack(np.unravel_index(flat, positions), 1)
     size = max(1, _BATCH_PIXELS // prod(geometry.window))
     parts = []
-    for first in range(0, len(at), size):
-        windows = [geometry.window_at([int(i) for i in place]) for place in at[first : first + size]]
-        batch = torch.cat([crop([slice(*span) for span in window]) for window in windows])
-        parts.append(run(batch).flatten(1).float().cpu().numpy())
-    alone = np.concatenate(parts)
-    dense = scores[:, *at.T].T
-    same = int((dense.argmax(1) == alone.argmax(1)).sum())
-    return Agreement(same, len(at), float(np.abs(dense - alone).max()))
+    for first in range(0, len(indices), size):
+        windows = [geometry.window_at(index.tolist()) for index in indices[first : first + size]]
+        batch = np.stack([crop([Span(*span) for span in window]) for window in windows])
+        parts.append(run(batch).reshape(len(batch), -1))
+    cropped = np.concatenate(parts)
+    dense = scores[:, *indices.T].T
+    same = int((dense.argmax(1) == cropped.argmax(1)).sum())
+    return Agreement(same, len(indices), float(np.abs(dense - cropped).max()))

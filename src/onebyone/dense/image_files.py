@@ -1,4 +1,4 @@
-"""Pillow, wrapped: picture files to arrays. The only place, with detect.drawing, that knows Pillow."""
+"""Picture files to arrays with Pillow, which is optional."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, and t
 
 
 def pillow(purpose: str) -> ModuleType:
-    """The module PIL.Image, or MissingExtra saying what `purpose` needs it for."""
+    """The module PIL.Image. Raises MissingExtra, which names `purpose`, where Pillow is not installed."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -32,17 +32,17 @@ def pillow(purpose: str) -> ModuleType:
 
 
 def read_picture(path: str | os.PathLike[str], page: int | None = None) -> NDArray[Any]:
-    """A picture in a file as (H, W) or (H, W, 3), uint8 or uint16 or floating point, turned upright (EXIF).
+    """A picture file as (H, W) or (H, W, 3), uint8, uint16 or floating point, turned upright (EXIF).
 
-    Palettes and other colour spaces become RGB. The size is checked against Pillow's own limit
-    (`PIL.Image.MAX_IMAGE_PIXELS`) before a pixel is unpacked. `page` is the page or frame, from 0, of a file
-    with several; where it is None, the first is read, with a warning if there are more.
+    Palettes and other colour spaces are converted to RGB. The size is checked against Pillow's own limit
+    (`PIL.Image.MAX_IMAGE_PIXELS`) before anything is decompressed. `page` is the page or frame, from 0, of a file with
+    several; None reads the first, with a warning where there are more.
 
     Raises
     ------
     BadInput
-        if the file cannot be read, is no picture, is truncated, is too large, is partly transparent, has no
-        such page, or holds values that cannot be read whole.
+        where the file cannot be read, is not a picture, is truncated, is too large, is partly transparent, has no
+        such page, or has values that cannot be read without loss.
     """
     module = pillow("reading a picture")
     file = require_file(path)
@@ -50,28 +50,28 @@ def read_picture(path: str | os.PathLike[str], page: int | None = None) -> NDArr
         with warnings.catch_warnings():
             warnings.simplefilter("error", module.DecompressionBombWarning)
             with module.open(file) as picture:
-                # MPO: a photograph with its previews; the first is the photograph
+                # an MPO file is a photograph and its previews; the photograph comes first
                 pages = 1 if picture.format == "MPO" and page is None else getattr(picture, "n_frames", 1)
                 number = chosen_page(file, pages, page)
                 picture.seek(number)
                 return read_deep(file, picture, number) if loses_bits(picture) else as_array(picture)
     except (module.DecompressionBombWarning, module.DecompressionBombError) as error:
         limit = f"{module.MAX_IMAGE_PIXELS:,} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
-        raise BadInput(f"{file} is a picture of more than {limit}, the limit set for one read") from error
+        raise BadInput(f"{file} is a picture of more than {limit}, the limit for one file") from error
     except module.UnidentifiedImageError as error:
         if file.read_bytes()[:4] in _TIFF:
-            return _other_tiff(file, page, module.MAX_IMAGE_PIXELS)
+            return _unsupported_tiff(file, page, module.MAX_IMAGE_PIXELS)
         raise BadInput(f"{file} is not a picture that Pillow can read") from error
     except (BadInput, OnebyoneWarning, MemoryError):
         raise
-    except Exception as error:  # Pillow's readers raise nearly anything on a broken file
+    except Exception as error:  # Pillow's readers raise errors of many types on a damaged file
         raise BadInput(f"{file} cannot be read as a picture: {error}") from error
 
 
-def _other_tiff(file: Path, page: int | None, most_pixels: int) -> NDArray[Any]:
-    """A TIFF that Pillow does not know: floating-point colours, more channels than four."""
+def _unsupported_tiff(file: Path, page: int | None, max_pixels: int) -> NDArray[Any]:
+    """A TIFF that Pillow does not support: floating-point colour, or more than four channels."""
     try:
-        return read_tiff(file, page, most_pixels)
+        return read_tiff(file, page, max_pixels)
     except (BadInput, OnebyoneWarning, MemoryError):
         raise
     except Exception as error:
@@ -97,7 +97,30 @@ def as_array(picture: Image.Image) -> NDArray[Any]:
 
 
 def _grey16(values: NDArray[Any]) -> NDArray[Any]:
-    """Pillow holds some 16-bit greys in 32-bit integers."""
+    """16-bit grey values that Pillow keeps in 32-bit integers."""
     if values.size and (values.min() < 0 or values.max() > 65535):
-        raise BadInput("the picture holds 32-bit integers beyond 16 bits: scale it to 8 or 16 bits first")
+        raise BadInput(
+            "the picture has 32-bit integers outside the range of 16 bits: scale it to 8 or 16 bits first"
+        )
     return values.astype(np.uint16)
+
+
+def to_rgb_picture(values: NDArray[Any], purpose: str) -> Image.Image:
+    """Pixels (H, W, C) of 1 or 3 channels as an RGB picture of 8 bits.
+
+    16-bit integers are divided by 257. Floating-point images are taken as 0 to 1 where no value is above 1, else as 0
+    to 255. `purpose` is named where Pillow is not installed (MissingExtra).
+
+    Raises BadInput for another number of channels.
+    """
+    module = pillow(purpose)
+    if values.shape[2] not in (1, 3):
+        raise BadInput(f"cannot draw on an image of {values.shape[2]} channels; expected 1 or 3")
+    if values.dtype == np.uint16:
+        values = (values // 257).astype(np.uint8)
+    elif values.dtype != np.uint8:
+        top = 255.0 if values.max() > 1 else 1.0
+        values = np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+    plain = values[:, :, 0] if values.shape[2] == 1 else values
+    picture: Image.Image = module.fromarray(np.ascontiguousarray(plain)).convert("RGB")
+    return picture

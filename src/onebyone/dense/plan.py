@@ -1,23 +1,25 @@
-"""Which pixels to read and which places of the map to write: integers only, decided before anything runs.
+"""Tile plans: which pixels each tile reads and which positions of the score map it writes, as integers.
 
-A plan cuts the map into blocks of output places. Every place belongs to one block and one shift, so it is
-written once, by one tile, and no overlap is ever averaged. A tile reads its windows and, where padding
-inside the network makes places look past their window, the halo too, so that a tiled pass equals the whole
-one. For the places [a, b) of an axis it reads the pixels
+The plan is made before anything runs and depends on the geometry and the sizes only.
+
+It divides the positions of the map into blocks. Every position belongs to exactly one block and one shift, so it is
+written once, by one tile, and overlapping results are never averaged. A tile reads the windows of its positions. Where
+padding inside the network extends the receptive field beyond the window, it reads that halo too, so that a tiled pass
+equals one pass over the whole image. For the positions [a, b) of an axis it reads the pixels
 
     [s·max(0, a − ⌈(o + before) / s⌉), min(n, s·(b − 1) + w + max(0, after − o)))
 
-with stride s, window w, window offset o, image size n, and (before, after) how far the receptive field
-reaches beyond the window. Every read starts at a multiple of the stride; at the image's own edges it ends
-where the image ends, so that the layers' own padding acts there and only there.
+with stride s, window w, window offset o, image size n, and (before, after) the pixels by which the receptive field
+extends beyond the window. Every read starts at a multiple of the stride. Reads end at the image's own edges, so that
+the padding of the layers acts there and nowhere else.
 
-All reads of an axis have one length, as far as the image's size allows, because libraries choose a convolution's
-algorithm by its shape. The first and the last tile need no halo beyond the image's edge, so they own more places
-than the tiles between them, which all own the same number: then every pixel is read once, and the
-window − stride + halo pixels that two neighbours share twice.
+All reads of an axis have the same length, as far as the size of the image allows, because libraries choose a
+convolution algorithm by the shape of its input. The first and the last tile need no halo beyond the edge of the image,
+so they own more positions than the inner tiles, which all own the same number. Every pixel is then read once, except
+the window − stride + halo pixels that two neighbouring tiles share, which are read twice.
 
-A map finer than the stride is made of k = `shifts` passes per axis; pass m runs over the image without its
-first m·s/k pixels and fills every k-th place from m on.
+A map finer than the stride takes k = `shifts` passes per axis. Pass m skips the first m·s/k pixels of the image and
+computes every k-th position, starting with position m.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ from onebyone.laws.geometry import Geometry
 
 PerAxis = int | Sequence[int]
 
-# by the number of axes: a tile this many times as wide as what neighbours share reads (n / (n − 1))^axes ≤ 1.2 times
-# the image, less where blocks round up to whole strides
-_AIM = {1: 6, 2: 12, 3: 20}
+#: Width of a tile, in multiples of the pixels that neighbouring tiles share, by the number of axes. A tile n times as
+#: wide reads (n / (n − 1))^axes times the image: at most 1.2 times with these numbers.
+_WIDTH_IN_OVERLAPS = {1: 6, 2: 12, 3: 20}
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,13 @@ class Span:
         return len(range(self.start, self.stop, self.step))
 
 
+#: A rectangular part of an image or of a map: one span per axis.
+Region = Sequence[Span]
+
+
 @dataclass(frozen=True)
-class Strip:
-    """One tile on one axis: the pixels to read, which of the places they give to keep, where those go."""
+class AxisTile:
+    """One tile on one axis: pixels to read, positions of the network's output to keep, positions to write."""
 
     read: Span
     keep: Span
@@ -67,10 +73,11 @@ class Strip:
 
 @dataclass(frozen=True)
 class Tile:
-    """One read and one write: `read` pixels, `keep` of the places they give, `write` places; a span per axis.
+    """One read and one write, with one span per axis.
 
-    `block` says which block of the map it belongs to; the tiles of one block (one for each shift) come
-    together.
+    `read` are pixels of the image, `keep` positions of what the network computes from them, and `write` the positions
+    of the map where these go. `block` identifies the block of the map; the tiles of one block, one for each shift,
+    follow each other.
     """
 
     block: tuple[int, ...]
@@ -86,10 +93,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class ScanPlan:
-    """Every tile of a scan, in order; made by :func:`plan_scan`.
+    """All tiles of a scan, in order. Made by :func:`plan_scan`.
 
-    `network` is the network's own geometry, `geometry` the map's (a finer stride where there are shifts),
-    `positions` the map's places per axis, `tile` the places of one block per axis (balanced).
+    `network` is the geometry of the network, `geometry` that of the map, whose stride is finer where there are shifts.
+    `positions` is the size of the map per axis, `tile` the positions of an inner block per axis.
     """
 
     network: Geometry
@@ -98,30 +105,30 @@ class ScanPlan:
     positions: tuple[int, ...]
     shifts: tuple[int, ...]
     tile: tuple[int, ...]
-    strips: tuple[tuple[tuple[Strip, ...], ...], ...]  # axis, block, shift
+    axis_tiles: tuple[tuple[tuple[AxisTile, ...], ...], ...]  # indexed by axis, block and shift
 
     def __len__(self) -> int:
         """The number of tiles."""
-        return prod(sum(len(block) for block in axis) for axis in self.strips)
+        return prod(sum(len(block) for block in axis) for axis in self.axis_tiles)
 
     def __iter__(self) -> Iterator[Tile]:
-        for block in product(*(range(len(axis)) for axis in self.strips)):
-            per_axis = [axis[b] for axis, b in zip(self.strips, block, strict=True)]
-            for strips in product(*per_axis):
+        for block in product(*(range(len(axis)) for axis in self.axis_tiles)):
+            per_axis = [axis[b] for axis, b in zip(self.axis_tiles, block, strict=True)]
+            for parts in product(*per_axis):
                 yield Tile(
                     block,
-                    read=tuple(strip.read for strip in strips),
-                    keep=tuple(strip.keep for strip in strips),
-                    write=tuple(strip.write for strip in strips),
+                    read=tuple(part.read for part in parts),
+                    keep=tuple(part.keep for part in parts),
+                    write=tuple(part.write for part in parts),
                 )
 
     @property
     def pixels_read(self) -> int:
-        """Pixels read over all tiles: what the scan costs, against the image's own number of pixels."""
-        return prod(sum(len(strip.read) for block in axis for strip in block) for axis in self.strips)
+        """Pixels read over all tiles. Divided by the pixels of the image, it is the cost of tiling."""
+        return prod(sum(len(part.read) for block in axis for part in block) for axis in self.axis_tiles)
 
     def to_dict(self) -> dict[str, Any]:
-        """What determines the plan, as plain data: two plans with equal dicts are equal."""
+        """What determines the plan, as plain data: two plans with equal dictionaries are equal."""
         return {
             "geometry": self.network.to_dict(),
             "image_size": list(self.image_size),
@@ -133,15 +140,28 @@ class ScanPlan:
 def plan_scan(
     geometry: Geometry, image_size: Sequence[int], *, shifts: PerAxis = 1, tile: PerAxis | None = None
 ) -> ScanPlan:
-    """Plan a scan of an image of `image_size` pixels (per axis) by a network of this geometry.
+    """Plan the scan of an image by a network.
 
-    `shifts` is the number of passes per axis, a divisor of the stride. `tile` is the largest size of a block in
-    places of the finished map, per axis, rounded up to a multiple of `shifts`; None makes one block of all. The
-    places are cut into as few blocks as that allows, all of nearly equal size: blocks of the largest size and a
-    remainder would compute a whole block for the remainder, since tiles keep one shape.
+    The positions are divided into as few blocks as `tile` allows, all of nearly equal size. Blocks of the largest
+    size and a remainder would cost more: tiles keep one shape, so the remainder would be computed as a whole block.
 
-    Raises BadInput if the image is smaller than the window, shifts do not divide the stride, or tiles are
-    asked for of a network each of whose answers sees the whole image.
+    Parameters
+    ----------
+    geometry
+        the network's.
+    image_size
+        pixels per axis.
+    shifts
+        passes per axis, a divisor of the stride.
+    tile
+        the largest size of a block, in positions of the finished map per axis, rounded up to a multiple of `shifts`.
+        None makes one block of the whole map.
+
+    Raises
+    ------
+    BadInput
+        where the image is smaller than the window, shifts do not divide the stride, or `tile` is given for a network
+        whose every prediction depends on the whole image.
 
     Example
     -------
@@ -160,52 +180,56 @@ def plan_scan(
         raise BadInput(f"image_size {size} has {len(size)} axes and the network's window has {axes}")
     if geometry.image_wide and tile is not None:
         raise BadInput(
-            f"tile is {tile!r}, but each answer of this network sees the whole image; None was expected"
+            f"tile={tile!r}: expected None, because every prediction of this network depends on the whole image"
         )
     passes = _per_axis("shifts", shifts, axes)
-    fine = finer(geometry, passes)
-    positions = tuple(fine.positions(size))
-    wanted = positions if tile is None else _per_axis("tile", tile, axes)
+    map_geometry = finer_geometry(geometry, passes)
+    positions = tuple(map_geometry.positions(size))
+    largest = positions if tile is None else _per_axis("tile", tile, axes)
     blocks = tuple(
-        _block(geometry, a, -(-positions[a] // passes[a]), -(-wanted[a] // passes[a])) for a in range(axes)
+        _balanced_block(geometry, a, -(-positions[a] // passes[a]), -(-largest[a] // passes[a]))
+        for a in range(axes)
     )
-    strips = tuple(_axis(geometry, a, size[a], passes[a], positions[a], blocks[a]) for a in range(axes))
+    axis_tiles = tuple(
+        _axis_tiles(geometry, a, size[a], passes[a], positions[a], blocks[a]) for a in range(axes)
+    )
     tiles = tuple(b * k for b, k in zip(blocks, passes, strict=True))
-    return ScanPlan(geometry, fine, size, positions, passes, tiles, strips)
+    return ScanPlan(geometry, map_geometry, size, positions, passes, tiles, axis_tiles)
 
 
-def finer(geometry: Geometry, shifts: PerAxis) -> Geometry:
+def finer_geometry(geometry: Geometry, shifts: PerAxis) -> Geometry:
     """The geometry of a map made of `shifts` passes per axis: the same windows at stride / shifts.
 
-    Raises BadInput where shifts do not divide the stride, and says which numbers do.
+    Raises BadInput where shifts do not divide the stride; the message lists the divisors.
     """
     passes = _per_axis("shifts", shifts, len(geometry.stride))
     for axis, (count, stride) in enumerate(zip(passes, geometry.stride, strict=True)):
         if stride % count:
-            fitting = ", ".join(str(k) for k in range(1, stride + 1) if stride % k == 0)
+            divisors = ", ".join(str(k) for k in range(1, stride + 1) if stride % k == 0)
             raise BadInput(
                 f"shifts={count} does not divide the network's stride {stride} on axis {axis}; "
-                f"these do: {fitting}"
+                f"expected one of {divisors}"
             )
     return replace(geometry, stride=tuple(s // k for s, k in zip(geometry.stride, passes, strict=True)))
 
 
-def tile_for(
+def choose_tile(
     geometry: Geometry,
     image_size: Sequence[int],
     *,
     shifts: PerAxis = 1,
-    least: int = 2**16,
-    most: int = 2**23,
+    min_pixels: int = 2**16,
+    max_pixels: int = 2**23,
 ) -> tuple[int, ...]:
-    """Choose the size of a tile, in places of the map per axis, by what it costs.
+    """Choose the size of a tile, in positions of the map per axis, by what it costs.
 
-    Neighbouring tiles read window − stride + halo pixels per axis twice. A tile 6, 12 or 20 times as wide as that, in
-    one, two or three dimensions, reads up to 1.2 times the image, and this is the size aimed at: a larger tile would
-    save little, and its feature maps leave the processor's caches. It has at least `least` pixels (a smaller one
-    spends its time on calls) and at most `most` (memory), over all axes together. From one tile for the whole image,
-    the axis whose tile is the widest in proportion to this aim is cut into one more block, all of nearly equal size,
-    until the tile is no larger than the aim. Where `most` prevents the aim, more pixels are read twice.
+    Neighbouring tiles both read window − stride + halo pixels per axis. A tile 6, 12 or 20 times as wide, in one, two
+    or three dimensions, reads at most 1.2 times the image, and this is the target size: a larger tile would save
+    little, and its feature maps would not fit the processor's caches. The target has at least `min_pixels` pixels
+    over all axes together, because a smaller tile spends its time on calls, and at most `max_pixels`, which bounds the
+    memory. Starting from one tile for the whole image, the axis whose tile is the widest in proportion to the target
+    is divided into one more block, all of nearly equal size, until the tile is no larger than the target. Where
+    `max_pixels` prevents the target, more pixels are read twice.
 
     Raises BadInput as :func:`plan_scan` does.
 
@@ -214,36 +238,38 @@ def tile_for(
     >>> from onebyone.laws.geometry import Geometry
     >>> g = Geometry(window=(64, 64), stride=(4, 4), window_offset=(0, 0), receptive_field=(64, 64),
     ...              receptive_field_offset=(0, 0), exact=True, inexact_because=())
-    >>> plan = plan_scan(g, (724, 724), tile=tile_for(g, (724, 724)))
+    >>> plan = plan_scan(g, (724, 724), tile=choose_tile(g, (724, 724)))
     >>> plan.tile, round(plan.pixels_read / 724**2, 3)
     ((83, 166), 1.083)
     """
     axes = len(geometry.window)
     passes = _per_axis("shifts", shifts, axes)
-    positions = finer(geometry, passes).positions(image_size)
-    counts = [-(-p // k) for p, k in zip(positions, passes, strict=True)]  # places of one pass
+    positions = finer_geometry(geometry, passes).positions(image_size)
+    counts = [-(-p // k) for p, k in zip(positions, passes, strict=True)]  # positions of one pass
     reaches = [_Reach.of(geometry, a) for a in range(axes)]
-    aim = [max(round(least ** (1 / axes)), _AIM[axes] * reach.shared) for reach in reaches]
-    limit = min(prod(aim), most)
+    target = [
+        max(round(min_pixels ** (1 / axes)), _WIDTH_IN_OVERLAPS[axes] * reach.shared) for reach in reaches
+    ]
+    limit = min(prod(target), max_pixels)
     blocks = [1] * axes
 
-    def side(axis: int) -> int:
+    def width(axis: int) -> int:
         """Pixels that a tile reads on an axis."""
         return min(image_size[axis], reaches[axis].length(reaches[axis].block(counts[axis], blocks[axis])))
 
-    while prod(side(a) for a in range(axes)) > limit:
-        # a tile that owned fewer pixels than it shares would read each pixel four times and more
+    while prod(width(a) for a in range(axes)) > limit:
+        # a tile that owned fewer pixels than it shares would read each pixel four times or more
         divisible = [a for a in range(axes) if reaches[a].divides(counts[a], blocks[a] + 1)]
         if not divisible:
             break
-        blocks[max(divisible, key=lambda a: Fraction(side(a), aim[a]))] += 1
+        blocks[max(divisible, key=lambda a: Fraction(width(a), target[a]))] += 1
     tile = (reaches[a].block(counts[a], blocks[a]) * passes[a] for a in range(axes))
     return tuple(min(t, p) for t, p in zip(tile, positions, strict=True))
 
 
 @dataclass(frozen=True)
 class _Reach:
-    """How far a tile reads beyond the windows it owns, on one axis: `lead` whole strides before, `after` pixels."""
+    """How far a tile reads beyond the windows it owns, on one axis: `lead` strides before, `after` pixels after."""
 
     stride: int
     window: int
@@ -266,31 +292,31 @@ class _Reach:
 
     @property
     def edges(self) -> int:
-        """Places that the first and the last tile own beyond what a tile between them owns."""
+        """Positions that the first and the last tile own beyond those of an inner tile."""
         return self.lead + self.after // self.stride
 
     def length(self, block: int) -> int:
-        """Pixels that a tile reads to own `block` places between others."""
+        """Pixels that an inner tile reads to own `block` positions."""
         return (self.lead + block - 1) * self.stride + self.window + self.after
 
     def blocks(self, count: int, largest: int) -> int:
-        """How many tiles `count` places need if none between others owns more than `largest`."""
+        """The number of tiles for `count` positions if no inner tile owns more than `largest`."""
         return max(1, -(-(count - self.edges) // largest))
 
     def block(self, count: int, blocks: int) -> int:
-        """The places of a tile between others where `count` places are cut into at most `blocks` tiles."""
+        """The positions of an inner tile where `count` positions are divided into at most `blocks` tiles."""
         return count if blocks == 1 else max(1, -(-(count - self.edges) // blocks))
 
     def divides(self, count: int, blocks: int) -> bool:
-        """Whether so many tiles each own at least as many pixels as they share, and none is left without places."""
+        """Whether each of so many tiles owns a position and at least as many pixels as it shares with a neighbour."""
         return blocks <= count - self.edges and self.block(count, blocks) * self.stride >= self.shared
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """One shifted pass on one axis: a view of `size` pixels that begins `skipped` into the image.
+class _ShiftedPass:
+    """One shifted pass on one axis: a view of `size` pixels that begins `skipped` pixels into the image.
 
-    It owns the places shift, shift + shifts, … of the map: `count` of them.
+    It owns `count` positions of the map: shift, shift + shifts, …
     """
 
     size: int
@@ -300,41 +326,46 @@ class _Pass:
     count: int
 
 
-def _axis(
-    geometry: Geometry, axis: int, size: int, shifts: int, places: int, block: int
-) -> tuple[tuple[Strip, ...], ...]:
-    """The strips of one axis, by block and shift; `places` are the finished map's, `block` one pass's."""
+def _axis_tiles(
+    geometry: Geometry, axis: int, size: int, shifts: int, positions: int, block: int
+) -> tuple[tuple[AxisTile, ...], ...]:
+    """The tiles of one axis, by block and shift. `positions` counts the finished map's, `block` those of one pass."""
     passes = []
-    for shift in range(min(shifts, places)):
+    for shift in range(min(shifts, positions)):
         skipped = shift * geometry.stride[axis] // shifts
-        passes.append(_Pass(size - skipped, skipped, shift, shifts, (places - shift - 1) // shifts + 1))
-    lead = _Reach.of(geometry, axis).lead
-    most = passes[0].count
-    starts = [0, *range(lead + block, most, block)] if block < most else [0]
-    # the last tile owns what its read covers beyond a block
-    starts = starts[: _Reach.of(geometry, axis).blocks(most, block)]
-    stops = [*starts[1:], most]
+        count = (positions - shift - 1) // shifts + 1
+        passes.append(_ShiftedPass(size - skipped, skipped, shift, shifts, count))
+    reach = _Reach.of(geometry, axis)
+    longest = passes[0].count
+    starts = [0, *range(reach.lead + block, longest, block)] if block < longest else [0]
+    # the read of the last tile covers more positions than its block, and it owns them all
+    starts = starts[: reach.blocks(longest, block)]
+    stops = [*starts[1:], longest]
     return tuple(
-        tuple(_strip(geometry, axis, p, start, min(stop, p.count), block) for p in passes if start < p.count)
+        tuple(
+            _axis_tile(geometry, axis, p, start, min(stop, p.count), block) for p in passes if start < p.count
+        )
         for start, stop in zip(starts, stops, strict=True)
     )
 
 
-def _block(geometry: Geometry, axis: int, count: int, largest: int) -> int:
-    """The places of one pass that a tile owns, at most `largest` and all tiles' nearly equal."""
+def _balanced_block(geometry: Geometry, axis: int, count: int, largest: int) -> int:
+    """The positions of one pass that an inner tile owns: at most `largest`, and nearly equal over all tiles."""
     reach = _Reach.of(geometry, axis)
     return reach.block(count, reach.blocks(count, largest))
 
 
-def _strip(geometry: Geometry, axis: int, one: _Pass, first: int, last: int, block: int) -> Strip:
-    """The strip that owns places [first, last) of one pass.
+def _axis_tile(
+    geometry: Geometry, axis: int, one: _ShiftedPass, first: int, last: int, block: int
+) -> AxisTile:
+    """The tile that owns the positions [first, last) of one pass.
 
-    It reads what a full block ending at `last` reads; the last strip ends where the pass ends, and keeps what no
-    other strip owns.
+    It reads what a full block that ends at `last` reads. The last tile ends where the pass ends and keeps the
+    positions that no other tile owns.
     """
     begin, end = _read(geometry, axis, one.size, max(0, last - block), min(block, one.count))
     local = begin // geometry.stride[axis]
-    return Strip(
+    return AxisTile(
         read=Span(begin + one.skipped, end + one.skipped),
         keep=Span(first - local, last - local),
         write=Span(one.shift + one.shifts * first, one.shift + one.shifts * (last - 1) + 1, one.shifts),
@@ -342,10 +373,10 @@ def _strip(geometry: Geometry, axis: int, one: _Pass, first: int, last: int, blo
 
 
 def _read(geometry: Geometry, axis: int, size: int, first: int, count: int) -> tuple[int, int]:
-    """Pixels to read for `count` places from `first` on; the equation at the top of this file.
+    """Pixels to read for `count` positions from `first` on, by the equation at the top of this file.
 
-    Near the far edge the read is moved back by whole strides rather than shortened, so that tiles keep their
-    shape as far as the image's own size allows.
+    Near the far edge the read is moved back by whole strides instead of being shortened, so that tiles keep their
+    shape as far as the size of the image allows.
     """
     reach = _Reach.of(geometry, axis)
     length = reach.length(count)

@@ -1,57 +1,112 @@
-"""What both executors share: devices, evaluation mode, choosing an output, and telling how far they are."""
+"""Runners: a network applied to a batch of tiles. The one here is for PyTorch."""
 
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from onebyone.dense.outputs import select_output
 from onebyone.errors import BadInput
-from onebyone.pytorch.lift.outputs import Output, names_of
-
-Progress = bool | Callable[[int, int], object] | None
+from onebyone.pytorch.lift.exported_graph import evaluating
 
 
-def place_on(model: nn.Module, device: str | torch.device) -> nn.Module:
-    """`model` where it is, if that is `device`; else a copy there, so that the caller's stays put.
+class Runner(Protocol):
+    """A network that was loaded once and runs on any number of batches.
 
-    Raises BadInput if there is no such device here.
+    The settings of a runner are plain data that can be pickled; each worker loads the network and makes its own runner.
     """
-    wanted = device_named(device)
-    here = next((p.device for p in [*model.parameters(), *model.buffers()]), wanted)
-    if here.type == wanted.type and (wanted.index is None or here.index == wanted.index):
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalised pixels (N, C, *pixels) float32 to the network's output (N, channels, *positions) float32.
+
+        The result may share memory with `batch`: it is used before `batch` is overwritten.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """How a PyTorch network is run: where, in which memory order, and which of its outputs is taken."""
+
+    device: torch.device
+    channels_last: bool
+    output: int | str = 0
+
+
+@dataclass(frozen=True)
+class TorchRunner:
+    """Runs a PyTorch network that is on its device and in evaluation mode; made by :func:`torch_runner`."""
+
+    model: nn.Module
+    settings: TorchSettings
+
+    @torch.inference_mode()
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalised pixels (N, C, *pixels) to the network's output (N, channels, *positions), both float32.
+
+        Nothing is copied on a CPU where the network computes in float32 and `batch` has the memory order asked for.
+        """
+        inputs = torch.from_numpy(batch).to(self.settings.device, floating_dtype(self.model))
+        result = select_output(
+            self.model(in_memory_order(inputs, self.settings.channels_last)), self.settings.output
+        )
+        array: NDArray[np.float32] = result.float().cpu().numpy()
+        return array
+
+
+@contextmanager
+def torch_runner(model: nn.Module, settings: TorchSettings) -> Iterator[TorchRunner]:
+    """A runner for `model`, which is in evaluation mode meanwhile. The caller's model stays on its own device.
+
+    Raises BadInput where the device cannot be used.
+    """
+    moved = moved_to(model, settings.device)
+    with evaluating(moved):
+        yield TorchRunner(moved, settings)
+
+
+def moved_to(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """`model` itself where it is on `device` already, else a copy there.
+
+    Raises BadInput where the device cannot be used.
+    """
+    target = usable_device(device)
+    current = next((p.device for p in [*model.parameters(), *model.buffers()]), target)
+    if current.type == target.type and (target.index is None or current.index == target.index):
         return model
-    return copy.deepcopy(model).to(wanted)
+    return copy.deepcopy(model).to(target)
 
 
-def device_named(device: str | torch.device) -> torch.device:
-    """The device, proven by allocating on it. Raises BadInput if there is no such device here."""
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, tested by an allocation. Raises BadInput where it cannot be used."""
     try:
-        found = torch.device(device)
-        torch.zeros(1, device=found).cpu()  # the meta device allocates, but holds no numbers
+        usable = torch.device(device)
+        torch.zeros(1, device=usable).cpu()  # the meta device allocates, but its tensors hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"device {str(device)!r} cannot be used here: {reason}") from error
-    return found
+    return usable
 
 
 def floating_dtype(model: nn.Module) -> torch.dtype:
-    """The type the network computes in: its first floating parameter's, else float32."""
+    """The type the network computes in: that of its first floating-point parameter, else float32."""
     floating = (p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point())
     return next(floating, torch.float32)
 
 
-def laid_out(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """A copy-free or copied (N, C, H, W) tensor (or of other spatial axes) in the memory order asked for.
+def in_memory_order(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """A tensor (N, C, *spatial) in a memory order, copied only where it has another.
 
-    Written by strides, because torch holds a one-channel tensor to be in both orders and would leave it as
-    it is, and its convolutions then choose the order of the output by the strides.
+    The strides are set explicitly: torch treats a one-channel tensor as being in both orders and would leave it
+    unchanged, but its convolutions choose the memory order of their output by these strides.
     """
     if not channels_last:
         return x.contiguous()
@@ -62,7 +117,7 @@ def laid_out(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
 
 
 def strides_of(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
-    """The strides of a (N, C, H, W) tensor (or of other spatial axes) in a memory order.
+    """The strides of a tensor (N, C, *spatial) in a memory order.
 
     >>> strides_of((2, 3, 5, 7), True), strides_of((2, 3, 5, 7), False)
     ((105, 1, 21, 3), (105, 35, 7, 1))
@@ -71,71 +126,3 @@ def strides_of(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
         return tuple(torch.empty(shape, device="meta").stride())
     last = torch.empty((shape[0], *shape[2:], shape[1]), device="meta").stride()
     return (last[0], 1, *last[1:-1])
-
-
-def output_of(result: Any, output: int | str) -> torch.Tensor:
-    """The tensor asked for of a network that gives one tensor, or several in a tuple, a dictionary or a record.
-
-    `output` is its number from 0, in the order of the result, or its name: the key of a dictionary, the field
-    of a record; nested ones are joined by dots.
-
-    Raises BadInput where the network has no such output.
-
-    >>> output_of({"scores": torch.zeros(1), "boxes": torch.ones(4)}, "boxes")
-    tensor([1., 1., 1., 1.])
-    """
-    leaves = pytree.tree_leaves(result)
-    named = [(name, leaf) for name, leaf in zip(names_of(result), leaves, strict=True) if leaf is not None]
-    chosen = named[output_index([name for name, _ in named], output)][1]
-    if not isinstance(chosen, torch.Tensor):
-        raise BadInput(f"output={output}: the network gives a {type(chosen).__name__} there, not a tensor")
-    return chosen
-
-
-def chosen_output(outputs: Sequence[Output], output: int | str) -> tuple[int | str, Output | None]:
-    """The number of the output meant and what is known of it; `output` as it is where nothing is known."""
-    if not outputs:
-        return output, None
-    number = output_index([o.name for o in outputs], output)
-    return number, outputs[number]
-
-
-def output_index(names: Sequence[str], output: int | str) -> int:
-    """The number of the output that `output` means: a number from 0, or one of the names.
-
-    Raises BadInput where there is none.
-
-    >>> output_index(("scores", "boxes"), "boxes")
-    1
-    """
-    if isinstance(output, str) and output in names:
-        return list(names).index(output)
-    number = int(output) if isinstance(output, int) or output.isdecimal() else -1
-    if not 0 <= number < len(names):
-        named = "" if list(names) == [str(k) for k in range(len(names))] else f": {', '.join(names)}"
-        gives = "has one output" if len(names) == 1 else f"gives {len(names)} outputs{named}"
-        raise BadInput(f"output={output}, but the network {gives}")
-    return number
-
-
-@contextmanager
-def telling(progress: Progress, total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A function to call with what was done so far: it feeds the caller's callable, or a bar on stderr."""
-    if callable(progress):
-        yield lambda done: (progress(done, total), None)[1]
-    elif progress:
-        with _bar(total, what) as advance:
-            yield advance
-    else:
-        yield lambda _: None
-
-
-@contextmanager
-def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)

@@ -1,48 +1,48 @@
-"""The dense executor: runs a plan over an image in memory."""
+"""Scanning an image: a network runs on every tile of a plan, and its scores become a score map."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from onebyone.dense.agreement import how_many, measure
-from onebyone.dense.batch_reader import Feed, made_ahead, reads_ahead
-from onebyone.dense.images import load_image, warn_of_raw_pixels
-from onebyone.dense.plan import PerAxis, ScanPlan, Tile, finer, plan_scan, tile_for
-from onebyone.dense.runner import (
-    Progress,
-    chosen_output,
-    device_named,
-    floating_dtype,
-    laid_out,
-    output_of,
-    place_on,
-    telling,
-)
-from onebyone.dense.score_map import ScoreMap, kind_given
+from onebyone.dense.agreement import default_sample_size, measure_agreement
+from onebyone.dense.batch_reader import BatchReader
+from onebyone.dense.checks import PixelCheck
+from onebyone.dense.executor import LocalExecutor, TileJob, prefetch_pays, tile_batches
+from onebyone.dense.images import open_image
+from onebyone.dense.outputs import described_output, why_not_class_scores
+from onebyone.dense.plan import PerAxis, choose_tile, finer_geometry, plan_scan
+from onebyone.dense.preprocessing import normalise, warn_of_raw_pixels
+from onebyone.dense.progress import Progress, progress_reporter
+from onebyone.dense.runner import TorchSettings, torch_runner, usable_device
+from onebyone.dense.score_map import ScoreMap, resolve_kind
+from onebyone.dense.sink import ArraySink
 from onebyone.dense.sliding_window import scan_windows
 from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.labels import require_fitting
 from onebyone.laws.scores import ScoreKind
-from onebyone.pytorch.lift.exported_graph import evaluating
 from onebyone.pytorch.lift.outputs import Output
 from onebyone.records import Labels
 
 MODES = ("dense", "windows")
 
+#: Pixels that a tile has at least, where that many exist: feature maps of 2^16 pixels fit a processor's caches, and
+#: other devices need 2^22 to be busy.
+_MIN_TILE_PIXELS_CPU, _MIN_TILE_PIXELS_OTHER = 2**16, 2**22
+
+#: Positions per tile from which channels-last inputs are faster on a CPU.
+_CHANNELS_LAST_POSITIONS = 64
+
 
 class Dense(Protocol):
-    """What `scan` needs of a network: `convolutionalize` and `load_dense` give it."""
+    """What `scan` needs of a network. `convolutionalize` and `load_dense` return such objects."""
 
     @property
     def model(self) -> nn.Module:
@@ -51,22 +51,22 @@ class Dense(Protocol):
 
     @property
     def geometry(self) -> Geometry:
-        """Where the places of the output lie in the image."""
+        """Which pixels each position of the output corresponds to."""
         ...
 
     @property
     def labels(self) -> Labels:
-        """Classes and preprocessing that the model carries."""
+        """Class names and preprocessing that the model carries."""
         ...
 
     @property
     def channels(self) -> int:
-        """Channels the network reads."""
+        """Input channels."""
         ...
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """What its outputs are called and what their numbers are; empty where that is not known."""
+        """Names and kinds of the outputs; empty where they are not known."""
         ...
 
 
@@ -90,107 +90,127 @@ def scan(
 ) -> ScoreMap:
     """Run a dense network over an image: one score per class for every window.
 
-    Where the network is not exact (`Geometry.exact`), some windows are cropped and run by themselves too, and the
-    result's `agreement` says how many have the same best class; fewer than 95% give a warning.
+    The image is read and checked tile by tile, and each tile's scores are written once. Where the network is not exact
+    (`Geometry.exact`), a sample of windows is also cropped and run separately; the result's `agreement` is the share
+    with the same best class, and there is a warning where it is below 95%.
 
     Parameters
     ----------
     d
-        what `convolutionalize` or `load_dense` gives.
+        the result of `convolutionalize` or `load_dense`.
     image
-        a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W); for a network of signals
-        or volumes the same with one or three axes in the place of H, W; see `preprocess`.
+        a path, a Pillow image, an array (H, W) or (H, W, C), a tensor (C, H, W), or an `ImageSource`. Networks of
+        signals or volumes take one or three axes in place of H, W.
     labels
-        classes and preprocessing; those that `d` carries where None.
+        class names and preprocessing; None takes those that `d` carries.
+    device
+        where the network runs.
     batch
-        how many tiles of one shape run at once, at most.
+        the largest number of tiles of one shape in a batch.
     shifts
-        passes per axis (a divisor of the stride): the map's stride becomes stride / shifts. Each pass runs
-        over the image without its first pixels, so near the image's own edges a network with padding sees its
-        padding from there.
+        passes per axis, a divisor of the stride: the stride of the map becomes stride / shifts. Each pass skips the
+        first pixels of the image, so a network with padding applies it there, near the image's own edges.
     tile
-        places of the map per tile and axis; None chooses (see `tile_for`), and a large number makes one pass
-        over the whole image. Tiles carry the halo they need: tiled equals whole up to rounding.
+        positions of the map per tile and axis. None chooses the size by its cost (see `choose_tile`), and a large
+        number makes one pass over the whole image. Tiles include the halo they need, so the tiled result equals
+        that of one pass up to rounding.
     channels_last
-        the memory order of the input; None takes channels last on a processor where a tile has 64 places or
-        more, which is the faster there.
+        the memory order of the input. None takes channels last on a CPU where a tile has 64 positions or more, which
+        is faster there.
     output
-        which of its outputs, for a network with several: its number from 0, or its name (the key of a
-        dictionary, the field of a record).
+        which output of a network with several: its number from 0, or its name (the key of a dictionary, the field of
+        a dataclass).
     score_kind
         what the output's numbers are: "logits", "probabilities" or "log-probabilities", alone or followed by
-        ":exclusive" or ":multi-label"; None takes what `d` carries, which `convolutionalize` read from the
-        network's last operator.
+        ":exclusive" or ":multi-label". None takes what `d` carries, which `convolutionalize` reads from the network's
+        last operator.
     softmax
         True is short for score_kind="logits", False for score_kind="probabilities".
     page
-        the page or frame, from 0, of a picture file with several; where it is None, the first is read, with a
-        warning if there are more.
+        the page or frame, from 0, of a picture file with several. None reads the first, with a warning where there
+        are more.
     mode
-        "dense" runs the network once over each tile; "windows" crops every window and runs it by itself: slower,
-        and exact for every network.
+        "dense" runs the network once on each tile; "windows" crops every window and runs it separately, which is
+        slower and exact for every network.
     compared
-        how many windows are cropped to measure the agreement; None takes 8 to 64 (see `agreement.how_many`), 0 none.
+        the number of windows that are cropped to measure the agreement. None takes 8 to 64 (see
+        `agreement.default_sample_size`); 0 does not measure it.
     progress
-        True for a bar on stderr, or a callable of (done, total) tiles (windows, where every window is cropped).
+        True for a bar on stderr, or a callable of (done, total) tiles, or windows in the mode "windows".
 
     Raises
     ------
     BadInput
-        for an image smaller than the window, with other channels, or with values that are not finite; for
-        shifts that do not divide the stride; for a device that is not there; for a network whose output is
-        not what its geometry says.
+        for an image smaller than the window, with other channels or with values that are not finite; for shifts that
+        do not divide the stride; for a device that cannot be used; for a network whose output does not have the
+        positions of its geometry.
     """
     outputs: tuple[Output, ...] = getattr(d, "outputs", ())
-    output, known = chosen_output(outputs, output)
-    kind = kind_given(score_kind, softmax) or (known.kind if known else None)
-    labels = _labels(d, labels)
-    if known is not None and len(outputs) > 1 and len(labels.classes) != known.channels:
+    output, described = described_output(outputs, output)
+    stated_kind = resolve_kind(score_kind, softmax)
+    kind = stated_kind or (described.kind if described else None)
+    labels = labels or getattr(d, "labels", None) or Labels()
+    comparable = not d.geometry.exact and _head(d) == "window" and compared != 0
+    skipped = ""
+    if comparable and not stated_kind:
+        skipped = why_not_class_scores(outputs, output, len(labels.classes))
+    if described is not None and len(outputs) > 1 and len(labels.classes) != described.channels:
         labels = replace(labels, classes=(), background=())  # the names are those of another output
-    require_fitting(labels, [] if known is None else [known.channels])
+    require_fitting(labels, [] if described is None else [described.channels])
     axes = len(d.geometry.window)
-    pixels = load_image(image, channels=getattr(d, "channels", None), labels=labels, axes=axes, page=page)
-    warn_of_raw_pixels(labels, pixels)
+    source = open_image(image, channels=getattr(d, "channels", None), labels=labels, axes=axes, page=page)
+    warn_of_raw_pixels(labels, source)
     if batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
     if mode not in MODES:
         raise BadInput(f"mode={mode!r}: expected 'dense' or 'windows'")
     if mode == "windows":
         return scan_windows(
-            d.model, pixels, _cropped(d, shifts), labels=labels, device=device, output=output, score_kind=kind,
-            batch=batch if batch > 1 else None, progress=progress,
+            d.model, source, _windows_geometry(d, shifts), labels=labels, device=device, output=output,
+            score_kind=kind, batch=batch if batch > 1 else None, progress=progress,
         )  # fmt: skip
-    device = device_named(device)
+    device = usable_device(device)
     on_cpu = device.type == "cpu"
     if tile is None and not d.geometry.image_wide:
-        tile = tile_for(d.geometry, pixels.size, shifts=shifts, least=2**16 if on_cpu else 2**22)
-    plan = plan_scan(d.geometry, pixels.size, shifts=shifts, tile=tile)
+        min_pixels = _MIN_TILE_PIXELS_CPU if on_cpu else _MIN_TILE_PIXELS_OTHER
+        tile = choose_tile(d.geometry, source.size, shifts=shifts, min_pixels=min_pixels)
+    plan = plan_scan(d.geometry, source.size, shifts=shifts, tile=tile)
     if channels_last is None:
-        channels_last = on_cpu and prod(plan.tile) >= 64 * prod(plan.shifts)
-    model = place_on(d.model, device)
-    runner = _Runner(model, device, floating_dtype(model), channels_last, output)
-    ahead = reads_ahead(device)
-    feed = Feed(pixels, labels, channels_last, buffers=2 if ahead else 1)
+        channels_last = on_cpu and prod(plan.tile) >= _CHANNELS_LAST_POSITIONS * prod(plan.shifts)
+    prefetch = prefetch_pays(on_cpu, torch.get_num_threads())
+    check = PixelCheck(source, labels)
+    reader = BatchReader(source, labels, channels_last, buffers=2 if prefetch else 1, check=check)
+    settings = TorchSettings(device, channels_last, output)
     start = time.perf_counter()
-    with evaluating(model), torch.inference_mode(), telling(progress, len(plan), "scanning") as tell:
-        scores = _run(plan, runner, made_ahead(feed, _batches(plan, batch), ahead), tell)
+    with torch_runner(d.model, settings) as run, progress_reporter(progress, len(plan), "scanning") as report:
+        job = TileJob(plan, reader, run, lambda channels: ArraySink((channels, *plan.positions)))
+        done = 0
+        for tiles in LocalExecutor(prefetch).execute(job, tile_batches(plan, batch)):
+            done += len(tiles)
+            report(done)
+        check.finish()
+        assert isinstance(job.sink, ArraySink)  # a plan has at least one tile
+        scores = job.sink.values
         seconds = time.perf_counter() - start
         agreement = None
-        if not d.geometry.exact and _head(d) == "window":
-            most = how_many(plan.geometry, pixels.size) if compared is None else compared
-            agreement = measure(scores, plan.geometry, lambda at: pixels.read(at, labels), runner, most)
+        if comparable and not skipped:
+            size = default_sample_size(plan.geometry, source.size) if compared is None else compared
+            agreement = measure_agreement(
+                scores, plan.geometry, lambda window: normalise(source.read(window), labels), run, size
+            )
     if agreement is not None and not agreement.enough:
         warnings.warn(agreement.advice, InexactWarning, stacklevel=2)
     return ScoreMap(
         scores=scores,
         geometry=plan.geometry,
         labels=labels,
-        image_size=pixels.size,
+        image_size=source.size,
         seconds=seconds,
         kind=kind,
         device=str(device),
         passes=len(plan),
         agreement=agreement,
+        agreement_skipped=skipped,
     )
 
 
@@ -198,75 +218,10 @@ def _head(d: Dense) -> str:
     return str(getattr(d, "head", "window"))
 
 
-def _cropped(d: Dense, shifts: PerAxis) -> Geometry:
-    """The geometry of a map for which every window was cropped: exact by construction."""
+def _windows_geometry(d: Dense, shifts: PerAxis) -> Geometry:
+    """The geometry of a map for which every window is cropped: exact by construction."""
     if _head(d) != "window":
         raise BadInput(
             "mode='windows': a class map (head='cam') has no windows to crop; expected mode='dense'"
         )
-    return replace(finer(d.geometry, shifts), exact=True, inexact_because=(), image_wide=False)
-
-
-def _labels(d: Dense, given: Labels | None) -> Labels:
-    carried = getattr(d, "labels", None)
-    return given or carried or Labels()
-
-
-@dataclass(frozen=True)
-class _Runner:
-    """Runs the network on tiles of one shape."""
-
-    model: nn.Module
-    device: torch.device
-    dtype: torch.dtype
-    channels_last: bool
-    output: int | str
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The network's places for a batch of tiles, (tiles, classes, H', W')."""
-        inputs = inputs.to(self.device, self.dtype)
-        return output_of(self.model(laid_out(inputs, self.channels_last)), self.output)
-
-
-def _run(
-    plan: ScanPlan,
-    runner: _Runner,
-    batches: Iterable[tuple[list[Tile], torch.Tensor]],
-    tell: Callable[[int], None],
-) -> NDArray[np.float32]:
-    scores: NDArray[np.float32] | None = None
-    done = 0
-    for tiles, inputs in batches:
-        result = runner(inputs)
-        _check_places(result, plan, tiles[0])
-        values = result.float().cpu().numpy()
-        if scores is None:
-            scores = np.empty((values.shape[1], *plan.positions), dtype=np.float32)
-        for t, value in zip(tiles, values, strict=True):
-            scores[:, *(s.slice for s in t.write)] = value[:, *(s.slice for s in t.keep)]
-        done += len(tiles)
-        tell(done)
-    assert scores is not None  # a plan has at least one tile
-    return scores
-
-
-def _batches(plan: ScanPlan, batch: int) -> Iterator[list[Tile]]:
-    """Runs of up to `batch` consecutive tiles of one shape."""
-    waiting: list[Tile] = []
-    for tile in plan:
-        if waiting and (len(waiting) == batch or tile.read_shape != waiting[0].read_shape):
-            yield waiting
-            waiting = []
-        waiting.append(tile)
-    if waiting:
-        yield waiting
-
-
-def _check_places(result: torch.Tensor, plan: ScanPlan, tile: Tile) -> None:
-    """The network must give just the places its geometry promises: one more or fewer is a wrong geometry."""
-    expected = plan.network.positions(tile.read_shape)
-    if tuple(result.shape[2:]) != expected:
-        raise BadInput(
-            f"the network gives an output of shape {tuple(result.shape)} for {tile.read_shape} pixels, "
-            f"and its geometry says {expected} places"
-        )
+    return replace(finer_geometry(d.geometry, shifts), exact=True, inexact_because=(), image_wide=False)

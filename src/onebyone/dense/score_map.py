@@ -1,4 +1,4 @@
-"""The score map: one score per class and window, where each window lies, and what the classes are called."""
+"""Score maps: one score per class for every window of an image, with the windows' coordinates and class names."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ from onebyone.errors import BadInput, OnebyoneWarning
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.labels import require_fitting, require_sound
 from onebyone.laws.scores import EXPECTED, ScoreKind, assumed_kind, read_kind
-from onebyone.records import Labels, Readable, html_result
+from onebyone.records import Labels, Readable, by, html_result
 
 _FORMAT = "onebyone.ScoreMap/1"
 
 
 @dataclass(frozen=True)
 class ScoreMap(Readable):
-    """What a classifier says of every window of an image.
+    """A classifier's scores for every window of an image.
 
-    `scores` (classes, H', W') float32 are as the network gives them; position (i, j) is the prediction for the
-    pixels `window_at((i, j))`. `kind` says what they are (logits, probabilities, log-probabilities); None where
-    it is not known. `seconds` were spent in all, on `device`, in `passes` tiles (or single windows).
-    `agreement` is how many sampled windows have the same best class as when cropped; None where it was not measured
-    (an exact network, a single class).
+    `scores` (classes, H', W') float32 are the network's output; position (i, j) is the prediction for the pixels
+    `window_at((i, j))`. `kind` says what the numbers are (logits, probabilities, log-probabilities); None where it is
+    not known. `seconds` is the duration of the scan on `device`, `passes` its number of tiles, or of windows that were
+    cropped. `agreement` compares a sample of windows with crops; None where it was not measured: for an exact network,
+    for a single class, and for an output that is not taken for class scores, as `agreement_skipped` then says.
+
+    Raises
+    ------
+    BadInput
+        where scores, geometry, image size and labels do not fit each other.
     """
 
     scores: NDArray[np.float32]
@@ -45,49 +50,54 @@ class ScoreMap(Readable):
     device: str = "cpu"
     passes: int = field(default=0, compare=False)
     agreement: Agreement | None = None
+    agreement_skipped: str = ""
 
     def __post_init__(self) -> None:
         expected = self.geometry.positions(self.image_size)
         if self.scores.shape[1:] != expected:
             raise BadInput(
-                f"scores have {self.scores.shape[1:]} places and the geometry says {expected} "
-                f"for an image of {self.image_size}"
+                f"scores have {self.scores.shape[1:]} positions; expected {expected} by the geometry, "
+                f"for an image of {self.image_size} pixels"
             )
         require_sound(self.labels)
         require_fitting(self.labels, [self.scores.shape[0]])
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Places per axis."""
+        """Positions per axis."""
         return tuple(self.scores.shape[1:])
 
     @property
     def windows(self) -> int:
-        """How many windows the map answers for."""
+        """The number of windows, one per position."""
         return int(np.prod(self.positions))
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes' names; their numbers where the labels give none."""
+        """The names of the classes; their numbers where the labels have no names."""
         return self.labels.classes or tuple(str(k) for k in range(self.scores.shape[0]))
 
     def window_at(self, index: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """The exact pixels of a place's window, [first, past the last) per axis (rows first)."""
+        """The pixels of the window at a position: [first, past the last) per axis, rows first.
+
+        Raises BadInput where the position is not on the map.
+        """
         for axis, (i, n) in enumerate(zip(index, self.positions, strict=True)):
             if not 0 <= i < n:
                 raise BadInput(f"index {tuple(index)} is outside the map of {self.positions} on axis {axis}")
         return self.geometry.window_at(index)
 
     def probabilities(self) -> NDArray[np.float32]:
-        """The scores as probabilities (classes, H', W'), as `kind` says; probabilities are returned as they are.
+        """The scores as probabilities (classes, H', W'), converted as `kind` says.
 
-        Where the kind is not known and the values leave a doubt, a warning says what was assumed. Logits of
-        several classes are taken as exclusive (softmax) unless the kind says multi-label.
+        Where the kind is not known and the values do not determine it, a warning says what was assumed. Logits of
+        several classes are taken as exclusive (softmax) unless the kind says multi-label. Scores that are
+        probabilities already are returned themselves, without a copy.
 
         Raises
         ------
         BadInput
-            where the scores cannot be of the kind given, such as a probability of 3.
+            where the scores cannot be of the stated kind, such as a probability of 3.
 
         Example
         -------
@@ -102,15 +112,15 @@ class ScoreMap(Readable):
         kind, doubt = assumed_kind(self.scores)
         if doubt:
             warnings.warn(
-                f"it is not known what the network's outputs are; {doubt}, so they are taken as {kind}. "
-                f"Give score_kind={str(kind)!r} to confirm it, or what they are ({EXPECTED})",
+                f"the kind of the network's outputs is not known; {doubt}, so they are taken as {kind}. "
+                f"Give score_kind={str(kind)!r} to confirm it, or their actual kind ({EXPECTED})",
                 OnebyoneWarning,
                 stacklevel=2,
             )
         return kind.probabilities(self.scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the map to a `.npz` file, whole or not at all. Raises BadInput where it cannot be written."""
+        """Write the map to a `.npz` file, atomically. Raises BadInput where it cannot be written."""
         if Path(path).suffix.lower() != ".npz":
             raise BadInput(f"cannot save a score map as {path}: the name must end in .npz")
         meta = {
@@ -123,13 +133,14 @@ class ScoreMap(Readable):
             "device": self.device,
             "passes": self.passes,
             "agreement": None if self.agreement is None else self.agreement.to_dict(),
+            "agreement_skipped": self.agreement_skipped,
         }
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, scores=self.scores, meta=np.array(json.dumps(meta)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ScoreMap:
-        """Read what `save` wrote; nothing in the file is run. Raises BadInput if it is not such a file."""
+        """Read a file that `save` wrote; nothing in it is executed. Raises BadInput where it is not such a file."""
         file = require_file(path)
         if not zipfile.is_zipfile(file):
             raise BadInput(
@@ -147,10 +158,11 @@ class ScoreMap(Readable):
                 labels=labels_from_dict(meta["labels"]),
                 image_size=tuple(int(n) for n in meta["image_size"]),
                 seconds=float(meta["seconds"]),
-                kind=_kind_of(meta),
+                kind=_stored_kind(meta),
                 device=str(meta["device"]),
                 passes=int(meta["passes"]),
                 agreement=Agreement.from_dict(meta["agreement"]) if meta.get("agreement") else None,
+                agreement_skipped=str(meta.get("agreement_skipped", "")),
             )
         except (
             KeyError,
@@ -162,32 +174,34 @@ class ScoreMap(Readable):
             zipfile.BadZipFile,
         ) as error:
             raise BadInput(
-                f"{file} is not a score map: {_why(error)}; expected the .npz that `scan` writes"
+                f"{file} is not a score map: {_reason(error)}; expected the .npz that `scan` writes"
             ) from error
 
     def _repr_html_(self) -> str:
-        """What `print` shows, for a notebook."""
+        """The text of `print` as HTML, for notebooks."""
         head, *geometry = str(self).splitlines()
         return html_result(head, notes=geometry)
 
     def __str__(self) -> str:
-        places, size = ("×".join(str(n) for n in v) for v in (self.positions, self.image_size))
         head = (
-            f"{self.windows:,} windows ({places} places, {len(self.classes)} classes) of an image of {size}"
+            f"{self.windows:,} windows ({by(self.positions)} positions, {len(self.classes)} classes) "
+            f"of an image of {by(self.image_size)} pixels"
         )
-        kind = self.kind.describe(len(self.scores)) if self.kind else "of a kind that is not known"
+        kind = self.kind.describe(len(self.scores)) if self.kind else "of unknown kind"
+        skipped = (f"agreement with crops: not measured; {self.agreement_skipped}",)
         lines = (
             f"{head} in {self.seconds:.2f} s on {self.device}",
             f"scores: {kind}",
             f"preprocessing: {self.labels.preprocessing()}",
             str(self.geometry),
             *([] if self.agreement is None else [str(self.agreement)]),
+            *(skipped if self.agreement_skipped else ()),
         )
         return "\n".join(lines)
 
 
 def labels_from_dict(data: dict[str, Any]) -> Labels:
-    """The labels that `Labels.to_dict` gave."""
+    """The labels that `Labels.to_dict` described."""
     return Labels(
         classes=tuple(str(c) for c in data["classes"]),
         scale=float(data["scale"]),
@@ -198,26 +212,26 @@ def labels_from_dict(data: dict[str, Any]) -> Labels:
     )
 
 
-def _why(error: Exception) -> str:
-    """What an archive lacks; NumPy's own words where they are not advice to load what may hold code."""
+def _reason(error: Exception) -> str:
+    """Why an archive could not be read: NumPy's message, except where it advises to load pickled objects."""
     if "pickle" in str(error):
-        return "it holds Python objects, which are not loaded"
+        return "it contains Python objects, which are not loaded"
     if not isinstance(error, KeyError):
         return str(error)
     missing = str(error.args[0]).removesuffix(" is not a file in the archive") if error.args else "such entry"
     return f"it has no {missing!r}"
 
 
-def _kind_of(meta: dict[str, Any]) -> ScoreKind | None:
-    """The kind in a file; earlier versions wrote whether a softmax was still to be applied."""
+def _stored_kind(meta: dict[str, Any]) -> ScoreKind | None:
+    """The kind in a file's metadata. Earlier versions wrote whether a softmax was still to be applied."""
     if "kind" not in meta:
-        return kind_given(None, meta["softmax"])
+        return resolve_kind(None, meta["softmax"])
     kind = meta["kind"]
     return None if kind is None else read_kind(str(kind))
 
 
-def kind_given(kind: str | ScoreKind | None, softmax: bool | None) -> ScoreKind | None:
-    """What a caller says of the scores: `softmax=True` is short for logits, False for probabilities.
+def resolve_kind(kind: str | ScoreKind | None, softmax: bool | None) -> ScoreKind | None:
+    """The kind that a caller states; `softmax=True` is short for logits, False for probabilities.
 
     Raises BadInput where both are given.
     """

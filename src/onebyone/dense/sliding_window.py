@@ -1,10 +1,14 @@
-"""The baseline: every window cropped and classified by itself, as fast as that honestly goes."""
+"""Sliding-window inference: every window of an image is cropped and run separately.
+
+It is the reference that a dense scan is compared with, so it is as fast as this method allows.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,25 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from onebyone.dense.images import Pixels, load_image, warn_of_raw_pixels
-from onebyone.dense.runner import (
-    Progress,
-    device_named,
-    floating_dtype,
-    laid_out,
-    output_of,
-    place_on,
-    telling,
-)
-from onebyone.dense.score_map import ScoreMap, kind_given
+from onebyone.dense.checks import PixelCheck
+from onebyone.dense.images import open_image
+from onebyone.dense.outputs import select_output
+from onebyone.dense.preprocessing import normalise, warn_of_raw_pixels
+from onebyone.dense.progress import Progress, progress_reporter
+from onebyone.dense.runner import floating_dtype, in_memory_order, moved_to, usable_device
+from onebyone.dense.score_map import ScoreMap, resolve_kind
+from onebyone.dense.source import ImageSource, whole_region
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.lift.exported_graph import evaluating
 from onebyone.records import Labels
 
-_LARGEST_BATCH_PIXELS = 2**21
-_TRIALS = 2  # each candidate runs this often before the fastest goes on
+_MAX_BATCH_PIXELS = 2**21
+_BATCH_SIZES = (4, 16, 64, 256)
+_TRIALS = 2  # runs of each candidate before the fastest one is used
 
 
 def scan_windows(
@@ -48,48 +50,68 @@ def scan_windows(
     page: int | None = None,
     progress: Progress = None,
 ) -> ScoreMap:
-    """Run a classifier over every window of an image, each by itself: what `scan` is compared with.
+    """Run a classifier on every window of an image, cropped separately.
 
-    `model` takes (N, C, *window) and gives (N, classes), or (N, classes, 1, 1), or a tuple of such.
-    `geometry` says which windows. The image is preprocessed once; windows are gathered in batches of `batch`.
-    Where `batch` is None, the first windows are run in several batch sizes and memory layouts, each a few
-    times, and the rest in the fastest of them; nothing is computed twice.
+    The image is preprocessed once, and windows are gathered in batches.
 
-    `channels` are those the network reads, where the image must be checked or a picture file turned grey or
-    RGB for it. `output`, `score_kind`, `softmax` and `page` mean what they mean for `scan`; what the network gives is
-    not known without them. `progress` is True for a bar on stderr, or a callable of (done, total) windows.
+    Parameters
+    ----------
+    model
+        (N, C, *window) -> (N, classes) or (N, classes, 1, 1), or a tuple of such.
+    image, labels, device, output, page
+        as for `scan`.
+    geometry
+        the windows.
+    batch
+        windows per batch. None runs the first windows in several batch sizes and memory orders, a few times each, and
+        the rest in the fastest of them; nothing is computed twice.
+    channels
+        input channels of the network: where given, the image is checked against them, and a picture file is converted
+        to grey or RGB.
+    score_kind, softmax
+        as for `scan`. Without them the kind of the scores is not known.
+    progress
+        True for a bar on stderr, or a callable of (done, total) windows.
 
     Raises
     ------
     BadInput
-        as `scan` does, and for a network that gives more than one place for one window.
+        as `scan` does, and for a network that gives more than one position for one window.
     """
     labels = labels or Labels()
-    pixels = image
-    if not isinstance(image, Pixels):
-        pixels = load_image(image, channels=channels, labels=labels, axes=len(geometry.window), page=page)
-        warn_of_raw_pixels(labels, pixels)
-    positions = geometry.positions(pixels.size)
+    source = image
+    if not isinstance(image, ImageSource):
+        source = open_image(image, channels=channels, labels=labels, axes=len(geometry.window), page=page)
+        warn_of_raw_pixels(labels, source)
+    positions = geometry.positions(source.size)
     if batch is not None and batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
     if any(geometry.window_offset):
         raise BadInput(
-            f"window_offset={geometry.window_offset}: windows that leave the image cannot be cropped"
+            f"window_offset={geometry.window_offset}: windows that extend beyond the image cannot be cropped"
         )
-    model = place_on(model, device)
-    total = int(np.prod(positions))
+    pixels = source.read(whole_region(source))
+    check = PixelCheck(source, labels)
+    check.add(pixels)
+    check.finish()
+    model = moved_to(model, device)
+    total = prod(positions)
     start = time.perf_counter()
-    with evaluating(model), torch.inference_mode(), telling(progress, total, "every window") as tell:
-        whole = pixels.read((slice(None),) * len(geometry.window), labels)[0]
-        crops = _Crops(whole.to(device_named(device), floating_dtype(model)), geometry, positions)
-        scores = _run(model, crops, _pace(batch, geometry, total), output, tell)
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        progress_reporter(progress, total, "every window") as report,
+    ):
+        inputs = torch.from_numpy(normalise(pixels, labels))
+        crops = _Crops(inputs.to(usable_device(device), floating_dtype(model)), geometry, positions)
+        scores = _run(model, crops, _batch_trials(batch, geometry, total), output, report)
     return ScoreMap(
         scores=scores,
         geometry=geometry,
         labels=labels,
-        image_size=pixels.size,
+        image_size=source.size,
         seconds=time.perf_counter() - start,
-        kind=kind_given(score_kind, softmax),
+        kind=resolve_kind(score_kind, softmax),
         device=str(device),
         passes=total,
     )
@@ -97,79 +119,85 @@ def scan_windows(
 
 @dataclass(frozen=True)
 class _Crops:
-    """All windows of an image (C, H, W), in the map's order; a batch of them is gathered on asking."""
+    """All windows of an image (C, H, W) in the order of the map. Batches of them are gathered on demand."""
 
     image: torch.Tensor
     geometry: Geometry
     positions: tuple[int, ...]
 
     def __len__(self) -> int:
-        return int(np.prod(self.positions))
+        return prod(self.positions)
 
-    def take(self, first: int, last: int, channels_last: bool) -> torch.Tensor:
+    def batch(self, first: int, last: int, channels_last: bool) -> torch.Tensor:
         """Windows [first, last) as (N, C, *window)."""
         view = self.image
         for axis, (window, stride) in enumerate(zip(self.geometry.window, self.geometry.stride, strict=True)):
             view = view.unfold(axis + 1, window, stride)
-        places = np.unravel_index(np.arange(first, last), self.positions)
+        indices = np.unravel_index(np.arange(first, last), self.positions)
         # (C, rows, columns, h, w) indexed by pairs gives (C, N, h, w)
-        index: tuple[Any, ...] = (slice(None), *(torch.from_numpy(p) for p in places))
-        picked = view[index]
-        return laid_out(picked.transpose(0, 1), channels_last)
+        index: tuple[Any, ...] = (slice(None), *(torch.from_numpy(i) for i in indices))
+        return in_memory_order(view[index].transpose(0, 1), channels_last)
 
 
 @dataclass
-class _Pace:
-    """How large the next batch is and how it is laid out: tries every candidate, then takes the fastest."""
+class _BatchTrials:
+    """Chooses the size and memory order of each batch: every candidate a few times, then the fastest."""
 
-    candidates: list[tuple[int, bool]]  # windows a batch, channels last
+    candidates: list[tuple[int, bool]]  # windows per batch, channels last
     queue: list[int] = field(default_factory=list)
-    best: dict[int, float] = field(default_factory=dict)
+    seconds_per_window: dict[int, float] = field(default_factory=dict)
 
     def next(self) -> int:
-        """The number of the candidate to run now."""
+        """The index of the candidate to use for the next batch."""
         if self.queue:
             return self.queue.pop(0)
-        return min(self.best, key=self.best.__getitem__, default=0)
+        return min(self.seconds_per_window, key=self.seconds_per_window.__getitem__, default=0)
 
-    def learn(self, candidate: int, seconds_per_window: float) -> None:
-        """Keep the candidate's best time."""
-        self.best[candidate] = min(seconds_per_window, self.best.get(candidate, seconds_per_window))
+    def record(self, candidate: int, seconds_per_window: float) -> None:
+        """Keep the shortest time of a candidate."""
+        best = self.seconds_per_window.get(candidate, seconds_per_window)
+        self.seconds_per_window[candidate] = min(seconds_per_window, best)
 
 
-def _pace(batch: int | None, geometry: Geometry, total: int) -> _Pace:
+def _batch_trials(batch: int | None, geometry: Geometry, total: int) -> _BatchTrials:
     if batch is not None:
-        return _Pace([(batch, True)])
-    pixels = int(np.prod(geometry.window))
-    largest = max(1, _LARGEST_BATCH_PIXELS // pixels)
-    sizes = sorted({min(n, largest) for n in (4, 16, 64, 256)})
+        return _BatchTrials([(batch, True)])
+    largest = max(1, _MAX_BATCH_PIXELS // prod(geometry.window))
+    sizes = sorted({min(n, largest) for n in _BATCH_SIZES})
     candidates = [(n, channels_last) for n in sizes for channels_last in (True, False)]
-    # trying all must stay a small part of the work
+    # the trials must remain a small part of the work
     while len(candidates) > 1 and 8 * _TRIALS * sum(n for n, _ in candidates) > total:
         candidates.pop()
-    return _Pace(candidates, queue=list(range(len(candidates))) * _TRIALS)
+    return _BatchTrials(candidates, queue=list(range(len(candidates))) * _TRIALS)
 
 
 def _run(
-    model: nn.Module, crops: _Crops, pace: _Pace, output: int | str, tell: Callable[[int], None]
+    model: nn.Module, crops: _Crops, trials: _BatchTrials, output: int | str, report: Callable[[int], None]
 ) -> NDArray[np.float32]:
-    parts: list[NDArray[np.float32]] = []
-    for values in _steps(model, crops, pace, output):
-        parts.append(values)
-        tell(sum(len(p) for p in parts))
-    scores = np.concatenate(parts).T.reshape(-1, *crops.positions)
-    return np.ascontiguousarray(scores)
+    scores: NDArray[np.float32] | None = None
+    done = 0
+    for values in _score_batches(model, crops, trials, output):
+        if scores is None:
+            scores = np.empty((values.shape[1], len(crops)), dtype=np.float32)
+        scores[:, done : done + len(values)] = values.T
+        done += len(values)
+        report(done)
+    assert scores is not None  # a map has at least one position
+    return scores.reshape(-1, *crops.positions)
 
 
-def _steps(model: nn.Module, crops: _Crops, pace: _Pace, output: int | str) -> Iterator[NDArray[np.float32]]:
+def _score_batches(
+    model: nn.Module, crops: _Crops, trials: _BatchTrials, output: int | str
+) -> Iterator[NDArray[np.float32]]:
+    """The scores (N, classes) of consecutive batches of windows."""
     first = 0
     while first < len(crops):
-        candidate = pace.next()
-        size, channels_last = pace.candidates[candidate]
+        candidate = trials.next()
+        size, channels_last = trials.candidates[candidate]
         last = min(first + size, len(crops))
         start = time.perf_counter()
-        values = _vectors(output_of(model(crops.take(first, last, channels_last)), output))
-        pace.learn(candidate, (time.perf_counter() - start) / (last - first))
+        values = _vectors(select_output(model(crops.batch(first, last, channels_last)), output))
+        trials.record(candidate, (time.perf_counter() - start) / (last - first))
         yield values
         first = last
 
@@ -177,5 +205,8 @@ def _steps(model: nn.Module, crops: _Crops, pace: _Pace, output: int | str) -> I
 def _vectors(result: torch.Tensor) -> NDArray[np.float32]:
     """(N, classes) from (N, classes) or (N, classes, 1, 1)."""
     if result.ndim < 2 or any(n != 1 for n in result.shape[2:]):
-        raise BadInput(f"the network gives {tuple(result.shape)} for single windows; expected one place each")
+        raise BadInput(
+            f"the network gives an output of shape {tuple(result.shape)} for single windows; "
+            "expected one position each"
+        )
     return result.flatten(1).float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""From score maps to objects: detections, their formats and their picture."""
+"""From score maps to detections: boxes with classes and scores, their file formats, and drawings of them."""
 
 from onebyone.detection.coco import coco_ground_truth, coco_results
 from onebyone.detection.detections import Detections

@@ -1,4 +1,4 @@
-"""COCO's format: ground truth for several images, and results that pycocotools can evaluate, empty ones too."""
+"""COCO's data format: ground truth, and results that pycocotools can evaluate, also where there are none."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def coco_ground_truth(
     *,
     image_id: int = 1,
 ) -> dict[str, Any]:
-    """True boxes (K, 4) x1, y1, x2, y2 as a COCO data set of one image, for `pycocotools.COCO.dataset`.
+    """Ground-truth boxes (K, 4) x1, y1, x2, y2 as a COCO data set of one image, for `pycocotools.COCO.dataset`.
 
-    Categories have the ids that :meth:`Detections.to_coco` gives them. The annotations of two images never
-    share an id, so data sets of several images are joined by joining their "images" and "annotations".
+    Categories have the ids that :meth:`Detections.to_coco` gives them. The annotations of two images never share an
+    id, so the data sets of several images are joined by joining their "images" and their "annotations".
 
     Raises
     ------
@@ -36,12 +36,12 @@ def coco_ground_truth(
     if image_id < 0:
         raise BadInput(f"image_id={image_id}: expected 0 or a positive integer")
     annotations = []
-    # pycocotools takes an annotation with id 0 for "no match", so numbers begin at 1, which paired are above 0
+    # pycocotools treats an annotation with id 0 as "no match"; numbers from 1 on give ids above 0
     for number, (box, label) in enumerate(zip(boxes, labels, strict=True), start=1):
         x1, y1, x2, y2 = (float(v) for v in box)
         annotations.append(
             {
-                "id": _paired(int(image_id), number),
+                "id": _pairing(int(image_id), number),
                 "image_id": image_id,
                 "category_id": int(label),
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
@@ -58,10 +58,10 @@ def coco_ground_truth(
 
 
 def coco_results(truth: Any, results: Sequence[dict[str, Any]]) -> Any:
-    """Results as a `pycocotools.COCO`, to be evaluated against `truth`, one too: `truth.loadRes`, which fails
-    where nothing was detected, and this does not.
+    """Results as a `pycocotools.COCO`, to be evaluated against the `pycocotools.COCO` of the ground truth.
 
-    `results` are the lists of :meth:`Detections.to_coco`, of one image or joined.
+    It is `truth.loadRes(results)`, except that it accepts an empty list, where nothing was detected. `results` is the
+    list of :meth:`Detections.to_coco` of one image, or several lists joined.
     """
     if results:
         return truth.loadRes([dict(row) for row in results])
@@ -71,10 +71,10 @@ def coco_results(truth: Any, results: Sequence[dict[str, Any]]) -> Any:
     return empty
 
 
-def _paired(a: int, b: int) -> int:
-    """One number for two, never the same for two pairs: Cantor's pairing function, (a + b)(a + b + 1)/2 + b.
+def _pairing(a: int, b: int) -> int:
+    """A different number for every pair, by Cantor's pairing function: (a + b)(a + b + 1)/2 + b.
 
-    >>> len({_paired(a, b) for a in range(50) for b in range(50)})
+    >>> len({_pairing(a, b) for a in range(50) for b in range(50)})
     2500
     """
     return (a + b) * (a + b + 1) // 2 + b

@@ -1,4 +1,4 @@
-"""Objects found in an image, and the formats they are saved in."""
+"""Detections: the boxes, classes and scores of one image, and the file formats they are saved in."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.atomic_files import write_text
+from onebyone.detection.overlay import draw_boxes, save_picture
 from onebyone.errors import BadInput
-from onebyone.records import Readable, html_result, html_table, table
+from onebyone.records import Readable, by, html_result, html_table, table
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".pdf")
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".pdf")
 _HEADERS = ("class", "score", "x1", "y1", "x2", "y2")
-_SHOWN = 20
+_FIELDS = ("class", "label", "score", "x1", "y1", "x2", "y2")
+_MAX_ROWS = 20  # rows that `print` shows
 
 
 @dataclass(frozen=True)
 class Detections(Readable):
-    """Boxes, best first.
+    """Boxes with classes and scores, highest score first.
 
-    `boxes` (K, 4) float32 are x1, y1, x2, y2 in image pixels, from the first pixel to past the last;
-    `scores` (K,) float32; `labels` (K,) int64, indices into `classes`; `image_size` (height, width).
+    `boxes` (K, 4) float32 are x1, y1, x2, y2 in image pixels: x1 is the box's first column and x2 the column after its
+    last one, and likewise for rows. `scores` (K,) float32 are probabilities, `labels` (K,) int64 indices into
+    `classes`, and `image_size` is (height, width).
     """
 
     boxes: NDArray[np.float32]
@@ -48,7 +51,7 @@ class Detections(Readable):
         return tuple(self.classes[label] for label in self.labels)
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One plain dictionary a box: class, label, score, x1, y1, x2, y2."""
+        """One plain dictionary per box: class, label, score, x1, y1, x2, y2."""
         return [
             {"class": name, "label": label, "score": score, "x1": x1, "y1": y1, "x2": x2, "y2": y2}
             for name, label, score, (x1, y1, x2, y2) in zip(
@@ -57,9 +60,10 @@ class Detections(Readable):
         ]
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
-        """COCO's results list; lists of several images are joined by `+`. A category's id is its index in `classes`.
+        """The results list of COCO. A category's id is its index in `classes`.
 
-        `pycocotools.COCO.loadRes` reads it unless it is empty; `onebyone.detect.coco_results` reads both.
+        Join the lists of several images with `+`. `pycocotools.COCO.loadRes` fails on an empty list;
+        `onebyone.detection.coco_results` accepts one.
         """
         return [
             {
@@ -72,15 +76,13 @@ class Detections(Readable):
         ]
 
     def to_geojson(self) -> dict[str, Any]:
-        """A GeoJSON FeatureCollection of boxes in image pixels (x right, y down), as QuPath reads them."""
+        """A GeoJSON FeatureCollection of boxes in image pixels (x right, y down), as QuPath imports it."""
         return {"type": "FeatureCollection", "features": [_feature(row) for row in self.to_dicts()]}
 
     def to_csv(self) -> str:
-        """A table with one row a box: class, label, score, x1, y1, x2, y2."""
+        """A table with one row per box: class, label, score, x1, y1, x2, y2."""
         text = io.StringIO()
-        writer = csv.DictWriter(
-            text, ["class", "label", "score", "x1", "y1", "x2", "y2"], lineterminator="\n"
-        )
+        writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.to_dicts())
         return text.getvalue()
@@ -88,17 +90,21 @@ class Detections(Readable):
     def draw(
         self, image: Any, path: str | os.PathLike[str] | None = None, *, page: int | None = None
     ) -> Image.Image:
-        """The image with the boxes, their classes and scores drawn on it; saved to `path` where given.
+        """A copy of the image with the boxes, their classes and scores drawn on it; saved to `path` where given.
 
-        `image` is a path, a Pillow image, or an array (H, W) or (H, W, 3) of this size; `page` the page of a
-        file with several, from 0.
+        `image` is a path, a Pillow image, or an array (H, W) or (H, W, 3) of this size; `page` is the page, from 0, of
+        a file with several.
+
+        Raises
+        ------
+        BadInput
+            where the image cannot be read or has another size, or `path` cannot be written.
         """
-        from onebyone.detection.overlay import draw, save
-
-        drawn = draw(self, image, page)
+        captions = [f"{name} ({score:.2f})" for name, score in zip(self.names, self.scores, strict=True)]
+        drawing = draw_boxes(image, self.boxes, self.labels, captions, self.image_size, page)
         if path is not None:
-            save(drawn, path)
-        return drawn
+            save_picture(drawing, path)
+        return drawing
 
     def save(
         self,
@@ -108,49 +114,50 @@ class Detections(Readable):
         image_id: int = 1,
         page: int | None = None,
     ) -> None:
-        """Write by the name's ending: `.json` (COCO results), `.geojson`, `.csv`, or a picture (`.png`, …).
+        """Write a file by its suffix: `.json` (COCO results), `.geojson`, `.csv`, or a picture (`.png`, …).
 
-        A picture is drawn on `image`, or on its `page`; `image_id` is for COCO. The file is written whole or not
-        at all.
+        A picture is drawn on `image`, or on its `page`; `image_id` is for COCO. The file is written atomically.
 
         Raises
         ------
         BadInput
-            for another ending, a picture without `image`, or a path that cannot be written.
+            for another suffix, a picture without `image`, or a path that cannot be written.
         """
-        ending = Path(path).suffix.lower()
-        if ending == ".json":
+        suffix = Path(path).suffix.lower()
+        if suffix == ".json":
             write_text(path, json.dumps(self.to_coco(image_id), indent=1) + "\n")
-        elif ending == ".geojson":
+        elif suffix == ".geojson":
             write_text(path, json.dumps(self.to_geojson(), indent=1) + "\n")
-        elif ending == ".csv":
+        elif suffix == ".csv":
             write_text(path, self.to_csv())
-        elif ending in _PICTURES:
+        elif suffix in _PICTURE_SUFFIXES:
             if image is None:
                 raise BadInput(f"cannot save {path}: a drawing needs the image (image=...)")
             self.draw(image, path, page=page)
         else:
-            known = ", ".join((".json", ".geojson", ".csv", *_PICTURES))
-            raise BadInput(f"cannot save detections as {path}: expected a name that ends in one of {known}")
+            known = ", ".join((".json", ".geojson", ".csv", *_PICTURE_SUFFIXES))
+            raise BadInput(
+                f"cannot save detections as {path}: expected a file name that ends in one of {known}"
+            )
 
     def __str__(self) -> str:
         return "\n".join([self._headline(), table(_HEADERS, self._rows()), *self._more()])
 
     def _repr_html_(self) -> str:
-        """The same for a notebook."""
+        """The text of `print` as HTML, for notebooks."""
         return html_result(self._headline(), html_table(_HEADERS, self._rows()), notes=self._more())
 
     def _headline(self) -> str:
-        return f"{len(self)} detections in an image of {'×'.join(map(str, self.image_size))} pixels"
+        return f"{len(self)} detections in an image of {by(self.image_size)} pixels"
 
     def _rows(self) -> list[list[str]]:
         return [
             [row["class"], f"{row['score']:.3f}", *(f"{row[k]:.1f}" for k in _HEADERS[2:])]
-            for row in self.to_dicts()[:_SHOWN]
+            for row in self.to_dicts()[:_MAX_ROWS]
         ]
 
     def _more(self) -> list[str]:
-        return [f"… and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
+        return [f"… and {len(self) - _MAX_ROWS} more"] if len(self) > _MAX_ROWS else []
 
 
 def _feature(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a score map to objects: threshold, boxes, suppression."""
+"""Detections from a score map: threshold, boxes, non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from onebyone.detection.box_regression import offsets_at, regressed, require_reg
 from onebyone.detection.detections import Detections
 from onebyone.detection.nms import canonical_order, nms, vote
 from onebyone.errors import BadInput
+from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind, read_kind
 
-MOST_CANDIDATES = 5_000_000
+MAX_CANDIDATES = 5_000_000
 
 
 def detect(
@@ -31,41 +32,41 @@ def detect(
     boxes: ScoreMap | None = None,
     box_format: str = "corners",
 ) -> Detections:
-    """Objects in a score map: the windows that reach the threshold, less those that overlap a better one.
+    """Find objects in a score map: the windows that reach the confidence threshold, after non-maximum suppression.
 
     Parameters
     ----------
     scores
-        what `scan` gives.
+        the result of `scan`.
     threshold
-        the least probability, 0 to 1.
+        confidence threshold: the smallest probability of a detection, 0 to 1.
     iou
-        boxes that overlap a better one by more than this are suppressed, 0 to 1.
+        IoU threshold of the non-maximum suppression, 0 to 1: a box whose IoU with a better one is above it is removed.
     background
-        names or numbers of classes to treat as background; those the labels call background are left out too.
+        names or numbers of classes to treat as background, in addition to those that the labels name.
     per_class
-        whether only boxes of one class suppress each other.
+        whether only boxes of the same class suppress each other.
     max_detections
-        keep the best so many.
+        the largest number of detections, of which the best are kept; None keeps all.
     refine
-        put each box at the mean, weighted by probability, of itself and the boxes of its class it suppressed:
-        finer than the stride's grid. Without it every box is exactly a window.
+        replace each box by the mean, weighted by probability, of itself and the boxes of its class that it suppressed.
+        Its position is then finer than the stride. Without it every box is exactly a window.
     score_kind
-        what the scores are: "logits", "probabilities" or "log-probabilities", alone or followed by ":exclusive"
-        or ":multi-label"; None takes what the map says.
+        what the scores are: "logits", "probabilities" or "log-probabilities", alone or followed by ":exclusive" or
+        ":multi-label". None takes the kind that the map has.
     boxes
-        the regressions of a network that gives them, as a map of the same scan's other output: four channels, or
-        four for each class. Each window is moved by them before boxes are compared, cut at the image's borders,
-        and left out where nothing of it remains.
+        box regressions: the map of another output of the same scan, with four channels, or four for each class. Each
+        window is moved by them and clipped to the image before boxes are compared. Boxes without area are removed.
     box_format
-        what the regressions are: "corners" (offsets of x1, y1, x2, y2 in widths and heights of the window) or
-        "center-size" (offsets of the centre, and logarithms of the growth); see `onebyone.detection.box_regression`.
+        the meaning of the regressions: "corners" (offsets of x1, y1, x2, y2 in widths and heights of the window) or
+        "center-size" (offsets of the centre, and logarithms of the change in size); see
+        `onebyone.detection.box_regression`.
 
     Raises
     ------
     BadInput
-        for a threshold or class that is none, for scores that are not finite, and for a threshold so low that
-        more than five million windows reach it.
+        for a threshold outside [0, 1] or a class that does not exist, for scores that are not finite, and for a
+        threshold that more than five million windows reach.
     """
     if not 0 <= threshold <= 1:
         raise BadInput(f"threshold={threshold}: expected a number from 0 to 1")
@@ -78,21 +79,21 @@ def detect(
     if boxes is not None:
         require_regressions(boxes, scores, box_format)
     values, labels, rows, columns = _candidates(scores, threshold, _foreground(scores, background))
-    found = _windows(scores, rows, columns)
+    corners = _windows(scores.geometry, rows, columns)
     if boxes is not None:
-        found = regressed(found, offsets_at(boxes, labels, rows, columns), box_format)
-    found = _within(found, scores.image_size)
+        corners = regressed(corners, offsets_at(boxes, labels, rows, columns), box_format)
+    corners = _clipped(corners, scores.image_size)
     if boxes is not None:
-        there = (found[:, 2:] > found[:, :2]).all(axis=1)
-        found, values, labels = found[there], values[there], labels[there]
-    kept, groups = nms(found, values, labels, iou, per_class=per_class)
-    placed = found[kept]
+        has_area = (corners[:, 2:] > corners[:, :2]).all(axis=1)
+        corners, values, labels = corners[has_area], values[has_area], labels[has_area]
+    kept, groups = nms(corners, values, labels, iou, per_class=per_class)
+    kept_corners = corners[kept]
     if refine and len(kept):
-        same = [g[labels[g] == labels[k]] for k, g in zip(kept, groups, strict=True)]
-        placed = np.stack(list(vote(found, values, same)))
-    order = canonical_order(placed, values[kept], labels[kept])[:max_detections]
+        same_class = [g[labels[g] == labels[k]] for k, g in zip(kept, groups, strict=True)]
+        kept_corners = np.stack(list(vote(corners, values, same_class)))
+    order = canonical_order(kept_corners, values[kept], labels[kept])[:max_detections]
     return Detections(
-        boxes=placed[order].astype(np.float32),
+        boxes=kept_corners[order].astype(np.float32),
         scores=values[kept][order].astype(np.float32),
         labels=labels[kept][order],
         classes=scores.classes,
@@ -101,45 +102,51 @@ def detect(
 
 
 def _foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
-    """The numbers of the classes that are objects."""
+    """The numbers of the classes that are not background."""
     classes = scores.classes
     given = [background] if isinstance(background, str | int) else list(background)
-    unwanted = set()
+    excluded = set()
     for name in [*given, *scores.labels.background]:
         if isinstance(name, int) and 0 <= name < len(classes):
-            unwanted.add(name)
+            excluded.add(name)
         elif name in classes:
-            unwanted.add(classes.index(str(name)))
+            excluded.add(classes.index(str(name)))
         else:
-            raise BadInput(f"background={name!r} is none of the classes: {', '.join(classes)}")
-    return [k for k in range(len(classes)) if k not in unwanted]
+            raise BadInput(f"background={name!r}: expected one of the classes: {', '.join(classes)}")
+    return [k for k in range(len(classes)) if k not in excluded]
 
 
 def _candidates(
     scores: ScoreMap, threshold: float, foreground: list[int]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.intp], NDArray[np.intp]]:
-    """Probabilities, classes, rows and columns of all windows that reach the threshold."""
-    if not np.isfinite(scores.scores).all():
-        count = scores.scores.size - int(np.isfinite(scores.scores).sum())
-        raise BadInput(f"scores hold {count} value(s) that are not finite")
-    chosen = scores.probabilities()[foreground]
-    reached = chosen >= threshold
+    """Probabilities, classes, rows and columns (K,) of all windows that reach the threshold."""
+    not_finite = scores.scores.size - int(np.count_nonzero(np.isfinite(scores.scores)))
+    if not_finite:
+        raise BadInput(f"scores have {not_finite} value(s) that are not finite")
+    probabilities = scores.probabilities()[foreground]
+    reached = probabilities >= threshold
     count = int(np.count_nonzero(reached))
-    if count > MOST_CANDIDATES:
-        raise BadInput(f"threshold={threshold}: {count:,} windows reach it, more than {MOST_CANDIDATES:,}")
-    kinds, rows, columns = np.nonzero(reached)
-    labels = np.asarray(foreground, dtype=np.int64)[kinds]
-    return chosen[reached].astype(np.float64), labels, rows, columns
+    if count > MAX_CANDIDATES:
+        raise BadInput(
+            f"threshold={threshold}: {count:,} windows reach it; expected at most {MAX_CANDIDATES:,}, "
+            "so a higher threshold"
+        )
+    indices, rows, columns = np.nonzero(reached)
+    labels = np.asarray(foreground, dtype=np.int64)[indices]
+    return probabilities[reached].astype(np.float64), labels, rows, columns
 
 
-def _windows(scores: ScoreMap, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float64]:
-    """The windows at these positions, (K, 4) x1, y1, x2, y2."""
-    g = scores.geometry
-    y, x = (index * g.stride[axis] - g.window_offset[axis] for axis, index in enumerate((rows, columns)))
-    return np.stack([x, y, x + g.window[1], y + g.window[0]], axis=1).astype(np.float64)
+def _windows(geometry: Geometry, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The windows (K, 4) x1, y1, x2, y2 at K positions."""
+    y, x = (
+        index * geometry.stride[axis] - geometry.window_offset[axis]
+        for axis, index in enumerate((rows, columns))
+    )
+    height, width = geometry.window
+    return np.stack([x, y, x + width, y + height], axis=1).astype(np.float64)
 
 
-def _within(boxes: NDArray[np.float64], image_size: Sequence[int]) -> NDArray[np.float64]:
-    """Boxes cut at the borders of the image (height, width)."""
+def _clipped(boxes: NDArray[np.float64], image_size: Sequence[int]) -> NDArray[np.float64]:
+    """Boxes clipped to the image (height, width)."""
     height, width = image_size
     return np.clip(boxes, 0, [width, height, width, height])

@@ -1,47 +1,62 @@
-"""Detections drawn on their image with Pillow."""
+"""Drawing boxes and their captions on an image with Pillow."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.atomic_files import atomic_path
-from onebyone.dense.image_files import pillow
+from onebyone.dense.image_files import to_rgb_picture
 from onebyone.dense.images import load_image
 from onebyone.errors import BadInput
+from onebyone.records import by
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
-    from onebyone.detection.detections import Detections
-
+#: Colours that can be distinguished with any colour vision: Okabe and Ito, "Color Universal Design", 2008, with white
+#: in place of black, which is the colour of the boxes' edges.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
-"""Told apart by people with any colour vision; Okabe and Ito, "Color Universal Design", 2008, with white in
-the place of black, which the boxes' dark edge already has."""
 
 _EDGE = "#000000"
-_DARK_TEXT = 0.45  # relative luminance from which black text reads better than white
+_MIN_LUMINANCE_FOR_BLACK_TEXT = 0.45
+_TAG_OVERLAP_COST = (
+    4  # covering a pixel of another tag, which has text, costs as much as covering four of boxes
+)
 
 
-def draw(found: Detections, image: Any, page: int | None = None) -> Image.Image:
-    """A copy of `image` with every box, class and score on it; the best boxes on top.
+def draw_boxes(
+    image: Any,
+    boxes: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    captions: Sequence[str],
+    image_size: Sequence[int],
+    page: int | None = None,
+) -> Image.Image:
+    """A copy of an image with boxes (K, 4) x1, y1, x2, y2 and their captions, the first box on top.
 
-    Raises BadInput if the image cannot be read or is not of the detections' size.
+    The label of a box determines its colour. `image` is a path, a Pillow image or an array, and `page` the page of a
+    file with several.
+
+    Raises
+    ------
+    BadInput
+        where the image cannot be read or is not of `image_size` (height, width).
     """
-    picture = _as_picture(image, page)
-    if (picture.height, picture.width) != tuple(found.image_size):
-        size = f"{picture.height}×{picture.width}"
-        raise BadInput(
-            f"the image is {size} and the detections are for {'×'.join(map(str, found.image_size))}"
-        )
-    return _draw(found, picture)
+    picture = to_rgb_picture(load_image(image, page=page), "drawing detections")
+    size = (picture.height, picture.width)
+    if size != tuple(image_size):
+        raise BadInput(f"the image has {by(size)} pixels; expected {by(image_size)}, as the detections have")
+    _draw(picture, boxes, labels, captions)
+    return picture
 
 
-def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Write a picture in the format of the name's ending, whole or not at all."""
+def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture atomically, in the format of the file name's suffix. Raises BadInput where it cannot be."""
     with atomic_path(path) as temporary:
         try:
             picture.save(temporary)
@@ -50,106 +65,91 @@ def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 
 
 def colour_of(label: int) -> str:
-    """The colour of a class, as #RRGGBB: by number, so that it is the same in every picture."""
+    """The colour of a class as #RRGGBB. It depends on the label only, so it is the same in every picture."""
     return PALETTE[label % len(PALETTE)]
 
 
-def _as_picture(image: Any, page: int | None) -> Image.Image:
-    module = pillow("drawing detections")
-    values = load_image(image, page=page).values
-    if values.dtype == np.uint16:
-        values = (values // 257).astype(np.uint8)
-    elif values.dtype != np.uint8:
-        top = 255.0 if values.max() > 1 else 1.0  # floating images are 0 to 1 by custom, or 0 to 255
-        values = np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
-    if values.shape[2] not in (1, 3):
-        raise BadInput(f"cannot draw on an image of {values.shape[2]} channels; expected 1 or 3")
-    grey = values[:, :, 0] if values.shape[2] == 1 else values
-    picture: Image.Image = module.fromarray(np.ascontiguousarray(grey)).convert("RGB")
-    return picture
-
-
-def _draw(found: Detections, picture: Image.Image) -> Image.Image:
+def _draw(
+    picture: Image.Image, boxes: NDArray[np.float32], labels: NDArray[np.int64], captions: Sequence[str]
+) -> None:
     from PIL import ImageDraw, ImageFont
 
     pen = ImageDraw.Draw(picture)
-    line = max(2, round(min(picture.size) / 500))
-    height = max(11, round(min(picture.size) / 75))
-    font = ImageFont.load_default(size=height)
-    rows = list(zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True))
-    for box, label, _ in reversed(rows):
-        _box(pen, box, colour_of(label), line)
-    tags = _Tags(found.boxes.astype(np.float64), picture.size)
-    for box, label, score in rows:
-        _tag(pen, tags, box, f"{found.classes[label]} ({score:.2f})", colour_of(label), font)
-    return picture
+    line_width = max(2, round(min(picture.size) / 500))
+    font = ImageFont.load_default(size=max(11, round(min(picture.size) / 75)))
+    rows = list(zip(boxes.tolist(), map(colour_of, labels.tolist()), captions, strict=True))
+    for box, colour, _ in reversed(rows):
+        _draw_box(pen, box, colour, line_width)
+    layout = _TagLayout(boxes.astype(np.float64), picture.size)
+    for box, colour, caption in rows:
+        _draw_tag(pen, layout, box, caption, colour, font)
 
 
-def _box(pen: ImageDraw.ImageDraw, box: list[float], colour: str, line: int) -> None:
+def _draw_box(pen: ImageDraw.ImageDraw, box: list[float], colour: str, line_width: int) -> None:
     x1, y1, x2, y2 = round(box[0]), round(box[1]), round(box[2]) - 1, round(box[3]) - 1
     x2, y2 = max(x1, x2), max(y1, y2)
-    # a dark edge on both sides keeps every colour visible on every ground
+    # a dark edge on both sides keeps every colour visible on every background
     pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_EDGE)
-    inner = (x1 + line, y1 + line, x2 - line, y2 - line)
+    inner = (x1 + line_width, y1 + line_width, x2 - line_width, y2 - line_width)
     if inner[0] <= inner[2] and inner[1] <= inner[3]:
         pen.rectangle(inner, outline=_EDGE)
-    pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+    pen.rectangle((x1, y1, x2, y2), outline=colour, width=line_width)
 
 
-class _Tags:
-    """Finds room for tags beside their boxes, where they cover as little as may be of boxes and other tags."""
+class _TagLayout:
+    """Places tags next to their boxes where they cover the fewest pixels of boxes and of tags placed before."""
 
-    def __init__(self, boxes: NDArray[np.float64], size: tuple[int, int]) -> None:
-        self._boxes, self._size = boxes, size
+    def __init__(self, boxes: NDArray[np.float64], picture_size: tuple[int, int]) -> None:
+        self._boxes, self._picture_size = boxes, picture_size
         self._tags, self._count = np.empty_like(boxes), 0
 
-    def place(self, box: list[float], wide: int, high: int) -> tuple[int, int]:
-        """Where the tag of `box` goes: its first corner."""
+    def place(self, box: list[float], width: int, height: int) -> tuple[int, int]:
+        """The first corner (x, y) of a tag for `box`."""
         left, top, right, bottom = (round(v) for v in box)
-        wanted = [(x, y) for y in (top - high, bottom) for x in (left - 1, right - wide + 1)] + [
+        candidates = [
+            *((x, y) for y in (top - height, bottom) for x in (left - 1, right - width + 1)),
             (right, top),
-            (left - wide, top),
+            (left - width, top),
             (left, top),
         ]
-        room = max(0, self._size[0] - wide), max(0, self._size[1] - high)
-        inside = [(min(max(0, x), room[0]), min(max(0, y), room[1])) for x, y in wanted]
-        costs = [self._covered(x, y, wide, high) for x, y in inside]
-        x, y = inside[int(np.argmin(costs))]  # the first of the best
-        self._tags[self._count] = (x, y, x + wide, y + high)
+        limits = max(0, self._picture_size[0] - width), max(0, self._picture_size[1] - height)
+        inside = [(min(max(0, x), limits[0]), min(max(0, y), limits[1])) for x, y in candidates]
+        costs = [self._cost((x, y, x + width, y + height)) for x, y in inside]
+        x, y = inside[int(np.argmin(costs))]  # the first of the cheapest
+        self._tags[self._count] = (x, y, x + width, y + height)
         self._count += 1
         return x, y
 
-    def _covered(self, x: int, y: int, wide: int, high: int) -> float:
-        """Pixels of boxes that a tag there would cover; those of tags, which must be read, count four times."""
-        tag = (x, y, x + wide, y + high)
-        return _shared(tag, self._boxes) + 4 * _shared(tag, self._tags[: self._count])
+    def _cost(self, tag: tuple[int, int, int, int]) -> float:
+        tags = self._tags[: self._count]
+        return _shared_area(tag, self._boxes) + _TAG_OVERLAP_COST * _shared_area(tag, tags)
 
 
-def _shared(one: tuple[int, int, int, int], others: NDArray[np.float64]) -> float:
+def _shared_area(rectangle: tuple[int, int, int, int], others: NDArray[np.float64]) -> float:
     """The area that a rectangle shares with others (K, 4), summed."""
-    wide = np.minimum(one[2], others[:, 2]) - np.maximum(one[0], others[:, 0])
-    high = np.minimum(one[3], others[:, 3]) - np.maximum(one[1], others[:, 1])
-    return float((np.maximum(wide, 0) * np.maximum(high, 0)).sum())
+    widths = np.minimum(rectangle[2], others[:, 2]) - np.maximum(rectangle[0], others[:, 0])
+    heights = np.minimum(rectangle[3], others[:, 3]) - np.maximum(rectangle[1], others[:, 1])
+    return float((np.maximum(widths, 0) * np.maximum(heights, 0)).sum())
 
 
-def _tag(
+def _draw_tag(
     pen: ImageDraw.ImageDraw,
-    tags: _Tags,
+    layout: _TagLayout,
     box: list[float],
-    text: str,
+    caption: str,
     colour: str,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
-    """Class and score on the class's colour."""
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    wide, high = round(right - left) + 6, round(bottom - top) + 5
-    x, y = tags.place(box, wide, high)
-    pen.rectangle((x, y, x + wide - 1, y + high - 1), fill=colour, outline=_EDGE)
-    ink = "black" if _luminance(colour) > _DARK_TEXT else "white"
-    pen.text((x + 3 - left, y + 2 - top), text, fill=ink, font=font)
+    """Draw a caption on a rectangle of the class's colour."""
+    left, top, right, bottom = pen.textbbox((0, 0), caption, font=font)
+    width, height = round(right - left) + 6, round(bottom - top) + 5
+    x, y = layout.place(box, width, height)
+    pen.rectangle((x, y, x + width - 1, y + height - 1), fill=colour, outline=_EDGE)
+    text_colour = "black" if _luminance(colour) > _MIN_LUMINANCE_FOR_BLACK_TEXT else "white"
+    pen.text((x + 3 - left, y + 2 - top), caption, fill=text_colour, font=font)
 
 
 def _luminance(colour: str) -> float:
-    """How bright #RRGGBB looks, 0 to 1 (WCAG 2.2's weights, on gamma-encoded values)."""
+    """The luminance of #RRGGBB from 0 to 1, with the weights of WCAG 2.2 on gamma-encoded values."""
     red, green, blue = (int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

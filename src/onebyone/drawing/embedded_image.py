@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.dense.image_files import pillow
+from onebyone.dense.image_files import pillow, to_rgb_picture
 from onebyone.dense.images import load_image
 from onebyone.errors import BadInput
 
@@ -35,17 +35,11 @@ def photo(image: Any) -> Photo:
     MissingExtra
         without Pillow.
     """
-    values = load_image(image).values
-    if values.ndim != 3 or values.shape[2] not in (1, 3, 4):
+    values = load_image(image)
+    if values.shape[2] not in (1, 3, 4):
         raise BadInput(f"image of shape {values.shape}: expected 1, 3 or 4 channels on two axes")
-    if values.dtype == np.uint16:
-        values = (values // 257).astype(np.uint8)
-    elif values.dtype != np.uint8:
-        top = 255.0 if values.max() > 1 else 1.0  # floating images are 0 to 1 by custom, or 0 to 255
-        values = np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
     module = pillow("drawing on an image")
-    plain = values[:, :, 0] if values.shape[2] == 1 else values[:, :, :3]
-    picture = module.fromarray(np.ascontiguousarray(plain)).convert("RGB")
+    picture = to_rgb_picture(values[:, :, :3], "drawing on an image")
     size = (picture.height, picture.width)
     picture.thumbnail((MOST, MOST), module.Resampling.LANCZOS)
     file = io.BytesIO()

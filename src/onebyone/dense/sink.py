@@ -1,0 +1,81 @@
+"""Score sinks: where a scan writes its scores, region by region."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebyone.dense.plan import Region
+
+
+class ScoreSink(Protocol):
+    """An array (channels, *positions) that is written by region.
+
+    A scan writes every position exactly once, in any order. Two regions may be written at the same time where they
+    share no chunk.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, then positions per axis."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type in which the scores are kept."""
+        ...
+
+    @property
+    def fill(self) -> float:
+        """The value of the positions that were not written."""
+        ...
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """Positions per axis that are stored together; 1 where every position can be written by itself."""
+        ...
+
+    def write(self, region: Region, values: NDArray[np.float32]) -> None:
+        """Write `values` (channels, h, w) to a region of positions, one span per axis."""
+        ...
+
+
+class ArraySink:
+    """Scores in memory: `values` (channels, *positions) float32, 0 where nothing was written.
+
+    >>> from onebyone.dense.plan import Span
+    >>> sink = ArraySink((1, 4))
+    >>> sink.write([Span(1, 4, 2)], np.ones((1, 2), np.float32))
+    >>> sink.values.tolist()
+    [[0.0, 1.0, 0.0, 1.0]]
+    """
+
+    fill = 0.0
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        # the operating system provides the zeros when a page is first written, so this costs no pass over memory
+        self.values: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, then positions per axis."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type in which the scores are kept."""
+        return self.values.dtype
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """1 per axis: every position can be written by itself."""
+        return (1,) * (self.values.ndim - 1)
+
+    def write(self, region: Region, values: NDArray[np.float32]) -> None:
+        """Write `values` (channels, h, w) to a region of positions, one span per axis."""
+        target = self.values[:, *(span.slice for span in region)]
+        if target.shape != values.shape:  # NumPy would repeat a single channel
+            raise ValueError(f"values have the shape {values.shape} and the region {target.shape}")
+        target[...] = values
