@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from onebyone.dense import open_image
+from onebyone.dense.checks import check_whole
+from onebyone.dense.source import whole_region
 from onebyone.laws.geometry import Geometry, Sliding, follow
 from onebyone.records import Labels
 
@@ -19,7 +23,9 @@ class Net:
     model: nn.Module
     geometry: Geometry
     channels: int = 1
-    labels: Labels = field(default_factory=lambda: Labels(std=(1.0,)))  # states that pixel values are not scaled
+    labels: Labels = field(
+        default_factory=lambda: Labels(std=(1.0,))
+    )  # states that pixel values are not scaled
 
 
 def integers(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -106,3 +112,10 @@ def coordinate_image(height: int, width: int) -> np.ndarray:
 def integer_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Small random integers as uint8, one channel."""
     return np.random.default_rng(seed).integers(0, 8, (height, width), dtype=np.uint8)
+
+
+def pixels_of(image: object, labels: Labels | None = None, **options: Any) -> np.ndarray:
+    """All pixels (H, W, C) of an image, opened and checked as a scan does."""
+    source = open_image(image, labels=labels, **options)
+    check_whole(source, labels or Labels())
+    return source.read(whole_region(source))

@@ -18,7 +18,7 @@ from onebyone.dense.plan import Tile, plan_scan
 from onebyone.laws.geometry import Geometry
 from onebyone.records import Labels
 
-from .networks import corner_net, exact_net, integer_image, padded_net, coordinate_image
+from .networks import coordinate_image, corner_net, exact_net, integer_image, padded_net
 
 TYPES = ["uint8", "uint16", "float16", "float32", "float64", ">f4"]
 
@@ -144,7 +144,9 @@ def test_an_error_of_the_reading_thread_reaches_the_caller() -> None:
 
 @pytest.mark.parametrize("net", [exact_net(), padded_net()], ids=["exact", "padded"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_scan_with_prefetching_gives_the_same_map(net: Any, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_with_prefetching_gives_the_same_map(
+    net: Any, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     maps = []
     for enabled in (True, False):
         module = sys.modules["onebyone.dense.scan"]  # the package's `scan` is the function

@@ -1,4 +1,4 @@
-"""Pictures of more than eight bits per channel are read whole or refused; pages are chosen, or the choice is said."""
+"""Pictures of more than eight bits per channel are read without loss or refused; pages of a file are selected."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import tifffile
 from PIL import Image
 
 from onebyone.dense.high_bit_depth import upright
-from onebyone.dense.images import load_image
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
+from tests.dense.networks import pixels_of
 
 RGB16 = np.random.default_rng(0).integers(0, 65536, (6, 7, 3)).astype(np.uint16)
 OPAQUE = np.full((6, 7, 1), 65535, np.uint16)
 
 
 def png16(values: np.ndarray, *before: tuple[bytes, bytes]) -> bytes:
-    """A PNG of 16 bits per channel, by the specification's own bytes: Pillow cannot write one in colour."""
+    """A PNG of 16 bits per channel, assembled by the specification: Pillow cannot write one in colour."""
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[2]]
     rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
 
@@ -64,28 +64,28 @@ def test_a_tiff_keeps_every_bit(tmp_path: Path, name: str) -> None:
     right = {"opaque": RGB16, "grey and alpha": RGB16[..., :1], "white is zero": RGB16[..., :1]}.get(
         name, values
     )
-    np.testing.assert_array_equal(load_image(tmp_path / "x.tif").values, right.reshape(6, 7, -1))
+    np.testing.assert_array_equal(pixels_of(tmp_path / "x.tif"), right.reshape(6, 7, -1))
 
 
 @pytest.mark.parametrize(
-    ("values", "how", "said"),
+    ("values", "how", "message"),
     [
-        (np.zeros((6, 7, 4), np.uint16), {"photometric": "separated"}, "its colours are SEPARATED; convert it"),
-        (np.zeros((6, 7), np.int8), {}, "its values are of type int8; expected 8 or 16 bits without sign"),
+        (np.zeros((6, 7, 4), np.uint16), {"photometric": "separated"}, "its colour space is SEPARATED; convert it"),
+        (np.zeros((6, 7), np.int8), {}, "its values are of type int8; expected unsigned integers of 8 or 16 bits"),
         (np.zeros((6, 7, 3), np.uint32), {"photometric": "rgb"}, "its values are of type uint32"),
-        (np.full((6, 7), 2**20, np.uint32), {}, "32-bit integers beyond 16 bits"),
+        (np.full((6, 7), 2**20, np.uint32), {}, "32-bit integers outside the range of 16 bits"),
         (np.zeros((6, 7, 4), np.uint16), {"photometric": "rgb", "extrasamples": ["unassalpha"]}, "partly transparent"),
     ],
 )  # fmt: skip
 def test_a_tiff_that_cannot_be_read_whole_is_refused(
-    tmp_path: Path, values: np.ndarray, how: dict, said: str
+    tmp_path: Path, values: np.ndarray, how: dict, message: str
 ) -> None:
     tifffile.imwrite(tmp_path / "x.tif", values, **how)
-    with pytest.raises(BadInput, match=said):
-        load_image(tmp_path / "x.tif")
+    with pytest.raises(BadInput, match=message):
+        pixels_of(tmp_path / "x.tif")
 
 
-def test_a_colour_png_of_16_bits_is_read_whole_or_names_what_reads_it(
+def test_a_colour_png_of_16_bits_is_read_or_the_missing_library_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x.png").write_bytes(png16(RGB16))
@@ -97,91 +97,91 @@ def test_a_colour_png_of_16_bits_is_read_whole_or_names_what_reads_it(
             with pytest.raises(
                 MissingExtra, match=r"16 bits per channel needs imagecodecs.*onebyone\[images\]"
             ):
-                load_image(tmp_path / f"{name}.png")
+                pixels_of(tmp_path / f"{name}.png")
     pytest.importorskip("imagecodecs")
-    np.testing.assert_array_equal(load_image(tmp_path / "x.png").values, RGB16)
-    np.testing.assert_array_equal(load_image(tmp_path / "alpha.png").values, RGB16)
-    np.testing.assert_array_equal(load_image(tmp_path / "grey alpha.png").values, RGB16[..., :1])
+    np.testing.assert_array_equal(pixels_of(tmp_path / "x.png"), RGB16)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "alpha.png"), RGB16)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "grey alpha.png"), RGB16[..., :1])
     for name, values, before in (
         ("half", np.concatenate([RGB16, OPAQUE - 1], 2), ()),
         ("keyed", RGB16, ((b"tRNS", RGB16[0, 0].astype(">u2").tobytes()),)),
     ):
         (tmp_path / f"{name}.png").write_bytes(png16(values, *before))
         with pytest.raises(BadInput, match="partly transparent"):
-            load_image(tmp_path / f"{name}.png")
+            pixels_of(tmp_path / f"{name}.png")
 
 
-def test_grey_of_16_bits_needs_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grey_of_16_bits_needs_no_other_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("imagecodecs", "tifffile"):
         monkeypatch.setitem(sys.modules, module, None)
     for name in ("x.png", "x.tif"):
         Image.fromarray(RGB16[..., 0]).save(tmp_path / name)
-        np.testing.assert_array_equal(load_image(tmp_path / name).values[..., 0], RGB16[..., 0])
+        np.testing.assert_array_equal(pixels_of(tmp_path / name)[..., 0], RGB16[..., 0])
 
 
 def test_other_formats_of_deep_colour_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.ppm").write_bytes(b"P6\n7 6\n4095\n" + (RGB16 % 4096).astype(">u2").tobytes())
     with pytest.raises(BadInput, match="is a PPM picture in colour of more than 8 bits per channel"):
-        load_image(tmp_path / "x.ppm")
+        pixels_of(tmp_path / "x.ppm")
     Image.fromarray((RGB16 >> 8).astype(np.uint8)).save(tmp_path / "eight.ppm")
-    np.testing.assert_array_equal(load_image(tmp_path / "eight.ppm").values, RGB16 >> 8)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "eight.ppm"), RGB16 >> 8)
     held = io.BytesIO()
     Image.fromarray((RGB16 >> 8).astype(np.uint8)).save(held, "JPEG2000", irreversible=False)
     (tmp_path / "eight.jp2").write_bytes(held.getvalue())
-    np.testing.assert_array_equal(load_image(tmp_path / "eight.jp2").values, RGB16 >> 8)
-    # the same file said to hold 16 bits: only its header is looked at before it is refused
+    np.testing.assert_array_equal(pixels_of(tmp_path / "eight.jp2"), RGB16 >> 8)
+    # the same file with a header that says 16 bits: it is refused by its header
     at = held.getvalue().index(b"\xff\x4f\xff\x51") + 42
     deep = bytearray(held.getvalue())
     deep[at : at + 9 : 3] = bytes([15, 15, 15])
     (tmp_path / "deep.jp2").write_bytes(deep)
     with pytest.raises(BadInput, match="is a JPEG2000 picture in colour of more than 8 bits"):
-        load_image(tmp_path / "deep.jp2")
+        pixels_of(tmp_path / "deep.jp2")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_deep_pictures_are_turned_as_pillow_turns_shallow_ones(tmp_path: Path, orientation: int) -> None:
+def test_orientation_is_applied_as_pillow_does_for_8_bits(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     shallow = (RGB16 >> 8).astype(np.uint8)
     Image.fromarray(shallow).save(tmp_path / "s.png", exif=exif)
-    right = load_image(tmp_path / "s.png").values
+    right = pixels_of(tmp_path / "s.png")
     np.testing.assert_array_equal(upright(shallow, orientation), right)
     tifffile.imwrite(tmp_path / "x.tif", RGB16, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
-    np.testing.assert_array_equal(load_image(tmp_path / "x.tif").values >> 8, right)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "x.tif") >> 8, right)
 
 
 PAGES = [np.full((6, 7, 3), 40 * k, np.uint8) for k in range(1, 4)]
 
 
 @pytest.mark.parametrize("suffix", ["tif", "png", "gif", "webp"])
-def test_a_page_is_chosen_or_the_first_is_read_and_said(tmp_path: Path, suffix: str) -> None:
+def test_a_page_is_selected_or_the_first_is_read_with_a_warning(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"pages.{suffix}"
     first, *others = [Image.fromarray(p) for p in PAGES]
     how = {"lossless": True} if suffix == "webp" else {}
     first.save(path, save_all=True, append_images=others, **how)
     with pytest.warns(
-        OnebyoneWarning, match="has 3 pages or frames, and the first is read; page= chooses one"
+        OnebyoneWarning, match="has 3 pages or frames, and the first is read; page= selects another"
     ):
-        np.testing.assert_array_equal(load_image(path, channels=3).values, PAGES[0])
+        np.testing.assert_array_equal(pixels_of(path, channels=3), PAGES[0])
     for page, right in enumerate(PAGES):
-        np.testing.assert_array_equal(load_image(path, channels=3, page=page).values, right)
+        np.testing.assert_array_equal(pixels_of(path, channels=3, page=page), right)
     for page in (3, -1):
         with pytest.raises(BadInput, match=rf"page={page}: .* has 3 pages, counted from 0"):
-            load_image(path, page=page)
+            pixels_of(path, page=page)
 
 
-def test_pages_of_deep_tiffs_and_what_has_no_pages(tmp_path: Path) -> None:
+def test_pages_of_16_bit_tiffs_and_images_without_pages(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "x.tif", np.stack([RGB16, 65535 - RGB16]), photometric="rgb")
-    np.testing.assert_array_equal(load_image(tmp_path / "x.tif", page=1).values, 65535 - RGB16)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "x.tif", page=1), 65535 - RGB16)
     tifffile.imwrite(tmp_path / "f.tif", np.stack([RGB16, 65535 - RGB16]) / 65535, photometric="rgb")
-    np.testing.assert_array_equal(load_image(tmp_path / "f.tif", page=1).values, (65535 - RGB16) / 65535)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "f.tif", page=1), (65535 - RGB16) / 65535)
     with pytest.warns(OnebyoneWarning, match="has 2 pages or frames"):
-        load_image(tmp_path / "f.tif")
+        pixels_of(tmp_path / "f.tif")
     Image.fromarray(PAGES[0]).save(tmp_path / "one.png")
-    load_image(tmp_path / "one.png", page=0)
+    pixels_of(tmp_path / "one.png", page=0)
     with pytest.raises(BadInput, match=r"page=1: .*one.png has one page"):
-        load_image(tmp_path / "one.png", page=1)
+        pixels_of(tmp_path / "one.png", page=1)
     np.save(tmp_path / "x.npy", PAGES[0])
     for image in (tmp_path / "x.npy", PAGES[0]):
         with pytest.raises(BadInput, match="page=0: only picture files have pages; image is"):
-            load_image(image, page=0)
+            pixels_of(image, page=0)

@@ -1,4 +1,4 @@
-"""One output of several, by its number or its name, whatever the network returns them in."""
+"""One output of several is selected by number or name, for every container that a network can return."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from onebyone.records import Labels
 IMAGE = np.random.default_rng(0).normal(size=(10, 11, 3)).astype(np.float32)
 
 
-class Pair(NamedTuple):
+class NamedOutputs(NamedTuple):
     logits: Any
     boxes: Any
 
 
 @dataclass
-class Record:
+class DataclassOutputs:
     logits: Any
     boxes: Any
 
 
-torch.export.register_dataclass(Record, serialized_type_name="tests.dense.test_outputs.Record")
+torch.export.register_dataclass(
+    DataclassOutputs, serialized_type_name="tests.dense.test_outputs.DataclassOutputs"
+)
 
 
 @cache
-def record_of_transformers() -> type:
-    """A record as the models of transformers define them."""
+def transformers_output_class() -> type:
+    """A dataclass as the models of transformers define them."""
 
     @dataclass
     class Output(pytest.importorskip("transformers.utils").ModelOutput):
@@ -49,8 +51,8 @@ def record_of_transformers() -> type:
 
 
 def model_output(logits: torch.Tensor, boxes: torch.Tensor) -> object:
-    """Its first field is left out, as it is at inference."""
-    return record_of_transformers()(logits=logits, hidden_states=boxes)
+    """Its first field, the loss, is None, as it is at inference."""
+    return transformers_output_class()(logits=logits, hidden_states=boxes)
 
 
 class Both(nn.Module):
@@ -67,16 +69,16 @@ FORMS: dict[str, tuple[Callable[..., object], tuple[str, str]]] = {
     "list": (lambda a, b: [a, b], ("0", "1")),
     "dictionary": (lambda a, b: {"logits": a, "none": None, "boxes": b}, ("logits", "boxes")),
     "nested": (lambda a, b: {"one": {"p": a}, "more": [b]}, ("one.p", "more.0")),
-    "named tuple": (Pair, ("logits", "boxes")),
-    "dataclass": (Record, ("logits", "boxes")),
+    "named tuple": (NamedOutputs, ("logits", "boxes")),
+    "dataclass": (DataclassOutputs, ("logits", "boxes")),
     "transformers": (model_output, ("logits", "hidden_states")),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_output_is_taken_by_number_and_by_name(form: str, tmp_path: Path) -> None:
+def test_an_output_is_selected_by_number_and_by_name(form: str, tmp_path: Path) -> None:
     if form == "transformers":
-        record_of_transformers()  # is registered with pytree where it is defined, as a model's own is at import
+        transformers_output_class()  # registered with pytree when it is defined, as a model's own class is at import
     packed, names = FORMS[form]
     net = Both(packed).eval()
     d = onebyone.convolutionalize(net, window=8, labels=Labels(("a", "b")))

@@ -1,4 +1,4 @@
-"""The plan on integers: who writes what, what each tile reads, and what it refuses."""
+"""Tile plans on integers: which tile writes which positions, the pixels it reads, and errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebyone.dense.plan import ScanPlan, finer, plan_scan, tile_for
+from onebyone.dense.plan import ScanPlan, choose_tile, finer_geometry, plan_scan
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 
@@ -33,7 +33,7 @@ def plans(draw: st.DrawFn) -> ScanPlan:
 
 
 @given(plans())
-def test_every_place_is_written_once(plan: ScanPlan) -> None:
+def test_every_position_is_written_once(plan: ScanPlan) -> None:
     written = np.zeros(plan.positions, dtype=int)
     for tile in plan:
         written[tuple(s.slice for s in tile.write)] += 1
@@ -43,16 +43,16 @@ def test_every_place_is_written_once(plan: ScanPlan) -> None:
 
 
 @given(plans())
-def test_a_tile_reads_what_its_places_see_and_keeps_the_right_ones(plan: ScanPlan) -> None:
+def test_a_tile_reads_the_receptive_fields_of_its_positions_and_keeps_the_right_ones(plan: ScanPlan) -> None:
     for tile in plan:
         for axis, (read, keep, write) in enumerate(zip(tile.read, tile.keep, tile.write, strict=True)):
             stride, size = plan.network.stride[axis], plan.image_size[axis]
             assert 0 <= read.start < read.stop <= size
             phase = (write.start % plan.shifts[axis]) * plan.geometry.stride[axis]
             assert (read.start - phase) % stride == 0  # origins are multiples of the total stride
-            for local, place in zip(range(keep.start, keep.stop), range(size)[write.slice], strict=True):
+            for local, position in zip(range(keep.start, keep.stop), range(size)[write.slice], strict=True):
                 index = [0] * len(plan.positions)
-                index[axis] = place
+                index[axis] = position
                 window = plan.geometry.window_at(index)[axis]
                 field = plan.geometry.receptive_field_at(index)[axis]
                 assert read.start + local * stride == window[0]
@@ -76,8 +76,8 @@ def test_exact_networks_have_one_tile_shape(window: int, stride: int, more: int,
 
 @given(plans())
 def test_padded_networks_have_few_tile_shapes(plan: ScanPlan) -> None:
-    """On each axis and shift: inner tiles alike, and one more shape where the image's end is off the grid."""
-    for axis, blocks in enumerate(plan.strips):
+    """On each axis and shift: one shape of inner tiles, and one more where the image ends off the grid of strides."""
+    for axis, blocks in enumerate(plan.axis_tiles):
         for shift in range(plan.shifts[axis]):
             shapes = {
                 len(s.read) for block in blocks for s in block if s.write.start % plan.shifts[axis] == shift
@@ -94,16 +94,17 @@ def test_the_last_tile_is_moved_back_not_cut() -> None:
 
 def test_a_shift_that_has_no_window_left_is_left_out() -> None:
     geometry = Geometry((8,), (4,), (0,), (8,), (0,), True)
-    assert len(plan_scan(geometry, (9,), shifts=4)) == 2  # starts 0 and 1; at 2 and 3 no window fits
+    assert len(plan_scan(geometry, (9,), shifts=4)) == 2  # windows start at 0 and 1; none fits at 2 and 3
 
 
 def test_shifts_must_divide_the_stride() -> None:
     geometry = Geometry((8, 8), (6, 6), (0, 0), (8, 8), (0, 0), True)
     with pytest.raises(
-        BadInput, match=r"^shifts=4 does not divide the network's stride 6 on axis 1; these do: 1, 2, 3, 6$"
+        BadInput,
+        match=r"^shifts=4 does not divide the network's stride 6 on axis 1; expected one of 1, 2, 3, 6$",
     ):
         plan_scan(geometry, (20, 20), shifts=(3, 4))
-    assert finer(geometry, (2, 3)).stride == (3, 2)
+    assert finer_geometry(geometry, (2, 3)).stride == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_shifts_must_divide_the_stride() -> None:
         ({"image_size": (20,)}, r"has 1 axes"),
     ],
 )
-def test_what_cannot_be_planned_is_said(arguments: dict, message: str) -> None:
+def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
     geometry = Geometry((8, 8), (2, 2), (0, 0), (8, 8), (0, 0), True)
     with pytest.raises(BadInput, match=message):
         plan_scan(geometry, **{"image_size": (20, 20), **arguments})
@@ -124,11 +125,11 @@ def test_what_cannot_be_planned_is_said(arguments: dict, message: str) -> None:
 def test_chosen_tiles_bound_both_memory_and_waste() -> None:
     small_field = Geometry((28, 28), (4, 4), (0, 0), (28, 28), (0, 0), True)
     wide_field = Geometry((224, 224), (32, 32), (0, 0), (483, 483), (130, 130), False, ("padding",))
-    assert tile_for(small_field, (200, 200)) == small_field.positions((200, 200))
+    assert choose_tile(small_field, (200, 200)) == small_field.positions((200, 200))
     for geometry, most in ((small_field, 300**2), (wide_field, 2**23)):
-        plan = plan_scan(geometry, (50_000, 60_000), tile=tile_for(geometry, (50_000, 60_000)))
-        rows, columns = (max(len(s.read) for block in axis for s in block) for axis in plan.strips)
-        rest = geometry.stride[0] - 1  # the image's end may be off the grid
+        plan = plan_scan(geometry, (50_000, 60_000), tile=choose_tile(geometry, (50_000, 60_000)))
+        rows, columns = (max(len(s.read) for block in axis for s in block) for axis in plan.axis_tiles)
+        rest = geometry.stride[0] - 1  # the image may end off the grid of strides
         assert (rows - rest) * (columns - rest) <= most
         assert plan.pixels_read < 2 * 50_000 * 60_000
 
@@ -160,7 +161,7 @@ def _most_read(geometry: Geometry, size: tuple[int, ...]) -> float:
 
 
 def _reads_little(geometry: Geometry, shifts: int, size: tuple[int, ...]) -> bool:
-    plan = plan_scan(geometry, size, shifts=shifts, tile=tile_for(geometry, size, shifts=shifts))
+    plan = plan_scan(geometry, size, shifts=shifts, tile=choose_tile(geometry, size, shifts=shifts))
     # every shifted pass is a pass over the image
     return plan.pixels_read <= shifts ** len(size) * _most_read(geometry, size)
 
@@ -186,9 +187,9 @@ def test_no_size_at_all_reads_much_more_than_the_image(kind: str) -> None:
 
 
 @given(plans())
-def test_inner_tiles_own_the_same_number_of_places(plan: ScanPlan) -> None:
-    """Blocks are of equal size: no tile computes a whole block for a remainder of a few places."""
-    for axis, blocks in enumerate(plan.strips):
+def test_inner_tiles_own_the_same_number_of_positions(plan: ScanPlan) -> None:
+    """Blocks are of equal size: no tile computes a whole block for a remainder of a few positions."""
+    for axis, blocks in enumerate(plan.axis_tiles):
         owned = [len(block[0].write) for block in blocks]
         assert all(n == plan.tile[axis] // plan.shifts[axis] for n in owned[1:-1])
         if len(owned) > 2 and plan.network.exact:
@@ -196,20 +197,20 @@ def test_inner_tiles_own_the_same_number_of_places(plan: ScanPlan) -> None:
 
 
 def test_a_tile_size_that_was_given_is_balanced_too() -> None:
-    plan = plan_scan(_geometry(64, 4), (724, 724), tile=165)  # 166 places on an axis
-    assert [[len(block[0].write) for block in axis] for axis in plan.strips] == [[83, 83]] * 2
+    plan = plan_scan(_geometry(64, 4), (724, 724), tile=165)  # 166 positions per axis
+    assert [[len(block[0].write) for block in axis] for axis in plan.axis_tiles] == [[83, 83]] * 2
     assert plan.pixels_read == (2 * (82 * 4 + 64)) ** 2
     assert plan_scan(_geometry(64, 4), (724, 724), tile=plan.tile).to_dict() == plan.to_dict()
 
 
-def test_plans_are_told_apart_by_what_made_them() -> None:
+def test_plans_differ_where_their_arguments_do() -> None:
     geometry = Geometry((8,), (2,), (0,), (8,), (0,), True)
     same, other = plan_scan(geometry, (40,), tile=4), plan_scan(geometry, (40,), tile=6)
     assert same.to_dict() == plan_scan(geometry, (40,), tile=4).to_dict() != other.to_dict()
 
 
-def test_what_sees_the_whole_image_is_not_tiled() -> None:
+def test_a_network_with_image_wide_context_is_not_tiled() -> None:
     wide = Geometry((8, 8), (2, 2), (0, 0), (8, 8), (0, 0), False, ("1: context",), image_wide=True)
     assert len(list(plan_scan(wide, (40, 40)))) == 1
-    with pytest.raises(BadInput, match="sees the whole image"):
+    with pytest.raises(BadInput, match="depends on the whole image"):
         plan_scan(wide, (40, 40), tile=4)

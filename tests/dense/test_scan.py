@@ -1,4 +1,4 @@
-"""Scanning: the mapping from map to pixels, tiles and shifts against independent passes, and what is refused."""
+"""Scanning: positions and their pixels, tiles and shifts against independent passes, and errors."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from onebyone.dense import ScoreMap, finer, scan, scan_windows
+from onebyone.dense import ScoreMap, finer_geometry, scan, scan_windows
 from onebyone.errors import BadInput
 from onebyone.records import Labels
 
-from .networks import Net, corner_net, exact_net, integer_image, integers, padded_net, coordinate_image
+from .networks import Net, coordinate_image, corner_net, exact_net, integer_image, integers, padded_net
 
 WHOLE = 10**9
 
 
 def misplaced(scores: ScoreMap) -> int:
-    """How many places answer for another window than `window_at` says, by the positions the network saw."""
+    """How many positions are of another window than `window_at` says, by the coordinates that the network saw."""
     wrong = 0
     for index in np.ndindex(scores.positions):
         (y, _), (x, _) = scores.window_at(index)
@@ -38,7 +38,7 @@ def misplaced(scores: ScoreMap) -> int:
     batch=st.integers(1, 4),
     fine=st.booleans(),
 )
-def test_every_place_answers_for_the_window_it_names(
+def test_every_position_is_the_prediction_for_its_window(
     window: int, stride: int, size: tuple[int, int], tile: int | None, batch: int, fine: bool
 ) -> None:
     shifts = (stride, 2 if stride % 2 == 0 else 1) if fine else 1
@@ -54,7 +54,7 @@ def test_an_offset_off_by_one_is_caught(offset: int) -> None:
     assert misplaced(scores) == scores.windows
 
 
-def test_a_bright_pixel_lights_the_windows_that_hold_it() -> None:
+def test_a_bright_pixel_changes_the_windows_that_contain_it() -> None:
     conv = nn.Conv2d(1, 1, 6, 3, bias=False)
     nn.init.ones_(conv.weight)
     net = Net(conv, replace(corner_net(6, 3).geometry), 1)
@@ -77,14 +77,14 @@ def test_a_bright_pixel_lights_the_windows_that_hold_it() -> None:
 def test_tiled_equals_whole_bit_for_bit(
     padded: bool, size: tuple[int, int], tile: tuple[int, int], batch: int, shifts: object
 ) -> None:
-    """Integer weights and pixels: every sum is exact, so no order of adding and no kernel may differ."""
+    """Integer weights and pixels: every sum is exact, whatever the order of the additions and the kernel."""
     net, image = padded_net() if padded else exact_net(), integer_image(*size)
     whole = scan(net, image, tile=WHOLE, shifts=shifts)
     tiled = scan(net, image, tile=tile, batch=batch, shifts=shifts)
     np.testing.assert_array_equal(tiled.scores, whole.scores)
 
 
-def test_the_whole_pass_is_the_network_itself() -> None:
+def test_one_tile_is_the_network_itself() -> None:
     for net in (exact_net(), padded_net()):
         image = integer_image(61, 47)
         with torch.inference_mode():
@@ -93,8 +93,8 @@ def test_the_whole_pass_is_the_network_itself() -> None:
         np.testing.assert_array_equal(scan(net, image, tile=WHOLE, channels_last=True).scores, expected)
 
 
-def test_a_halo_that_is_left_out_is_seen() -> None:
-    """The planted fault of the test above: the padded network called exact gives other numbers in tiles."""
+def test_a_missing_halo_gives_a_difference() -> None:
+    """An injected fault: the padded network declared exact gives other numbers in tiles."""
     net, image = padded_net(), integer_image(70, 70)
     g = net.geometry
     blind = replace(g, receptive_field=g.window, receptive_field_offset=(0, 0), exact=True)
@@ -103,8 +103,8 @@ def test_a_halo_that_is_left_out_is_seen() -> None:
 
 
 @pytest.mark.parametrize("short", [(1, 0), (0, 1)])
-def test_a_halo_short_by_one_place_is_seen(short: tuple[int, int]) -> None:
-    """The halo is no larger than it must be: one stride less on either side, and some tile differs."""
+def test_a_halo_short_by_one_stride_gives_a_difference(short: tuple[int, int]) -> None:
+    """The halo is not larger than necessary: with one stride less on either side, some tile differs."""
     net, image = padded_net(), integer_image(70, 70)
     g = net.geometry
     before, after = (n * g.stride[0] for n in short)
@@ -119,16 +119,16 @@ def test_a_halo_short_by_one_place_is_seen(short: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shifts", [1, 2, 4, (1, 4)])
 def test_dense_equals_every_window(shifts: object) -> None:
-    """Shifted passes are the same network at each finer offset: each crop, by itself, gives the same number."""
+    """Shifted passes give the same numbers as crops at the finer stride."""
     net, image = exact_net(), integer_image(52, 45)
     dense = scan(net, image, shifts=shifts, tile=5)
-    windows = scan_windows(net.model, image, finer(net.geometry, shifts), labels=net.labels)
+    windows = scan_windows(net.model, image, finer_geometry(net.geometry, shifts), labels=net.labels)
     np.testing.assert_array_equal(dense.scores, windows.scores)
     assert dense.geometry == windows.geometry
 
 
-def test_windows_are_cropped_one_by_one() -> None:
-    """The baseline against a plain loop, with a classifier that ends in a linear layer, for any batch."""
+def test_sliding_windows_equal_a_plain_loop() -> None:
+    """A classifier that ends in a linear layer, with every batch size."""
     model = integers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)), 3)
     geometry = replace(corner_net(8, 3).geometry)
     image = np.random.default_rng(0).integers(0, 8, (31, 26, 3), dtype=np.uint8)
@@ -153,7 +153,7 @@ def test_preprocessing_reaches_the_network() -> None:
 
 
 class Two(nn.Module):
-    """Two outputs and a dropout."""
+    """A network with two outputs and a dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def test_one_of_several_outputs_is_chosen_and_the_model_left_as_it_was() -> None
         scan(corner_net(3, 1), coordinate_image(8, 8), output=1)
 
 
-def test_training_mode_is_put_back_after_an_error() -> None:
+def test_training_mode_is_restored_after_an_error() -> None:
     net = corner_net(3, 1)
     net.model.train()
     with pytest.raises(BadInput):
@@ -185,7 +185,7 @@ def test_training_mode_is_put_back_after_an_error() -> None:
     assert net.model.training
 
 
-def test_double_precision_and_half_networks_are_fed_their_own_type() -> None:
+def test_networks_of_other_precisions_get_inputs_of_their_type() -> None:
     for dtype in (torch.float64, torch.bfloat16):
         net = corner_net(3, 1)
         net.model.to(dtype)
@@ -197,7 +197,13 @@ def test_double_precision_and_half_networks_are_fed_their_own_type() -> None:
 def test_progress_counts_up_to_the_total() -> None:
     net, seen = corner_net(3, 1), []
     scan(net, coordinate_image(20, 20), tile=6, batch=2, progress=lambda *a: seen.append(a))
-    assert seen == [(2, 9), (4, 9), (6, 9), (8, 9), (9, 9)]  # one shape of tile: batches of two, and the last
+    assert seen == [
+        (2, 9),
+        (4, 9),
+        (6, 9),
+        (8, 9),
+        (9, 9),
+    ]  # one tile shape: batches of two, then the last tile
     seen.clear()
     scan_windows(net.model, coordinate_image(9, 9), net.geometry, progress=lambda *a: seen.append(a))
     assert seen[-1] == (49, 49)
@@ -210,10 +216,10 @@ def test_a_bar_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("stride", "window"), [(1, 3), (2, 2), (2, 5)])
-def test_a_geometry_with_other_places_than_the_network_is_refused(stride: int, window: int) -> None:
-    """Wrong stride, one place too many, one too few."""
+def test_a_geometry_that_does_not_fit_the_network_is_refused(stride: int, window: int) -> None:
+    """A wrong stride, one position too many, one too few."""
     net = Net(corner_net(3, 2).model, corner_net(window, stride).geometry, 2)
-    with pytest.raises(BadInput, match="and its geometry says"):
+    with pytest.raises(BadInput, match=r"pixels; expected \(\d+, \d+\) positions by its geometry"):
         scan(net, coordinate_image(21, 21), tile=WHOLE)
 
 
@@ -237,14 +243,14 @@ def test_a_geometry_with_other_places_than_the_network_is_refused(stride: int, w
         (coordinate_image(9, 9), {"shifts": 2}, r"shifts=2 does not divide the network's stride 3 on axis 0"),
     ],
 )
-def test_bad_input_is_one_sentence(image: np.ndarray, arguments: dict, message: str) -> None:
+def test_errors_are_one_sentence(image: np.ndarray, arguments: dict, message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         scan(corner_net(5, 3), image, **arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_every_window_refuses_more_than_one_place() -> None:
-    with pytest.raises(BadInput, match="expected one place each"):
+def test_sliding_windows_refuse_more_than_one_position() -> None:
+    with pytest.raises(BadInput, match="expected one position each"):
         scan_windows(corner_net(3, 1).model, coordinate_image(9, 9), corner_net(5, 1).geometry)
 
 

@@ -1,4 +1,4 @@
-"""What a network's outputs are is read from its last operator, carried along, and never guessed in silence."""
+"""Score kinds: read from a network's last operator, kept with the scores, and never assumed without a warning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Tail = Callable[[torch.Tensor], object]
 
 
 class Network(nn.Module):
-    """Three scores for windows of 8, and what a tail makes of them."""
+    """Three scores for windows of 8, and a last operator after them."""
 
     def __init__(self, tail: Tail, classes: int = 3) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ TAILS: dict[str, tuple[Tail, str | None]] = {
 
 
 @pytest.mark.parametrize("name", TAILS)
-def test_the_last_operator_tells_what_the_scores_are(name: str) -> None:
+def test_the_last_operator_determines_the_kind(name: str) -> None:
     tail, kind = TAILS[name]
     (output,) = onebyone.convolutionalize(network(tail), window=8).outputs
     assert (None if output.kind is None else str(output.kind)) == kind
@@ -84,15 +84,15 @@ RIGHT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("name", RIGHT)
 @pytest.mark.parametrize("classes", [3, 1])
-def test_every_head_is_detected_with_its_own_probabilities(name: str, classes: int, tmp_path: Path) -> None:
-    """Cropping every window and the textbook's formula in float64, against scan, file, detect and each format."""
+def test_every_head_is_detected_with_its_probabilities(name: str, classes: int, tmp_path: Path) -> None:
+    """Scan, saved map, detections and each file format, against crops and the textbook formula in float64."""
     if classes == 1 and "softmax" in name:
         pytest.skip("softmax over one class is 1 everywhere")
     net = network(TAILS[name][0], classes)
     image = np.random.default_rng(1).normal(size=(11, 12, 1)).astype(np.float32)
     onebyone.convolutionalize(net, window=8).save(tmp_path / "d.pt2")
     onebyone.scan(tmp_path / "d.pt2", image, out=tmp_path / "s.npz")
-    found = onebyone.detect(tmp_path / "s.npz", threshold=0.3, iou=1)
+    detections = onebyone.detect(tmp_path / "s.npz", threshold=0.3, iou=1)
 
     logits = network(lambda z: z, classes).double()
     crops = torch.from_numpy(image[..., 0]).double().unfold(0, 8, 1).unfold(1, 8, 1).reshape(-1, 1, 8, 8)
@@ -104,13 +104,13 @@ def test_every_head_is_detected_with_its_own_probabilities(name: str, classes: i
         (k, j, i): right[i, j, k].item()
         for i in range(4) for j in range(5) for k in range(classes) if right[i, j, k] >= 0.3
     }  # fmt: skip
-    rows = {(r["label"], int(r["x1"]), int(r["y1"])): r["score"] for r in found.to_dicts()}
+    rows = {(r["label"], int(r["x1"]), int(r["y1"])): r["score"] for r in detections.to_dicts()}
     assert rows.keys() == expected.keys()
     # a float32 network of 144 products, and one exponential: 2^-24 · 200 on values of order 1
     assert max(abs(rows[key] - expected[key]) for key in rows) < 2**-16
     for ending in ("json", "geojson", "csv"):
-        found.save(tmp_path / f"f.{ending}")
-    best = found.scores[0].item()
+        detections.save(tmp_path / f"f.{ending}")
+    best = detections.scores[0].item()
     assert json.loads((tmp_path / "f.json").read_text())[0]["score"] == best
     assert json.loads((tmp_path / "f.geojson").read_text())["features"][0]["properties"]["score"] == best
     assert float(next(csv.DictReader((tmp_path / "f.csv").read_text().splitlines()))["score"]) == best
@@ -119,11 +119,11 @@ def test_every_head_is_detected_with_its_own_probabilities(name: str, classes: i
 GEOMETRY = Geometry((4, 4), (2, 2), (0, 0), (4, 4), (0, 0), True)
 
 
-def one_place(values: list[float], kind: str | None, labels: Labels | None = None) -> ScoreMap:
+def one_position(values: list[float], kind: str | None, labels: Labels | None = None) -> ScoreMap:
     scores = np.array(values, np.float32).reshape(-1, 1, 1)
     values_, _, classes = (kind or "").partition(":")
-    held = ScoreKind(values_, classes or None) if kind else None
-    return ScoreMap(scores, GEOMETRY, labels or Labels(), (4, 4), kind=held)
+    score_kind = ScoreKind(values_, classes or None) if kind else None
+    return ScoreMap(scores, GEOMETRY, labels or Labels(), (4, 4), kind=score_kind)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def one_place(values: list[float], kind: str | None, labels: Labels | None = Non
     ],
 )
 def test_each_kind_has_its_formula(values: list[float], kind: str, right: list[float]) -> None:
-    np.testing.assert_allclose(one_place(values, kind).probabilities().ravel(), right, rtol=2**-20)
+    np.testing.assert_allclose(one_position(values, kind).probabilities().ravel(), right, rtol=2**-20)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,10 @@ def test_each_kind_has_its_formula(values: list[float], kind: str, right: list[f
         ([math.log(0.95), math.log(0.9)], "logits", [0.95 / 1.85, 0.9 / 1.85]),
     ],
 )
-def test_an_unknown_kind_is_assumed_aloud(values: list[float], taken: str, right: list[float]) -> None:
-    scores = one_place(values, None)
+def test_an_unknown_kind_is_assumed_with_a_warning(
+    values: list[float], taken: str, right: list[float]
+) -> None:
+    scores = one_position(values, None)
     with pytest.warns(OnebyoneWarning, match=f"so they are taken as {taken}.*score_kind='{taken}'"):
         np.testing.assert_allclose(scores.probabilities().ravel(), right, rtol=2**-20)
     with pytest.warns(OnebyoneWarning):
@@ -162,11 +164,11 @@ def test_an_unknown_kind_is_assumed_aloud(values: list[float], taken: str, right
 
 
 @pytest.mark.parametrize("values", [[3.0], [-1.0, 0.5], [0.25, 0.75], [math.log(0.25), math.log(0.75)]])
-def test_values_that_leave_no_doubt_need_no_warning(values: list[float]) -> None:
-    one_place(values, None).probabilities()  # warnings are errors in tests
+def test_values_that_determine_their_kind_give_no_warning(values: list[float]) -> None:
+    one_position(values, None).probabilities()  # warnings are errors in tests
 
 
-def test_a_sigmoid_that_says_nothing_detects_nothing() -> None:
+def test_a_sigmoid_near_zero_detects_nothing() -> None:
     geometry = Geometry((64, 64), (16, 16), (0, 0), (64, 64), (0, 0), True)
     scores = ScoreMap(
         np.full((1, 10, 10), 1e-3, np.float32), geometry, Labels(classes=("tumour",)), (208, 208)
@@ -177,14 +179,14 @@ def test_a_sigmoid_that_says_nothing_detects_nothing() -> None:
 
 def test_background_of_a_multi_label_head_leaves_the_others_alone() -> None:
     labels = Labels(("a", "b", "none"), background=("none",))
-    found = detect(one_place([0.95, 0.9, 0.9], "probabilities:multi-label", labels), iou=1)
-    assert list(zip(found.names, found.scores.tolist(), strict=True)) == [
+    detections = detect(one_position([0.95, 0.9, 0.9], "probabilities:multi-label", labels), iou=1)
+    assert list(zip(detections.names, detections.scores.tolist(), strict=True)) == [
         ("a", np.float32(0.95)),
         ("b", np.float32(0.9)),
     ]
 
 
-def test_what_is_given_overrides_what_was_read() -> None:
+def test_a_stated_kind_overrides_the_one_that_was_read() -> None:
     net = network(lambda z: z)
     image = np.random.default_rng(1).normal(size=(8, 8, 1)).astype(np.float32)
     d = onebyone.convolutionalize(net, window=8)
@@ -205,26 +207,26 @@ def test_what_is_given_overrides_what_was_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["sigmoid", "logits:some", "probabilities:", ":exclusive", ""])
-def test_another_word_is_refused(text: str) -> None:
+def test_an_unknown_kind_name_is_refused(text: str) -> None:
     message = (
         "expected logits, probabilities or log-probabilities, alone or followed by :exclusive or :multi-label"
     )
     with pytest.raises(BadInput, match=message):
-        detect(one_place([0.0], "logits"), score_kind=text)
+        detect(one_position([0.0], "logits"), score_kind=text)
 
 
 def test_scores_that_contradict_their_kind_are_refused() -> None:
     with pytest.raises(
         BadInput, match=r"score_kind='probabilities:multi-label': the scores reach from -3 to 0.5"
     ):
-        one_place([-3.0, 0.5], "probabilities:multi-label").probabilities()
+        one_position([-3.0, 0.5], "probabilities:multi-label").probabilities()
     with pytest.raises(BadInput, match=r"the scores reach up to 2; expected at most 0"):
-        one_place([-3.0, 2.0], "log-probabilities").probabilities()
+        one_position([-3.0, 2.0], "log-probabilities").probabilities()
 
 
 def test_files_of_earlier_versions_load_as_unknown(tmp_path: Path) -> None:
     """A map without `kind` but with `softmax`, and a dense file without `outputs`."""
-    scores = one_place([0.25, 0.75], None)
+    scores = one_position([0.25, 0.75], None)
     meta = {
         "format": "onebyone.ScoreMap/1", "geometry": GEOMETRY.to_dict(), "labels": Labels(scale=1.0).to_dict(),
         "image_size": [4, 4], "seconds": 0.0, "device": "cpu", "passes": 1,
@@ -258,9 +260,7 @@ def test_files_of_earlier_versions_load_as_unknown(tmp_path: Path) -> None:
         ([], ScoreKind("logits")),
     ],
 )
-def test_an_operator_that_writes_in_place_reads_what_was_there_before(
-    last: list[nn.Module], kind: ScoreKind | None
-) -> None:
+def test_operators_in_place(last: list[nn.Module], kind: ScoreKind | None) -> None:
     trunk = [nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 36, 4)]
     (output,) = onebyone.convolutionalize(nn.Sequential(*trunk, *last).eval(), 8).outputs
     assert output.kind == kind

@@ -24,7 +24,7 @@ def score_map(scores: np.ndarray | None = None, **other: object) -> ScoreMap:
     return ScoreMap(scores, GEOMETRY, **{"labels": LABELS, "image_size": (10, 11), "seconds": 1.5, **other})
 
 
-def test_probabilities_are_a_softmax_per_place() -> None:
+def test_probabilities_are_a_softmax_per_position() -> None:
     scores = score_map(
         np.array([1000.0, 999.0, -1000.0], np.float32)[:, None, None] * np.ones((3, 4, 3), np.float32)
     )
@@ -47,7 +47,7 @@ def test_a_single_class_goes_through_the_logistic_function() -> None:
     np.testing.assert_array_equal(scores.probabilities()[0, 0], [np.float32(np.exp(-200.0)), 0.5, 1.0])
 
 
-def test_windows_are_named_in_pixels_and_only_inside_the_map() -> None:
+def test_windows_are_in_pixels_and_only_inside_the_map() -> None:
     scores = score_map()
     assert scores.window_at((3, 2)) == ((6, 10), (6, 10))
     assert (scores.positions, scores.windows, scores.classes) == ((4, 3), 12, ("a", "b", "c"))
@@ -56,7 +56,7 @@ def test_windows_are_named_in_pixels_and_only_inside_the_map() -> None:
             scores.window_at(index)
 
 
-def test_a_saved_map_comes_back_whole(tmp_path: Path) -> None:
+def test_a_saved_map_is_loaded_unchanged(tmp_path: Path) -> None:
     scores = score_map(kind=ScoreKind("logits", "multi-label"), device="cpu")
     scores.save(tmp_path / "map.npz")
     back = ScoreMap.load(tmp_path / "map.npz")
@@ -64,10 +64,10 @@ def test_a_saved_map_comes_back_whole(tmp_path: Path) -> None:
     for name in ("geometry", "labels", "image_size", "seconds", "kind", "device"):
         assert getattr(back, name) == getattr(scores, name)
     assert [p.name for p in tmp_path.iterdir()] == ["map.npz"]
-    assert "12 windows (4×3 places, 3 classes) of an image of 10×11" in str(back)
+    assert "12 windows (4×3 positions, 3 classes) of an image of 10×11 pixels" in str(back)
 
 
-def test_files_that_are_no_map_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_a_map_are_refused(tmp_path: Path) -> None:
     score_map().save(tmp_path / "map.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "map.npz").read_bytes()[:-100])
     (tmp_path / "text.npz").write_text("no")
@@ -81,7 +81,7 @@ def test_files_that_are_no_map_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_map_must_fit_its_geometry_and_labels() -> None:
-    with pytest.raises(BadInput, match=r"scores have \(4, 4\) places and the geometry says \(4, 3\)"):
+    with pytest.raises(BadInput, match=r"scores have \(4, 4\) positions; expected \(4, 3\) by the geometry"):
         score_map(np.zeros((3, 4, 4), np.float32))
     with pytest.raises(BadInput, match="labels name 3 classes and the network gives 2"):
         score_map(np.zeros((2, 4, 3), np.float32))

@@ -1,4 +1,4 @@
-"""From score maps to boxes in pixels; formats read back by other tools; pictures."""
+"""Detections from score maps, their file formats as other tools read them, and drawings."""
 
 from __future__ import annotations
 
@@ -24,28 +24,32 @@ GEOMETRY = Geometry((8, 6), (4, 2), (0, 0), (8, 6), (0, 0), True)
 SIZE = (48, 40)
 
 
-def score_map(places: dict[tuple[int, int, int], float], labels: Labels | None = None) -> ScoreMap:
-    """Probabilities: those named {(class, i, j): p}, and class 2, the background, everywhere else."""
+def score_map(positions: dict[tuple[int, int, int], float], labels: Labels | None = None) -> ScoreMap:
+    """Probabilities {(class, i, j): p} at some positions, and class 2, the background, everywhere else."""
     scores = np.zeros((3, *GEOMETRY.positions(SIZE)), dtype=np.float32)
-    for (k, i, j), p in places.items():
+    for (k, i, j), p in positions.items():
         scores[k, i, j] = p
     scores[2] = 1 - scores[:2].sum(axis=0)
     return ScoreMap(scores, GEOMETRY, labels or Labels(("cat", "dog", "none"), background=("none",)), SIZE)
 
 
-FOUND = {(0, 1, 2): 0.9, (0, 1, 3): 0.8, (1, 1, 3): 0.15, (1, 9, 16): 0.75, (1, 5, 8): 0.5}
+PROBABILITIES = {(0, 1, 2): 0.9, (0, 1, 3): 0.8, (1, 1, 3): 0.15, (1, 9, 16): 0.75, (1, 5, 8): 0.5}
 
 
-def test_boxes_are_the_windows_of_the_best_places() -> None:
-    found = detect(score_map(FOUND))
-    assert found.names == ("cat", "dog", "dog")
-    np.testing.assert_array_equal(found.boxes, [[4, 4, 10, 12], [32, 36, 38, 44], [16, 20, 22, 28]])
-    np.testing.assert_array_equal(found.scores, np.float32([0.9, 0.75, 0.5]))
-    assert (found.boxes.dtype, found.scores.dtype, found.labels.dtype) == (np.float32, np.float32, np.int64)
+def test_boxes_are_the_windows_of_the_best_positions() -> None:
+    detections = detect(score_map(PROBABILITIES))
+    assert detections.names == ("cat", "dog", "dog")
+    np.testing.assert_array_equal(detections.boxes, [[4, 4, 10, 12], [32, 36, 38, 44], [16, 20, 22, 28]])
+    np.testing.assert_array_equal(detections.scores, np.float32([0.9, 0.75, 0.5]))
+    assert (detections.boxes.dtype, detections.scores.dtype, detections.labels.dtype) == (
+        np.float32,
+        np.float32,
+        np.int64,
+    )
 
 
-def test_overlap_counts_within_a_class_or_across_classes() -> None:
-    scores = score_map(FOUND)
+def test_suppression_within_a_class_or_across_classes() -> None:
+    scores = score_map(PROBABILITIES)
     # the windows at columns 2 and 3 share 4 of 6 pixels in each row: IoU 4 / 8
     assert len(detect(scores, iou=0.5)) == 4
     assert len(detect(scores, iou=0.49)) == 3
@@ -54,33 +58,36 @@ def test_overlap_counts_within_a_class_or_across_classes() -> None:
 
 
 def test_refined_boxes_are_means_weighted_by_score() -> None:
-    found = detect(score_map({(0, 1, 2): 0.75, (0, 1, 3): 0.25}), threshold=0.2, refine=True)
-    np.testing.assert_array_equal(found.boxes, [[4.5, 4, 10.5, 12]])
+    detections = detect(score_map({(0, 1, 2): 0.75, (0, 1, 3): 0.25}), threshold=0.2, refine=True)
+    np.testing.assert_array_equal(detections.boxes, [[4.5, 4, 10.5, 12]])
 
 
-def test_the_best_few_are_kept() -> None:
-    assert detect(score_map(FOUND), max_detections=2).scores.tolist() == np.float32([0.9, 0.75]).tolist()
+def test_max_detections_keeps_the_best() -> None:
+    assert (
+        detect(score_map(PROBABILITIES), max_detections=2).scores.tolist() == np.float32([0.9, 0.75]).tolist()
+    )
 
 
-def test_background_is_left_out_by_labels_by_name_and_by_number() -> None:
-    everything = detect(score_map(FOUND, Labels(("cat", "dog", "none"))))
+def test_background_is_excluded_by_labels_by_name_and_by_number() -> None:
+    everything = detect(score_map(PROBABILITIES, Labels(("cat", "dog", "none"))))
     assert "none" in everything.names
     for background in (("none",), "none", (2,), 2):
         assert (
-            detect(score_map(FOUND, Labels(("cat", "dog", "none"))), background=background).names[0] == "cat"
+            detect(score_map(PROBABILITIES, Labels(("cat", "dog", "none"))), background=background).names[0]
+            == "cat"
         )
-        assert len(detect(score_map(FOUND, Labels()), background="2")) == 3
-    assert detect(score_map(FOUND), background=(0,)).names == ("dog", "dog")
+        assert len(detect(score_map(PROBABILITIES, Labels()), background="2")) == 3
+    assert detect(score_map(PROBABILITIES), background=(0,)).names == ("dog", "dog")
 
 
-def test_nothing_found_is_an_answer(tmp_path: Path) -> None:
-    found = detect(score_map({}))
-    assert (len(found), found.boxes.shape) == (0, (0, 4))
+def test_an_empty_result_can_be_saved_and_drawn(tmp_path: Path) -> None:
+    detections = detect(score_map({}))
+    assert (len(detections), detections.boxes.shape) == (0, (0, 4))
     for name in ("a.json", "a.geojson", "a.csv"):
-        found.save(tmp_path / name)
+        detections.save(tmp_path / name)
     assert json.loads((tmp_path / "a.json").read_text()) == []
-    assert "0 detections" in str(found)
-    found.draw(np.zeros(SIZE, np.uint8))
+    assert "0 detections" in str(detections)
+    detections.draw(np.zeros(SIZE, np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -88,27 +95,27 @@ def test_nothing_found_is_an_answer(tmp_path: Path) -> None:
     [
         ({"threshold": 1.5}, r"threshold=1.5: expected a number from 0 to 1"),
         ({"iou": -0.1}, r"iou=-0.1: expected a number from 0 to 1"),
-        ({"background": ("bird",)}, r"background='bird' is none of the classes: cat, dog, none"),
-        ({"background": (7,)}, r"background=7 is none of the classes"),
+        ({"background": ("bird",)}, r"background='bird': expected one of the classes: cat, dog, none"),
+        ({"background": (7,)}, r"background=7: expected one of the classes"),
         ({"max_detections": 0}, r"max_detections=0: expected a positive integer or None"),
     ],
 )
-def test_bad_arguments_are_said(arguments: dict, message: str) -> None:
+def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        detect(score_map(FOUND), **arguments)
+        detect(score_map(PROBABILITIES), **arguments)
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
-    scores = score_map(FOUND)
+    scores = score_map(PROBABILITIES)
     scores.scores[1, 0, 0] = np.nan
-    with pytest.raises(BadInput, match=r"scores hold 1 value\(s\) that are not finite"):
+    with pytest.raises(BadInput, match=r"scores have 1 value\(s\) that are not finite"):
         detect(scores)
 
 
 def test_too_many_candidates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[detect.__module__], "MOST_CANDIDATES", 10)
-    with pytest.raises(BadInput, match=r"threshold=0: 396 windows reach it, more than 10"):
-        detect(score_map(FOUND), threshold=0)
+    monkeypatch.setattr(sys.modules[detect.__module__], "MAX_CANDIDATES", 10)
+    with pytest.raises(BadInput, match=r"threshold=0: 396 windows reach it; expected at most 10"):
+        detect(score_map(PROBABILITIES), threshold=0)
 
 
 def evaluated(results: list[dict], truth: dict) -> float:
@@ -133,40 +140,40 @@ def joined(truths: list[dict]) -> dict:
     }
 
 
-def test_several_images_joined_count_as_one_each() -> None:
-    """Two images in which all is right score 1; half of what is there, 0.5; nothing found, 0."""
-    found = detect(score_map({(0, 1, 2): 0.9, (1, 5, 8): 0.8}))
+def test_results_of_several_images_are_joined() -> None:
+    """The mAP of images where all objects are detected is 1, of half the images about 0.5, of no detections 0."""
+    detections = detect(score_map({(0, 1, 2): 0.9, (1, 5, 8): 0.8}))
     truths = [
-        coco_ground_truth(found.boxes, found.labels, found.classes, SIZE, image_id=n)
+        coco_ground_truth(detections.boxes, detections.labels, detections.classes, SIZE, image_id=n)
         for n in (0, 1, 2, 600_000)
     ]
     truth = joined(truths)
-    results = [row for n in (0, 1, 2, 600_000) for row in found.to_coco(n)]
+    results = [row for n in (0, 1, 2, 600_000) for row in detections.to_coco(n)]
     assert evaluated(results, truth) == 1
-    # one of two objects of each class, all right: precision 1 up to recall 0.5, at 51 of 101 recalls
+    # half the objects of each class, no false positive: precision 1 up to recall 0.5, at 51 of 101 recalls
     assert evaluated(results[:4], truth) == pytest.approx(51 / 101)
     assert evaluated([], truth) == 0
     assert coco_results(COCO(), []).getAnnIds() == []
-    one_empty = joined([truths[0], coco_ground_truth([], [], found.classes, SIZE)])
-    assert evaluated(found.to_coco(0), one_empty) == pytest.approx(1, abs=1e-12)
+    one_empty = joined([truths[0], coco_ground_truth([], [], detections.classes, SIZE)])
+    assert evaluated(detections.to_coco(0), one_empty) == pytest.approx(1, abs=1e-12)
     with pytest.raises(BadInput, match="image_id=-1: expected 0 or a positive integer"):
         coco_ground_truth([], [], ["a"], SIZE, image_id=-1)
 
 
 def test_pycocotools_reads_results_and_truth() -> None:
-    found = detect(score_map(FOUND))
-    truth = coco_ground_truth(found.boxes, found.labels, found.classes, SIZE)
-    assert evaluated(found.to_coco(), truth) == 1
-    swapped = coco_ground_truth(found.boxes, 1 - found.labels, found.classes, SIZE)
-    assert evaluated(found.to_coco(), swapped) == 0
-    moved = coco_ground_truth(found.boxes + 4, found.labels, found.classes, SIZE)
-    assert evaluated(found.to_coco(), moved) == 0
+    detections = detect(score_map(PROBABILITIES))
+    truth = coco_ground_truth(detections.boxes, detections.labels, detections.classes, SIZE)
+    assert evaluated(detections.to_coco(), truth) == 1
+    swapped = coco_ground_truth(detections.boxes, 1 - detections.labels, detections.classes, SIZE)
+    assert evaluated(detections.to_coco(), swapped) == 0
+    moved = coco_ground_truth(detections.boxes + 4, detections.labels, detections.classes, SIZE)
+    assert evaluated(detections.to_coco(), moved) == 0
 
 
-def test_files_by_their_ending(tmp_path: Path) -> None:
-    found = detect(score_map(FOUND))
+def test_the_suffix_selects_the_format(tmp_path: Path) -> None:
+    detections = detect(score_map(PROBABILITIES))
     for name in ("a.json", "a.geojson", "a.csv", "a.png"):
-        found.save(tmp_path / name, image=np.zeros(SIZE, np.uint8))
+        detections.save(tmp_path / name, image=np.zeros(SIZE, np.uint8))
     coco = json.loads((tmp_path / "a.json").read_text())
     assert coco[0]["bbox"] == [4, 4, 6, 8]
     assert coco[0]["score"] == pytest.approx(0.9)
@@ -175,48 +182,48 @@ def test_files_by_their_ending(tmp_path: Path) -> None:
     assert ring == [[32, 36], [38, 36], [38, 44], [32, 44], [32, 36]]
     assert geo["features"][1]["properties"]["classification"]["name"] == "dog"
     rows = list(csv.DictReader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()))
-    assert [row["class"] for row in rows] == list(found.names)
-    assert [float(rows[2][k]) for k in ("x1", "y1", "x2", "y2")] == found.boxes[2].tolist()
+    assert [row["class"] for row in rows] == list(detections.names)
+    assert [float(rows[2][k]) for k in ("x1", "y1", "x2", "y2")] == detections.boxes[2].tolist()
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (40, 48)
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_what_cannot_be_saved_is_said_and_leaves_nothing(tmp_path: Path) -> None:
-    found, image = detect(score_map(FOUND)), np.zeros(SIZE, np.uint8)
+def test_errors_of_saving_leave_no_file(tmp_path: Path) -> None:
+    detections, image = detect(score_map(PROBABILITIES)), np.zeros(SIZE, np.uint8)
     for name, message in {
-        "a.txt": "expected a name that ends in one of .json",
+        "a.txt": "expected a file name that ends in one of .json",
         "no/a.json": "No such file or directory",
         "no/a.png": "No such file or directory",
     }.items():
         with pytest.raises(BadInput, match=message):
-            found.save(tmp_path / name, image=image)
+            detections.save(tmp_path / name, image=image)
     with pytest.raises(BadInput, match="a drawing needs the image"):
-        found.save(tmp_path / "a.png")
-    with pytest.raises(BadInput, match="the image is 48×41 and the detections are for 48×40"):
-        found.draw(np.zeros((48, 41), np.uint8), tmp_path / "a.png")
+        detections.save(tmp_path / "a.png")
+    with pytest.raises(BadInput, match="the image has 48×41 pixels; expected 48×40, as the detections have"):
+        detections.draw(np.zeros((48, 41), np.uint8), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_drawing_shows_boxes_in_their_classes_colours() -> None:
-    ground = np.full((120, 160, 3), 90, dtype=np.uint8)
+def test_a_drawing_has_boxes_in_the_colours_of_their_classes() -> None:
+    image = np.full((120, 160, 3), 90, dtype=np.uint8)
     boxes = np.array([[10, 30, 60, 80], [90, 40, 150, 110]], dtype=np.float32)
-    found = Detections(boxes, np.float32([0.9, 0.8]), np.array([0, 5]), tuple("abcdef"), (120, 160))
-    drawn = np.asarray(found.draw(ground))
+    detections = Detections(boxes, np.float32([0.9, 0.8]), np.array([0, 5]), tuple("abcdef"), (120, 160))
+    drawn = np.asarray(detections.draw(image))
     for (x1, y1, x2, y2), colour in zip(boxes.astype(int), (PALETTE[0], PALETTE[5]), strict=True):
         rgb = tuple(int(colour[k : k + 2], 16) for k in (1, 3, 5))
         for y, x in ((y1, (x1 + x2) // 2), (y2 - 1, x1), ((y1 + y2) // 2, x1), ((y1 + y2) // 2, x2 - 1)):
             assert tuple(drawn[y, x]) == rgb
-        assert (drawn[(y1 + y2) // 2, (x1 + x2) // 2] == 90).all()  # the inside stays
-    assert (ground == 90).all()  # and so does the image that was given
+        assert (drawn[(y1 + y2) // 2, (x1 + x2) // 2] == 90).all()  # the interior is unchanged
+    assert (image == 90).all()  # and the given image is not modified
 
 
-def test_tags_leave_their_neighbours_boxes_free() -> None:
-    """Three boxes in a column, each where the tag of the next would first go."""
-    ground = np.full((200, 300), 90, dtype=np.uint8)
+def test_tags_do_not_cover_neighbouring_boxes() -> None:
+    """Three boxes in a column, each at the preferred position of the next one's tag."""
+    image = np.full((200, 300), 90, dtype=np.uint8)
     boxes = np.float32([[100, 40, 130, 70], [100, 72, 130, 102], [100, 104, 130, 134]])
-    found = Detections(boxes, np.float32([0.7, 0.8, 0.9]), np.arange(3), tuple("abc"), (200, 300))
-    drawn = np.asarray(found.draw(ground))
+    detections = Detections(boxes, np.float32([0.7, 0.8, 0.9]), np.arange(3), tuple("abc"), (200, 300))
+    drawn = np.asarray(detections.draw(image))
     for x1, y1, x2, y2 in boxes.astype(int):
         assert (drawn[y1 + 4 : y2 - 4, x1 + 4 : x2 - 4] == 90).all()
 
@@ -224,12 +231,12 @@ def test_tags_leave_their_neighbours_boxes_free() -> None:
 @pytest.mark.parametrize(
     "image", [np.zeros(SIZE, np.uint16), np.zeros((*SIZE, 3)), np.ones((*SIZE, 1), np.float32)]
 )
-def test_any_image_can_be_drawn_on(image: np.ndarray) -> None:
-    drawn = detect(score_map(FOUND)).draw(image)
+def test_images_of_every_type_can_be_drawn_on(image: np.ndarray) -> None:
+    drawn = detect(score_map(PROBABILITIES)).draw(image)
     assert (drawn.mode, drawn.size) == ("RGB", (40, 48))
 
 
-def test_boxes_of_every_size_and_place_can_be_drawn() -> None:
+def test_boxes_of_every_size_can_be_drawn_anywhere() -> None:
     boxes = np.float32([[0, 0, 1, 1], [-5, -5, 300, 300], [38, 46, 40, 48], [3, 3, 3, 3]])
-    found = Detections(boxes, np.ones(4, np.float32), np.arange(4), tuple("abcd"), SIZE)
-    found.draw(np.zeros(SIZE, np.uint8))
+    detections = Detections(boxes, np.ones(4, np.float32), np.arange(4), tuple("abcd"), SIZE)
+    detections.draw(np.zeros(SIZE, np.uint8))

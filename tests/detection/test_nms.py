@@ -1,4 +1,4 @@
-"""Suppression against a brute-force oracle, and its independence of order."""
+"""Non-maximum suppression against a brute-force implementation, and its independence of the order of the boxes."""
 
 from __future__ import annotations
 
@@ -16,68 +16,70 @@ Box = tuple[int, int, int, int]
 
 
 def exact_iou(a: Box, b: Box) -> Fraction:
-    """Intersection over union by counting, in whole numbers."""
-    wide = min(a[2], b[2]) - max(a[0], b[0])
-    high = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, wide) * max(0, high)
+    """Intersection over union in exact fractions."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, width) * max(0, height)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
     return Fraction(shared, union) if union else Fraction(0)
 
 
 def brute_force(rows: list[tuple[Box, int, int]], threshold: Fraction, per_class: bool) -> list[tuple]:
-    """The definition: from the best down, keep what no kept one overlaps by more than the threshold."""
+    """The definition: by falling score, keep a box that no kept box overlaps by more than the threshold."""
     kept: list[tuple[Box, int, int]] = []
     for box, score, label in sorted(rows, key=lambda row: (-row[1], row[2], row[0])):
-        rivals = [b for b, _, other in kept if other == label or not per_class]
-        if all(exact_iou(box, b) <= threshold for b in rivals):
+        competitors = [b for b, _, other in kept if other == label or not per_class]
+        if all(exact_iou(box, b) <= threshold for b in competitors):
             kept.append((box, score, label))
     return kept
 
 
 @st.composite
 def rows(draw: st.DrawFn) -> list[tuple[Box, int, int]]:
-    """Boxes of all sizes (empty ones too), with many ties in score."""
-    found = []
+    """Boxes of all sizes, empty ones too, with many equal scores."""
+    boxes = []
     for _ in range(draw(st.integers(0, 30))):
         x, y = draw(st.integers(-9, 30)), draw(st.integers(-9, 30))
         box = (x, y, x + draw(st.integers(0, 12)), y + draw(st.integers(0, 12)))
-        found.append((box, draw(st.integers(0, 4)), draw(st.integers(0, 2))))
-    return found
+        boxes.append((box, draw(st.integers(0, 4)), draw(st.integers(0, 2))))
+    return boxes
 
 
-def run(given_rows: list[tuple[Box, int, int]], threshold: float, per_class: bool) -> list[tuple]:
-    boxes = np.array([r[0] for r in given_rows], dtype=float).reshape(-1, 4)
-    scores = np.array([r[1] for r in given_rows], dtype=float)
-    labels = np.array([r[2] for r in given_rows], dtype=np.int64)
+def run(boxes_scores_labels: list[tuple[Box, int, int]], threshold: float, per_class: bool) -> list[tuple]:
+    boxes = np.array([r[0] for r in boxes_scores_labels], dtype=float).reshape(-1, 4)
+    scores = np.array([r[1] for r in boxes_scores_labels], dtype=float)
+    labels = np.array([r[2] for r in boxes_scores_labels], dtype=np.int64)
     kept, groups = nms(boxes, scores, labels, threshold, per_class=per_class)
-    assert sorted(np.concatenate([*groups, np.empty(0, int)]).tolist()) == list(range(len(given_rows)))
-    return [given_rows[k] for k in kept]
+    assert sorted(np.concatenate([*groups, np.empty(0, int)]).tolist()) == list(
+        range(len(boxes_scores_labels))
+    )
+    return [boxes_scores_labels[k] for k in kept]
 
 
 @given(rows(), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.booleans())
-def test_what_is_kept_is_what_the_definition_keeps(
-    found: list[tuple[Box, int, int]], threshold: float, per_class: bool
+def test_the_kept_boxes_are_those_of_the_definition(
+    boxes: list[tuple[Box, int, int]], threshold: float, per_class: bool
 ) -> None:
     # quotients of small integers that differ from a quarter do so by far more than float64's rounding
-    assert run(found, threshold, per_class) == brute_force(found, Fraction(threshold), per_class)
+    assert run(boxes, threshold, per_class) == brute_force(boxes, Fraction(threshold), per_class)
 
 
 @given(rows(), st.randoms(), st.booleans())
 def test_the_order_of_the_boxes_does_not_matter(
-    found: list[tuple[Box, int, int]], random: object, per_class: bool
+    boxes: list[tuple[Box, int, int]], random: object, per_class: bool
 ) -> None:
-    shuffled = list(found)
+    shuffled = list(boxes)
     random.shuffle(shuffled)
-    assert run(shuffled, 0.5, per_class) == run(found, 0.5, per_class)
+    assert run(shuffled, 0.5, per_class) == run(boxes, 0.5, per_class)
 
 
-def test_boxes_of_very_different_sizes_still_meet() -> None:
-    found = [((0, 0, 1000, 1000), 3, 0), ((900, 900, 1900, 1900), 2, 0), ((999, 999, 1003, 1003), 1, 0)]
-    assert run(found, 0.0, True) == found[:1]
+def test_boxes_of_very_different_sizes_are_compared() -> None:
+    boxes = [((0, 0, 1000, 1000), 3, 0), ((900, 900, 1900, 1900), 2, 0), ((999, 999, 1003, 1003), 1, 0)]
+    assert run(boxes, 0.0, True) == boxes[:1]
 
 
-def test_a_hundred_thousand_boxes_agree_with_a_coarser_search() -> None:
-    """Far apart in groups of four: exactly the best of each group stays."""
+def test_a_hundred_thousand_boxes() -> None:
+    """Distant groups of four boxes: exactly the best of each group is kept."""
     y, x = np.mgrid[:160, :157]
     corners = np.stack([x.ravel(), y.ravel()], 1) * 40.0
     boxes = np.concatenate([np.concatenate([corners + d, corners + d + 20], 1) for d in (0, 2, 4, 6)])
@@ -91,8 +93,8 @@ def test_a_hundred_thousand_boxes_agree_with_a_coarser_search() -> None:
 
 def test_votes_are_weighted_means() -> None:
     boxes = np.array([[0.0, 0, 10, 10], [4, 0, 14, 10], [50, 50, 60, 60]])
-    placed = list(vote(boxes, np.array([0.75, 0.25, 0.5]), [np.array([0, 1]), np.array([2])]))
-    np.testing.assert_array_equal(placed, [[1, 0, 11, 10], [50, 50, 60, 60]])
+    means = list(vote(boxes, np.array([0.75, 0.25, 0.5]), [np.array([0, 1]), np.array([2])]))
+    np.testing.assert_array_equal(means, [[1, 0, 11, 10], [50, 50, 60, 60]])
 
 
 def test_bad_values_are_refused() -> None:
