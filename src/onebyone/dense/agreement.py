@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.dense.plan import Region, Span
-from onebyone.dense.runner import Runner
+from onebyone.dense.runner import TileRunner
 from onebyone.errors import BadInput, NotEquivalent
 from onebyone.laws.geometry import Geometry
 from onebyone.records import ENOUGH_AGREEMENT
@@ -105,7 +105,7 @@ def measure_agreement(
     scores: NDArray[np.float32],
     geometry: Geometry,
     crop: Callable[[Region], NDArray[np.float32]],
-    run: Runner,
+    run: TileRunner,
     max_windows: int,
 ) -> Agreement | None:
     """Compare at most `max_windows` windows of a map (classes, H', W'), evenly spread; None for a single class.

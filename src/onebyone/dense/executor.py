@@ -24,8 +24,8 @@ _Result = TypeVar("_Result")
 class TileJob:
     """What is done to each batch of tiles, in three steps that an executor can overlap or distribute.
 
-    `read` gives the network's input for tiles of one shape, and `run` is the network (a `Runner`). `open_sink` makes
-    the sink for a number of channels, which may be known only after the network has run once.
+    `read` gives the network's input for tiles of one shape, and `run` is the network, a `TileRunner`. `open_sink`
+    makes the sink for a number of channels, which may be known only after the network has run once.
     """
 
     plan: ScanPlan

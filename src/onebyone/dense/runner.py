@@ -18,7 +18,7 @@ from onebyone.errors import BadInput
 from onebyone.pytorch.lift.exported_graph import evaluating
 
 
-class Runner(Protocol):
+class TileRunner(Protocol):
     """A network that was loaded once and runs on any number of batches.
 
     The settings of a runner are plain data that can be pickled; each worker loads the network and makes its own runner.
