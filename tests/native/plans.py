@@ -16,7 +16,7 @@ from onebyone.tuning.engines import EngineSetting
 from onebyone.tuning.engines.exported_program import export
 from onebyone.tuning.engines.native import Planner
 from onebyone.tuning.target import subject_of
-from tests.tuning.meanings_of_steps import interpreted
+from tests.native.reference_steps import interpreted
 
 CPU = EngineSetting(torch.device("cpu"), 2)
 

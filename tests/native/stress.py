@@ -1,7 +1,7 @@
 """Run the engine `onebyone` on random networks in test builds of its kernels: sanitizers, delays, a busy machine.
 
-    python -m tests.tuning.stress --networks 200 --sanitizer address
-    python -m tests.tuning.stress --minutes 10 --delays --spinning 4
+    python -m tests.native.stress --networks 200 --sanitizer address
+    python -m tests.native.stress --minutes 10 --delays --spinning 4
 
 Each network is compared with PyTorch in float64, and each further call with the first bit by bit. Exits with 1 where
 one differs; a sanitizer ends the process with its report. The runtime of AddressSanitizer and ThreadSanitizer must be
@@ -31,8 +31,8 @@ from onebyone.native.kernels import compiler, fusion, strassen
 from onebyone.native.kernels.program import kernel
 from onebyone.tuning.engines import EngineSetting, engine_of
 from onebyone.tuning.target import subject_of
-from tests.tuning.checked import GuardError, checked
-from tests.tuning.random_networks import network
+from tests.native.guarded_program import GuardError, checked
+from tests.native.random_networks import network
 
 RUNTIMES = {"address": "libasan.so", "thread": "libtsan.so"}
 OPTIONS = {

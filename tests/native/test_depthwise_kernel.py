@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tuning import test_own_kernels
-from tests.tuning.test_own_kernels import error
+from tests.native import test_networks
+from tests.native.test_networks import error
 
-pytestmark = test_own_kernels.pytestmark
+pytestmark = test_networks.pytestmark
 
 USUAL = [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1)]
 

@@ -14,10 +14,12 @@ from onebyone.errors import NotEquivalent
 from onebyone.tuning import Plan, engines
 from onebyone.tuning.engines import native
 from onebyone.tuning.result import tables
-from tests.tuning import networks, test_own_kernels
-from tests.tuning.conftest import tuned
+from tests.native import test_networks
+from tests.tuning import networks
+from tests.tuning.conftest import ample, tuned
 
-pytestmark = test_own_kernels.pytestmark
+__all__ = ["ample"]  # a fixture
+pytestmark = test_networks.pytestmark
 
 
 def network() -> nn.Module:

@@ -12,10 +12,10 @@ from onebyone.native.kernels.program import Kind, Step
 from onebyone.tuning.engines.exported_program import export
 from onebyone.tuning.engines.native import Planner
 from onebyone.tuning.target import subject_of
-from tests.tuning import test_own_kernels
-from tests.tuning.test_own_kernels import CPU, error, kinds
+from tests.native import test_networks
+from tests.native.test_networks import CPU, error, kinds
 
-pytestmark = test_own_kernels.pytestmark
+pytestmark = test_networks.pytestmark
 
 
 def steps_of(network: nn.Module, x: Tensor) -> list[Step]:

@@ -194,7 +194,7 @@ def test_a_network_of_all_of_it(samples: int) -> None:
 
 _FEWER = """
 import torch
-from tests.tuning.test_own_kernels import Block, error
+from tests.native.test_networks import Block, error
 torch.manual_seed(0)
 print(error(Block(), torch.randn(2, 3, 32, 32), threads=2))
 """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from onebyone.native.kernels.program import Activation, Kind, Map, Program, Step
 from onebyone.native.kernels.winograd import packed
-from tests.tuning.test_own_kernels import build, kinds
+from tests.native.test_networks import build, kinds
 
 pytestmark = pytest.mark.skipif(
     not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onebyone.native.kernels.program import Kind
-from tests.tuning.plans import no_compiler, planned, read, tokens
+from tests.native.plans import no_compiler, planned, read, tokens
 
 __all__ = ["no_compiler"]  # a fixture
 pytestmark = pytest.mark.usefixtures("no_compiler")

@@ -1,4 +1,4 @@
-"""Plans of transformers and their like: what their steps mean (`meanings_of_steps`), against the network in float64."""
+"""Plans of transformers and their like: what their steps mean (`reference_steps`), against the network in float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onebyone.pytorch.files.sources import import_torchvision
 from onebyone.tuning.engines.exported_program import UnservedError, export
 from onebyone.tuning.engines.native import Planner
 from onebyone.tuning.target import subject_of
-from tests.tuning.plans import CPU, no_compiler, planned, read, tokens
+from tests.native.plans import CPU, no_compiler, planned, read, tokens
 
 __all__ = ["no_compiler"]  # a fixture
 pytestmark = pytest.mark.usefixtures("no_compiler")

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from onebyone.laws import scaling, strassen
 from onebyone.native.kernels.program import Activation, Kind
-from tests.tuning import test_own_kernels
-from tests.tuning.test_linear_kernel import layer
-from tests.tuning.test_own_kernels import build, kinds
-from tests.tuning.test_rows_put_together import Scaled, steps_of
+from tests.native import test_networks
+from tests.native.test_gathered_rows import Scaled, steps_of
+from tests.native.test_linear_kernel import layer
+from tests.native.test_networks import build, kinds
 
 U32 = 2.0**-24
 LEVELS = pytest.mark.parametrize("levels", [1, 2])
-pytestmark = test_own_kernels.pytestmark
+pytestmark = test_networks.pytestmark
 
 
 def beyond(found: Tensor, x: Tensor, weight: Tensor, levels: int) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 
 from onebyone.native.kernels.program import Kind, Map, Step, kernel
 from onebyone.native.kernels.strassen import vectors
-from tests.tuning.test_linear_kernel import layer
+from tests.native.test_linear_kernel import layer
 
 pytestmark = pytest.mark.skipif(
     not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),

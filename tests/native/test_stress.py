@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.tuning import stress
+from tests.native import stress
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("g++") or os.environ.get("CI") == "true"), reason="there is no g++"
@@ -18,7 +18,7 @@ OVERFLOWING = 19  # the first network with rows that the old scratch is too smal
 
 
 def run(sanitizer: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.tuning.stress", "--sanitizer", sanitizer, *options]
+    command = [sys.executable, "-m", "tests.native.stress", "--sanitizer", sanitizer, *options]
     return subprocess.run(
         command,
         env=stress.environment(sanitizer),

@@ -1,4 +1,4 @@
-"""The Winograd kernel against float64 and its bound; the form of a whole network."""
+"""The Winograd convolution kernel compared with float64 and with its error bound."""
 
 from __future__ import annotations
 
@@ -14,17 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import onebyone
-from onebyone.errors import BadInput, Refused
+from onebyone.errors import BadInput
 from onebyone.laws.winograd import F4X3
 from onebyone.native.kernels.winograd import ROUNDINGS, WinogradConvolution, by_products, packed, why_not
-from onebyone.tuning import Plan
-from onebyone.tuning.clock import Clock
-from onebyone.tuning.engines import EngineSetting, engine_of
-from onebyone.tuning.layer_groups import groups_of
-from onebyone.tuning.layer_times import measure_group
-from onebyone.tuning.target import TuningTarget, subject_of
-from onebyone.tuning.winograd_form import WINOGRAD_FORM
 
 U32 = 2.0**-24
 pytestmark = pytest.mark.skipif(
@@ -160,99 +152,6 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
 def test_other_convolutions_are_refused_by_name(made: nn.Conv2d, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
         WinogradConvolution(made)
-
-
-class Trunk(nn.Module):
-    """Convolutions with and without what goes into the kernel, one called twice, one that has two readers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.plain = nn.Conv2d(16, 16, 3, padding=1)
-        self.norm = nn.Sequential(
-            nn.Conv2d(16, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.MaxPool2d(2)
-        )
-        self.twice = nn.Conv2d(32, 32, 3, padding=1)
-        self.strided = nn.Conv2d(32, 16, 3, stride=2)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, 5)."""
-        x = self.stem(x).relu()
-        y = self.plain(x)
-        x = self.norm(y + y.relu())
-        x = self.twice(self.twice(x).relu())
-        head: Tensor = self.head(self.strided(x).mean((2, 3)))
-        return head
-
-
-def trunk() -> TuningTarget:
-    torch.manual_seed(0)
-    network = Trunk().eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-            nn.init.normal_(module.weight)
-    return subject_of(network, torch.randn(2, 3, 17, 15))
-
-
-def operators(network: nn.Module) -> list[str]:
-    graph: Any = network.graph
-    return [str(n.target) for n in graph.nodes if n.op == "call_function"]
-
-
-def test_the_graph_holds_the_kernel_and_what_it_takes_in() -> None:
-    subject = trunk()
-    formed = WINOGRAD_FORM.build(subject, {})
-    found = operators(formed.network)
-    assert found.count("onebyone.winograd_conv2d.default") == 4
-    assert found.count("aten.conv2d.default") == 2  # three channels in; a stride
-    assert not [name for name in found if "batch_norm" in name or "max_pool" in name]
-    weights = [n for n, _ in formed.network.named_buffers() if n.startswith("_winograd_weight")]
-    assert len(weights) == 3  # the layer that is called twice has them once
-    x = subject.calling.args[0]
-    with torch.inference_mode():
-        own, exact = subject.network(x), trunk().network.double()(x.double())
-        assert float((formed.network(x) - exact).abs().max()) < 20 * float((own - exact).abs().max())
-        assert torch.allclose(formed.proof.double()(x.double()), exact, atol=1e-10)
-    assert operators(subject.network) == [] if hasattr(subject.network, "graph") else True
-
-
-def test_only_the_layers_that_are_named_are_turned() -> None:
-    formed = WINOGRAD_FORM.build(trunk(), {"twice": "winograd", "head": "conv"})
-    assert operators(formed.network).count("onebyone.winograd_conv2d.default") == 2
-    with pytest.raises(Refused):
-        WINOGRAD_FORM.build(trunk(), {"stem": "winograd"})
-
-
-@pytest.mark.parametrize("engine", ["eager", "onednn-graph", "compile"])
-def test_engines_run_it(engine: str) -> None:
-    subject = trunk()
-    formed = WINOGRAD_FORM.build(subject, {})
-    call = engine_of(engine).build(formed.network, subject.calling, EngineSetting(torch.device("cpu"), 2))
-    with torch.inference_mode():
-        assert torch.allclose(call(*subject.calling.args), subject.network(*subject.calling.args), atol=1e-5)
-
-
-def test_tune_tries_it_proves_it_and_applies_it_again() -> None:
-    subject = trunk()
-    x = subject.calling.args[0]
-    tuned = onebyone.tune(subject.network, x, engines="eager", budget=3.0)
-    (group,) = (g for g in groups_of(subject.network, subject.calling) if "twice" in g.paths)
-    assert "winograd" in measure_group(group, Clock(seed=0), 0.1).timings
-    plan = tuned.plan.to_dict()
-    layers = {"twice": "winograd", "plain": "winograd"}
-    plan["choice"] = {
-        "name": "eager:winograd(2)",
-        "engine": "eager",
-        "form": "winograd",
-        "dtype": None,
-        "layers": layers,
-    }
-    again = onebyone.tune(subject.network, x, plan=Plan.from_dict(plan))
-    assert operators(again.model.network).count("onebyone.winograd_conv2d.default") == 3
-    assert torch.allclose(again.model(x), subject.network(x), atol=1e-5)
 
 
 def test_why_not_says_nothing_of_what_can_be() -> None:

@@ -155,7 +155,7 @@ def on_axes(
 class Program:
     """The steps with their weights, and one piece of memory for all maps. One call at a time.
 
-    A test build keeps `zone` floats free behind each map and each other part of the memory (tests/tuning/checked.py).
+    A test build keeps `zone` floats free behind each map and each other part of the memory (tests/native/guarded_program.py).
     """
 
     zone = 0
