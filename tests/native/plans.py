@@ -1,28 +1,24 @@
-"""Plans are read, and what their steps mean is compared with the network in float64."""
+"""Plans are read, and the meaning of their steps is compared with the network in float64."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from importlib import import_module
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from onebyone.native.kernels.program import Map, Step
-from onebyone.tuning.engines import EngineSetting
-from onebyone.tuning.engines.exported_program import export
-from onebyone.tuning.engines.native import Planner
-from onebyone.tuning.target import subject_of
+from onebyone.native import lowering
+from onebyone.native.maps import Map
+from onebyone.native.planner import Planner
+from onebyone.native.steps import Step
+from tests.native.build import traced
 from tests.native.reference_steps import interpreted
-
-CPU = EngineSetting(torch.device("cpu"), 2)
 
 
 class Library:
-    """In place of the compiled one: a plan wants the width of a vector alone."""
+    """In place of the compiled one: a plan needs only the width of a vector."""
 
     def onebyone_lanes(self) -> int:
         return 8
@@ -30,18 +26,17 @@ class Library:
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans are made as where vectors have eight numbers, with nothing compiled."""
-    monkeypatch.setattr(import_module("onebyone.native.lowering"), "kernel", Library)
+    """Plans are made as for vectors of eight numbers, and nothing is compiled."""
+    monkeypatch.setattr(lowering, "kernel", Library)
 
 
 def read(network: nn.Module, x: Tensor) -> tuple[list[Step], Map]:
-    subject = subject_of(network.eval(), x)
-    module: Any = export(subject.network, subject.calling, CPU).program.module()
+    module = traced(network, x)
     return Planner(module).read(module.graph)
 
 
 def planned(network: nn.Module, x: Tensor, within: float = 1e-11) -> Counter[str]:
-    """How many steps of each kind there are; their result is right, with parameters that are not zeros and ones."""
+    """The number of steps of each kind. Their result is right, with parameters that are not zeros and ones."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():

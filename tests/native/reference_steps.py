@@ -1,4 +1,4 @@
-"""What each kind of step means, in plain PyTorch and float64 on flat memory: what plans are tested against."""
+"""The meaning of each kind of step, in plain PyTorch and float64 on flat memory: plans are tested against it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onebyone.native.kernels.program import Activation, Kind, Map, Meeting, Step
+from onebyone.native.maps import Map
+from onebyone.native.steps import (
+    Activation,
+    AttentionStep,
+    ConvolutionStep,
+    DepthwiseStep,
+    ElementwiseStep,
+    GatherStep,
+    InputStep,
+    LayerNormStep,
+    LinearStep,
+    MaxPoolStep,
+    MeanStep,
+    Operation,
+    Step,
+    Strides,
+    TransposeStep,
+)
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.NONE: lambda x: x,
@@ -32,42 +49,43 @@ class Memory:
         self.pieces: dict[Map, Tensor] = {}
 
     def flat(self, map_: Map) -> Tensor:
-        """All of it; what no step wrote is not a number."""
-        whole = map_.memory
-        if whole not in self.pieces:
-            self.pieces[whole] = torch.full((math.prod(whole.shape),), math.nan, dtype=torch.float64)
-        return self.pieces[whole]
+        """All of it; elements that no step wrote are NaN."""
+        owner = map_.memory
+        if owner not in self.pieces:
+            self.pieces[owner] = torch.full((math.prod(owner.shape),), math.nan, dtype=torch.float64)
+        return self.pieces[owner]
 
     def image(self, map_: Map) -> Tensor:
         """As (N, C, H, W)."""
         n, c, h, w = map_.shape
         return self.flat(map_)[: n * c * h * w].view(n, h, w, c).permute(0, 3, 1, 2)
 
-    def write(self, map_: Map, found: Tensor) -> None:
+    def write(self, map_: Map, result: Tensor) -> None:
         """All of it at once."""
-        assert found.numel() == math.prod(map_.shape) == self.flat(map_).numel()
-        self.flat(map_)[:] = found.reshape(-1)
+        assert result.numel() == math.prod(map_.shape) == self.flat(map_).numel()
+        self.flat(map_)[:] = result.reshape(-1)
+
+    def write_image(self, map_: Map, result: Tensor) -> None:
+        """All of it, from (N, C, H, W)."""
+        assert tuple(result.shape) == map_.shape
+        self.write(map_, result.permute(0, 2, 3, 1))
 
 
 def interpreted(steps: Sequence[Step], answer: Map, image: Tensor) -> Tensor:
-    """What the steps, before their weights are packed, give for an input; flat, in PyTorch's order."""
+    """The result of steps whose weights are not packed yet; flat, in PyTorch's order."""
     memory = Memory()
     for step in steps:
-        row = step.row()
-        if step.kind == Kind.INPUT:
-            assert step.given is not None
-            pads = [step.sizes.get(f"pad_{axis}", 0) for axis in "wwhh"]
-            memory.write(step.y, F.pad(image.double().reshape(step.given), pads).permute(0, 2, 3, 1))
-        elif step.kind in (Kind.CONVOLUTION, Kind.DEPTHWISE):
-            memory.write(step.y, convolution(step, row, memory))
+        if isinstance(step, InputStep):
+            (pad_h, pad_w), x = step.padding, image.double().reshape(step.shape)
+            memory.write_image(step.output, F.pad(x, (pad_w, pad_w, pad_h, pad_h)))
         else:
-            MEANINGS[step.kind](step, row, memory)
-        assert step.kind in (Kind.ROWS,) or not memory.flat(step.y).isnan().any(), step.kind
+            MEANINGS[type(step)](step, memory)
+        assert isinstance(step, GatherStep) or not memory.flat(step.output).isnan().any(), step.kind
     return memory.image(answer).reshape(-1)
 
 
-def double(given: Tensor | None) -> Tensor | None:
-    return None if given is None else given.double()
+def double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double()
 
 
 def rows_of(memory: Memory, map_: Map, count: int, length: int, index: Tensor | None = None) -> Tensor:
@@ -79,122 +97,112 @@ def rows_of(memory: Memory, map_: Map, count: int, length: int, index: Tensor | 
     return memory.flat(map_)[begins[:, None] + torch.arange(length)]
 
 
-def convolution(step: Step, row: Any, memory: Memory) -> Tensor:
-    assert step.x is not None
-    assert step.weight is not None
-    weight, pads = step.weight.double(), (row.pad_h, row.pad_w)
-    x = memory.flat(step.x)[: row.samples * row.height * row.width * row.channels]
-    x = x.view(row.samples, row.height, row.width, row.channels).permute(0, 3, 1, 2)
-    groups = row.channels if step.kind == Kind.DEPTHWISE else 1
-    strides, dilations = (row.stride_h, row.stride_w), (row.dilation_h, row.dilation_w or 1)
-    found = F.conv2d(x, weight, double(step.bias), strides, pads, dilations, groups).permute(0, 2, 3, 1)
-    if step.add is not None:
-        found = found + memory.flat(step.add).view(found.shape)
-    return ACTIVATIONS[step.activation](found)
-
-
-def linear(step: Step, row: Any, memory: Memory) -> None:
-    assert step.x is not None
-    assert step.weight is not None
-    assert step.weight.shape == (row.outputs, row.channels)
-    found = F.linear(
-        rows_of(memory, step.x, row.samples, row.channels), step.weight.double(), double(step.bias)
+def convolution(step: ConvolutionStep | DepthwiseStep, memory: Memory) -> None:
+    window, groups = step.window, step.input.shape[1] if isinstance(step, DepthwiseStep) else 1
+    result = F.conv2d(
+        memory.image(step.input),
+        step.weight.double(),
+        double(step.bias),
+        window.stride,
+        window.padding,
+        window.dilation,
+        groups,
     )
-    if step.add is not None:
-        found = found + rows_of(memory, step.add, row.samples, row.outputs)
-    memory.write(step.y, ACTIVATIONS[step.activation](found))
+    if isinstance(step, ConvolutionStep) and step.addend is not None:
+        addend = memory.flat(step.addend).view(result.permute(0, 2, 3, 1).shape)
+        result = result + addend.permute(0, 3, 1, 2)
+    memory.write_image(step.output, ACTIVATIONS[step.activation](result))
 
 
-def layer_norm(step: Step, row: Any, memory: Memory) -> None:
-    assert step.x is not None
-    x = rows_of(memory, step.x, row.samples, row.channels, step.index)
-    memory.write(
-        step.y, F.layer_norm(x, (row.channels,), double(step.weight), double(step.bias), step.number)
-    )
+def linear(step: LinearStep, memory: Memory) -> None:
+    assert step.weight.shape == (step.outputs, step.inputs)
+    x = rows_of(memory, step.input, step.rows, step.inputs)
+    result = F.linear(x, step.weight.double(), double(step.bias))
+    if step.addend is not None:
+        result = result + rows_of(memory, step.addend, step.rows, step.outputs)
+    memory.write(step.output, ACTIVATIONS[step.activation](result))
 
 
-def attention(step: Step, row: Any, memory: Memory) -> None:
-    assert step.x is not None
-    assert step.add is not None
-    assert step.third is not None
-    batch, heads, high, wide = row.samples, row.height, row.high, row.wide
-    apart = [step.apart[i : i + 4] for i in (0, 4, 8)]
-    q, k, v = (
-        torch.as_strided(memory.flat(m), (batch, heads, rows, columns), (b, h, t, 1), begin)
-        for m, (begin, b, h, t), rows, columns in zip(
-            (step.x, step.add, step.third),
-            apart,
-            (high, wide, wide),
-            (row.channels, row.channels, row.outputs),
-            strict=True,
-        )
-    )
-    scores = step.number * (q @ k.mT)
-    if step.weight is not None:
-        bias = step.weight.double().contiguous()
-        scores = scores + torch.as_strided(
-            bias, (batch, heads, high, wide), (step.apart[12], step.apart[13], wide, 1)
-        )
-    memory.write(step.y, (scores.softmax(-1) @ v).transpose(1, 2))
+def layer_norm(step: LayerNormStep, memory: Memory) -> None:
+    x = rows_of(memory, step.input, step.rows, step.channels, step.index)
+    result = F.layer_norm(x, (step.channels,), double(step.weight), double(step.bias), step.epsilon)
+    memory.write(step.output, result)
 
 
-def rows(step: Step, row: Any, memory: Memory) -> None:
-    assert step.index is not None
-    assert (step.x is None) != (step.weight is None)
-    count, length = row.samples, row.channels
-    at = step.index[:, None] + torch.arange(length)
-    found = (
-        memory.flat(step.x)[at] if step.x is not None else step.weight.double().reshape(-1)[at]  # type: ignore[union-attr]
-    )
-    i = torch.arange(count)
-    begins = row.pad_h + (i // row.high * row.wide + i % row.high * length if row.wide else i * length)
-    memory.flat(step.y)[begins[:, None] + torch.arange(length)] = found
+def attention(step: AttentionStep, memory: Memory) -> None:
+    def operand(map_: Map, rows: int, columns: int, strides: Strides) -> Tensor:
+        size, s = (step.samples, step.heads, rows, columns), strides
+        return torch.as_strided(memory.flat(map_), size, (s.sample, s.head, s.row, 1), s.begin)
+
+    q = operand(step.queries, step.query_rows, step.depth, step.query_strides)
+    k = operand(step.keys, step.key_rows, step.depth, step.key_strides)
+    v = operand(step.values, step.key_rows, step.value_depth, step.value_strides)
+    scores = step.scale * (q @ k.mT)
+    if step.bias is not None:
+        strides = (*step.bias_strides, step.key_rows, 1)
+        scores = scores + torch.as_strided(step.bias.double().contiguous(), scores.shape, strides)
+    memory.write(step.output, (scores.softmax(-1) @ v).transpose(1, 2))
 
 
-def turned(step: Step, row: Any, memory: Memory) -> None:
-    assert step.x is not None
-    count = row.samples * row.height * row.width
-    x = memory.flat(step.x)[:count].view(row.samples, row.height, row.width)
-    memory.write(step.y, x.mT)
+def gather(step: GatherStep, memory: Memory) -> None:
+    assert (step.source is None) != (step.numbers is None)
+    source = memory.flat(step.source) if step.source is not None else step.numbers.double().reshape(-1)  # type: ignore[union-attr]
+    within = torch.arange(step.length)
+    i = torch.arange(len(step.index))
+    begins = i * step.length
+    if step.block_stride:
+        block, piece = i // step.pieces_per_block, i % step.pieces_per_block
+        begins = block * step.block_stride + piece * step.length
+    to = (step.output_begin + begins)[:, None] + within
+    memory.flat(step.output)[to] = source[step.index[:, None] + within]
 
 
-def elementwise(step: Step, row: Any, memory: Memory) -> None:
-    assert step.x is not None
-    count, length = row.samples * row.height * row.width, row.channels
-    x = rows_of(memory, step.x, count, length)
-    if step.pool != Meeting.ALONE:
-        if step.add is None:
-            assert step.weight is not None
-            other = step.weight.double().reshape(-1, length)[torch.arange(count) % (row.levels or count)]
-        elif step.pool == Meeting.MULTIPLIED_BY_CHANNEL:
-            other = rows_of(memory, step.add, row.samples, length).repeat_interleave(
-                row.height * row.width, 0
-            )
+def transpose(step: TransposeStep, memory: Memory) -> None:
+    count = step.matrices * step.rows * step.columns
+    x = memory.flat(step.input)[:count].view(step.matrices, step.rows, step.columns)
+    memory.write(step.output, x.mT)
+
+
+def elementwise(step: ElementwiseStep, memory: Memory) -> None:
+    n, length, h, w = step.input.shape
+    count = n * h * w
+    x = rows_of(memory, step.input, count, length)
+    if step.operation != Operation.FIRST_OPERAND:
+        positions = torch.arange(count)
+        if step.numbers is not None:
+            rows = step.numbers.double().reshape(-1, length)
+            other = rows[positions % (step.period or count)]
+        elif step.positions_per_row:
+            assert step.other is not None
+            rows = rows_of(memory, step.other, count // step.positions_per_row, length)
+            other = rows[positions // step.positions_per_row]
         else:
-            other = rows_of(memory, step.add, count, length, step.index)
-        x = x + other if step.pool == Meeting.ADDED else x * other
-    memory.write(step.y, ACTIVATIONS[step.activation](x))
+            assert step.other is not None
+            other = rows_of(memory, step.other, count, length, step.index)
+        x = x + other if step.operation == Operation.SUM else x * other
+    memory.write(step.output, ACTIVATIONS[step.activation](x))
 
 
-def mean(step: Step, row: Any, memory: Memory) -> None:
-    assert step.x is not None
-    memory.write(step.y, memory.image(step.x).mean((2, 3)))
+def mean(step: MeanStep, memory: Memory) -> None:
+    memory.write(step.output, memory.image(step.input).mean((2, 3)))
 
 
-def max_pool(step: Step, row: Any, memory: Memory) -> None:
-    assert step.x is not None
-    kernel, stride, pad, dilation = step.settings("kernel", "stride", "pad", "dilation")
-    found = F.max_pool2d(memory.image(step.x), kernel, stride, pad, dilation)
-    memory.write(step.y, found.permute(0, 2, 3, 1))
+def max_pool(step: MaxPoolStep, memory: Memory) -> None:
+    w = step.window
+    memory.write_image(
+        step.output, F.max_pool2d(memory.image(step.input), w.kernel, w.stride, w.padding, w.dilation)
+    )
 
 
-MEANINGS: dict[Kind, Callable[[Step, Any, Memory], None]] = {
-    Kind.LINEAR: linear,
-    Kind.LAYER_NORM: layer_norm,
-    Kind.ATTENTION: attention,
-    Kind.ROWS: rows,
-    Kind.TURNED: turned,
-    Kind.ELEMENTWISE: elementwise,
-    Kind.MEAN: mean,
-    Kind.MAX_POOL: max_pool,
+MEANINGS: dict[type[Step], Callable[[Any, Memory], None]] = {
+    ConvolutionStep: convolution,
+    DepthwiseStep: convolution,
+    LinearStep: linear,
+    LayerNormStep: layer_norm,
+    AttentionStep: attention,
+    GatherStep: gather,
+    TransposeStep: transpose,
+    ElementwiseStep: elementwise,
+    MeanStep: mean,
+    MaxPoolStep: max_pool,
 }

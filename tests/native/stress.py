@@ -1,11 +1,11 @@
-"""Run the engine `onebyone` on random networks in test builds of its kernels: sanitizers, delays, a busy machine.
+"""Run compiled random networks in test builds of the kernels: sanitizers, delays between threads, a busy machine.
 
     python -m tests.native.stress --networks 200 --sanitizer address
     python -m tests.native.stress --minutes 10 --delays --spinning 4
 
-Each network is compared with PyTorch in float64, and each further call with the first bit by bit. Exits with 1 where
-one differs; a sanitizer ends the process with its report. The runtime of AddressSanitizer and ThreadSanitizer must be
-loaded first (LD_PRELOAD): see `environment`.
+Each network is compared with PyTorch in float64, and each further call with the first one bit by bit. The exit code is
+1 if one differs; a sanitizer ends the process with its report. The runtime of AddressSanitizer and ThreadSanitizer must
+be loaded first (LD_PRELOAD): see `environment`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from torch import Tensor
 
 from onebyone.native.kernels import compiler, fusion, strassen
 from onebyone.native.kernels.program import kernel
-from onebyone.tuning.engines import EngineSetting, engine_of
-from onebyone.tuning.target import subject_of
-from tests.native.guarded_program import GuardError, checked
+from tests.native.build import build
+from tests.native.guarded_program import GuardError, guarded
 from tests.native.random_networks import network
 
 RUNTIMES = {"address": "libasan.so", "thread": "libtsan.so"}
@@ -40,24 +39,24 @@ OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:report_signal_unsafe=0",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
 }
-PLANTED = {
-    # the size of the scratch as it was: for a whole chunk of rows, though a smaller one may need more
+FAULTS = {
+    # scratch for a whole chunk of rows, although a smaller chunk can need more
     "scratch": (
         "strassen.h",
-        "most = std::min(quarter, longest) + 1;",
-        "most = parts_of(quarter, blocks) + 1;",
+        "max_block = std::min(part_rows, longest) + 1;",
+        "max_block = ceil_div(part_rows, blocks) + 1;",
     ),
-    # threads that do not wait for each other
+    # a missing barrier
     "race": ("threads.h", "pthread_barrier_wait(barrier);", ""),
-    # a max pool that leaves out its last row
+    # a max pool that does not write its last row
     "unwritten": (
         "convolution.h",
         "team.share(units, [&](int64_t u) {",
         "team.share(units - 1, [&](int64_t u) {",
     ),
 }
-# what three kinds of rounding may do to a result, against eager's own error: float32 sums in another order, Winograd's
-# tiles, and Strassen's products two deep, whose bound grows by 18 for each level of halves
+# how far a result may be off, compared with eager mode's own error: sums in another order, Winograd's tiles, and two
+# levels of Strassen's algorithm, each of which multiplies the error bound by 18
 GROWTH = 2 * 18**2
 
 
@@ -73,9 +72,9 @@ def environment(sanitizer: str) -> dict[str, str]:
 
 
 @contextmanager
-def planted(fault: str) -> Iterator[None]:
-    """The kernels are compiled from sources with a fault in them."""
-    name, right, wrong = PLANTED[fault]
+def injected(fault: str) -> Iterator[None]:
+    """The kernels are compiled from sources with a fault."""
+    name, right, wrong = FAULTS[fault]
     with tempfile.TemporaryDirectory() as folder:
         for part in compiler.SOURCES.iterdir():
             if part.name.endswith((".cpp", ".h")):
@@ -88,20 +87,23 @@ def planted(fault: str) -> Iterator[None]:
 
 
 @contextmanager
-def everything_used(seed: int) -> Iterator[None]:
-    """Halves are multiplied as deep as can be, or at random; tiles are used wherever they can be."""
-    pick, depth = random.Random(seed), strassen.depth
+def all_algorithms(seed: int) -> Iterator[None]:
+    """Strassen's algorithm is used with a random number of levels, and Winograd's wherever it applies."""
+    pick, best_levels = random.Random(seed), strassen.best_levels
 
-    def deepest(rows: int, inputs: int, outputs: int, *rest: int) -> int:
-        able = [n for n in (1, 2) if inputs % 2**n == 0 == outputs % 2**n and rows >= 8 * 2**n]
-        return pick.choice([*able, depth(rows, inputs, outputs, *rest)])
+    def random_levels(rows: int, inputs: int, outputs: int, *rest: int) -> int:
+        possible = [n for n in (1, 2) if inputs % 2**n == 0 == outputs % 2**n and rows >= 8 * 2**n]
+        return pick.choice([*possible, best_levels(rows, inputs, outputs, *rest)])
 
-    with mock.patch.object(strassen, "depth", deepest), mock.patch.object(fusion, "_READING", 0):
+    with (
+        mock.patch.object(strassen, "best_levels", random_levels),
+        mock.patch.object(fusion, "_MACS_PER_BYTE", 0),
+    ):
         yield
 
 
 def errors(got: Tensor, model: torch.nn.Module, x: Tensor) -> tuple[float, float]:
-    """The largest error of a result, and what it may be."""
+    """The largest error of a result, and its limit."""
     with torch.no_grad():
         plain, exact = model(x).double(), model.double()(x.double())
     model.float()
@@ -111,15 +113,13 @@ def errors(got: Tensor, model: torch.nn.Module, x: Tensor) -> tuple[float, float
 
 
 def run(seed: int, calls: int, threads: int) -> str | None:
-    """What is wrong with a network's results; None where nothing is."""
+    """What is wrong with a network's results; None if they are right."""
     model, x = network(seed, threads)
-    if seed % 2:  # rows of other sizes than those they meet, so that they are scaled
+    if seed % 2:  # rows of very different sizes, which must be scaled before they are added
         x = x * 10.0 ** torch.randint(-2, 3, (*x.shape[:-1], 1))
-    with everything_used(seed), warnings.catch_warnings():
+    with all_algorithms(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        subject = subject_of(model, x)
-        setting = EngineSetting(torch.device("cpu"), threads)
-        call = engine_of("onebyone").build(subject.network, subject.calling, setting)
+        call = build(model, x, threads)
         try:
             first = call(x)
             again = all(torch.equal(call(x), first) for _ in range(calls - 1))
@@ -128,12 +128,12 @@ def run(seed: int, calls: int, threads: int) -> str | None:
     wrong, allowed = errors(first, model, x)
     if not wrong <= allowed:
         return f"seed {seed}, {threads} threads: differs from PyTorch by {wrong:.3g}, allowed {allowed:.3g}"
-    return None if again else f"seed {seed}, {threads} threads: another call gives another result"
+    return None if again else f"seed {seed}, {threads} threads: another call returned another result"
 
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """That many processes that do nothing but keep processors busy."""
+    """So many processes keep the CPU busy."""
     spin = [sys.executable, "-c", "while True: pass"]
     running = [
         subprocess.Popen(spin, env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"})
@@ -159,11 +159,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first network")
     parser.add_argument("--calls", type=int, default=3, help="calls of each network")
     parser.add_argument("--sanitizer", choices=("none", "address", "undefined", "thread"), default="none")
-    parser.add_argument("--plain", action="store_true", help="as in use: one memory for all, no guards")
-    parser.add_argument("--narrow", action="store_true", help="compile for any processor, not for this one")
-    parser.add_argument("--delays", action="store_true", help="random delays where threads meet")
-    parser.add_argument("--planted", choices=PLANTED, help="compile the kernels with this fault in them")
-    parser.add_argument("--spinning", type=int, default=0, help="busy processes beside this one")
+    parser.add_argument("--plain", action="store_true", help="no guards: memory is shared as in use")
+    parser.add_argument("--narrow", action="store_true", help="compile for any CPU of this architecture")
+    parser.add_argument("--delays", action="store_true", help="random delays before and after barriers")
+    parser.add_argument("--fault", choices=FAULTS, help="inject this fault into the kernels")
+    parser.add_argument(
+        "--spinning", type=int, default=0, help="number of other processes that keep the CPU busy"
+    )
     asked = parser.parse_args()
     flags = ["-DONEBYONE_DELAYS"] if asked.delays else []
     if asked.sanitizer != "none":
@@ -174,11 +176,11 @@ def main() -> int:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(compiler, "EXTRA_FLAGS", tuple(flags)))
         if asked.narrow:
-            stack.enter_context(mock.patch.object(compiler, "_NATIVE", ((),)))
-        if asked.planted:
-            stack.enter_context(planted(asked.planted))
+            stack.enter_context(mock.patch.object(compiler, "_TARGETS", ((),)))
+        if asked.fault:
+            stack.enter_context(injected(asked.fault))
         if not asked.plain:
-            stack.enter_context(checked(poisons=asked.sanitizer == "address"))
+            stack.enter_context(guarded(poisons=asked.sanitizer == "address"))
         stack.enter_context(busy(asked.spinning))
         for seed in itertools.count(asked.seed):
             if time.monotonic() > end or seed - asked.seed == asked.networks:

@@ -69,9 +69,9 @@ def test_a_library_of_something_else(tmp_path: Path) -> None:
 def test_a_compiler_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own children, which keep its error stream open, end with it."""
     monkeypatch.setenv("CXX", script(tmp_path, f"echo $$ >> {tmp_path / 'calls'}", "sleep 600 &", "wait"))
-    monkeypatch.setattr(compiler, "_LEAST_PATIENCE", 0.5)
+    monkeypatch.setattr(compiler, "_MIN_SECONDS", 0.5)
     start = time.monotonic()
-    with compiler.patience(0.0):
+    with compiler.time_limit(0.0):
         for _ in range(3):
             with pytest.raises(BadInput, match="did not end within"):
                 compiler.library("winograd.cpp")
@@ -107,7 +107,7 @@ def test_a_compiler_that_does_not_know_the_processor_is_told_of(tmp_path: Path) 
     refuse = "echo \"g++: error: bad value ('native') for '-march=' switch\" >&2; exit 1"
     cxx = script(tmp_path, f'case "$*" in *=native*) {refuse};; esac', 'exec g++ "$@"')
     compiler.compile_source("winograd.cpp", cxx)
-    assert "bad value ('native')" in (compiler.not_native("winograd.cpp") or "")
+    assert "bad value ('native')" in (compiler.why_generic("winograd.cpp") or "")
 
 
 def test_tune_goes_on_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

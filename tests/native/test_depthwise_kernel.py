@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.native import test_networks
-from tests.native.test_networks import error
+from tests.native.build import error, needs_compiler
 
-pytestmark = test_networks.pytestmark
+pytestmark = needs_compiler
 
 USUAL = [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1)]
 

@@ -14,12 +14,12 @@ from onebyone.errors import NotEquivalent
 from onebyone.tuning import Plan, engines
 from onebyone.tuning.engines import native
 from onebyone.tuning.result import tables
-from tests.native import test_networks
+from tests.native.build import needs_compiler
 from tests.tuning import networks
 from tests.tuning.conftest import ample, tuned
 
 __all__ = ["ample"]  # a fixture
-pytestmark = test_networks.pytestmark
+pytestmark = needs_compiler
 
 
 def network() -> nn.Module:

@@ -1,4 +1,4 @@
-"""The engine "onebyone": convolutions as layers on rows put together, and rows scaled where they are read."""
+"""Linear steps on gathered rows (convolutions), and on rows that are multiplied by factors where they are read."""
 
 from __future__ import annotations
 
@@ -8,20 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onebyone.native.kernels.program import Kind, Step
-from onebyone.tuning.engines.exported_program import export
-from onebyone.tuning.engines.native import Planner
-from onebyone.tuning.target import subject_of
-from tests.native import test_networks
-from tests.native.test_networks import CPU, error, kinds
+from onebyone.native.steps import LinearStep
+from tests.native.build import error, kinds, needs_compiler, steps_of
 
-pytestmark = test_networks.pytestmark
-
-
-def steps_of(network: nn.Module, x: Tensor) -> list[Step]:
-    subject = subject_of(network.eval(), x)
-    module: Any = export(subject.network, subject.calling, CPU).program.module()
-    return Planner(module).plan(module.graph)[0]
+pytestmark = needs_compiler
 
 
 @pytest.mark.parametrize(
@@ -39,21 +29,22 @@ def test_convolutions_as_layers_on_rows(settings: dict[str, Any], samples: int, 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 256, 1), nn.Conv2d(256, 384, **settings), nn.ReLU())
     x = torch.randn(samples, 3, 21, 18)
-    found = steps_of(network, x)[-1]
-    assert found.kind == Kind.LINEAR
-    assert found.sizes["levels"] >= 1
-    assert found.index is not None
-    inputs = found.sizes["channels"]
-    assert error(network, x, threads) < 64 * (
-        inputs + 100
-    )  # a level of halves multiplies the bound by at most 8
+    step = steps_of(network, x)[-1]
+    assert isinstance(step, LinearStep)
+    assert step.levels is not None
+    assert step.levels >= 1
+    assert step.index is not None
+    # a level of Strassen's algorithm multiplies the bound by at most 8
+    assert error(network, x, threads) < 64 * (step.inputs + 100)
 
 
 def test_an_image_in_patches() -> None:
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Conv2d(3, 384, 16, 16)), torch.randn(2, 3, 128, 112)
     assert kinds(network, x) == ["INPUT", "LINEAR"]
-    assert steps_of(network, x)[-1].sizes["kernel_w"] == 16  # rows of the patch, each one run of numbers
+    step = steps_of(network, x)[-1]
+    assert isinstance(step, LinearStep)
+    assert step.pieces == 16  # rows of the patch, each one run of numbers
     assert error(network, x) < 64 * (768 + 100)
 
 

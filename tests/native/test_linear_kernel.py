@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from onebyone.laws import strassen
-from onebyone.native.kernels.fusion import finished
-from onebyone.native.kernels.program import Activation, Kind, Map, Program, Step
-from onebyone.native.kernels.strassen import depth, packed, vectors
+from onebyone.native.kernels.fusion import lower
+from onebyone.native.kernels.program import Program
+from onebyone.native.kernels.strassen import best_levels, packed, panel_vectors
+from onebyone.native.maps import Map
+from onebyone.native.steps import Activation, LinearStep
+from tests.native.build import U32, input_step, layer, needs_compiler
 
-U32 = 2.0**-24
-pytestmark = pytest.mark.skipif(
-    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
-    reason="there is no g++",
-)
-
-
-def layer(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    levels: int,
-    add: bool = False,
-    activation: Activation = Activation.NONE,
-    threads: int = 2,
-    fast_products: bool = False,
-) -> Tensor:
-    """x (rows, K) through one step; with `add`, x is added again (N = K)."""
-    rows, k = x.shape
-    given_ = (1, 1, rows, k)
-    before, after = Map(given_), Map((rows, len(weight), 1, 1))
-    sizes = {"samples": rows, "channels": k, "outputs": len(weight), "levels": levels}
-    step = Step(
-        Kind.LINEAR,
-        before,
-        after,
-        weight,
-        bias,
-        add=before if add else None,
-        activation=activation,
-        sizes=sizes,
-    )
-    steps = finished([Step(Kind.INPUT, None, before, given=given_), step], after, fast_products)
-    return Program(steps, after, threads)(x.reshape(given_)).reshape(rows, len(weight))
+pytestmark = needs_compiler
 
 
 shapes = st.tuples(st.integers(1, 130), st.integers(1, 40), st.integers(1, 60))
@@ -120,18 +86,18 @@ def test_a_row_is_not_disturbed_by_what_lies_behind_the_last() -> None:
         for rows in (9, 10, 11):
             x = torch.randint(-4, 5, (rows, 32)).float()
             weight = torch.randint(-4, 5, (32, 32)).float()
-            first = Map((1, 1, rows, 32))
+            start, first = input_step(x)
             second, third, last = (Map((rows, 32, 1, 1)) for _ in range(3))
-            sizes = {"samples": rows, "channels": 32, "outputs": 32, "levels": levels}
-            infinite = torch.full((32,), float("nan"))
+            nan = torch.full((32,), float("nan"))
+            settings = {"rows": rows, "weight": weight, "levels": levels}
             steps = [
-                Step(Kind.INPUT, None, first, given=first.shape),
-                Step(Kind.LINEAR, first, second, weight, infinite, sizes={**sizes}),
-                Step(Kind.LINEAR, first, third, weight, None, sizes={**sizes}),
-                Step(Kind.LINEAR, third, last, weight, None, add=first, sizes={**sizes}),
+                start,
+                LinearStep(input=first, output=second, bias=nan, **settings),
+                LinearStep(input=first, output=third, **settings),
+                LinearStep(input=third, output=last, addend=first, **settings),
             ]
-            got = Program(finished(steps, last), last, 2)(x.reshape(first.shape)).reshape(rows, 32)
-            assert second.shape == third.shape
+            program = Program(lower(steps, last), last, 2)
+            got = program(x.reshape(1, 1, 1, -1)).reshape(rows, 32)
             assert torch.equal(got, x @ weight.t() @ weight.t() + x)
 
 
@@ -139,7 +105,7 @@ def test_the_weights_are_those_of_the_law() -> None:
     torch.manual_seed(0)
     weight = torch.randn(40, 12)
     for levels in (0, 1, 2):
-        width, columns = 4 * vectors(40 >> levels, 4), -(-(40 >> levels) // 4) * 4
+        width, columns = 4 * panel_vectors(40 >> levels, 4), -(-(40 >> levels) // 4) * 4
         widths = [min(width, columns - begin) for begin in range(0, columns, width)]
         shape = (7**levels, 12 >> levels)
         panels = packed(weight, levels, 4).split([shape[0] * shape[1] * wide for wide in widths])
@@ -149,10 +115,10 @@ def test_the_weights_are_those_of_the_law() -> None:
             assert torch.equal(got[number, :, : 40 >> levels], torch.from_numpy(matrix).float())
 
 
-def test_how_deep() -> None:
-    assert depth(196, 768, 3072, 16) == 2
-    assert depth(197, 384, 1152, 16) >= 1
-    assert depth(3136, 96, 96, 16) == 0
-    assert depth(1, 4096, 4096, 16) == 0
-    assert depth(196, 770, 3072, 16) <= 1
-    assert depth(196, 771, 3072, 16) == 0
+def test_how_often_matrices_are_halved() -> None:
+    assert best_levels(196, 768, 3072, 16) == 2
+    assert best_levels(197, 384, 1152, 16) >= 1
+    assert best_levels(3136, 96, 96, 16) == 0
+    assert best_levels(1, 4096, 4096, 16) == 0
+    assert best_levels(196, 770, 3072, 16) <= 1
+    assert best_levels(196, 771, 3072, 16) == 0

@@ -1,14 +1,12 @@
-"""The engine "onebyone": its kernels against float64, the memory of its maps, what it refuses."""
+"""Compiled networks against float64: the kernels for images, fused steps, in-place operators, and refusals."""
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,47 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from onebyone.errors import BadInput
-from onebyone.native.kernels.program import Kind, Map, Step, placed
-from onebyone.tuning.accuracy import Judge
-from onebyone.tuning.candidates import Candidate, Workshop
-from onebyone.tuning.engines import EngineSetting, engine_of
-from onebyone.tuning.engines.exported_program import UnservedError, export
-from onebyone.tuning.engines.native import Planner
-from onebyone.tuning.target import subject_of
-from onebyone.tuning.tune import inside
+from onebyone.native import UnsupportedError, compile_network
+from onebyone.native.planner import Planner
+from onebyone.pytorch.files.exporting import quiet
+from tests.native.build import U32, build, error, kinds, needs_compiler, traced
 
-CPU = EngineSetting(torch.device("cpu"), 2)
-U32 = 2.0**-24
-pytestmark = pytest.mark.skipif(
-    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
-    reason="there is no g++",
-)
-
-
-def build(network: nn.Module, x: Tensor, threads: int = 2) -> Callable[[Tensor], Tensor]:
-    subject = subject_of(network.eval(), x)
-    call: Any = engine_of("onebyone").build(
-        subject.network, subject.calling, EngineSetting(torch.device("cpu"), threads)
-    )
-    return call  # type: ignore[no-any-return]
-
-
-def kinds(network: nn.Module, x: Tensor) -> list[str]:
-    subject = subject_of(network.eval(), x)
-    module: Any = export(subject.network, subject.calling, CPU).program.module()
-    return [s.kind.name for s in Planner(module).plan(module.graph)[0]]
-
-
-def error(network: nn.Module, x: Tensor, threads: int = 2) -> float:
-    """The largest error against float64, in units of float32's rounding of the largest output."""
-    got = build(network, x, threads)(x)
-    with torch.no_grad():
-        exact = network.double()(x.double())
-    network.float()
-    assert got.shape == exact.shape
-    assert got.dtype == torch.float32
-    assert bool(got.isfinite().all())
-    return float((got - exact).abs().max()) / (U32 * float(exact.abs().max()))
+pytestmark = needs_compiler
 
 
 @settings(max_examples=60)
@@ -194,7 +157,8 @@ def test_a_network_of_all_of_it(samples: int) -> None:
 
 _FEWER = """
 import torch
-from tests.native.test_networks import Block, error
+from tests.native.build import error
+from tests.native.test_networks import Block
 torch.manual_seed(0)
 print(error(Block(), torch.randn(2, 3, 32, 32), threads=2))
 """
@@ -226,27 +190,6 @@ def test_a_shortcut_is_added_where_it_is_computed() -> None:
     assert error(network, x) < 200
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 60)), min_size=1, max_size=14)
-)
-def test_no_two_maps_that_are_kept_at_once_share_memory(given_: list[tuple[int, int, int]]) -> None:
-    maps: list[Map] = []
-    steps: list[Step] = []
-    for i, (a, b, size) in enumerate(given_):
-        y = Map((1, size, 1, 1))
-        reads = [maps[j % i] if i else None for j in (a, b)]
-        steps.append(Step(Kind.ELEMENTWISE, reads[0], y, add=reads[1]))
-        maps.append(y)
-    total = placed(steps, maps[-1])
-    assert total <= sum(m.floats for m in maps)
-    for i, step in enumerate(steps):
-        # what this step reads and writes, and whatever is read after it
-        live = [m for m in maps[: i + 1] if m is step.y or any(m in (s.x, s.add) for s in steps[i:])]
-        spans = sorted((m.offset, m.offset + m.floats) for m in live)
-        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
-        assert all(end <= total for _, end in spans)
-
-
 class Twice(nn.Module):
     """Changes a value in place that it reads again."""
 
@@ -262,7 +205,7 @@ class Twice(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Numbers of each channel, with and without the axes of the image: to PyTorch these broadcast."""
+    """Numbers of each channel, with and without the axes of the image: PyTorch broadcasts them."""
 
     def __init__(self, multiply: bool) -> None:
         super().__init__()
@@ -277,7 +220,7 @@ class Mixed(nn.Module):
 
 @pytest.mark.parametrize("multiply", [True, False])
 def test_operands_that_broadcast_are_refused(multiply: bool) -> None:
-    with pytest.raises(UnservedError, match=r"a (sum|product) of"):
+    with pytest.raises(UnsupportedError, match=r"a (sum|product) of"):
         build(Mixed(multiply), torch.randn(2, 3, 8, 8))
 
 
@@ -287,22 +230,13 @@ def test_what_is_changed_in_place_is_read_as_it_was_left() -> None:
 
 
 def test_what_was_changed_in_place_is_not_read_as_it_was() -> None:
-    subject = subject_of(Twice().eval(), torch.randn(1, 3, 8, 8))
-    module: Any = export(subject.network, subject.calling, CPU).program.module()
+    module = traced(Twice(), torch.randn(1, 3, 8, 8))
     nodes = {n.name: n for n in module.graph.nodes}
     nodes["add"].replace_input_with(
         nodes["relu_"], nodes["conv2d"]
     )  # torch.export does not, a graph of one's own may
-    with pytest.raises(UnservedError, match="changes a value that is read again"):
+    with pytest.raises(UnsupportedError, match="changes a value that is read again"):
         Planner(module).plan(module.graph)
-
-
-class Doubled(nn.Module):
-    """Two inputs."""
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Their sum."""
-        return x + y
 
 
 REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
@@ -332,22 +266,81 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
         "adaptive pool",
     ),
     "other operators": (nn.Sequential(nn.Conv2d(3, 16, 1), nn.Tanh()), (1, 3, 8, 8), "aten.tanh.default"),
-    "no image": (nn.Linear(3, 4), (2, 3), "no image"),
+    "a vector": (nn.Linear(3, 4), (2, 3), r"expected a float32 input of shape \(N, C, H, W\)"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name: str) -> None:
     network, shape, reason = REFUSED[name]
-    with pytest.raises(UnservedError, match=reason):
+    with pytest.raises(UnsupportedError, match=reason):
         build(network, torch.randn(*shape))
+
+
+class Doubled(nn.Module):
+    """Two inputs."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Their sum."""
+        return x + y
+
+
+def normed(outputs: int = 16) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    torch.manual_seed(0)
+    return nn.Conv2d(3, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
+
+
+def test_folded_weights_beyond_the_range_of_float32_are_the_reason() -> None:
+    convolution, norm = normed()
+    with torch.no_grad():
+        convolution.weight *= 1e30
+        norm.weight[3] = 1e10  # 10⁴⁰ when folded, although the network itself computes finite numbers
+        x = 1e-25 * torch.randn(1, 3, 8, 8)
+        assert bool(nn.Sequential(convolution, norm).eval()(x).isfinite().all())
+    with pytest.raises(
+        UnsupportedError, match="cannot be folded: folded, the weights .* leave the range of float32"
+    ):
+        build(nn.Sequential(convolution, norm), x)
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (lambda c, n: nn.Sequential(c, nn.ReLU(), n), "it does not follow a convolution"),
+        (lambda c, n: Branched(c, n), "another operator reads the convolution's result too"),
+        (
+            lambda c, n: nn.Sequential(c, nn.BatchNorm2d(16, track_running_stats=False)),
+            "the statistics of the batch",
+        ),
+    ],
+)
+def test_batch_norms_that_cannot_be_folded_are_the_reason(
+    made: Callable[[nn.Module, nn.Module], nn.Module], reason: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        build(made(*normed()), torch.randn(1, 3, 8, 8))
+
+
+class Branched(nn.Module):
+    """A convolution that two operators read."""
+
+    def __init__(self, convolution: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.convolution, self.norm = convolution, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, 16, H, W)."""
+        y = self.convolution(x)
+        out: Tensor = self.norm(y) + y
+        return out
 
 
 def test_two_inputs_are_refused() -> None:
     x = torch.randn(1, 3, 8, 8)
-    subject = subject_of(Doubled(), (x, x))
-    with pytest.raises(UnservedError, match="more than one input"):
-        engine_of("onebyone").build(subject.network, subject.calling, CPU)
+    with quiet():
+        exported = torch.export.export(Doubled(), (x, x))
+    with pytest.raises(UnsupportedError, match="more than one input"):
+        compile_network(exported)
 
 
 def test_other_sizes_are_refused_before_they_are_read() -> None:
@@ -359,32 +352,6 @@ def test_other_sizes_are_refused_before_they_are_read() -> None:
 
 
 def test_its_steps_can_be_timed() -> None:
-    call: Any = build(Block(), torch.randn(1, 3, 32, 32))
-    told = call.program.timed(torch.randn(1, 3, 32, 32))
-    assert {"convolution", "depthwise", "winograd", "max_pool", "mean", "elementwise", "linear"} == {
-        kind for kind, _ in told
-    }
-    assert all(ms >= 0 for _, ms in told)
-
-
-def test_it_is_judged_like_any_engine_and_tells_where_its_time_goes() -> None:
-    torch.manual_seed(0)
-    network, x = Block().eval(), torch.randn(1, 3, 32, 32)
-    subject = subject_of(network, x)
-    workshop = Workshop(subject, Judge(subject.network, subject.calling), CPU)
-    own = workshop.attempt(Candidate("onebyone", "original"))
-    assert own.model is not None
-    told = own.model.times(x)
-    assert list(told.values()) == sorted(told.values(), reverse=True)
-    assert set(told) == {kind for kind, _ in build(network, x).program.timed(x)}  # type: ignore[attr-defined]
-    (note,) = inside(own.model, subject.calling)
-    assert all(f"{kind} " in note for kind in told)
-    with pytest.raises(BadInput, match="1×3×32×32"):
-        own.model.times(x[:, :, :16])
-    eager = workshop.attempt(Candidate("eager", "original"))
-    assert eager.model is not None
-    assert eager.model.times(x) == {}
-    assert inside(eager.model, subject.calling) == []
-    assert own.refused is None
-    assert own.ratio is not None
-    assert own.ratio < 30
+    times = build(Block(), torch.randn(1, 3, 32, 32)).times(torch.randn(1, 3, 32, 32))
+    assert set(times) == {"convolution", "depthwise", "winograd", "max_pool", "mean", "elementwise", "linear"}
+    assert all(ms >= 0 for ms in times.values())

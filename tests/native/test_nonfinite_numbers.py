@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.native.kernels.program import Activation, Kind, Map, Program, Step
 from onebyone.native.kernels.winograd import packed
-from tests.native.test_networks import build, kinds
+from onebyone.native.steps import Activation, ElementwiseStep
+from tests.native.build import build, kinds, needs_compiler, run_one
 
-pytestmark = pytest.mark.skipif(
-    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
-    reason="there is no g++",
-)
+pytestmark = needs_compiler
 TINY = 2.0**-149
 EDGES = [
     *(math.inf, -math.inf, math.nan, 0.0, -0.0, TINY, -TINY, 1e-39, -1e-39, 3.4e38, -3.4e38, 1e20, -1e20),
@@ -60,15 +56,9 @@ EDGES = [
 )
 def test_activations_at_the_edges(activation: Activation, function: Callable[[Tensor], Tensor]) -> None:
     """As PyTorch, a GELU in float64, where nothing cancels: NaN and infinities too; what is below 10⁻²¹ may be 0."""
-    x = torch.tensor(EDGES).view(1, 1, 1, -1)
-    before, after = Map(tuple(x.shape)), Map((1, len(EDGES), 1, 1))  # type: ignore[arg-type]
-    sizes = {"samples": 1, "channels": len(EDGES), "height": 1, "width": 1}
-    steps = [
-        Step(Kind.INPUT, None, before, given=tuple(x.shape)),  # type: ignore[arg-type]
-        Step(Kind.ELEMENTWISE, before, after, add=before, activation=activation, sizes=sizes),
-    ]
-    got = Program(steps, after, 1)(x).flatten()
-    right = function(x.double() if "GELU" in activation.name else x).flatten().double()
+    x = torch.tensor(EDGES)
+    got = run_one(x, len(EDGES), partial(ElementwiseStep, activation=activation), threads=1)
+    right = function(x.double() if "GELU" in activation.name else x).double()
     torch.testing.assert_close(got.double(), right, equal_nan=True, rtol=1e-6, atol=1e-21)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.native.kernels.program import Kind
+from onebyone.native.steps import AttentionStep
 from tests.native.plans import no_compiler, planned, read, tokens
 
 __all__ = ["no_compiler"]  # a fixture
@@ -60,12 +60,12 @@ def test_rows_of_tokens(samples: int, eager: bool, mask: tuple[int, ...] | None)
 
 
 def test_a_mask_is_kept_once_for_what_it_is_the_same_for() -> None:
-    for mask, apart in ((torch.randn(7, 7), (0, 0)), (torch.randn(1, 4, 7, 7), (0, 49))):
+    for mask, strides in ((torch.randn(7, 7), (0, 0)), (torch.randn(1, 4, 7, 7), (0, 49))):
         steps, _ = read(Encoder(mask=mask), tokens(3, 7, 32))
-        (step,) = [s for s in steps if s.kind == Kind.ATTENTION]
-        assert step.apart[12:] == apart
-        assert step.weight is not None
-        assert step.weight.numel() == mask.numel()
+        (step,) = [s for s in steps if isinstance(s, AttentionStep)]
+        assert step.bias_strides == strides
+        assert step.bias is not None
+        assert step.bias.numel() == mask.numel()
 
 
 class Attends(nn.Module):

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.native.kernels.program import Kind
-from onebyone.native.layout import runs, strides, turned
+from onebyone.native.layout import as_transposed, run_length, strides_of
+from onebyone.native.planner import Planner
+from onebyone.native.steps import LayerNormStep, Strides
+from onebyone.native.unsupported import UnsupportedError
 from onebyone.pytorch.files.sources import import_torchvision
-from onebyone.tuning.engines.exported_program import UnservedError, export
-from onebyone.tuning.engines.native import Planner
-from onebyone.tuning.target import subject_of
-from tests.native.plans import CPU, no_compiler, planned, read, tokens
+from tests.native.build import traced
+from tests.native.plans import no_compiler, planned, read, tokens
 
 __all__ = ["no_compiler"]  # a fixture
 pytestmark = pytest.mark.usefixtures("no_compiler")
@@ -39,7 +38,7 @@ def test_vision_transformer(samples: int, pool: str) -> None:
     assert found["ELEMENTWISE"] == 1  # the positions; every residual is part of a linear layer
     if pool == "token":
         assert found == Counter(
-            INPUT=1, CONVOLUTION=2, ROWS=2, ELEMENTWISE=1, LAYER_NORM=5, LINEAR=8, ATTENTION=2
+            INPUT=1, CONVOLUTION=2, GATHER=2, ELEMENTWISE=1, LAYER_NORM=5, LINEAR=8, ATTENTION=2
         )
 
 
@@ -47,7 +46,7 @@ def test_only_the_token_that_is_read_is_normed_last() -> None:
     import_torchvision()
     timm = pytest.importorskip("timm.models.vision_transformer")
     network = timm.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=3)
-    norms = [s for s in read(network, image(2))[0] if s.kind == Kind.LAYER_NORM]
+    norms = [s for s in read(network, image(2))[0] if isinstance(s, LayerNormStep)]
     assert norms[-1].index is not None
     assert norms[-1].index.tolist() == [0, 17 * 48]
 
@@ -68,8 +67,8 @@ def test_shifted_windows(samples: int) -> None:
     network = swin.SwinTransformer([2, 2], 24, [2, 2], [2, 4], [4, 4], num_classes=10)
     found = planned(network, image(samples))
     assert found["ATTENTION"] == 4
-    assert found["ROWS"] == 4  # the merging of patches; windows and shifts are read from where they are
-    assert found["TURNED"] == 0
+    assert found["GATHER"] == 4  # the merging of patches; windows and shifts are read from where they are
+    assert found["TRANSPOSE"] == 0
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -78,9 +77,9 @@ def test_mixer(samples: int) -> None:
     timm = pytest.importorskip("timm.models.mlp_mixer")
     network = timm.MlpMixer(img_size=32, patch_size=8, num_blocks=2, embed_dim=40, num_classes=10)
     found = planned(network, image(samples))
-    assert found["TURNED"] == 4
+    assert found["TRANSPOSE"] == 4
     assert found["ELEMENTWISE"] == 2
-    assert found["ROWS"] == 0
+    assert found["GATHER"] == 0
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -122,13 +121,13 @@ def ones(y: Tensor) -> Tensor:
 FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "a sum in the layer": (lambda y, x: F.gelu(x + y), ""),
     "a sum in another order": (lambda y, x: y + x.flip(1), "ELEMENTWISE"),
-    "a sum across": (lambda y, x: y + x[:, :, :5].mT.repeat(1, 1, 4)[..., :16], "ROWS ELEMENTWISE"),
+    "a sum across": (lambda y, x: y + x[:, :, :5].mT.repeat(1, 1, 4)[..., :16], "GATHER ELEMENTWISE"),
     "a sum of one row and all": (lambda y, x: y * y + x[:, :1], "ELEMENTWISE ELEMENTWISE"),
     "what is read twice": (settled, "ELEMENTWISE ELEMENTWISE"),
     "with itself": (lambda y, x: y + y, "ELEMENTWISE"),
     "with itself under another name": (lambda y, x: y + y.view(y.shape), "ELEMENTWISE"),
     "of two layers": (lambda y, x: F.linear(x, torch.eye(16).to(x)) + y, ""),
-    "gates": (gated, "ROWS ELEMENTWISE ROWS ELEMENTWISE ELEMENTWISE"),
+    "gates": (gated, "GATHER ELEMENTWISE GATHER ELEMENTWISE ELEMENTWISE"),
     "a factor in the layer": (lambda y, x: (2 * y - 1) / 3 + x, ""),
     "a factor elsewhere": (lambda y, x: (x + y.relu()) / 3, "ELEMENTWISE ELEMENTWISE"),
     "numbers of a channel": (lambda y, x: y * torch.arange(16.0).to(y) + torch.arange(16.0).to(y), ""),
@@ -136,15 +135,15 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "numbers of all places": (lambda y, x: y + torch.arange(80.0).to(y).view(5, 16), "ELEMENTWISE"),
     "a mean of tokens": (lambda y, x: y.mean(1), "MEAN"),
     "turned at the end": (lambda y, x: y.mT, ""),  # as the answer is turned in any case
-    "turned": (lambda y, x: y.mT.mul(torch.arange(80.0).view(16, 5)).roll(1, 2), "ELEMENTWISE ROWS"),
-    "rolled": (lambda y, x: y.roll((1, 3), (1, 2)), "ROWS"),
-    "picked": (lambda y, x: y[:, [3, 1, 1]], "ROWS"),
-    "joined rows": (lambda y, x: torch.cat([ones(y), y, x], 1), "ROWS ROWS ROWS"),
-    "joined channels": (lambda y, x: torch.cat([y, x.flip(1), y[..., 4:]], -1), "ROWS ROWS ROWS"),
-    "joined across": (lambda y, x: torch.cat([y.mT, x.mT], 2), "TURNED ROWS TURNED ROWS"),
-    "stacked": (lambda y, x: torch.stack([y, x], 1), "ROWS ROWS"),
+    "turned": (lambda y, x: y.mT.mul(torch.arange(80.0).view(16, 5)).roll(1, 2), "ELEMENTWISE GATHER"),
+    "rolled": (lambda y, x: y.roll((1, 3), (1, 2)), "GATHER"),
+    "picked": (lambda y, x: y[:, [3, 1, 1]], "GATHER"),
+    "joined rows": (lambda y, x: torch.cat([ones(y), y, x], 1), "GATHER GATHER GATHER"),
+    "joined channels": (lambda y, x: torch.cat([y, x.flip(1), y[..., 4:]], -1), "GATHER GATHER GATHER"),
+    "joined across": (lambda y, x: torch.cat([y.mT, x.mT], 2), "TRANSPOSE GATHER TRANSPOSE GATHER"),
+    "stacked": (lambda y, x: torch.stack([y, x], 1), "GATHER GATHER"),
     "as an image": (lambda y, x: F.adaptive_avg_pool2d(y.mT.unsqueeze(3), 1), "MEAN"),
-    "as another image": (lambda y, x: y.view(-1, 16, 5, 1).mean((2, 3)), "TURNED MEAN"),
+    "as another image": (lambda y, x: y.view(-1, 16, 5, 1).mean((2, 3)), "TRANSPOSE MEAN"),
 }  # fmt: skip
 
 
@@ -177,8 +176,8 @@ MAPS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     "flattened": (lambda y: y.flatten(1), 384, "CONVOLUTION"),
     "flattened and activated": (lambda y: y.flatten(1).relu(), 384, "CONVOLUTION"),
     "places": (lambda y: y.flatten(2).mT, 16, "LINEAR"),
-    "channels": (lambda y: y.flatten(2), 24, "TURNED LINEAR"),
-    "half of the channels": (lambda y: y[:, :8].flatten(1), 192, "ROWS CONVOLUTION"),
+    "channels": (lambda y: y.flatten(2), 24, "TRANSPOSE LINEAR"),
+    "half of the channels": (lambda y: y[:, :8].flatten(1), 192, "GATHER CONVOLUTION"),
     "shuffled": (lambda y: y.unflatten(1, (2, 8)).transpose(1, 2).flatten(1), 384, "CONVOLUTION"),
     "flipped": (lambda y: y.flip(1).permute(0, 2, 3, 1), 16, "LINEAR"),
 }
@@ -204,13 +203,13 @@ def heads(y: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
-    "softmax": (lambda y, x: y.softmax(-1), "aten.softmax.int that is no part of attention"),
-    "scores": (lambda y, x: (y @ x.mT).relu(), "a product of matrices that is no part of attention"),
+    "softmax": (lambda y, x: y.softmax(-1), "aten.softmax.int that is not part of attention"),
+    "scores": (lambda y, x: (y @ x.mT).relu(), "a matrix product that is not part of attention"),
     "over queries": (lambda y, x: (y @ x.mT).softmax(1) @ x, "aten.softmax.int over axis 1"),
     "weights": (lambda y, x: (y @ x.mT).softmax(-1) * 2, "a product with a softmax"),
     "a mask": (
         lambda y, x: F.scaled_dot_product_attention(y, x, x, (y @ x.mT).softmax(-1)),
-        "a mask that is no constant",
+        "a mask that is not a constant",
     ),
     "nothing to see": (
         lambda y, x: F.scaled_dot_product_attention(y, x, x, torch.zeros(5, 5).bool()),
@@ -220,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
         lambda y, x: F.scaled_dot_product_attention(heads(y), heads(x)[:, :1], heads(x)[:, :1], enable_gqa=True),
         "enable_gqa",
     ),
-    "dropout": (lambda y, x: F.scaled_dot_product_attention(y, x, x, dropout_p=0.1), "drops out at random"),
+    "dropout": (lambda y, x: F.scaled_dot_product_attention(y, x, x, dropout_p=0.1), "has random dropout"),
     "a norm of two axes": (lambda y, x: F.layer_norm(y, (5, 16)), "a norm over more than the last axis"),
     "chance": (random, "is random"),
     "broadcast": (lambda y, x: y[:, :1] + x[..., :1], "a sum of maps of different shapes"),
@@ -234,7 +233,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_reason(name: str) -> None:
     function, reason = REFUSED[name]
-    with pytest.raises(UnservedError, match=reason):
+    with pytest.raises(UnsupportedError, match=reason):
         read(Of(function), tokens(2, 5, 16))
 
 
@@ -255,22 +254,21 @@ class Changes(nn.Module):
 
 def test_a_networks_own_numbers_are_not_changed() -> None:
     network, x = Changes(), tokens(1, 5, 16)
-    subject = subject_of(network.eval(), x)
-    module: Any = export(subject.network, subject.calling, CPU).program.module()
+    module = traced(network, x)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    with pytest.raises(UnservedError, match="changes one of its parameters"):
+    with pytest.raises(UnsupportedError, match="changes one of its parameters"):
         Planner(module).read(module.graph)
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
 
 
 def test_orders_are_found() -> None:
     dense = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
-    assert strides(dense.transpose(1, 2)) == (0, 60, 5, 20)
-    assert strides(dense[:, :, 1:, :3]) == (5, 60, 20, 5)
-    assert strides(dense.flip(-1)) is None
-    assert strides(dense[:, [0, 2, 1]]) is None
-    assert turned(dense.transpose(2, 3).reshape(-1)) == (6, 4, 5)
-    assert turned(dense.transpose(1, 2).reshape(-1)) is None
-    assert runs(dense.transpose(1, 2).reshape(-1)) == 5
-    assert runs(dense[:, :, :, 1:].reshape(-1)) == 4
-    assert runs(dense.reshape(-1)) == 120
+    assert strides_of(dense.transpose(1, 2)) == Strides(0, 60, 5, 20)
+    assert strides_of(dense[:, :, 1:, :3]) == Strides(5, 60, 20, 5)
+    assert strides_of(dense.flip(-1)) is None
+    assert strides_of(dense[:, [0, 2, 1]]) is None
+    assert as_transposed(dense.transpose(2, 3).reshape(-1)) == (6, 4, 5)
+    assert as_transposed(dense.transpose(1, 2).reshape(-1)) is None
+    assert run_length(dense.transpose(1, 2).reshape(-1)) == 5
+    assert run_length(dense[:, :, :, 1:].reshape(-1)) == 4
+    assert run_length(dense.reshape(-1)) == 120

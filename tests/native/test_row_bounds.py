@@ -14,15 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from onebyone.laws import scaling, strassen
-from onebyone.native.kernels.program import Activation, Kind
-from tests.native import test_networks
-from tests.native.test_gathered_rows import Scaled, steps_of
-from tests.native.test_linear_kernel import layer
-from tests.native.test_networks import build, kinds
+from onebyone.native.steps import Activation, LinearStep
+from tests.native.build import U32, build, kinds, layer, needs_compiler, steps_of
+from tests.native.test_gathered_rows import Scaled
 
-U32 = 2.0**-24
 LEVELS = pytest.mark.parametrize("levels", [1, 2])
-pytestmark = test_networks.pytestmark
+pytestmark = needs_compiler
 
 
 def beyond(found: Tensor, x: Tensor, weight: Tensor, levels: int) -> list[int]:
@@ -164,7 +161,8 @@ def test_weights_that_cannot_be_halved_are_multiplied_directly() -> None:
         network = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 512)).requires_grad_(False)
         network[1].weight[3, 4] = value
         x = torch.randn(1, 64, 256)
-        assert [s.sizes["levels"] > 0 for s in steps_of(network, x)[1:]] == [True, False]
+        linears = [s for s in steps_of(network, x) if isinstance(s, LinearStep)]
+        assert [bool(s.levels) for s in linears] == [True, False]
         found = build(network, x)(x)
         assert torch.equal(found.isfinite(), network(x).isfinite())
 
@@ -191,8 +189,8 @@ def test_rows_scaled_where_they_are_read() -> None:
     """Squeeze-and-excitation: a sample with large numbers, or NaN, changes no other."""
     torch.manual_seed(0)
     network, x = Scaled(256, 384, "pointwise"), torch.randn(3, 3, 9, 8)
-    step = next(s for s in steps_of(network, x) if s.third is not None)
-    assert (step.kind, step.sizes["levels"] > 0) == (Kind.LINEAR, True)
+    (step,) = (s for s in steps_of(network, x) if isinstance(s, LinearStep) and s.factors is not None)
+    assert step.levels
     call = build(network.requires_grad_(False), x)
     before, exact = call(x), copy.deepcopy(network).double()
     for value in (1e6, torch.nan):

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 from itertools import product
 
 import pytest
 import torch
 
-from onebyone.native.kernels.program import Kind, Map, Step, kernel
-from onebyone.native.kernels.strassen import vectors
-from tests.native.test_linear_kernel import layer
+from onebyone.native.kernels.program import kernel
+from onebyone.native.kernels.strassen import panel_vectors
+from onebyone.native.maps import Map
+from onebyone.native.steps import LinearStep, Present
+from tests.native.build import layer, needs_compiler
 
-pytestmark = pytest.mark.skipif(
-    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
-    reason="there is no g++",
-)
-# inputs, outputs, taps of the kernel where rows are put together, and whether rows are scaled by channel: each is laid
-# out in another way (rows that begin 4 KiB apart are copied)
+pytestmark = needs_compiler
+# inputs, outputs, pieces of a gathered row, and whether rows are scaled by channel: each divides its scratch in another
+# way (rows that begin 4 KiB apart are copied)
 LAYERS = [
     (768, 768, 0, False),
     (96, 40, 0, False),
@@ -29,25 +26,30 @@ LAYERS = [
 ]
 
 
-def missing(
+def overruns(
     rows: range, levels: int, threads: range, layer: tuple[int, int, int, bool], guarded: bool
 ) -> list[tuple[int, ...]]:
     """The (rows, threads, floats) for which a part of the layer writes that many floats beyond its scratch."""
-    inputs, outputs, taps, scaled = layer
-    some = Map((1, 1, 1, 1))
-    lanes = int(kernel().onebyone_lanes())
-    step = Step(
-        Kind.LINEAR, some, some, pool=vectors(outputs >> levels, lanes), third=some if scaled else None
+    inputs, outputs, pieces, scaled = layer
+    some, lanes = Map((1, 1, 1, 1)), int(kernel().onebyone_lanes())
+    step = LinearStep(
+        input=some,
+        output=some,
+        rows=1,
+        weight=torch.empty(outputs, inputs),
+        index=torch.zeros(1, dtype=torch.int64) if pieces else None,
+        pieces=pieces or 1,
+        factors=some if scaled else None,
+        levels=levels,
+        vectors=panel_vectors(outputs >> levels, lanes),
+        signs=torch.zeros(1, dtype=torch.uint8) if guarded else None,
     )
-    step.index = torch.zeros(1, dtype=torch.int64) if taps else None
-    step.signs = torch.zeros(1, dtype=torch.uint8) if guarded else None
-    step.sizes = {"channels": inputs, "outputs": outputs, "levels": levels, "kernel_w": taps, "high": 1}
-    row, wrong = step.row(), []
-    for row.samples in rows:
+    record, wrong = step.record(Present()), []
+    for record.fields.linear.rows in rows:
         for n in threads:
-            found = int(kernel().onebyone_scratch_missing(ctypes.byref(row), n))
-            if found > 0:
-                wrong.append((row.samples, n, found))
+            overrun = int(kernel().onebyone_scratch_overrun(ctypes.byref(record), n))
+            if overrun > 0:
+                wrong.append((record.fields.linear.rows, n, overrun))
     return wrong
 
 
@@ -57,7 +59,7 @@ def missing(
 def test_scratch_holds_every_part_of_all_rows_to_2000_on_1_to_64_threads(
     levels: int, shape: tuple[int, int, int, bool], guarded: bool
 ) -> None:
-    assert missing(range(1, 2001), levels, range(1, 65), shape, guarded) == []
+    assert overruns(range(1, 2001), levels, range(1, 65), shape, guarded) == []
 
 
 @pytest.mark.parametrize("rows", [321, 481, 801])

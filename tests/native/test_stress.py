@@ -1,4 +1,4 @@
-"""The engine's kernels under sanitizers, on random networks, beside busy processes; planted faults are found."""
+"""The kernels on random networks, under sanitizers and beside busy processes; injected faults are found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.native import stress
 pytestmark = pytest.mark.skipif(
     not (shutil.which("g++") or os.environ.get("CI") == "true"), reason="there is no g++"
 )
-OVERFLOWING = 19  # the first network with rows that the old scratch is too small for
+OVERFLOWING = 19  # the first network for which the scratch of the injected fault is too small
 
 
 def run(sanitizer: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,7 @@ def test_200_random_networks(sanitizer: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["none", "address"])
 def test_kernels_for_any_processor(sanitizer: str) -> None:
-    """Vectors of four floats, and the rests of rows number by number."""
+    """Vectors of four floats, and the ends of rows number by number."""
     assert_clean(run(sanitizer, "--narrow", "--networks", "40", "--seed", "1000"), 40)
 
 
@@ -58,22 +58,22 @@ def test_beside_busy_processes_with_delays_between_the_threads() -> None:
 @pytest.mark.parametrize(
     ("sanitizer", "says"), [("none", "after the scratch"), ("address", "use-after-poison")]
 )
-def test_the_old_size_of_the_scratch_is_found(sanitizer: str, says: str) -> None:
-    done = run(sanitizer, "--planted", "scratch", "--networks", "1", "--seed", str(OVERFLOWING))
+def test_scratch_that_is_too_small_is_found(sanitizer: str, says: str) -> None:
+    done = run(sanitizer, "--fault", "scratch", "--networks", "1", "--seed", str(OVERFLOWING))
     assert done.returncode != 0
     assert says in done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_a_missing_barrier_is_found() -> None:
-    """Threads that do not wait for each other read what is not yet there."""
-    done = run("thread", "--planted", "race", "--networks", "20")
+    """Threads that do not wait for each other read memory that is not yet written."""
+    done = run("thread", "--fault", "race", "--networks", "20")
     assert done.returncode != 0
     assert "data race" in done.stderr
 
 
 @pytest.mark.slow
 def test_memory_that_is_read_before_it_is_written_is_found() -> None:
-    done = run("none", "--planted", "unwritten", "--networks", "60")
+    done = run("none", "--fault", "unwritten", "--networks", "60")
     assert done.returncode == 1
     assert "differs from PyTorch by inf" in done.stdout

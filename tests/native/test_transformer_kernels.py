@@ -1,10 +1,9 @@
-"""What the engine "onebyone" does with rows of channels, step by step against float64: norms, attention, gathers."""
+"""The kernels for rows of channels, step by step against float64: layer norms, attention, gathers, transposes."""
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,38 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from onebyone.native.kernels.program import Activation, Kind, Map, Meeting, Program, Step
-
-U32 = 2.0**-24
-INF = math.inf
-pytestmark = pytest.mark.skipif(
-    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
-    reason="there is no g++",
+from onebyone.native.maps import Map
+from onebyone.native.steps import (
+    Activation,
+    AttentionStep,
+    ElementwiseStep,
+    GatherStep,
+    LayerNormStep,
+    Operation,
+    Step,
+    Strides,
+    TransposeStep,
 )
+from tests.native.build import U32, input_step, needs_compiler, run, run_one
 
-
-def given_map(x: Tensor) -> tuple[Step, Map]:
-    """All of what a network is given, in a row."""
-    shape = (1, 1, 1, x.numel())
-    made = Map(shape)
-    return Step(Kind.INPUT, None, made, given=shape), made
-
-
-def run(x: Tensor, steps: list[Step], result: Map, threads: int = 2) -> Tensor:
-    found = Program(steps, result, threads)(x.reshape(1, 1, 1, -1))
-    return found.flatten()
-
-
-def one(kind: Kind, x: Tensor, floats: int, threads: int = 2, **fields: Any) -> Tensor:
-    """What a step of one operand makes of x."""
-    first, source = given_map(x)
-    y = Map((1, floats, 1, 1))
-    return run(x, [first, Step(kind, source, y, **fields)], y, threads)
+INF = math.inf
+pytestmark = needs_compiler
 
 
 def activated(x: Tensor, kind: Activation) -> Tensor:
-    sizes = {"samples": 1, "height": 1, "width": 1, "channels": x.numel()}
-    return one(Kind.ELEMENTWISE, x, x.numel(), activation=kind, sizes=sizes)
+    return run_one(x, x.numel(), partial(ElementwiseStep, activation=kind))
 
 
 @settings(max_examples=60)
@@ -63,17 +50,16 @@ def test_norms_of_rows(data: st.DataObject) -> None:
     if draw(st.booleans()):
         chosen = torch.randint(places, (draw(st.integers(1, 20)),))
         index, rows = chosen * c, rows[chosen]
-    got = one(
-        Kind.LAYER_NORM,
-        x,
-        rows.numel(),
-        draw(st.integers(1, 3)),
+    norm = partial(
+        LayerNormStep,
+        rows=len(rows),
+        channels=c,
+        epsilon=eps,
         weight=None if weight is None else weight.clone(),
         bias=bias,
         index=index,
-        number=eps,
-        sizes={"samples": len(rows), "channels": c},
     )
+    got = run_one(x, rows.numel(), norm, draw(st.integers(1, 3)))
     w = torch.ones(c) if weight is None else weight
     exact = F.layer_norm(rows, (c,), w.double(), None if bias is None else bias.double(), eps)
     away = rows - rows.mean(1, keepdim=True)
@@ -90,7 +76,7 @@ def test_norms_of_rows(data: st.DataObject) -> None:
 def test_a_norm_of_what_is_not_finite() -> None:
     x = torch.randn(3, 40)
     x[1, 7], x[2, 39] = math.nan, INF
-    got = one(Kind.LAYER_NORM, x, x.numel(), number=1e-5, sizes={"samples": 3, "channels": 40}).view(3, 40)
+    got = run_one(x, x.numel(), partial(LayerNormStep, rows=3, channels=40, epsilon=1e-5)).view(3, 40)
     assert bool(got[0].isfinite().all())
     assert bool(got[1:].isnan().all())
 
@@ -103,20 +89,36 @@ def attended(
     s, out = k.shape[1], v.shape[3]
     if together:
         x, row = torch.stack([q, k, v], 2), 3 * h * d
-        apart = [at for i in range(3) for at in (i * h * d, t * row, d, row)]
+        strides = [Strides(i * h * d, t * row, d, row) for i in range(3)]
     else:
-        x, apart, begin = torch.cat([q.flatten(), k.flatten(), v.flatten()]), [], 0
+        x, strides, begin = torch.cat([q.flatten(), k.flatten(), v.flatten()]), [], 0
         for part in (q, k, v):
-            _, length, _, wide = part.shape
-            apart += [begin, length * h * wide, wide, h * wide]
+            _, length, _, width = part.shape
+            strides.append(Strides(begin, length * h * width, width, h * width))
             begin += part.numel()
-    # a mask's axis of length 1 stands for all samples, or all heads
-    mask_apart = [0, 0] if mask is None else [0 if mask.shape[i] == 1 else mask.stride(i) for i in range(2)]
-    first, source = given_map(x)
+    # an axis of length 1 of the mask serves all samples, or all heads
+    shared = [True, True] if mask is None else [n == 1 for n in mask.shape[:2]]
+    sample_stride, head_stride = (0 if s else mask.stride(i) for i, s in enumerate(shared))  # type: ignore[union-attr]
+    first, source = input_step(x)
     y = Map((1, b * t * h * out, 1, 1))
-    sizes = {"samples": b, "height": h, "high": t, "wide": s, "channels": d, "outputs": out}
-    step = Step(Kind.ATTENTION, source, y, None if mask is None else mask.clone(), add=source, third=source)
-    step.apart, step.number, step.sizes = (*apart, *mask_apart), 1 / math.sqrt(d), sizes
+    step = AttentionStep(
+        output=y,
+        queries=source,
+        keys=source,
+        values=source,
+        bias=None if mask is None else mask.clone(),
+        samples=b,
+        heads=h,
+        query_rows=t,
+        key_rows=s,
+        depth=d,
+        value_depth=out,
+        query_strides=strides[0],
+        key_strides=strides[1],
+        value_strides=strides[2],
+        bias_strides=(sample_stride, head_stride),
+        scale=1 / math.sqrt(d),
+    )
     return run(x, [first, step], y, threads).view(b, t, h, out)
 
 
@@ -204,10 +206,9 @@ def test_attention_to_what_is_not_a_number() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 50), st.integers(1, 50), st.integers(1, 3))
-def test_turned(samples: int, high: int, wide: int, threads: int) -> None:
+def test_transposes(samples: int, high: int, wide: int, threads: int) -> None:
     x = torch.randn(samples, high, wide)
-    sizes = {"samples": samples, "height": high, "width": wide, "channels": 1}
-    got = one(Kind.TURNED, x, x.numel(), threads, sizes=sizes)
+    got = run_one(x, x.numel(), partial(TransposeStep, matrices=samples, rows=high, columns=wide), threads)
     assert torch.equal(got.view(samples, wide, high), x.mT)
 
 
@@ -219,16 +220,22 @@ def test_rows_gathered_into_parts_of_a_map(data: st.DataObject) -> None:
     samples, c = draw(st.integers(1, 4)), draw(st.sampled_from([1, 3, 16, 20]))
     before, behind, places = draw(st.integers(1, 5)), draw(st.integers(1, 9)), 7
     constant, x = torch.randn(5, c), torch.randn(places, c)
-    first, source = given_map(x)
-    wide = (before + behind) * c
-    y = Map((1, samples * wide, 1, 1))
+    first, source = input_step(x)
+    block = (before + behind) * c
+    y = Map((1, samples * block, 1, 1))
     chosen = torch.randint(5, (samples, before)), torch.randint(places, (samples, behind))
-    steps = [first]
-    for at, (rows, of) in enumerate(zip(chosen, (constant, x), strict=True)):
-        sizes = {"samples": rows.numel(), "channels": c, "high": rows.shape[1], "wide": wide}
-        sizes["pad_h"] = before * c * at
-        step = Step(Kind.ROWS, source if at else None, y, None if at else of.clone(), sizes=sizes)
-        step.index = rows.flatten() * c
+    steps: list[Step] = [first]
+    for number, rows in enumerate(chosen):
+        step = GatherStep(
+            output=y,
+            source=source if number else None,
+            numbers=None if number else constant.clone(),
+            index=rows.flatten() * c,
+            length=c,
+            output_begin=before * c * number,
+            pieces_per_block=rows.shape[1],
+            block_stride=block,
+        )
         steps.append(step)
     exact = torch.cat([constant[chosen[0]], x[chosen[1]]], 1)
     assert torch.equal(run(x, steps, y).view_as(exact), exact)
@@ -238,32 +245,35 @@ def test_rows_gathered_into_parts_of_a_map(data: st.DataObject) -> None:
 def test_rows_gathered_one_after_another(c: int) -> None:
     x = torch.randn(11, c)
     index = torch.randint(11, (30,))
-    sizes = {"samples": 30, "channels": c, "high": 1, "wide": 0}
-    got = one(Kind.ROWS, x, 30 * c, index=index * c, sizes=sizes)
-    assert torch.equal(got.view(30, c), x[index])
+
+    def gather(input: Map, output: Map) -> GatherStep:  # noqa: A002
+        return GatherStep(source=input, output=output, index=index * c, length=c)
+
+    assert torch.equal(run_one(x, 30 * c, gather).view(30, c), x[index])
 
 
 @pytest.mark.parametrize("c", [1, 16, 21])
-@pytest.mark.parametrize("meeting", [Meeting.ADDED, Meeting.MULTIPLIED])
-def test_a_second_operand_from_elsewhere(c: int, meeting: Meeting) -> None:
+@pytest.mark.parametrize("operation", [Operation.SUM, Operation.PRODUCT])
+def test_a_second_operand_from_elsewhere(c: int, operation: Operation) -> None:
     """Rows of a map in another order, a constant, one that repeats, rows of a constant."""
     torch.manual_seed(0)
     places = 12
     x, constant, few = torch.randn(places, c), torch.randn(places, c), torch.randn(3, c)
     index = torch.randperm(places)
-    sizes = {"samples": 1, "height": 1, "width": places, "channels": c}
     cases: list[tuple[Tensor, dict[str, Any]]] = [
         (x[index], {"index": index * c}),
-        (constant, {"weight": constant.clone()}),
-        (few.repeat(places // 3, 1), {"weight": few.clone(), "sizes": {**sizes, "levels": 3}}),
-        (constant[index], {"weight": constant.clone(), "index": index * c}),
+        (constant, {"numbers": constant.clone()}),
+        (few.repeat(places // 3, 1), {"numbers": few.clone(), "period": 3}),
+        (constant[index], {"numbers": constant.clone(), "index": index * c}),
+        (x[[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]], {"positions_per_row": 4}),
     ]
     for second, fields in cases:
-        first, source = given_map(x)
-        y = Map((1, x.numel(), 1, 1))
-        other = None if "weight" in fields else source
-        step = Step(Kind.ELEMENTWISE, source, y, add=other, pool=meeting, **{"sizes": sizes, **fields})
-        exact = x + second if meeting == Meeting.ADDED else x * second
+        first, source = input_step(x)
+        rows = Map((1, c, 1, places), base=source)
+        y = Map((1, c, 1, places))
+        other = None if "numbers" in fields else source
+        step = ElementwiseStep(input=rows, output=y, other=other, operation=operation, **fields)
+        exact = x + second if operation == Operation.SUM else x * second
         assert torch.equal(run(x, [first, step], y).view(places, c), exact)
 
 

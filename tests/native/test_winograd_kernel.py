@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,10 @@ from torch import Tensor, nn
 
 from onebyone.errors import BadInput
 from onebyone.laws.winograd import F4X3
-from onebyone.native.kernels.winograd import ROUNDINGS, WinogradConvolution, by_products, packed, why_not
+from onebyone.native.kernels.winograd import ROUNDINGS, WinogradConvolution, packed, reference_conv2d, why_not
+from tests.native.build import U32, needs_compiler
 
-U32 = 2.0**-24
-pytestmark = pytest.mark.skipif(
-    not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"),
-    reason="there is no g++",
-)
+pytestmark = needs_compiler
 
 
 def kernel(
@@ -66,7 +61,9 @@ def test_the_kernel_stays_within_the_bound(
     y = kernel(x, w, None, padding)
     exact = F.conv2d(x.double(), w.double(), padding=padding)
     assert bool(((y - exact).abs() <= bound(x, w, padding)).all())
-    assert torch.allclose(by_products(x.double(), w, None, k, list(padding), False, False), exact, atol=1e-10)
+    assert torch.allclose(
+        reference_conv2d(x.double(), w, None, k, list(padding), False, False), exact, atol=1e-10
+    )
 
 
 def test_a_wrong_weight_is_beyond_the_bound() -> None:

@@ -13,7 +13,7 @@ from onebyone.errors import BadInput, Refused
 from onebyone.pytorch.files.exporting import arguments
 from onebyone.pytorch.files.program_file import load_program
 from onebyone.tuning.engines.base import EngineSetting
-from onebyone.tuning.engines.exported_program import UnservedError, export
+from onebyone.tuning.engines.exported_program import UnsupportedError, export
 from onebyone.tuning.network_forms import program_of
 from onebyone.tuning.target import subject_of
 from tests.pytorch.integer_networks import exact, integer
@@ -122,7 +122,7 @@ def test_forms_and_engines_that_need_a_program_are_refused_in_tune():
     subject = subject_of(Net(conditional).eval(), torch.ones(2, 3, 4, 4))
     with pytest.raises(Refused, match=DEPENDS):
         program_of(subject)
-    with pytest.raises(UnservedError, match=DEPENDS):
+    with pytest.raises(UnsupportedError, match=DEPENDS):
         export(subject.network, subject.calling, EngineSetting(torch.device("cpu"), 1))
 
 

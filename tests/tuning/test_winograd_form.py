@@ -14,10 +14,10 @@ import onebyone
 from onebyone.errors import Refused
 from onebyone.tuning import Plan
 from onebyone.tuning.clock import Clock
-from onebyone.tuning.engines import Setting, engine_of
+from onebyone.tuning.engines import EngineSetting, engine_of
 from onebyone.tuning.layer_groups import groups_of
 from onebyone.tuning.layer_times import measure_group
-from onebyone.tuning.target import Subject, subject_of
+from onebyone.tuning.target import TuningTarget, subject_of
 from onebyone.tuning.winograd_form import WINOGRAD_FORM
 
 pytestmark = pytest.mark.skipif(
@@ -50,7 +50,7 @@ class Trunk(nn.Module):
         return head
 
 
-def trunk() -> Subject:
+def trunk() -> TuningTarget:
     torch.manual_seed(0)
     network = Trunk().eval()
     for module in network.modules():
@@ -94,7 +94,7 @@ def test_only_the_layers_that_are_named_are_turned() -> None:
 def test_engines_run_it(engine: str) -> None:
     subject = trunk()
     formed = WINOGRAD_FORM.build(subject, {})
-    call = engine_of(engine).build(formed.network, subject.calling, Setting(torch.device("cpu"), 2))
+    call = engine_of(engine).build(formed.network, subject.calling, EngineSetting(torch.device("cpu"), 2))
     with torch.inference_mode():
         assert torch.allclose(call(*subject.calling.args), subject.network(*subject.calling.args), atol=1e-5)
 
@@ -117,3 +117,18 @@ def test_tune_tries_it_proves_it_and_applies_it_again() -> None:
     again = onebyone.tune(subject.network, x, plan=Plan.from_dict(plan))
     assert operators(again.model.network).count("onebyone.winograd_conv2d.default") == 3
     assert torch.allclose(again.model(x), subject.network(x), atol=1e-5)
+
+
+def test_a_batch_norm_whose_folded_weights_overflow_stays_in_the_graph() -> None:
+    torch.manual_seed(0)
+    convolution, norm = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+    with torch.no_grad():
+        convolution.weight *= 1e30
+        norm.weight[3] = 1e10
+    network, x = nn.Sequential(convolution, norm).eval(), 1e-25 * torch.randn(1, 16, 9, 9)
+    formed = WINOGRAD_FORM.build(subject_of(network, x), {})
+    assert "aten.batch_norm.default" in operators(formed.network)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            formed.network(x), network(x), rtol=1e-3, atol=1e-3 * float(network(x).abs().max())
+        )

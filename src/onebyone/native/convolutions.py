@@ -1,89 +1,111 @@
-"""Steps on channels-last maps: convolutions with the batch norms behind them, and pools."""
+"""Lower operators on feature maps: convolutions with the batch norms that follow them, and pools."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from onebyone.native.graph_queries import constant, convolution_arguments, pool_arguments, with_norm
-from onebyone.native.kernels.program import Kind, Map, Step, on_axes
+from onebyone.native.graph_queries import (
+    convolution_arguments,
+    fold_batch_norm,
+    own_tensor,
+    pool_arguments,
+    why_not_folded,
+)
 from onebyone.native.layout import Value, aten
-from onebyone.native.lowering import Planning
-from onebyone.native.unserved import UnservedError
+from onebyone.native.lowering import Lowering
+from onebyone.native.maps import Map
+from onebyone.native.steps import ConvolutionStep, DepthwiseStep, InputStep, MaxPoolStep, MeanStep, Window
+from onebyone.native.unsupported import UnsupportedError
 
-_MOST_TAPS, _NARROW = 64, 4
+_MAX_TAPS, _NARROW = 64, 4
 
 
-def convolution(plan: Planning, node: Any) -> None:
-    """A convolution with the batch norm behind it."""
+def convolution(lowering: Lowering, node: Any) -> None:
+    """A convolution with the batch norm that follows it."""
     a = convolution_arguments(node)
-    weight, bias = constant(plan.network, a["weight"]), constant(plan.network, a["bias"])
+    weight, bias = own_tensor(lowering.network, a["weight"]), own_tensor(lowering.network, a["bias"])
     if weight is None or weight.dim() != 4 or (bias is None and a["bias"] is not None):
-        raise UnservedError("a convolution's weight is not one of its parameters")
-    weight, bias, norm = with_norm(plan.network, node, weight, bias)
+        raise UnsupportedError("a convolution's weight is not one of its parameters")
+    weight, bias, norm = fold_batch_norm(lowering.network, node, weight, bias)
     if norm is not None:
         node = norm
-        plan.folded.add(norm)
+        lowering.folded.add(norm)
     outputs, per_group, kernel_h, kernel_w = weight.shape
-    sizes = on_axes((kernel_h, kernel_w), a["stride"], a["padding"], a["dilation"])
+    window = Window.of((kernel_h, kernel_w), a["stride"], a["padding"], a["dilation"])
     y = Map(_image_shape(node))
-    source = a["input"]
-    narrow = a["groups"] == 1 and _narrow(plan, source, per_group, sizes)
-    if narrow and kernel_h <= _MOST_TAPS:
-        x = _padded(plan, source, sizes)
-        sizes |= {"pad_h": 0, "pad_w": 0, "dilation_w": 0}
-        plan.add(Step(Kind.CONVOLUTION, x, y, weight, bias, sizes=sizes))
-    elif a["groups"] == 1 and kernel_h * kernel_w <= _MOST_TAPS:
-        plan.add(Step(Kind.CONVOLUTION, plan.map_of(source), y, weight, bias, sizes=sizes))
-    elif a["groups"] == outputs and per_group == 1 and kernel_h * kernel_w <= _MOST_TAPS:
-        plan.add(Step(Kind.DEPTHWISE, plan.map_of(source), y, weight, bias, sizes=sizes))
+    source, groups, taps = a["input"], a["groups"], kernel_h * kernel_w
+    narrow = groups == 1 and _narrow(lowering, source, per_group, window)
+    if narrow and kernel_h <= _MAX_TAPS:
+        x = _padded_input(lowering, source, window.padding)
+        rows = replace(window, padding=(0, 0))
+        lowering.add(
+            ConvolutionStep(input=x, output=y, weight=weight, bias=bias, window=rows, whole_rows=True)
+        )
+    elif groups == 1 and taps <= _MAX_TAPS:
+        x = lowering.map_of(source)
+        lowering.add(ConvolutionStep(input=x, output=y, weight=weight, bias=bias, window=window))
+    elif groups == outputs and per_group == 1 and taps <= _MAX_TAPS:
+        x = lowering.map_of(source)
+        lowering.add(DepthwiseStep(input=x, output=y, weight=weight, bias=bias, window=window))
     else:
-        raise UnservedError(f"a {kernel_h}×{kernel_w} convolution in {a['groups']} groups")
-    plan.values[node] = Value(y)
+        raise UnsupportedError(f"a {kernel_h}×{kernel_w} convolution in {groups} groups")
+    lowering.values[node] = Value(y)
 
 
-def _narrow(plan: Planning, source: Any, channels: int, sizes: dict[str, int]) -> bool:
-    """Whether it alone reads the image, of few channels: then a row of its kernel is one run of numbers."""
-    alone = source is plan.image and sum(u.op != "call_module" for u in source.users) == 1
-    return alone and channels <= _NARROW and sizes["dilation_w"] == 1
+def batch_norm(lowering: Lowering, node: Any) -> None:
+    """A batch norm that was not folded into a convolution is not supported."""
+    raise UnsupportedError(
+        f"it has a batch norm that cannot be folded: {why_not_folded(lowering.network, node)}"
+    )
 
 
-def _padded(plan: Planning, source: Any, sizes: dict[str, int]) -> Map:
+def _narrow(lowering: Lowering, source: Any, channels: int, window: Window) -> bool:
+    """Whether a convolution alone reads the network's input, which has few channels.
+
+    Then each row of its kernel reads one run of numbers of the padded input.
+    """
+    only_reader = source is lowering.image and sum(u.op != "call_module" for u in source.users) == 1
+    return only_reader and channels <= _NARROW and window.dilation[1] == 1
+
+
+def _padded_input(lowering: Lowering, source: Any, padding: tuple[int, int]) -> Map:
     n, c, h, w = source.meta["val"].shape
-    x = Map((n, c, h + 2 * sizes["pad_h"], w + 2 * sizes["pad_w"]))
-    pads = {"pad_h": sizes["pad_h"], "pad_w": sizes["pad_w"]}
-    return plan.add(Step(Kind.INPUT, None, x, sizes=pads, given=(n, c, h, w)))
+    x = Map((n, c, h + 2 * padding[0], w + 2 * padding[1]))
+    return lowering.add(InputStep(output=x, shape=(n, c, h, w), padding=padding))
 
 
-def adaptive_pool(plan: Planning, node: Any) -> None:
-    """To one place, or to as many as there are."""
-    x, (high, wide) = plan.map_of(node.args[0]), _image_shape(node)[2:]
-    if (high, wide) == x.shape[2:]:
-        plan.values[node] = Value(x)
-    elif (high, wide) == (1, 1):
-        plan.values[node] = Value(plan.add(Step(Kind.MEAN, x, Map((*x.shape[:2], 1, 1)))))
+def adaptive_pool(lowering: Lowering, node: Any) -> None:
+    """An adaptive average pool to one position, or to the size that the map has already."""
+    x, size = lowering.map_of(node.args[0]), _image_shape(node)[2:]
+    if size == x.shape[2:]:
+        lowering.values[node] = Value(x)
+    elif size == (1, 1):
+        lowering.values[node] = Value(lowering.add(MeanStep(input=x, output=Map((*x.shape[:2], 1, 1)))))
     else:
-        raise UnservedError(f"an adaptive pool from {x.shape[2:]} to {(high, wide)} places")
+        raise UnsupportedError(f"an adaptive pool from {x.shape[2:]} to {size} positions")
 
 
-def max_pool(plan: Planning, node: Any) -> None:
-    """Any max pool without ceil_mode."""
+def max_pool(lowering: Lowering, node: Any) -> None:
+    """A max pool without ceil_mode."""
     *settings, ceil = pool_arguments(node)
     if ceil:
-        raise UnservedError("a max pool with ceil_mode")
-    x, y = plan.map_of(node.args[0]), Map(_image_shape(node))
-    plan.values[node] = Value(plan.add(Step(Kind.MAX_POOL, x, y, sizes=on_axes(*settings))))
+        raise UnsupportedError("a max pool with ceil_mode")
+    x, y = lowering.map_of(node.args[0]), Map(_image_shape(node))
+    lowering.values[node] = Value(lowering.add(MaxPoolStep(input=x, output=y, window=Window.of(*settings))))
 
 
 def _image_shape(node: Any) -> tuple[int, int, int, int]:
     shape = tuple(node.meta["val"].shape)
     if len(shape) != 4 or not all(isinstance(n, int) for n in shape):
-        raise UnservedError("a value that is no image of known size")
+        raise UnsupportedError("a value that is not an image of known size")
     return shape
 
 
-HANDLERS: dict[Any, Callable[[Planning, Any], None]] = {
+HANDLERS: dict[Any, Callable[[Lowering, Any], None]] = {
     aten.conv2d.default: convolution,
+    aten.batch_norm.default: batch_norm,
     aten.adaptive_avg_pool2d.default: adaptive_pool,
     aten.max_pool2d.default: max_pool,
 }

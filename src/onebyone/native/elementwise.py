@@ -1,4 +1,4 @@
-"""Sums and products of two values, or of one and a constant: part of a step before them where that can be."""
+"""Lower sums and products of two values, or of a value and a constant: into the step before them where possible."""
 
 from __future__ import annotations
 
@@ -9,209 +9,240 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebyone.native.attention import biased, scaled
-from onebyone.native.kernels.program import Kind, Map, Meeting, Step
-from onebyone.native.layout import Scores, Value, aten, in_memory, in_order, laid, size
-from onebyone.native.lowering import Planning
-from onebyone.native.unserved import UnservedError
+from onebyone.native.attention import add_bias, scale_scores
+from onebyone.native.layout import (
+    Scores,
+    Value,
+    aten,
+    contiguous_value,
+    counts_up,
+    element_count,
+    in_memory_order,
+)
+from onebyone.native.lowering import Lowering, ProductStep
+from onebyone.native.maps import Map
+from onebyone.native.steps import DepthwiseStep, ElementwiseStep, LinearStep, Operation
+from onebyone.native.unsupported import UnsupportedError
 
-_PRODUCTS = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.LINEAR)
 
-
-def sum_(plan: Planning, node: Any) -> None:
-    """Part of the product that one of the two comes from, where nothing else reads that."""
+def add(lowering: Lowering, node: Any) -> None:
+    """A sum: an addend of the product that computes one operand, if nothing else reads that operand."""
     if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
-        raise UnservedError("a sum with a factor")
-    if _with_constant(plan, node, Meeting.ADDED):
+        raise UnsupportedError("a sum with a factor")
+    if _with_constant(lowering, node, Operation.SUM):
         return
     first, second = node.args[:2]
-    pair = [plan.value(first), plan.value(second)]
-    shape = _shape(node, pair, "sum")
-    for mine, other in (pair[::-1], pair):
-        if first is not second and mine.shape == other.shape and _taken(plan, mine, other):
-            plan.values[node] = mine
+    operands = [lowering.value(first), lowering.value(second)]
+    shape = _result_shape(node, operands, "sum")
+    for value, other in (operands[::-1], operands):
+        if first is not second and value.shape == other.shape and _becomes_addend(lowering, value, other):
+            lowering.values[node] = value
             return
-    plan.values[node] = _met(plan, pair, shape, Meeting.ADDED)
+    lowering.values[node] = _combined(lowering, operands, shape, Operation.SUM)
 
 
-def _taken(plan: Planning, mine: Value, other: Value) -> bool:
-    """Whether the product that one value comes from adds the other."""
-    step = plan.open_product(mine, Kind.CONVOLUTION, Kind.LINEAR)
-    if step is None or other.memory.memory is step.y.memory or not _same(mine, other):
+def _becomes_addend(lowering: Lowering, value: Value, other: Value) -> bool:
+    """Whether the product that computes `value` can add `other`; if so, it does from now on."""
+    step = lowering.open_product(value)
+    if step is None or isinstance(step, DepthwiseStep):
         return False
-    if plan.written(other.memory) > plan.steps.index(step):
-        if step.kind != Kind.LINEAR:
+    if other.memory.memory is step.output.memory or not _same_order(value, other):
+        return False
+    if lowering.last_writer(other.memory) > lowering.steps.index(step):
+        if not isinstance(step, LinearStep):
             return False
-        plan.steps.remove(step)  # nothing has read it: it can be later
-        plan.steps.append(step)
-    step.add = other.memory
+        lowering.steps.remove(step)  # nothing reads its result yet: it can run later
+        lowering.steps.append(step)
+    step.addend = other.memory
     return True
 
 
-def product(plan: Planning, node: Any) -> None:
-    """Place by place, by a number for each channel (squeeze-and-excitation), or by a constant."""
-    if _with_constant(plan, node, Meeting.MULTIPLIED):
+def multiply(lowering: Lowering, node: Any) -> None:
+    """A product: element by element, by a number per channel and sample (squeeze-and-excitation), or by a constant."""
+    if _with_constant(lowering, node, Operation.PRODUCT):
         return
-    pair = [plan.value(v) for v in node.args[:2]]
-    shape = _shape(node, pair, "product")
-    a, b = pair
+    operands = [lowering.value(v) for v in node.args[:2]]
+    shape = _result_shape(node, operands, "product")
+    a, b = operands
     if a.shape[2:] == (1, 1) and a.shape != b.shape:
         a, b = b, a
     if len(shape) == 4 and b.shape == (*shape[:2], 1, 1) and a.shape != b.shape:
-        x, by = plan.image_of(a), plan.image_of(b)
-        step = Step(Kind.ELEMENTWISE, x, Map(x.shape), add=by, pool=Meeting.MULTIPLIED_BY_CHANNEL)
-        plan.values[node] = Value(plan.add(step))
+        x, factors = lowering.image_of(a), lowering.image_of(b)
+        positions = x.shape[2] * x.shape[3]
+        step = ElementwiseStep(
+            input=x,
+            output=Map(x.shape),
+            other=factors,
+            operation=Operation.PRODUCT,
+            positions_per_row=positions,
+        )
+        lowering.values[node] = Value(lowering.add(step))
         return
-    plan.values[node] = _met(plan, pair, shape, Meeting.MULTIPLIED)
+    lowering.values[node] = _combined(lowering, operands, shape, Operation.PRODUCT)
 
 
-def quotient(plan: Planning, node: Any) -> None:
-    """By a constant."""
-    by = plan.constant(node.args[1])
-    if by is None or len(node.args) != 2 or node.kwargs:
-        raise UnservedError(f"{node.target} by what is no constant")
-    _constant(plan, node, node.args[0], 1.0 / by.double(), Meeting.MULTIPLIED)
+def divide(lowering: Lowering, node: Any) -> None:
+    """A quotient by a constant: a product with its reciprocal."""
+    divisor = lowering.constant(node.args[1])
+    if divisor is None or len(node.args) != 2 or node.kwargs:
+        raise UnsupportedError(f"{node.target} by something that is not a constant")
+    _combine_with_constant(lowering, node, node.args[0], 1.0 / divisor.double(), Operation.PRODUCT)
 
 
-def difference(plan: Planning, node: Any) -> None:
-    """With a constant taken away."""
-    less = plan.constant(node.args[1])
-    if less is None or node.kwargs.get("alpha", 1) != 1:
-        raise UnservedError(f"{node.target} of what is no constant")
-    _constant(plan, node, node.args[0], -less.double(), Meeting.ADDED)
+def subtract(lowering: Lowering, node: Any) -> None:
+    """A difference with a constant: a sum with its negative."""
+    subtrahend = lowering.constant(node.args[1])
+    if subtrahend is None or node.kwargs.get("alpha", 1) != 1:
+        raise UnsupportedError(f"{node.target} of something that is not a constant")
+    _combine_with_constant(lowering, node, node.args[0], -subtrahend.double(), Operation.SUM)
 
 
-def _shape(node: Any, pair: list[Value], what: str) -> tuple[int, ...]:
-    """What comes out; refused where that is larger than both."""
+def _result_shape(node: Any, operands: list[Value], operation: str) -> tuple[int, ...]:
+    """The shape of the result, which must be that of an operand."""
     shape = tuple(node.meta["val"].shape)
-    if shape not in (pair[0].shape, pair[1].shape):
-        raise UnservedError(f"a {what} of maps of different shapes")
+    if shape not in (operands[0].shape, operands[1].shape):
+        raise UnsupportedError(f"a {operation} of maps of different shapes")
     return shape
 
 
-def _same(mine: Value, other: Value) -> bool:
-    """Whether both lie in the same order, each in all of its memory."""
-    if size(mine.memory) != size(other.memory):
+def _same_order(value: Value, other: Value) -> bool:
+    """Whether the elements of both are in the same order, and each fills its memory."""
+    if element_count(value.memory) != element_count(other.memory):
         return False
-    if mine.moved is None and other.moved is None:
-        return mine.memory.shape == other.memory.shape
-    where = in_memory(mine, other.at)
-    return where is not None and in_order(where)
+    if value.offsets is None and other.offsets is None:
+        return value.memory.shape == other.memory.shape
+    ordered = in_memory_order(value, other.element_offsets)
+    return ordered is not None and counts_up(ordered)
 
 
-def _met(plan: Planning, pair: list[Value], shape: tuple[int, ...], meeting: Meeting) -> Value:
-    """A step for it: one value as it lies, of the other the rows that meet it, wherever they are."""
-    choices = [(x, o) for x, o in (pair, pair[::-1]) if x.shape == shape]
-    if len(choices) == 2 and _same(pair[0], pair[1]):
-        return _step(plan, pair[0], pair[1], None, meeting)
-    choices.sort(key=lambda c: not in_order(c[0].at.reshape(-1)))  # what comes out should lie in order
+def _combined(
+    lowering: Lowering, operands: list[Value], shape: tuple[int, ...], operation: Operation
+) -> Value:
+    """An elementwise step: it reads one operand in the order of its memory, and the rows of the other by an index."""
+    choices = [(x, o) for x, o in (operands, operands[::-1]) if x.shape == shape]
+    if len(choices) == 2 and _same_order(operands[0], operands[1]):
+        return _elementwise(lowering, operands[0], operands[1], None, operation)
+    choices.sort(key=lambda c: not counts_up(c[0].element_offsets.reshape(-1)))  # prefer a contiguous result
     for x, other in choices:
-        where = in_memory(x, other.at.expand(shape))
-        index = None if where is None else _starts(where, x.memory.shape[1])
+        ordered = in_memory_order(x, other.element_offsets.expand(shape))
+        index = None if ordered is None else _row_begins(ordered, x.memory.shape[1])
         if index is not None:
-            return _step(plan, x, other, index, meeting)
+            return _elementwise(lowering, x, other, index, operation)
     x, other = choices[0]
-    if in_memory(x, x.at) is None:
-        x = laid(shape, plan.dense(x))
-    where = in_memory(x, other.at.expand(shape))
-    assert where is not None
-    index = _starts(where, x.memory.shape[1])
+    if in_memory_order(x, x.element_offsets) is None:
+        x = contiguous_value(shape, lowering.contiguous(x))
+    ordered = in_memory_order(x, other.element_offsets.expand(shape))
+    assert ordered is not None
+    index = _row_begins(ordered, x.memory.shape[1])
     if index is None:
         n, c, h, w = x.memory.shape
-        other, index = Value(plan.copied(where, (n, h, w, c), other.memory)), None
-    return _step(plan, x, other, index, meeting)
+        other = Value(lowering.copied(ordered, (n, h, w, c), other.memory))
+    return _elementwise(lowering, x, other, index, operation)
 
 
-def _starts(where: Tensor, length: int) -> Tensor | None:
-    """Where each row begins; None where it is no run of numbers."""
-    rows = where.view(-1, length)
+def _row_begins(offsets: Tensor, length: int) -> Tensor | None:
+    """The offset at which each row of `length` numbers begins; None if a row is not one run of numbers."""
+    rows = offsets.view(-1, length)
     return rows[:, 0].contiguous() if torch.equal(rows, rows[:, :1] + torch.arange(length)) else None
 
 
-def _step(plan: Planning, x: Value, other: Value, index: Tensor | None, meeting: Meeting) -> Value:
+def _elementwise(
+    lowering: Lowering, x: Value, other: Value, index: Tensor | None, operation: Operation
+) -> Value:
     length = x.memory.shape[1]
-    if index is not None and in_order(index // length) and not bool((index % length).any()):
+    if index is not None and counts_up(index // length) and not bool((index % length).any()):
         index = None
-    step = Step(Kind.ELEMENTWISE, x.memory, Map(x.memory.shape), add=other.memory, index=index, pool=meeting)
-    return Value(plan.add(step), x.moved)
+    step = ElementwiseStep(
+        input=x.memory, output=Map(x.memory.shape), other=other.memory, index=index, operation=operation
+    )
+    return Value(lowering.add(step), x.offsets)
 
 
-def _with_constant(plan: Planning, node: Any, meeting: Meeting) -> bool:
-    """Whether one of the two is a constant; it is planned then."""
-    for given, other in (node.args[:2], node.args[1::-1]):
-        constant = plan.constant(given)
+def _with_constant(lowering: Lowering, node: Any, operation: Operation) -> bool:
+    """Whether one operand is a constant; if so, the node is lowered."""
+    for argument, other in (node.args[:2], node.args[1::-1]):
+        constant = lowering.constant(argument)
         if constant is not None:
-            _constant(plan, node, other, constant, meeting)
+            _combine_with_constant(lowering, node, other, constant, operation)
             return True
     return False
 
 
-def _constant(plan: Planning, node: Any, given: Any, constant: Tensor, meeting: Meeting) -> None:
-    shape, found = tuple(node.meta["val"].shape), plan.any_value(given)
+def _combine_with_constant(
+    lowering: Lowering, node: Any, argument: Any, constant: Tensor, operation: Operation
+) -> None:
+    shape, operand = tuple(node.meta["val"].shape), lowering.any_value(argument)
     constant = constant if constant.is_floating_point() else constant.double()
-    single = meeting == Meeting.MULTIPLIED and constant.numel() == 1
-    if isinstance(found, Scores):
-        if meeting == Meeting.MULTIPLIED and not single:
-            raise UnservedError("a product of scores and more than one number")
-        plan.values[node] = scaled(found, float(constant)) if single else biased(found, constant, shape)
+    one_factor = operation == Operation.PRODUCT and constant.numel() == 1
+    if isinstance(operand, Scores):
+        if operation == Operation.PRODUCT and not one_factor:
+            raise UnsupportedError("a product of scores and more than one number")
+        lowering.values[node] = (
+            scale_scores(operand, float(constant)) if one_factor else add_bias(operand, constant, shape)
+        )
         return
-    value = plan.value(given, scaled=single)
+    value = lowering.value(argument, scaled=one_factor)
     if shape != value.shape:
-        raise UnservedError(f"a {'product' if single else 'sum'} of maps of different shapes")
-    plan.values[node] = _with_numbers(plan, value, constant, meeting, single)
+        raise UnsupportedError(f"a {'product' if one_factor else 'sum'} of maps of different shapes")
+    lowering.values[node] = _with_numbers(lowering, value, constant, operation, one_factor)
 
 
-def _with_numbers(plan: Planning, value: Value, constant: Tensor, meeting: Meeting, single: bool) -> Value:
-    """A constant for each place, or for each channel, where it can be part of the product before."""
-    step = plan.open_product(value, *_PRODUCTS) if value.scale == 1.0 else None
-    numbers = in_memory(value, constant) if step is not None or not single else None
-    if step is not None and numbers is not None and _folded(step, numbers, meeting):
+def _with_numbers(
+    lowering: Lowering, value: Value, constant: Tensor, operation: Operation, one_factor: bool
+) -> Value:
+    """A value combined with a constant: in the weights of the product before it, as a pending scale, or by a step."""
+    step = lowering.open_product(value) if value.scale == 1.0 else None
+    numbers = in_memory_order(value, constant) if step is not None or not one_factor else None
+    if step is not None and numbers is not None and _fold_into(step, numbers, operation):
         return value
-    if single:  # attention takes it
+    if one_factor:  # attention may apply it
         return replace(value, scale=value.scale * float(constant))
     if numbers is None:
-        value = laid(value.shape, plan.dense(value))
+        value = contiguous_value(value.shape, lowering.contiguous(value))
         numbers = constant.expand(value.shape)
     x = value.memory
     rows = numbers.reshape(-1, x.shape[1])
-    levels = _period(rows, x.shape[0])
-    made = Step(
-        Kind.ELEMENTWISE, x, Map(x.shape), rows[:levels].contiguous(), pool=meeting, sizes={"levels": levels}
+    period = _period(rows, x.shape[0])
+    elementwise = ElementwiseStep(
+        input=x,
+        output=Map(x.shape),
+        numbers=rows[:period].contiguous(),
+        operation=operation,
+        period=period,
     )
-    return Value(plan.add(made), value.moved)
+    return Value(lowering.add(elementwise), value.offsets)
 
 
-def _folded(step: Step, numbers: Tensor, meeting: Meeting) -> bool:
-    """Whether there is one number for each output of a product; the product has them in it then."""
-    rows = numbers.view(-1, step.y.shape[1]).double()
+def _fold_into(step: ProductStep, numbers: Tensor, operation: Operation) -> bool:
+    """Whether the constant has one number for each output of a product; if so, it goes into the weight and bias."""
+    rows = numbers.view(-1, step.output.shape[1]).double()
     if _period(rows, 1) != 1:
         return False
-    row, weight = rows[0], step.weight
-    assert weight is not None
+    row = rows[0]
     bias = None if step.bias is None else step.bias.double()
-    if meeting == Meeting.ADDED:
+    if operation == Operation.SUM:
         step.bias = row.clone() if bias is None else bias + row
     else:
-        step.weight = weight.double() * row.view(-1, *[1] * (weight.dim() - 1))
+        step.weight = step.weight.double() * row.view(-1, *[1] * (step.weight.dim() - 1))
         step.bias = None if bias is None else bias * row
     return True
 
 
 def _period(rows: Tensor, samples: int) -> int:
-    """After how many rows they repeat: one, a sample's, or all of them."""
+    """The number of rows after which they repeat: one, those of a sample, or all of them."""
     for n in (1, len(rows) // samples):
         if torch.equal(rows.view(-1, n, rows.shape[1]), rows[:n].expand(len(rows) // n, -1, -1)):
             return n
     return len(rows)
 
 
-HANDLERS: dict[Any, Callable[[Planning, Any], None]] = {
-    aten.add.Tensor: sum_,
-    aten.add_.Tensor: sum_,
-    aten.mul.Tensor: product,
-    aten.mul_.Tensor: product,
-    aten.div.Tensor: quotient,
-    aten.div_.Tensor: quotient,
-    aten.sub.Tensor: difference,
-    aten.sub_.Tensor: difference,
+HANDLERS: dict[Any, Callable[[Lowering, Any], None]] = {
+    aten.add.Tensor: add,
+    aten.add_.Tensor: add,
+    aten.mul.Tensor: multiply,
+    aten.mul_.Tensor: multiply,
+    aten.div.Tensor: divide,
+    aten.div_.Tensor: divide,
+    aten.sub.Tensor: subtract,
+    aten.sub_.Tensor: subtract,
 }

@@ -1,16 +1,14 @@
-"""Kernels of onebyone's own: a network as a list of steps on channels-last maps and rows, in one call of C++.
+"""The planner: reads an exported graph node by node and lowers it to the steps of a compiled network.
 
-What it has over the others: 1×1 convolutions are products of rows that lie as they are, 3×3 ones at stride 1 are
-products of tiles (Winograd), and batch norms, biases, activations and residual additions are part of the step before
-them; attention's scores stay in the caches, and what only moves numbers about (heads, windows, shifts) is not done but
-read from where they are. On processors only, in float32, for convolutional networks and transformers of one input: a
-network with another operator is refused by that operator's name.
+What makes compiled networks fast: 1×1 convolutions are matrix products on rows that are used where they are; 3×3
+convolutions at stride 1 use Winograd's algorithm; batch norms, biases, activations and residual additions are fused
+into the step before them; the scores of attention never leave the cache; and operators that only rearrange elements
+(heads, windows, shifts) cost nothing, because later steps read the elements where they are.
 """
 
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,226 +16,201 @@ import torch
 from torch import Tensor, fx
 
 from onebyone.native import attention, convolutions, elementwise, row_operators
-from onebyone.native.graph_queries import constant
-from onebyone.native.kernels.fusion import finished
-from onebyone.native.kernels.program import Map, Program, Step, kernel
-from onebyone.native.layout import MOVES, RESHAPES, SAME, Scores, Value, aten, moved, size
-from onebyone.native.lowering import Planning, maps_of, with_norms_of_rows
-from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, on_processors, register_engine
-from onebyone.tuning.engines.exported_program import UnservedError, export
+from onebyone.native.graph_queries import own_tensor
+from onebyone.native.kernels.fusion import lower
+from onebyone.native.layout import (
+    IDENTITIES,
+    REARRANGEMENTS,
+    RESHAPES,
+    Scores,
+    Value,
+    aten,
+    element_count,
+    rearranged,
+)
+from onebyone.native.lowering import Lowering, gather_before_norms, maps_of
+from onebyone.native.maps import Map
+from onebyone.native.steps import Step
+from onebyone.native.unsupported import UnsupportedError
 
-_NEW = {
+_CREATED_LIKE = {
     aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
     aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
 }  # fmt: skip
-_CHECKS = {aten._assert_tensor_metadata.default}
-_STEPS: dict[Any, Callable[[Planning, Any], None]] = {
+"""Operators that read only the shape of their first argument."""
+_ASSERTIONS = {aten._assert_tensor_metadata.default}
+HANDLERS: dict[Any, Callable[[Lowering, Any], None]] = {
     **convolutions.HANDLERS,
     **row_operators.HANDLERS,
     **elementwise.HANDLERS,
     **attention.HANDLERS,
 }
+"""By operator: the function that lowers it to steps."""
 
 
-class Planner(Planning):
-    """Reads an exported graph into steps. Raises UnservedError with the reason where it cannot."""
+class Planner(Lowering):
+    """Lowers an exported graph to steps. Raises UnsupportedError with the reason if it cannot."""
 
     def plan(self, graph: fx.Graph, fast_products: bool = False) -> tuple[list[Step], Map]:
-        """The steps as they are run, and the map that is the answer."""
+        """The steps as they run, and the map of the network's output."""
         steps, answer = self.read(graph)
-        return finished(steps, answer, fast_products), answer
+        return lower(steps, answer, fast_products), answer
 
     def read(self, graph: fx.Graph) -> tuple[list[Step], Map]:
-        """The steps with their weights as they are, and the map that is the answer."""
+        """The steps with weights in PyTorch's shapes, and the map of the network's output."""
         self.order = {node: i for i, node in enumerate(graph.nodes)}
-        last = {given: node for node in graph.nodes for given in node.all_input_nodes}
-        for self.now, node in enumerate(graph.nodes):
+        last_user = {argument: node for node in graph.nodes for argument in node.all_input_nodes}
+        for self.current, node in enumerate(graph.nodes):
             if node.op == "placeholder":
-                self._input_of(node)
+                self._set_input(node)
             elif node.op == "get_attr":
-                self._own(node)
+                self._set_constant(node)
             elif node.op == "output":
-                answer = self._answer(node)
-            elif node.op == "call_function" and node not in self.folded and node.target not in _CHECKS:
+                answer = self._output(node)
+            elif node.op == "call_function" and node not in self.folded and node.target not in _ASSERTIONS:
                 self._call(node)
             elif (
                 node.op == "call_module" and node.users
-            ):  # torch.export's checks of the inputs' sizes have none
-                raise UnservedError(f"it calls a module ({node.target})")
-            for given in node.all_input_nodes:
-                if last[given] is node:
-                    self.values.pop(given, None)
+            ):  # torch.export's checks of input sizes have no users
+                raise UnsupportedError(f"it calls a module ({node.target})")
+            for argument in node.all_input_nodes:
+                if last_user[argument] is node:
+                    self.values.pop(argument, None)
         if not self.steps:
-            raise UnservedError("it has no step to take")
-        self.steps = with_norms_of_rows(self.steps, answer)
+            raise UnsupportedError("it computes nothing")
+        self.steps = gather_before_norms(self.steps, answer)
         return self.steps, answer
 
-    def _input_of(self, node: Any) -> None:
+    def _set_input(self, node: Any) -> None:
         value = node.meta.get("val")
         if self.image is not None:
-            raise UnservedError("it takes more than one input")
+            raise UnsupportedError("it takes more than one input")
         if not isinstance(value, Tensor) or value.dim() not in (3, 4) or value.dtype != torch.float32:
-            raise UnservedError("its input is no image (N, C, H, W) and no rows (N, T, C) in float32")
+            raise UnsupportedError("expected a float32 input of shape (N, C, H, W) or (N, T, C)")
         self.image = node
 
-    def _own(self, node: Any) -> None:
-        found = constant(self.network, node)
-        if found is not None:
-            self.values[node] = found
+    def _set_constant(self, node: Any) -> None:
+        constant = own_tensor(self.network, node)
+        if constant is not None:
+            self.values[node] = constant
 
-    def _answer(self, node: Any) -> Map:
-        given = leaves(node.args)
-        if len(given) != 1 or not maps_of(self.values.get(given[0])):
-            raise UnservedError("it gives more than one tensor")
-        value = self.value(given[0])
-        if value.moved is None:
+    def _output(self, node: Any) -> Map:
+        results = nodes_among(node.args)
+        if len(results) != 1 or not maps_of(self.values.get(results[0])):
+            raise UnsupportedError("it returns more than one tensor")
+        value = self.value(results[0])
+        if value.offsets is None:
             return value.memory
-        flat = value.moved.reshape(-1)
-        if len(flat) == size(value.memory) and torch.equal(flat, Value(value.memory).at.reshape(-1)):
+        flat = value.offsets.reshape(-1)
+        as_image = Value(value.memory).element_offsets.reshape(-1)
+        if len(flat) == element_count(value.memory) and torch.equal(flat, as_image):
             return value.memory
-        lies = self.dense(value)
-        return Map((1, 1, 1, size(lies)), base=lies)
+        rows = self.contiguous(value)
+        return Map((1, 1, 1, element_count(rows)), base=rows)
 
     def _call(self, node: Any) -> None:
         target = node.target
-        if self._evaluated(node):
+        if self._evaluate_constant(node):
             return
-        self._require_served(node)
-        self._require_settled(node)
+        self._require_float32(node)
+        self._require_safe_mutation(node)
         if target is operator.getitem:
             self.values[node] = self.any_value(node.args[0])[node.args[1]]
-        elif target in SAME or (target is aten.pad.default and not any(node.args[1])):
-            self._same(node)
-        elif target in RESHAPES or target in MOVES:
-            found = self.any_value(node.args[0])
-            if isinstance(found, Scores) and target in RESHAPES:
-                self.values[node] = found.reshaped(node)
+        elif target in IDENTITIES or (target is aten.pad.default and not any(node.args[1])):
+            self._pass_through(node)
+        elif target in RESHAPES or target in REARRANGEMENTS:
+            value = self.any_value(node.args[0])
+            if isinstance(value, Scores) and target in RESHAPES:
+                self.values[node] = value.reshaped(node)
                 return
             value = self.value(node.args[0], scaled=True)
-            places = {n: v if isinstance(v := self.values[n], Tensor) else v.at for n in node.all_input_nodes}
-            self.values[node] = moved(value, node, places)
-        elif target in _STEPS:
-            _STEPS[target](self, node)
+            offsets = {
+                n: v if isinstance(v := self.values[n], Tensor) else v.element_offsets
+                for n in node.all_input_nodes
+            }
+            self.values[node] = rearranged(value, node, offsets)
+        elif target in HANDLERS:
+            HANDLERS[target](self, node)
         else:
-            raise UnservedError(f"it has a step that is not known here: {target}")
+            raise UnsupportedError(f"it has an unsupported operator: {target}")
 
-    def _same(self, node: Any) -> None:
+    def _pass_through(self, node: Any) -> None:
         if "dropout" in str(node.target) and node.args[2]:
-            raise UnservedError("it drops out at random")
+            raise UnsupportedError("it has random dropout")
         self.values[node] = self.any_value(node.args[0])
 
-    def _evaluated(self, node: Any) -> bool:
-        """Whether it is a constant; it is computed then, as PyTorch does, in the order of the graph."""
-        given = node.all_input_nodes
+    def _evaluate_constant(self, node: Any) -> bool:
+        """Whether a node is a constant; if so, PyTorch computes it, in the order of the graph."""
+        arguments = node.all_input_nodes
         if not isinstance(node.target, torch._ops.OpOverload) and node.target is not operator.getitem:
             return False
-        known = [_is_constant(self.values.get(n)) for n in given]
-        if not all(known) and not (node.target in _NEW and all(known[1:])):
+        constant = [_is_constant(self.values.get(n)) for n in arguments]
+        if not all(constant) and not (node.target in _CREATED_LIKE and all(constant[1:])):
             return False
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise UnservedError(f"{node.target} is random")
-        here = {n: self.values[n] if k else _like(n) for n, k in zip(given, known, strict=True)}
-        self._require_own(node, here)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: here[n])
+            raise UnsupportedError(f"{node.target} is random")
+        values = {
+            n: self.values[n] if is_constant else _of_same_shape(n)
+            for n, is_constant in zip(arguments, constant, strict=True)
+        }
+        self._require_unchanged_parameters(node, values)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
         with torch.no_grad():
             self.values[node] = node.target(*args, **kwargs)
         return True
 
-    def _require_own(self, node: Any, here: dict[Any, Any]) -> None:
-        """The network's own numbers must not be changed by reading it."""
-        if not _in_place(node) or not isinstance(here.get(node.args[0]), Tensor):
+    def _require_unchanged_parameters(self, node: Any, values: dict[Any, Any]) -> None:
+        """Reading the graph must not change the network's own tensors."""
+        if not _is_in_place(node) or not isinstance(values.get(node.args[0]), Tensor):
             return
-        mine = here[node.args[0]].untyped_storage().data_ptr()
+        changed = values[node.args[0]].untyped_storage().data_ptr()
         own = (*self.network.parameters(), *self.network.buffers())
-        if any(t.untyped_storage().data_ptr() == mine for t in own):
-            raise UnservedError(f"{node.target} changes one of its parameters")
+        if any(t.untyped_storage().data_ptr() == changed for t in own):
+            raise UnsupportedError(f"{node.target} changes one of its parameters")
 
-    def _require_served(self, node: Any) -> None:
-        for value in (v for v in _listed(node.meta.get("val")) if isinstance(v, Tensor)):
+    def _require_float32(self, node: Any) -> None:
+        for value in (v for v in _as_list(node.meta.get("val")) if isinstance(v, Tensor)):
             if value.dtype != torch.float32:
-                raise UnservedError(f"{node.target} gives {value.dtype}")
+                raise UnsupportedError(f"{node.target} returns {value.dtype}")
             if not all(isinstance(n, int) and n for n in value.shape):
-                raise UnservedError(f"{node.target} gives nothing, or how much is not known")
+                raise UnsupportedError(f"{node.target} returns an empty tensor, or one of unknown size")
 
-    def _require_settled(self, node: Any) -> None:
-        """What is changed in place must not be read again as it was."""
-        if not _in_place(node):
+    def _require_safe_mutation(self, node: Any) -> None:
+        """A value that is changed in place must not be read again as it was before."""
+        if not _is_in_place(node):
             return
-        found = self.any_value(node.args[0])
-        if isinstance(found, Scores):
-            names = [n for n, v in self.values.items() if isinstance(v, Scores) and v.q is found.q]
-            again = any(self.order[u] > self.now for n in names for u in n.users)
+        value = self.any_value(node.args[0])
+        if isinstance(value, Scores):
+            names = [n for n, v in self.values.items() if isinstance(v, Scores) and v.q is value.q]
+            read_again = any(self.order[u] > self.current for n in names for u in n.users)
         else:
-            again = any(self.read_later(memory) for memory in maps_of(found))
-        if again or isinstance(found, Tensor):
-            raise UnservedError(f"{node.target} changes a value that is read again")
+            read_again = any(self.read_later(memory) for memory in maps_of(value))
+        if read_again or isinstance(value, Tensor):
+            raise UnsupportedError(f"{node.target} changes a value that is read again")
 
 
-def _in_place(node: Any) -> bool:
-    """By its name: `aten.relu_.default`."""
+def _is_in_place(node: Any) -> bool:
+    """Whether an operator changes its first argument, by its name: `aten.relu_.default`."""
     return bool(node.args) and str(node.target).split(".")[-2:][0].endswith("_")
 
 
-def _listed(found: Any) -> list[Any]:
-    return list(found) if isinstance(found, tuple | list) else [found]
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, tuple | list) else [value]
 
 
-def _is_constant(found: Any) -> bool:
-    return isinstance(found, Tensor) or (isinstance(found, tuple | list) and all(map(_is_constant, found)))
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_constant, value))
+    return isinstance(value, Tensor)
 
 
-def _like(node: Any) -> Tensor:
-    """A stand-in for a value of which only the sizes matter."""
+def _of_same_shape(node: Any) -> Tensor:
+    """A tensor of a node's shape, for operators that read nothing else."""
     return torch.zeros(()).expand(node.meta["val"].shape)
 
 
-def leaves(given: Any) -> list[Any]:
-    """The nodes among arguments."""
-    found: list[Any] = []
-    fx.map_arg(given, found.append)
-    return found
-
-
-def _build(network: torch.nn.Module, calling: Calling, setting: EngineSetting) -> Call:
-    kernel()  # where it cannot be compiled, that is the reason
-    exported = export(network, calling, setting)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module: Any = exported.program.module()
-    planner = Planner(module)
-    steps, answer = planner.plan(module.graph, setting.fast_products)
-    program = Program(steps, answer, setting.threads)
-    (leaf,) = leaves(next(n for n in module.graph.nodes if n.op == "output").args)
-    shape, rows = tuple(leaf.meta["val"].shape), planner.image.meta["val"].dim() == 3
-
-    rebuild = exported.rebuild  # alone: the exported program would keep the weights as they were
-
-    def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        (image,) = (*args, *kwargs.values())
-        return image.unsqueeze(1) if rows else image  # type: ignore[no-any-return]
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode():
-            return rebuild([program(given(args, kwargs)).reshape(shape)])
-
-    def times(*args: Any, **kwargs: Any) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for kind, ms in program.timed(given(args, kwargs)):
-            found[kind] = found.get(kind, 0.0) + ms
-        return found
-
-    call.survives_fork = True  # type: ignore[attr-defined]
-    call.program, call.times = program, times  # type: ignore[attr-defined]  # for who wants to know where its time goes
-    return call
-
-
-OWN = register_engine(
-    Engine(
-        "onebyone",
-        _build,
-        group=TORCH,
-        wants=lambda form: form == "original",
-        why_not=on_processors("its steps serve the sizes that they were made for alone"),
-    )
-)
+def nodes_among(arguments: Any) -> list[Any]:
+    """The nodes among nested arguments."""
+    nodes: list[Any] = []
+    fx.map_arg(arguments, nodes.append)
+    return nodes

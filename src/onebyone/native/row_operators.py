@@ -1,4 +1,4 @@
-"""Steps on rows of numbers: linear layers, norms of rows, activations, concatenations and means."""
+"""Lower operators on rows of numbers: linear layers, layer norms, activations, concatenations and means."""
 
 from __future__ import annotations
 
@@ -9,10 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebyone.native.kernels.program import Activation, Kind, Map, Step, on_axes
-from onebyone.native.layout import Value, aten, in_order, laid, rows_map, runs, size, turned
-from onebyone.native.lowering import SHORT, Planning, preferred
-from onebyone.native.unserved import UnservedError
+from onebyone.native.layout import (
+    Value,
+    as_transposed,
+    aten,
+    contiguous_value,
+    counts_up,
+    element_count,
+    map_of_rows,
+    run_length,
+)
+from onebyone.native.lowering import SHORT_RUN, ActivatedStep, Lowering, piece_length
+from onebyone.native.maps import Map
+from onebyone.native.steps import (
+    Activation,
+    ConvolutionStep,
+    ElementwiseStep,
+    LayerNormStep,
+    LinearStep,
+    MeanStep,
+    Window,
+)
+from onebyone.native.unsupported import UnsupportedError
 
 ACTIVATIONS = {
     aten.relu.default: Activation.RELU,
@@ -31,157 +49,172 @@ ACTIVATIONS = {
     aten.gelu.default: Activation.GELU,
     aten.gelu_.default: Activation.GELU,
 }
-_TAKES = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.ELEMENTWISE, Kind.LINEAR)
 
 
-def linear(plan: Planning, node: Any) -> None:
+def linear(lowering: Lowering, node: Any) -> None:
     """A linear layer on the last axis."""
-    source, *given = [*node.args, None][:3]
-    weight, bias = (plan.constant(g) for g in given)
-    if weight is None or (bias is None and given[1] is not None):
-        raise UnservedError("a linear layer whose weight is no parameter")
-    plan.values[node] = product_of_rows(plan, node, plan.value(source), weight, bias)
+    source, *parameters = [*node.args, None][:3]
+    weight, bias = (lowering.constant(p) for p in parameters)
+    if weight is None or (bias is None and parameters[1] is not None):
+        raise UnsupportedError("a linear layer whose weight is not a parameter")
+    lowering.values[node] = product_of_rows(lowering, node, lowering.value(source), weight, bias)
 
 
-def product_of_rows(plan: Planning, node: Any, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
-    """x·Wᵀ + bias. One row a sample goes by the products of convolutions: the weights are then read once."""
+def product_of_rows(lowering: Lowering, node: Any, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
+    """x·weightᵀ + bias. With one row per sample it becomes a 1×1 convolution, whose kernel reads the weight once."""
     shape, k = tuple(node.meta["val"].shape), weight.shape[1]
     if len(shape) < 2 or weight.dim() != 2:
-        raise UnservedError(f"{node.target} of a single row")
+        raise UnsupportedError(f"{node.target} of a single row")
     rows = math.prod(shape[:-1])
-    source, order = _rows(plan, x)
-    if order is not None:
-        placed = torch.empty_like(weight)
-        placed[:, order] = weight  # as the row lies
-        weight = placed
-    if len(shape) == 2 and rows == plan.samples:
-        source = source if source.shape[0] == rows else Map((rows, k, 1, 1), base=source)
-        sizes = on_axes((1, 1), (1, 1), (0, 0), (1, 1)) | {"height": 1, "width": 1, "channels": k}
-        y = Map((rows, len(weight), 1, 1))
-        step = Step(Kind.CONVOLUTION, source, y, weight[:, :, None, None], bias, sizes=sizes)
+    source, order = _rows_of(lowering, x)
+    if order is not None:  # permute the weight's columns once instead of the rows at every call
+        permuted = torch.empty_like(weight)
+        permuted[:, order] = weight
+        weight = permuted
+    if len(shape) == 2 and rows == lowering.samples:
+        y = lowering.add(
+            ConvolutionStep(
+                input=Map((rows, k, 1, 1), base=source),
+                output=Map((rows, len(weight), 1, 1)),
+                weight=weight[:, :, None, None],
+                bias=bias,
+                window=Window((1, 1)),
+            )
+        )
     else:
-        sizes = {"samples": rows, "channels": k, "outputs": len(weight)}
-        step = Step(Kind.LINEAR, source, rows_map(shape), weight, bias, sizes=sizes)
-    return laid(shape, plan.add(step))
+        y = lowering.add(
+            LinearStep(input=source, output=map_of_rows(shape), rows=rows, weight=weight, bias=bias)
+        )
+    return contiguous_value(shape, y)
 
 
-def _rows(plan: Planning, x: Value) -> tuple[Map, Tensor | None]:
-    """A map that holds rows one after another, and in which order, the same for all, each one's numbers lie."""
-    at = x.at.reshape(-1, x.shape[-1])
-    rows, length = at.shape
-    first = at[0]
-    if rows * length == size(x.memory) and not in_order(first) and in_order(first.sort().values):
-        apart = length * torch.arange(rows)[:, None]
-        if torch.equal(at, first + apart):
+def _rows_of(lowering: Lowering, x: Value) -> tuple[Map, Tensor | None]:
+    """A map that holds the rows of x one after another, and the order of the numbers in each row (None: as in x).
+
+    Rows that all have the same other order are read as they are; otherwise they are copied.
+    """
+    offsets = x.element_offsets.reshape(-1, x.shape[-1])
+    rows, length = offsets.shape
+    first = offsets[0]
+    if rows * length == element_count(x.memory) and not counts_up(first) and counts_up(first.sort().values):
+        begins = length * torch.arange(rows)[:, None]
+        if torch.equal(offsets, first + begins):
             return x.memory, first
-    return plan.dense(x), None
+    return lowering.contiguous(x), None
 
 
-def layer_norm(plan: Planning, node: Any) -> None:
-    """Over the last axis."""
-    source, shape, *given = [*node.args, *[None] * 3][:5]
-    x = plan.value(source)
+def layer_norm(lowering: Lowering, node: Any) -> None:
+    """A layer norm over the last axis; its rows may begin anywhere in memory."""
+    source, shape, *settings = [*node.args, *[None] * 3][:5]
+    x = lowering.value(source)
     if tuple(shape) != x.shape[-1:]:
-        raise UnservedError(f"a norm over more than the last axis {tuple(shape)}")
-    weight, bias = (plan.constant(g) for g in given[:2])
-    if any(c is None and g is not None for c, g in zip((weight, bias), given[:2], strict=True)):
-        raise UnservedError("a norm whose weight is no parameter")
-    rows, length = x.at.reshape(-1, x.shape[-1]), x.shape[-1]
+        raise UnsupportedError(f"a norm over more than the last axis {tuple(shape)}")
+    weight, bias = (lowering.constant(s) for s in settings[:2])
+    if any(c is None and s is not None for c, s in zip((weight, bias), settings[:2], strict=True)):
+        raise UnsupportedError("a norm whose weight is not a parameter")
+    rows, length = x.element_offsets.reshape(-1, x.shape[-1]), x.shape[-1]
     memory, index = x.memory, rows[:, 0].contiguous()
     if not torch.equal(rows, index[:, None] + torch.arange(length)):
-        memory, index = plan.dense(x), torch.arange(len(rows)) * length
-    dense = torch.equal(index, torch.arange(len(rows)) * length)
-    sizes = {"samples": len(rows), "channels": length, "outputs": length}
-    step = Step(
-        Kind.LAYER_NORM, memory, rows_map(x.shape), weight, bias, index=None if dense else index,
-        sizes=sizes, number=1e-5 if given[2] is None else float(given[2]),
-    )  # fmt: skip
-    plan.values[node] = laid(x.shape, plan.add(step))
+        memory, index = lowering.contiguous(x), torch.arange(len(rows)) * length
+    successive = torch.equal(index, torch.arange(len(rows)) * length)
+    step = LayerNormStep(
+        input=memory,
+        output=map_of_rows(x.shape),
+        rows=len(rows),
+        channels=length,
+        epsilon=1e-5 if settings[2] is None else float(settings[2]),
+        weight=weight,
+        bias=bias,
+        index=None if successive else index,
+    )
+    lowering.values[node] = contiguous_value(x.shape, lowering.add(step))
 
 
-def activation(plan: Planning, node: Any) -> None:
-    """Part of the step before it where nothing else reads that."""
+def activation(lowering: Lowering, node: Any) -> None:
+    """An activation: part of the step before it, if nothing else reads that step's result."""
     kind = ACTIVATIONS[node.target]
     if kind == Activation.RELU6 and tuple(node.args[1:]) not in ((0, 6), (0.0, 6.0), ()):
-        raise UnservedError(f"hardtanh between {node.args[1:]}")
+        raise UnsupportedError(f"hardtanh between {node.args[1:]}")
     if kind == Activation.GELU and node.kwargs.get("approximate", "none") == "tanh":
         kind = Activation.GELU_TANH
-    value = plan.value(node.args[0])
-    last = plan.producer(value)
-    if last is not None and last.kind in _TAKES and last.activation == Activation.NONE:
-        last.activation = kind
-        plan.values[node] = value
+    value = lowering.value(node.args[0])
+    before = lowering.producer(value)
+    if isinstance(before, ActivatedStep) and before.activation == Activation.NONE:
+        before.activation = kind
+        lowering.values[node] = value
         return
-    if value.moved is not None and len(value.moved.reshape(-1)) != size(value.memory):
-        value = laid(value.shape, plan.dense(value))
+    if value.offsets is not None and len(value.offsets.reshape(-1)) != element_count(value.memory):
+        value = contiguous_value(value.shape, lowering.contiguous(value))
     x = value.memory
-    y = plan.add(Step(Kind.ELEMENTWISE, x, Map(x.shape), activation=kind, add=x))
-    plan.values[node] = Value(y, value.moved)
+    y = lowering.add(ElementwiseStep(input=x, output=Map(x.shape), activation=kind))
+    lowering.values[node] = Value(y, value.offsets)
 
 
-def joined(plan: Planning, node: Any) -> None:
-    """Parts put together along an axis, constants among them."""
+def concatenation(lowering: Lowering, node: Any) -> None:
+    """Tensors concatenated or stacked along an axis, constants among them: a gather for each."""
     parts, axis = node.args[0], [*node.args, 0][1]
     shape = tuple(node.meta["val"].shape)
     axis %= len(shape)
     stacked = node.target is aten.stack.default
-    found = [(part, _part(plan, part)) for part in parts]
-    y, begin = rows_map(shape), 0
-    within = math.prod(shape[axis + 1 :])
-    outer = math.prod(shape[:axis])
-    for _, (source, weight, at) in found:
-        block = at.unsqueeze(axis) if stacked else at
-        flat, each = block.reshape(-1), block.shape[axis] * within
-        if not each:
+    sources = [_part(lowering, part) for part in parts]
+    y, begin = map_of_rows(shape), 0
+    inner = math.prod(shape[axis + 1 :])
+    blocks = math.prod(shape[:axis])
+    for source, numbers, offsets in sources:
+        part = offsets.unsqueeze(axis) if stacked else offsets
+        flat, floats = part.reshape(-1), part.shape[axis] * inner  # floats of this part in each block
+        if not floats:
             continue
-        if source is not None and runs(flat) < SHORT and turned(flat) is not None:
-            source, flat = plan.copied(flat, tuple(block.shape), source), torch.arange(len(flat))
-        length = preferred(math.gcd(runs(flat), each), block.shape[-1])
-        sizes = {"pad_h": begin, "high": each // length, "wide": shape[axis] * within if outer > 1 else 0}
-        plan.gather(flat, y, source, weight, length, **sizes)
-        begin += each
-    plan.values[node] = laid(shape, y)
+        if source is not None and run_length(flat) < SHORT_RUN and as_transposed(flat) is not None:
+            source, flat = lowering.copied(flat, tuple(part.shape), source), torch.arange(len(flat))
+        length = piece_length(math.gcd(run_length(flat), floats), part.shape[-1])
+        block_stride = shape[axis] * inner if blocks > 1 else 0
+        where = {"output_begin": begin, "pieces_per_block": floats // length, "block_stride": block_stride}
+        lowering.gather(flat, y, source, numbers, length, **where)
+        begin += floats
+    lowering.values[node] = contiguous_value(shape, y)
 
 
-def _part(plan: Planning, part: Any) -> tuple[Map | None, Tensor | None, Tensor]:
-    """A map or a constant, and where in it the part is."""
-    constant = plan.constant(part)
+def _part(lowering: Lowering, part: Any) -> tuple[Map | None, Tensor | None, Tensor]:
+    """A map or a constant (without its broadcast axes), and the offsets of the part's elements in it."""
+    constant = lowering.constant(part)
     if constant is None:
-        value = plan.value(part)
-        return value.memory, None, value.at
-    for axis, step in enumerate(constant.stride()):
-        constant = constant.narrow(axis, 0, 1) if step == 0 and constant.shape[axis] > 1 else constant
-    at = torch.arange(constant.numel()).view(constant.shape)
-    return None, constant.contiguous(), at.expand(plan.constant(part).shape)  # type: ignore[union-attr]
+        value = lowering.value(part)
+        return value.memory, None, value.element_offsets
+    shape = constant.shape
+    for axis, stride in enumerate(constant.stride()):
+        constant = constant.narrow(axis, 0, 1) if stride == 0 and constant.shape[axis] > 1 else constant
+    offsets = torch.arange(constant.numel()).view(constant.shape)
+    return None, constant.contiguous(), offsets.expand(shape)
 
 
-def mean(plan: Planning, node: Any) -> None:
-    """Over all axes but the first and one other."""
-    given, axes = node.args[:2]
-    x = plan.value(given)
+def mean(lowering: Lowering, node: Any) -> None:
+    """A mean over all axes but the first and one other."""
+    argument, axes = node.args[:2]
+    x = lowering.value(argument)
     dims = len(x.shape)
     axes = range(dims) if axes is None or axes == [] else axes
-    over = sorted({a % dims for a in ([axes] if isinstance(axes, int) else axes)})
-    kept = [a for a in range(dims) if a not in over]
+    reduced = sorted({a % dims for a in ([axes] if isinstance(axes, int) else axes)})
+    kept = [a for a in range(dims) if a not in reduced]
     if len(kept) != 2 or kept[0] != 0 or node.kwargs.get("dtype") not in (None, torch.float32):
-        raise UnservedError(f"a mean over the axes {over}")
+        raise UnsupportedError(f"a mean over the axes {reduced}")
     n, c = x.shape[0], x.shape[kept[1]]
-    if x.moved is None and kept[1] == 1:
+    if x.offsets is None and kept[1] == 1:
         source = x.memory
     else:
-        source = plan.dense(Value(x.memory, x.at.permute(0, *over, kept[1])))
-        places = math.prod(x.shape[a] for a in over)
+        source = lowering.contiguous(Value(x.memory, x.element_offsets.permute(0, *reduced, kept[1])))
+        positions = math.prod(x.shape[a] for a in reduced)
         if source.shape[:2] != (n, c):
-            source = Map((n, c, 1, places), base=source)
-    y = plan.add(Step(Kind.MEAN, source, Map((n, c, 1, 1))))
-    plan.values[node] = Value(y, torch.arange(n * c).view(node.meta["val"].shape))
+            source = Map((n, c, 1, positions), base=source)
+    y = lowering.add(MeanStep(input=source, output=Map((n, c, 1, 1))))
+    lowering.values[node] = Value(y, torch.arange(n * c).view(node.meta["val"].shape))
 
 
-HANDLERS: dict[Any, Callable[[Planning, Any], None]] = {
+HANDLERS: dict[Any, Callable[[Lowering, Any], None]] = {
     **dict.fromkeys(ACTIVATIONS, activation),
     aten.linear.default: linear,
     aten.layer_norm.default: layer_norm,
-    aten.cat.default: joined,
-    aten.stack.default: joined,
+    aten.cat.default: concatenation,
+    aten.stack.default: concatenation,
     aten.mean.dim: mean,
 }

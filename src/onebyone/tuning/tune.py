@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from onebyone.errors import BadInput, NotEquivalent
-from onebyone.native.kernels.compiler import not_native, patience
+from onebyone.native.kernels.compiler import time_limit, why_generic
 from onebyone.tuning import selection
 from onebyone.tuning.accuracy import Judge
 from onebyone.tuning.call_signature import Calling
@@ -100,7 +100,7 @@ def tune(
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
         raise BadInput(f"budget={budget!r}: expected a positive number of seconds")
     before = torch.get_num_threads()
-    with _threads(threads) as count, _settled(seed), patience(budget):
+    with _threads(threads) as count, _settled(seed), time_limit(budget):
         subject = subject_of(model, example, device, dynamic_batch or _dynamic(plan))
         setting = EngineSetting(subject.device, count, subject.calling.free_batch, fast_products)
         if plan is not None:
@@ -142,7 +142,7 @@ def _measure(
     assert winner.model is not None
     notes = [f"not verified: {u}" for u in proof.unverified] if proof else []
     notes += inside(winner.model, subject.calling)
-    slow = not_native("network.cpp" if winner.candidate.engine == "onebyone" else "winograd.cpp")
+    slow = why_generic("program.cpp" if winner.candidate.engine == "onebyone" else "winograd.cpp")
     if slow and (winner.candidate.engine == "onebyone" or winner.candidate.form == WINOGRAD):
         notes.append(
             f"its kernels are compiled for any processor of this kind, which makes them slower: {slow}"

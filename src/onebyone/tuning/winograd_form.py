@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from onebyone.native.graph_queries import (
-    HALVES,
-    constant,
+    POOL_2X2,
     convolution_arguments,
-    is_constant,
+    fold_batch_norm,
     only_user,
+    own_tensor,
     pool_arguments,
-    with_norm,
+    reads_own_tensor,
 )
-from onebyone.native.kernels.winograd import by_products, packed, why_not
+from onebyone.native.kernels.winograd import reference_conv2d, packed, why_not
 from onebyone.tuning.layer_forms import WINOGRAD, Assignment
 from onebyone.tuning.network_forms import Formed, WholeForm, program_of, refused, register_form
 from onebyone.tuning.target import TuningTarget
@@ -53,7 +53,7 @@ def _build(subject: TuningTarget, assignment: Assignment) -> Formed:
     program = program_of(subject)
     kernel = _rewritten(program.module(), chosen, torch.ops.onebyone.winograd_conv2d.default, packed)
     # the same graph with the same algorithm, but in any type: that the network is equivalent is proven on this one
-    proof = _rewritten(program.module(), chosen, by_products, Tensor.detach)
+    proof = _rewritten(program.module(), chosen, reference_conv2d, Tensor.detach)
     return Formed(kernel, proof, fixed=True)
 
 
@@ -83,7 +83,7 @@ def _convolution(network: nn.Module, node: Any, chosen: set[str] | None) -> _Con
     if node.target is not aten.conv2d.default:
         return None
     a = convolution_arguments(node)
-    weight, bias = constant(network, a["weight"]), constant(network, a["bias"])
+    weight, bias = own_tensor(network, a["weight"]), own_tensor(network, a["bias"])
     if weight is None or (bias is None and a["bias"] is not None):
         return None
     if chosen is not None and str(a["weight"].target).rpartition(".")[0] not in chosen:
@@ -91,11 +91,11 @@ def _convolution(network: nn.Module, node: Any, chosen: set[str] | None) -> _Con
     image = len(node.meta["val"].shape) == 4
     if not image or why_not(weight, a["stride"], a["padding"], a["dilation"], a["groups"]):
         return None
-    weight, bias, norm = with_norm(network, node, weight, bias)
+    weight, bias, norm = fold_batch_norm(network, node, weight, bias)
     nodes = [node] if norm is None else [node, norm]
-    source = tuple(str(a.target) for n in nodes for a in n.args if is_constant(a))
+    source = tuple(str(a.target) for n in nodes for a in n.args if reads_own_tensor(a))
     relu = _follows(nodes, _RELU)
-    pool = _follows(nodes, _POOL, lambda n: pool_arguments(n) == HALVES)
+    pool = _follows(nodes, _POOL, lambda n: pool_arguments(n) == POOL_2X2)
     return _Convolution(tuple(nodes), source, weight, bias, a["padding"], relu, pool)
 
 
@@ -145,7 +145,9 @@ def _lay_channels_last(network: Any) -> None:
     with graph.inserting_before(output):  # what comes out lies as it does elsewhere
         output.args = fx.map_arg(output.args, lambda n: _contiguous(graph, n))
     weights = {
-        n.args[1]: None for n in graph.nodes if n.target is aten.conv2d.default and is_constant(n.args[1])
+        n.args[1]: None
+        for n in graph.nodes
+        if n.target is aten.conv2d.default and reads_own_tensor(n.args[1])
     }
     for number, node in enumerate(weights):
         own = operator.attrgetter(node.target)(network).detach()

@@ -1,1 +1,1 @@
-"""Kernels of onebyone's own, compiled where they are used."""
+"""The C++ kernels, their compilation, and the programs that call them."""

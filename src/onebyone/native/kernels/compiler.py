@@ -1,8 +1,8 @@
-"""C++ of this package, compiled for the processor it runs on, once in a process.
+"""JIT compilation of this package's C++ sources for the CPU at hand, once per process.
 
-It needs a C++ compiler, as torch.compile does. Nothing is kept on disk: a library that others could have written is
-never loaded, and compiling takes two seconds. A compiler that is missing, broken or hangs, and folders that cannot be
-written or executed from, are a reason why a candidate of `tune` is not built (BadInput), found once.
+It needs a C++ compiler, as torch.compile does. Libraries are not cached on disk, so that no library is loaded that
+another user could have written. A missing, broken or hanging compiler, and temporary folders that cannot be written or
+executed from, raise BadInput; the outcome is remembered.
 """
 
 from __future__ import annotations
@@ -26,45 +26,46 @@ from onebyone.errors import BadInput
 from onebyone.records import first_line
 
 _FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-fopenmp")
-# tests compile variants: with sanitizers, or of sources with a fault put into them
+# tests replace these two: they compile with sanitizers, or from sources with an injected fault
 SOURCES: Traversable = files(__package__)
 EXTRA_FLAGS: tuple[str, ...] = ()
-_NATIVE = (("-march=native",), ("-mcpu=native",), ())
-_LEAST_PATIENCE, _MOST_PATIENCE = 15.0, 120.0
-_patience: ContextVar[float] = ContextVar("patience", default=_MOST_PATIENCE)
+_TARGETS = (("-march=native",), ("-mcpu=native",), ())
+_MIN_SECONDS, _MAX_SECONDS = 15.0, 120.0
+_limit: ContextVar[float] = ContextVar("limit", default=_MAX_SECONDS)
 _generic: dict[str, str] = {}
+"""By source: why it was compiled without the instructions of this CPU."""
 
 
 @contextmanager
-def patience(seconds: float) -> Iterator[None]:
-    """Let one compilation take about `seconds`: at least 15, so that a slow machine is not taken for a broken one."""
-    token = _patience.set(min(max(seconds, _LEAST_PATIENCE), _MOST_PATIENCE))
+def time_limit(seconds: float) -> Iterator[None]:
+    """Limit each compilation to `seconds`, but no less than 15: a slow machine must not count as a broken compiler."""
+    token = _limit.set(min(max(seconds, _MIN_SECONDS), _MAX_SECONDS))
     try:
         yield
     finally:
-        _patience.reset(token)
+        _limit.reset(token)
 
 
 def library(source: str) -> ctypes.CDLL:
-    """The library of a C++ source of this folder.
+    """The library of a C++ source of this folder, compiled if it is not yet loaded.
 
-    Raises BadInput where there is no compiler, it does not take the source, or what it makes cannot be loaded; the
-    environment variable CXX names the compiler. A failure is remembered: a compiler that hangs is waited for once.
+    The environment variable CXX names the compiler. Raises BadInput if there is no compiler, if it fails, or if its
+    output cannot be loaded. Failures are remembered, so that a hanging compiler delays a process only once.
     """
-    found = _outcome(source, os.environ.get("CXX", ""))
-    if isinstance(found, str):
-        raise BadInput(found)
-    return found
+    outcome = _outcome(source, os.environ.get("CXX", ""))
+    if isinstance(outcome, str):
+        raise BadInput(outcome)
+    return outcome
 
 
-def not_native(source: str) -> str | None:
-    """Why a library was compiled for any processor of its kind, which makes it slow; None where it was not."""
+def why_generic(source: str) -> str | None:
+    """Why a library was compiled without the instructions of this CPU, which makes it slow; None if it was not."""
     return _generic.get(source)
 
 
 @cache
 def _outcome(source: str, cxx: str) -> ctypes.CDLL | str:
-    """The library, or why there is none."""
+    """The library, or why it could not be compiled."""
     try:
         return compile_source(source, cxx)
     except BadInput as error:
@@ -72,49 +73,49 @@ def _outcome(source: str, cxx: str) -> ctypes.CDLL | str:
 
 
 def compile_source(source: str, cxx: str = "") -> ctypes.CDLL:
-    """Compile and load a source with the compiler that `cxx` names. Raises BadInput where that fails."""
+    """Compile and load a source with the compiler that `cxx` names. Raises BadInput if that fails."""
     command = _compiler(cxx)
-    said: dict[str, None] = {}
+    failures: dict[str, None] = {}
     for parent in _folders():
         try:
             with tempfile.TemporaryDirectory(prefix="onebyone-", dir=parent) as folder:
                 return _compiled_in(Path(folder), command, source)
-        except OSError as error:  # a full disk, or one that nothing may be executed from
-            said[f"{parent}: {first_line(error)}"] = None
-    raise BadInput(f"no folder for temporary files can be used to compile {source} ({'; '.join(said)})")
+        except OSError as error:  # a full disk, or one mounted without permission to execute
+            failures[f"{parent}: {first_line(error)}"] = None
+    raise BadInput(f"no temporary folder can be used to compile {source} ({'; '.join(failures)})")
 
 
 def _folders() -> list[str]:
-    """Where temporary files may go: $TMPDIR, then folders that are mounted by themselves on many systems."""
-    here = [] if (given := os.environ.get("TMPDIR")) is None else [given]
+    """Candidates for temporary files: $TMPDIR, then folders that many systems mount separately."""
+    folders = [] if (asked := os.environ.get("TMPDIR")) is None else [asked]
     with suppress(FileNotFoundError):
-        here.append(tempfile.gettempdir())
-    here += ["/dev/shm", "/var/tmp", str(Path.home() / ".cache")]
-    return list(dict.fromkeys(f for f in here if Path(f).is_dir())) or ["."]
+        folders.append(tempfile.gettempdir())
+    folders += ["/dev/shm", "/var/tmp", str(Path.home() / ".cache")]
+    return list(dict.fromkeys(f for f in folders if Path(f).is_dir())) or ["."]
 
 
-def _compiled_in(place: Path, command: list[str], source: str) -> ctypes.CDLL:
+def _compiled_in(folder: Path, command: list[str], source: str) -> ctypes.CDLL:
     for part in SOURCES.iterdir():
         if part.name.endswith((".cpp", ".h")):
-            (place / part.name).write_bytes(part.read_bytes())
-    said = ""
-    for native in _NATIVE:
-        failure = _run([*command, *_FLAGS, *native, *EXTRA_FLAGS, source, "-o", "kernel.so"], place)
+            (folder / part.name).write_bytes(part.read_bytes())
+    first_failure = ""
+    for target in _TARGETS:
+        failure = _run([*command, *_FLAGS, *target, *EXTRA_FLAGS, source, "-o", "kernel.so"], folder)
         if failure is None:
-            if not native and said:
-                _generic[source] = said
-            return _loaded(place / "kernel.so", command[0])
-        said = said or failure
+            if not target and first_failure:
+                _generic[source] = first_failure
+            return _loaded(folder / "kernel.so", command[0])
+        first_failure = first_failure or failure
     raise BadInput(f"{command[0]} does not compile {source}: {failure}")
 
 
 def _loaded(path: Path, compiler: str) -> ctypes.CDLL:
     if not path.is_file():
-        raise BadInput(f"{compiler} ends without an error and writes no library")
-    found = ctypes.CDLL(str(path))
-    if not hasattr(found, "onebyone_panel"):
-        raise BadInput(f"{compiler} writes a library without the functions of the source")
-    return found
+        raise BadInput(f"{compiler} reports success but wrote no library")
+    loaded = ctypes.CDLL(str(path))
+    if not hasattr(loaded, "onebyone_panel"):
+        raise BadInput(f"{compiler} wrote a library without the functions of the source")
+    return loaded
 
 
 def _compiler(cxx: str) -> list[str]:
@@ -125,11 +126,11 @@ def _compiler(cxx: str) -> list[str]:
     for command in [asked] if asked else [["g++"], ["c++"]]:
         if shutil.which(command[0]):
             return command
-    raise BadInput(f"{(asked or ['g++'])[0]} is not installed: this form is compiled where it is used")
+    raise BadInput(f"{(asked or ['g++'])[0]} is not installed: it is needed to compile the kernels")
 
 
 def _run(command: list[str], folder: Path) -> str | None:
-    """What the compiler says first where it fails; None where it does not. Raises BadInput where it takes too long."""
+    """The compiler's first error message; None if it succeeds. Raises BadInput if it takes too long."""
     try:
         process = subprocess.Popen(
             command,
@@ -140,11 +141,11 @@ def _run(command: list[str], folder: Path) -> str | None:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            start_new_session=True,  # the driver's own children end with it
+            start_new_session=True,  # so that its child processes can be killed with it
         )
     except OSError as error:
         return first_line(error)
-    limit = _patience.get()
+    limit = _limit.get()
     with process:
         try:
             _, stderr = process.communicate(timeout=limit)
@@ -157,6 +158,6 @@ def _run(command: list[str], folder: Path) -> str | None:
     if process.returncode == 0:
         return None
     if "No space left on device" in stderr:
-        raise OSError("no space is left for the compiler's files")
+        raise OSError("no space left for the compiler's files")
     lines = [line for line in stderr.splitlines() if "error" in line] or stderr.splitlines()
     return (lines or [f"exit code {process.returncode}"])[0][:200]

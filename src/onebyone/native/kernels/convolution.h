@@ -1,5 +1,5 @@
-// Convolutions, depthwise convolutions, pools and what stands between them, on channels-last float32 maps. Every function
-// is called by all threads of a parallel region, and ends when all of its work is done.
+// Convolutions, depthwise convolutions, pools and elementwise operations on channels-last float32 maps. Every function is
+// called by all threads of a parallel region, and ends with a barrier.
 #pragma once
 #include <limits>
 #include "threads.h"
@@ -7,32 +7,15 @@
 #include "red_zones.h"
 
 namespace onebyone {
-// one step of a network: what it is, where its numbers are and their sizes; the fields of a row of int64
-struct Step {
-  int64_t kind;
-  const float *x, *weight, *bias, *add, *third;  // `add`: a map added before the activation, or the second operand
-  const int64_t* index;                          // where rows begin that are not one after another, in floats
-  const float* scales;                           // of a linear layer's channels, and the signs of its weights: scaling.h
-  const uint8_t* signs;
-  float *y, *scratch;
-  int64_t samples, height, width, channels;      // of x
-  int64_t outputs, high, wide;                   // of y
-  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t activation, pool, levels;
-  int64_t apart[14];  // attention: see transformer.h
-  double number;      // ε of a norm, the scale of attention
-};
+constexpr int64_t MIN_ROWS_PER_THREAD = 16;  // with fewer, the threads share the weights instead of the rows
+constexpr int MAX_TAPS = 64;
+constexpr int64_t FEW_WEIGHTS = 1 << 18;  // floats: what fits a core's second-level cache beside the rows
 
-constexpr int64_t LEAST_ROWS = 16;  // that a thread has for itself: of fewer, threads share the weights instead
-constexpr int MOST_TAPS = 64;
-constexpr int64_t FEW_WEIGHTS = 1 << 18;  // floats: a panel's share of a core's second cache
-
-inline int64_t parts_of(int64_t n, int64_t most) { return (n + most - 1) / most; }
-
-// rows of x (each tap its own pointers) times one panel of the weights; the sums stay in registers over all taps
+// N rows of the input times one panel of the weights; each tap has its own row pointers, and the sums stay in registers
+// over all taps
 template <int N, int VECTORS>
-inline void rows_by_panel(const float* const* rows, int64_t taps, int64_t length, const float* w, const float* bias,
-                          const float* add, float* y, int64_t apart, int64_t columns, int64_t activation) {
+inline void multiply_taps(const float* const* rows, int64_t taps, int64_t length, const float* w, const float* bias,
+                          const float* addend, float* y, int64_t stride, int64_t columns, int64_t activation) {
   Vec total[N][VECTORS];
   for (int v = 0; v < VECTORS; v++) {
     const Vec offset = bias ? load(bias + v * LANES) : Vec{};
@@ -40,7 +23,7 @@ inline void rows_by_panel(const float* const* rows, int64_t taps, int64_t length
   }
   for (int64_t t = 0; t < taps; t++) {
     const float* x[N];
-    for (int r = 0; r < N; r++) x[r] = rows[t * ROWS + r];
+    for (int r = 0; r < N; r++) x[r] = rows[t * TILE_ROWS + r];
     for (int64_t c = 0; c < length; c++, w += PANEL) {
       Vec u[VECTORS];
       for (int v = 0; v < VECTORS; v++) u[v] = load(w + v * LANES);
@@ -51,49 +34,54 @@ inline void rows_by_panel(const float* const* rows, int64_t taps, int64_t length
   }
   for (int r = 0; r < N; r++)
     for (int v = 0; v < VECTORS; v++) {
-      const int64_t at = r * apart + v * LANES, n = columns - v * LANES;
-      if (add) total[r][v] += load(add + at, n);
+      const int64_t at = r * stride + v * LANES, n = columns - v * LANES;
+      if (addend) total[r][v] += load(addend + at, n);
       store(y + at, activated(total[r][v], activation), n);
     }
 }
 
-// up to ROWS rows of a convolution, from `row` on, by one panel after another
+// a convolution as products of rows with panels of weights, for up to TILE_ROWS rows of the output at a time
 struct Convolution {
-  const Step& s;
+  const ConvolutionStep& s;
   const float* zeros;
-  const int64_t rows, panels, taps, length;
-  const bool narrow, pointwise;
+  const int64_t rows, panels;
+  const bool whole_rows;
+  const int64_t taps, length;  // a tap is a position of the kernel or, with whole_rows, a row of it
+  const bool pointwise;
 
-  Convolution(const Step& step, const float* none)
-      : s(step), zeros(none), rows(s.samples * s.high * s.wide), panels(parts_of(s.outputs, PANEL)),
-        taps(s.dilation_w ? s.kernel_h * s.kernel_w : s.kernel_h),
-        length(s.dilation_w ? s.channels : s.kernel_w * s.channels), narrow(!s.dilation_w),
-        pointwise(taps == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pad_h && !s.pad_w && !narrow) {}
+  Convolution(const ConvolutionStep& step, const float* zero_row)
+      : s(step), zeros(zero_row), rows(s.samples * s.out_height * s.out_width), panels(ceil_div(s.out_channels, PANEL)),
+        whole_rows(s.whole_rows), taps(whole_rows ? s.window.kernel_h : s.window.kernel_h * s.window.kernel_w),
+        length(whole_rows ? s.window.kernel_w * s.channels : s.channels),
+        pointwise(taps == 1 && s.window.stride_h == 1 && s.window.stride_w == 1 && !s.window.pad_h &&
+                  !s.window.pad_w && !whole_rows) {}
 
+  // where the rows of the input begin that n rows of the output read, for each tap; positions in the padding read zeros
   void find(int64_t row, int64_t n, const float** from) const {
     if (pointwise) {
-      for (int64_t r = 0; r < n; r++) from[r] = s.x + (row + r) * length;
+      for (int64_t r = 0; r < n; r++) from[r] = s.input + (row + r) * length;
       return;
     }
-    int64_t sample = row / (s.high * s.wide), oy = row / s.wide % s.high, ox = row % s.wide;
+    const Window& w = s.window;
+    int64_t sample = row / (s.out_height * s.out_width), oy = row / s.out_width % s.out_height, ox = row % s.out_width;
     for (int64_t r = 0; r < n; r++) {
-      const int64_t top = oy * s.stride_h - s.pad_h, first = ox * s.stride_w - s.pad_w;
-      const float* image = s.x + sample * s.height * s.width * s.channels;
-      for (int64_t ky = 0, t = 0; ky < s.kernel_h; ky++) {
-        const int64_t h = top + ky * s.dilation_h;
-        if (narrow) {
-          from[t++ * ROWS + r] = image + (h * s.width + first) * s.channels;
+      const int64_t top = oy * w.stride_h - w.pad_h, left = ox * w.stride_w - w.pad_w;
+      const float* image = s.input + sample * s.height * s.width * s.channels;
+      for (int64_t ky = 0, t = 0; ky < w.kernel_h; ky++) {
+        const int64_t y = top + ky * w.dilation_h;
+        if (whole_rows) {
+          from[t++ * TILE_ROWS + r] = image + (y * s.width + left) * s.channels;
           continue;
         }
-        for (int64_t kx = 0; kx < s.kernel_w; kx++) {
-          const int64_t v = first + kx * s.dilation_w;
-          const bool in = h >= 0 && h < s.height && v >= 0 && v < s.width;
-          from[t++ * ROWS + r] = in ? image + (h * s.width + v) * s.channels : zeros;
+        for (int64_t kx = 0; kx < w.kernel_w; kx++) {
+          const int64_t x = left + kx * w.dilation_w;
+          const bool inside = y >= 0 && y < s.height && x >= 0 && x < s.width;
+          from[t++ * TILE_ROWS + r] = inside ? image + (y * s.width + x) * s.channels : zeros;
         }
       }
-      if (++ox == s.wide) {
+      if (++ox == s.out_width) {
         ox = 0;
-        if (++oy == s.high) oy = 0, sample++;
+        if (++oy == s.out_height) oy = 0, sample++;
       }
     }
   }
@@ -101,39 +89,38 @@ struct Convolution {
   void multiply(int64_t row, int64_t n, int64_t panel, const float* const* from) const {
     const float* w = s.weight + panel * taps * length * PANEL;
     const float* bias = s.bias ? s.bias + panel * PANEL : nullptr;
-    const int64_t columns = std::min<int64_t>(PANEL, s.outputs - panel * PANEL);
-    const int64_t offset = row * s.outputs + panel * PANEL;
-    const float* add = s.add ? s.add + offset : nullptr;
+    const int64_t columns = std::min<int64_t>(PANEL, s.out_channels - panel * PANEL);
+    const int64_t offset = row * s.out_channels + panel * PANEL;
+    const float* addend = s.addend ? s.addend + offset : nullptr;
     with_rows(n, [&](auto count) {
-      const auto product = columns > LANES ? rows_by_panel<count(), 2> : rows_by_panel<count(), 1>;
-      product(from, taps, length, w, bias, add, s.y + offset, s.outputs, columns, s.activation);
+      const auto product = columns > LANES ? multiply_taps<count(), 2> : multiply_taps<count(), 1>;
+      product(from, taps, length, w, bias, addend, s.output + offset, s.out_channels, columns, s.activation);
     });
   }
 
+  // rows [begin, end) of the output with panels [first, last)
   void part(int64_t begin, int64_t end, int64_t first, int64_t last) const {
-    const float* from[MOST_TAPS * ROWS];
+    const float* from[MAX_TAPS * TILE_ROWS];
     for (int64_t row = begin, n; row < end; row += n) {
       const int64_t left = end - row;
-      n = left <= ROWS ? left : parts_of(left, parts_of(left, ROWS));
+      n = left <= TILE_ROWS ? left : ceil_div(left, ceil_div(left, TILE_ROWS));
       find(row, n, from);
       for (int64_t panel = first; panel < last; panel++) multiply(row, n, panel, from);
     }
   }
 };
 
-// a convolution as products of rows with panels: a tap is one place of the kernel (a whole row of it where the map is
-// narrow and padded beforehand: `dilation_w` 0); places in the padding read zeros
-inline void convolution(const Step& s, const float* zeros, const Team& team) {
+inline void convolution(const ConvolutionStep& s, const float* zeros, const Team& team) {
   const Convolution c(s, zeros);
-  const bool apart = c.rows >= LEAST_ROWS * team.size;
-  const int64_t begin = apart ? team.begin(c.rows) : 0, rows = apart ? team.begin(c.rows, 1) - begin : c.rows;
-  const int64_t blocks = parts_of(rows, 4 * ROWS);
-  const auto block = [&](int64_t b, int64_t panel) {  // the weights are read once, the rows again and again
+  const bool separate = c.rows >= MIN_ROWS_PER_THREAD * team.size;  // each thread computes its own rows
+  const int64_t begin = separate ? team.begin(c.rows) : 0, rows = separate ? team.end(c.rows) - begin : c.rows;
+  const int64_t blocks = ceil_div(rows, 4 * TILE_ROWS);
+  const auto block = [&](int64_t b, int64_t panel) {  // the weights are read once, the rows for each panel
     c.part(begin + rows * b / blocks, begin + rows * (b + 1) / blocks, panel, panel + 1);
   };
-  if (apart && c.taps * c.length * s.outputs <= FEW_WEIGHTS) {
+  if (separate && c.taps * c.length * s.out_channels <= FEW_WEIGHTS) {
     c.part(begin, begin + rows, 0, c.panels);
-  } else if (apart) {
+  } else if (separate) {
     for (int64_t panel = 0; panel < c.panels; panel++)
       for (int64_t b = 0; b < blocks; b++) block(b, panel);
   } else {
@@ -142,22 +129,21 @@ inline void convolution(const Step& s, const float* zeros, const Team& team) {
   team.wait();
 }
 
-// the first channel of each vector; the last one overlaps the one before where channels are no whole vectors
-inline int64_t lane(int64_t i, int64_t channels) { return std::min(i * LANES, channels - LANES); }
+// the first channel of vector i; the last vector overlaps the one before if the channels are not whole vectors
+inline int64_t vector_begin(int64_t i, int64_t channels) { return std::min(i * LANES, channels - LANES); }
 
-constexpr int BESIDE = 7;  // places of one row that share the weights they have in registers
+constexpr int NEIGHBOURS = 7;  // positions of a row of the output that are computed together and share loaded weights
 
-// one vector of channels at BESIDE places. K and S, the kernel's width and the stride, are known for the usual ones: `from`
-// says for each row of the kernel where the places begin that any of its taps reads, each once; or else (K = 0) where they
-// begin for tap after tap
+// One vector of channels at NEIGHBOURS positions. For common kernel widths K and strides S, `from` has the positions that
+// each row of the kernel reads, each once. With K = 0 it has NEIGHBOURS positions for each tap
 template <int K, int S>
-inline void places_beside(const Step& s, const float* const* from, int64_t c, Vec* total) {
-  constexpr int SPAN = (BESIDE - 1) * S + K;
+inline void depthwise_positions(const DepthwiseStep& s, const float* const* from, int64_t c, Vec* total) {
+  constexpr int SPAN = (NEIGHBOURS - 1) * S + K;
   const Vec offset = s.bias ? load(s.bias + c) : Vec{};
-  Vec sum[BESIDE] = {offset, offset, offset, offset, offset, offset, offset};
+  Vec sum[NEIGHBOURS] = {offset, offset, offset, offset, offset, offset, offset};
   const float* weight = s.weight + c;
   if constexpr (K > 0) {
-    for (int64_t ky = 0; ky < s.kernel_h; ky++, from += SPAN, weight += K * s.channels) {
+    for (int64_t ky = 0; ky < s.window.kernel_h; ky++, from += SPAN, weight += K * s.channels) {
       Vec w[K];
 #pragma GCC unroll 8
       for (int kx = 0; kx < K; kx++) w[kx] = load(weight + kx * s.channels);
@@ -165,56 +151,59 @@ inline void places_beside(const Step& s, const float* const* from, int64_t c, Ve
       for (int j = 0; j < SPAN; j++) {
         const Vec x = load(from[j] + c);
 #pragma GCC unroll 8
-        for (int i = 0; i < BESIDE; i++)
+        for (int i = 0; i < NEIGHBOURS; i++)
           if (j >= i * S && j < i * S + K) sum[i] += x * w[j - i * S];
       }
     }
   } else {
-    for (int64_t t = 0; t < s.kernel_h * s.kernel_w; t++, from += BESIDE, weight += s.channels) {
+    const int64_t taps = s.window.kernel_h * s.window.kernel_w;
+    for (int64_t t = 0; t < taps; t++, from += NEIGHBOURS, weight += s.channels) {
       const Vec w = load(weight);
 #pragma GCC unroll 8
-      for (int i = 0; i < BESIDE; i++) sum[i] += load(from[i] + c) * w;
+      for (int i = 0; i < NEIGHBOURS; i++) sum[i] += load(from[i] + c) * w;
     }
   }
-  for (int i = 0; i < BESIDE; i++) total[i] = sum[i];
+  for (int i = 0; i < NEIGHBOURS; i++) total[i] = sum[i];
 }
 
 template <int K, int S>
-inline void depthwise_of(const Step& s, const float* zeros, const Team& team) {
-  const int64_t vectors = parts_of(s.channels, LANES), units = s.samples * s.high * vectors;
-  const int64_t reads = K > 0 ? (BESIDE - 1) * S + K : s.kernel_w * BESIDE;  // for a row of the kernel
-  for (int64_t u = team.begin(units), end = team.begin(units, 1), next; u < end; u = next) {
-    const int64_t line = u / vectors, sample = line / s.high, oy = line % s.high;
+inline void depthwise_of(const DepthwiseStep& s, const float* zeros, const Team& team) {
+  const Window& w = s.window;
+  const int64_t vectors = ceil_div(s.channels, LANES), units = s.samples * s.out_height * vectors;
+  const int64_t reads = K > 0 ? (NEIGHBOURS - 1) * S + K : w.kernel_w * NEIGHBOURS;  // for a row of the kernel
+  for (int64_t u = team.begin(units), end = team.end(units), next; u < end; u = next) {
+    const int64_t line = u / vectors, sample = line / s.out_height, oy = line % s.out_height;
     next = std::min(end, (line + 1) * vectors);
-    const float* image = s.x + sample * s.height * s.width * s.channels;
-    for (int64_t x = 0; x < s.wide; x += BESIDE) {
-      // the last places overlap those before where the row is no whole number of them
-      const int64_t ox = std::max<int64_t>(0, std::min(x, s.wide - BESIDE)), n = std::min<int64_t>(BESIDE, s.wide);
-      const float* from[MOST_TAPS * BESIDE];
-      for (int64_t ky = 0; ky < s.kernel_h; ky++) {
-        const int64_t h = oy * s.stride_h - s.pad_h + ky * s.dilation_h, left = ox * s.stride_w - s.pad_w;
-        const bool in = h >= 0 && h < s.height;
+    const float* image = s.input + sample * s.height * s.width * s.channels;
+    for (int64_t x = 0; x < s.out_width; x += NEIGHBOURS) {
+      // the last positions overlap those before if the row is not a multiple of NEIGHBOURS
+      const int64_t ox = std::max<int64_t>(0, std::min(x, s.out_width - NEIGHBOURS));
+      const int64_t n = std::min<int64_t>(NEIGHBOURS, s.out_width);
+      const float* from[MAX_TAPS * NEIGHBOURS];
+      for (int64_t ky = 0; ky < w.kernel_h; ky++) {
+        const int64_t h = oy * w.stride_h - w.pad_h + ky * w.dilation_h, left = ox * w.stride_w - w.pad_w;
+        const bool inside = h >= 0 && h < s.height;
         for (int64_t j = 0; j < reads; j++) {
-          const int64_t v = left + (K > 0 ? j : j % BESIDE * s.stride_w + j / BESIDE * s.dilation_w);
-          from[ky * reads + j] = in && v >= 0 && v < s.width ? image + (h * s.width + v) * s.channels : zeros;
+          const int64_t v = left + (K > 0 ? j : j % NEIGHBOURS * w.stride_w + j / NEIGHBOURS * w.dilation_w);
+          from[ky * reads + j] = inside && v >= 0 && v < s.width ? image + (h * s.width + v) * s.channels : zeros;
         }
       }
-      float* to = s.y + (line * s.wide + ox) * s.channels;
+      float* to = s.output + (line * s.out_width + ox) * s.channels;
       for (int64_t i = u - line * vectors; i < next - line * vectors; i++) {
-        const int64_t c = lane(i, s.channels);
-        Vec total[BESIDE];
-        places_beside<K, S>(s, from, c, total);
-        if (s.activation) activate(total, BESIDE, s.activation);
-        for (int64_t j = 0; j < n; j++) store_same(to + j * s.channels + c, total[j]);
+        const int64_t c = vector_begin(i, s.channels);
+        Vec total[NEIGHBOURS];
+        depthwise_positions<K, S>(s, from, c, total);
+        if (s.activation) activate(total, NEIGHBOURS, s.activation);
+        for (int64_t j = 0; j < n; j++) store_overlapping(to + j * s.channels + c, total[j]);
       }
     }
   }
   team.wait();
 }
 
-inline void depthwise(const Step& s, const float* zeros, const Team& team) {
+inline void depthwise(const DepthwiseStep& s, const float* zeros, const Team& team) {
   const auto is = [&](int64_t kernel, int64_t stride) {
-    return s.kernel_w == kernel && s.stride_w == stride && s.dilation_w == 1;
+    return s.window.kernel_w == kernel && s.window.stride_w == stride && s.window.dilation_w == 1;
   };
   if (is(3, 1)) return depthwise_of<3, 1>(s, zeros, team);
   if (is(3, 2)) return depthwise_of<3, 2>(s, zeros, team);
@@ -224,91 +213,89 @@ inline void depthwise(const Step& s, const float* zeros, const Team& team) {
   depthwise_of<0, 0>(s, zeros, team);
 }
 
-inline void max_pool(const Step& s, const Team& team) {
-  const int64_t vectors = parts_of(s.channels, LANES), units = s.samples * s.high;
+inline void max_pool(const MaxPoolStep& s, const Team& team) {
+  const Window& w = s.window;
+  const int64_t vectors = ceil_div(s.channels, LANES), units = s.samples * s.out_height;
   team.share(units, [&](int64_t u) {
-    const int64_t sample = u / s.high, top = u % s.high * s.stride_h - s.pad_h;
-    for (int64_t ox = 0; ox < s.wide; ox++) {
-      const int64_t first = ox * s.stride_w - s.pad_w;
+    const int64_t sample = u / s.out_height, top = u % s.out_height * w.stride_h - w.pad_h;
+    for (int64_t ox = 0; ox < s.out_width; ox++) {
+      const int64_t first = ox * w.stride_w - w.pad_w;
       for (int64_t i = 0; i < vectors; i++) {
-        const int64_t c = lane(i, s.channels);
-        Vec best = all(-std::numeric_limits<float>::infinity());  // of a window that lies in the padding as a whole
-        for (int64_t ky = 0; ky < s.kernel_h; ky++)
-          for (int64_t kx = 0; kx < s.kernel_w; kx++) {
-            const int64_t h = top + ky * s.dilation_h, v = first + kx * s.dilation_w;
+        const int64_t c = vector_begin(i, s.channels);
+        Vec best = broadcast(-std::numeric_limits<float>::infinity());  // the result of a window inside the padding
+        for (int64_t ky = 0; ky < w.kernel_h; ky++)
+          for (int64_t kx = 0; kx < w.kernel_w; kx++) {
+            const int64_t h = top + ky * w.dilation_h, v = first + kx * w.dilation_w;
             if (h < 0 || h >= s.height || v < 0 || v >= s.width) continue;
-            best = larger(load(s.x + ((sample * s.height + h) * s.width + v) * s.channels + c), best);
+            best = maximum(load(s.input + ((sample * s.height + h) * s.width + v) * s.channels + c), best);
           }
-        store(s.y + (u * s.wide + ox) * s.channels + c, best);
+        store(s.output + (u * s.out_width + ox) * s.channels + c, best);
       }
     }
   });
 }
 
-// the mean over all places: (N, H, W, C) to (N, C). Each thread sums the places that are its own: what lies in its caches
-// stays there; `scratch` holds the sums
-inline int64_t mean_scratch(const Step& s, int threads) { return threads * zoned(s.samples * s.channels); }
+// the scratch of `mean`: sums of each thread
+inline int64_t mean_scratch(const MeanStep& s, int threads) { return threads * with_red_zone(s.samples * s.channels); }
 
-inline void mean(const Step& s, const Team& team) {
-  const int64_t vectors = parts_of(s.channels, LANES), places = s.height * s.width, all_of = s.samples * s.channels;
-  const int64_t begin = team.begin(s.samples * places), end = team.begin(s.samples * places, 1);
-  float* own = s.scratch + team.me * zoned(all_of);
-  float* sums = take(own, zoned(all_of));
+// each thread sums the positions that it has in its own caches; then the threads' sums are added
+inline void mean(const MeanStep& s, const Team& team) {
+  const int64_t vectors = ceil_div(s.channels, LANES), positions = s.height * s.width, count = s.samples * s.channels;
+  const int64_t begin = team.begin(s.samples * positions), end = team.end(s.samples * positions);
+  float* scratch = s.scratch + team.thread * with_red_zone(count);
+  float* sums = take(scratch, with_red_zone(count));
   for (int64_t u = 0; u < s.samples * vectors; u++) {
-    const int64_t sample = u / vectors, c = lane(u % vectors, s.channels);
-    const float* x = s.x + c;
-    Vec total[4] = {};  // four sums: rounding grows with a quarter of the places
-    for (int64_t p = std::max(begin, sample * places), last = std::min(end, (sample + 1) * places); p < last; p++)
+    const int64_t sample = u / vectors, c = vector_begin(u % vectors, s.channels);
+    const float* x = s.input + c;
+    Vec total[4] = {};  // four sums: the rounding error grows with a quarter of the positions
+    for (int64_t p = std::max(begin, sample * positions), last = std::min(end, (sample + 1) * positions); p < last; p++)
       total[p % 4] += load(x + p * s.channels);
     store(sums + sample * s.channels + c, (total[0] + total[1]) + (total[2] + total[3]));
   }
   team.wait();
   team.share(s.samples * vectors, [&](int64_t u) {
-    const int64_t at = u / vectors * s.channels + lane(u % vectors, s.channels);
+    const int64_t at = u / vectors * s.channels + vector_begin(u % vectors, s.channels);
     Vec total{};
-    for (int64_t t = 0; t < team.size; t++) total += load(s.scratch + t * zoned(all_of) + at);
-    store_same(s.y + at, total * (1.0f / (float)places));
+    for (int64_t t = 0; t < team.size; t++) total += load(s.scratch + t * with_red_zone(count) + at);
+    store_overlapping(s.output + at, total * (1.0f / (float)positions));
   });
 }
 
-// x + add, or x·add, place by place or one number a channel; then the activation. The second operand is a map, its rows
-// where `index` says if it is given; or a constant, whose `levels` rows repeat if there are any
-enum Meeting { ALONE, ADDED, MULTIPLIED, MULTIPLIED_BY_CHANNEL };
-
-inline void elementwise(const Step& s, const Team& team) {
-  const int64_t places = s.height * s.width, vectors = parts_of(s.channels, LANES);
-  const float* second = s.add ? s.add : s.weight;
-  const int64_t* index = s.index;
-  const int64_t every = s.pool == MULTIPLIED_BY_CHANNEL ? places : 0, repeating = s.add ? 0 : s.levels;
-  const bool beside = !index && !every && !repeating;
-  team.share(s.samples * places, [&](int64_t p) {
-    const float* x = s.x + p * s.channels;
+// see ElementwiseStep in steps.h
+inline void elementwise(const ElementwiseStep& s, const Team& team) {
+  const int64_t vectors = ceil_div(s.channels, LANES);
+  const float* second = s.second ? s.second : s.input;
+  const int64_t *index = s.index, repeats = s.positions_per_row, period = s.period;
+  const bool same_row = !index && !repeats && !period;
+  team.share(s.positions, [&](int64_t p) {
+    const float* x = s.input + p * s.channels;
     const float* other = second + p * s.channels;
-    if (!beside) other = second + (index ? index[p] : (every ? p / every : p % repeating) * s.channels);
+    if (!same_row) other = second + (index ? index[p] : (repeats ? p / repeats : p % period) * s.channels);
     for (int64_t i = 0; i < vectors; i++) {
-      // no overlap: in place, what is there twice would be computed twice
+      // vectors must not overlap: the step may run in place, and would then be applied twice
       const int64_t c = i * LANES, n = s.channels - c;
       Vec v = load(x + c, n);
-      if (s.pool == ADDED) v += load(other + c, n);
-      if (s.pool >= MULTIPLIED) v *= load(other + c, n);
-      store(s.y + p * s.channels + c, activated(v, s.activation), n);
+      if (s.operation == SUM) v += load(other + c, n);
+      if (s.operation == PRODUCT) v *= load(other + c, n);
+      store(s.output + p * s.channels + c, activated(v, s.activation), n);
     }
   });
 }
 
-// (N, C, H, W) to (N, H + 2·pad, W + 2·pad, C)
-inline void laid_channels_last(const Step& s, const Team& team) {
-  team.share(s.samples * s.high, [&](int64_t u) {
-    const int64_t sample = u / s.high, h = u % s.high - s.pad_h;
-    float* line = s.y + u * s.wide * s.channels;
+// see InputStep in steps.h
+inline void copy_input(const InputStep& s, const Team& team) {
+  const int64_t out_height = s.height + 2 * s.pad_h, out_width = s.width + 2 * s.pad_w;
+  team.share(s.samples * out_height, [&](int64_t u) {
+    const int64_t sample = u / out_height, h = u % out_height - s.pad_h;
+    float* line = s.output + u * out_width * s.channels;
     if (h < 0 || h >= s.height) {
-      std::fill_n(line, s.wide * s.channels, 0.0f);
+      std::fill_n(line, out_width * s.channels, 0.0f);
       return;
     }
     std::fill_n(line, s.pad_w * s.channels, 0.0f);
     std::fill_n(line + (s.pad_w + s.width) * s.channels, s.pad_w * s.channels, 0.0f);
     for (int64_t c = 0; c < s.channels; c++) {
-      const float* from = s.x + ((sample * s.channels + c) * s.height + h) * s.width;
+      const float* from = s.input + ((sample * s.channels + c) * s.height + h) * s.width;
       float* to = line + s.pad_w * s.channels + c;
       for (int64_t x = 0; x < s.width; x++) to[x * s.channels] = from[x];
     }

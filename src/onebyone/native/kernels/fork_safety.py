@@ -1,4 +1,4 @@
-"""After a fork: the threads of OpenMP stay behind in the parent, so the kernels run on one thread in the child."""
+"""Forked processes: OpenMP's threads do not exist in the child, so kernels run on one thread there."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _renewals: list[WeakMethod[Callable[[], None]]] = []
 
 
 def is_forked() -> bool:
-    """Whether this process was forked from one that had this package loaded, as workers of a DataLoader are."""
+    """Whether this process was forked from one that had imported this package, as workers of a DataLoader are."""
     return _in_child
 
 
-def threads_here(asked: int) -> int:
-    """How many threads of OpenMP a kernel may ask for: one in a forked process, where more would wait forever.
+def usable_threads(requested: int) -> int:
+    """How many OpenMP threads a kernel may request: one in a forked process, where more would deadlock.
 
-    >>> threads_here(4)
+    >>> usable_threads(4)
     4
     """
-    return 1 if _in_child else asked
+    return 1 if _in_child else requested
 
 
 def renew_after_fork(method: Callable[[], None]) -> None:
-    """Call a bound method in each forked process: a lock may have been held in the parent when it forked."""
+    """Call a bound method in every forked process: to replace a lock that the parent may have held when it forked."""
     _renewals[:] = [renewal for renewal in _renewals if renewal() is not None]
     _renewals.append(WeakMethod(method))
 

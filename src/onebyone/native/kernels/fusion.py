@@ -1,4 +1,4 @@
-"""The last look at the steps: which convolutions go by tiles, which pools go with them, and the weights packed."""
+"""Final lowering of steps: the algorithm of each convolution, fusion with neighbouring steps, and packed weights."""
 
 from __future__ import annotations
 
@@ -7,178 +7,217 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onebyone.laws.winograd import F4X3
-from onebyone.native.graph_queries import HALVES
 from onebyone.native.kernels import strassen
-from onebyone.native.kernels.program import Activation, Kind, Map, Meeting, Step, in_panels, kernel
+from onebyone.native.kernels.program import in_panels, kernel
 from onebyone.native.kernels.winograd import packed, why_not
+from onebyone.native.maps import Map
+from onebyone.native.steps import (
+    Activation,
+    AttentionStep,
+    ConvolutionStep,
+    DepthwiseStep,
+    ElementwiseStep,
+    GatherStep,
+    LayerNormStep,
+    LinearStep,
+    MaxPoolStep,
+    Step,
+    Window,
+    WinogradStep,
+)
 
-# multiply-accumulates in the time that it takes to read one byte of weights from memory, roughly
-_READING = 3
+_MACS_PER_BYTE = 3
+"""Roughly how many multiply-accumulates a core does in the time in which it reads one byte of weights from memory."""
+_POOL_2X2 = Window((2, 2), stride=(2, 2))
 
 
-def finished(steps: list[Step], answer: Map, fast_products: bool = False) -> list[Step]:
-    """3×3 convolutions by tiles, with the pools behind them; pointwise ones as linear layers; every weight packed.
+def lower(steps: list[Step], answer: Map, fast_products: bool = False) -> list[Step]:
+    """The steps as they run: Winograd or linear steps for convolutions, fused neighbours, packed weights.
 
-    `fast_products`: linear layers multiply in halves without what keeps their rows apart (`laws.scaling`).
+    `answer` is the map of the network's output. With `fast_products`, linear layers use Strassen's algorithm without
+    the scaling that keeps an error bound for each row (`onebyone.laws.scaling`).
     """
+    lowered = _with_winograd(steps, answer)
+    lowered = [_as_linear(s, fast_products) if isinstance(s, ConvolutionStep) else s for s in lowered]
+    lowered = _apply_factors_in_linear_steps(lowered, answer)
+    _run_in_place(lowered, answer)
+    for step in lowered:
+        _pack(step, fast_products)
+    return lowered
+
+
+def _with_winograd(steps: list[Step], answer: Map) -> list[Step]:
+    """Replace 3×3 convolutions by Winograd steps where these are faster, and fuse 2×2 max pools into them."""
     readers: dict[int, int] = {}
     for step in steps:
-        for read in step.reads:
+        for read in step.inputs_read:
             readers[id(read.memory)] = readers.get(id(read.memory), 0) + 1
-    made: list[Step] = []
+    lowered: list[Step] = []
     for step in steps:
-        before = next((s for s in made if s.y is step.x), None)
-        if step.kind == Kind.CONVOLUTION and _by_tiles(step):
-            step.kind = Kind.WINOGRAD
-        elif (
-            before is not None
-            and step.x is not None
-            and _takes_pool(before, step)
-            and readers[id(step.x.memory)] == 1
-            and step.x.memory is not answer.memory
-        ):
-            before.y, before.pool = step.y, 1
+        if isinstance(step, ConvolutionStep) and _winograd_is_faster(step):
+            lowered.append(
+                WinogradStep(
+                    input=step.input,
+                    output=step.output,
+                    weight=step.weight,
+                    bias=step.bias,
+                    padding=step.window.padding,
+                    relu=step.activation == Activation.RELU,
+                )
+            )
             continue
-        made.append(step)
-    for step in made:
-        if step.kind == Kind.CONVOLUTION:
-            _as_linear(step, fast_products)
-    made = _scaled_where_read(made, answer)
-    _in_place(made, answer)
-    for step in made:
-        _pack(step, fast_products)
-    return made
+        if isinstance(step, MaxPoolStep) and step.window == _POOL_2X2:
+            before = next((s for s in lowered if s.output is step.input), None)
+            only_reader = readers[id(step.input.memory)] == 1 and step.input.memory is not answer.memory
+            if isinstance(before, WinogradStep) and not before.max_pool and only_reader:
+                before.output, before.max_pool = step.output, True
+                continue
+        lowered.append(step)
+    return lowered
 
 
-def _scaled_where_read(steps: list[Step], answer: Map) -> list[Step]:
-    """Numbers for each channel (squeeze-and-excitation) meet the rows when a linear layer is about to read them."""
+def _apply_factors_in_linear_steps(steps: list[Step], answer: Map) -> list[Step]:
+    """Move a product by one number per channel and sample (squeeze-and-excitation) into the linear step that reads it."""
     left = list(steps)
     for step in steps:
-        if step.kind != Kind.ELEMENTWISE or step.pool != Meeting.MULTIPLIED_BY_CHANNEL or step.activation:
+        if not isinstance(step, ElementwiseStep) or not step.positions_per_row or step.activation:
             continue
-        memory = step.y.memory
-        readers = [s for s in steps if any(m.memory is memory for m in s.reads)]
-        writers = [s for s in steps if s.y.memory is memory]
+        memory = step.output.memory
+        readers = [s for s in steps if any(m.memory is memory for m in s.inputs_read)]
+        writers = [s for s in steps if s.output.memory is memory]
         if len(readers) != 1 or len(writers) != 1 or memory is answer.memory:
             continue
         (reader,) = readers
-        if (
-            reader.kind != Kind.LINEAR
-            or reader.x is None
-            or reader.index is not None
-            or reader.third is not None
-        ):
+        if not isinstance(reader, LinearStep) or reader.index is not None or reader.factors is not None:
             continue
-        rows = reader.x.memory is memory and reader.sizes["channels"] == step.y.shape[1]
-        if rows and (reader.add is None or reader.add.memory is not memory):
-            reader.x, reader.third = step.x, step.add
-            reader.sizes["high"] = reader.sizes["samples"] // step.y.shape[0]
+        same_rows = reader.input.memory is memory and reader.inputs == step.output.shape[1]
+        if same_rows and (reader.addend is None or reader.addend.memory is not memory):
+            reader.input, reader.factors = step.input, step.other
+            reader.rows_per_factor = reader.rows // step.output.shape[0]
             left.remove(step)
     return left
 
 
-def _in_place(steps: list[Step], answer: Map) -> None:
-    """What is done element by element is done where the elements lie, where nothing reads them afterwards."""
-    last = {id(m.memory): i for i, s in enumerate(steps) for m in (s.y, *s.reads)}
+def _run_in_place(steps: list[Step], answer: Map) -> None:
+    """Let elementwise steps write into the memory of their input, if no later step reads that."""
+    last = {id(m.memory): i for i, s in enumerate(steps) for m in (s.output, *s.inputs_read)}
     for i, step in enumerate(steps):
-        if step.kind != Kind.ELEMENTWISE or step.x is None or step.x.memory is answer.memory:
+        if not isinstance(step, ElementwiseStep) or step.input.memory is answer.memory:
             continue
-        x, y = step.x.memory, step.y
-        elsewhere = step.index is not None and step.add is not None and step.add.memory is x
-        if last[id(x)] == i and y.base is None and y.floats == x.floats and y is not answer and not elsewhere:
+        x, y = step.input.memory, step.output
+        reads_other_rows = step.index is not None and step.other is not None and step.other.memory is x
+        free = last[id(x)] == i and y.base is None and y.floats == x.floats and y is not answer
+        if free and not reads_other_rows:
             y.base, last[id(x)] = x, last[id(y)]
 
 
-def _as_linear(step: Step, fast_products: bool) -> None:
-    """A pointwise convolution at stride 1, or a layer on whole maps, is a fully connected layer on rows.
+def _as_linear(step: ConvolutionStep, fast_products: bool) -> ConvolutionStep | LinearStep:
+    """A convolution as a linear step on rows, where it is one or where Strassen's algorithm then makes it faster.
 
-    So is any other, on rows put together for it, where that halves well (Strassen).
+    A 1×1 convolution at stride 1 is a linear layer as it is. For any other, rows are put together from the pieces of
+    the map that the taps of its kernel read (im2col).
     """
-    assert step.weight is not None
-    ones = ([1, 1], [1, 1])
-    kernel_size, stride, pad, dilation = step.settings("kernel", "stride", "pad", "dilation")
-    samples, outputs, high, wide = step.y.shape
+    samples, _, high, wide = step.output.shape
     rows, weight = samples * high * wide, step.weight.permute(0, 2, 3, 1).flatten(1)
-    sizes = {"samples": rows, "channels": weight.shape[1], "outputs": outputs}
-    if (kernel_size, stride) != ones or pad != [0, 0] or 0 in dilation:
-        if not _depth(rows, weight, fast_products):
-            return
-        pieces = _pieces(step)
-        step.index, sizes["kernel_w"] = pieces.flatten(), pieces.shape[1]
-    step.kind, step.weight, step.sizes = Kind.LINEAR, weight, sizes
+    index, pieces, window = None, 1, step.window
+    pointwise = window == Window((1, 1), dilation=window.dilation)
+    if step.whole_rows or not pointwise:
+        if not _strassen_levels(rows, weight, fast_products):
+            return step
+        table = _pieces(step)
+        index, pieces = table.flatten(), table.shape[1]
+    return LinearStep(
+        input=step.input,
+        output=step.output,
+        rows=rows,
+        weight=weight,
+        bias=step.bias,
+        addend=step.addend,
+        activation=step.activation,
+        index=index,
+        pieces=pieces,
+    )
 
 
-def _depth(rows: int, weight: Tensor, fast_products: bool) -> int:
-    """How often a linear layer of that weight (N, K) is halved."""
-    if not (fast_products or strassen.in_halves(weight)):
+def _strassen_levels(rows: int, weight: Tensor, fast_products: bool) -> int:
+    """How often Strassen's algorithm halves a linear layer with that weight (N, K)."""
+    if not (fast_products or strassen.has_row_bounds(weight)):
         return 0
-    return strassen.depth(rows, weight.shape[1], len(weight), int(kernel().onebyone_lanes()))
+    return strassen.best_levels(rows, weight.shape[1], len(weight), int(kernel().onebyone_lanes()))
 
 
-def _pieces(step: Step) -> Tensor:
-    """Where the numbers begin that meet each tap of the kernel, at each place: (N·H·W, taps); -1 in the padding.
+def _pieces(step: ConvolutionStep) -> Tensor:
+    """Where the numbers that each tap of the kernel reads begin: (N·H·W, taps) offsets, -1 in the padding.
 
-    A tap is one place of the kernel, or a whole row of it where the map is padded beforehand (`dilation_w` 0).
+    A tap is one position of the kernel, or a whole row of it with `whole_rows`.
     """
-    assert step.x is not None
-    samples, channels, *size = step.x.shape
-    axes = []
-    settings = zip(*step.settings("kernel", "stride", "pad", "dilation"), strict=True)
-    for (taps, stride, pad, dilation), whole, places in zip(settings, size, step.y.shape[2:], strict=True):
-        tap = torch.arange(taps if dilation else 1)
-        at = torch.arange(places)[:, None] * stride - pad + tap * dilation
-        axes.append((at, (at >= 0) & (at < whole)))
-    (down, in_down), (across, in_across) = axes
-    found = down[:, None, :, None] * size[1] + across[None, :, None, :]
-    inside = in_down[:, None, :, None] & in_across[None, :, None, :]
-    found = torch.where(inside, found * channels, -1).flatten(2).flatten(0, 1)
-    begins = torch.arange(samples)[:, None, None] * (size[0] * size[1] * channels)
-    return torch.where(found < 0, -1, found + begins).flatten(0, 1)
+    samples, channels, *size = step.input.shape
+    window, axes = step.window, []
+    taps = (window.kernel[0], 1 if step.whole_rows else window.kernel[1])
+    for axis in (0, 1):
+        outputs, stride, pad = step.output.shape[2 + axis], window.stride[axis], window.padding[axis]
+        tap = torch.arange(taps[axis]) * window.dilation[axis]
+        position = torch.arange(outputs)[:, None] * stride - pad + tap
+        axes.append((position, (position >= 0) & (position < size[axis])))
+    (y, y_inside), (x, x_inside) = axes
+    position = y[:, None, :, None] * size[1] + x[None, :, None, :]
+    inside = y_inside[:, None, :, None] & x_inside[None, :, None, :]
+    offsets = torch.where(inside, position * channels, -1).flatten(2).flatten(0, 1)
+    sample_begins = torch.arange(samples)[:, None, None] * (size[0] * size[1] * channels)
+    return torch.where(offsets < 0, -1, offsets + sample_begins).flatten(0, 1)
 
 
-def _by_tiles(step: Step) -> bool:
-    """Whether it can be computed by tiles, and that is faster: weights are read once, whatever is done with them."""
-    assert step.weight is not None
-    samples, _, high, wide = step.y.shape
-    if step.add is not None or step.activation not in (Activation.NONE, Activation.RELU):
+def _winograd_is_faster(step: ConvolutionStep) -> bool:
+    """Whether Winograd's algorithm applies, and costs less: its weights are larger, and are read once either way."""
+    samples, _, high, wide = step.output.shape
+    if step.whole_rows or step.addend is not None:
         return False
-    stride, padding, dilation = step.settings("stride", "pad", "dilation")
-    if why_not(step.weight.float(), stride, padding, dilation, 1) is not None:
+    if step.activation not in (Activation.NONE, Activation.RELU):
         return False
-    direct = 9 * (samples * high * wide + 4 * _READING)  # for each pair of channels: 9 weights at every place
-    tiled = F4X3.edge**2 * (samples * F4X3.tiles((high, wide)) + 4 * _READING)  # or 36 at every tile
-    return bool(tiled < direct)
-
-
-def _takes_pool(step: Step, pool: Step) -> bool:
-    """Whether a pool of 2×2 places at stride 2 can be part of the step before it."""
-    if pool.kind != Kind.MAX_POOL or step.kind != Kind.WINOGRAD or step.pool:
+    window = step.window
+    if why_not(step.weight.float(), window.stride, window.padding, window.dilation, 1) is not None:
         return False
-    return (*pool.settings("kernel", "stride", "pad", "dilation"), False) == HALVES
+    # the cost for each pair of channels: 9 weights at every position, or 36 at every tile
+    direct = 9 * (samples * high * wide + 4 * _MACS_PER_BYTE)
+    winograd = F4X3.edge**2 * (samples * F4X3.tiles((high, wide)) + 4 * _MACS_PER_BYTE)
+    return bool(winograd < direct)
 
 
-def _as_is(given: Tensor | None) -> Tensor | None:
-    return None if given is None else given.float().contiguous()
+def _as_floats(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float().contiguous()
 
 
 def _pack(step: Step, fast_products: bool) -> None:
-    weight, panel = step.weight, int(kernel().onebyone_panel())
-    if weight is None or step.kind in (Kind.LAYER_NORM, Kind.ATTENTION, Kind.ROWS, Kind.ELEMENTWISE):
-        step.weight, step.bias = _as_is(weight), _as_is(step.bias)
-        return
-    if step.kind == Kind.LINEAR:
-        lanes = int(kernel().onebyone_lanes())
-        levels = step.sizes.setdefault("levels", _depth(step.sizes["samples"], weight, fast_products))
-        if levels and not fast_products:
-            weight, step.scales, step.signs = strassen.guards(weight)
-        step.weight, panel = strassen.packed(weight, levels, lanes), lanes
-        step.pool = strassen.vectors(len(weight) >> levels, lanes)
-    elif step.kind == Kind.WINOGRAD:
-        step.weight = packed(weight)
-    elif step.kind == Kind.DEPTHWISE:
-        step.weight = weight.flatten(1).t().float().contiguous()
-    else:
-        step.weight = in_panels(weight.permute(0, 2, 3, 1).flatten(1), panel)
-    if step.bias is not None:
-        filled = 0 if step.kind == Kind.DEPTHWISE else panel  # read in whole vectors, whatever its length
-        step.bias = F.pad(step.bias, (0, filled)).float().contiguous()
+    """Bring the constants of a step into the type and order that its kernel reads."""
+    panel = int(kernel().onebyone_panel())
+    if isinstance(step, LayerNormStep):
+        step.weight, step.bias = _as_floats(step.weight), _as_floats(step.bias)
+    elif isinstance(step, AttentionStep):
+        step.bias = _as_floats(step.bias)
+    elif isinstance(step, ElementwiseStep | GatherStep):
+        step.numbers = _as_floats(step.numbers)
+    elif isinstance(step, DepthwiseStep):
+        step.weight, step.bias = step.weight.flatten(1).t().float().contiguous(), _as_floats(step.bias)
+    elif isinstance(step, LinearStep):
+        _pack_linear(step, fast_products)
+    elif isinstance(step, WinogradStep):
+        step.weight, step.bias = packed(step.weight), _padded(step.bias, panel)
+    elif isinstance(step, ConvolutionStep):
+        step.weight = in_panels(step.weight.permute(0, 2, 3, 1).flatten(1), panel)
+        step.bias = _padded(step.bias, panel)
+
+
+def _pack_linear(step: LinearStep, fast_products: bool) -> None:
+    lanes, weight = int(kernel().onebyone_lanes()), step.weight
+    if step.levels is None:
+        step.levels = _strassen_levels(step.rows, weight, fast_products)
+    if step.levels and not fast_products:
+        weight, step.channel_scales, step.signs = strassen.guards(weight)
+    step.weight = strassen.packed(weight, step.levels, lanes)
+    step.vectors = strassen.panel_vectors(step.outputs >> step.levels, lanes)
+    step.bias = _padded(step.bias, lanes)
+
+
+def _padded(bias: Tensor | None, floats: int) -> Tensor | None:
+    """A bias with room behind it: kernels read it in whole vectors, whatever its length."""
+    return None if bias is None else F.pad(bias, (0, floats)).float().contiguous()

@@ -1,4 +1,5 @@
-// A network as a list of steps on channels-last maps, run in one parallel region: see onebyone/native/lowering.py
+// A network as a list of steps, run one after another in one parallel region. steps.h documents the steps, and
+// onebyone/native/planner.py makes them.
 #include "strassen.h"
 #include "transformer.h"
 #include "winograd.h"
@@ -12,12 +13,8 @@
 using namespace onebyone;
 
 namespace {
-enum Kind {
-  INPUT, CONVOLUTION, WINOGRAD, DEPTHWISE, MAX_POOL, MEAN, ELEMENTWISE, LINEAR, LAYER_NORM, ATTENTION, ROWS_OF, TURNED
-};
-
-Job job_of(const Step& s, int threads) {
-  return {s.samples, s.height, s.width, s.channels, s.outputs, s.pad_h, s.pad_w, s.activation == RELU, (int)s.pool, threads};
+WinogradJob job_of(const WinogradStep& s, int threads) {
+  return {s.samples, s.height, s.width, s.channels, s.out_channels, s.pad_h, s.pad_w, (int)s.relu, (int)s.max_pool, threads};
 }
 }  // namespace
 
@@ -25,60 +22,72 @@ extern "C" int64_t onebyone_panel() { return PANEL; }
 extern "C" int64_t onebyone_step_bytes() { return sizeof(Step); }
 extern "C" int64_t onebyone_lanes() { return LANES; }
 
-// ask for pages of 2 MiB before memory is written: weights are read end to end, a walk through the tables every 4 KiB
-extern "C" void onebyone_large_pages(void* begin, int64_t bytes) {
+// asks for pages of 2 MiB before the memory is written: weights are read from end to end, and a page table walk for every
+// 4 KiB would slow that down. The system may decline
+extern "C" void onebyone_advise_large_pages(void* begin, int64_t bytes) {
 #ifdef __linux__
-  madvise(begin, bytes, MADV_HUGEPAGE);  // it may be declined: nothing depends on it
+  madvise(begin, bytes, MADV_HUGEPAGE);
 #endif
 }
 
-// floats that a step needs besides its maps, run by that many threads
-static int64_t scratch_of(const Step& s, int threads) {
+// the floats of scratch of a step that runs on that many threads
+static int64_t scratch_floats(const Step& s, int threads) {
   switch (s.kind) {
-    case LINEAR: return linear_scratch(s, threads);
-    case ATTENTION: return attention_scratch(s, threads);
-    case MEAN: return mean_scratch(s, threads);
+    case LINEAR: return linear_scratch(s.linear, threads);
+    case ATTENTION: return attention_scratch(s.attention, threads);
+    case MEAN: return mean_scratch(s.mean, threads);
     case WINOGRAD: {
-      const Job j = job_of(s, threads);
-      return Blocks(j).floats(j);
+      const WinogradJob j = job_of(s.winograd, threads);
+      return WinogradBlocks(j).floats(j);
     }
     default: return 0;
   }
 }
 
-// the most that any number of threads needs: there may be fewer than were asked for (OMP_THREAD_LIMIT)
-extern "C" int64_t onebyone_scratch(const Step* step, int threads) {
+// the maximum over all numbers of threads up to `threads`: fewer may run than were requested (OMP_THREAD_LIMIT)
+extern "C" int64_t onebyone_scratch_floats(const Step* step, int threads) {
   int64_t most = 0;
-  for (int n = 1; n <= threads; n++) most = std::max(most, scratch_of(*step, n));
+  for (int n = 1; n <= threads; n++) most = std::max(most, scratch_floats(*step, n));
   return most;
 }
 
-// floats by which the parts of a linear step, run by that many threads, would write beyond their scratch: 0, or a fault
-extern "C" int64_t onebyone_scratch_missing(const Step* step, int threads) {
-  return linear_scratch_missing(*step, threads);
+// by how many floats a linear step on that many threads would write beyond its scratch; 0 unless there is a fault
+extern "C" int64_t onebyone_scratch_overrun(const Step* step, int threads) {
+  return linear_scratch_overrun(step->linear, threads);
 }
 
-static void run_step(const Step& s, const float* zeros, const Team& team) {
+static float* scratch_of(const Step& s) {
   switch (s.kind) {
-    case INPUT: laid_channels_last(s, team); break;
-    case CONVOLUTION: convolution(s, zeros, team); break;
+    case LINEAR: return s.linear.scratch;
+    case ATTENTION: return s.attention.scratch;
+    case MEAN: return s.mean.scratch;
+    case WINOGRAD: return s.winograd.scratch;
+    default: return nullptr;
+  }
+}
+
+static void run_step(const Step& step, const float* zeros, const Team& team) {
+  switch (step.kind) {
+    case INPUT: copy_input(step.input, team); break;
+    case CONVOLUTION: convolution(step.convolution, zeros, team); break;
     case WINOGRAD: {
-      const Job j = job_of(s, team.size);
-      winograd(j, Blocks(j), team, s.x, s.weight, s.bias, s.y, s.scratch);
+      const WinogradStep& s = step.winograd;
+      const WinogradJob j = job_of(s, team.size);
+      winograd(j, WinogradBlocks(j), team, s.input, s.weight, s.bias, s.output, s.scratch);
       break;
     }
-    case DEPTHWISE: depthwise(s, zeros, team); break;
-    case MAX_POOL: max_pool(s, team); break;
-    case MEAN: mean(s, team); break;
-    case ELEMENTWISE: elementwise(s, team); break;
-    case LINEAR: linear(s, team); break;
-    case LAYER_NORM: layer_norm(s, team); break;
-    case ATTENTION: attention(s, team); break;
-    case ROWS_OF: rows(s, team); break;
-    case TURNED: turned(s, team); break;
+    case DEPTHWISE: depthwise(step.depthwise, zeros, team); break;
+    case MAX_POOL: max_pool(step.max_pool, team); break;
+    case MEAN: mean(step.mean, team); break;
+    case ELEMENTWISE: elementwise(step.elementwise, team); break;
+    case LINEAR: linear(step.linear, team); break;
+    case LAYER_NORM: layer_norm(step.layer_norm, team); break;
+    case ATTENTION: attention(step.attention, team); break;
+    case GATHER: gather(step.gather, team); break;
+    case TRANSPOSE: transpose(step.transpose, team); break;
   }
-  if (ZONE) {  // its forbidden zones end with it
-    if (!team.me) allow(s.scratch, scratch_of(s, team.size));
+  if (RED_ZONE) {  // the zones of a step end with it
+    if (!team.thread && scratch_of(step)) unpoison(scratch_of(step), scratch_floats(step, team.size));
     team.wait();
   }
 }
@@ -88,15 +97,15 @@ static double seconds() {
 }
 
 #if defined(__SANITIZE_ADDRESS__)
-extern "C" void onebyone_forbid(const float* begin, int64_t floats) { forbid(begin, floats); }
+extern "C" void onebyone_poison(const float* begin, int64_t floats) { poison(begin, floats); }
 #endif
 
-// all steps, one after the other; `ended`, where it is wanted, gets the time at which each was done, in seconds
-extern "C" void onebyone_run(const Step* steps, int64_t count, const float* zeros, int asked, double* ended) {
-  by_threads(asked, [&](const Team& team) {
+// runs all steps; `end_times`, if it is not null, gets the time in seconds at which each of them ended
+extern "C" void onebyone_run(const Step* steps, int64_t count, const float* zeros, int requested, double* end_times) {
+  run_parallel(requested, [&](const Team& team) {
     for (int64_t i = 0; i < count; i++) {
       run_step(steps[i], zeros, team);
-      if (ended && !team.me) ended[i] = seconds();
+      if (end_times && !team.thread) end_times[i] = seconds();
     }
   });
 }

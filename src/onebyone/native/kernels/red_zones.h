@@ -1,5 +1,5 @@
-// Forbidden zones between the parts of a step's scratch, in a test build under AddressSanitizer: what one part is too small
-// for is reported where it is written, though it would still be memory of the step. In other builds they take no room.
+// Poisoned zones between the parts of a step's scratch, in a test build under AddressSanitizer. A write beyond one part is
+// then reported where it happens, although it would still be inside the scratch. In other builds the zones are empty.
 #pragma once
 #include <cstdint>
 #if defined(__SANITIZE_ADDRESS__)
@@ -8,23 +8,23 @@
 
 namespace onebyone {
 #if defined(__SANITIZE_ADDRESS__)
-constexpr int64_t ZONE = 64;
-inline void forbid(const float* begin, int64_t floats) { __asan_poison_memory_region(begin, floats * sizeof(float)); }
-inline void allow(const float* begin, int64_t floats) { __asan_unpoison_memory_region(begin, floats * sizeof(float)); }
+constexpr int64_t RED_ZONE = 64;
+inline void poison(const float* begin, int64_t floats) { __asan_poison_memory_region(begin, floats * sizeof(float)); }
+inline void unpoison(const float* begin, int64_t floats) { __asan_unpoison_memory_region(begin, floats * sizeof(float)); }
 #else
-constexpr int64_t ZONE = 0;
-inline void forbid(const float*, int64_t) {}
-inline void allow(const float*, int64_t) {}
+constexpr int64_t RED_ZONE = 0;
+inline void poison(const float*, int64_t) {}
+inline void unpoison(const float*, int64_t) {}
 #endif
 
-// the floats of a part with the zone behind it
-inline int64_t zoned(int64_t floats) { return floats ? floats + ZONE : 0; }
+// the size of a part including the zone behind it
+inline int64_t with_red_zone(int64_t floats) { return floats ? floats + RED_ZONE : 0; }
 
-// the next part of scratch, which `scratch` then lies behind
-inline float* take(float*& scratch, int64_t zoned_floats) {
+// the next part of the scratch, of a size that includes its zone; advances `scratch` beyond it
+inline float* take(float*& scratch, int64_t floats_with_zone) {
   float* part = scratch;
-  scratch += zoned_floats;
-  if (zoned_floats) forbid(scratch - ZONE, ZONE);
+  scratch += floats_with_zone;
+  if (floats_with_zone) poison(scratch - RED_ZONE, RED_ZONE);
   return part;
 }
 }  // namespace onebyone

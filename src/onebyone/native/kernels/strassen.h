@@ -1,90 +1,107 @@
-// Fully connected layers with fewer multiplications: Strassen's products of halves, in Winograd's order, none, one or two
-// deep; see onebyone/laws/strassen.py. The sums of the weights are made beforehand, those of the rows in one pass, and
-// those of the results where a product begins: its registers start from what it is added to.
+// Linear layers by Strassen's algorithm in Winograd's order, with none, one or two levels: see onebyone/laws/strassen.py.
+// The sums of the weights are computed beforehand, those of the rows in one pass, and those of the results in the
+// accumulators of the products, which start from what is to be added.
 //
-// Rows of which one would spoil another in those sums are scaled first, in a copy, and their products scaled back: see
-// scaling.h. Most need it not, which the pass that sums them finds out. Without `signs` none are.
+// Where adding two rows would spoil the precision of one, all rows are scaled first, in a copy, and their products are
+// scaled back: see scaling.h. The pass that sums the rows finds out whether that is needed. Without `signs` it never is.
 //
-// Weights are packed: (panels, 7^levels, K / 2^levels, width of a panel); a panel serves all four quarters. The last panel
-// is as many vectors wide as there are left.
+// Weights are packed as (panels, 7^levels, K / 2^levels, panel width); a panel serves all quarters of the output. The last
+// panel may be narrower.
 #pragma once
 #include "gemm.h"
 
 namespace onebyone {
-// how a layer's work is laid out
-struct Layer {
-  const Step& s;
-  int64_t parts, quarter, k, columns, width, panels, blocks, most;
-  bool fetched, copied, guarded;
+// how the work and the scratch memory of a linear step are divided
+struct LinearLayout {
+  const LinearStep& s;
+  int64_t parts;      // the rows, inputs and outputs are halved this often: 1, 2 or 4 parts
+  int64_t part_rows, k, columns;  // of the smallest part
+  int64_t width;      // of a panel, in floats
+  int64_t panels;     // of the smallest part
+  int64_t blocks;     // of rows of the smallest part; a unit of work is a panel with a block
+  int64_t max_block;  // rows of a block at most
+  bool fetched;       // rows are copied before the products
+  bool copied;        // all seven operands are copied, not only the four sums
+  bool guarded;       // rows that differ in size are scaled
 
-  Layer(const Step& step, int threads) : s(step) {
+  LinearLayout(const LinearStep& step, int threads) : s(step) {
     parts = int64_t(1) << s.levels;
-    quarter = parts_of(s.samples, parts);  // rows of the smallest part
-    k = s.channels / parts;
+    part_rows = ceil_div(s.rows, parts);
+    k = s.inputs / parts;
     columns = s.outputs / parts;
-    width = s.pool * LANES;
-    panels = parts_of(columns, width);
-    const bool apart = s.channels % 1024 == 0 && s.samples > 4;  // by 4 KiB: rows then share one set of the first cache
-    fetched = s.index || s.third || (apart && !s.levels);
-    copied = apart && !fetched;
+    width = s.vectors * LANES;
+    panels = ceil_div(columns, width);
+    // rows that begin 4 KiB apart would share one set of the first-level cache
+    const bool conflicting = s.inputs % 1024 == 0 && s.rows > 4;
+    fetched = s.index || s.factors || (conflicting && !s.levels);
+    copied = conflicting && !fetched;
     guarded = s.levels && s.signs;
     const int64_t longest = 160 >> s.levels;
-    blocks = parts_of(quarter, longest);
-    for (int64_t more = blocks; more < std::min(4 * blocks, quarter + 1); more++) {  // as many for each thread
-      const int64_t units = panels * more, rounds = parts_of(units, threads);
+    blocks = ceil_div(part_rows, longest);
+    for (int64_t more = blocks; more < std::min(4 * blocks, part_rows + 1); more++) {  // the same number for each thread
+      const int64_t units = panels * more, rounds = ceil_div(units, threads);
       if (units * 20 < rounds * threads * 19) continue;
       blocks = more;
       break;
     }
-    // a bound on a block's rows that never falls as the layer's rows grow, which `blocks` alone would not give: so every
-    // size below is monotone in the rows, and scratch for a part of so many rows holds every part of fewer
-    most = std::min(quarter, longest) + 1;
+    // A bound on a block's rows that never decreases as the layer's rows increase; ceil_div(part_rows, blocks) could. So
+    // every size below is monotone in the rows, and scratch for some number of rows is enough for any smaller number
+    max_block = std::min(part_rows, longest) + 1;
   }
-  // sums of rows: half the length of what they sum, in whole cache lines that do not meet in one set
-  int64_t sum_row(int64_t level) const { return parts_of(s.channels >> level, 16) * 16 + 16; }
-  int64_t held() const { return copied ? OPERANDS : 4; }
-  // with those that fill up the smallest parts: they are read, and what comes of them is thrown away
-  int64_t rows() const { return zoned(fetched || guarded ? quarter * parts * sum_row(0) : 0); }
-  int64_t first() const { return zoned(s.levels ? held() * quarter * (parts / 2) * sum_row(1) : 0); }
-  int64_t second() const { return zoned(s.levels > 1 ? OPERANDS * 4 * quarter * sum_row(2) : 0); }
-  // what scales each row back; and, of each thread, whether it met rows that are to be scaled
-  int64_t scales() const { return zoned(guarded ? parts_of(s.samples, 16) * 16 : 0); }
-  int64_t marks(int threads) const { return zoned(guarded ? parts_of(threads, 16) * 16 : 0); }
-  int64_t temporaries() const { return zoned(s.levels ? most * width * (s.levels > 1 ? 4 + 4 * 4 : 4) : 0); }
-  int64_t shared(int threads) const { return rows() + first() + second() + scales() + marks(threads); }
-  int64_t floats(int threads) const { return shared(threads) + threads * temporaries(); }
+  // The floats of a row of sums at some level (0: of a copied row). Sums are half as long as what they sum, in whole cache
+  // lines, and successive rows do not share a set of the cache
+  int64_t sum_stride(int64_t level) const { return ceil_div(s.inputs >> level, 16) * 16 + 16; }
+  int64_t stored_operands() const { return copied ? OPERANDS : 4; }
+  // sizes of the parts of the scratch. Rows include those that fill up the smallest parts, whose products are discarded
+  int64_t row_floats() const { return with_red_zone(fetched || guarded ? part_rows * parts * sum_stride(0) : 0); }
+  int64_t outer_sum_floats() const {
+    return with_red_zone(s.levels ? stored_operands() * part_rows * (parts / 2) * sum_stride(1) : 0);
+  }
+  int64_t inner_sum_floats() const {
+    return with_red_zone(s.levels > 1 ? OPERANDS * 4 * part_rows * sum_stride(2) : 0);
+  }
+  // the factors that undo the scaling of each row; and, for each thread, whether it found rows that must be scaled
+  int64_t row_scale_floats() const { return with_red_zone(guarded ? ceil_div(s.rows, 16) * 16 : 0); }
+  int64_t mark_floats(int threads) const { return with_red_zone(guarded ? ceil_div(threads, 16) * 16 : 0); }
+  // the intermediate results of one thread
+  int64_t temporary_floats() const {
+    return with_red_zone(s.levels ? max_block * width * (s.levels > 1 ? 4 + 4 * 4 : 4) : 0);
+  }
+  int64_t shared_floats(int threads) const {
+    return row_floats() + outer_sum_floats() + inner_sum_floats() + row_scale_floats() + mark_floats(threads);
+  }
+  int64_t floats(int threads) const { return shared_floats(threads) + threads * temporary_floats(); }
 };
 
-// row i of x, where it does not lie as it is multiplied: put together from `kernel_w` pieces (-1: zeros, the padding), or
-// times one number a channel (`third`), another for each sample of `high` rows; the first row here is row `pad_h` of all
-inline void fetch(const Step& s, int64_t i, float* to) {
-  const float* x = s.x + i * s.channels;
+// copies row i of the input as it is multiplied: see LinearStep in steps.h
+inline void fetch_row(const LinearStep& s, int64_t i, float* to) {
+  const float* x = s.input + i * s.inputs;
   if (s.index) {
-    const int64_t length = s.channels / s.kernel_w;
-    for (int64_t p = 0; p < s.kernel_w; p++, to += length) {
-      const int64_t at = s.index[i * s.kernel_w + p];
+    const int64_t length = s.inputs / s.pieces;
+    for (int64_t p = 0; p < s.pieces; p++, to += length) {
+      const int64_t at = s.index[i * s.pieces + p];
       if (at < 0) std::fill_n(to, length, 0.0f);
-      else std::memcpy(to, s.x + at, length * sizeof(float));
+      else std::memcpy(to, s.input + at, length * sizeof(float));
     }
-  } else if (s.third) {
-    const float* by = s.third + (s.pad_h + i) / s.high * s.channels;
-    for (int64_t c = 0; c < s.channels; c += LANES) {
-      const int64_t n = s.channels - c;
-      store(to + c, load(x + c, n) * load(by + c, n), n);
+  } else if (s.factors) {
+    const float* factors = s.factors + (s.first_row + i) / s.rows_per_factor * s.inputs;
+    for (int64_t c = 0; c < s.inputs; c += LANES) {
+      const int64_t n = s.inputs - c;
+      store(to + c, load(x + c, n) * load(factors + c, n), n);
     }
   } else {
-    std::memcpy(to, x, s.channels * sizeof(float));
+    std::memcpy(to, x, s.inputs * sizeof(float));
   }
 }
 
-// row i of the four sums of an operand's quarters, and of those quarters themselves where they are wanted in better places
+// row i of the four sums of an operand's quarters, and of three of those quarters themselves if they are copied
 inline void sum_rows(const Rows& x, int64_t i, int64_t half, int64_t k, float* const to[OPERANDS]) {
-  const float *upper = x.at + i * x.apart, *lower = x.at + (half + i) * x.apart;
-  const bool here = i < x.valid, there = half + i < x.valid;
+  const float *upper = x.begin + i * x.stride, *lower = x.begin + (half + i) * x.stride;
+  const bool upper_valid = i < x.valid, lower_valid = half + i < x.valid;
   for (int64_t c = 0; c < k; c += LANES) {
     const int64_t n = k - c;
-    const Vec a11 = here ? load(upper + c, n) : Vec{}, a12 = here ? load(upper + k + c, n) : Vec{};
-    const Vec a21 = there ? load(lower + c, n) : Vec{}, a22 = there ? load(lower + k + c, n) : Vec{};
+    const Vec a11 = upper_valid ? load(upper + c, n) : Vec{}, a12 = upper_valid ? load(upper + k + c, n) : Vec{};
+    const Vec a21 = lower_valid ? load(lower + c, n) : Vec{}, a22 = lower_valid ? load(lower + k + c, n) : Vec{};
     const Vec s1 = a21 + a22, s2 = s1 - a11;
     store(to[S1] + c, s1, n);
     store(to[S2] + c, s2, n);
@@ -97,233 +114,244 @@ inline void sum_rows(const Rows& x, int64_t i, int64_t half, int64_t k, float* c
   }
 }
 
-constexpr Operand SUMS[] = {S1, S2, S3, S4, A11, A12, A22};
+// the operands in the order in which they are stored: the sums first
+constexpr Operand STORED[] = {S1, S2, S3, S4, A11, A12, A22};
 
-// the seven operands of x, whose sums lie in `memory`
+// the seven operands of x; the sums are stored in `memory`
 struct Operands {
   Rows of[OPERANDS];
   float* sums[OPERANDS] = {};
-  Operands(const Rows& x, int64_t half, int64_t k, float* memory, int64_t sum_row, int64_t held) {
-    of[A11] = {x.at, x.apart, std::min(half, x.valid)};
-    of[A12] = {x.at + k, x.apart, std::min(half, x.valid)};
-    of[A22] = {x.at + half * x.apart + k, x.apart, x.valid - half};
-    for (int64_t i = 0; i < held; i++) {
-      sums[SUMS[i]] = memory + i * half * sum_row;
-      of[SUMS[i]] = {sums[SUMS[i]], sum_row, half};
+  Operands(const Rows& x, int64_t half, int64_t k, float* memory, int64_t sum_stride, int64_t stored) {
+    of[A11] = {x.begin, x.stride, std::min(half, x.valid)};
+    of[A12] = {x.begin + k, x.stride, std::min(half, x.valid)};
+    of[A22] = {x.begin + half * x.stride + k, x.stride, x.valid - half};
+    for (int64_t i = 0; i < stored; i++) {
+      sums[STORED[i]] = memory + i * half * sum_stride;
+      of[STORED[i]] = {sums[STORED[i]], sum_stride, half};
     }
   }
   void sum(const Rows& x, int64_t i, int64_t half, int64_t k) const {
     float* to[OPERANDS];
-    for (int o = 0; o < OPERANDS; o++) to[o] = sums[o] ? sums[o] + i * of[o].apart : nullptr;
+    for (int o = 0; o < OPERANDS; o++) to[o] = sums[o] ? sums[o] + i * of[o].stride : nullptr;
     sum_rows(x, i, half, k, to);
   }
-  void give(Quad& quad, int64_t row) const {
+  void set(StrassenProduct& product, int64_t row) const {
     for (int o = 0; o < OPERANDS; o++) {
-      quad.a[o] = of[o].at + row * of[o].apart;
-      quad.a_row[o] = of[o].apart;
+      product.a[o] = of[o].begin + row * of[o].stride;
+      product.a_stride[o] = of[o].stride;
     }
   }
 };
 
+// one linear step with panels of V vectors
 template <int V>
 struct LinearRun {
   static constexpr int64_t W = V * LANES;
-  const Layer l;
-  const Step& s;
-  const float* back = nullptr;  // what scales each row's products back, where rows are scaled
-  LinearRun(const Step& step, int threads) : l(step, threads), s(step) {}
+  const LinearLayout l;
+  const LinearStep& s;
+  const float* row_scales = nullptr;  // the factors that undo the scaling of each row, where rows are scaled
+  LinearRun(const LinearStep& step, int threads) : l(step, threads), s(step) {}
 
-  // columns of panel j, row quarter and column quarter counted in the smallest parts, from row r0 of it on
-  Finish finish(int64_t j, int64_t row_part, int64_t column_part, int64_t r0) const {
-    const int64_t row = row_part * l.quarter + r0, column = column_part * l.columns + j * W, at = row * s.outputs + column;
-    return {s.y + at, s.outputs, s.samples - row, std::min(W, l.columns - j * W), s.bias ? s.bias + column : nullptr,
-            s.add ? s.add + at : nullptr, s.activation, back ? back + row : nullptr};
+  // the epilogue of panel j of the part of the output in this row and column of parts, from its row r0 on
+  Epilogue epilogue(int64_t j, int64_t row_part, int64_t column_part, int64_t r0) const {
+    const int64_t row = row_part * l.part_rows + r0, column = column_part * l.columns + j * W;
+    const int64_t at = row * s.outputs + column;
+    return {s.output + at, s.outputs, s.rows - row, std::min(W, l.columns - j * W), s.bias ? s.bias + column : nullptr,
+            s.addend ? s.addend + at : nullptr, s.activation, row_scales ? row_scales + row : nullptr};
   }
 
+  // a unit of work without Strassen's algorithm
   template <int U>
-  void whole(const Rows& x, int64_t j, int64_t r0, int64_t rows) const {
+  void direct(const Rows& x, int64_t j, int64_t r0, int64_t rows) const {
     const int64_t panel = l.k * U * LANES;
-    const Finish f = finish(j, 0, 0, r0);
+    const Epilogue e = epilogue(j, 0, 0, r0);
     const float* w = s.weight + j * l.k * W;
-    // a tile alone uses weights as fast as they come: they are asked for a little ahead, not a panel
-    const float* ahead = w + (rows <= most_rows(U) ? std::min(panel, SOON) : panel);
-    multiply_all<U>({x.at + r0 * x.apart, x.apart, l.k, w, ahead, {}, nullptr, &f}, rows);
+    // a single tile uses weights as fast as they arrive: prefetch a little ahead instead of a whole panel
+    const float* prefetched = w + (rows <= max_tile_rows(U) ? std::min(panel, PREFETCH_FLOATS) : panel);
+    multiply_all<U>({x.begin + r0 * x.stride, x.stride, l.k, w, prefetched, {}, nullptr, &e}, rows);
   }
 
-  Quad quad(const Operands& x, const float* w, int64_t r0, float* t) const {
-    Quad quad{};
-    x.give(quad, r0);
-    quad.k = l.k;
-    quad.w = w;
-    float** kept[] = {&quad.p, &quad.q, &quad.r, &quad.v};
-    for (int i = 0; i < 4; i++) *kept[i] = t + i * l.most * W;
-    return quad;
+  StrassenProduct product_of(const Operands& x, const float* w, int64_t r0, float* temporary) const {
+    StrassenProduct product{};
+    x.set(product, r0);
+    product.k = l.k;
+    product.w = w;
+    float** temporaries[] = {&product.m1, &product.u2, &product.u3, &product.m5};
+    for (int i = 0; i < 4; i++) *temporaries[i] = temporary + i * l.max_block * W;
+    return product;
   }
 
+  // a unit of work with one level
   template <int U>
-  void once(const Operands& x, int64_t j, int64_t r0, int64_t rows, float* t) const {
-    Quad q = quad(x, s.weight + j * OPERANDS * l.k * W, r0, t);
-    const Finish f[] = {finish(j, 0, 0, r0), finish(j, 0, 1, r0), finish(j, 1, 0, r0), finish(j, 1, 1, r0)};
-    for (int i = 0; i < 4; i++) q.finish[i] = f + i;
-    multiply_quad<U>(q, rows);
+  void one_level(const Operands& x, int64_t j, int64_t r0, int64_t rows, float* temporary) const {
+    StrassenProduct p = product_of(x, s.weight + j * OPERANDS * l.k * W, r0, temporary);
+    const Epilogue e[] = {epilogue(j, 0, 0, r0), epilogue(j, 0, 1, r0), epilogue(j, 1, 0, r0), epilogue(j, 1, 1, r0)};
+    for (int i = 0; i < 4; i++) p.epilogues[i] = e + i;
+    multiply_strassen<U>(p, rows);
   }
 
-  // four tiles side by side: one quarter of the answer, kept
-  struct Kept {
-    float* at[4];
-    Kept(float* memory, int64_t floats) {
-      for (int i = 0; i < 4; i++) at[i] = memory + i * floats;
+  // four tiles: an intermediate result of the outer level
+  struct Quarters {
+    float* of[4];
+    Quarters(float* memory, int64_t floats) {
+      for (int i = 0; i < 4; i++) of[i] = memory + i * floats;
     }
   };
 
+  // a unit of work with two levels: each of the seven outer products is itself a Strassen product
   template <int U>
-  void twice(const Operands* x, int64_t j, int64_t r0, int64_t rows, float* t) const {
-    const int64_t floats = l.most * W, wide = U * LANES;
-    const Kept p(t + 4 * floats, floats), q(t + 8 * floats, floats), r(t + 12 * floats, floats), v(t + 16 * floats, floats);
+  void two_levels(const Operands* x, int64_t j, int64_t r0, int64_t rows, float* temporary) const {
+    const int64_t floats = l.max_block * W, width = U * LANES;
+    const Quarters m1(temporary + 4 * floats, floats), u2(temporary + 8 * floats, floats);
+    const Quarters u3(temporary + 12 * floats, floats), m5(temporary + 16 * floats, floats);
     const float* weight = s.weight + j * OPERANDS * OPERANDS * l.k * W;
-    const auto product = [&](Operand o, const Kept* from, const Kept* to, int row_half, int column_half) {
-      Quad inner = quad(x[o], weight + o * OPERANDS * l.k * wide, r0, t);
-      Finish f[4];
+    const auto product = [&](Operand o, const Quarters* addend, const Quarters* result, int row_half, int column_half) {
+      StrassenProduct inner = product_of(x[o], weight + o * OPERANDS * l.k * width, r0, temporary);
+      Epilogue e[4];
       for (int i = 0; i < 4; i++) {
-        inner.from[i] = from ? from->at[i] : nullptr;
-        if (to) {
-          inner.to[i] = to->at[i];
+        inner.addends[i] = addend ? addend->of[i] : nullptr;
+        if (result) {
+          inner.results[i] = result->of[i];
           continue;
         }
-        f[i] = finish(j, 2 * row_half + i / 2, 2 * column_half + i % 2, r0);
-        inner.finish[i] = f + i;
+        e[i] = epilogue(j, 2 * row_half + i / 2, 2 * column_half + i % 2, r0);
+        inner.epilogues[i] = e + i;
       }
-      multiply_quad<U>(inner, rows);
+      multiply_strassen<U>(inner, rows);
     };
-    product(A11, nullptr, &p, 0, 0);
-    product(A12, &p, nullptr, 0, 0);  // C11
-    product(S2, &p, &q, 0, 0);
-    product(S3, &q, &r, 0, 0);
-    product(A22, &r, nullptr, 1, 0);  // C21
-    product(S1, nullptr, &v, 0, 0);
+    product(A11, nullptr, &m1, 0, 0);
+    product(A12, &m1, nullptr, 0, 0);  // C11
+    product(S2, &m1, &u2, 0, 0);
+    product(S3, &u2, &u3, 0, 0);
+    product(A22, &u3, nullptr, 1, 0);  // C21
+    product(S1, nullptr, &m5, 0, 0);
     for (int i = 0; i < 4; i++) {
-      for (int64_t at = 0; at < rows * wide; at += LANES) {
-        const Vec m5 = load(v.at[i] + at);
-        store(r.at[i] + at, load(r.at[i] + at) + m5);
-        store(v.at[i] + at, load(q.at[i] + at) + m5);
+      for (int64_t at = 0; at < rows * width; at += LANES) {
+        const Vec m = load(m5.of[i] + at);
+        store(u3.of[i] + at, load(u3.of[i] + at) + m);
+        store(m5.of[i] + at, load(u2.of[i] + at) + m);
       }
-      finished(finish(j, 2 + i / 2, 2 + i % 2, r0), r.at[i], wide, 0, rows);  // C22
+      finish_tile(epilogue(j, 2 + i / 2, 2 + i % 2, r0), u3.of[i], width, 0, rows);  // C22
     }
-    product(S4, &v, nullptr, 0, 1);  // C12
+    product(S4, &m5, nullptr, 0, 1);  // C12
   }
 
-  // each panel's products with each block of rows; `work` takes how many vectors the panel has, known to the compiler
+  // all units of work; `work` gets the number of vectors of the panel as a compile-time constant
   template <class Work>
   void products(const Team& team, const Work& work) const {
     team.share(l.panels * l.blocks, [&](int64_t u) {
-      const int64_t j = u / l.blocks, b = u % l.blocks, r0 = l.quarter * b / l.blocks, end = l.quarter * (b + 1) / l.blocks;
-      with_number<1, V>(std::min<int64_t>(V, parts_of(l.columns - j * W, LANES)), [&](auto vectors) {
+      const int64_t j = u / l.blocks, b = u % l.blocks;
+      const int64_t r0 = l.part_rows * b / l.blocks, end = l.part_rows * (b + 1) / l.blocks;
+      with_constant<1, V>(std::min<int64_t>(V, ceil_div(l.columns - j * W, LANES)), [&](auto vectors) {
         work(vectors, j, r0, end - r0);
       });
     });
   }
 
-  // the sums of x's rows; false, and not all of them, where rows that meet there are not alike
+  // The sums of x's rows. Returns false, without all of them, if rows that would be added must be scaled first
   bool sum(const Team& team, const Rows& x, const Operands& to, float* marks) const {
-    const int64_t half = l.quarter * l.parts / 2;
-    bool even = true;
-    if (marks) marks[team.me] = 0;
-    team.share(l.quarter, [&](int64_t i) {
-      if (marks && !(even = even && alike(x, i, l.quarter, s.channels))) marks[team.me] = 1;
-      for (int64_t row = i; row < half && even; row += l.quarter) to.sum(x, row, half, s.channels / 2);
+    const int64_t half = l.part_rows * l.parts / 2;
+    bool summable = true;
+    if (marks) marks[team.thread] = 0;
+    team.share(l.part_rows, [&](int64_t i) {
+      if (marks && !(summable = summable && may_be_added(x, i, l.part_rows, s.inputs))) marks[team.thread] = 1;
+      for (int64_t row = i; row < half && summable; row += l.part_rows) to.sum(x, row, half, s.inputs / 2);
     });
-    for (int64_t t = 0; t < team.size && marks; t++) even = even && !marks[t];
-    return even;
+    for (int64_t t = 0; t < team.size && marks; t++) summable = summable && !marks[t];
+    return summable;
   }
 
-  // row i, which holds an infinity or NaN, once all others are done; `x` is memory for it
-  void nonfinite(int64_t i, float* x) const {
+  // the output of row i, which holds an infinity or NaN, after all others; `x` is memory for the row
+  void nonfinite_row(int64_t i, float* x) const {
     float tile[LANES];
-    fetch(s, i, x);
+    fetch_row(s, i, x);
     for (int64_t j = 0; j < s.outputs; j += LANES) {
       const int64_t at = i * s.outputs + j;
-      store(tile, nonfinite_products(x, s.channels, s.signs, s.outputs, j));
-      finished({s.y + at, s.outputs, 1, std::min<int64_t>(LANES, s.outputs - j), s.bias ? s.bias + j : nullptr,
-                s.add ? s.add + at : nullptr, s.activation, nullptr}, tile, LANES, 0, 1);
+      store(tile, nonfinite_products(x, s.inputs, s.signs, s.outputs, j));
+      finish_tile({s.output + at, s.outputs, 1, std::min<int64_t>(LANES, s.outputs - j), s.bias ? s.bias + j : nullptr,
+                   s.addend ? s.addend + at : nullptr, s.activation, nullptr}, tile, LANES, 0, 1);
     }
   }
 
   void run(const Team& team) {
-    Rows x{s.x, s.channels, s.samples};
+    Rows x{s.input, s.inputs, s.rows};
     float* scratch = s.scratch;
-    float *rows = take(scratch, l.rows()), *sums = take(scratch, l.first()), *inner_sums = take(scratch, l.second());
-    float *scales = take(scratch, l.scales()), *marks = take(scratch, l.marks(team.size));
-    float* mine = take(scratch += team.me * l.temporaries(), l.temporaries());
+    float *rows = take(scratch, l.row_floats()), *sums = take(scratch, l.outer_sum_floats());
+    float* inner_sums = take(scratch, l.inner_sum_floats());
+    float *scales = take(scratch, l.row_scale_floats()), *marks = take(scratch, l.mark_floats(team.size));
+    float* temporary = take(scratch += team.thread * l.temporary_floats(), l.temporary_floats());
     if (l.fetched) {
-      x = {rows, l.sum_row(0), s.samples};
-      team.share(s.samples, [&](int64_t i) { fetch(s, i, rows + i * x.apart); });
+      x = {rows, l.sum_stride(0), s.rows};
+      team.share(s.rows, [&](int64_t i) { fetch_row(s, i, rows + i * x.stride); });
     }
     if (!s.levels)
-      return products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { whole<u()>(x, j, r0, n); });
-    const auto outside = [&] {
-      return Operands(x, l.quarter * l.parts / 2, s.channels / 2, sums, l.sum_row(1), l.held());
+      return products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { direct<u()>(x, j, r0, n); });
+    const auto outer = [&] {
+      return Operands(x, l.part_rows * l.parts / 2, s.inputs / 2, sums, l.sum_stride(1), l.stored_operands());
     };
-    Operands operands = outside();
-    if (s.scales || !sum(team, x, operands, l.guarded ? marks : nullptr)) {
-      team.share(s.samples, [&](int64_t i) {
-        scales[i] = scale_row(x.at + i * x.apart, s.scales, s.channels, rows + i * l.sum_row(0));
+    Operands operands = outer();
+    if (s.channel_scales || !sum(team, x, operands, l.guarded ? marks : nullptr)) {
+      team.share(s.rows, [&](int64_t i) {
+        scales[i] = scale_row(x.begin + i * x.stride, s.channel_scales, s.inputs, rows + i * l.sum_stride(0));
       });
-      x = {rows, l.sum_row(0), s.samples};
-      back = scales;
-      operands = outside();
+      x = {rows, l.sum_stride(0), s.rows};
+      row_scales = scales;
+      operands = outer();
       sum(team, x, operands, nullptr);
     }
     if (s.levels == 1)
-      products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { once<u()>(operands, j, r0, n, mine); });
+      products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { one_level<u()>(operands, j, r0, n, temporary); });
     else
-      deeper(team, operands, inner_sums, mine);
-    if (back)
-      team.share(s.samples, [&](int64_t i) {
-        if (back[i] != back[i]) nonfinite(i, rows + i * l.sum_row(0));
+      inner_level(team, operands, inner_sums, temporary);
+    if (row_scales)
+      team.share(s.rows, [&](int64_t i) {
+        if (row_scales[i] != row_scales[i]) nonfinite_row(i, rows + i * l.sum_stride(0));
       });
   }
 
-  // the products of each of seven operands' halves
-  void deeper(const Team& team, const Operands& operands, float* sums, float* mine) const {
-    const int64_t each = 4 * l.quarter * l.sum_row(2);
-    const auto inside = [&](int o) {
-      return Operands(operands.of[o], l.quarter, l.k, sums + o * each, l.sum_row(2), 4);
+  // the sums of the seven operands' own quarters, and the products with two levels
+  void inner_level(const Team& team, const Operands& operands, float* sums, float* temporary) const {
+    const int64_t floats = 4 * l.part_rows * l.sum_stride(2);
+    const auto inner = [&](int o) {
+      return Operands(operands.of[o], l.part_rows, l.k, sums + o * floats, l.sum_stride(2), 4);
     };
-    const Operands of[] = {inside(0), inside(1), inside(2), inside(3), inside(4), inside(5), inside(6)};
-    team.share(OPERANDS * l.quarter, [&](int64_t i) {
-      of[i / l.quarter].sum(operands.of[i / l.quarter], i % l.quarter, l.quarter, l.k);
+    const Operands of[] = {inner(0), inner(1), inner(2), inner(3), inner(4), inner(5), inner(6)};
+    team.share(OPERANDS * l.part_rows, [&](int64_t i) {
+      of[i / l.part_rows].sum(operands.of[i / l.part_rows], i % l.part_rows, l.part_rows, l.k);
     });
-    products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { twice<u()>(of, j, r0, n, mine); });
+    products(team, [&](auto u, int64_t j, int64_t r0, int64_t n) { two_levels<u()>(of, j, r0, n, temporary); });
   }
 };
 
-// Where there are rows enough, each thread has some for itself: what it sums and what it gives stays in its own caches.
-// They go through in parts whose sums a second cache holds; of few rows, the threads share the weights instead.
-constexpr int64_t MOST_ROWS = 256, SUMMED = 1 << 18;  // rows that go through at once at most, and floats of them
-struct Division {
-  bool apart;
+// How the rows of a linear step are divided among threads. If there are enough, each thread processes its own rows, in
+// chunks whose sums fit the second-level cache; what it computes stays in its own caches. Otherwise the threads share the
+// weights
+constexpr int64_t MAX_CHUNK = 256, CHUNK_FLOATS = 1 << 18;  // the most rows of a chunk, and about how many floats it has
+struct RowDivision {
+  bool separate;  // each thread processes its own rows
   int64_t chunk;
-  Division(const Step& s, int threads) {
-    const int64_t each = parts_of(s.samples, threads);
-    apart = each >= LEAST_ROWS;
-    const int64_t most = std::clamp<int64_t>(SUMMED / s.channels, 4 * LEAST_ROWS, MOST_ROWS);
-    chunk = apart ? parts_of(each, parts_of(each, most)) : s.samples;
+  RowDivision(const LinearStep& s, int threads) {
+    const int64_t each = ceil_div(s.rows, threads);
+    separate = each >= MIN_ROWS_PER_THREAD;
+    const int64_t most = std::clamp<int64_t>(CHUNK_FLOATS / s.inputs, 4 * MIN_ROWS_PER_THREAD, MAX_CHUNK);
+    chunk = separate ? ceil_div(each, ceil_div(each, most)) : s.rows;
   }
-  static Step part(Step s, int64_t row, int64_t rows) {
-    if (s.index) s.index += row * s.kernel_w;
-    else s.x += row * s.channels;
-    s.pad_h += row;
-    s.y += row * s.outputs;
-    if (s.add) s.add += row * s.outputs;
-    s.samples = rows;
+  // the step for some of its rows
+  static LinearStep part(LinearStep s, int64_t row, int64_t rows) {
+    if (s.index) s.index += row * s.pieces;
+    else s.input += row * s.inputs;
+    s.first_row += row;
+    s.output += row * s.outputs;
+    if (s.addend) s.addend += row * s.outputs;
+    s.rows = rows;
     return s;
   }
-  // scratch of one thread where each has rows for itself: no part has more rows than `chunk`, and sizes are monotone
-  int64_t share(const Step& s) const { return Layer(part(s, 0, chunk), 1).floats(1); }
-  // each part of the rows of one of the threads, one after another
+  // the scratch of one thread that processes its own rows: no chunk has more than `chunk` rows, and sizes are monotone
+  int64_t thread_floats(const LinearStep& s) const { return LinearLayout(part(s, 0, chunk), 1).floats(1); }
+  // work(step) for each chunk of the rows of one thread
   template <class Work>
-  void each_part(const Step& s, const Team& all, const Work& work) const {
-    const int64_t first = all.begin(s.samples), rows = all.begin(s.samples, 1) - first, count = parts_of(rows, chunk);
+  void each_chunk(const LinearStep& s, const Team& team, const Work& work) const {
+    const int64_t first = team.begin(s.rows), rows = team.end(s.rows) - first, count = ceil_div(rows, chunk);
     for (int64_t i = 0; i < count; i++) {
       const int64_t row = rows * i / count;
       work(part(s, first + row, rows * (i + 1) / count - row));
@@ -331,50 +359,50 @@ struct Division {
   }
 };
 
-inline int64_t linear_scratch(const Step& s, int threads) {
-  const Division d(s, threads);
-  return d.apart ? threads * d.share(s) : Layer(s, threads).floats(threads);
+inline int64_t linear_scratch(const LinearStep& s, int threads) {
+  const RowDivision d(s, threads);
+  return d.separate ? threads * d.thread_floats(s) : LinearLayout(s, threads).floats(threads);
 }
 
-// The most floats by which a thread's part of the layer would write beyond the scratch that is its own: 0 where none does.
-// It says what `LinearRun` writes last, for every part that `linear` runs.
-inline int64_t linear_scratch_missing(const Step& s, int threads) {
-  const Division d(s, threads);
-  int64_t missing = 0;
-  const auto written = [](const Layer& l, int64_t me, int threads) {
-    const int64_t rows = parts_of(l.quarter, l.blocks), kept = l.s.levels > 1 ? 19 : 3;  // temporaries before the last one
-    const int64_t shared = l.shared(threads);
-    return l.s.levels ? shared + me * l.temporaries() + (kept * l.most + rows) * l.width : shared;
+// By how many floats a linear step would write beyond its scratch, at most over all threads and chunks; 0 if it does not.
+// It computes where `LinearRun` writes last
+inline int64_t linear_scratch_overrun(const LinearStep& s, int threads) {
+  const RowDivision d(s, threads);
+  int64_t overrun = 0;
+  const auto written = [](const LinearLayout& l, int64_t thread, int threads) {
+    // temporaries before the last one
+    const int64_t rows = ceil_div(l.part_rows, l.blocks), before = l.s.levels > 1 ? 19 : 3;
+    const int64_t shared = l.shared_floats(threads);
+    return l.s.levels ? shared + thread * l.temporary_floats() + (before * l.max_block + rows) * l.width : shared;
   };
-  for (int64_t me = 0; me < threads; me++) {
-    if (d.apart)
-      d.each_part(s, {me, threads}, [&](const Step& part) {
-        missing = std::max(missing, written(Layer(part, 1), 0, 1) - d.share(s));
+  for (int64_t thread = 0; thread < threads; thread++) {
+    if (d.separate)
+      d.each_chunk(s, {thread, threads}, [&](const LinearStep& chunk) {
+        overrun = std::max(overrun, written(LinearLayout(chunk, 1), 0, 1) - d.thread_floats(s));
       });
     else
-      missing = std::max(missing, written(Layer(s, threads), me, threads) - linear_scratch(s, threads));
+      overrun = std::max(overrun, written(LinearLayout(s, threads), thread, threads) - linear_scratch(s, threads));
   }
-  return missing;
+  return overrun;
 }
 
-// `pool` is how many vectors wide a panel is
-inline void run_linear(const Step& s, const Team& team) {
-  switch (s.pool) {
+inline void run_linear(const LinearStep& s, const Team& team) {
+  switch (s.vectors) {
     case 1: return LinearRun<1>(s, team.size).run(team);
     case 2: return LinearRun<2>(s, team.size).run(team);
     case 3: return LinearRun<3>(s, team.size).run(team);
   }
 }
 
-inline void linear(const Step& s, const Team& all) {
-  const Division d(s, all.size);
-  if (!d.apart) return run_linear(s, all);  // it waits
-  float* mine = s.scratch + all.me * d.share(s);
-  d.each_part(s, all, [&](Step part) {
-    allow(mine, d.share(s));  // the part before has its zones elsewhere
-    part.scratch = mine;
-    run_linear(part, {0, 1});
+inline void linear(const LinearStep& s, const Team& team) {
+  const RowDivision d(s, team.size);
+  if (!d.separate) return run_linear(s, team);  // it ends with a barrier
+  float* scratch = s.scratch + team.thread * d.thread_floats(s);
+  d.each_chunk(s, team, [&](LinearStep chunk) {
+    unpoison(scratch, d.thread_floats(s));  // the zones of the chunk before are elsewhere
+    chunk.scratch = scratch;
+    run_linear(chunk, {0, 1});
   });
-  all.wait();
+  team.wait();
 }
 }  // namespace onebyone

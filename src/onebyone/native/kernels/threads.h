@@ -1,5 +1,5 @@
-// The threads of a run and how they share work. They are OpenMP's, which are PyTorch's too; where ThreadSanitizer watches,
-// they are plain threads, because it does not see the barriers of an OpenMP library that was built without it.
+// The threads of a run and how they share work. They are OpenMP threads, as PyTorch's are. Under ThreadSanitizer they are
+// plain threads, because it does not see the barriers of an OpenMP library that was compiled without it.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -15,12 +15,12 @@
 #endif
 
 #ifdef __clang__
-#error "clang brings an OpenMP of its own, whose threads would contend with PyTorch's"
+#error "clang uses its own OpenMP library, whose threads would compete with PyTorch's"
 #endif
 
 namespace onebyone {
-// a test build (ONEBYONE_DELAYS) holds threads up at random where they meet, for up to 100 µs: a missing barrier then shows
-inline void held_up() {
+// a test build (ONEBYONE_DELAYS) delays threads at random around barriers, by up to 100 µs, to reveal missing barriers
+inline void random_delay() {
 #if defined(ONEBYONE_DELAYS)
   static thread_local uint32_t state = 2463534242u ^ (uint32_t)(uintptr_t)&state;
   state ^= state << 13, state ^= state >> 17, state ^= state << 5;
@@ -28,58 +28,61 @@ inline void held_up() {
 #endif
 }
 
-// the threads that share a piece of work: each does a run of it, and waits for the others
+// one thread's view of the threads that run a step together
 struct Team {
-  int64_t me, size;
+  int64_t thread, size;
 #if defined(__SANITIZE_THREAD__)
   pthread_barrier_t* barrier = nullptr;
 #endif
-  int64_t begin(int64_t n, int64_t behind = 0) const {
-    const int64_t t = me + behind;
-    return n / size * t + std::min(t, n % size);
-  }
+  // the units of n that this thread processes: [begin(n), end(n))
+  int64_t begin(int64_t n) const { return start_of(thread, n); }
+  int64_t end(int64_t n) const { return start_of(thread + 1, n); }
+  int64_t start_of(int64_t t, int64_t n) const { return n / size * t + std::min(t, n % size); }
+
+  // work(i) for each i below n: every thread takes a contiguous range; ends with a barrier
   template <class Work>
   void share(int64_t n, const Work& work) const {
-    for (int64_t i = begin(n), end = begin(n, 1); i < end; i++) work(i);
+    for (int64_t i = begin(n), last = end(n); i < last; i++) work(i);
     wait();
   }
-  // the same, each taking the next as soon as it is done with one; the team is all threads of the run
+  // the same with dynamic scheduling; the team must be all threads of the parallel region
   template <class Work>
-  void share_in_turn(int64_t n, const Work& work) const {
+  void share_dynamically(int64_t n, const Work& work) const {
 #if defined(__SANITIZE_THREAD__)
     share(n, work);
 #else
-    held_up();
+    random_delay();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < n; i++) work(i);
-    held_up();
+    random_delay();
 #endif
   }
+  // a barrier
   void wait() const {
     if (size <= 1) return;
-    held_up();
+    random_delay();
 #if defined(__SANITIZE_THREAD__)
     pthread_barrier_wait(barrier);
 #else
 #pragma omp barrier
 #endif
-    held_up();
+    random_delay();
   }
 };
 
-// `work`, by as many threads at once; there may be fewer than were asked for (OMP_THREAD_LIMIT)
+// work(team) on `requested` threads, or fewer (OMP_THREAD_LIMIT)
 template <class Work>
-inline void by_threads(int asked, const Work& work) {
+inline void run_parallel(int requested, const Work& work) {
 #if defined(__SANITIZE_THREAD__)
   pthread_barrier_t barrier;
-  pthread_barrier_init(&barrier, nullptr, asked);
+  pthread_barrier_init(&barrier, nullptr, requested);
   std::vector<std::thread> others;
-  for (int t = 1; t < asked; t++) others.emplace_back([&, t] { work(Team{t, asked, &barrier}); });
-  work(Team{0, asked, &barrier});
+  for (int t = 1; t < requested; t++) others.emplace_back([&, t] { work(Team{t, requested, &barrier}); });
+  work(Team{0, requested, &barrier});
   for (auto& other : others) other.join();
   pthread_barrier_destroy(&barrier);
 #else
-#pragma omp parallel num_threads(asked)
+#pragma omp parallel num_threads(requested)
   work(Team{omp_get_thread_num(), omp_get_num_threads()});
 #endif
 }

@@ -1,7 +1,7 @@
 """`onebyone::winograd_conv2d`: a 3×3 convolution at stride 1 as 36 linear layers on transformed tiles, in float32.
 
-The operator takes weights that `packed` has transformed (four times as many numbers) and gives a channels-last map;
-ReLU and a 2×2 max pool may be part of it. For inference: it has no gradient. See `onebyone.laws.winograd`.
+The operator takes weights that `packed` has transformed (four times as many numbers) and returns a channels-last
+tensor; ReLU and a 2×2 max pool can be part of it. It has no gradient. See `onebyone.laws.winograd`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.laws.winograd import F4X3, entries
 from onebyone.native.kernels.compiler import library
-from onebyone.native.kernels.fork_safety import threads_here
+from onebyone.native.kernels.fork_safety import usable_threads
 
-LANES = 16  # channels come in whole vectors of the widest kind
-ROUNDINGS = 18  # besides the sum over channels: 8 going in, 8 going out, of the weight and of the product
+LANES = 16
+"""Channels must be a multiple of this: the floats of the widest vectors."""
+ROUNDINGS = 18
+"""Roundings of each product besides its sum over channels: 8 in the input transform, 8 in the output transform, one of
+the transformed weight, and one of the product."""
 _SCHEMA = (
     "winograd_conv2d(Tensor input, Tensor weight, Tensor? bias, int outputs, int[2] padding, bool relu, bool pool)"
     " -> Tensor"
@@ -28,7 +31,7 @@ _SCHEMA = (
 
 
 def why_not(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> str | None:
-    """The reason why a convolution cannot be computed so; None where it can."""
+    """Why a convolution cannot be computed by Winograd's algorithm; None if it can."""
     if weight.dim() != 4 or tuple(weight.shape[2:]) != (3, 3):
         return "its kernel is not 3×3"
     if {*stride, *dilation} != {1} or groups != 1:
@@ -38,19 +41,19 @@ def why_not(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: in
     if weight.shape[0] % LANES or weight.shape[1] % LANES:
         return f"its channels are not whole multiples of {LANES}"
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
-        return "it is not in float32 on a processor"
+        return "it is not in float32 on a CPU"
     return None
 
 
 class WinogradConvolution(nn.Module):
-    """A convolution computed so, for inference; raises BadInput with the reason where it cannot be."""
+    """A convolution computed by Winograd's algorithm, for inference. Raises BadInput with the reason if it cannot be."""
 
     def __init__(self, convolution: nn.Module) -> None:
         super().__init__()
         c: Any = convolution
         reason = why_not(c.weight, c.stride, c.padding, c.dilation, c.groups)
         if reason or c.padding_mode != "zeros" or not isinstance(c, nn.Conv2d):
-            raise BadInput(f"convolution: {reason or 'its padding is not of zeros'}")
+            raise BadInput(f"convolution: {reason or 'its padding mode is not zeros'}")
         self.outputs, self.padding = c.out_channels, list(c.padding)
         self.register_buffer("weight", packed(c.weight))
         self.register_buffer("bias", None if c.bias is None else c.bias.detach())
@@ -63,9 +66,9 @@ class WinogradConvolution(nn.Module):
 
 
 def packed(weight: Tensor) -> Tensor:
-    """Weights (O, C, 3, 3) transformed in float64, rounded once, in panels: (36, ⌈O/panel⌉, C, panel).
+    """Weights (O, C, 3, 3) transformed in float64 and rounded once, in panels: (36, ⌈O/panel⌉, C, panel).
 
-    Raises BadInput where the kernel cannot be compiled.
+    Raises BadInput if the kernel cannot be compiled.
     """
     panel = _kernel().onebyone_panel()
     g = torch.from_numpy(entries(F4X3.weight, "float64"))
@@ -75,7 +78,7 @@ def packed(weight: Tensor) -> Tensor:
     return u.transpose(1, 2).float().contiguous()
 
 
-def by_products(
+def reference_conv2d(
     input: Tensor,  # noqa: A002
     weight: Tensor,
     bias: Tensor | None,
@@ -84,10 +87,10 @@ def by_products(
     relu: bool,
     pool: bool,
 ) -> Tensor:
-    """The same in plain PyTorch, in the input's type, with weights (O, C, 3, 3) as they are: a second opinion.
+    """The same algorithm in plain PyTorch, in any dtype, with weights (O, C, 3, 3) that are not packed.
 
     >>> x, w = torch.ones(1, 2, 5, 7), torch.ones(3, 2, 3, 3)
-    >>> y = by_products(x, w, None, 3, [0, 0], relu=False, pool=False)
+    >>> y = reference_conv2d(x, w, None, 3, [0, 0], relu=False, pool=False)
     >>> y.shape, bool(torch.allclose(y, torch.tensor(18.0)))
     (torch.Size([1, 3, 3, 5]), True)
     """
@@ -102,15 +105,15 @@ def by_products(
     tiles = x.unfold(2, F4X3.edge, m).unfold(3, F4X3.edge, m)  # (N, C, down, across, 6, 6)
     u = torch.einsum("ij,ocjk,lk->iloc", g, weight.to(input), g).flatten(0, 1)  # (36, O, C)
     v = torch.einsum("ij,nchwjk,lk->ilcnhw", b, tiles, b).flatten(0, 1).flatten(2)  # (36, C, tiles)
-    met = (u @ v).reshape(F4X3.edge, F4X3.edge, outputs, len(input), down, across)
-    y = torch.einsum("ij,jkonhw,lk->nohiwl", a, met, a).flatten(4, 5).flatten(2, 3)[:, :, :high, :wide]
+    products = (u @ v).reshape(F4X3.edge, F4X3.edge, outputs, len(input), down, across)
+    y = torch.einsum("ij,jkonhw,lk->nohiwl", a, products, a).flatten(4, 5).flatten(2, 3)[:, :, :high, :wide]
     y = y if bias is None else y + bias.to(input)[:, None, None]
     y = F.relu(y) if relu else y
     return F.max_pool2d(y, 2) if pool else y
 
 
 def _run(
-    input: Tensor,  # noqa: A002  the name conv2d gives it
+    input: Tensor,  # noqa: A002  the name that conv2d gives it
     weight: Tensor,
     bias: Tensor | None,
     outputs: int,
@@ -118,7 +121,7 @@ def _run(
     relu: bool,
     pool: bool,
 ) -> Tensor:
-    _require_fitting(input, weight, bias, outputs, padding)
+    _check_arguments(input, weight, bias, outputs, padding)
     x = input.contiguous(memory_format=torch.channels_last)
     result = _empty(x, outputs, padding, pool)
     if result.numel():
@@ -132,21 +135,21 @@ def _run(
             sizes,
             relu,
             pool,
-            threads_here(torch.get_num_threads()),
+            usable_threads(torch.get_num_threads()),
         )
         if failed:
-            raise MemoryError("winograd_conv2d: no memory for its tiles")
+            raise MemoryError("winograd_conv2d: not enough memory for its tiles")
     return result
 
 
-def _require_fitting(
+def _check_arguments(
     x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, padding: list[int]
 ) -> None:
-    """What is handed to C++ has been checked: it reads as many numbers as these shapes say."""
+    """Check the arguments: C++ reads as many numbers as these shapes say."""
     panel = _kernel().onebyone_panel()
     shape = (36, -(-outputs // panel), x.shape[1], panel) if x.dim() == 4 else ()
-    whole = outputs % LANES == 0 and x.shape[1] % LANES == 0
-    if tuple(weight.shape) != shape or not whole or not weight.is_contiguous():
+    whole_vectors = outputs % LANES == 0 and x.shape[1] % LANES == 0
+    if tuple(weight.shape) != shape or not whole_vectors or not weight.is_contiguous():
         raise BadInput(f"winograd_conv2d: input {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
     if bias is not None and tuple(bias.shape) != (outputs,):
         raise BadInput(f"winograd_conv2d: bias {tuple(bias.shape)}: expected ({outputs},)")
@@ -158,17 +161,17 @@ def _require_fitting(
 
 def _empty(x: Tensor, outputs: int, padding: list[int], pool: bool) -> Tensor:
     step = 2 if pool else 1
-    places = [(n + 2 * p - 2) // step for n, p in zip(x.shape[2:], padding, strict=True)]
-    shape = (x.shape[0], outputs, *places)
+    size = [(n + 2 * p - 2) // step for n, p in zip(x.shape[2:], padding, strict=True)]
+    shape = (x.shape[0], outputs, *size)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @cache
 def _kernel() -> ctypes.CDLL:
-    found = library("winograd.cpp")
-    found.onebyone_panel.restype = ctypes.c_int64
-    found.onebyone_winograd.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3
-    return found
+    made = library("winograd.cpp")
+    made.onebyone_panel.restype = ctypes.c_int64
+    made.onebyone_winograd.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3
+    return made
 
 
 _library = torch.library.Library("onebyone", "DEF")  # type: ignore[no-untyped-call]

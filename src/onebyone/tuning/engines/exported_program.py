@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from onebyone.native.unserved import UnservedError as UnservedError
+from onebyone.native.unsupported import UnsupportedError as UnsupportedError
 from onebyone.pytorch.files.exporting import quiet, why_not_followed
 from onebyone.tuning.call_signature import Calling
 from onebyone.tuning.engines.base import EngineSetting
@@ -28,7 +28,7 @@ class Exported:
 
 
 def export(network: nn.Module, calling: Calling, setting: EngineSetting) -> Exported:
-    """Trace the network. Raises UnservedError for outputs that are no tensors, and where torch.export fails."""
+    """Trace the network. Raises UnsupportedError for outputs that are no tensors, and where torch.export fails."""
     shapes = None
     if setting.dynamic_batch:
         free = pytree.tree_map(lambda t: {0: Dim.DYNAMIC} if isinstance(t, Tensor) else None, calling.args)
@@ -41,12 +41,12 @@ def export(network: nn.Module, calling: Calling, setting: EngineSetting) -> Expo
                 network, calling.args, calling.kwargs, dynamic_shapes=shapes, strict=False
             )
         except Exception as error:
-            raise UnservedError(f"torch.export cannot follow it: {why_not_followed(error)}") from error
+            raise UnsupportedError(f"torch.export cannot follow it: {why_not_followed(error)}") from error
         leaves, spec = pytree.tree_flatten(calling.run(network))
     tensors = [isinstance(leaf, Tensor) for leaf in leaves]
     strange = [type(v).__name__ for v in leaves if not isinstance(v, Tensor | str | bool | None)]
     if strange or not any(tensors):
-        raise UnservedError(f"it gives a {(strange or ['nothing'])[0]}, which is no tensor")
+        raise UnsupportedError(f"it gives a {(strange or ['nothing'])[0]}, which is no tensor")
 
     def rebuild(found: Sequence[Tensor]) -> Any:
         given = iter(found)

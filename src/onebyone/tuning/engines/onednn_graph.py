@@ -16,14 +16,14 @@ from torch import nn
 
 from onebyone.tuning.call_signature import Call, Calling
 from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, on_processors, register_engine
-from onebyone.tuning.engines.exported_program import UnservedError
+from onebyone.tuning.engines.exported_program import UnsupportedError
 
 
 def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
     if any(t.dtype != torch.float32 for t in calling.tensors if t.is_floating_point()):
-        raise UnservedError("it fuses float32 only")
+        raise UnsupportedError("it fuses float32 only")
     if calling.kwargs:
-        raise UnservedError("a trace takes its inputs by position")
+        raise UnsupportedError("a trace takes its inputs by position")
     with _fusing(), torch.no_grad():
         traced = torch.jit.trace(network, calling.args, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
         frozen = torch.jit.freeze(traced.eval())

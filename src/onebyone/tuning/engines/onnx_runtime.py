@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from onebyone.records import first_line
 from onebyone.tuning.call_signature import Call, Calling
 from onebyone.tuning.engines.base import Engine, EngineSetting, not_installed, register_engine
-from onebyone.tuning.engines.exported_program import Exported, UnservedError, export, flat_inputs
+from onebyone.tuning.engines.exported_program import Exported, UnsupportedError, export, flat_inputs
 
 _TYPES = {
     "tensor(float)": torch.float32,
@@ -45,13 +45,13 @@ def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call
         session = _session(write_onnx(exported, Path(folder)), setting)
     missing = set(exported.names) - {i.name for i in session.get_inputs()}
     if missing:
-        raise UnservedError(f"its ONNX form has lost the inputs {', '.join(sorted(missing))}")
+        raise UnsupportedError(f"its ONNX form has lost the inputs {', '.join(sorted(missing))}")
     run = _on_cpu
     if setting.device.type == "cuda":
         run = _on_cuda
         for out in session.get_outputs():
             if out.type not in _TYPES or not all(isinstance(n, int) for n in out.shape):
-                raise UnservedError(
+                raise UnsupportedError(
                     f"its output {out.name} has no fixed shape and type: {out.type}{out.shape}"
                 )
 
@@ -68,7 +68,7 @@ def write_onnx(exported: Exported, folder: Path) -> Path:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(exported.program, dynamo=True, verbose=False, optimize=True)
     if program is None:
-        raise UnservedError("torch.onnx gave no program")
+        raise UnsupportedError("torch.onnx gave no program")
     program.save(path, external_data=True)
     return path
 
@@ -89,7 +89,7 @@ def _session(path: Path, setting: EngineSetting) -> Any:
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own exceptions have no common base
-        raise UnservedError(first_line(error)) from error
+        raise UnsupportedError(first_line(error)) from error
 
 
 def _on_cpu(session: Any, names: tuple[str, ...], tensors: list[Tensor]) -> list[Tensor]:

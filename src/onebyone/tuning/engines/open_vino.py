@@ -12,7 +12,7 @@ from torch import nn
 
 from onebyone.tuning.call_signature import Call, Calling
 from onebyone.tuning.engines.base import Engine, EngineSetting, not_installed, register_engine
-from onebyone.tuning.engines.exported_program import Exported, UnservedError, export, flat_inputs
+from onebyone.tuning.engines.exported_program import Exported, UnsupportedError, export, flat_inputs
 
 
 def why_not(setting: EngineSetting) -> str | None:
@@ -29,7 +29,7 @@ def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call
     compiled = _compiled(exported, setting)
     request = compiled.create_infer_request()
     if len(compiled.inputs) != len(exported.names) or len(compiled.outputs) != exported.outputs:
-        raise UnservedError("its OpenVINO form has other inputs or outputs")
+        raise UnsupportedError("its OpenVINO form has other inputs or outputs")
 
     def call(*args: Any, **kwargs: Any) -> Any:
         feed = {i: t.contiguous().numpy() for i, t in enumerate(flat_inputs(args, kwargs))}
