@@ -297,9 +297,7 @@ def test_folded_weights_beyond_the_range_of_float32_are_the_reason() -> None:
         norm.weight[3] = 1e10  # 10⁴⁰ when folded, although the network itself computes finite numbers
         x = 1e-25 * torch.randn(1, 3, 8, 8)
         assert bool(nn.Sequential(convolution, norm).eval()(x).isfinite().all())
-    with pytest.raises(
-        UnsupportedError, match="cannot be folded: folded, the weights .* leave the range of float32"
-    ):
+    with pytest.raises(UnsupportedError, match="the folded weights leave the range of float32"):
         build(nn.Sequential(convolution, norm), x)
 
 

@@ -53,8 +53,8 @@ def fold_batch_norm(
 ) -> tuple[Tensor, Tensor | None, Any]:
     """The weight and bias of a convolution with the batch norm (in evaluation mode) that alone reads it folded in.
 
-    Returns the weight and bias in float64 and the batch norm's node; or the weight and bias unchanged and None, if there
-    is no such batch norm or it cannot be folded.
+    Returns the weight and bias in float64 and the batch norm's node; or the weight and bias unchanged and None, if
+    there is no such batch norm or it cannot be folded.
     """
     norm = only_user(node)
     if norm is None or norm.target is not aten.batch_norm.default:
@@ -90,7 +90,7 @@ def _folded(
     offset = (-mean if bias is None else bias.double() - mean) * factor
     folded = weight.double() * factor[:, None, None, None], offset if shift is None else offset + shift
     if any(_overflows(t) for t in folded):
-        return "folded, the weights of the convolution before it leave the range of float32"
+        return "the folded weights leave the range of float32"
     return folded
 
 

@@ -77,7 +77,7 @@ def _with_winograd(steps: list[Step], answer: Map) -> list[Step]:
 
 
 def _apply_factors_in_linear_steps(steps: list[Step], answer: Map) -> list[Step]:
-    """Move a product by one number per channel and sample (squeeze-and-excitation) into the linear step that reads it."""
+    """Move products by a number per channel and sample (squeeze-and-excitation) into the linear step that reads them."""
     left = list(steps)
     for step in steps:
         if not isinstance(step, ElementwiseStep) or not step.positions_per_row or step.activation:

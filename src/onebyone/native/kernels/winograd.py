@@ -46,7 +46,7 @@ def why_not(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: in
 
 
 class WinogradConvolution(nn.Module):
-    """A convolution computed by Winograd's algorithm, for inference. Raises BadInput with the reason if it cannot be."""
+    """A convolution computed by Winograd's algorithm, for inference. Raises BadInput if it cannot be."""
 
     def __init__(self, convolution: nn.Module) -> None:
         super().__init__()
