@@ -14,6 +14,7 @@ from onebyone.native.maps import Map
 from onebyone.native.steps import (
     Activation,
     AttentionStep,
+    BinaryOperation,
     ConvolutionStep,
     DepthwiseStep,
     ElementwiseStep,
@@ -23,7 +24,6 @@ from onebyone.native.steps import (
     LinearStep,
     MaxPoolStep,
     MeanStep,
-    Operation,
     Step,
     Strides,
     TransposeStep,
@@ -167,7 +167,7 @@ def elementwise(step: ElementwiseStep, memory: Memory) -> None:
     n, length, h, w = step.input.shape
     count = n * h * w
     x = rows_of(memory, step.input, count, length)
-    if step.operation != Operation.FIRST_OPERAND:
+    if step.operation != BinaryOperation.FIRST_OPERAND:
         positions = torch.arange(count)
         if step.numbers is not None:
             rows = step.numbers.double().reshape(-1, length)
@@ -179,7 +179,7 @@ def elementwise(step: ElementwiseStep, memory: Memory) -> None:
         else:
             assert step.other is not None
             other = rows_of(memory, step.other, count, length, step.index)
-        x = x + other if step.operation == Operation.SUM else x * other
+        x = x + other if step.operation == BinaryOperation.SUM else x * other
     memory.write(step.output, ACTIVATIONS[step.activation](x))
 
 

@@ -12,7 +12,7 @@ import pytest
 from onebyone.native.kernels import step_records
 from onebyone.native.kernels.program import kernel
 from onebyone.native.kernels.step_records import RECORDS, StepRecord
-from onebyone.native.steps import Activation, Kind, Operation
+from onebyone.native.steps import Activation, BinaryOperation, Kind
 from tests.native.build import needs_compiler
 
 HEADER = re.sub(r"//[^\n]*", "", files(step_records.__package__).joinpath("steps.h").read_text("utf-8"))
@@ -39,7 +39,7 @@ def enumerators_of(enum: str) -> list[str]:
     return [name.strip() for name in match[1].split(",")]
 
 
-@pytest.mark.parametrize("struct", ["Window", "Strides"])
+@pytest.mark.parametrize("struct", ["SlidingWindow", "Strides"])
 def test_parts_of_records(struct: str) -> None:
     assert list(getattr(step_records, f"{struct}Record")._fields_) == fields_of(struct)
 
@@ -53,7 +53,7 @@ def test_the_record_of_each_kind(kind: Kind) -> None:
     assert list(RECORDS[name]._fields_) == fields
 
 
-@pytest.mark.parametrize("enum", [Kind, Activation, Operation])
+@pytest.mark.parametrize("enum", [Kind, Activation, BinaryOperation])
 def test_enumerations(enum: Any) -> None:
     assert enumerators_of(enum.__name__) == [member.name for member in enum]
     assert [member.value for member in enum] == list(range(len(enum)))

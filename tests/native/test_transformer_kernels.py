@@ -17,10 +17,10 @@ from onebyone.native.maps import Map
 from onebyone.native.steps import (
     Activation,
     AttentionStep,
+    BinaryOperation,
     ElementwiseStep,
     GatherStep,
     LayerNormStep,
-    Operation,
     Step,
     Strides,
     TransposeStep,
@@ -253,8 +253,8 @@ def test_rows_gathered_one_after_another(c: int) -> None:
 
 
 @pytest.mark.parametrize("c", [1, 16, 21])
-@pytest.mark.parametrize("operation", [Operation.SUM, Operation.PRODUCT])
-def test_a_second_operand_from_elsewhere(c: int, operation: Operation) -> None:
+@pytest.mark.parametrize("operation", [BinaryOperation.SUM, BinaryOperation.PRODUCT])
+def test_a_second_operand_from_elsewhere(c: int, operation: BinaryOperation) -> None:
     """Rows of a map in another order, a constant, one that repeats, rows of a constant."""
     torch.manual_seed(0)
     places = 12
@@ -273,7 +273,7 @@ def test_a_second_operand_from_elsewhere(c: int, operation: Operation) -> None:
         y = Map((1, c, 1, places))
         other = None if "numbers" in fields else source
         step = ElementwiseStep(input=rows, output=y, other=other, operation=operation, **fields)
-        exact = x + second if operation == Operation.SUM else x * second
+        exact = x + second if operation == BinaryOperation.SUM else x * second
         assert torch.equal(run(x, [first, step], y).view(places, c), exact)
 
 

@@ -16,7 +16,14 @@ from onebyone.native.graph_queries import (
 from onebyone.native.layout import Value, aten
 from onebyone.native.lowering import Lowering
 from onebyone.native.maps import Map
-from onebyone.native.steps import ConvolutionStep, DepthwiseStep, InputStep, MaxPoolStep, MeanStep, Window
+from onebyone.native.steps import (
+    ConvolutionStep,
+    DepthwiseStep,
+    InputStep,
+    MaxPoolStep,
+    MeanStep,
+    SlidingWindow,
+)
 from onebyone.native.unsupported import UnsupportedError
 
 _MAX_TAPS, _NARROW = 64, 4
@@ -33,7 +40,7 @@ def convolution(lowering: Lowering, node: Any) -> None:
         node = norm
         lowering.folded.add(norm)
     outputs, per_group, kernel_h, kernel_w = weight.shape
-    window = Window.of((kernel_h, kernel_w), a["stride"], a["padding"], a["dilation"])
+    window = SlidingWindow.of((kernel_h, kernel_w), a["stride"], a["padding"], a["dilation"])
     y = Map(_image_shape(node))
     source, groups, taps = a["input"], a["groups"], kernel_h * kernel_w
     narrow = groups == 1 and _narrow(lowering, source, per_group, window)
@@ -61,7 +68,7 @@ def batch_norm(lowering: Lowering, node: Any) -> None:
     )
 
 
-def _narrow(lowering: Lowering, source: Any, channels: int, window: Window) -> bool:
+def _narrow(lowering: Lowering, source: Any, channels: int, window: SlidingWindow) -> bool:
     """Whether a convolution alone reads the network's input, which has few channels.
 
     Then each row of its kernel reads one run of numbers of the padded input.
@@ -93,7 +100,9 @@ def max_pool(lowering: Lowering, node: Any) -> None:
     if ceil:
         raise UnsupportedError("a max pool with ceil_mode")
     x, y = lowering.map_of(node.args[0]), Map(_image_shape(node))
-    lowering.values[node] = Value(lowering.add(MaxPoolStep(input=x, output=y, window=Window.of(*settings))))
+    lowering.values[node] = Value(
+        lowering.add(MaxPoolStep(input=x, output=y, window=SlidingWindow.of(*settings)))
+    )
 
 
 def _image_shape(node: Any) -> tuple[int, int, int, int]:

@@ -21,7 +21,7 @@ from onebyone.native.layout import (
 )
 from onebyone.native.lowering import Lowering, ProductStep
 from onebyone.native.maps import Map
-from onebyone.native.steps import DepthwiseStep, ElementwiseStep, LinearStep, Operation
+from onebyone.native.steps import BinaryOperation, DepthwiseStep, ElementwiseStep, LinearStep
 from onebyone.native.unsupported import UnsupportedError
 
 
@@ -29,7 +29,7 @@ def add(lowering: Lowering, node: Any) -> None:
     """A sum: an addend of the product that computes one operand, if nothing else reads that operand."""
     if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
         raise UnsupportedError("a sum with a factor")
-    if _with_constant(lowering, node, Operation.SUM):
+    if _with_constant(lowering, node, BinaryOperation.SUM):
         return
     first, second = node.args[:2]
     operands = [lowering.value(first), lowering.value(second)]
@@ -38,7 +38,7 @@ def add(lowering: Lowering, node: Any) -> None:
         if first is not second and value.shape == other.shape and _becomes_addend(lowering, value, other):
             lowering.values[node] = value
             return
-    lowering.values[node] = _combined(lowering, operands, shape, Operation.SUM)
+    lowering.values[node] = _combined(lowering, operands, shape, BinaryOperation.SUM)
 
 
 def _becomes_addend(lowering: Lowering, value: Value, other: Value) -> bool:
@@ -59,7 +59,7 @@ def _becomes_addend(lowering: Lowering, value: Value, other: Value) -> bool:
 
 def multiply(lowering: Lowering, node: Any) -> None:
     """A product: element by element, by a number per channel and sample (squeeze-and-excitation), or by a constant."""
-    if _with_constant(lowering, node, Operation.PRODUCT):
+    if _with_constant(lowering, node, BinaryOperation.PRODUCT):
         return
     operands = [lowering.value(v) for v in node.args[:2]]
     shape = _result_shape(node, operands, "product")
@@ -73,12 +73,12 @@ def multiply(lowering: Lowering, node: Any) -> None:
             input=x,
             output=Map(x.shape),
             other=factors,
-            operation=Operation.PRODUCT,
+            operation=BinaryOperation.PRODUCT,
             positions_per_row=positions,
         )
         lowering.values[node] = Value(lowering.add(step))
         return
-    lowering.values[node] = _combined(lowering, operands, shape, Operation.PRODUCT)
+    lowering.values[node] = _combined(lowering, operands, shape, BinaryOperation.PRODUCT)
 
 
 def divide(lowering: Lowering, node: Any) -> None:
@@ -86,7 +86,7 @@ def divide(lowering: Lowering, node: Any) -> None:
     divisor = lowering.constant(node.args[1])
     if divisor is None or len(node.args) != 2 or node.kwargs:
         raise UnsupportedError(f"{node.target} by something that is not a constant")
-    _combine_with_constant(lowering, node, node.args[0], 1.0 / divisor.double(), Operation.PRODUCT)
+    _combine_with_constant(lowering, node, node.args[0], 1.0 / divisor.double(), BinaryOperation.PRODUCT)
 
 
 def subtract(lowering: Lowering, node: Any) -> None:
@@ -94,7 +94,7 @@ def subtract(lowering: Lowering, node: Any) -> None:
     subtrahend = lowering.constant(node.args[1])
     if subtrahend is None or node.kwargs.get("alpha", 1) != 1:
         raise UnsupportedError(f"{node.target} of something that is not a constant")
-    _combine_with_constant(lowering, node, node.args[0], -subtrahend.double(), Operation.SUM)
+    _combine_with_constant(lowering, node, node.args[0], -subtrahend.double(), BinaryOperation.SUM)
 
 
 def _result_shape(node: Any, operands: list[Value], operation: str) -> tuple[int, ...]:
@@ -116,7 +116,7 @@ def _same_order(value: Value, other: Value) -> bool:
 
 
 def _combined(
-    lowering: Lowering, operands: list[Value], shape: tuple[int, ...], operation: Operation
+    lowering: Lowering, operands: list[Value], shape: tuple[int, ...], operation: BinaryOperation
 ) -> Value:
     """An elementwise step: it reads one operand in the order of its memory, and the rows of the other by an index."""
     choices = [(x, o) for x, o in (operands, operands[::-1]) if x.shape == shape]
@@ -147,7 +147,7 @@ def _row_begins(offsets: Tensor, length: int) -> Tensor | None:
 
 
 def _elementwise(
-    lowering: Lowering, x: Value, other: Value, index: Tensor | None, operation: Operation
+    lowering: Lowering, x: Value, other: Value, index: Tensor | None, operation: BinaryOperation
 ) -> Value:
     length = x.memory.shape[1]
     if index is not None and counts_up(index // length) and not bool((index % length).any()):
@@ -158,7 +158,7 @@ def _elementwise(
     return Value(lowering.add(step), x.offsets)
 
 
-def _with_constant(lowering: Lowering, node: Any, operation: Operation) -> bool:
+def _with_constant(lowering: Lowering, node: Any, operation: BinaryOperation) -> bool:
     """Whether one operand is a constant; if so, the node is lowered."""
     for argument, other in (node.args[:2], node.args[1::-1]):
         constant = lowering.constant(argument)
@@ -169,13 +169,13 @@ def _with_constant(lowering: Lowering, node: Any, operation: Operation) -> bool:
 
 
 def _combine_with_constant(
-    lowering: Lowering, node: Any, argument: Any, constant: Tensor, operation: Operation
+    lowering: Lowering, node: Any, argument: Any, constant: Tensor, operation: BinaryOperation
 ) -> None:
     shape, operand = tuple(node.meta["val"].shape), lowering.any_value(argument)
     constant = constant if constant.is_floating_point() else constant.double()
-    one_factor = operation == Operation.PRODUCT and constant.numel() == 1
+    one_factor = operation == BinaryOperation.PRODUCT and constant.numel() == 1
     if isinstance(operand, Scores):
-        if operation == Operation.PRODUCT and not one_factor:
+        if operation == BinaryOperation.PRODUCT and not one_factor:
             raise UnsupportedError("a product of scores and more than one number")
         lowering.values[node] = (
             scale_scores(operand, float(constant)) if one_factor else add_bias(operand, constant, shape)
@@ -188,7 +188,7 @@ def _combine_with_constant(
 
 
 def _with_numbers(
-    lowering: Lowering, value: Value, constant: Tensor, operation: Operation, one_factor: bool
+    lowering: Lowering, value: Value, constant: Tensor, operation: BinaryOperation, one_factor: bool
 ) -> Value:
     """A value combined with a constant: in the weights of the product before it, as a pending scale, or by a step."""
     step = lowering.open_product(value) if value.scale == 1.0 else None
@@ -213,14 +213,14 @@ def _with_numbers(
     return Value(lowering.add(elementwise), value.offsets)
 
 
-def _fold_into(step: ProductStep, numbers: Tensor, operation: Operation) -> bool:
+def _fold_into(step: ProductStep, numbers: Tensor, operation: BinaryOperation) -> bool:
     """Whether the constant has one number for each output of a product; if so, it goes into the weight and bias."""
     rows = numbers.view(-1, step.output.shape[1]).double()
     if _period(rows, 1) != 1:
         return False
     row = rows[0]
     bias = None if step.bias is None else step.bias.double()
-    if operation == Operation.SUM:
+    if operation == BinaryOperation.SUM:
         step.bias = row.clone() if bias is None else bias + row
     else:
         step.weight = step.weight.double() * row.view(-1, *[1] * (step.weight.dim() - 1))

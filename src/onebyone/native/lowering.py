@@ -21,6 +21,7 @@ from onebyone.native.layout import (
 from onebyone.native.maps import Map
 from onebyone.native.steps import (
     Activation,
+    BinaryOperation,
     ConvolutionStep,
     DepthwiseStep,
     ElementwiseStep,
@@ -30,7 +31,6 @@ from onebyone.native.steps import (
     LinearStep,
     MaxPoolStep,
     MeanStep,
-    Operation,
     Step,
     TransposeStep,
 )
@@ -108,7 +108,7 @@ class Lowering:
         x = value.memory
         row = torch.full((1, x.shape[1]), value.scale, dtype=torch.float64)
         step = ElementwiseStep(
-            input=x, output=Map(x.shape), operation=Operation.PRODUCT, numbers=row, period=1
+            input=x, output=Map(x.shape), operation=BinaryOperation.PRODUCT, numbers=row, period=1
         )
         return Value(self.add(step), value.offsets)
 

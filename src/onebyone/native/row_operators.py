@@ -28,7 +28,7 @@ from onebyone.native.steps import (
     LayerNormStep,
     LinearStep,
     MeanStep,
-    Window,
+    SlidingWindow,
 )
 from onebyone.native.unsupported import UnsupportedError
 
@@ -78,7 +78,7 @@ def product_of_rows(lowering: Lowering, node: Any, x: Value, weight: Tensor, bia
                 output=Map((rows, len(weight), 1, 1)),
                 weight=weight[:, :, None, None],
                 bias=bias,
-                window=Window((1, 1)),
+                window=SlidingWindow((1, 1)),
             )
         )
     else:

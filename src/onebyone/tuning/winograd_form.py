@@ -25,7 +25,7 @@ from onebyone.native.graph_queries import (
     pool_arguments,
     reads_own_tensor,
 )
-from onebyone.native.kernels.winograd import reference_conv2d, packed, why_not
+from onebyone.native.kernels.winograd import packed, reference_conv2d, why_not
 from onebyone.tuning.layer_forms import WINOGRAD, Assignment
 from onebyone.tuning.network_forms import Formed, WholeForm, program_of, refused, register_form
 from onebyone.tuning.target import TuningTarget

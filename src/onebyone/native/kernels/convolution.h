@@ -62,7 +62,7 @@ struct Convolution {
       for (int64_t r = 0; r < n; r++) from[r] = s.input + (row + r) * length;
       return;
     }
-    const Window& w = s.window;
+    const SlidingWindow& w = s.window;
     int64_t sample = row / (s.out_height * s.out_width), oy = row / s.out_width % s.out_height, ox = row % s.out_width;
     for (int64_t r = 0; r < n; r++) {
       const int64_t top = oy * w.stride_h - w.pad_h, left = ox * w.stride_w - w.pad_w;
@@ -168,7 +168,7 @@ inline void depthwise_positions(const DepthwiseStep& s, const float* const* from
 
 template <int K, int S>
 inline void depthwise_of(const DepthwiseStep& s, const float* zeros, const Team& team) {
-  const Window& w = s.window;
+  const SlidingWindow& w = s.window;
   const int64_t vectors = ceil_div(s.channels, LANES), units = s.samples * s.out_height * vectors;
   const int64_t reads = K > 0 ? (NEIGHBOURS - 1) * S + K : w.kernel_w * NEIGHBOURS;  // for a row of the kernel
   for (int64_t u = team.begin(units), end = team.end(units), next; u < end; u = next) {
@@ -214,7 +214,7 @@ inline void depthwise(const DepthwiseStep& s, const float* zeros, const Team& te
 }
 
 inline void max_pool(const MaxPoolStep& s, const Team& team) {
-  const Window& w = s.window;
+  const SlidingWindow& w = s.window;
   const int64_t vectors = ceil_div(s.channels, LANES), units = s.samples * s.out_height;
   team.share(units, [&](int64_t u) {
     const int64_t sample = u / s.out_height, top = u % s.out_height * w.stride_h - w.pad_h;

@@ -21,14 +21,14 @@ from onebyone.native.steps import (
     LayerNormStep,
     LinearStep,
     MaxPoolStep,
+    SlidingWindow,
     Step,
-    Window,
     WinogradStep,
 )
 
 _MACS_PER_BYTE = 3
 """Roughly how many multiply-accumulates a core does in the time in which it reads one byte of weights from memory."""
-_POOL_2X2 = Window((2, 2), stride=(2, 2))
+_POOL_2X2 = SlidingWindow((2, 2), stride=(2, 2))
 
 
 def lower(steps: list[Step], answer: Map, fast_products: bool = False) -> list[Step]:
@@ -77,7 +77,7 @@ def _with_winograd(steps: list[Step], answer: Map) -> list[Step]:
 
 
 def _apply_factors_in_linear_steps(steps: list[Step], answer: Map) -> list[Step]:
-    """Move products by a number per channel and sample (squeeze-and-excitation) into the linear step that reads them."""
+    """Move products by numbers per channel (squeeze-and-excitation) into the linear steps that read them."""
     left = list(steps)
     for step in steps:
         if not isinstance(step, ElementwiseStep) or not step.positions_per_row or step.activation:
@@ -120,7 +120,7 @@ def _as_linear(step: ConvolutionStep, fast_products: bool) -> ConvolutionStep | 
     samples, _, high, wide = step.output.shape
     rows, weight = samples * high * wide, step.weight.permute(0, 2, 3, 1).flatten(1)
     index, pieces, window = None, 1, step.window
-    pointwise = window == Window((1, 1), dilation=window.dilation)
+    pointwise = window == SlidingWindow((1, 1), dilation=window.dilation)
     if step.whole_rows or not pointwise:
         if not _strassen_levels(rows, weight, fast_products):
             return step

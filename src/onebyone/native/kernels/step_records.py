@@ -22,7 +22,7 @@ def _integers(names: str) -> list[tuple[str, Any]]:
 _IMAGE = _integers("samples height width channels")
 
 
-class WindowRecord(Structure):
+class SlidingWindowRecord(Structure):
     """How a window slides over a feature map."""
 
     _fields_ = _integers("kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w")
@@ -47,7 +47,7 @@ class ConvolutionRecord(Structure):
         *_pointers("input weight bias addend output"),
         *_IMAGE,
         *_integers("out_height out_width out_channels"),
-        ("window", WindowRecord),
+        ("window", SlidingWindowRecord),
         *_integers("whole_rows activation"),
     )
 
@@ -69,7 +69,7 @@ class DepthwiseRecord(Structure):
         *_pointers("input weight bias output"),
         *_IMAGE,
         *_integers("out_height out_width"),
-        ("window", WindowRecord),
+        ("window", SlidingWindowRecord),
         *_integers("activation"),
     )
 
@@ -81,7 +81,7 @@ class MaxPoolRecord(Structure):
         *_pointers("input output"),
         *_IMAGE,
         *_integers("out_height out_width"),
-        ("window", WindowRecord),
+        ("window", SlidingWindowRecord),
     )
 
 

@@ -15,10 +15,10 @@ enum Kind {
 enum Activation { NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID, GELU, GELU_TANH };
 
 // what an elementwise step computes from its two operands, before the activation
-enum Operation { FIRST_OPERAND, SUM, PRODUCT };
+enum BinaryOperation { FIRST_OPERAND, SUM, PRODUCT };
 
 // how a window slides over a feature map
-struct Window {
+struct SlidingWindow {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
@@ -38,7 +38,7 @@ struct ConvolutionStep {
   float* output;
   int64_t samples, height, width, channels;
   int64_t out_height, out_width, out_channels;
-  Window window;
+  SlidingWindow window;
   int64_t whole_rows;  // 1: the input is already padded, and each row of the kernel reads one run of numbers
   int64_t activation;
 };
@@ -60,7 +60,7 @@ struct DepthwiseStep {
   float* output;
   int64_t samples, height, width, channels;
   int64_t out_height, out_width;
-  Window window;
+  SlidingWindow window;
   int64_t activation;
 };
 
@@ -69,7 +69,7 @@ struct MaxPoolStep {
   float* output;
   int64_t samples, height, width, channels;
   int64_t out_height, out_width;
-  Window window;
+  SlidingWindow window;
 };
 
 // The mean over all positions: (samples, height, width, channels) to (samples, channels).

@@ -5,7 +5,16 @@ step becomes the record that C++ reads by `Step.record`; `kernels/steps.h` docum
 """
 
 from onebyone.native.maps import Map
-from onebyone.native.steps.base import Activation, Addresses, Kind, Operation, Present, Step, Strides, Window
+from onebyone.native.steps.base import (
+    Activation,
+    Addresses,
+    BinaryOperation,
+    Kind,
+    Present,
+    SlidingWindow,
+    Step,
+    Strides,
+)
 from onebyone.native.steps.image import (
     ConvolutionStep,
     DepthwiseStep,
@@ -22,6 +31,7 @@ __all__ = [
     "Activation",
     "Addresses",
     "AttentionStep",
+    "BinaryOperation",
     "ConvolutionStep",
     "DepthwiseStep",
     "ElementwiseStep",
@@ -34,11 +44,10 @@ __all__ = [
     "Map",
     "MaxPoolStep",
     "MeanStep",
-    "Operation",
     "Present",
+    "SlidingWindow",
     "Step",
     "Strides",
     "TransposeStep",
-    "Window",
     "WinogradStep",
 ]

@@ -27,14 +27,14 @@ class Activation(IntEnum):
     NONE, RELU, RELU6, HARDSWISH, HARDSIGMOID, SILU, SIGMOID, GELU, GELU_TANH = range(9)
 
 
-class Operation(IntEnum):
+class BinaryOperation(IntEnum):
     """What an elementwise step computes from its operands, as in steps.h."""
 
     FIRST_OPERAND, SUM, PRODUCT = range(3)
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingWindow:
     """How a window slides over a feature map: (height, width) of each setting."""
 
     kernel: tuple[int, int]
@@ -45,19 +45,19 @@ class Window:
     @classmethod
     def of(
         cls, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-    ) -> Window:
+    ) -> SlidingWindow:
         """From sequences of two numbers each.
 
-        >>> Window.of([3, 3], [1, 1], [0, 0], [1, 1]) == Window((3, 3))
+        >>> SlidingWindow.of([3, 3], [1, 1], [0, 0], [1, 1]) == SlidingWindow((3, 3))
         True
         """
         kernel_h, kernel_w = kernel
         (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w) = stride, padding, dilation
         return cls((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
 
-    def record(self) -> records.WindowRecord:
+    def record(self) -> records.SlidingWindowRecord:
         """As C++ reads it."""
-        return records.WindowRecord(*self.kernel, *self.stride, *self.padding, *self.dilation)
+        return records.SlidingWindowRecord(*self.kernel, *self.stride, *self.padding, *self.dilation)
 
 
 @dataclass(frozen=True)

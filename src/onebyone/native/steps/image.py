@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onebyone.native.kernels import step_records as records
 from onebyone.native.maps import Map
-from onebyone.native.steps.base import Activation, Addresses, Kind, Operation, Step, Window
+from onebyone.native.steps.base import Activation, Addresses, BinaryOperation, Kind, SlidingWindow, Step
 
 
 def _image(map_: Map) -> tuple[int, int, int, int]:
@@ -56,7 +56,7 @@ class ConvolutionStep(ImageStep):
     constant = "weight"
     weight: Tensor
     bias: Tensor | None = None
-    window: Window
+    window: SlidingWindow
     whole_rows: bool = False
     addend: Map | None = None
     activation: Activation = Activation.NONE
@@ -98,7 +98,7 @@ class DepthwiseStep(ImageStep):
     constant = "weight"
     weight: Tensor
     bias: Tensor | None = None
-    window: Window
+    window: SlidingWindow
     activation: Activation = Activation.NONE
 
     def fields(self, addresses: Addresses) -> ctypes.Structure:
@@ -114,7 +114,7 @@ class MaxPoolStep(ImageStep):
     """The maximum over each window."""
 
     kind = Kind.MAX_POOL
-    window: Window
+    window: SlidingWindow
 
     def fields(self, addresses: Addresses) -> ctypes.Structure:
         at = addresses.of
@@ -146,7 +146,7 @@ class ElementwiseStep(ImageStep):
 
     kind = Kind.ELEMENTWISE
     constant = "numbers"
-    operation: Operation = Operation.FIRST_OPERAND
+    operation: BinaryOperation = BinaryOperation.FIRST_OPERAND
     other: Map | None = None
     numbers: Tensor | None = None
     index: Tensor | None = None
