@@ -1,4 +1,4 @@
-"""A compiler that is missing, broken or hangs, and folders that cannot be used: a reason, found once, and no crash."""
+"""A missing, broken or hanging compiler, and unusable folders: a reason that is remembered, and no crash."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from torch import nn
 
 import onebyone
 from onebyone.errors import BadInput
-from onebyone.native.kernels import compiler
+from onebyone.native import compiled_network
+from onebyone.native.kernels import compiler, program, winograd
 
 needs_a_compiler = pytest.mark.skipif(
     not (os.environ.get("CXX") or shutil.which("g++") or os.environ.get("CI") == "true"), reason="no g++"
@@ -24,11 +25,10 @@ needs_a_compiler = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What other tests compiled stays; what is compiled here is not kept."""
+def _own_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests neither see nor change what was compiled before."""
     monkeypatch.setattr(compiler, "_generic", {})
-    yield
-    compiler._outcome.cache_clear()
+    monkeypatch.setattr(compiler, "_outcome", cache(compiler._outcome.__wrapped__))
 
 
 def script(folder: Path, *lines: str) -> str:
@@ -43,7 +43,7 @@ def script(folder: Path, *lines: str) -> str:
     [
         ("no-such-compiler", "no-such-compiler is not installed"),
         ("false", r"false does not compile winograd\.cpp: exit code 1"),
-        ("true", "true ends without an error and writes no library"),
+        ("true", "true reports success but wrote no library"),
         ("g++ 'unclosed", "expected the name of a C[+][+] compiler"),
     ],
 )
@@ -52,9 +52,9 @@ def test_a_broken_compiler_is_the_reason(cxx: str, reason: str) -> None:
         compiler.compile_source("winograd.cpp", cxx)
 
 
-def test_a_file_that_is_no_library(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_library(tmp_path: Path) -> None:
     cxx = script(tmp_path, "while [ $# -gt 1 ]; do shift; done; echo garbage > $1")
-    with pytest.raises(BadInput, match="no folder for temporary files can be used to compile"):
+    with pytest.raises(BadInput, match="no temporary folder can be used to compile"):
         compiler.compile_source("winograd.cpp", cxx)
 
 
@@ -67,7 +67,7 @@ def test_a_library_of_something_else(tmp_path: Path) -> None:
 
 
 def test_a_compiler_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own children, which keep its error stream open, end with it."""
+    """Its child processes, which keep its error stream open, are killed with it."""
     monkeypatch.setenv("CXX", script(tmp_path, f"echo $$ >> {tmp_path / 'calls'}", "sleep 600 &", "wait"))
     monkeypatch.setattr(compiler, "_MIN_SECONDS", 0.5)
     start = time.monotonic()
@@ -81,7 +81,7 @@ def test_a_compiler_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: p
 
 
 @needs_a_compiler
-def test_another_folder_serves_where_the_first_cannot_be_executed_from(
+def test_another_folder_is_used_if_the_first_is_not_executable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load, refused = ctypes.CDLL, []
@@ -103,7 +103,7 @@ def test_another_folder_serves_where_the_first_cannot_be_executed_from(
 
 
 @needs_a_compiler
-def test_a_compiler_that_does_not_know_the_processor_is_told_of(tmp_path: Path) -> None:
+def test_a_compiler_that_does_not_know_the_cpu_is_reported(tmp_path: Path) -> None:
     refuse = "echo \"g++: error: bad value ('native') for '-march=' switch\" >&2; exit 1"
     cxx = script(tmp_path, f'case "$*" in *=native*) {refuse};; esac', 'exec g++ "$@"')
     compiler.compile_source("winograd.cpp", cxx)
@@ -111,11 +111,9 @@ def test_a_compiler_that_does_not_know_the_processor_is_told_of(tmp_path: Path) 
 
 
 def test_tune_goes_on_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onebyone.native.kernels import program, winograd
-
     monkeypatch.setenv("CXX", "g++ 'unclosed")
-    for cached in (program.kernel, winograd._kernel):
-        cached.cache_clear()
+    monkeypatch.setattr(compiled_network, "kernel", program.kernel.__wrapped__)  # without what it remembers
+    monkeypatch.setattr(winograd, "_kernel", winograd._kernel.__wrapped__)
     net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1)).eval()
     tuned = onebyone.tune(net, torch.randn(1, 16, 8, 8), engines=["eager", "onebyone"], budget=3)
     refused = {c["name"]: c["refused"] for c in tuned.plan.candidates}

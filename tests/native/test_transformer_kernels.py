@@ -270,7 +270,7 @@ def test_a_second_operand_from_elsewhere(c: int, operation: BinaryOperation) -> 
     for second, fields in cases:
         first, source = input_step(x)
         rows = Map((1, c, 1, places), base=source)
-        y = Map((1, c, 1, places))
+        y = Map((1, x.numel(), 1, 1))
         other = None if "numbers" in fields else source
         step = ElementwiseStep(input=rows, output=y, other=other, operation=operation, **fields)
         exact = x + second if operation == BinaryOperation.SUM else x * second
