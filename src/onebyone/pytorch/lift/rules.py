@@ -78,4 +78,4 @@ _FILES = (
 def _load() -> None:
     """Import the built-in rules, once."""
     for name in _FILES:
-        import_module(f"onebyone.pytorch.rules_{name}")
+        import_module(f"onebyone.pytorch.lift.rules_{name}")

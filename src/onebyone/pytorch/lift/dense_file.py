@@ -1,0 +1,149 @@
+"""What `convolutionalize` returns for PyTorch networks, and how it is written to a file and read again.
+
+The file is an exported program (`.pt2`) with free batch size, height and width; a JSON note inside it holds the
+geometry, the labels, the outputs and the changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic
+
+from onebyone.errors import BadInput
+from onebyone.laws.geometry import Geometry
+from onebyone.pytorch.files.exporting import quiet
+from onebyone.pytorch.files.program_file import NOTE, load_program, save_program
+from onebyone.pytorch.lift.window_linear import choose_forms_again
+from onebyone.records import Change, Labels, first_line
+from onebyone.results.any_size import ClassMap, Convolutionalized, Output
+
+_VERSION = 1
+_AXES = ("height", "width", "depth")
+
+
+@dataclass(frozen=True)
+class ConvolutionalizedModule(Convolutionalized[nn.Module, nn.Module | ExportedProgram]):
+    """An any-size network as a PyTorch module; `original` is the module or the exported program it was made from."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network to `path` (`.pt2`) with its geometry and labels. The file appears completely or not at all.
+
+        Raises
+        ------
+        BadInput
+            if the suffix is not `.pt2`, the file cannot be written, or the network cannot be exported with free sizes.
+        """
+        if Path(path).suffix != ".pt2":
+            raise BadInput(f"path is {os.fspath(path)!r}; a name ending in .pt2 was expected")
+        note = json.dumps({"version": _VERSION, **self.to_dict()})
+        save_program(export_dense(self), path, note)
+
+
+def export_dense(d: ConvolutionalizedModule) -> ExportedProgram:
+    """The any-size network as an exported program with free batch size, height and width.
+
+    Raises
+    ------
+    BadInput
+        if torch.export fixes the input size of some operator to the example's.
+    """
+    reference = next(d.model.parameters(), torch.empty(0))
+    size = [w + 2 * s + 1 for w, s in zip(d.nominal, d.geometry.stride, strict=True)]
+    example = torch.zeros(2, d.channels, *size, dtype=reference.dtype, device=reference.device)
+    free: dict[int, Any] = {0: Dim("batch", min=1)}
+    for axis, (name, least) in enumerate(zip(_AXES, d.geometry.window, strict=False)):
+        free[axis + 2] = Dim(name, min=max(2, least))
+    # Otherwise torch.export treats a size of one as a special case, and an image of the window's size has one position.
+    with quiet(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        try:
+            return torch.export.export(d.model, (example,), dynamic_shapes=(free,), strict=False)
+        except Exception as error:
+            raise BadInput(f"the network cannot be exported with free sizes: {first_line(error)}") from error
+
+
+def load_dense(path: str | os.PathLike[str]) -> ConvolutionalizedModule:
+    """Read what `ConvolutionalizedModule.save` wrote. The layer pairs that the verifier probes are not stored.
+
+    Raises
+    ------
+    BadInput
+        if the file is not an exported program, or onebyone did not write it.
+    """
+    file = load_program(path)
+    text = file.extra.get(NOTE)
+    if text is None:
+        raise BadInput(
+            f"{os.fspath(path)}: is an exported program without {NOTE}; write it with `onebyone convolutionalize -o`"
+        )
+    note = _note(path, text)
+    with quiet():
+        network = file.program.module()
+    assert isinstance(network, fx.GraphModule)  # the module of an exported program always is one
+    choose_forms_again(network)
+    try:
+        class_map = ClassMap.from_dict(note["class_map"]) if note["head"] == "cam" else None
+        return ConvolutionalizedModule(
+            model=network,
+            geometry=_geometry(note["geometry"], class_map),
+            changes=tuple(Change(**c) for c in note["changes"]),
+            original=file.program,
+            channels=int(note["channels"]),
+            bare=bool(note.get("bare", False)),
+            nominal=tuple(int(n) for n in note["nominal"]),
+            head=str(note["head"]),
+            context=note["context"],
+            class_map=class_map,
+            labels=_labels(note["labels"]),
+            outputs=tuple(Output.from_dict(o) for o in note.get("outputs", ())),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{os.fspath(path)}: its {NOTE} is damaged ({error!r})") from error
+
+
+def labels_in(path: str | os.PathLike[str]) -> Labels | None:
+    """The labels that the file of an any-size network carries, read without its program; None for any other file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.endswith(f"/extra/{NOTE}")), None)
+            note = None if name is None else json.loads(archive.read(name))
+        return None if note is None or note.get("onebyone") == "conversion" else _labels(note["labels"])
+    except (OSError, zipfile.BadZipFile, ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def _note(path: str | os.PathLike[str], text: str) -> Mapping[str, Any]:
+    try:
+        note = json.loads(text)
+    except ValueError as error:
+        raise BadInput(f"{os.fspath(path)}: its {NOTE} is not valid JSON") from error
+    if isinstance(note, dict) and note.get("onebyone") == "conversion":
+        raise BadInput(
+            f"{os.fspath(path)}: is a converted network that takes inputs of one size, not a dense one; "
+            "give its window, or make it dense with `onebyone convolutionalize -o`"
+        )
+    if not isinstance(note, dict) or note.get("version") != _VERSION:
+        raise BadInput(f"{os.fspath(path)}: its {NOTE} is of another version than {_VERSION}")
+    return note
+
+
+def _geometry(data: Mapping[str, Any], class_map: ClassMap | None) -> Geometry:
+    """The stored geometry, with the class map's reason as this version words it."""
+    if class_map is None:
+        return Geometry.from_dict(data)
+    others = [reason for reason in data["inexact_because"] if not str(reason).startswith("head='cam'")]
+    return Geometry.from_dict({**data, "inexact_because": [*others, class_map.reason]})
+
+
+def _labels(data: Mapping[str, Any]) -> Labels:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return Labels(**values)
