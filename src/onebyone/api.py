@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebyone.errors import BadInput, InexactWarning
-from onebyone.loading import example_of, network_of, open_dense, preprocessing_of
+from onebyone.loading import example_of, network_of, open_dense, original_of, preprocessing_of
 from onebyone.records import LEAST_AGREEMENT, Labels
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from onebyone.dense import Dense, ScoreMap
     from onebyone.detection import Detections
     from onebyone.drawing import Drawings
-    from onebyone.pytorch.graph import GraphConversion
-    from onebyone.pytorch.lift.convolutionalize import Convolutionalized
-    from onebyone.pytorch.modules.conversion import Conversion
+    from onebyone.results import Conversion, Convolutionalized
     from onebyone.tuning import Plan, Tuned
     from onebyone.verification import Verification
 
@@ -44,7 +42,7 @@ def convert(
     copy: bool = False,
     only: str | Sequence[str] | Callable[..., bool] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-) -> Conversion | GraphConversion:
+) -> Conversion[Any]:
     """Re-express linear layers as 1×1 convolutions (`to="conv"`), or 1×1 convolutions as linear layers.
     At the levels "layers" and "native" convolutions whose kernel is their stride become linear layers on patches too.
 
@@ -60,7 +58,7 @@ def convert(
         optimizer: carried over to new parameters, with its state, where there are any.
 
     Returns:
-        A `Conversion` (`GraphConversion`): `.model`, `.changes`, `.refused` with reasons; `print(c)` is a table.
+        A `Conversion`: `.model`, `.changes`, `.refused` with reasons; `print(c)` is a table.
 
     Raises:
         BadInput: not a network, or an argument that does not fit.
@@ -100,7 +98,7 @@ def convolutionalize(
     context: str | None = None,
     labels: Labels | None = None,
     score_kind: str | None = None,
-) -> Convolutionalized:
+) -> Convolutionalized[Any, Any]:
     """Turn a classifier of fixed-size windows into a network for images of any size.
 
     Args:
@@ -144,7 +142,7 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
         x: an example input, a tuple of positional or a dict of keyword arguments, or a pair of both; without
             one (and a program may carry one) the layers are probed by themselves.
         seed: of the probes.
-        options: gradients, max_windows, min_agreement, progress: see `onebyone.verify.verify`.
+        options: gradients, max_windows, min_agreement, progress: see `onebyone.verification.verify`.
 
     Returns:
         A `Verification`: `.equivalent`, `.max_error`, `.rounding_ratio`, `.integer_probe`, `.layers`;
@@ -157,7 +155,7 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     """
     from onebyone.verification import verify as prove
 
-    original = network_of(model) if isinstance(model, str | os.PathLike) else model
+    original = original_of(model, converted)
     return prove(original, converted, example_of(original) if x is None else x, seed=seed, **options)
 
 

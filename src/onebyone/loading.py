@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from onebyone.dense import Dense
-    from onebyone.pytorch.graph import GraphConversion
-    from onebyone.pytorch.modules.conversion import Conversion
 
     Network = nn.Module | ExportedProgram
     Source = Network | str | os.PathLike[str]
@@ -53,7 +51,7 @@ def open_dense(
     Raises BadInput where a window is given for a saved one and differs from its own.
     """
     from onebyone.pytorch.files.checkpoints import nonfinite_weights
-    from onebyone.pytorch.files.dense_file import labels_in, load_dense
+    from onebyone.pytorch.lift.dense_file import labels_in, load_dense
 
     dense = Path(spec).suffix == ".pt2" and labels_in(spec) is not None
     if window is None or dense:
@@ -83,8 +81,8 @@ def _require_same_window(
 
 def preprocessing_of(spec: object, network: Network) -> Labels | None:
     """The labels that a dense file carries, or a zoo's preprocessing; None for networks from elsewhere."""
-    from onebyone.pytorch.files.dense_file import labels_in
     from onebyone.pytorch.files.preprocessing import zoo_preprocessing
+    from onebyone.pytorch.lift.dense_file import labels_in
 
     if isinstance(spec, str | os.PathLike) and Path(spec).suffix == ".pt2":
         return labels_in(spec)
@@ -104,18 +102,6 @@ def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> t
     require_memory("shape", shape, shape, 4)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator).to(dtypes[0] if dtypes else torch.float32)
-
-
-def save_conversion(
-    conversion: Conversion | GraphConversion, path: str | os.PathLike[str], example: Any = None
-) -> None:
-    """Write a converted network; a module is traced on `example` where it becomes a program."""
-    from onebyone.pytorch.graph import GraphConversion
-
-    if isinstance(conversion, GraphConversion):
-        conversion.save(path)
-    else:
-        conversion.save(path, example)
 
 
 def labels(
@@ -157,8 +143,23 @@ def network_of(model: Source, *, compiled: bool = False) -> Network:
     )
 
 
+def original_of(model: object, converted: object) -> Any:
+    """The original that `verify` compares `converted` with: any callable, a network, or the network of a source.
+
+    Raises Refused where TorchScript compiled a part of one of two bare networks.
+    """
+    from onebyone.pytorch.modules.structure import require_python
+    from onebyone.results import AnySize, Converted
+
+    original = network_of(model) if isinstance(model, str | os.PathLike) else model
+    if not isinstance(converted, AnySize | Converted):
+        require_python(original)
+        require_python(converted)
+    return original
+
+
 def example_of(network: object) -> Any:
-    """The inputs that an exported program keeps as an example (see `exporting.arguments`); None without any."""
+    """The inputs that an exported program keeps as an example (see `results.example_inputs`); None without any."""
     from torch.export import ExportedProgram
 
     if not isinstance(network, ExportedProgram) or not network.example_inputs:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import onebyone
-import onebyone.pytorch.files.dense_file
+import onebyone.pytorch.lift.dense_file
 from onebyone.pytorch.files.program_file import load_program
 from tests.cli.conftest import NETWORKS, run_command
 
@@ -143,6 +143,6 @@ def test_dense_file_keeps_its_preprocessing_where_a_window_is_given(tmp_path):
     assert "is a dense network of windows of 16×16" in " ".join(refused.err.split())
     again = run_command("convolutionalize", dense, "--window", 16, "-o", tmp_path / "again.pt2")
     assert again.code == 0, again.err
-    assert onebyone.pytorch.files.dense_file.load_dense(tmp_path / "again.pt2").labels.scale == pytest.approx(
+    assert onebyone.pytorch.lift.dense_file.load_dense(tmp_path / "again.pt2").labels.scale == pytest.approx(
         1 / 255
     )

@@ -26,7 +26,7 @@ from onebyone.comparison.digits import DigitSplit, load_digits, train
 from onebyone.comparison.layer_calls import observe
 from onebyone.laws import cost
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
-from onebyone.pytorch.modules.conversion import Conversion
+from onebyone.pytorch.modules.conversion import ModuleConversion
 from tests.comparison.conftest import connected, kernel, network, pointwise, pooled, random
 
 IMAGE = torch.randn(1, 3, 8, 7, generator=torch.Generator().manual_seed(1))
@@ -65,7 +65,7 @@ def linear_of_integers() -> nn.Linear:
     return made
 
 
-def out_of_order(module: nn.Module) -> Conversion:
+def out_of_order(module: nn.Module) -> ModuleConversion:
     """A conversion that gives every layer its inputs in another order."""
     conversion = r.to_conv(module)
     for pair in conversion.pairs:
@@ -100,7 +100,7 @@ def occurring(model: nn.Module, x: Tensor, zoo: list[dict[str, Any]]) -> Verdict
     return census.judge_census(census.measure_census(observe(model, x), 1, zoo))
 
 
-def replacing(convert: Callable[[nn.Module], Conversion]) -> Verdict:
+def replacing(convert: Callable[[nn.Module], ModuleConversion]) -> Verdict:
     model = network()
     return r.judge_replacement(r.measure_replacement(model, observe(model, IMAGE), convert))
 

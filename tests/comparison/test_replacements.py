@@ -15,8 +15,9 @@ from onebyone.comparison.claim_result import HOLDS, NOT_AS_SAID, NOT_AVAILABLE, 
 from onebyone.comparison.layer_calls import observe
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.flatten import flatten_index, to_kernel
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
-from onebyone.pytorch.modules.conversion import Conversion
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
+from onebyone.pytorch.modules.conversion import ModuleConversion
 from tests.comparison.conftest import network
 
 IMAGE = torch.randn(1, 3, 8, 7, generator=torch.Generator().manual_seed(1))
@@ -32,7 +33,7 @@ def test_every_layer_is_replaced() -> None:
     assert figures["planted_faults_caught"] == figures["planted_faults"] > 0
 
 
-def wrong(module: nn.Module) -> Conversion:
+def wrong(module: nn.Module) -> ModuleConversion:
     """A conversion whose layers take the weights in another order."""
     right = r.to_conv(module)
     for pair in right.pairs:
@@ -124,7 +125,7 @@ def test_the_classifier_takes_larger_images() -> None:
 def test_a_classifier_with_another_weight_is_found_out() -> None:
     model = network()
 
-    def off(*args: Any, **options: Any) -> Convolutionalized:
+    def off(*args: Any, **options: Any) -> ConvolutionalizedModule:
         other = network()
         with torch.no_grad():
             other[7].weight[0, 0] += 0.01  # type: ignore[index, operator]

@@ -16,8 +16,8 @@ from onebyone.dense.agreement import Agreement, default_sample_size
 from onebyone.errors import BadInput, InexactWarning, NotEquivalent
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import read_kind
-from onebyone.pytorch.files.dense_file import load_dense
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule, load_dense
 from onebyone.verification import verify
 from tests.pytorch.inexact_networks import pitch
 
@@ -25,7 +25,7 @@ TONE = np.sin(2 * np.pi * np.arange(3000) / 11).astype(np.float32)[:, None]
 NOISE = np.random.default_rng(2).normal(size=(3000, 1)).astype(np.float32)
 
 
-def lifted(network: torch.nn.Module) -> Convolutionalized:
+def lifted(network: torch.nn.Module) -> ConvolutionalizedModule:
     with pytest.warns(InexactWarning, match=r"962 pixels is 15 times the window of 64 \(more than 4\)"):
         return convolutionalize(network, (64,))
 

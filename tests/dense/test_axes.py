@@ -10,7 +10,8 @@ from torch import nn
 from onebyone.dense.scan import scan
 from onebyone.dense.sliding_window import scan_windows
 from onebyone.errors import BadInput
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.records import Labels
 
 LABELS = Labels(mean=(0.5, 0.25), std=(2.0, 4.0))
@@ -27,7 +28,7 @@ def volumes() -> nn.Module:
 CASES = {"signals": (signals, (15,), (60,)), "volumes": (volumes, (5, 6, 7), (11, 14, 15))}
 
 
-def made(name: str, seed: int = 0) -> tuple[nn.Module, Convolutionalized, np.ndarray]:
+def made(name: str, seed: int = 0) -> tuple[nn.Module, ConvolutionalizedModule, np.ndarray]:
     """The network, its any-size form and an array (*axes, C), of small integers: every sum is then exact."""
     build, window, size = CASES[name]
     generator = torch.Generator().manual_seed(seed)

@@ -19,7 +19,7 @@ from onebyone.detection import detect
 from onebyone.errors import BadInput, OnebyoneWarning
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
-from onebyone.pytorch.files.dense_file import load_dense
+from onebyone.pytorch.lift.dense_file import load_dense
 from onebyone.records import Labels
 
 Tail = Callable[[torch.Tensor], object]
@@ -242,7 +242,7 @@ def test_files_of_earlier_versions_load_as_unknown(tmp_path: Path) -> None:
     d.save(tmp_path / "d.pt2")
     assert load_dense(tmp_path / "d.pt2").outputs == d.outputs
     assert note.pop("outputs") == [{"name": "0", "channels": 3, "scores": "probabilities:multi-label"}]
-    from onebyone.pytorch.files import dense_file
+    from onebyone.pytorch.lift import dense_file
 
     extra = {"onebyone.json": json.dumps({"version": 1, **note})}
     torch.export.save(dense_file.export_dense(d), tmp_path / "old.pt2", extra_files=extra)

@@ -18,7 +18,8 @@ from torch import nn
 
 from onebyone.errors import BadInput, Refused
 from onebyone.pytorch.graph.convert import convert_graph, exported
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.pytorch.modules.convert import convert_module
 from onebyone.pytorch.modules.dropins import DropIn
 from tests.fuzz.networks import Description, Net, randomised
@@ -112,7 +113,7 @@ def check_dense(net: Net, tally: Tally) -> None:
         tally.add("answers", "differ from window to window" if _alive(net, dense) else "are all the same")
 
 
-def _alive(net: Net, dense: Convolutionalized) -> bool:
+def _alive(net: Net, dense: ConvolutionalizedModule) -> bool:
     """Whether the answers tell windows apart: if not, much could be wrong unseen."""
     size = [w + min(s, 12) for w, s in zip(dense.geometry.window, dense.geometry.stride, strict=True)]
     with torch.no_grad():
@@ -152,7 +153,7 @@ def _crops_map(net: Net) -> bool:
     )
 
 
-def check_numbers(net: Net, dense: Convolutionalized) -> str:
+def check_numbers(net: Net, dense: ConvolutionalizedModule) -> str:
     """The dense form on three images against the network on every crop; says "equal", or how far that holds."""
     window, stride = net.description.window, dense.geometry.stride
     require(dense.geometry.window == window, "the geometry tells another window")
@@ -181,7 +182,7 @@ def check_numbers(net: Net, dense: Convolutionalized) -> str:
     return outcome
 
 
-def _check_shift(net: Net, dense: Convolutionalized) -> None:
+def _check_shift(net: Net, dense: ConvolutionalizedModule) -> None:
     """Move the image by one stride and the answers move by one place, wherever the receptive field that the geometry
     tells stays inside: what remains true with padding, if the geometry is right."""
     g = dense.geometry

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -23,7 +24,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def image_for(d: Convolutionalized, size: Sequence[int] | None = None, batch: int = 2) -> torch.Tensor:
+def image_for(d: ConvolutionalizedModule, size: Sequence[int] | None = None, batch: int = 2) -> torch.Tensor:
     """A random image a few windows larger than one, by different amounts per axis."""
     size = size or [
         w + (2 + a) * s + 1 for a, (w, s) in enumerate(zip(d.nominal, d.geometry.stride, strict=True))
@@ -33,7 +34,7 @@ def image_for(d: Convolutionalized, size: Sequence[int] | None = None, batch: in
     )
 
 
-def every_window(model: nn.Module, d: Convolutionalized, image: torch.Tensor) -> torch.Tensor:
+def every_window(model: nn.Module, d: ConvolutionalizedModule, image: torch.Tensor) -> torch.Tensor:
     """The network run on each crop, laid out as the dense result is: `(N, classes, *positions)`."""
     stride, window = d.geometry.stride, d.nominal
     counts = [(n - w) // s + 1 for n, w, s in zip(image.shape[2:], window, stride, strict=True)]
@@ -50,7 +51,7 @@ def deviation(
     channels: int | None = None,
     size: Sequence[int] | None = None,
     **kw: str,
-) -> tuple[Convolutionalized, float]:
+) -> tuple[ConvolutionalizedModule, float]:
     """Convolutionalise in float64 with random weights; the largest difference from cropping every window."""
     model = randomise(model).double().eval()
     d = convolutionalize(model, window, channels, **kw)  # type: ignore[arg-type]

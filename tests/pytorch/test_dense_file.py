@@ -9,20 +9,20 @@ import torch
 from torch import nn
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.files.dense_file import export_dense, load_dense
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule, export_dense, load_dense
 from onebyone.records import Labels
 from tests.pytorch.anysize import Residual, lenet, randomise
 from tests.pytorch.exact_networks import EXACT
 
 
 @pytest.fixture(scope="module")
-def dense() -> Convolutionalized:
+def dense() -> ConvolutionalizedModule:
     labels = Labels(classes=tuple("0123456789"), mean=(0.5,), std=(0.25,), colour_order="L")
     return convolutionalize(randomise(lenet(norm=True)), 32, labels=labels)
 
 
-def test_round_trip(dense: Convolutionalized, tmp_path: Path) -> None:
+def test_round_trip(dense: ConvolutionalizedModule, tmp_path: Path) -> None:
     dense.save(tmp_path / "d.pt2")
     back = load_dense(tmp_path / "d.pt2")
     assert back.geometry == dense.geometry
@@ -82,7 +82,7 @@ def test_sizes_stay_free(name: str) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(
-    dense: Convolutionalized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dense: ConvolutionalizedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(_program: object, path: Path, **_: object) -> None:
         Path(path).write_bytes(b"half")
@@ -94,7 +94,7 @@ def test_an_interrupted_write_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_other_names_and_other_files(dense: Convolutionalized, tmp_path: Path) -> None:
+def test_other_names_and_other_files(dense: ConvolutionalizedModule, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"a name ending in \.pt2"):
         dense.save(tmp_path / "d.onnx")
     program = torch.export.export(nn.Sequential(nn.Linear(3, 2)), (torch.zeros(1, 3),), strict=False)

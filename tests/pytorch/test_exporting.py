@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import onebyone
 from onebyone.errors import BadInput, Refused
-from onebyone.pytorch.files.exporting import arguments
 from onebyone.pytorch.files.program_file import load_program
+from onebyone.results.example_inputs import arguments
 from onebyone.tuning.engines.base import EngineSetting
 from onebyone.tuning.engines.exported_program import UnsupportedError, export
 from onebyone.tuning.network_forms import program_of

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.files.dense_file import load_dense
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import load_dense
 from onebyone.verification import verify
 from tests.pytorch.anysize import deviation, randomise
 

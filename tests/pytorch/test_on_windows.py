@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import onebyone
 from onebyone.laws.cost import rows_are_cheaper
-from onebyone.pytorch.files.dense_file import load_dense
 from onebyone.pytorch.lift import window_linear
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
-from onebyone.verification.dense_pairs import check_dense_pair
+from onebyone.pytorch.lift.dense_file import load_dense
+from onebyone.verification.window_probes import check_window_pair
 from tests.pytorch.anysize import every_window
 
 OUT = 96  # unfolded up to 6 positions
@@ -132,12 +132,12 @@ def test_the_verifier_probes_both_forms(flatten: nn.Module, monkeypatch: pytest.
     image = torch.randint(-9, 10, (1, 2, 16, 18)).float()
     assert onebyone.verify(model, d, image).equivalent
     (pair,) = d.pairs
-    assert check_dense_pair(pair, 0).ok
+    assert check_window_pair(pair, 0).ok
     for form in ("converted", "unfolded"):
         run = getattr(pair, form)
         # the kernel's two axes swapped
         wrong = replace(pair, **{form: lambda x, p, run=run: run(x.flip(-1), p).flip(-1)})
-        check = check_dense_pair(wrong, 0)
+        check = check_window_pair(wrong, 0)
         assert not check.ok
         assert "the integer probe differs" in check.why
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebyone.pytorch.modules.module_pair import ModulePair
+from onebyone.records import Change, Refusal
+
 
 class ConvInPlaceOfLinear(nn.Module):
     """A drop-in: the linear layer's own parameters, seen as a 1×1 convolution's."""
@@ -39,23 +42,22 @@ class LinearInPlaceOfConv(nn.Module):
 
 
 @dataclass(frozen=True)
-class Pair:
-    path: str
-    original: nn.Module
-    converted: nn.Module
+class ConvertedByHand:
+    """Satisfies `onebyone.results.Converted`, without maps between the state dicts."""
 
-
-@dataclass(frozen=True)
-class Converted:
     model: nn.Module
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ModulePair, ...]
+    changes: tuple[Change, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    state_dict_to_original: None = None
+    state_dict_from_original: None = None
 
 
 def swap(
     model: nn.Module,
     make: Callable[[nn.Linear], nn.Module] = ConvInPlaceOfLinear,
     make_linear: Callable[[nn.Conv2d], nn.Module] = LinearInPlaceOfConv,
-) -> Converted:
+) -> ConvertedByHand:
     """Every linear layer and 1×1 convolution replaced; the Parameter objects shared."""
     shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     after = copy.deepcopy(model, shared)
@@ -67,13 +69,13 @@ def swap(
             continue
         if id(module) not in made:
             made[id(module)] = make(module) if isinstance(module, nn.Linear) else make_linear(module)
-            pairs.append(Pair(path, module, made[id(module)]))
+            pairs.append(ModulePair(path, module, made[id(module)]))
         if not path:
             after = made[id(module)]
             continue
         parent, _, name = path.rpartition(".")
         setattr(after.get_submodule(parent), name, made[id(module)])
-    return Converted(after, tuple(pairs))
+    return ConvertedByHand(after, tuple(pairs))
 
 
 class Net(nn.Module):

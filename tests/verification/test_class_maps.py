@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import onebyone
 from onebyone.errors import BadInput, Refused
-from onebyone.pytorch.files.dense_file import load_dense
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule, load_dense
 from onebyone.verification import verify
 from tests.pytorch.anysize import Apply, randomise
 
@@ -57,7 +57,7 @@ NONLINEAR = {
 }
 
 
-def window_means(d: Convolutionalized, image: Tensor) -> Tensor:
+def window_means(d: ConvolutionalizedModule, image: Tensor) -> Tensor:
     assert d.class_map is not None
     return F.avg_pool2d(d.model(image), d.class_map.pool, 1)
 
@@ -79,12 +79,12 @@ def test_the_means_are_the_windows_numbers_exactly_where_that_is_said(name: str)
     assert v.equivalent, str(v)
     (reason,) = d.geometry.inexact_because
     if name in LINEAR:
-        assert "the means of the map over these places are the window's numbers" in reason
+        assert "means of the map over as many positions equal the outputs of cropped windows" in reason
         assert v.target == "means of the class map = crops"
         assert v.bound is not None
     else:
         assert NONLINEAR[name][1] in reason
-        assert "are not the window's numbers" in reason
+        assert "do not equal the outputs of cropped windows" in reason
         assert v.target == "means of the class map ≈ crops (measured)"
         assert v.max_abs_difference is not None
         assert v.max_abs_difference > 1e-4

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onebyone.errors import BadInput, NotEquivalent
+from onebyone.pytorch.modules.module_pair import ModulePair
 from onebyone.verification import verify
-from tests.verification.standins import Converted, ConvInPlaceOfLinear, Pair, net, swap
+from tests.verification.standins import ConvertedByHand, ConvInPlaceOfLinear, net, swap
 
 
 def image() -> Tensor:
@@ -294,9 +295,9 @@ def test_parametrised_and_hooked_layers_are_probed_bare() -> None:
     model[2].register_forward_hook(lambda *a: calls.append(1))
     after = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     after[2] = ConvInPlaceOfLinear(model[2])
-    pairs = (Pair("0", model[0], after[0]), Pair("2", model[2], after[2]))
+    pairs = (ModulePair("0", model[0], after[0]), ModulePair("2", model[2], after[2]))
     weight = model[0].weight.detach().clone()
-    v = verify(model, Converted(after, pairs))
+    v = verify(model, ConvertedByHand(after, pairs))
     assert v.equivalent, str(v)
     assert v.integer_probe
     assert not calls

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onebyone.errors import BadInput, InexactWarning, NotEquivalent
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.verification import compare_tiled, verify
 
 
@@ -49,7 +50,7 @@ class ByHand(nn.Module):
         return y.nan_to_num() / 0 if fault == "infinite" and y.shape[-1] > 1 else y
 
 
-def dense(fault: str | None = None, **changes: Any) -> tuple[nn.Module, Convolutionalized]:
+def dense(fault: str | None = None, **changes: Any) -> tuple[nn.Module, ConvolutionalizedModule]:
     net = plain()
     made = convolutionalize(net, window=(8, 9))
     if fault is not None:
@@ -84,7 +85,7 @@ def test_an_unpadded_network_equals_its_crops(image: Tensor) -> None:
     assert v.gradients.compared == 1 + len(list(net.parameters()))
     assert all(f.seen_by_integers for layer in v.layers for f in layer.faults)
     names = {f.name for f in v.layers[0].faults}
-    assert {"bias dropped", "offset by one place", "flatten order swapped (channels last)"} <= names
+    assert {"bias dropped", "offset by one position", "flatten order swapped (channels last)"} <= names
     json.dumps(v.to_dict(), allow_nan=False)
     assert "dense = crops" in str(v)
 
@@ -107,7 +108,7 @@ def test_faulty_dense_networks_are_caught(fault: str, image: Tensor) -> None:
     with pytest.raises(NotEquivalent):
         v.check()
     if fault in ("stride", "offset", "one place too many"):
-        assert any("places" in p for p in v.problems)
+        assert any("positions" in p for p in v.problems)
 
 
 def test_a_shift_inside_the_map_is_caught(image: Tensor) -> None:

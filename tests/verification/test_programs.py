@@ -129,4 +129,4 @@ class Noisy(nn.Module):
 def test_noise_that_follows_the_memory_layout_is_said() -> None:
     net, x = Noisy().eval(), torch.randn(2, 3, 4, 5)
     found = verify(net, onebyone.convert(net, to="linear"), x)
-    assert any("one seed can give other numbers after a conversion" in note for note in found.unverified)
+    assert any("the same seed can give other numbers after a conversion" in note for note in found.unverified)

@@ -64,7 +64,9 @@ def test_real_conversions_pass(case: str, level: str) -> None:
     v = verify(model, c, x)
     assert v.equivalent, str(v)
     # an attention module is no single product: it is named as left to the whole network
-    assert len(v.layers) + sum("is not one weight" in note for note in v.unverified) == len(c.pairs)
+    assert len(v.layers) + sum("does not consist of one weight" in note for note in v.unverified) == len(
+        c.pairs
+    )
     assert not any("random" in note for note in v.unverified)
     assert v.gradients is not None
     assert v.gradients.ok

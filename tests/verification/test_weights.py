@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import onebyone
+from onebyone.pytorch.modules.conversion import ModuleConversion
 from onebyone.verification import verify
 from onebyone.verification.weights import compare_weights
 
@@ -240,14 +241,11 @@ def test_maps_that_do_not_lead_back_are_caught() -> None:
     with torch.no_grad():
         conversion.model[0].weight.copy_(net[0].weight.t())
 
-    class Transposing:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(conversion, name)
-
-        def state_dict_to_original(self, state: Any) -> Any:
+    class Transposing(ModuleConversion):
+        def state_dict_to_original(self, state: Any = None) -> Any:
             return {n: t.t() if t.dim() == 2 else t for n, t in state.items()}
 
-    found = verify(net, Transposing())
+    found = verify(net, Transposing(**vars(conversion)))
     assert not found.equivalent
     assert any("state_dict_from_original() gives other values" in p for p in found.problems)
 

@@ -108,7 +108,7 @@ def convert(
         data = render.conversion_data(conversion, source, notes)
         if output is not None:
             with run.step(f"Writing {output}"):
-                loading.save_conversion(conversion, output, example)
+                conversion.save(output, example)
             data["output"] = str(output)
         if report is not None:
             atomic_files.write_text(report, to_json(data))

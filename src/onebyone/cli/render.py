@@ -17,8 +17,7 @@ from onebyone.records import by
 if TYPE_CHECKING:
     from onebyone.dense import ScoreMap
     from onebyone.detection import Detections
-    from onebyone.pytorch.graph import GraphConversion
-    from onebyone.pytorch.modules.conversion import Conversion
+    from onebyone.results import Conversion
     from onebyone.tuning import Plan
 
 MOST_ROWS = 60
@@ -38,7 +37,7 @@ def plain_all(records: Iterable[Any]) -> list[Data]:
     return [record.to_dict() for record in records]
 
 
-def conversion_data(conversion: Conversion | GraphConversion, source: str, notes: Sequence[str]) -> Data:
+def conversion_data(conversion: Conversion[Any], source: str, notes: Sequence[str]) -> Data:
     """What `convert` did."""
     return {"source": source, **conversion.to_dict(), "notes": list(notes)}
 

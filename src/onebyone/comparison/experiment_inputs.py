@@ -32,7 +32,7 @@ from onebyone.comparison.replacements import (
 )
 from onebyone.comparison.weight_views import row_and_filter
 from onebyone.errors import BadInput, Refused
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 
 _CORNER = (48, 256)  # of the two layers that are multiplied together
 
@@ -58,7 +58,7 @@ class ExperimentInputs:
         return window_of(self.example)
 
     @cached_property
-    def dense(self) -> Convolutionalized | Refused:
+    def dense(self) -> ConvolutionalizedModule | Refused:
         """The network for images of any size, or why there is none."""
         try:
             return lifted(self.model, self.image)

@@ -9,7 +9,7 @@ from onebyone.comparison.experiment_inputs import ExperimentInputs
 from onebyone.comparison.replacements import to_conv
 from onebyone.drawing import describe
 from onebyone.errors import OnebyoneError
-from onebyone.pytorch.modules.conversion import Conversion
+from onebyone.pytorch.modules.conversion import ModuleConversion
 from onebyone.verification import verify
 
 SHARE = 0.6
@@ -32,7 +32,7 @@ def whole_network(
     return found
 
 
-def _proof(setting: ExperimentInputs, conversion: Conversion, elapsed: float) -> Plain:
+def _proof(setting: ExperimentInputs, conversion: ModuleConversion, elapsed: float) -> Plain:
     if elapsed > SHARE * setting.budget:
         late = (
             f"{elapsed:.0f} s of the budget of {setting.budget:g} s were spent before it: give a larger one"

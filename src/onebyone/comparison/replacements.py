@@ -24,21 +24,22 @@ from onebyone.comparison.claim_result import (
 from onebyone.comparison.layer_calls import LINEAR, POINTWISE, Seen
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.flatten import flatten_index, to_kernel
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
-from onebyone.pytorch.modules.conversion import Conversion
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
+from onebyone.pytorch.modules.conversion import ModuleConversion
 from onebyone.pytorch.modules.convert import convert_module
 from onebyone.verification import verify
 from onebyone.verification.integer_probes import integers
 
-Convert = Callable[[nn.Module], Conversion]
-Lift = Callable[..., Convolutionalized]
+Convert = Callable[[nn.Module], ModuleConversion]
+Lift = Callable[..., ConvolutionalizedModule]
 
 MOST_WEIGHTS = 2**19
 """Weights of a layer that is probed whole; of a larger one, as many of its outputs are."""
 MOST_LAYERS = 60
 
 
-def to_conv(module: nn.Module) -> Conversion:
+def to_conv(module: nn.Module) -> ModuleConversion:
     """What `onebyone.convert(module)` does."""
     return convert_module(module, to="conv")
 
@@ -242,7 +243,7 @@ def window_of(example: Any) -> Tensor:
     return given
 
 
-def lifted(model: nn.Module, image: Tensor, lift: Lift = convolutionalize) -> Convolutionalized:
+def lifted(model: nn.Module, image: Tensor, lift: Lift = convolutionalize) -> ConvolutionalizedModule:
     """The network for images of any size; with context="window" where it needs one.
 
     Raises
@@ -261,7 +262,7 @@ def lifted(model: nn.Module, image: Tensor, lift: Lift = convolutionalize) -> Co
 
 
 def measure_classification(
-    model: nn.Module, image: Tensor, dense: Convolutionalized | Refused, seed: int = 0
+    model: nn.Module, image: Tensor, dense: ConvolutionalizedModule | Refused, seed: int = 0
 ) -> Figures:
     """The classifier with its layers replaced: on images of its own size, and on one that is larger.
 
@@ -289,7 +290,7 @@ def measure_classification(
 
 
 @torch.no_grad()
-def _larger(model: nn.Module, dense: Convolutionalized, x: Tensor) -> Figures:
+def _larger(model: nn.Module, dense: ConvolutionalizedModule, x: Tensor) -> Figures:
     geometry = dense.geometry
     size = [w + s * n for w, s, n in zip(geometry.window, geometry.stride, (1, 2), strict=True)]
     generator = torch.Generator().manual_seed(0)

@@ -24,7 +24,8 @@ from onebyone.demo.progress import Steps, bar
 from onebyone.dense import ScoreMap, normalise, plan_scan, scan, scan_windows
 from onebyone.detection import Detections, detect
 from onebyone.laws import cost
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.records import Labels
 from onebyone.verification import Verification, verify
 from onebyone.verification.running_error import RunningError
@@ -115,7 +116,7 @@ class Results:
 
     seed: int
     trained: Trained
-    converted: Convolutionalized
+    converted: ConvolutionalizedModule
     verification: Verification
     page: Page
     timed: Timed
@@ -169,7 +170,7 @@ def measure(seed: int, progress: Steps) -> Results:
 
     trained: Trained = step("train on digits and photographs", lambda tell: learn(seed, tell))
     page = lay_out(trained.test_digits, seed)
-    converted: Convolutionalized = step(
+    converted: ConvolutionalizedModule = step(
         "convert the fully connected layers",
         lambda _: convolutionalize(trained.network, data.WINDOW, labels=LABELS),
     )
@@ -252,7 +253,7 @@ def excerpt(page: Page) -> torch.Tensor:
 
 
 def both_scans(
-    trained: Trained, converted: Convolutionalized, page: Page, tell: Callable[[int, int], object]
+    trained: Trained, converted: ConvolutionalizedModule, page: Page, tell: Callable[[int, int], object]
 ) -> Timed:
     """Time both scans in turn, so that what else the machine does meanwhile falls on both."""
     dense_seconds, windows_seconds = [], []
@@ -278,7 +279,7 @@ def _part_of(tell: Callable[[int, int], object], turn: int, done: int, total: in
     tell(turn * total + done, REPEATS * total)
 
 
-def compare(trained: Trained, converted: Convolutionalized, timed: Timed, page: Page) -> Difference:
+def compare(trained: Trained, converted: ConvolutionalizedModule, timed: Timed, page: Page) -> Difference:
     """Every score of every window, dense against cropped, each against its own derived bound.
 
     A running error bound says how far a score, its sums added in whatever order, can be from the exact one;
@@ -303,7 +304,7 @@ def compare(trained: Trained, converted: Convolutionalized, timed: Timed, page: 
 
 @torch.no_grad()
 def _fine(
-    classifier: nn.Sequential, converted: Convolutionalized, pixels: torch.Tensor
+    classifier: nn.Sequential, converted: ConvolutionalizedModule, pixels: torch.Tensor
 ) -> tuple[int, float, float]:
     """In float64, on one row of windows in FINE_ROWS: how many, their largest |Δ|, their least bound."""
     wide, dense = copy.deepcopy(classifier).double(), copy.deepcopy(converted.model).double()

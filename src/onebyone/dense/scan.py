@@ -28,7 +28,7 @@ from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.labels import require_fitting
 from onebyone.laws.scores import ScoreKind
-from onebyone.pytorch.lift.outputs import Output
+from onebyone.results.any_size import Output
 from onebyone.records import Labels
 
 MODES = ("dense", "windows")

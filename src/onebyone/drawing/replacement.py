@@ -15,8 +15,9 @@ from onebyone.drawing.data import MAP, VECTOR, LayerCall, Replaced, Sizes
 from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws import pointwise
 from onebyone.laws.geometry import Geometry
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
-from onebyone.pytorch.modules.conversion import Conversion
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
+from onebyone.pytorch.modules.conversion import ModuleConversion
 from onebyone.pytorch.modules.convert import convert_module
 from onebyone.records import Change
 
@@ -58,14 +59,14 @@ def _reasons(refused: Refused) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(r) for r in refused.refusals))
 
 
-def _lifted(model: nn.Module, example: object, window: Sequence[int] | None) -> Convolutionalized:
+def _lifted(model: nn.Module, example: object, window: Sequence[int] | None) -> ConvolutionalizedModule:
     """The network for images of any size; with its global context over the window where it has any."""
     with warnings.catch_warnings():  # nothing is scanned with it
         warnings.simplefilter("ignore", InexactWarning)
         return _any_size(model, example, window)
 
 
-def _any_size(model: nn.Module, example: object, window: Sequence[int] | None) -> Convolutionalized:
+def _any_size(model: nn.Module, example: object, window: Sequence[int] | None) -> ConvolutionalizedModule:
     given = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
     if not isinstance(given, Tensor) or not given.is_floating_point() or not 3 <= given.dim() <= 5:
         what = f"of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
@@ -80,7 +81,7 @@ def _any_size(model: nn.Module, example: object, window: Sequence[int] | None) -
             raise plain from None
 
 
-def _by_dense(dense: Convolutionalized, steps: Sequence[LayerCall]) -> tuple[Replaced, ...]:
+def _by_dense(dense: ConvolutionalizedModule, steps: Sequence[LayerCall]) -> tuple[Replaced, ...]:
     """The changes of the any-size form; a linear layer's beside the map that its kernel reads."""
     pairs = iter(dense.pairs)
     flattens = _flattens(steps)
@@ -99,7 +100,7 @@ def _by_dense(dense: Convolutionalized, steps: Sequence[LayerCall]) -> tuple[Rep
     return tuple(found)
 
 
-def _by_layer(conversion: Conversion, steps: Sequence[LayerCall]) -> tuple[Replaced, ...]:
+def _by_layer(conversion: ModuleConversion, steps: Sequence[LayerCall]) -> tuple[Replaced, ...]:
     """The changes of drop-ins: a vector is an image of 1×1 places, tokens are an image's places."""
     found = []
     for change in conversion.changes:

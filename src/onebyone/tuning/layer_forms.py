@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.native.kernels.winograd import WinogradConvolution
 from onebyone.pytorch.modules.attention import PointwiseAttention
-from onebyone.pytorch.modules.conversion import Conversion, ModulePair
+from onebyone.pytorch.modules.conversion import ModuleConversion
 from onebyone.pytorch.modules.convert import convert_module
 from onebyone.pytorch.modules.dropins import DropIn, PatchLinear, PointwiseConvolution, PointwiseLinear
 from onebyone.pytorch.modules.layers import changed_class, has_patches, kind_of
+from onebyone.pytorch.modules.module_pair import ModulePair
 
 Assignment = Mapping[str, str]
 """Dotted path of a layer → name of the form it takes; layers that are not named stay as they are."""
@@ -149,7 +150,7 @@ for _form in (
     register_layer_form(_form)
 
 
-def assigned(network: nn.Module, assignment: Assignment) -> Conversion:
+def assigned(network: nn.Module, assignment: Assignment) -> ModuleConversion:
     """The network with the layers at the assignment's paths in the forms it names; weights are shared.
 
     Raises
@@ -166,7 +167,7 @@ def assigned(network: nn.Module, assignment: Assignment) -> Conversion:
         form = layer_form(_kind(network, path), name)
         if form.module is not None:
             both["linear" if form.kind in (CONV, PATCHES) else "conv"].append(path)
-    conversion: Conversion | None = None
+    conversion: ModuleConversion | None = None
     before = network
     for to, paths in both.items():
         if paths:
@@ -184,7 +185,7 @@ def assigned(network: nn.Module, assignment: Assignment) -> Conversion:
     return replace(conversion, to="the forms assigned", pairs=pairs)
 
 
-def _joined(a: Conversion, b: Conversion) -> Conversion:
+def _joined(a: ModuleConversion, b: ModuleConversion) -> ModuleConversion:
     return replace(b, changes=a.changes + b.changes, refused=a.refused + b.refused, pairs=a.pairs + b.pairs)
 
 

@@ -2,6 +2,6 @@
 
 from onebyone.verification.result import DenseCheck, Fault, GradientCheck, LayerCheck, Verification
 from onebyone.verification.tiling import compare_tiled
-from onebyone.verification.verify import verify
+from onebyone.verification.verifier import verify
 
 __all__ = ["DenseCheck", "Fault", "GradientCheck", "LayerCheck", "Verification", "compare_tiled", "verify"]

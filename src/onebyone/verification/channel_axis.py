@@ -1,4 +1,4 @@
-"""Networks whose input has no channel axis, beside images that have one channel."""
+"""Networks whose input has no channel axis, called with images that have one channel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onebyone.verification.network_run import Grads
 
 
 class WithoutChannels(nn.Module):
-    """A network whose input has no channel axis, `(N, *window)`, called with one, `(N, 1, *window)`."""
+    """Calls a network that takes `(N, *window)` with an image `(N, 1, *window)`."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -19,11 +19,11 @@ class WithoutChannels(nn.Module):
 
     @classmethod
     def of(cls, network: nn.Module | ExportedProgram) -> WithoutChannels:
-        """The same for a program too."""
+        """The same for a module and for an exported program."""
         return cls(network.module() if isinstance(network, ExportedProgram) else network)
 
     def forward(self, image: Tensor) -> Any:
-        """What the network gives for the image's one channel."""
+        """The network's outputs for the image's one channel."""
         return self.network(image.squeeze(1))
 
 

@@ -1,8 +1,9 @@
-"""Integer probes: weights, inputs and cotangents of random odd integers, so small that every sum is exact.
+"""Integer probes: weights, inputs and cotangents are random odd integers, so small that every sum is exact.
 
-With n·m² + m ≤ 2^53 each product and each partial sum, in any order, is an integer that float64 holds
-(laws.bounds): two right forms of one layer then agree bit for bit, outputs and gradients, and a wrong one has
-no rounding to hide behind. The condition is checked on the very numbers used.
+If n·m² + m ≤ 2^53, where n is the number of terms and m the largest magnitude, then every product and every partial
+sum, in any order, is an integer that float64 represents exactly (`laws.bounds`). Two correct forms of one layer then
+agree bit for bit, in outputs and gradients, and no difference can be blamed on rounding. The condition is checked on
+the numbers that are used.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ import torch
 from torch import Tensor
 
 from onebyone.laws import bounds
-from onebyone.verification.layer_subjects import Params, ProbedLayer, planted
+from onebyone.results import LayerFunctions
+from onebyone.verification.injected_faults import Params, injected
 from onebyone.verification.result import Fault
 
 SIGNIFICAND = bounds.significand_bits("float64")
-# beyond this many weights the gradient probe is left to the whole network's gradients: it would take GiBs
+# Gradients of larger weights are not probed, because that takes several GiB; the whole network's gradients cover them.
 GRADIENT_WEIGHTS = 2**22
 
 
 def integers(
     shape: tuple[int, ...], magnitude: int, generator: torch.Generator, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """Random odd integers in [-magnitude, magnitude]: never 0, and all distinct where the range has room.
+    """Random odd integers in [-magnitude, magnitude]: never 0, and all distinct if the range is large enough.
 
     >>> values = integers((3, 4), 1000, torch.Generator().manual_seed(0))
     >>> len(set(values.flatten().tolist())), bool((values % 2 == 1).all()), values.abs().max().item() <= 1000
@@ -46,76 +48,77 @@ def integers(
     return (2 * k + 1).clamp_(-magnitude, magnitude).reshape(shape).to(dtype)
 
 
-def probe(subject: ProbedLayer, seed: int) -> tuple[bool, str, list[Fault]]:
-    """Whether both forms agree bit for bit on integers, why not, and which planted faults the probe saw.
+def probe(layer: LayerFunctions, seed: int) -> tuple[bool, str, list[Fault]]:
+    """Whether both forms agree bit for bit on integers, why not, and which injected faults the probe saw.
 
-    Outputs at every shape of the subject; gradients at the first, and not for weights beyond `GRADIENT_WEIGHTS`.
+    Outputs are compared on every probe shape of the layer, gradients on the first one, unless the layer has more than
+    `GRADIENT_WEIGHTS` weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    weight = subject.params["weight"]
+    weight = layer.params["weight"]
     dtype = torch.complex128 if weight.is_complex() else torch.float64
     with_gradients = weight.numel() <= GRADIENT_WEIGHTS
-    longest = _longest_sum(subject, with_gradients)
+    longest = _longest_sum(layer, with_gradients)
     magnitude = bounds.probe_range(longest, SIGNIFICAND)
 
     def fresh(shape: tuple[int, ...], device: torch.device) -> Tensor:
         return integers(shape, magnitude, generator, dtype).to(device)
 
-    params = {name: fresh(tuple(p.shape), p.device) for name, p in subject.params.items()}
+    params = {name: fresh(tuple(p.shape), p.device) for name, p in layer.params.items()}
     largest = {name: _largest(p) for name, p in params.items()}
-    faults = planted(params, subject.map_shape)
+    faults = injected(params)
     unseen = set(faults)
-    for number, shape in enumerate(subject.shapes):
+    for number, shape in enumerate(layer.shapes):
         x = fresh(shape, weight.device)
         size_x = _largest(x)
         _assert_exact(largest["weight"], size_x, largest.get("bias", 0), longest)
-        same, why, cotangent = _agree(subject, x, params, fresh if with_gradients and not number else None)
-        # the gradients: Σ c·w over outputs, Σ c·x over places
+        equal, why, cotangent = _agree(layer, x, params, fresh if with_gradients and not number else None)
+        # the gradients are Σ c·w over outputs and Σ c·x over positions
         _assert_exact(largest["weight"], cotangent, 0, longest)
         _assert_exact(size_x, cotangent, 0, longest)
-        if not same:
+        if not equal:
             return False, f"integer probe on input {shape}: {why}", []
         if unseen:
-            expected = subject.original(x, params)
-            unseen -= {n for n in unseen if not torch.equal(subject.converted(x, faults[n]()), expected)}
+            expected = layer.original(x, params)
+            unseen -= {n for n in unseen if not torch.equal(layer.converted(x, faults[n]()), expected)}
     return True, "", [Fault(n, seen_by_integers=n not in unseen) for n in faults]
 
 
-def _longest_sum(subject: ProbedLayer, with_gradients: bool) -> int:
-    """Most products in one sum: of an output, and of the gradients to the input and to the weight."""
-    weight = subject.params["weight"]
-    longest = subject.terms
+def _longest_sum(layer: LayerFunctions, with_gradients: bool) -> int:
+    """The largest number of products in one sum, of outputs and of gradients with respect to input and weight."""
+    weight = layer.params["weight"]
+    longest = layer.terms
     if with_gradients:
-        # to an input: every output channel, at every place of the kernel; to a weight: every place of the
-        # input
+        # With respect to an input: every output channel at every position of the kernel. With respect to a weight:
+        # every position of the input.
         per_input = max(weight.shape[0], weight.numel() // max(1, weight.shape[min(1, weight.dim() - 1)]))
-        longest = max(longest, per_input, *(math.prod(s) for s in subject.shapes))
+        longest = max(longest, per_input, *(math.prod(s) for s in layer.shapes))
     return longest * (2 if weight.is_complex() else 1)  # a complex product is two real ones
 
 
 def _agree(
-    subject: ProbedLayer,
+    layer: LayerFunctions,
     x: Tensor,
     params: Params,
     fresh: Callable[[tuple[int, ...], torch.device], Tensor] | None,
 ) -> tuple[bool, str, int]:
-    """Whether outputs and gradients agree, why not, and the largest cotangent used."""
+    """Whether outputs and gradients agree, why not, and the largest magnitude among the cotangents."""
     if fresh is None:
         with torch.no_grad():
-            y, z = subject.original(x, params), subject.converted(x, params)
+            y, z = layer.original(x, params), layer.converted(x, params)
         return *_same_bits(y, z, "outputs"), 0
     leaves = {n: p.clone().requires_grad_() for n, p in {"input": x, **params}.items()}
     sources = list(leaves.values())
     inner = {n: leaves[n] for n in params}
     with torch.enable_grad():
-        y, z = subject.original(leaves["input"], inner), subject.converted(leaves["input"], inner)
+        y, z = layer.original(leaves["input"], inner), layer.converted(leaves["input"], inner)
         same, why = _same_bits(y, z, "outputs")
         if not same:
             return same, why, 0
         cotangent = fresh(tuple(y.shape), y.device)
-        ours = torch.autograd.grad(z, sources, cotangent, allow_unused=True)
-        theirs = torch.autograd.grad(y, sources, cotangent, allow_unused=True)
-    for name, a, b in zip(leaves, theirs, ours, strict=True):
+        converted = torch.autograd.grad(z, sources, cotangent, allow_unused=True)
+        original = torch.autograd.grad(y, sources, cotangent, allow_unused=True)
+    for name, a, b in zip(leaves, original, converted, strict=True):
         if a is None or b is None:
             if a is not b:
                 return False, f"only one form has a gradient for {name}", 0
@@ -136,15 +139,15 @@ def _same_bits(a: Tensor, b: Tensor, what: str) -> tuple[bool, str]:
 
 
 def _largest(t: Tensor | None) -> int:
-    """The largest magnitude of a probe's integers, on the numbers themselves."""
+    """The largest magnitude among a probe's integers."""
     if t is None or not t.numel():
         return 0
     real = torch.view_as_real(t) if t.is_complex() else t
     if not torch.equal(real, real.trunc()):
-        raise AssertionError("a probe that is not of integers")
+        raise AssertionError("the probe holds values that are not integers")
     return int(torch.maximum(real.max(), -real.min()))
 
 
 def _assert_exact(weight: int, x: int, bias: int, terms: int) -> None:
-    """On the largest values in use: every sum of `terms` products and a bias is exact in float64."""
+    """Check, on the largest values in use, that every sum of `terms` products and a bias is exact in float64."""
     bounds.assert_exact([weight], [x], [bias], terms=terms, significand_bits=SIGNIFICAND)

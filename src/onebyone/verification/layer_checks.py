@@ -66,14 +66,14 @@ def _on_real_weights(layer: LayerFunctions, x: Tensor, check: LayerCheck) -> Lay
     if actual.shape != expected.shape or not bool(finite):
         why = f"outputs {tuple(actual.shape)} and {tuple(expected.shape)}, or not finite"
         return replace(check, ok=False, why=why)
-    error, ratio = worst(actual - expected, bound)
+    largest, ratio = worst(actual - expected, bound)
     faults = tuple(_inject(layer, x, expected, bound, fault) for fault in check.faults)
     ok = ratio <= 1
     why = "" if ok else f"|Δ| is {ratio:.3g} times its bound"
     coarse = [f.name for f in faults if not f.seen_by_bound]
     if ok and coarse:
         why = f"{', '.join(coarse)}: seen by integers only"
-    return replace(check, max_error=error, error_ratio=ratio, faults=faults, ok=ok, why=why)
+    return replace(check, max_error=largest, error_ratio=ratio, faults=faults, ok=ok, why=why)
 
 
 def rounding_bound(layer: LayerFunctions, x: Tensor) -> tuple[Tensor, Tensor, str]:

@@ -1,4 +1,7 @@
-"""One run of a network: its outputs, its gradients, and what was noticed on the way."""
+"""Run a network once and observe it: outputs, gradients, random operators and casts to shorter types.
+
+This is the one place where the verifier calls networks.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,58 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from onebyone.errors import BadInput
 from onebyone.records import first_line
 from onebyone.verification.pytree import arguments, cast, leaves, map_tensors
 
 Named = list[tuple[str, Tensor]]
 Grads = dict[str, Tensor]
-# how an input's gradient is named; no parameter has a blank in its name
+#: The name of the gradient with respect to an input. It has spaces, so that it cannot be a parameter's name.
 INPUT = "the input"
+
+
+def as_callable(network: Any, argument: str) -> Any:
+    """The network as something that can be called, in float64 too: the module of a program, else the network itself.
+
+    `argument` is its name in error messages. Raises BadInput if it is neither a network nor a callable.
+    """
+    if isinstance(network, torch.export.ExportedProgram):
+        return _without_dtype_checks(network.module())
+    if not callable(network):
+        raise BadInput(
+            f"{argument} is a {type(network).__name__}, which is neither a network, nor a callable, nor a conversion "
+            "with the attributes that onebyone.results.protocols names"
+        )
+    return network
+
+
+def _without_dtype_checks(module: fx.GraphModule) -> fx.GraphModule:
+    """The program without its checks that tensors have the traced dtype, because the proof runs it in float64 too."""
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)
+    module.recompile()
+    return module
 
 
 @dataclass(frozen=True)
 class Runner:
-    """One network (or callable), the example it is run on, and the seed set before each run."""
+    """A network (or callable), the example it runs on, and the seed that is set before each run.
+
+    `after` is applied to the outputs before they are compared.
+    """
 
     call: Callable[..., Any]
     example: Any
     seed: int
     after: Callable[[Any], Any] | None = None
-    """What is done to the outputs before they are compared."""
 
     def __call__(self) -> Any:
-        """Run on copies of the inputs: a network may change them in place."""
+        """Run on copies of the inputs, because a network may change its inputs in place."""
         return self.on(map_tensors(self.example, Tensor.detach))
 
     def on(self, example: Any) -> Any:
-        """Run on copies of another example's tensors, through which gradients flow."""
+        """Run on copies of another example's tensors; gradients flow through the copies."""
         args, kwargs = arguments(map_tensors(example, Tensor.clone))
         torch.manual_seed(self.seed)
         outputs = plain_call(self.call)(*args, **kwargs)
@@ -47,30 +77,37 @@ class Runner:
 
 @dataclass
 class Observation:
-    """What one run gave. `error`: it raised; `no_gradients`: why there are none (empty: none were asked for)."""
+    """What one run returned and did.
+
+    `error`: the exception that it raised, in one line. `no_gradients`: why there are no gradients (empty if none were
+    asked for). `random`: an operator ran that may draw random numbers. `narrowed`: a float64 value was cast to a
+    shorter type.
+    """
 
     outputs: Named = field(default_factory=list)
     gradients: Grads = field(default_factory=dict)
     error: str = ""
     no_gradients: str = ""
     random: bool = False
-    """An operator ran that may draw random numbers."""
     narrowed: bool = False
-    """A float64 value was cast to a shorter type."""
 
     @property
     def short_of_float64(self) -> str:
-        """Why a run on float64 weights and inputs is no float64 reference; empty where it is."""
+        """Why a run with float64 weights and inputs is not a float64 reference; empty if it is one."""
         if self.error:
             return self.error
         if self.narrowed:
             return "it casts to a shorter type inside"
         short = [t.dtype for _, t in self.outputs if t.is_floating_point() and t.dtype != torch.float64]
-        return f"it answers in {short[0]}" if short else ""
+        return f"its output is {short[0]}" if short else ""
 
 
 def observe(runner: Runner, gradients: bool = False) -> Observation:
-    """Run once; with `gradients`, of Σ c·y over all outputs y, c random signs, to floating inputs and parameters."""
+    """Run the network once.
+
+    With `gradients`: also differentiate Σ c·y, over all outputs y and with random signs c, with respect to the floating
+    inputs and the parameters.
+    """
     if gradients:
         with_gradients = _with_gradients(runner)
         if not with_gradients.error:
@@ -82,9 +119,9 @@ def observe(runner: Runner, gradients: bool = False) -> Observation:
 
 
 def plain_call(network: Callable[..., Any]) -> Callable[..., Any]:
-    """The network as it is called by the checks, where failing is a result.
+    """The network as a callable that prints nothing if it fails, because the checks expect failures.
 
-    A traced network prints the generated code around an error to stderr before it raises; `nn.Module`'s own call,
+    A traced network prints the generated code around an error to stderr before it raises. The call of `nn.Module`,
     which it wraps, does not.
     """
     if isinstance(network, fx.GraphModule):
@@ -98,55 +135,55 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _plain(runner: Runner) -> Observation:
-    seen = Observation()
+    observation = Observation()
     try:
-        with torch.no_grad(), _RunWatcher(seen):
-            seen.outputs = leaves(runner())
+        with torch.no_grad(), _RunWatcher(observation):
+            observation.outputs = leaves(runner())
     except Exception as error:
-        seen.error = in_one_line(error)
-    return seen
+        observation.error = in_one_line(error)
+    return observation
 
 
 def _with_gradients(runner: Runner) -> Observation:
-    seen = Observation()
+    observation = Observation()
     example = map_tensors(runner.example, _differentiable)
     sources: Grads = {f"{INPUT} {p}".strip(): t for p, t in leaves(example) if t.requires_grad}
-    held: list[Tensor] = []
+    parameters: list[Tensor] = []
     if isinstance(runner.call, nn.Module):
-        held = [p for p in runner.call.parameters() if is_real_or_complex(p)]
+        parameters = [p for p in runner.call.parameters() if is_real_or_complex(p)]
         sources |= {n: p for n, p in runner.call.named_parameters() if is_real_or_complex(p)}
-    flags = [(p, p.requires_grad) for p in held]
+    flags = [(p, p.requires_grad) for p in parameters]
     try:
-        for p in held:
+        for p in parameters:
             p.requires_grad_(True)
-        with torch.enable_grad(), _RunWatcher(seen):
+        with torch.enable_grad(), _RunWatcher(observation):
             outputs = leaves(runner.on(example))
-        seen.outputs = [(path, t.detach()) for path, t in outputs]
-        _differentiate([t for _, t in outputs if t.requires_grad], sources, runner.seed, seen)
+        observation.outputs = [(path, t.detach()) for path, t in outputs]
+        _differentiate([t for _, t in outputs if t.requires_grad], sources, runner.seed, observation)
     except Exception as error:
-        seen.error = in_one_line(error)
+        observation.error = in_one_line(error)
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
-    return seen
+    return observation
 
 
-def _differentiate(outputs: list[Tensor], sources: Grads, seed: int, seen: Observation) -> None:
+def _differentiate(outputs: list[Tensor], sources: Grads, seed: int, observation: Observation) -> None:
     if not outputs or not sources:
-        seen.no_gradients = "no output depends differentiably on an input or a parameter"
+        observation.no_gradients = "no output depends differentiably on an input or a parameter"
         return
     generator = torch.Generator().manual_seed(seed)
     try:
         signs = [_signs(t, generator) for t in outputs]
         grads = torch.autograd.grad(outputs, list(sources.values()), signs, allow_unused=True)
     except Exception as error:
-        seen.no_gradients = in_one_line(error)
+        observation.no_gradients = in_one_line(error)
         return
-    seen.gradients = {n: g for n, g in zip(sources, grads, strict=True) if g is not None}
+    observation.gradients = {n: g for n, g in zip(sources, grads, strict=True) if g is not None}
 
 
 def is_real_or_complex(t: Tensor) -> bool:
-    """Whether a tensor has rounding errors (and gradients): not so integers and masks."""
+    """Whether a tensor has rounding errors and gradients; integers and masks have neither."""
     return t.is_floating_point() or t.is_complex()
 
 
@@ -160,21 +197,21 @@ def _signs(t: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _RunWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes operators that may be random, and casts from float64 to shorter types."""
+    """Records whether operators may be random, and casts from float64 to shorter types."""
 
-    def __init__(self, seen: Observation) -> None:
+    def __init__(self, observation: Observation) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen = seen
+        self.observation = observation
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags:
-            self.seen.random = True
+            self.observation.random = True
         if func is _TO_COPY and args[0].dtype == torch.float64:
             to = kwargs.get("dtype")
-            self.seen.narrowed |= to is not None and to.is_floating_point and to != torch.float64
+            self.observation.narrowed |= to is not None and to.is_floating_point and to != torch.float64
         return func(*args, **kwargs)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebyone.pytorch.files.exporting import arguments as arguments
+from onebyone.results.example_inputs import arguments as arguments
 
 
 def leaves(tree: Any, path: str = "") -> list[tuple[str, Tensor]]:

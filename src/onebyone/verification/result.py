@@ -115,7 +115,8 @@ class WeightCheck:
 class GradientCheck:
     """Gradients of a random weighted sum of the outputs: `compared` tensors, the worst one's name and ratio.
 
-    The ratio is |Δ| in float64 over the original's own rounding error in its dtype (see `verify.network`).
+    The ratio is |Δ| in float64 over the original's own rounding error in its dtype (see
+    `verification.output_comparison`).
     """
 
     ok: bool
@@ -172,8 +173,9 @@ class Verification(Readable):
     `problems` lists what did not pass, `unverified` what was not looked at. `weights`: the tensors of both networks,
     compared bit for bit (None: two callables, whose weights nothing relates). `nothing_verified`: no check could run,
     so that nothing is known; then `equivalent` is false. `max_error`: largest |converted − original| in
-    the network's own dtype. `rounding_ratio`: see `verify.network`. `integer_probe`: all layers bit for bit
-    (None: none was run). `warnings`: what passed and deserves a look, such as dense results that few crops agree with.
+    the network's own dtype. `rounding_ratio`: see `verification.output_comparison`. `integer_probe`: all layers bit for
+    bit (None: none was run). `warnings`: what passed and deserves a look, such as dense results that few crops agree
+    with.
     """
 
     equivalent: bool

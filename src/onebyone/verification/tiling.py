@@ -1,4 +1,4 @@
-"""An image run in tiles against the same image run at once: "tiled = whole"."""
+"""Compare an image that was run in tiles with the same image run at once: the target "tiled = whole"."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from onebyone.verification.window_crops import compare_rows
 
 
 def compare_tiled(whole: Any, tiled: Any, bound: Any = None) -> Verification:
-    """Whether an image run in tiles gave what it gives when run at once ("tiled = whole").
+    """Whether the outputs for an image that was run in tiles equal those of the image run at once.
 
-    `whole` and `tiled` are tensors or arrays of one shape. `bound` is how far they may differ, a number or
-    an array: two runs of one network may sum in another order where their shapes differ (see
-    `running_error.error_bound`). Without one they must be equal bit for bit.
+    Parameters
+    ----------
+    whole, tiled: tensors or arrays of one shape, `(K, H', W')`.
+    bound: how far they may differ, a number or an array. Two runs of one network may sum in another order if their
+        shapes differ (see `running_error.error_bound`). Without a bound they must be equal bit for bit.
 
     >>> compare_tiled(torch.ones(2, 3), torch.ones(2, 3)).equivalent
     True
@@ -26,20 +28,25 @@ def compare_tiled(whole: Any, tiled: Any, bound: Any = None) -> Verification:
     ('shapes (2, 3) and (2, 4) differ',)
     """
     a, b = wide(torch.as_tensor(whole)), wide(torch.as_tensor(tiled))
-    expected, found = tuple(a.shape), tuple(b.shape)
-    check = DenseCheck(TILED, False, math.prod(expected[1:]), expected, found)
-    if expected != found:
-        problems = [f"shapes {expected} and {found} differ"]
+    expected, actual = tuple(a.shape), tuple(b.shape)
+    check = DenseCheck(TILED, False, math.prod(expected[1:]), expected, actual)
+    if expected != actual:
+        problems = [f"shapes {expected} and {actual} differ"]
     elif not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
         problems = ["NaN or infinity"]
     else:
         limit = torch.zeros_like(a) if bound is None else wide(torch.as_tensor(bound)).expand_as(a)
-        figures = compare_rows([b.flatten()[None]], [a.flatten()[None]], [limit.flatten()[None]])
+        differences = compare_rows([b.flatten()[None]], [a.flatten()[None]], [limit.flatten()[None]])
         check = replace(
-            check, max_abs_difference=figures.largest, bound=figures.bound, bound_ratio=figures.ratio
+            check,
+            max_abs_difference=differences.largest,
+            bound=differences.bound,
+            bound_ratio=differences.ratio,
         )
-        off = figures.ratio is not None and figures.ratio > 1
-        said = "bit for bit" if bound is None else f"within {figures.bound:.3g}"
-        problems = [f"tiled and whole differ by {figures.largest:.3g}: not equal {said}"] if off else []
+        exceeded = differences.ratio is not None and differences.ratio > 1
+        allowed = "bit for bit" if bound is None else f"within {differences.bound:.3g}"
+        problems = (
+            [f"tiled and whole differ by {differences.largest:.3g}: not equal {allowed}"] if exceeded else []
+        )
     check = replace(check, ok=not problems, why="; ".join(problems))
     return Verification(not problems, TILED, check.max_abs_difference, dense=check, problems=tuple(problems))

@@ -1,4 +1,4 @@
-"""Cutting windows out of an image, running a network on them, and comparing with a dense output place by place."""
+"""Crop windows from an image, run a network on them, and compare the outputs with an any-size network's."""
 
 from __future__ import annotations
 
@@ -12,58 +12,66 @@ from torch import Tensor
 
 from onebyone.records import first_line
 from onebyone.verification.error_rules import NoRuleError
-from onebyone.verification.layers import worst
+from onebyone.verification.layer_checks import worst
 from onebyone.verification.pytree import leaves, wide
 from onebyone.verification.running_error import RunningError
 
-# values per batch of windows: activations of a few hundred MiB for a large network
+#: Pixel values per batch of windows, such that the activations of a large network take a few hundred MiB.
 _BATCH_VALUES = 2**21
 
 
 @dataclass(frozen=True)
-class Places:
-    """Which windows are compared: rows of (sample, i, j, …)."""
+class WindowPositions:
+    """Windows of a batch of images, by their output positions.
 
-    where: Tensor
+    `index` holds one row `(sample, i, j, …)` for each window; `total` is the number of windows that the images have.
+    """
+
+    index: Tensor
     window: tuple[int, ...]
     stride: tuple[int, ...]
-    of: int
-    """How many there are in all."""
+    total: int
 
     def __len__(self) -> int:
-        return len(self.where)
+        return len(self.index)
 
     def crops(self, image: Tensor, rows: slice) -> Tensor:
-        """The windows of some rows, `(rows, C, *window)`."""
-        cut = []
-        for sample, *place in self.where[rows].tolist():
-            at = tuple(
-                slice(i * s, i * s + n) for i, s, n in zip(place, self.stride, self.window, strict=True)
+        """The windows at some rows of `index`, cropped from images `(N, C, H, W)`: `(rows, C, *window)`."""
+        crops = []
+        for sample, *position in self.index[rows].tolist():
+            area = tuple(
+                slice(i * s, i * s + n) for i, s, n in zip(position, self.stride, self.window, strict=True)
             )
-            cut.append(image[(sample, slice(None), *at)])
-        return torch.stack(cut)
+            crops.append(image[(sample, slice(None), *area)])
+        return torch.stack(crops)
 
     def pick(self, dense: Tensor) -> Tensor:
-        """The dense output `(N, K, H', W')` at these places, `(rows, K)`."""
-        last = dense.movedim(1, -1)
-        return last[tuple(self.where.to(dense.device).unbind(1))]
+        """The values of an output `(N, K, H', W')` at these positions: `(rows, K)`."""
+        channels_last = dense.movedim(1, -1)
+        return channels_last[tuple(self.index.to(dense.device).unbind(1))]
 
-    def sample(self, limit: int) -> Places:
-        """At most `limit` of these places, evenly spread."""
-        keep = torch.linspace(0, len(self) - 1, min(limit, len(self))).round().long()
-        keep = torch.unique_consecutive(keep)
-        return Places(self.where[keep], self.window, self.stride, self.of)
+    def sample(self, limit: int) -> WindowPositions:
+        """At most `limit` of these windows, evenly spread."""
+        rows = torch.linspace(0, len(self) - 1, min(limit, len(self))).round().long()
+        return WindowPositions(
+            self.index[torch.unique_consecutive(rows)], self.window, self.stride, self.total
+        )
 
 
-def places(counts: Sequence[int], samples: int, window: Sequence[int], stride: Sequence[int]) -> Places:
-    """Every window of `samples` images with `counts` places per axis."""
-    axes = [torch.arange(n) for n in (samples, *counts)]
-    where = torch.cartesian_prod(*axes)
-    return Places(where, tuple(window), tuple(stride), len(where))
+def all_windows(
+    counts: Sequence[int], samples: int, window: Sequence[int], stride: Sequence[int]
+) -> WindowPositions:
+    """Every window of `samples` images with `counts` positions per axis.
+
+    >>> all_windows((1, 2), 1, (4, 4), (2, 2)).index.tolist()
+    [[0, 0, 0], [0, 0, 1]]
+    """
+    index = torch.cartesian_prod(*(torch.arange(n) for n in (samples, *counts)))
+    return WindowPositions(index, tuple(window), tuple(stride), len(index))
 
 
 def mosaic(x: Tensor, size: Sequence[int]) -> Tensor:
-    """A larger image out of x and its mirror images, cut to `size`."""
+    """A larger image `(N, C, *size)` made of x and its mirror images."""
     for axis, n in enumerate(size, 2):
         parts = [x]
         while sum(p.shape[axis] for p in parts) < n:
@@ -73,37 +81,36 @@ def mosaic(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def rows_of(outputs: Any) -> list[Tensor]:
-    """A network's outputs for a batch of windows, each as `(B, K)`."""
+    """A network's outputs for a batch of B windows, each as `(B, K)`; K is 1 if the network drops the class axis."""
     return [_row(t) for _, t in leaves(outputs)]
 
 
 def _row(t: Tensor) -> Tensor:
-    """One row for each window; one number where a network drops the axis of its only class."""
     return t.reshape(len(t), -1)
 
 
-def batch_size(at: Places, channels: int, fixed: int | None) -> int:
-    """Windows per batch; `fixed` where the network takes no other number."""
-    return fixed or max(1, min(len(at), 64, _BATCH_VALUES // (channels * math.prod(at.window))))
+def batch_size(windows: WindowPositions, channels: int, fixed: int | None) -> int:
+    """Windows per batch; `fixed` if the network accepts no other number."""
+    return fixed or max(1, min(len(windows), 64, _BATCH_VALUES // (channels * math.prod(windows.window))))
 
 
-def on_windows(
+def run_on_windows(
     run: Callable[[Tensor], list[Tensor]],
     image: Tensor,
-    at: Places,
+    windows: WindowPositions,
     batch: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Tensor]:
-    """`run` over all windows in batches of one size (the last one filled up), its outputs joined."""
-    found: list[list[Tensor]] = []
-    for start, rows in _batches(len(at), batch):
-        crops = at.crops(image, rows)
-        have = len(crops)
-        if have < batch:
-            crops = torch.cat([crops, crops[-1:].expand(batch - have, *crops.shape[1:])])
-        found.append([t[:have] for t in run(crops)])
-        report(start + have)
-    return [torch.cat(column) for column in zip(*found, strict=True)]
+    """Call `run` on all windows in batches of one size (the last one is filled up) and concatenate its outputs."""
+    outputs: list[list[Tensor]] = []
+    for start, rows in _batches(len(windows), batch):
+        crops = windows.crops(image, rows)
+        count = len(crops)
+        if count < batch:
+            crops = torch.cat([crops, crops[-1:].expand(batch - count, *crops.shape[1:])])
+        outputs.append([t[:count] for t in run(crops)])
+        report(start + count)
+    return [torch.cat(column) for column in zip(*outputs, strict=True)]
 
 
 def _batches(count: int, batch: int) -> Iterator[tuple[int, slice]]:
@@ -112,45 +119,53 @@ def _batches(count: int, batch: int) -> Iterator[tuple[int, slice]]:
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """For each output, how far dense and crops may differ, `(rows, K)`; or why that is not known."""
+class OutputBounds:
+    """For each output, how far any-size and cropped outputs may differ, `(rows, K)`; `missing` says why not known."""
 
-    total: list[Tensor]
+    bounds: list[Tensor]
     missing: str = ""
 
 
-class Walkers:
-    """Running error bounds of both sides, added: each is that far from exact arithmetic at most.
+class DifferenceBounds:
+    """Derived bounds on the difference between an any-size network's outputs and those of cropped windows.
 
-    The two sides are walked separately, each through its own operators: the original on the windows, the dense
-    network on the whole image. Exported once; `missing` says why where that cannot be done.
+    A running error bound says how far a computed output is from exact arithmetic. The original is analysed on the
+    windows and the any-size network on the whole image, each through its own operators, and the two bounds are added.
+    Both networks are exported once; `missing` says why if that is impossible.
     """
 
-    def __init__(self, network: Any, dense: Any, image: Tensor, at: Places, batch: int) -> None:
+    def __init__(self, network: Any, dense: Any, image: Tensor, windows: WindowPositions, batch: int) -> None:
         self.missing, self.batch = "", batch
-        example = at.crops(image, slice(0, 1)).expand(batch, *(-1,) * (image.dim() - 1)).contiguous()
+        example = windows.crops(image, slice(0, 1)).expand(batch, *(-1,) * (image.dim() - 1)).contiguous()
         try:
             self.original = RunningError(network, example)
             self.dense = RunningError(dense, image)
         except NoRuleError as reason:
             self.missing = first_line(reason)
 
-    def __call__(self, image: Tensor, at: Places) -> Bounds:
+    def __call__(self, image: Tensor, windows: WindowPositions) -> OutputBounds:
         """The bounds for an image in float32 or float64."""
         if self.missing:
-            return Bounds([], self.missing)
+            return OutputBounds([], self.missing)
         try:
-            crops = on_windows(lambda x: [_row(e) for _, e in self.original(x)], image, at, self.batch)
-            whole = [at.pick(e) for _, e in self.dense(image)]
+            crops = run_on_windows(
+                lambda x: [_row(e) for _, e in self.original(x)], image, windows, self.batch
+            )
+            dense = [windows.pick(e) for _, e in self.dense(image)]
         except NoRuleError as reason:
-            return Bounds([], first_line(reason))
-        # the two exact values are one number where the geometry is exact; adding rounds once more
-        return Bounds([(wide(a) + wide(b)) * (1 + 2.0**-50) for a, b in zip(crops, whole, strict=True)])
+            return OutputBounds([], first_line(reason))
+        # In exact arithmetic the two outputs are equal, because the geometry is exact. The addition rounds once more.
+        return OutputBounds([(wide(a) + wide(b)) * (1 + 2.0**-50) for a, b in zip(crops, dense, strict=True)])
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Largest and mean |dense − crops|, and the largest ÷ its bound (None without)."""
+class Differences:
+    """How any-size outputs differ from those of cropped windows, over all outputs.
+
+    `largest` and `mean` are of |dense − crops|; `spread` is the standard deviation of the crops' outputs; `agreement`
+    the share of windows with the same best class (None if there is only one class); `bound` the largest elementwise
+    bound and `ratio` the largest difference ÷ its bound (None without bounds).
+    """
 
     largest: float
     mean: float
@@ -160,20 +175,20 @@ class Figures:
     ratio: float | None = None
 
 
-def compare_rows(dense: list[Tensor], crops: list[Tensor], bounds: list[Tensor]) -> Figures:
-    """All outputs together; class agreement of the first one, where it has more than one class."""
-    difference = [wide(a) - wide(b) for a, b in zip(dense, crops, strict=True)]
-    sizes = torch.cat([d.abs().flatten() for d in difference])
+def compare_rows(dense: list[Tensor], crops: list[Tensor], bounds: list[Tensor]) -> Differences:
+    """Compare outputs `(rows, K)`, all of them together. The class agreement is that of the first output."""
+    differences = [wide(a) - wide(b) for a, b in zip(dense, crops, strict=True)]
+    sizes = torch.cat([d.abs().flatten() for d in differences])
     values = torch.cat([wide(c).flatten() for c in crops])
     agreement = None
     if crops[0].shape[1] > 1:
         agreement = float((wide(dense[0]).argmax(1) == wide(crops[0]).argmax(1)).double().mean())
     bound = ratio = None
     if bounds:
-        ratio = max(worst(d, b)[1] for d, b in zip(difference, bounds, strict=True))
+        ratio = max(worst(d, b)[1] for d, b in zip(differences, bounds, strict=True))
         bound = max(float(b.max()) for b in bounds)
     finite = bool(torch.isfinite(sizes).all())
-    return Figures(
+    return Differences(
         float(sizes.max()) if finite else math.inf,
         float(sizes.mean()) if finite else math.inf,
         float(values.std()) if len(values) > 1 else 0.0,

@@ -77,7 +77,7 @@ def _probe(pair: WindowPair, converted: Layer, seed: int) -> tuple[bool, str, li
             for name, make in injected(params, map_shape).items()
         ]
         late = converted(feature_map.roll(1, -1), params)
-        faults.append(Fault("offset by one place", seen_by_integers=not torch.equal(late, expected)))
+        faults.append(Fault("offset by one position", seen_by_integers=not torch.equal(late, expected)))
     return True, "", faults
 
 
@@ -100,7 +100,7 @@ def on_crops(pair: WindowPair, feature_map: Tensor, params: Params) -> Tensor:
 
 
 def _terms(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """At least the number of products of one sum: the weight is (O, F), or (F, O) if the layer multiplies from the right."""
+    """At least the number of products of one sum; the weight is (O, F), or (F, O) if it is stored transposed."""
     return max(int(n) for n in shapes["weight"])
 
 

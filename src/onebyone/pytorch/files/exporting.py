@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput
 from onebyone.records import first_line
+from onebyone.results.example_inputs import arguments
 
 _OURS = (Path(torch.__file__).parent, Path(__file__).parents[1])
 # What torch raises where the graph would depend on numbers that it does not have while it exports.
@@ -36,29 +37,8 @@ _TALKATIVE = (
 )
 
 
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How an example is given to a network: its positional and its keyword arguments.
-
-    A tuple holds positional arguments, a dict keyword arguments; a pair of a tuple and a dict holds both, as
-    `ExportedProgram.example_inputs` does. Anything else is one argument, a list too (detection models take a
-    list of images).
-
-    >>> arguments((1, 2)), arguments({"ids": 3}), arguments(((1,), {"mask": 2}))
-    (((1, 2), {}), ((), {'ids': 3}), ((1,), {'mask': 2}))
-    >>> arguments([1, 2])
-    (([1, 2],), {})
-    """
-    if type(example) is dict:
-        return (), {str(k): v for k, v in example.items()}
-    if not isinstance(example, tuple) or hasattr(example, "_fields"):
-        return (example,), {}
-    if len(example) == 2 and type(example[0]) is tuple and type(example[1]) is dict:
-        return example[0], {str(k): v for k, v in example[1].items()}
-    return example, {}
-
-
 def export_program(model: nn.Module, example: Any) -> ExportedProgram:
-    """The program of a network in eval mode, exported with an example (see `arguments`); modes are put back.
+    """The program of a network in eval mode, exported with an example (see `results.example_inputs`).
 
     Raises
     ------

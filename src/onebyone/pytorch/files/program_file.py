@@ -23,11 +23,14 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
 
+from onebyone.atomic_files import atomic_path
 from onebyone.errors import BadInput
+from onebyone.pytorch.files.exporting import quiet
 from onebyone.pytorch.files.program_checks import why_unsafe_payload, why_unsafe_program
-from onebyone.pytorch.lift.exported_graph import quiet
 
 MODEL = "model"  # the one program torch.export.save writes
+#: The extra file in which onebyone keeps what it knows of a network.
+NOTE = "onebyone.json"
 MAX_GRAPH_BYTES = 256 * 2**20  # of JSON: some hundred times the graph of a large transformer
 _EXPECTED = ("models/", "data/weights/", "data/constants/", "data/sample_inputs/", "extra/", ".data/")
 _EXPECTED_FILES = ("archive_format", "archive_version", "byteorder", "version")
@@ -39,6 +42,18 @@ class ProgramFile:
 
     program: ExportedProgram
     extra: dict[str, str]
+
+
+def save_program(program: ExportedProgram, path: str | os.PathLike[str], note: str) -> None:
+    """Write a program to `path`, with `note` (JSON text) as its extra file `NOTE`. It appears completely or not at all.
+
+    Raises
+    ------
+    BadInput
+        if the file cannot be written.
+    """
+    with atomic_path(path) as part:
+        torch.export.save(program, part, extra_files={NOTE: note})
 
 
 def load_program(path: str | os.PathLike[str]) -> ProgramFile:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.optim import Optimizer
 
-from onebyone.atomic_files import atomic_path
 from onebyone.errors import BadInput
 from onebyone.pytorch.files.exporting import export_program
+from onebyone.pytorch.graph.conversion import GraphConversion
 from onebyone.pytorch.graph.counting import layout_operators
 from onebyone.pytorch.graph.functional import functional_program
 from onebyone.pytorch.graph.optimizer import carry
@@ -26,94 +20,10 @@ from onebyone.pytorch.graph.pairs import pairs_of
 from onebyone.pytorch.graph.rewrite import MatchedProduct, Rewritten, find_products, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
 from onebyone.pytorch.lift.exported_graph import require_plain_names
-from onebyone.pytorch.modules.conversion import ModulePair
-from onebyone.records import Change, Readable, Refusal, html_result, html_table, table
+from onebyone.records import Change
 
 Only = str | Sequence[str] | Callable[[str, nn.Module | None], bool]
 LAW = {"conv": "linear = pointwise convolution", "linear": "pointwise convolution = linear"}
-
-
-@dataclass(frozen=True, eq=False)
-class GraphConversion(Readable):
-    """A converted exported program, with what was changed and what was refused; `print(conversion)` is a
-    table.
-
-    `model` takes what the original takes. `layout_before` and `layout_after` count the layout operators of
-    the two programs, by name (see `counting`). `weights` says which parameters are stored in another shape:
-    names are the original's.
-    """
-
-    model: ExportedProgram
-    changes: tuple[Change, ...]
-    refused: tuple[Refusal, ...]
-    to: str
-    layout_before: Counter[str]
-    layout_after: Counter[str]
-    pairs: tuple[ModulePair, ...] = ()
-    weights: StoredWeights = field(default_factory=StoredWeights, repr=False)
-    level: str = "graph"
-
-    def state_dict_from_original(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """A state dict of the original, in the shapes that the converted program's parameters have."""
-        return self.weights.from_original(state)
-
-    def state_dict_to_original(self, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A state dict of the converted program (by default its own), in the original's shapes."""
-        return self.weights.to_original(self.model.state_dict if state is None else state)
-
-    @property
-    def copied_bytes(self) -> int:
-        """New storage that the conversion needed: parameters whose new shape is no view of the old."""
-        return sum(c.copied_bytes for c in self.changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data for JSON."""
-        return {
-            "to": self.to,
-            "level": self.level,
-            "copied_bytes": self.copied_bytes,
-            "layout_before": dict(self.layout_before),
-            "layout_after": dict(self.layout_after),
-            "changes": [c.to_dict() for c in self.changes],
-            "refused": [r.to_dict() for r in self.refused],
-            "shapes": {k: [list(s.original), list(s.shape)] for k, s in self.weights.shapes.items()},
-        }
-
-    def __str__(self) -> str:
-        return "\n".join([self._headline(), *(table(headers, rows) for headers, rows in self._tables())])
-
-    def _repr_html_(self) -> str:
-        """The same for a notebook."""
-        return html_result(self._headline(), *(html_table(headers, rows) for headers, rows in self._tables()))
-
-    def _headline(self) -> str:
-        head = f"to {self.to} (graph): {len(self.changes)} converted, {len(self.refused)} refused"
-        layout = f"layout operators {self.layout_before.total()} → {self.layout_after.total()}"
-        return f"{head}, {self.copied_bytes:,} bytes copied, {layout}"
-
-    def _tables(self) -> list[tuple[list[str], list[tuple[str, ...]]]]:
-        """Headers and rows of what changed and of what was refused; what is empty is left out."""
-        changes = [(c.path or "(top level)", c.kind, c.before, c.after) for c in self.changes]
-        refused = [(r.path or "(top level)", r.kind, r.reason) for r in self.refused]
-        both = (
-            (["path", "operator", "before", "after"], changes),
-            (["refused", "operator", "reason"], refused),
-        )
-        return [(headers, list[tuple[str, ...]](rows)) for headers, rows in both if rows]
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the program, whole or not at all, with the report inside it.
-
-        Raises:
-            BadInput: a name that does not end in .pt2, or a folder that cannot be written.
-        """
-        target = Path(path)
-        if target.suffix != ".pt2":
-            raise BadInput(f"path={str(path)!r}: an exported program is saved under a name that ends in .pt2")
-        report = json.dumps({"onebyone": "conversion", **self.to_dict()}, indent=1)
-        with atomic_path(target) as part:
-            torch.export.save(self.model, part, extra_files={"onebyone.json": report})
-        return target
 
 
 def convert_graph(
@@ -167,6 +77,7 @@ def convert_graph(
         changes=tuple(_change(f, to, result.weights, original) for f in converted),
         refused=tuple(refused),
         to=to,
+        level="graph",
         layout_before=before,
         layout_after=layout_operators(result.program),
         pairs=pairs_of(converted, original, result),

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from onebyone.pytorch.graph.orders import order_of
 from onebyone.pytorch.graph.rewrite import MatchedProduct, Rewritten
 from onebyone.pytorch.graph.weights import StoredShape, tensor_named
-from onebyone.pytorch.modules.conversion import ModulePair
+from onebyone.pytorch.modules.module_pair import ModulePair
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

@@ -1,12 +1,11 @@
-"""From a classifier of one window to a network that takes an image of any size and answers for every window."""
+"""Turn a classifier of one window into a network that takes images of any size and classifies every window."""
 
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,97 +15,23 @@ from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws.geometry import Field, Geometry
-from onebyone.laws.labels import require_fitting, require_sound
 from onebyone.laws.scores import ScoreKind, read_kind
 from onebyone.lifting.grid import PERIOD, Grid
 from onebyone.pytorch.lift import emitter
 from onebyone.pytorch.lift.advice import advice
-from onebyone.pytorch.lift.class_map import ClassMap, class_map
+from onebyone.pytorch.lift.class_map import class_map
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.pytorch.lift.exported_graph import Traced, trace
 from onebyone.pytorch.lift.input_shapes import channel_guesses, hint, window_of
-from onebyone.pytorch.lift.lifter import Cannot, Lifted, Poison, Walk, WindowPair
-from onebyone.pytorch.lift.outputs import Output, names_of, outputs_of, plain_containers
+from onebyone.pytorch.lift.lifter import Cannot, Lifted, Poison, Walk
+from onebyone.pytorch.lift.outputs import names_of, outputs_of, plain_containers
 from onebyone.pytorch.lift.rules import rule_for
 from onebyone.pytorch.modules.structure import require_python
-from onebyone.records import Change, Labels, Readable, Refusal, by, html_result, html_table, table
+from onebyone.records import Labels, Refusal, by
+from onebyone.results.any_size import ClassMap, Output
 
 HEADS = ("window", "cam")
 CONTEXTS = (None, "window", "image")
-_HEADERS = ("layer", "kind", "before", "after", "bytes copied")
-
-
-@dataclass(frozen=True)
-class Convolutionalized(Readable):
-    """A network of any size, and where its answers lie in the image.
-
-    `model(image)` takes `(N, C, H, W)`, H and W from the window up, and gives `(N, classes, H', W')`, or a
-    tuple of such,
-    for a network with several outputs; place (i, j) answers for the window that `geometry.window_at((i, j))` tells.
-    Its parameters are the original's own, under the same names: a checkpoint of either loads into the other,
-    and training
-    one trains both. `nominal` is the size the network was built for; the least image it takes is the geometry's
-    window, which is smaller with head="cam". `class_map` says what the map's means are there. `bare`
-    says that the network's own input has no channel axis, `(N, *window)`: then `model` takes `(N, *size)`, and
-    `(N, 1, *size)` too, so that images are scanned as those of one channel.
-    `advice` holds what was warned of.
-    """
-
-    model: nn.Module
-    geometry: Geometry
-    changes: tuple[Change, ...]
-    original: nn.Module | ExportedProgram
-    channels: int
-    nominal: tuple[int, ...]
-    head: str = "window"
-    context: str | None = None
-    class_map: ClassMap | None = None
-    labels: Labels = field(default_factory=Labels)
-    outputs: tuple[Output, ...] = ()
-    pairs: tuple[WindowPair, ...] = ()
-    refused: tuple[Refusal, ...] = ()
-    bare: bool = False
-    advice: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        require_sound(self.labels, self.channels)
-        require_fitting(self.labels, (o.channels for o in self.outputs))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the network as an exported program (`.pt2`) with free batch, H and W, its geometry and
-        labels beside it."""
-        from onebyone.pytorch.files.dense_file import save_dense
-
-        save_dense(self, path)
-
-    def with_labels(self, labels: Labels) -> Convolutionalized:
-        """The same network, carrying class names and preprocessing. Raises BadInput where they do not fit it."""
-        return replace(self, labels=labels)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain data for JSON, without the network."""
-        return {
-            "geometry": self.geometry.to_dict(),
-            "channels": self.channels,
-            "bare": self.bare,
-            "nominal": list(self.nominal),
-            "head": self.head,
-            "context": self.context,
-            "class_map": None if self.class_map is None else self.class_map.to_dict(),
-            "labels": self.labels.to_dict(),
-            "outputs": [o.to_dict() for o in self.outputs],
-            "changes": [c.to_dict() for c in self.changes],
-        }
-
-    def __str__(self) -> str:
-        return "\n".join([table(_HEADERS, self._rows()), "", str(self.geometry)])
-
-    def _repr_html_(self) -> str:
-        """The same for a notebook."""
-        *sizes, exact = str(self.geometry).splitlines()
-        return html_result(exact, html_table(_HEADERS, self._rows()), notes=sizes)
-
-    def _rows(self) -> list[tuple[object, ...]]:
-        return [(c.path, c.kind, c.before, c.after, c.copied_bytes or "") for c in self.changes]
 
 
 def convolutionalize(
@@ -118,7 +43,7 @@ def convolutionalize(
     context: str | None = None,
     labels: Labels | None = None,
     score_kind: str | ScoreKind | None = None,
-) -> Convolutionalized:
+) -> ConvolutionalizedModule:
     """Make a classifier of `window` pixels a network that answers for every window of a larger image.
 
     Flatten and linear layers become convolutions without padding, the linear layers after them 1×1
@@ -181,7 +106,7 @@ def convolutionalize(
     )
     for sentence in told:
         warnings.warn(sentence, InexactWarning, stacklevel=2)
-    return Convolutionalized(
+    return ConvolutionalizedModule(
         model=network,
         geometry=geometry,
         changes=tuple(walk.changes),

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,10 @@ from torch import fx
 from onebyone.lifting.index import Stencil
 from onebyone.pytorch.lift import emitter
 from onebyone.pytorch.lift.exported_graph import BATCH, module_path
+from onebyone.pytorch.lift.lifter import Const, Lifted, Walk, op_name
+from onebyone.pytorch.lift.rules_shape import move
 from onebyone.pytorch.lift.window_linear import as_convolution, as_rows
-
-if TYPE_CHECKING:
-    from onebyone.pytorch.lift.lifter import Const, Lifted, Walk, WindowPair
+from onebyone.results.layer_pairs import WindowPair
 
 Params = dict[str, torch.Tensor]
 
@@ -37,8 +36,6 @@ def make_pair(
     transposed: bool,
 ) -> WindowPair:
     """The pair of a linear layer at `node`, whose input is `value`."""
-    from onebyone.pytorch.lift.lifter import WindowPair, op_name
-
     shapes = {"weight": weight.shape}
     if bias is not None:
         shapes["bias"] = bias.shape
@@ -116,8 +113,6 @@ class _Way:
 
 def _way(walk: Walk, source: fx.Node, value: Lifted) -> _Way:
     """Go back from the layer's input to the map that it came from, over shape operators."""
-    from onebyone.pytorch.lift.rules_shape import move
-
     operators: list[Callable[[torch.Tensor], torch.Tensor]] = []
     node = source
     while True:

@@ -26,6 +26,7 @@ from onebyone.pytorch.lift.constants import Late, known_number, known_numbers
 from onebyone.pytorch.lift.constants import handle_of as handle_of
 from onebyone.pytorch.lift.exported_graph import Traced, is_inplace, is_random, module_path, unread
 from onebyone.records import Change, Refusal
+from onebyone.results.layer_pairs import WindowPair
 
 #: How many elements of one window may be unfolded into the channels of a map.
 MOST_CHANNELS = 65536
@@ -72,27 +73,6 @@ class Lifted:
 @dataclass(frozen=True)
 class Poison:
     """A value that a refusal upstream makes unknown."""
-
-
-@dataclass(frozen=True)
-class WindowPair:
-    """One lifted linear layer, for the verifier.
-
-    `original(crop, params)` runs the network's own operators from the map `(N, *map_shape)` to the layer's output;
-    `converted(map, params)` runs the emitted code on a map of any size and gives, for every window position,
-    `(N, H', W', *out)`. `unfolded` is the same in the form that is run at few positions, where there is one.
-    `params` maps the names in `parameter_shapes` to tensors.
-    """
-
-    path: str
-    kind: str
-    law: str
-    map_shape: tuple[int, ...]
-    step: tuple[int, ...]
-    parameter_shapes: dict[str, tuple[int, ...]]
-    original: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
-    converted: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
-    unfolded: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor] | None = None
 
 
 @dataclass

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,29 +17,10 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from onebyone.errors import Refused
-from onebyone.laws.scores import ScoreKind, read_kind
+from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.lift.exported_graph import is_inplace
 from onebyone.records import Refusal
-
-
-@dataclass(frozen=True)
-class Output:
-    """One output: its `name` (the key of a dictionary, the field of a record, or its number in a tuple), how
-    many `channels` it gives for each window, and what the numbers are; None where the graph does not tell."""
-
-    name: str
-    channels: int
-    kind: ScoreKind | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
-        kind = None if self.kind is None else str(self.kind)
-        return {"name": self.name, "channels": self.channels, "scores": kind}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Output:
-        """What `to_dict` gave."""
-        return cls(str(data["name"]), int(data["channels"]), read_kind(data["scores"]))
+from onebyone.results.any_size import Output
 
 
 def names_of(tree: Any) -> tuple[str, ...]:

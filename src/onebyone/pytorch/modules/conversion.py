@@ -1,10 +1,8 @@
-"""What `convert` gives back for a network: the converted network, and everything about how it came to be."""
+"""What `convert` returns for a module: the converted module, and everything about how it was made."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,41 +14,15 @@ from torch import Tensor, nn
 from onebyone.atomic_files import atomic_path, write_text
 from onebyone.errors import BadInput
 from onebyone.pytorch.files.exporting import export_any_batch
-from onebyone.pytorch.modules.layers import with_plain_weight
+from onebyone.pytorch.files.program_file import NOTE, save_program
+from onebyone.pytorch.modules.module_pair import ModulePair
 from onebyone.pytorch.modules.state import Entry, StateDict, to_converted, to_original
-from onebyone.records import Change, Readable, Refusal, html_result, html_table, table
-
-
-@dataclass(frozen=True)
-class ModulePair:
-    """One layer before and after: `path` is the first place it has in the network.
-
-    `names`: the network's name of each tensor of `original`, where that is not `path` and the tensor's own name.
-    """
-
-    path: str
-    original: nn.Module
-    converted: nn.Module
-    names: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def plain(self) -> tuple[nn.Module, nn.Module]:
-        """The two for a check on chosen weights: where the layer computes its weight at each call
-        (standardised, stored transposed), ordinary layers on that weight as it is now; else the two
-        themselves.
-        """
-        reader = vars(self.converted).get("weight_reader")
-        if reader is None:
-            return self.original, self.converted
-        with torch.no_grad():
-            weight = reader(self.original)
-        return with_plain_weight(self.original, weight), with_plain_weight(self.converted, weight)
+from onebyone.results.conversion import Conversion
 
 
 @dataclass(frozen=True, eq=False)
-class Conversion(Readable):
-    """A converted network: `model`, with what was changed and what was refused; `print(conversion)` is a
-    table.
+class ModuleConversion(Conversion[nn.Module]):
+    """A converted module. `entries` lists the tensors whose name or shape differs from the original's.
 
     >>> import onebyone.pytorch.modules.convert as convert
     >>> print(convert.convert_module(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), to="conv"))
@@ -60,30 +32,21 @@ class Conversion(Readable):
     0     Linear 2×3  1×1 convolution 2×3  linear = pointwise convolution
     """
 
-    model: nn.Module
-    changes: tuple[Change, ...]
-    refused: tuple[Refusal, ...]
-    to: str
-    level: str
     pairs: tuple[ModulePair, ...] = ()
     entries: tuple[Entry, ...] = field(default=(), repr=False)
 
     def state_dict_from_original(self, state: StateDict) -> dict[str, Any]:
-        """A state dict of the original network, renamed and reshaped so that `model.load_state_dict` takes
-        it.
-        """
+        """A state dict of the original network, renamed and reshaped so that `model.load_state_dict` accepts it."""
         return to_converted(self.entries, state)
 
     def state_dict_to_original(self, state: StateDict | None = None) -> dict[str, Any]:
-        """A state dict of `model` (by default its own), so that the original's `load_state_dict` takes it."""
+        """A state dict of `model` (by default its own), renamed and reshaped for the original's `load_state_dict`."""
         return to_original(self.entries, self.model.state_dict() if state is None else state)
 
     def never_called(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
-        """The converted layers that a run of `model` on this input does not call: their change has no
-        effect on it.
+        """The converted layers that `model` does not call on this input: their conversion has no effect on it.
 
-        Code that reads a layer's weight instead of calling the layer computes the same, but not in the new
-        form.
+        Code that reads a layer's weight instead of calling the layer computes the same, but not in the new form.
 
         >>> import onebyone.pytorch.modules.convert as convert
         >>> c = convert.convert_module(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), to="conv")
@@ -100,74 +63,38 @@ class Conversion(Readable):
                 handle.remove()
         return tuple(p.path for p in self.pairs if p.converted not in called)
 
-    @property
-    def copied_bytes(self) -> int:
-        """New storage that the conversion needed."""
-        return sum(c.copied_bytes for c in self.changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data for JSON."""
-        return {
-            "to": self.to,
-            "level": self.level,
-            "copied_bytes": self.copied_bytes,
-            "changes": [c.to_dict() for c in self.changes],
-            "refused": [r.to_dict() for r in self.refused],
-        }
-
-    def __str__(self) -> str:
-        return "\n".join([self._headline(), *(table(headers, rows) for headers, rows in self._tables())])
-
-    def _repr_html_(self) -> str:
-        """The same for a notebook."""
-        return html_result(self._headline(), *(html_table(headers, rows) for headers, rows in self._tables()))
-
-    def _headline(self) -> str:
-        head = f"to {self.to} ({self.level}): {len(self.changes)} converted, {len(self.refused)} refused"
-        return f"{head}, {self.copied_bytes:,} bytes copied"
-
-    def _tables(self) -> list[tuple[list[str], list[tuple[str, ...]]]]:
-        """Headers and rows of what changed and of what was refused; what is empty is left out."""
-        changes = [(c.path or "(top level)", c.before, c.after, c.law) for c in self.changes]
-        refused = [(r.path or "(top level)", r.kind, r.reason) for r in self.refused]
-        both = ((["path", "before", "after", "law"], changes), (["refused", "kind", "reason"], refused))
-        return [(headers, list[tuple[str, ...]](rows)) for headers, rows in both if rows]
-
     def save(self, path: str | os.PathLike[str], example: Any = None) -> Path:
-        """Write the converted network, whole or not at all.
+        """Write the converted network. The file appears completely or not at all.
 
-        `.safetensors`: the state dict of `model`, with the report in the file's metadata and, for people,
-        beside it as `.json`. `.pt2`: the program exported with `example` (the input, a tuple of
-        positional arguments, a dict of keyword arguments, or a pair of both) for any batch size
-        where the network allows that, in eval mode, the report inside it.
+        `.safetensors`: the state dict of `model`, with the report in the file's metadata and, for people, in a `.json`
+        file of the same name. `.pt2`: the program exported in eval mode with `example` (the input, a tuple of
+        positional arguments, a dict of keyword arguments, or a pair of both), for any batch size if the network allows
+        that, with the report inside.
 
-        Raises:
-            BadInput: another suffix, a folder that cannot be written, state that the format cannot hold,
-            no example.
+        Raises
+        ------
+        BadInput
+            if the suffix is another one, the folder cannot be written, the state cannot be held by the format, or
+            `example` is missing.
         """
         path = Path(path)
-        report = json.dumps({"onebyone": "conversion", **self.to_dict()}, indent=1)
+        report = self.report()
         if path.suffix == ".safetensors":
             tensors = _storable(self.model)
             with atomic_path(path) as part:
-                save_file(tensors, part, metadata={"onebyone.json": report})
+                save_file(tensors, part, metadata={NOTE: report})
             write_text(path.with_suffix(".json"), report)
         elif path.suffix == ".pt2":
-            program = self._export(example)
-            with atomic_path(path) as part:
-                torch.export.save(program, part, extra_files={"onebyone.json": report})
+            if example is None:
+                raise BadInput("saving a .pt2 needs an example input: save(path, example=x)")
+            save_program(export_any_batch(self.model, example), path, report)
         else:
             raise BadInput(f"path={str(path)!r}: expected a name that ends in .safetensors or .pt2")
         return path
 
-    def _export(self, example: Any) -> torch.export.ExportedProgram:
-        if example is None:
-            raise BadInput("saving a .pt2 needs an example input: save(path, example=x)")
-        return export_any_batch(self.model, example)
-
 
 def _storable(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as safetensors can hold it: every name a contiguous tensor with storage of its own."""
+    """The state dict as safetensors can hold it: each name a contiguous tensor with a storage of its own."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in model.state_dict().items():
@@ -178,8 +105,8 @@ def _storable(model: nn.Module) -> dict[str, Tensor]:
         if value.is_meta:
             raise BadInput(f"state dict: {name} is on the meta device and has no values to save")
         storage = value.untyped_storage()
-        whole = storage.nbytes() == value.numel() * value.element_size()
-        fresh = storage._cdata not in seen and whole and value.is_contiguous()
+        fills_storage = storage.nbytes() == value.numel() * value.element_size()
+        storable = storage._cdata not in seen and fills_storage and value.is_contiguous()
         seen.add(storage._cdata)
-        tensors[name] = value if fresh else value.clone(memory_format=torch.contiguous_format)
+        tensors[name] = value if storable else value.clone(memory_format=torch.contiguous_format)
     return tensors

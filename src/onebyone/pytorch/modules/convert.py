@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from onebyone.errors import BadInput
 from onebyone.laws import transposed
 from onebyone.pytorch.modules import attention, layers, native
-from onebyone.pytorch.modules.conversion import Conversion, ModulePair
+from onebyone.pytorch.modules.conversion import ModuleConversion
 from onebyone.pytorch.modules.dropins import DropIn, PatchLinear, PointwiseConvolution
+from onebyone.pytorch.modules.module_pair import ModulePair
 from onebyone.pytorch.modules.state import Entry, carry_optimizer, check_optimizer
 from onebyone.pytorch.modules.structure import Successors, copy_structure, walk, why_opaque
 from onebyone.records import Change, Refusal
@@ -78,7 +79,7 @@ def convert_module(
     copy: bool = False,
     only: Only | None = None,
     optimizer: Optimizer | None = None,
-) -> Conversion:
+) -> ModuleConversion:
     """The network with its linear layers as 1×1 convolutions (`to="conv"`), or the other way round
     (`to="linear"`), where convolutions whose kernel is their stride become linear layers on patches too.
 
@@ -117,7 +118,7 @@ def convert_module(
     builder.finish(places)
     if optimizer is not None:
         builder.carry(optimizer, places)
-    return Conversion(
+    return ModuleConversion(
         twin,
         tuple(builder.changes),
         tuple(plan.refused),
