@@ -85,7 +85,7 @@ def verification_tables(data: Data) -> list[RenderableType]:
     """Layer by layer, then the figures, then the verdict."""
     parts: list[RenderableType] = []
     if data["layers"]:
-        headers = ("layer", "kind", "integers", "|Δ|", "bound", "smallest planted fault", "verdict")
+        headers = ("layer", "kind", "integers", "|Δ|", "bound", "smallest injected fault", "verdict")
         parts.append(_table("Layers", headers, [_layer(layer) for layer in data["layers"]]))
     if data.get("refused"):
         parts += _refusals(data["refused"])

@@ -9,8 +9,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput
-from onebyone.results.any_size import Output
 from onebyone.pytorch.lift.outputs import names_of
+from onebyone.results.any_size import Output
 
 
 def select_output(result: Any, output: int | str) -> torch.Tensor:

@@ -28,8 +28,8 @@ from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.labels import require_fitting
 from onebyone.laws.scores import ScoreKind
-from onebyone.results.any_size import Output
 from onebyone.records import Labels
+from onebyone.results.any_size import Output
 
 MODES = ("dense", "windows")
 

@@ -1,4 +1,4 @@
-"""Watching a network run: the inputs of chosen layers, and the first module whose output differs."""
+"""Record the inputs of chosen layers during a run, and find the first module whose output differs in two runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.verification.pytree import leaves, wide
 
-# a layer's bound is checked on about this many products, and on at most this many positions
+#: A layer's bound is checked on about this many products, and on at most `POSITIONS` positions.
 PRODUCTS = 2**27
 POSITIONS = 128
 
@@ -21,21 +21,22 @@ POSITIONS = 128
 def record_inputs(
     run: Callable[[], Any], model: nn.Module, layers: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    """The first input of each layer, by its path, while `run()` runs, cut down to a sample and copied.
+    """The first input of each layer during `run()`, by path, reduced to a sample.
 
-    Copied, because what follows may change it in place (a residual `+=`). A layer that is no module of the network
-    (in an exported program) or is never called (`nn.MultiheadAttention` reads its projections' weights) is known by
-    its weight: the answer has the first value that met it in an operator. Layers of which neither is seen are absent.
+    The sample is a copy, because later operators may change the input in place (a residual `+=`). A layer that is not a
+    module of the network (in an exported program), or that is never called (`nn.MultiheadAttention` reads the weights
+    of its projections), is recognised by its weight: its input is the first other value of an operator that reads the
+    weight. A layer that is neither called nor recognised is absent from the result.
     """
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
-    meetings = _Meetings(model, layers)
+    weight_uses = _WeightUses(model, layers)
 
     def hook(path: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = next(iter(args), None) if args else next(iter(kwargs.values()), None)
-            if path not in found and isinstance(given, Tensor):
-                found[path] = sample(given.detach(), module)
+            x = next(iter(args), None) if args else next(iter(kwargs.values()), None)
+            if path not in inputs and isinstance(x, Tensor):
+                inputs[path] = sample(x.detach(), module)
 
         return keep
 
@@ -43,28 +44,32 @@ def record_inputs(
         for path in modules.keys() & layers.keys():
             handle = modules[path].register_forward_pre_hook(hook(path), with_kwargs=True)
             stack.callback(handle.remove)
-        stack.enter_context(meetings)
+        stack.enter_context(weight_uses)
         run()
-    return found | {p: x for p, x in meetings.found.items() if p not in found and _takes(layers[p], x)}
+    recognised = weight_uses.inputs.items()
+    return inputs | {p: x for p, x in recognised if p not in inputs and _accepts(layers[p], x)}
 
 
-def _takes(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a value that met the layer's weight is an input of the layer, and not of its transpose for one."""
+def _accepts(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the layer runs on a value that an operator multiplied with its weight (or with its transpose)."""
     try:
         with torch.no_grad():
-            layer.forward(x)  # without the hooks of its users
+            layer.forward(x)  # not layer(x), which would run the user's hooks
     except Exception:
         return False
     return True
 
 
-class _Meetings(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps the first value that meets each layer's weight in an operator and is no weight itself."""
+class _WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps, for each layer, the first value that an operator reads together with the layer's weight.
+
+    The value must be a floating tensor that is not a weight or buffer of the network itself.
+    """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers = layers
-        self.found: dict[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
         self.paths: dict[Any, list[str]] = {}
         for path, layer in layers.items():
             weight = vars(layer)["_parameters"].get("weight")
@@ -84,14 +89,14 @@ class _Meetings(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     if v.is_floating_point() or v.is_complex()
                     if _address(v) not in self.weights
                 )
-                met = next(values, None)
-                if met is not None and path not in self.found:
-                    self.found[path] = sample(met.detach(), self.layers[path])
+                x = next(values, None)
+                if x is not None and path not in self.inputs:
+                    self.inputs[path] = sample(x.detach(), self.layers[path])
         return func(*args, **(kwargs or {}))
 
 
 def _address(t: Tensor) -> Any:
-    """Where a tensor's values are, the same for its transpose; itself where it has no memory of its own."""
+    """The memory address of a tensor's values, which its transpose shares; its identity if it has no memory."""
     try:
         return t.data_ptr(), t.numel()
     except RuntimeError:
@@ -99,11 +104,10 @@ def _address(t: Tensor) -> Any:
 
 
 def sample(x: Tensor, module: nn.Module) -> Tensor:
-    """A copy of at most about `POSITIONS` positions of a layer's input (fewer for large weights), evenly
-    spread.
+    """A copy of at most about `POSITIONS` positions of a layer's input (fewer for large weights), evenly spread.
 
-    A position is a row of a linear layer's input or a place of a 1×1 convolution's; its features are kept
-    whole.
+    A position is a row of a linear layer's input, or a spatial position of a 1×1 convolution's. All of its features are
+    kept.
     """
     weight = getattr(module, "weight", None)
     size = weight.numel() if isinstance(weight, Tensor) else 1
@@ -133,17 +137,16 @@ def first_difference(
     converted: nn.Module,
     limit: Callable[[Tensor], float],
 ) -> str | None:
-    """The dotted path of the first module, in order of execution, whose output differs; None where none does.
+    """The dotted path of the first module, in order of execution, whose output differs; None if none does.
 
-    Modules that both networks have under one path are compared call by call. Inner modules end before the
-    ones around them, so the answer is the innermost. `limit` gives the difference allowed for a tensor's
-    magnitude.
+    Modules that both networks have at the same path are compared call by call. Inner modules return before the modules
+    around them, so that the result is the innermost one. `limit(t)` is the difference that is allowed for a tensor `t`.
     """
-    ours, theirs = _module_paths(original), _module_paths(converted)
-    shared = set(ours) & set(theirs) - {""}
+    original_modules, converted_modules = dict(original.named_modules()), dict(converted.named_modules())
+    shared = set(original_modules) & set(converted_modules) - {""}
     record: dict[tuple[str, int], list[Tensor]] = {}
-    _watch(run_original, ours, shared, lambda key, value: record.setdefault(key, value) is None)
-    answer: list[str] = []
+    _watch(run_original, original_modules, shared, lambda key, value: record.setdefault(key, value) is None)
+    first: list[str] = []
 
     def compare(key: tuple[str, int], value: list[Tensor]) -> bool:
         before = record.get(key)
@@ -154,34 +157,31 @@ def first_difference(
             for a, b in zip(before, value, strict=False)
         )
         if differs:
-            answer.append(key[0])
+            first.append(key[0])
         return differs
 
-    _watch(run_converted, theirs, shared, compare)
-    return answer[0] if answer else None
+    _watch(run_converted, converted_modules, shared, compare)
+    return first[0] if first else None
 
 
-class _FoundError(Exception):
+class _FirstDifferenceError(Exception):
     """Stops the second run at the first difference."""
-
-
-def _module_paths(model: nn.Module) -> dict[str, nn.Module]:
-    return dict(model.named_modules())
 
 
 def _watch(
     run: Callable[[], Any],
     modules: dict[str, nn.Module],
     paths: set[str],
-    seen: Callable[[tuple[str, int], list[Tensor]], bool],
+    stop: Callable[[tuple[str, int], list[Tensor]], bool],
 ) -> None:
+    """Call `stop((path, number of the call), outputs)` after each call of a module, until it returns True."""
     calls: dict[str, int] = {}
 
     def hook(path: str) -> Callable[..., None]:
         def after(module: nn.Module, args: Any, output: Any) -> None:
             calls[path] = calls.get(path, -1) + 1
-            if seen((path, calls[path]), [wide(t).clone() for _, t in leaves(output)]):
-                raise _FoundError
+            if stop((path, calls[path]), [wide(t).clone() for _, t in leaves(output)]):
+                raise _FirstDifferenceError
 
         return after
 
@@ -190,5 +190,5 @@ def _watch(
             stack.callback(modules[path].register_forward_hook(hook(path)).remove)
         try:
             run()
-        except _FoundError:
+        except _FirstDifferenceError:
             return

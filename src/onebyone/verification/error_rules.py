@@ -1,18 +1,19 @@
-"""Running error analysis, one rule an operator: from (x̂, e) with |x̂ − x| ≤ e to (ŷ, e') with |ŷ − y| ≤ e'.
+"""Running error analysis with one rule per operator: from (x̂, e) with |x̂ − x| ≤ e to (ŷ, e') with |ŷ − y| ≤ e'.
 
-x̂ is what was computed, x what exact arithmetic would have given from the same inputs and weights. With u the unit
+x̂ is the computed value and x the value that exact arithmetic gives from the same inputs and weights. With u the unit
 roundoff and γ_n = n·u/(1 − n·u):
 
     product with a constant W, n terms     e' = |W|·e + γ_{n+1}·(|W|·(|x̂| + 2e) + |b|)
     f with Lipschitz constant L            e' = L·e + c·u·(|ŷ| or |x̂|)
-    max-pool, shape operators              e' = the same operator on e
-    average of n                           e' = avg(e) + γ_{n+1}·avg(|x̂| + 2e)
+    max-pool, shape operators              e' = the same operator applied to e
+    average of n                           e' = avg(e) + γ_{n+2}·avg(|x̂| + 2e)
 
-Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, §3.3. Any order of summation obeys it, so
-that it holds for a convolution and for the product of a flattened window alike: 2e, not e, because another
-evaluation's x̂ may differ from this one's by that much. Every e' is widened for the rounding of its own computation.
-The constants c allow some units in the last place for the elementary functions (glibc, SLEEF and CUDA document at
-most 2 for float32 exp, tanh and erf).
+The bounds hold for every order of summation, and so for a convolution as well as for the product with a flattened
+window. They contain 2e and not e, because the x̂ of another evaluation may differ from this one's by that much. Every
+e' is widened for the rounding of its own computation. The constants c allow several units in the last place for
+elementary functions (glibc, SLEEF and CUDA document at most 2 for exp, tanh and erf in float32).
+
+Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, §3.3.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Approx:
-    """A computed tensor and the bound on its error, of the same shape."""
+    """A computed tensor and a bound on its error, of the same shape."""
 
     value: Tensor
     error: Tensor
 
 
 class NoRuleError(Exception):
-    """An operator (or a use of one) that has no rule; the message names it."""
+    """An operator, or a use of one, has no rule; the message names it."""
 
 
 Rule = Callable[[float, Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -47,7 +48,7 @@ RULES: dict[Any, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operators by name; those this torch does not have are skipped."""
+    """Register a rule for ATen operators by name. Names that the installed PyTorch does not have are skipped."""
 
     def keep(fn: Rule) -> Rule:
         for name in names:
@@ -60,7 +61,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def value(a: Any) -> Any:
-    """The computed tensor of an Approx (inside lists too); anything else as it is."""
+    """The computed tensor of an Approx, also inside lists; anything else is returned unchanged."""
     if isinstance(a, Approx):
         return a.value
     if isinstance(a, list | tuple):
@@ -76,18 +77,18 @@ def error(a: Any) -> Tensor:
 
 
 def widened(e: Tensor, n: int, u: float) -> Tensor:
-    """The bound, increased by what computing it with sums of `n` terms may have lost."""
+    """The bound, increased by the largest rounding error of its own computation with sums of `n` terms."""
     return e * (1 + 4 * gamma(n + 4, u))
 
 
 def _approx(x: Any, what: Any) -> Approx:
     if not isinstance(x, Approx):
-        raise NoRuleError(f"{what} with a constant in this place")
+        raise NoRuleError(f"{what} with a constant operand")
     return x
 
 
 def _spread(x: Approx, n: int, u: float) -> Tensor:
-    """What a sum of n products of x with 1 gathers: e + γ_{n+1}(|x̂| + 2e)."""
+    """The part of the error of a sum of n terms that one term contributes: e + γ_{n+1}·(|x̂| + 2e)."""
     g = gamma(n + 1, u)
     return x.error * (1 + 2 * g) + g * x.value.abs()
 
@@ -97,24 +98,24 @@ def _spread(x: Approx, n: int, u: float) -> Tensor:
     "conv_transpose3d",
 )  # fmt: skip
 def product(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A product with a constant weight, and a constant bias."""
+    """A product with a constant weight, plus a constant bias."""
     x, weight, *rest = args
     bias = rest[0] if rest else kwargs.get("bias")
     if isinstance(weight, Approx) or isinstance(bias, Approx):
         raise NoRuleError(f"{f} with a weight that depends on the input")
-    # the longest sum there is: at most all weights of one output (convolutions), of one input (transposed ones)
+    # The longest sum: all weights of one output, or, for a transposed convolution, of one input or output if longer.
     n = weight.numel() // min(weight.shape[:2]) if "transpose" in str(f) else weight[0].numel()
     x = _approx(x, f)
     g = gamma(n + 1, u)
-    more = (None if bias is None else g * bias.abs(), *rest[1:])
+    bias_and_more = (None if bias is None else g * bias.abs(), *rest[1:])
     y = f(x.value, weight, *rest, **kwargs)
-    e = f(_spread(x, n, u), weight.abs(), *more, **{k: v for k, v in kwargs.items() if k != "bias"})
+    e = f(_spread(x, n, u), weight.abs(), *bias_and_more, **{k: v for k, v in kwargs.items() if k != "bias"})
     return Approx(y, widened(e, n, u))
 
 
 @rule("mm", "matmul", "bmm")
 def matrix_product(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A matrix product; either side may depend on the input, or both."""
+    """A matrix product. One operand or both may depend on the input."""
     a, b = args
     n = value(a).shape[-1]
     g = gamma(n + 1, u)
@@ -125,10 +126,10 @@ def matrix_product(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 @rule("addmm")
 def addmm(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """bias + a·b, without scales."""
+    """bias + a·b, without scaling factors."""
     bias, a, b = args
     if any(kwargs.get(k, 1) != 1 for k in ("alpha", "beta")) or isinstance(bias, Approx):
-        raise NoRuleError(f"{f} with scales, or a bias that depends on the input")
+        raise NoRuleError(f"{f} with alpha or beta, or with a bias that depends on the input")
     p = matrix_product(u, aten.mm, (a, b), {})
     n = value(a).shape[-1]
     g = gamma(n + 1, u)
@@ -138,15 +139,15 @@ def addmm(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 @rule("relu", "relu_", "neg", "abs", "hardtanh", "relu6", "clamp", "clamp_min", "clamp_max", "threshold")
 def exact_lipschitz(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Functions with constant 1 that round nothing."""
+    """Functions with Lipschitz constant 1 that do not round."""
     x = _approx(args[0], f)
     if any(isinstance(a, Approx) for a in args[1:]) or "threshold" in str(f):
         raise NoRuleError(f"{f} in this use")
     return Approx(f(x.value, *args[1:], **kwargs), x.error)
 
 
-# Lipschitz constant; units of roundoff relative to |y|; the same relative to |x| (where 1 + erf and its like
-# cancel); the same in absolute terms
+# For each function: its Lipschitz constant, and the units of roundoff that are allowed relative to |y|, relative to |x|
+# (for 1 + erf and similar sums, which cancel), and in absolute terms.
 _SMOOTH: dict[str, tuple[float, float, float, float]] = {
     "sigmoid": (0.25, 8, 0, 0),
     "tanh": (1, 8, 0, 0),
@@ -173,19 +174,22 @@ def smooth(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 @rule("leaky_relu", "elu", "celu", "selu")
 def slopes(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """ReLUs with a negative side: the steeper of the two sides, and the roundings of expm1."""
+    """ReLUs with a negative branch: the steeper of the two slopes, and the rounding of expm1."""
     x = _approx(args[0], f)
     name = f._schema.name.split("::")[1]
-    given = [float(a) for a in args[1:]] + [float(v) for v in kwargs.values()]
-    steep = {"leaky_relu": 0.01, "elu": 1.0, "celu": 1.0, "selu": 1.7581}[name]
-    if name == "elu":
-        alpha, scale, input_scale = (*given, *(1.0, 1.0, 1.0)[len(given) :])
+    settings = [float(a) for a in args[1:]] + [float(v) for v in kwargs.values()]
+    # expm1 may be computed as exp − 1, whose rounding error is absolute: one roundoff of the factor in front of it
+    if name == "leaky_relu":
+        steep, absolute = abs(settings[0]) if settings else 0.01, 0.0
+    elif name == "elu":
+        alpha, scale, input_scale = (*settings, *(1.0, 1.0, 1.0)[len(settings) :])
         steep = abs(scale) * max(1.0, abs(alpha * input_scale))
-    elif name == "leaky_relu" and given:
-        steep = abs(given[0])
+        absolute = max(steep, abs(alpha * scale))
+    elif name == "celu":
+        steep, absolute = 1.0, max([1.0, *(abs(alpha) for alpha in settings)])
+    else:
+        steep = absolute = 1.7581  # selu: the product of its two constants
     y = f(x.value, *args[1:], **kwargs)
-    # expm1 may be formed as exp - 1, whose error is absolute
-    absolute = 0.0 if name == "leaky_relu" else steep
     return Approx(y, widened(max(1.0, steep) * x.error + 8 * u * (y.abs() + absolute), 8, u))
 
 
@@ -199,7 +203,7 @@ _MOVES = """
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "amax", *_MOVES.split())
 def on_both(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Operators that move values about, and maxima (|max a − max b| ≤ max|a − b|): done to the error as well."""
+    """Operators that move values, and maxima (|max a − max b| ≤ max|a − b|): applied to the error as well."""
     x = _approx(args[0], f)
     if any(isinstance(a, Approx) for a in args[1:]):
         raise NoRuleError(f"{f} with an index that depends on the input")
@@ -218,21 +222,21 @@ def paired(y: Any, e: Any) -> Any:
 
 @rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d")
 def max_with_indices(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Maxima and where they were; the places have no error bound and must not be used."""
+    """Maxima and their positions. The positions have no error bound, and their use is refused."""
     x = _approx(args[0], f)
     return [Approx(f(x.value, *args[1:], **kwargs)[0], f(x.error, *args[1:], **kwargs)[0]), None]
 
 
 @rule("cat", "stack", "concat")
 def joined(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Lists of tensors, constants among them."""
+    """Concatenated tensors; constants among them have no error."""
     parts = args[0]
     return Approx(f(value(parts), *args[1:], **kwargs), f([error(p) for p in parts], *args[1:], **kwargs))
 
 
 @rule("constant_pad_nd", "pad")
 def padded(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Constants at the border have no error; a border made of the values has theirs."""
+    """A constant border has no error. A border made of copied values has their errors."""
     x = _approx(args[0], f)
     mode = args[2] if "constant_pad" not in str(f) and len(args) > 2 else kwargs.get("mode", "constant")
     e = aten.constant_pad_nd(x.error, args[1], 0.0) if mode == "constant" else f(x.error, *args[1:], **kwargs)
@@ -242,7 +246,7 @@ def padded(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 @rule("mean", "sum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
       "_adaptive_avg_pool2d", "adaptive_avg_pool3d")  # fmt: skip
 def average(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Sums and means: n terms, n being at most as many inputs as there are for one output, and a division."""
+    """Sums and means: at most n terms per output, and a division."""
     x = _approx(args[0], f)
     y = f(x.value, *args[1:], **kwargs)
     if "adaptive" in str(f):
@@ -260,13 +264,14 @@ def average(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 @rule("add", "sub", "rsub")
 def sums(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """a ± s·b: both errors, and two roundings."""
+    """a ± s·b, or b − s·a for rsub: both errors, and two roundings (of the scaled operand and of the sum)."""
     a, b = args[:2]
     s = abs(float(kwargs.get("alpha", args[2] if len(args) > 2 else 1)))
     y = f(value(a), value(b), **kwargs) if len(args) < 3 else f(value(a), value(b), args[2], **kwargs)
-    first, second = (1.0, s) if "rsub" not in str(f) else (s, 1.0)
-    ea, eb = _scaled(a, first), _scaled(b, second)
-    e = (ea + eb) * (1 + 4 * u) + 2 * u * (y.abs() + (s * _size(b) if s != 1 else 0))
+    reversed_ = "rsub" in str(f)
+    ea, eb = _scaled(a, s if reversed_ else 1.0), _scaled(b, 1.0 if reversed_ else s)
+    product = 0 if s == 1 else s * _size(a if reversed_ else b)
+    e = (ea + eb) * (1 + 4 * u) + 2 * u * (y.abs() + product)
     return Approx(y, widened(e.expand_as(y), 2, u))
 
 
@@ -284,7 +289,7 @@ def multiples(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     a, b = args
     if "div" in str(f):
         if isinstance(b, Approx) or kwargs.get("rounding_mode"):
-            raise NoRuleError(f"{f} by what depends on the input")
+            raise NoRuleError(f"{f} with rounding, or with a divisor that depends on the input")
         b = 1 / b
     y = f(value(a), value(args[1]), **kwargs)
     ea, eb = _scaled(a, 1), _scaled(b, 1)
@@ -294,7 +299,7 @@ def multiples(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
 def batch_norm(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Running statistics only: y = (x − μ)·a + b with a = w/√(σ² + ε), however it is grouped; at most 8 roundings."""
+    """Running statistics only: y = (x − μ)·a + b with a = w/√(σ² + ε), in any grouping; at most 8 roundings."""
     x, weight, bias, mean, var = args[:5]
     name = f._schema.name
     training = args[5] if "no_training" not in name else False
@@ -308,15 +313,15 @@ def batch_norm(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     b = torch.zeros_like(a) if bias is None else bias.abs().view(shape)
     e = a * x.error + gamma(8, u) * (a * (x.value.abs() + 2 * x.error + m) + b)
     y = f(x.value, *args[1:], **kwargs)
-    done = Approx(y[0] if isinstance(y, tuple | list) else y, widened(e, 8, u))
-    return [done, None, None] if isinstance(y, tuple | list) else done
+    result = Approx(y[0] if isinstance(y, tuple | list) else y, widened(e, 8, u))
+    return [result, None, None] if isinstance(y, tuple | list) else result
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")
 def softmax(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A shift of at most δ in every input changes each probability by a factor within e^±2δ, and each log by 2δ.
+    """A change of at most δ in every input changes each probability by a factor within e^±2δ, and each logarithm by 2δ.
 
-    Rounding: x − max loses u·|x − max|, exp, the sum of n and the division n + 10 units more.
+    Rounding: x − max loses u·|x − max|; exp, the sum of n terms and the division lose n + 10 units more.
     """
     x, dim = _approx(args[0], f), args[1]
     y = f(x.value, *args[1:], **kwargs)
@@ -331,9 +336,10 @@ def softmax(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 @rule("layer_norm", "native_layer_norm")
 def layer_norm(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """y = (x − μ)/√(σ² + ε)·w + b over the last axes; μ and σ² carry the errors of all their inputs.
+    """y = (x − μ)/√(σ² + ε)·w + b over the last axes; μ and σ² have the errors of all their inputs.
 
-    σ² by any of the usual ways, Welford's and E[x²] − μ² among them, is within γ_{3n}·mean(x²) of exact.
+    Each usual algorithm for σ², such as Welford's and E[x²] − μ², is within γ_{3n}·mean(x²) of the exact variance. If
+    the variance may be zero within these errors, the bound is infinite.
     """
     x, axes = _approx(args[0], f), tuple(range(-len(args[1]), 0))
     weight, bias = [*args[2:4], None, None][:2]
@@ -356,11 +362,12 @@ def layer_norm(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         + 8 * u * inverse
     )
     e = d.abs() * ei + ed * (inverse + ei)
+    e = torch.where(torch.isinf(ei), ei, e)  # 0 · ∞ is NaN
     e = e + 4 * u * d.abs() * inverse
     if weight is not None:
         e = e * weight.abs()
     y = f(x.value, *args[1:], **kwargs)
     first = y[0] if isinstance(y, tuple | list) else y
     e = e + 4 * u * (first.abs() + (0 if bias is None else bias.abs()))
-    done = Approx(first, widened(e, n, u))
-    return [done, None, None] if isinstance(y, tuple | list) else done
+    result = Approx(first, widened(e, n, u))
+    return [result, None, None] if isinstance(y, tuple | list) else result

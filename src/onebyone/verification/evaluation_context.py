@@ -1,6 +1,4 @@
-"""The settings under which proofs run: eval mode, plain IEEE arithmetic, one random stream; all put back
-after.
-"""
+"""The settings that proofs run under: eval mode, IEEE arithmetic, a fixed seed. All are restored afterwards."""
 
 from __future__ import annotations
 
@@ -14,12 +12,11 @@ from torch import nn
 
 @contextmanager
 def proof_settings(seed: int, *models: Any) -> Iterator[None]:
-    """Eval mode for `models`; TF32, reduced-precision sums, fused attention paths and autocast off; `seed`
-    set.
+    """Eval mode for `models`, and `seed` set; TF32, reduced-precision sums, fused attention and autocast are off.
 
-    What is switched off computes something other than the plain sums whose rounding the bounds describe:
-    TF32 rounds the inputs, split-K in float16 rounds the partial sums, NNPACK transforms (Winograd), and the
-    fast path of `nn.TransformerEncoderLayer` calls none of its layers.
+    What is switched off does not compute the plain sums whose rounding the bounds describe: TF32 rounds the inputs,
+    split-K in float16 rounds the partial sums, NNPACK uses Winograd transforms, and the fast path of
+    `nn.TransformerEncoderLayer` calls none of its layers.
     """
     with ExitStack() as stack:
         for model in models:
@@ -36,7 +33,7 @@ def proof_settings(seed: int, *models: Any) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """`model.eval()` inside; every module's own training flag back after, errors or not.
+    """Run the block in eval mode, and restore every module's own training flag afterwards, also after an error.
 
     >>> m = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
     >>> with eval_mode(m): [child.training for child in m]
@@ -46,7 +43,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     try:
-        # by flag, not by .eval(): exported modules forbid the call, and users override it
+        # the flag is set directly, because exported modules forbid .eval() and users override it
         for module, _ in flags:
             module.training = False
         yield
@@ -87,8 +84,8 @@ def _plain_arithmetic() -> Iterator[None]:
         switches = _switches()
         for owner, name, _ in switches:
             stack.callback(_restorer(owner, name, getattr(owner, name)))
-        # torch keeps older flags beside the newer ones, and raises where one is read while they disagree (which
-        # torch.export does): both are set, and both put back
+        # PyTorch keeps older flags beside the newer ones, and raises if one is read while the two disagree
+        # (torch.export reads them). So both are set, and both are restored.
         for read, write, value, default in _older_switches():
             stack.callback(write, _read(read, default))
             write(value)
@@ -102,7 +99,7 @@ def _plain_arithmetic() -> Iterator[None]:
 
 
 def _older_switches() -> list[tuple[Callable[[], Any], Callable[[Any], Any], Any, Any]]:
-    """How each is read and set, its value for proofs, and torch's default."""
+    """For each flag: how it is read and set, its value for proofs, and PyTorch's default."""
     cudnn = torch.backends.cudnn
     return [
         (lambda: cudnn.allow_tf32, lambda v: setattr(cudnn, "allow_tf32", v), False, True),
@@ -113,7 +110,7 @@ def _older_switches() -> list[tuple[Callable[[], Any], Callable[[Any], Any], Any
 def _read(read: Callable[[], Any], default: Any) -> Any:
     try:
         return read()
-    except RuntimeError:  # the user set the newer flags alone
+    except RuntimeError:  # the user set only the newer flags
         return default
 
 
@@ -123,7 +120,7 @@ def _restorer(owner: Any, name: str, value: Any) -> Callable[[], None]:
 
 @contextmanager
 def direct_convolutions() -> Iterator[None]:
-    """cuDNN off: it may choose Winograd or FFT algorithms, which the bound for plain sums does not cover."""
+    """Switch cuDNN off: it may choose Winograd or FFT algorithms, which the bounds for plain sums do not cover."""
     before = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = False
     try:

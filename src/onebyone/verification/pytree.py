@@ -1,4 +1,4 @@
-"""Nests of tensors: what networks take and give (tuples, lists, dicts, named tuples, dataclasses)."""
+"""Nested containers of tensors, as networks take and return them: tuples, lists, dicts, named tuples, dataclasses."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from onebyone.results.example_inputs import arguments as arguments
 
 
 def leaves(tree: Any, path: str = "") -> list[tuple[str, Tensor]]:
-    """Every tensor of a nest with its place in it, in a fixed order.
+    """Every tensor of a nested container with its path in it, in a fixed order.
 
     >>> [(path, tuple(t.shape)) for path, t in leaves({"a": torch.zeros(2), "b": [torch.zeros(3), None]})]
     [('a', (2,)), ('b.0', (3,))]
     """
     if isinstance(tree, Tensor):
         return [(path, tree)]
-    found: list[tuple[str, Tensor]] = []
-    for name, child in _children(tree):
-        found += leaves(child, f"{path}.{name}" if path else name)
-    return found
+    return [
+        leaf for name, child in _children(tree) for leaf in leaves(child, f"{path}.{name}" if path else name)
+    ]
 
 
 def map_tensors(tree: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest with `fn` applied to each tensor; whatever is not a nest or a tensor is kept as it is.
+    """The same container with `fn` applied to each tensor; anything else in it is kept.
 
     >>> map_tensors((torch.zeros(2), "x"), torch.exp)
     (tensor([1., 1.]), 'x')
@@ -61,9 +60,9 @@ def _children(tree: Any) -> list[tuple[str, Any]]:
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:
-    """The nest with its real floating tensors in `dtype` and complex ones in the complex type of that width.
+    """The same container with real floating tensors in `dtype` and complex ones in the complex type of that precision.
 
-    Token ids, masks and other integers are left alone.
+    Token ids, masks and other integers are kept.
 
     >>> cast((torch.ones(1), torch.ones(1, dtype=torch.int64)), torch.float64)
     (tensor([1.], dtype=torch.float64), tensor([1]))
@@ -81,7 +80,7 @@ def cast_tensor(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def wide(t: Tensor) -> Tensor:
-    """`t` detached and exactly, in float64 (complex128 where complex; integers up to 2^53), for comparing."""
+    """`t` detached and converted exactly to float64, or complex128; integers must not exceed 2^53."""
     t = t.detach()
     if t.is_sparse or t.is_quantized:
         t = t.to_dense() if t.is_sparse else t.dequantize()

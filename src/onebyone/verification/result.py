@@ -1,4 +1,4 @@
-"""What a verification found: plain frozen records, a table for people, a dict for JSON, or an error."""
+"""The results of a verification: frozen records that print as tables, become JSON, or raise an error."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ TILED = "tiled = whole"
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault planted in a layer's weights, to show that the check can see it.
+    """A fault that was injected into a layer's weights, to show that the checks would see it.
 
-    `seen_by_integers`: the integer probe differed. `seen_by_bound`: on real weights and inputs some element
-    was beyond the bound (None where not run); `deviation` the largest difference it made there; `why` says
-    what kept it hidden.
+    Attributes
+    ----------
+    name: what the fault is.
+    seen_by_integers: whether the integer probe differed.
+    seen_by_bound: whether some output on real weights and inputs exceeded the bound (None: not run).
+    deviation: the largest change of an output on real weights and inputs (None: not run).
+    why: why the fault was not seen on real weights; empty if it was.
     """
 
     name: str
@@ -35,13 +39,20 @@ class Fault:
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One converted layer.
+    """The checks of one converted layer.
 
-    `bitwise`: the integer probe agreed bit for bit, outputs and gradients (None: not run). On real weights
-    and the layer's own recorded input: `max_error` the largest |Δ|, `bound` the largest of the elementwise
-    bounds 2γₙ(|W||x|+|b|), `error_ratio` the largest |Δ| ÷ its bound (at most 1 to pass), `compared` how
-    many values, `arithmetic` whose unit roundoff the bound uses, `planted_fault` the smallest largest
-    deviation a planted fault made. `ok` is the verdict; `why` its reason, or what the check could not see.
+    Attributes
+    ----------
+    path, kind, law: which layer it is, what it was, and the law that the conversion applied.
+    bitwise: whether the integer probe agreed bit for bit, in outputs and gradients (None: not run).
+    max_error: the largest |Δ| on real weights and the layer's recorded input.
+    bound: the largest of the elementwise bounds 2γₙ(|W||x|+|b|) there.
+    error_ratio: the largest |Δ| ÷ its bound; at most 1 to pass.
+    compared: the number of values that were compared.
+    arithmetic: the type whose unit roundoff the bound uses.
+    faults: the injected faults, and whether the checks saw them.
+    ok: whether the layer passed.
+    why: why it did not pass, or what the check could not see.
     """
 
     path: str
@@ -59,11 +70,9 @@ class LayerCheck:
 
     @property
     def planted_fault(self) -> float | None:
-        """The smallest, over the planted faults, of the largest deviation each made on real weights and
-        inputs.
-        """
-        seen = [f.deviation for f in self.faults if f.deviation is not None]
-        return min(seen) if seen else None
+        """The largest deviation that an injected fault made on real weights and inputs, for the smallest such fault."""
+        deviations = [f.deviation for f in self.faults if f.deviation is not None]
+        return min(deviations) if deviations else None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data for JSON."""
@@ -72,9 +81,10 @@ class LayerCheck:
 
 @dataclass(frozen=True)
 class WeightDifference:
-    """A tensor of the converted network that is not the original's: its name there, and `what` differs.
+    """A tensor of the converted network that differs from the original's.
 
-    `differing` of `values` numbers differ in some bit, by up to `largest` (None where the two cannot be subtracted).
+    `name` is its name in the original, `what` the difference in words. `differing` of `values` numbers differ in some
+    bit, by up to `largest` (None if the two tensors cannot be subtracted).
     """
 
     name: str
@@ -89,10 +99,10 @@ class WeightDifference:
 
 @dataclass(frozen=True)
 class WeightCheck:
-    """The weights of both networks, bit for bit: `compared` tensors of `values` numbers in all.
+    """The comparison of both networks' weights, bit for bit: `compared` tensors with `values` numbers in all.
 
-    `differing` lists those that differ; `problems` says so in words, with the tensors that one network alone has;
-    `unverified` what could not be compared.
+    `differing` lists the tensors that differ. `problems` describes them in words, and the tensors that only one network
+    has. `unverified` lists what could not be compared.
     """
 
     compared: int
@@ -103,7 +113,7 @@ class WeightCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether every tensor that was compared is the original's."""
+        """Whether every tensor that was compared equals the original's."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,10 +123,10 @@ class WeightCheck:
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """Gradients of a random weighted sum of the outputs: `compared` tensors, the worst one's name and ratio.
+    """The comparison of gradients of a random weighted sum of the outputs.
 
-    The ratio is |Δ| in float64 over the original's own rounding error in its dtype (see
-    `verification.output_comparison`).
+    `compared` is the number of tensors, `worst` the name of the one with the largest ratio. The ratio is |Δ| in float64
+    over the original's own rounding error in its dtype (see `verification.output_comparison`).
     """
 
     ok: bool
@@ -133,14 +143,23 @@ class GradientCheck:
 
 @dataclass(frozen=True)
 class DenseCheck:
-    """A dense output against every window cropped and run by itself (or a tiled one against the whole).
+    """The comparison of any-size outputs with those of cropped windows (or of a tiled run with one of the whole image).
 
-    `windows`: how many were compared; `expected` and `found`: output places per axis. `max_abs_difference`,
-    and its derived elementwise `bound` (the largest; None where an operator has no rule: `bound_missing`
-    says which); `bound_ratio` the largest difference ÷ its bound. `float64_difference` is the same
-    comparison in float64. For padded networks: `mean_abs_difference`, `relative_to_spread` (largest
-    difference ÷ the standard deviation of the crops' outputs) and `class_agreement`, the share of windows
-    with the same best class.
+    Attributes
+    ----------
+    target: the name of what was compared.
+    ok: whether the comparison passed.
+    windows: the number of windows that were compared.
+    expected, found: the expected and the actual number of output positions per axis.
+    max_abs_difference, mean_abs_difference: over all outputs and windows.
+    relative_to_spread: the largest difference ÷ the standard deviation of the crops' outputs.
+    class_agreement: the share of windows with the same best class.
+    bound: the largest of the derived elementwise bounds (None if an operator has no error rule).
+    bound_ratio: the largest difference ÷ its bound.
+    bound_missing: the operator without a rule.
+    float64_difference, float64_limit: the same comparison in float64.
+    planted_shift: the difference that a shift by one position makes in float64.
+    why: why the comparison failed, or why it was only measured.
     """
 
     target: str
@@ -169,13 +188,22 @@ class DenseCheck:
 class Verification(Readable):
     """The outcome of `verify`.
 
-    `equivalent` is true only if something was checked, every check that ran passed and nothing was NaN or infinite;
-    `problems` lists what did not pass, `unverified` what was not looked at. `weights`: the tensors of both networks,
-    compared bit for bit (None: two callables, whose weights nothing relates). `nothing_verified`: no check could run,
-    so that nothing is known; then `equivalent` is false. `max_error`: largest |converted − original| in
-    the network's own dtype. `rounding_ratio`: see `verification.output_comparison`. `integer_probe`: all layers bit for
-    bit (None: none was run). `warnings`: what passed and deserves a look, such as dense results that few crops agree
-    with.
+    Attributes
+    ----------
+    equivalent: true only if something was checked, every check that ran passed, and nothing was NaN or infinite.
+    target: the name of what was verified.
+    max_error: the largest |converted − original| in the network's own dtype.
+    rounding_ratio: the converted network's rounding error ÷ the original's (see `verification.output_comparison`).
+    float64_error, float64_limit: the largest difference in float64, and the limit of that output.
+    layers: the checks of the converted layers.
+    weights: the comparison of all tensors (None for two callables, whose weights are not related).
+    gradients: the comparison of gradients.
+    dense: for an any-size network, the comparison with cropped windows.
+    first_difference: the path of the first layer that differs.
+    problems: what did not pass.
+    unverified: what was not checked, and why.
+    nothing_verified: whether no check could run; then `equivalent` is false.
+    warnings: what passed but deserves attention, such as an any-size network that few crops agree with.
     """
 
     equivalent: bool
@@ -221,12 +249,12 @@ class Verification(Readable):
         return self.dense.class_agreement if self.dense else None
 
     def check(self) -> Verification:
-        """Itself if equivalent.
+        """Return this verification if the networks are equivalent.
 
         Raises
         ------
         NotEquivalent
-            naming the first layer that differs and the figures.
+            otherwise, with the problems and the first layer that differs.
         """
         if self.equivalent:
             return self
@@ -236,7 +264,7 @@ class Verification(Readable):
         raise NotEquivalent(f"not equivalent ({self.target}): " + "; ".join(self.problems[:5]) + where, self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; a number that JSON cannot hold (NaN, infinity) becomes its name."""
+        """Plain data for JSON. NaN and infinity, which JSON does not have, become their names."""
         data: dict[str, Any] = {
             "equivalent": self.equivalent,
             "nothing_verified": self.nothing_verified,
@@ -302,7 +330,7 @@ class Verification(Readable):
             ("first differing layer", self.first_difference),
             (
                 "windows",
-                None if d is None else f"{d.windows} compared, {d.found} places, {d.expected} expected",
+                None if d is None else f"{d.windows} compared, {d.found} positions, {d.expected} expected",
             ),
             ("dense against crops", None if d is None else _against(d.max_abs_difference, d.bound, "bound")),
             (
@@ -318,7 +346,7 @@ class Verification(Readable):
         ]
 
 
-_LAYER_HEADERS = ["layer", "kind", "integers", "|Δ|", "bound", "smallest planted fault", "verdict"]
+_LAYER_HEADERS = ["layer", "kind", "integers", "|Δ|", "bound", "smallest injected fault", "verdict"]
 
 
 def _layer_row(layer: LayerCheck) -> list[str]:

@@ -1,4 +1,4 @@
-"""How far a network's computed output may be from exact arithmetic: its exported graph, walked with error bounds."""
+"""Bound the distance of a network's computed output from exact arithmetic, by propagating errors through its graph."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from onebyone.verification.pytree import cast_tensor
 
 
 class RunningError:
-    """A network exported once for one input shape, and the bounds it gives.
+    """A network, exported once for one input shape, with running error bounds on its outputs.
 
-    `RunningError(network, example)(x)` answers `[(output, bound), …]`, in the order of the outputs: |output
-    − exact| ≤ bound elementwise, in exact arithmetic on the same x and weights, for this and for every
-    other order of summation (see `error_rules`). x is taken as exact. Its dtype, float32 or float64, is the
-    one that is bounded, whichever the network was exported in.
+    `RunningError(network, example)(x)` returns `[(output, bound), …]`, in the order of the outputs, with
+    |output − exact| ≤ bound elementwise. `exact` is the result of exact arithmetic on the same x and weights. The bound
+    holds for every order of summation (see `error_rules`). x is assumed to be exact. Its dtype, float32 or float64, is
+    the one whose rounding is bounded, whichever dtype the network was exported in.
 
     Raises
     ------
     NoRuleError
-        where an operator has no rule, the network cannot be exported, or a bound overflows.
+        if an operator has no rule, the network cannot be exported, or a bound overflows.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
     >>> ((y, bound),) = RunningError(net, torch.ones(1, 3))(torch.ones(1, 3))
@@ -42,49 +42,49 @@ class RunningError:
             raise NoRuleError(f"sums in {example.dtype}")
         try:
             with warnings.catch_warnings():
-                # torch's own deprecations, met when it copies a program
+                # torch warns of its own deprecated features when it copies a program
                 warnings.simplefilter("ignore", FutureWarning)
                 warnings.simplefilter("ignore", DeprecationWarning)
                 program = network
                 if isinstance(program, nn.Module):
                     program = torch.export.export(program, (example,), strict=False)
-                # functional operators, kept whole: no in-place changes to follow
+                # functional operators without decomposition: the graph then has no in-place changes
                 self.program = program.run_decompositions({})
         except Exception as reason:
-            said = f"{type(reason).__name__}: {first_line(reason)}"
-            raise NoRuleError(f"the network cannot be exported ({said})") from reason
+            cause = f"{type(reason).__name__}: {first_line(reason)}"
+            raise NoRuleError(f"the network cannot be exported ({cause})") from reason
 
     def __call__(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        walker = _Walker(self.program, unit_roundoff(str(x.dtype)))
+        interpreter = _ErrorInterpreter(self.program, unit_roundoff(str(x.dtype)))
         with torch.no_grad():
-            outputs = walker.run(*self._inputs(x))
-        found = []
-        for answer in outputs if isinstance(outputs, list | tuple) else [outputs]:
-            if not isinstance(answer, Approx):
+            outputs = interpreter.run(*self._inputs(x))
+        bounds = []
+        for output in outputs if isinstance(outputs, list | tuple) else [outputs]:
+            if not isinstance(output, Approx):
                 raise NoRuleError("an output that does not depend on the input")
-            if not bool(torch.isfinite(answer.error).all()):
+            if not bool(torch.isfinite(output.error).all()):
                 raise NoRuleError("a bound that overflows: errors grow too much along the network")
-            found.append((answer.value, answer.error))
-        return found
+            bounds.append((output.value, output.error))
+        return bounds
 
     def _inputs(self, x: Tensor) -> list[Any]:
-        """The graph's arguments; parameters and constants in the dtype of x."""
+        """The graph's arguments, with parameters and constants in the dtype of x."""
         program = self.program
-        given: list[Any] = []
+        inputs: list[Any] = []
         for spec in program.graph_signature.input_specs:
             if spec.kind == InputKind.USER_INPUT:
-                given.append(Approx(x, torch.zeros_like(x)))
+                inputs.append(Approx(x, torch.zeros_like(x)))
                 continue
             name = str(spec.target)
-            held = program.state_dict if name in program.state_dict else program.constants
-            if name not in held or not isinstance(held[name], Tensor):
+            tensors = program.state_dict if name in program.state_dict else program.constants
+            if name not in tensors or not isinstance(tensors[name], Tensor):
                 raise NoRuleError(f"an input of kind {spec.kind.name}")
-            given.append(cast_tensor(held[name].detach(), x.dtype))
-        return given
+            inputs.append(cast_tensor(tensors[name].detach(), x.dtype))
+        return inputs
 
 
-class _Walker(fx.Interpreter):
-    """Runs constants as they are and values that depend on the input by their rules."""
+class _ErrorInterpreter(fx.Interpreter):
+    """Runs a graph. Values that depend on the input carry error bounds; other values are computed as usual."""
 
     def __init__(self, program: ExportedProgram, u: float) -> None:
         super().__init__(program.graph_module)
@@ -96,18 +96,18 @@ class _Walker(fx.Interpreter):
         if not any(isinstance(a, Approx) for a in _flat([*args, *kwargs.values()])):
             return target(*args, **kwargs)
         packet = getattr(target, "overloadpacket", None)
-        found = RULES.get(packet)
-        if found is None:
+        error_rule = RULES.get(packet)
+        if error_rule is None:
             if packet is torch.ops.aten._assert_tensor_metadata:
-                return None  # compares with the dtype of the export; the walk may run in another
-            if packet in _SIDE_EFFECT_FREE:
+                return None  # it checks the dtype of the export, and this run may have another dtype
+            if packet in _OF_SIZES:
                 return target(*value(args), **kwargs)
             raise NoRuleError(str(target))
-        return found(self.u, target, args, kwargs)
+        return error_rule(self.u, target, args, kwargs)
 
 
-# what looks at sizes and types only
-_SIDE_EFFECT_FREE = {
+# operators that read only the sizes and the type of a tensor
+_OF_SIZES = {
     getattr(torch.ops.aten, name)
     for name in ("sym_size", "zeros_like", "ones_like", "new_zeros", "new_ones")
     if hasattr(torch.ops.aten, name)
@@ -115,14 +115,14 @@ _SIDE_EFFECT_FREE = {
 
 
 def _flat(items: Any) -> list[Any]:
-    found: list[Any] = []
+    flat: list[Any] = []
     for item in items:
-        found += _flat(item) if isinstance(item, list | tuple) else [item]
-    return found
+        flat += _flat(item) if isinstance(item, list | tuple) else [item]
+    return flat
 
 
 def error_bound(network: nn.Module | ExportedProgram, x: Tensor) -> tuple[list[Tensor], str]:
-    """The bounds for each output on `x`, or none and the reason."""
+    """The bounds of each output on `x`; an empty list and the reason if there are none."""
     try:
         return [bound for _, bound in RunningError(network, x)(x)], ""
     except NoRuleError as reason:

@@ -1,10 +1,10 @@
-"""The weights themselves: every tensor of the converted network against the original's, bit for bit.
+"""Compare every tensor of the converted network with the original's, bit for bit.
 
-A conversion renames, reshapes and reorders weights; it never changes a value. So no tolerance applies: each parameter,
-buffer and plain tensor attribute, and whatever else the state dicts hold (a quantised layer's packed weights), is
-compared on its bits. The conversion's own maps are used in both directions: `state_dict_to_original` on what the
-converted network holds, and `state_dict_from_original` on what the original holds. Tensors that share their memory are
-equal without being read.
+A conversion renames, reshapes and reorders weights, and never changes a value. So no tolerance applies: each parameter,
+buffer and plain tensor attribute, and whatever else the state dicts hold (the packed weights of a quantised layer), is
+compared bit for bit. The conversion's own maps are used in both directions: `state_dict_to_original` on the converted
+network's tensors, and `state_dict_from_original` on the original's. Tensors that share their memory are equal without
+being read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
-class _Outcome:
+class _Comparison:
     compared: set[str] = field(default_factory=set)
     values: int = 0
     differing: dict[str, WeightDifference] = field(default_factory=dict)
@@ -54,11 +54,15 @@ def compare_weights(
     layers: Collection[str] = (),
     subset: bool = False,
 ) -> WeightCheck:
-    """Every tensor that `converted` holds, under the original's names and in its shapes, against `model`'s.
+    """Compare every tensor of `converted`, mapped to the original's names and shapes, with the same tensor of `model`.
 
-    Without maps the names are taken as they are, and tensors of the layers at the paths `layers` that have another
-    name or shape are listed as not compared. `subset`: the converted network may hold more tensors (index tables of a
-    dense form), or none of the original's (written by hand).
+    Parameters
+    ----------
+    to_original, from_original: the conversion's maps between state dicts. Without them the names are used unchanged,
+        and tensors of the layers at the paths `layers` that have another name or shape are listed as not compared.
+    layers: the paths of the converted layers.
+    subset: whether the converted network may hold more tensors than the original (index tables of an any-size network),
+        or fewer (a network written by hand).
 
     >>> net = nn.Linear(2, 2)
     >>> twin = nn.Linear(2, 2)
@@ -69,86 +73,90 @@ def compare_weights(
     >>> compare_weights(net, twin).problems
     ("bias differs from the original's in 2 of 2 values, by up to 9.54e-07",)
     """
-    found = _Outcome()
-    original, given = _held(model), _held(converted)
+    comparison = _Comparison()
+    original, actual = _tensors(model), _tensors(converted)
     required = {n for n in original if n not in _optional(model)}
     try:
-        back = given if to_original is None else to_original(given)
+        back = actual if to_original is None else to_original(actual)
     except Exception as error:
         why = f"state_dict_to_original() fails on the converted network's weights: {first_line(error)}"
         return WeightCheck(0, 0, problems=(why,))
     for name in original:
         if name in back:
-            _compare(name, original[name], back[name], found, _loose(name, layers, to_original))
+            _compare(name, original[name], back[name], comparison, _may_reshape(name, layers, to_original))
     missing = [n for n in original if n not in back and n in required]
     surplus = [n for n in back if n not in original and n not in _optional(converted)]
-    problems = [] if subset else [*_one_sided(missing, surplus, layers, to_original, found)]
+    problems = [] if subset else [*_one_sided(missing, surplus, layers, to_original, comparison)]
     if subset and missing:
-        found.notes.append(
+        comparison.notes.append(
             f"{_listed(missing)}: not held by the converted network under the original's names"
         )
-    if from_original is not None and not found.differing and not problems:
-        problems += _there(original, given, from_original)
+    if from_original is not None and not comparison.differing and not problems:
+        problems += _problems_of_map(original, actual, from_original)
     return WeightCheck(
-        compared=len(found.compared),
-        values=found.values,
-        differing=tuple(found.differing.values()),
-        problems=(*(str(d) for d in found.differing.values()), *problems),
-        unverified=tuple(found.notes),
+        compared=len(comparison.compared),
+        values=comparison.values,
+        differing=tuple(comparison.differing.values()),
+        problems=(*(str(d) for d in comparison.differing.values()), *problems),
+        unverified=tuple(comparison.notes),
     )
 
 
-def _there(original: Mapping[str, Any], given: Mapping[str, Any], from_original: Map) -> list[str]:
-    """Where the map from the original's weights gives others than the converted network holds."""
+def _problems_of_map(original: Mapping[str, Any], actual: Mapping[str, Any], from_original: Map) -> list[str]:
+    """One sentence for each tensor that the map from the original's weights gets wrong."""
     try:
-        made = from_original(original)
+        mapped = from_original(original)
     except Exception as error:
         return [f"state_dict_from_original() fails on the original's weights: {first_line(error)}"]
-    found = _Outcome()
-    for name in set(made) & set(given):
-        _compare(name, given[name], made[name], found, False)
+    comparison = _Comparison()
+    for name in set(mapped) & set(actual):
+        _compare(name, actual[name], mapped[name], comparison, False)
     return [
         f"{name}: state_dict_from_original() gives other values than the converted network holds"
-        for name in sorted(found.differing)
+        for name in sorted(comparison.differing)
     ]
 
 
 def _one_sided(
-    missing: list[str], surplus: list[str], layers: Collection[str], to_original: Map | None, found: _Outcome
+    missing: list[str],
+    surplus: list[str],
+    layers: Collection[str],
+    to_original: Map | None,
+    comparison: _Comparison,
 ) -> Iterator[str]:
-    """Tensors that one network alone has: problems, or notes for layers that no map leads back from."""
+    """Problems for tensors that only one network has; notes if their layer has no map."""
     for names, where in ((missing, "original"), (surplus, "converted network")):
         for name in names:
-            if _loose(name, layers, to_original):
-                found.notes.append(
+            if _may_reshape(name, layers, to_original):
+                comparison.notes.append(
                     f"{name}: only in the {where}, and the conversion has no map to compare it by"
                 )
             else:
                 yield f"{name} is in the {where} only"
 
 
-def _loose(name: str, layers: Collection[str], to_original: Map | None) -> bool:
-    """Whether a tensor is of a converted layer whose form no map describes."""
+def _may_reshape(name: str, layers: Collection[str], to_original: Map | None) -> bool:
+    """Whether a tensor belongs to a converted layer, and no map describes how that layer stores it."""
     return to_original is None and any(path in ("", name) or name.startswith(f"{path}.") for path in layers)
 
 
-def _held(model: nn.Module) -> dict[str, Any]:
-    """Everything a network computes with, by name: tied tensors under each name, nested state by its places."""
-    held: dict[str, Any] = {}
+def _tensors(model: nn.Module) -> dict[str, Any]:
+    """Everything a network computes with, by name: tied tensors under each name, nested state by its path."""
+    tensors: dict[str, Any] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
-        held |= {f"{prefix}{n}": v for n, v in vars(module).items() if isinstance(v, Tensor)}
+        tensors |= {f"{prefix}{n}": v for n, v in vars(module).items() if isinstance(v, Tensor)}
     with contextlib.suppress(
         Exception
-    ):  # hooks of other libraries; what the modules hold is compared all the same
-        held |= _flat(model.state_dict())
-    held |= dict(model.named_buffers(remove_duplicate=False))
-    held |= dict(model.named_parameters(remove_duplicate=False))
-    return held
+    ):  # hooks of other libraries may fail; the modules' own tensors are compared nevertheless
+        tensors |= _flat(model.state_dict())
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    tensors |= dict(model.named_parameters(remove_duplicate=False))
+    return tensors
 
 
 def _optional(model: nn.Module) -> set[str]:
-    """Tensors that an exported program drops where nothing reads them: plain attributes, buffers of no state dict."""
+    """Tensors that an exported program drops if nothing reads them: plain attributes and non-persistent buffers."""
     names: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -158,7 +166,7 @@ def _optional(model: nn.Module) -> set[str]:
 
 
 def _flat(state: Any, name: str = "") -> dict[str, Any]:
-    """Nested state (tuples of packed weights, dicts of extra state) as one level, tensors and plain values."""
+    """Nested state (tuples of packed weights, dicts of extra state) as one flat dict of tensors and plain values."""
     if isinstance(state, Mapping):
         items = [(str(k), v) for k, v in state.items()]
     elif isinstance(state, tuple | list) and not isinstance(state, torch.Size):
@@ -171,34 +179,36 @@ def _flat(state: Any, name: str = "") -> dict[str, Any]:
     return flat
 
 
-def _compare(name: str, a: Any, b: Any, found: _Outcome, loose: bool) -> None:
-    """One tensor or value; `loose` where the layer may hold it in another shape, which axes of size one allow."""
-    found.compared.add(name)
+def _compare(name: str, a: Any, b: Any, comparison: _Comparison, may_reshape: bool) -> None:
+    """Compare one tensor or value. `may_reshape`: the layer may store it with other axes of size one."""
+    comparison.compared.add(name)
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if loose and a.shape != b.shape:
+        if may_reshape and a.shape != b.shape:
             if [n for n in a.shape if n != 1] != [n for n in b.shape if n != 1]:
-                found.compared.discard(name)
-                found.notes.append(
+                comparison.compared.discard(name)
+                comparison.notes.append(
                     f"{name}: its shape changed, and the conversion has no map to compare it by"
                 )
                 return
             b = b.reshape(a.shape)
         if a.is_meta or b.is_meta or nn.parameter.is_lazy(a) or nn.parameter.is_lazy(b):
-            found.compared.discard(name)
+            comparison.compared.discard(name)
             if a.is_meta != b.is_meta:
-                found.differing[name] = WeightDifference(name, "is on the meta device in one network only")
+                comparison.differing[name] = WeightDifference(
+                    name, "is on the meta device in one network only"
+                )
             else:
-                found.notes.append(f"{name}: it has no values to compare")
+                comparison.notes.append(f"{name}: it has no values to compare")
             return
-        found.values += a.numel()
+        comparison.values += a.numel()
     try:
         difference = _difference(name, a, b)
     except Exception as error:
-        found.compared.discard(name)
-        found.notes.append(f"{name}: a {type(a).__name__} that cannot be compared ({first_line(error)})")
+        comparison.compared.discard(name)
+        comparison.notes.append(f"{name}: a {type(a).__name__} that cannot be compared ({first_line(error)})")
         return
     if difference is not None:
-        found.differing[name] = difference
+        comparison.differing[name] = difference
 
 
 def _difference(name: str, a: Any, b: Any) -> WeightDifference | None:
@@ -222,10 +232,9 @@ def _difference(name: str, a: Any, b: Any) -> WeightDifference | None:
 
 
 def _unequal(a: Tensor, b: Tensor) -> int:
-    """How many values differ in any bit."""
-    if hasattr(a, "__tensor_flatten__") and type(a) is type(
-        b
-    ):  # wrappers: what is inside, and how it is read
+    """The number of values that differ in any bit."""
+    # wrapper subclasses: their inner tensors, and the context that says how these are read
+    if hasattr(a, "__tensor_flatten__") and type(a) is type(b):
         (names, context), (_, other) = (t.__tensor_flatten__() for t in (a, b))  # type: ignore[attr-defined]
         inner = sum(_unequal(getattr(a, n), getattr(b, n)) for n in names)
         return inner or int(str(context) != str(other))
@@ -233,7 +242,7 @@ def _unequal(a: Tensor, b: Tensor) -> int:
         return 0 if torch.equal(a, b) else max(1, int((a.dequantize() != b.dequantize()).sum()))
     if a.layout != torch.strided:
         a, b = a.to_dense(), b.to_dense()
-    if _layout(a) == _layout(b):  # one memory, read in one way
+    if _layout(a) == _layout(b):  # the same memory, read in the same way
         return 0
     left, right = _bits(a), _bits(b.to(a.device))
     return 0 if torch.equal(left, right) else int((left != right).sum())
@@ -244,7 +253,7 @@ def _layout(t: Tensor) -> tuple[object, ...]:
 
 
 def _bits(t: Tensor) -> Tensor:
-    """The tensor as integers of its width, so that a sign of zero counts and NaN equals itself."""
+    """The tensor's bits as integers, so that the sign of a zero counts and NaN equals itself."""
     t = t.resolve_conj().resolve_neg()
     t = torch.view_as_real(t) if t.is_complex() else t
     return t.view(_INTEGER[t.itemsize]) if t.is_floating_point() else t
