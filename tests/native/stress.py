@@ -62,13 +62,13 @@ GROWTH = 2 * 18**2
 
 def environment(sanitizer: str) -> dict[str, str]:
     """The environment in which a process runs kernels compiled with that sanitizer."""
-    found = {**os.environ, **OPTIONS}
+    variables = {**os.environ, **OPTIONS, "CXX": "g++"}  # whose runtime it is
     if sanitizer in RUNTIMES:
         command = ["g++", f"-print-file-name={RUNTIMES[sanitizer]}"]
-        found["LD_PRELOAD"] = subprocess.run(
+        variables["LD_PRELOAD"] = subprocess.run(
             command, check=True, capture_output=True, text=True
         ).stdout.strip()
-    return found
+    return variables
 
 
 @contextmanager
