@@ -14,6 +14,9 @@ import numpy as np
 
 from onebyone.lifting.grid import Grid, Integers
 
+#: Samples in the example that networks are read with: two, so that operators which mix the batch are seen.
+BATCH = 2
+
 
 def identity(shape: Sequence[int]) -> Integers:
     """The index of a window's part of a map itself, shape `(channels, *nominal)`."""
@@ -106,10 +109,29 @@ class Stencil:
         """Places per axis that the features span."""
         return tuple(int(o.max()) + 1 for o in self.offsets)
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the features of a row are all at one position: its convolution has a 1×1 kernel."""
+        return all(k == 1 for k in self.kernel)
+
     def gather(self) -> Gather:
         """The gather that puts the features side by side as channels."""
         starts = np.asarray(self.offsets + np.asarray(self.start)[:, None])
         return Gather(self.channels, starts, self.step, self.nominal)
+
+    def feature_order(self, channels: int) -> tuple[Integers | None, Integers | None]:
+        """Which element of a `(channels, *kernel)` window each feature is, and the inverse of that order.
+
+        The order is None where features are in the window's own order; the inverse is None there, and where features
+        repeat elements or leave some out.
+        """
+        shape = (channels, *self.kernel)
+        order = np.ravel_multi_index((self.channels, *self.offsets), shape)
+        size = int(np.prod(shape))
+        if len(order) == size and (order == np.arange(size)).all():
+            return None, None
+        is_permutation = len(order) == size and len(np.unique(order)) == size
+        return order, np.argsort(order) if is_permutation else None
 
     def out_index(self, features: int) -> Integers:
         """The index of rows of `features` new features, shape `(*lead, features)`, into `(features, *nominal)`."""

@@ -1,28 +1,22 @@
-"""Values of a whole window that act on each of its places: squeeze-and-excitation, instance and group statistics.
+"""Values of a whole window that act on each of its positions: squeeze-and-excitation, group and instance statistics.
 
-Neighbouring windows share their places, so such a value cannot be right for all of them. It is refused, or taken by a
-choice: over the window around each place, or over the image.
+Neighbouring windows share their positions, so such a value cannot be right for all of them. It is refused, or it is
+taken, as the user chooses, over the window around each position or over the image.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import torch
-from torch import fx
 
 from onebyone.lifting.grid import Grid
 from onebyone.lifting.index import Gather
-from onebyone.pytorch.lift import emitter
-from onebyone.pytorch.lift.lifter import Cannot, Const, Lifted, Walk, handle_of
-from onebyone.pytorch.lift.rules import register
-from onebyone.pytorch.lift.rules_place import at_each_place
-from onebyone.pytorch.lift.sliding import arguments
-from onebyone.pytorch.lift.window_pools import pooled
-
-aten = torch.ops.aten
+from onebyone.lifting.lifter import Lifter
+from onebyone.lifting.operators import Call, GroupNorm
+from onebyone.lifting.rules.each_position import at_each_position
+from onebyone.lifting.rules.window_pools import pooled
+from onebyone.lifting.values import Cannot, Const, Lifted
 
 CHOOSE = (
     "global context: a value pooled over the whole window acts on every place of it; choose context='window' "
@@ -30,87 +24,72 @@ CHOOSE = (
 )
 
 
-def in_context(walk: Walk, node: fx.Node, value: Lifted, plan: Gather, nominal: tuple[int, ...]) -> Lifted:
-    """A value per window, laid out for maps of `nominal` places per window, by the walk's choice of context."""
+def in_context(lifter: Lifter, call: Call, value: Lifted, plan: Gather, nominal: tuple[int, ...]) -> Lifted:
+    """A value per window, for maps of `nominal` positions per window, taken over the chosen context."""
     if not value.pooled:
         raise Cannot("a value of one place is repeated over places, and it is no pool over the window")
-    if walk.context is None:
+    if lifter.context is None:
         raise Cannot(CHOOSE)
-    walk.context_nodes |= value.pooled
-    walk.not_exact(
-        node, f"global context, taken over the {walk.context}: neighbouring windows share their places"
+    lifter.context_pools |= value.pooled
+    lifter.not_exact(
+        call, f"global context, taken over the {lifter.context}: neighbouring windows share their places"
     )
-    gathered = walk.gathered(value, plan)
+    gathered = lifter.gathered(value, plan)
     if gathered.grid.image_wide:
         return gathered
-    size = [nominal[a] if a in plan.broadcast else 1 for a in range(walk.axes)]
-    handle = walk.call(emitter.spread, gathered.handle, tuple(size))
-    return replace(gathered, handle=handle, grid=_spread(gathered.grid, size))
+    # each position gets the value of the window that is centred on it, at the edges that of the nearest window
+    size = [nominal[a] if a in plan.broadcast else 1 for a in range(lifter.axes)]
+    sides = [((n - 1) // 2, n - 1 - (n - 1) // 2) for n in size]
+    handle = lifter.emit.pad(gathered.handle, sides, "replicate")
+    return replace(gathered, handle=handle, grid=_around_positions(gathered.grid, size))
 
 
-def _spread(grid: Grid, size: list[int]) -> Grid:
+def _around_positions(grid: Grid, size: list[int]) -> Grid:
+    """The grid of one window per position, from the grid of one position per window of `size` positions."""
     fields = tuple(f.shifted(-((n - 1) // 2)) for f, n in zip(grid.fields, size, strict=True))
     sizes = tuple(tuple(m + n - 1 for m in s) for s, n in zip(grid.sizes, size, strict=True))
     return replace(grid, fields=fields, sizes=sizes, nominal=tuple(size))
 
 
-@register(aten.instance_norm.default)
-def instance_norm(walk: Walk, node: fx.Node) -> Lifted:
-    """Mean and variance of each channel over the places."""
-    a = arguments(node)
-    value = walk.as_map(walk.lifted(a["input"]))
-    if not a["use_input_stats"]:
-        raise Cannot("an instance norm with running statistics")
-    return _standardised(
-        walk, node, value, value.grid.channels, walk.value(a["weight"]), walk.value(a["bias"]), a["eps"]
-    )
+def group_norm(lifter: Lifter, call: Call, operator: GroupNorm) -> Lifted:
+    """`(x - mean) / sqrt(var + eps) * weight + bias`, with the statistics of groups of channels over the positions.
 
-
-@register(aten.group_norm.default, aten.native_group_norm.default)
-def group_norm(walk: Walk, node: fx.Node) -> Any:
-    """Mean and variance over groups of channels and the places; as it is where the window has one place."""
-    a = arguments(node)
-    value = walk.lifted(node.args[0])
-    if max(value.grid.nominal) == 1 or len(value.shape) == 1:
-        return at_each_place(walk, node)
-    value = walk.as_map(value)
-    groups = int(a["num_groups"] if "num_groups" in a else a["group"])
-    result = _standardised(
-        walk, node, value, groups, walk.value(a["weight"]), walk.value(a["bias"]), a["eps"]
-    )
-    return (result, None, None) if "native" in str(node.target) else result
-
-
-def _standardised(
-    walk: Walk, node: fx.Node, value: Lifted, groups: int, weight: Any, bias: Any, eps: float
-) -> Lifted:
-    """`(x - mean) / sqrt(var + eps) * weight + bias`, with the statistics by context."""
+    Where the window has one position, the operator runs unchanged.
+    """
+    emit, value = lifter.emit, lifter.lifted(operator.source)
+    if operator.groups is not None and (max(value.grid.nominal) == 1 or len(value.shape) == 1):
+        return at_each_position(lifter, call)
+    value = lifter.as_map(value)
     nominal, channels = value.grid.nominal, value.grid.channels
-    mean = pooled(walk, node, value, nominal, "mean")
-    square = pooled(walk, node, replace(value, handle=value.handle * value.handle), nominal, "mean")
-    first = emitter.over_groups(mean.handle, groups)
-    second = emitter.over_groups(square.handle, groups)
-    spread = (second - first * first).clamp_min(0)
-    plan, each = _everywhere(channels, nominal), channels // groups
-    low = in_context(walk, node, replace(mean, handle=emitter.of_groups(first, each)), plan, nominal)
-    scale = emitter.of_groups(torch.rsqrt(spread + eps), each)
-    high = in_context(walk, node, replace(mean, handle=scale), plan, nominal)
-    if low.grid.image_wide:
-        (met, grid), low_handle, high_handle = (value, value.grid), low.handle, high.handle
-    else:
-        (met, a, b), grid = walk.met([value, low, high])
-        low_handle, high_handle = a.handle, b.handle
-    handle = (met.handle - low_handle) * high_handle
+    groups = operator.groups or channels
+    mean = pooled(lifter, call, value, nominal, "mean")
+    square = pooled(
+        lifter, call, replace(value, handle=emit.multiply(value.handle, value.handle)), nominal, "mean"
+    )
+    first, second = (
+        emit.reduce(emit.split_channels(v.handle, (groups, -1)), "mean", (2,)) for v in (mean, square)
+    )
+    variance = emit.maximum(emit.subtract(second, emit.multiply(first, first)), 0.0)
+    root = emit.reciprocal_root(emit.add(variance, operator.epsilon))
+    plan, each = _one_value_per_channel(channels, nominal), channels // groups
+    centre, scale = (
+        in_context(lifter, call, replace(mean, handle=emit.repeat_channels(statistic, each)), plan, nominal)
+        for statistic in (first, root)
+    )
+    grid = value.grid
+    if not centre.grid.image_wide:
+        (value, centre, scale), grid = lifter.aligned([value, centre, scale])
+    handle = emit.multiply(emit.subtract(value.handle, centre.handle), scale.handle)
     ids = np.arange(channels)
-    if isinstance(weight, Const):
-        handle = handle * emitter.per_channel(handle_of(weight), ids, walk.axes)
-    if isinstance(bias, Const):
-        handle = handle + emitter.per_channel(handle_of(bias), ids, walk.axes)
+    if isinstance(operator.weight, Const):
+        handle = emit.multiply(handle, emit.per_channel(operator.weight.handle, ids, lifter.axes))
+    if isinstance(operator.bias, Const):
+        handle = emit.add(handle, emit.per_channel(operator.bias.handle, ids, lifter.axes))
     return Lifted(handle, replace(grid, channels=channels), None, value.pooled)
 
 
-def _everywhere(channels: int, nominal: tuple[int, ...]) -> Gather:
-    """One value a channel for all places."""
+def _one_value_per_channel(channels: int, nominal: tuple[int, ...]) -> Gather:
+    """Broadcast one value per channel over all positions."""
     axes = len(nominal)
     wide = tuple(a for a in range(axes) if nominal[a] > 1)
     starts = np.zeros((axes, channels), dtype=np.int64)

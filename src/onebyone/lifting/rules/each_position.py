@@ -1,51 +1,33 @@
-"""Operators on values that are at one place each: places become samples of a batch, and the operator runs as it is."""
+"""Operators on values of one position each: positions become samples of a batch, and the operator runs unchanged."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import fx
+from math import prod
 
 from onebyone.lifting.index import identity
-from onebyone.pytorch.lift import emitter
-from onebyone.pytorch.lift.lifter import Cannot, Const, Lifted, Walk, functional, handle_of
-from onebyone.pytorch.lift.rules_shape import with_index
+from onebyone.lifting.lifter import Lifter
+from onebyone.lifting.operators import Call
+from onebyone.lifting.values import Cannot, Const, Lifted
 
 
-def at_each_place(walk: Walk, node: fx.Node) -> Lifted:
-    """Run an operator whose operands are whole values of one place: exact, since windows are then independent samples.
+def at_each_position(lifter: Lifter, call: Call) -> Lifted:
+    """Run an operator whose operands are values of one position: exact, since windows are then independent samples.
 
-    Legal only for operators that treat the samples of a batch independently, with the batch in front.
+    Legal only for operators that treat the samples of a batch independently, with the batch as their first axis.
     """
-    values = {n: walk.at_one_place(v) for n, v in _operands(walk, node).items()}
-    maps, grid = walk.met(list(values.values()))
-    batches = {}
-    for (source, _), laid in zip(values.items(), maps, strict=True):
-        batches[source] = emitter.as_batch(laid.handle, walk.axes, _operands(walk, node)[source].shape)
-
-    def argument(a: Any) -> Any:
-        if isinstance(a, fx.Node):
-            held = walk.values[a]
-            return batches[a] if a in batches else handle_of(held) if isinstance(held, Const) else held
-        return a
-
-    args = fx.node.map_aggregate(node.args, argument)
-    kwargs = fx.node.map_aggregate(dict(node.kwargs), argument)
-    out = walk.call(functional(node.target), *args, **kwargs)
-    meta = node.meta["val"]
-    if not isinstance(meta, torch.Tensor):
+    if len(call.shapes) != 1:
         raise Cannot("several results")
-    shape = tuple(int(n) for n in meta.shape[1:])
-    handle = emitter.from_batch(out, maps[0].handle, walk.axes)
-    channels = 1
-    for n in shape:
-        channels *= n
-    whole = replace(grid, channels=channels)
-    pooled = frozenset().union(*(v.pooled for v in values.values()))
-    return with_index(Lifted(handle, whole, None, pooled), identity(shape))
-
-
-def _operands(walk: Walk, node: fx.Node) -> dict[fx.Node, Lifted]:
-    return {n: walk.lifted(n) for n in node.all_input_nodes if isinstance(walk.values[n], Lifted)}
+    values = [lifter.lifted(v) for v in call.operands if isinstance(v, Lifted)]
+    maps, grid = lifter.aligned([lifter.at_one_position(v) for v in values])
+    batches = iter(
+        lifter.emit.as_batch(m.handle, lifter.axes, v.shape) for m, v in zip(maps, values, strict=True)
+    )
+    handles = [
+        next(batches) if isinstance(v, Lifted) else v.handle if isinstance(v, Const) else v
+        for v in call.operands
+    ]
+    handle = lifter.emit.from_batch(call.apply(*handles), maps[0].handle, lifter.axes)
+    pooled: frozenset[str] = frozenset().union(*(v.pooled for v in values))
+    result = Lifted(handle, replace(grid, channels=prod(call.shape)), None, pooled)
+    return result.with_index(identity(call.shape))

@@ -1,122 +1,64 @@
-"""Shape operators: run on the index alone, so that no size is baked in and no order is assumed."""
+"""Shape operators act on the index alone, so that no size is fixed and no order of elements is assumed."""
 
 from __future__ import annotations
 
-import operator
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import fx
 
 from onebyone.lifting.grid import Integers
-from onebyone.lifting.index import batched, unbatched
-from onebyone.pytorch.lift.exported_graph import BATCH
-from onebyone.pytorch.lift.lifter import Cannot, Const, Lifted, Walk, functional
-from onebyone.pytorch.lift.rules import refusing, register
-from onebyone.pytorch.lift.rules_filled import beside
-
-aten = torch.ops.aten
-
-MOVES = (
-    aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t,
-    aten.squeeze, aten.unsqueeze, aten.movedim, aten.swapaxes, aten.swapdims, aten.numpy_T, aten.mT,
-    aten.select, aten.slice, aten.narrow, aten.flip, aten.roll, aten.rot90, aten.expand, aten.expand_as, aten.repeat,
-    aten.repeat_interleave, aten.chunk, aten.split, aten.split_with_sizes, aten.unbind, aten.tensor_split,
-    aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle, aten.unfold, aten.diagonal, aten.tile,
-    aten.broadcast_to, aten.view_as, aten.reshape_as, aten.ravel, aten.adjoint, aten.moveaxis, aten.hsplit, aten.vsplit,
-)  # fmt: skip
-
-PASSES = (
-    aten.contiguous, aten.clone, aten.detach, aten.alias, aten.lift_fresh_copy, aten.positive, aten.detach_,
-    aten._assert_tensor_metadata,
-)  # fmt: skip
+from onebyone.lifting.index import BATCH, batched, unbatched
+from onebyone.lifting.lifter import Lifter
+from onebyone.lifting.operators import Call, Concatenate, Rearrange, Stack
+from onebyone.lifting.rules.fill import fill_like
+from onebyone.lifting.values import Cannot, Const, Lifted, Value
 
 
-@register(*MOVES)
-def move(walk: Walk, node: fx.Node) -> Any:
-    """Run the operator on integers that number the elements of a batch; the result's numbers are the new index."""
-    value = walk.value(node.args[0])
+def rearrange(_lifter: Lifter, _call: Call, operator: Rearrange) -> Any:
+    """Run the operator on integers that number the elements of a batch: what comes out is the new index."""
+    value = operator.source
     if not isinstance(value, Lifted):
         raise Cannot("a constant takes its shape from a value that depends on the image")
-    index = value.indices()
     size = int(np.prod(value.grid.shape))
-
-    def argument(a: Any) -> Any:
-        other = walk.values.get(a) if isinstance(a, fx.Node) else None
-        if other is None or isinstance(other, (int, float)):
-            return a if other is None else other
-        if isinstance(other, Const) and other.known is not None:
-            return other.known
-        if not isinstance(other, Lifted):
-            raise Cannot("a shape or an index that depends on a constant tensor")
-        return torch.empty(
-            BATCH, *other.shape, dtype=torch.int64
-        )  # view_as, expand_as: only the shape counts
-
-    numbers = torch.from_numpy(batched(index, size, BATCH))
-    rest = fx.node.map_aggregate(node.args[1:], argument)
-    kwargs = fx.node.map_aggregate(dict(node.kwargs), argument)
-    result = functional(node.target)(numbers, *rest, **kwargs)
+    result = operator.run(batched(value.indices(), size, BATCH))
     if isinstance(result, (list, tuple)):
-        return tuple(_moved(value, r, size) for r in result)
-    return _moved(value, result, size)
+        return tuple(_rearranged(value, numbers, size) for numbers in result)
+    return _rearranged(value, np.asarray(result), size)
 
 
-def _moved(value: Lifted, result: torch.Tensor, size: int) -> Lifted:
-    index = unbatched(result.numpy(), size, BATCH)
+def _rearranged(value: Lifted, numbers: Integers, size: int) -> Lifted:
+    index = unbatched(numbers, size, BATCH)
     if isinstance(index, str):
         raise Cannot(index)
     if value.affine is not None and not np.array_equal(index, value.indices()):
         raise Cannot(
             "a vector with constants that depend on the position is rearranged before the next linear layer"
         )
-    return with_index(value, index)
+    return value.with_index(index)
 
 
-def with_index(value: Lifted, index: Integers) -> Lifted:
-    """The value with another index; the identity is kept as None."""
-    whole = index.shape == value.grid.shape and np.array_equal(index.ravel(), np.arange(index.size))
-    return Lifted(value.handle, value.grid, None if whole else index, value.pooled, value.affine)
+def concatenate(lifter: Lifter, _call: Call, operator: Concatenate) -> Lifted:
+    """Maps side by side along the channels; the index says which of them each element of the result is."""
+    parts, axis = list(operator.parts), operator.axis
+    if axis == 0 and all(_is_whole_map(part, parts[0]) for part in parts):
+        return lifter.concatenated(parts)
+    return side_by_side(lifter, _with_filled_constants(lifter, parts, axis), axis)
 
 
-refusing("places taken apart into patches by im2col (unfold)", aten.im2col, aten.col2im)
+def stack(lifter: Lifter, _call: Call, operator: Stack) -> Lifted:
+    """As `concatenate`, along a new axis."""
+    return _joined(
+        lifter, list(operator.parts), lambda indices: np.stack(indices, operator.axis + 1)
+    )  # after the batch
 
 
-@register(*PASSES)
-def same(walk: Walk, node: fx.Node) -> Any:
-    """The very same value."""
-    return walk.value(node.args[0])
+def side_by_side(lifter: Lifter, parts: Sequence[Value], axis: int) -> Lifted:
+    """Values side by side along an axis."""
+    return _joined(lifter, list(parts), lambda indices: np.concatenate(indices, axis + 1))
 
 
-@register(operator.getitem)
-def getitem(walk: Walk, node: fx.Node) -> Any:
-    """One of several results."""
-    result = walk.value(node.args[0])[node.args[1]]
-    if result is None and node.users:
-        raise Cannot(
-            "a second result that depends on where the window lies (the indices of a max-pool, for one)"
-        )
-    return result
-
-
-@register(aten.cat, aten.concat, aten.concatenate)
-def cat(walk: Walk, node: fx.Node) -> Lifted:
-    """Maps side by side along the channels; the index says where each element went."""
-    values = walk.value(node.args[0])
-    axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
-    if axis in (1, 1 - len(node.meta["val"].shape)) and all(_is_whole(v, values[0]) for v in values):
-        maps, grid = walk.met(values)
-        handle = walk.call(torch.cat, [m.handle.node for m in maps], 1)
-        channels = sum(m.grid.channels for m in maps)
-        pooled: frozenset[str] = frozenset().union(*(v.pooled for v in values))
-        return Lifted(handle, replace(grid, channels=channels), None, pooled)
-    axis %= len(node.meta["val"].shape)
-    return joined(walk, _beside_first(values, axis - 1), axis)
-
-
-def _is_whole(value: Any, first: Any) -> bool:
+def _is_whole_map(value: Value, first: Value) -> bool:
     """Whether the value is a map as it is, of the same part of the image as the first one."""
     return (
         isinstance(value, Lifted)
@@ -127,67 +69,46 @@ def _is_whole(value: Any, first: Any) -> bool:
     )
 
 
-@register(aten.stack)
-def stack(walk: Walk, node: fx.Node) -> Lifted:
-    """As `cat`, along a new axis."""
-    values = walk.value(node.args[0])
-    axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
-    return _joined(walk, values, lambda parts: torch.stack(parts, axis))
-
-
-def joined(walk: Walk, values: list[Any], axis: int) -> Lifted:
-    """Values side by side along an axis, the batch counted."""
-    return _joined(walk, values, lambda parts: torch.cat(parts, axis))
-
-
-def _beside_first(values: list[Any], axis: int) -> list[Any]:
-    """The values to be joined, constants of one number made maps that lie as the first value of the image does."""
-    first = next((v for v in values if isinstance(v, Lifted)), None)
+def _with_filled_constants(lifter: Lifter, parts: list[Value], axis: int) -> list[Value]:
+    """The values, with constants of one number as maps that have the positions of the first image-dependent value."""
+    first = next((p for p in parts if isinstance(p, Lifted)), None)
     if first is None or axis < 0 or first.affine is not None:
-        return values
-    return [beside(v, first, axis) if isinstance(v, Const) else v for v in values]
+        return parts
+    return [fill_like(lifter, p, first, axis) if isinstance(p, Const) else p for p in parts]
 
 
-def _joined(walk: Walk, values: list[Any], join: Any) -> Lifted:
-    if not all(isinstance(v, Lifted) and v.affine is None for v in values):
+def _joined(lifter: Lifter, parts: list[Value], join: Callable[[list[Integers]], Integers]) -> Lifted:
+    if not all(isinstance(p, Lifted) and p.affine is None for p in parts):
         raise Cannot("a constant is put beside values that depend on the image (a class token, for one)")
-    if all(v.handle is values[0].handle for v in values):
-        return _join_indices(
-            values[0], [v.indices() for v in values], int(np.prod(values[0].grid.shape)), join
-        )
-    if len({v.grid.image_wide for v in values}) > 1:
+    if all(p.handle is parts[0].handle for p in parts):  # parts of one map
+        return _join_indices(parts[0], [p.indices() for p in parts], join)
+    if len({p.grid.image_wide for p in parts}) > 1:
         raise Cannot("a value of the whole image is put beside values of a window")
-    compact = [_compact(walk, v) for v in values]
-    if len({v.grid.nominal for v, _ in compact}) > 1:
-        compact = [_vector(walk, v) for v in values]
-    maps, grid = walk.met([v for v, _ in compact])
-    handle = walk.call(torch.cat, [m.handle.node for m in maps], 1)
-    places = int(np.prod(grid.nominal))
+    compact = [
+        p if p.index is None or p.index.size >= int(np.prod(p.grid.shape)) else lifter.compact(p)
+        for p in parts
+    ]
+    if len({p.grid.nominal for p in compact}) > 1:
+        compact = [_at_one_position(lifter, p) for p in parts]
+    whole = lifter.concatenated(compact)
+    positions = int(np.prod(whole.grid.nominal))
     first, indices = 0, []
-    for part, (_, index) in zip(maps, compact, strict=True):
-        indices.append(index + first * places)
+    for part in compact:
+        indices.append(part.indices() + first * positions)
         first += part.grid.channels
-    whole = replace(grid, channels=first)
-    pooled = frozenset().union(*(v.pooled for v in values))
-    return _join_indices(Lifted(handle, whole, None, pooled), indices, first * places, join)
+    return _join_indices(whole, indices, join)
 
 
-def _join_indices(value: Lifted, indices: list[Integers], size: int, join: Any) -> Lifted:
-    numbers = join([torch.from_numpy(batched(i, size, BATCH)) for i in indices])
-    index = unbatched(numbers.numpy(), size, BATCH)
+def _at_one_position(lifter: Lifter, value: Lifted) -> Lifted:
+    at_one = lifter.at_one_position(value)
+    return at_one.with_index(at_one.indices().reshape(value.shape))
+
+
+def _join_indices(
+    value: Lifted, indices: list[Integers], join: Callable[[list[Integers]], Integers]
+) -> Lifted:
+    size = int(np.prod(value.grid.shape))
+    index = unbatched(join([batched(i, size, BATCH) for i in indices]), size, BATCH)
     if isinstance(index, str):
         raise Cannot(index)
-    return with_index(value, index)
-
-
-def _compact(walk: Walk, value: Lifted) -> tuple[Lifted, Integers]:
-    """The value on a map that holds no more than it needs; and its index there."""
-    if value.index is None or value.index.size >= int(np.prod(value.grid.shape)):
-        return value, value.indices()
-    held = walk.compact(value)
-    return held, held.indices()
-
-
-def _vector(walk: Walk, value: Lifted) -> tuple[Lifted, Integers]:
-    one = walk.at_one_place(value)
-    return one, one.indices().reshape(value.shape)
+    return value.with_index(index)

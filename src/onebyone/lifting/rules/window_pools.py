@@ -1,99 +1,80 @@
-"""Pools over a window's places: at stride 1 on a larger map; over the image by choice; or left out for a class map."""
+"""Pools over a window's positions: at stride 1 on a larger map, over the image, or left out for a class map."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from torch import fx
 
 from onebyone.laws.geometry import Sliding
-from onebyone.pytorch.lift import emitter
-from onebyone.pytorch.lift.exported_graph import module_path
-from onebyone.pytorch.lift.lifter import Lifted, Walk, op_name
-from onebyone.records import Change
+from onebyone.lifting.grid import Grid
+from onebyone.lifting.lifter import Lifter
+from onebyone.lifting.operators import Call, Reduction
+from onebyone.lifting.values import Handle, Lifted
+from onebyone.records import by
+
+#: The law by which a pool over all positions of a window becomes a sliding one.
+LAW = "global pool = pool over the window"
 
 
-def _full(value: Lifted, kernel: tuple[int, ...]) -> bool:
-    return kernel == value.grid.nominal
-
-
-def pooled(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...], name: str) -> Lifted:
-    """The map pooled over `kernel` places at stride 1: each window's own pool.
+def pooled(
+    lifter: Lifter, call: Call, value: Lifted, kernel: tuple[int, ...], reduction: Reduction
+) -> Lifted:
+    """The map pooled over `kernel` positions at stride 1: each window's own pool.
 
     A pool over the whole window is the network's head (`head="cam"` leaves it out) or a context (`context="image"`
     takes it over the image).
     """
-    places = int(np.prod(kernel))
-    if places == 1 or value.grid.image_wide:
-        return replace(value, index=None, handle=value.handle.abs() if "norm" in name else value.handle)
-    full = _full(value, kernel)
-    ops = [Sliding(k) for k in kernel]
-    if full and node.name in walk.image_wide:
-        handle = _image_pool(walk, value.handle, name, places)
-        grid = replace(
-            value.grid.through(ops), sizes=((1,) * len(value.grid.sizes[0]),) * walk.axes, image_wide=True
-        )
-        return Lifted(handle, grid, None, value.pooled | {node.name})
-    if full and name == "mean" and walk.head == "cam" and node.name not in walk.context_nodes:
-        return _left_out(walk, node, value, kernel)
-    handle = _window_pool(value.handle, kernel, name)
-    by = "×".join(str(k) for k in kernel)
-    walk.changes.append(
-        Change(
-            module_path(node),
-            op_name(node.target),
-            "global pool = pool over the window",
-            "pool over the map",
-            f"{by} pool at stride 1",
-        )
-    )
-    names = {node.name} if full else set()
-    return Lifted(handle, value.grid.through(ops), None, value.pooled | names)
+    positions = int(np.prod(kernel))
+    if positions == 1 or value.grid.image_wide:
+        handle = lifter.emit.absolute(value.handle) if reduction == "norm" else value.handle
+        return replace(value, index=None, handle=handle)
+    over_window = kernel == value.grid.nominal
+    grid = value.grid.through([Sliding(k) for k in kernel])
+    if over_window and call.key in lifter.image_wide:
+        handle = _image_pool(lifter, value.handle, reduction, positions)
+        return Lifted(handle, image_wide(grid), None, value.pooled | {call.key})
+    if over_window and reduction == "mean" and lifter.head == "cam" and call.key not in lifter.context_pools:
+        return _left_out(lifter, call, value, kernel)
+    handle = _window_pool(lifter, value.handle, kernel, reduction)
+    lifter.change(call, LAW, "pool over the map", f"{by(kernel)} pool at stride 1")
+    keys = {call.key} if over_window else set()
+    return Lifted(handle, grid, None, value.pooled | keys)
 
 
-def _window_pool(handle: Any, kernel: tuple[int, ...], name: str) -> Any:
-    places = float(np.prod(kernel))
-    if name == "amax":
-        return emitter.window_max(handle, kernel)
-    if name == "amin":
-        return -emitter.window_max(-handle, kernel)
-    if name == "mean":
-        return emitter.window_mean(handle, kernel)
-    if name == "sum":
-        return emitter.window_mean(handle, kernel) * places
-    if name == "linalg_vector_norm":
-        return (emitter.window_mean(handle * handle, kernel) * places).sqrt()
-    raise AssertionError(name)
+def image_wide(grid: Grid) -> Grid:
+    """The grid of a map of one position that belongs to the whole image."""
+    return replace(grid, sizes=((1,) * len(grid.sizes[0]),) * len(grid.nominal), image_wide=True)
 
 
-def _image_pool(walk: Walk, handle: Any, name: str, places: int) -> Any:
-    """Over the whole image; sums and norms as if the image had the window's number of places."""
-    if name == "amax":
-        return emitter.image_max(handle, walk.axes)
-    if name == "amin":
-        return -emitter.image_max(-handle, walk.axes)
-    if name == "mean":
-        return emitter.image_mean(handle, walk.axes)
-    if name == "sum":
-        return emitter.image_mean(handle, walk.axes) * float(places)
-    if name == "linalg_vector_norm":
-        return emitter.image_norm(handle, walk.axes, places)
-    raise AssertionError(name)
+def _window_pool(lifter: Lifter, handle: Handle, kernel: tuple[int, ...], reduction: Reduction) -> Handle:
+    emit, ops, positions = lifter.emit, [Sliding(k) for k in kernel], float(np.prod(kernel))
+    if reduction == "max":
+        return emit.max_pool(handle, ops)
+    if reduction == "min":
+        return emit.negative(emit.max_pool(emit.negative(handle), ops))
+    if reduction == "mean":
+        return emit.mean_pool(handle, ops)
+    if reduction == "sum":
+        return emit.multiply(emit.mean_pool(handle, ops), positions)
+    squares = emit.mean_pool(emit.multiply(handle, handle), ops)
+    return emit.square_root(emit.multiply(squares, positions))
 
 
-def _left_out(walk: Walk, node: fx.Node, value: Lifted, kernel: tuple[int, ...]) -> Lifted:
-    """The map as it is, one place a window: what comes after the pool runs at each place."""
-    walk.left_out[node.name] = (kernel, value.grid.jump)
-    walk.changes.append(
-        Change(
-            module_path(node),
-            op_name(node.target),
-            "average pool commutes with linear",
-            "pool over the map",
-            "left out (class map)",
-        )
-    )
-    one = (1,) * walk.axes
-    return Lifted(value.handle, replace(value.grid, nominal=one), None, value.pooled | {node.name})
+def _image_pool(lifter: Lifter, handle: Handle, reduction: Reduction, positions: int) -> Handle:
+    """Over the whole image; sums and norms as if the image had the window's number of positions."""
+    emit, axes = lifter.emit, range(2, 2 + lifter.axes)
+    if reduction in ("max", "min", "mean"):
+        return emit.reduce(handle, reduction, axes, keep_axes=True)
+    if reduction == "sum":
+        return emit.multiply(emit.reduce(handle, "mean", axes, keep_axes=True), float(positions))
+    squares = emit.reduce(emit.multiply(handle, handle), "mean", axes, keep_axes=True)
+    return emit.square_root(emit.multiply(squares, float(positions)))
+
+
+def _left_out(lifter: Lifter, call: Call, value: Lifted, kernel: tuple[int, ...]) -> Lifted:
+    """The map as it is, one position per window: what comes after the pool runs at each position."""
+    lifter.left_out[call.key] = (kernel, value.grid.jump)
+    lifter.change(call, "average pool commutes with linear", "pool over the map", "left out (class map)")
+    one = (1,) * lifter.axes
+    return Lifted(value.handle, replace(value.grid, nominal=one), None, value.pooled | {call.key})

@@ -1,7 +1,7 @@
-"""Carry out the plans of `lifting` with torch operators.
+"""PyTorch's emitter: the functions of `onebyone.lifting.emitter.Emitter` on tensors and on `torch.fx.Proxy`s.
 
-Every function takes tensors or `torch.fx.Proxy`s alike: what is emitted into the any-size network and what the
-verifier runs on integers is one code.
+Every function takes either. So what is emitted into the any-size network and what the verifier runs on integers is the
+same code. The module itself is the emitter.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ import torch.nn.functional as F
 from torch import fx
 
 from onebyone.errors import BadInput
+from onebyone.laws.geometry import Sliding
 from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import Gather, Stencil
 from onebyone.pytorch.lift.window_linear import as_convolution, linear_on_windows
 
+aten = torch.ops.aten
+
 #: A tensor, or a proxy for one.
 Array = Any
 
-AVG_POOL: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_MEAN_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+_MAX_POOLS: tuple[Callable[..., Any], ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
 class Recorder(fx.proxy.GraphAppendingTracer):
@@ -39,7 +44,14 @@ class Recorder(fx.proxy.GraphAppendingTracer):
         return fx.Proxy(self.graph.get_attr(name), self)
 
 
-def constant(source: Array, ids: Integers) -> Array:
+def _call(target: Callable[..., Any], source: Array, *args: Any, **kwargs: Any) -> Array:
+    """A function of a tensor; for a proxy, one node of the graph that calls it."""
+    if isinstance(source, fx.Proxy):
+        return source.tracer.create_proxy("call_function", target, (source, *args), kwargs)
+    return target(source, *args, **kwargs)
+
+
+def _index_tensor(source: Array, ids: Integers) -> Array:
     """An index tensor on the device of `source`."""
     if isinstance(source, fx.Proxy):
         assert isinstance(source.tracer, Recorder)
@@ -47,9 +59,14 @@ def constant(source: Array, ids: Integers) -> Array:
     return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(source.device)
 
 
+# what only the front end itself calls
+
+
 def require_window(image: torch.Tensor, window: tuple[int, ...], bare: bool = False) -> torch.Tensor:
-    """The image itself, if it is at least the window; part of every any-size network. A `bare` one, without a channel
-    axis, gets one of one channel where it has none.
+    """The image itself, if it is at least as large as the window; part of every any-size network.
+
+    A network that is `bare` takes images without a channel axis; then a channel axis of one is added where it is
+    missing.
 
     Raises
     ------
@@ -68,30 +85,108 @@ def require_window(image: torch.Tensor, window: tuple[int, ...], bare: bool = Fa
     return image
 
 
-def gather(source: Array, plan: Gather, have: int) -> Array:
-    """The gathered map of a map of `have` channels: crops, strides and channel choices; runs of channels are views."""
+def limit(source: Array, counts: Sequence[Any]) -> Array:
+    """The map's first `counts` positions per axis; the counts may be symbolic."""
+    return source[(slice(None), slice(None), *(slice(0, n) for n in counts))]
+
+
+# sliding operators
+
+
+def convolution(
+    source: Array, weight: Array, bias: Array | None, ops: Sequence[Sliding], groups: int
+) -> Array:
+    source, padding = _evenly_padded(source, ops, 0.0)
+    stride, dilation = [op.stride for op in ops], [op.dilation for op in ops]
+    return _call(_CONVOLUTIONS[len(ops) - 1], source, weight, bias, stride, padding, dilation, groups)
+
+
+def linear(
+    source: Array,
+    weight: Array,
+    bias: Array | None,
+    stencil: Stencil,
+    channels: int,
+    form: Callable[..., Any] = linear_on_windows,
+) -> Array:
+    """A linear layer on the rows of a stencil: a convolution without padding, or another form in `window_linear`.
+
+    A 1×1 kernel is a convolution at any number of positions: libraries do not reorder its weight.
+    """
+    axes = len(stencil.step)
+    start = source if not any(stencil.start) else _take(source, stencil.start, (1,) * axes)
+    order, inverse = (
+        None if ids is None else _index_tensor(source, ids) for ids in stencil.feature_order(channels)
+    )
+    if stencil.is_pointwise and form is linear_on_windows:
+        form = as_convolution
+    arguments = (weight, bias, order, inverse, (channels, *stencil.kernel), stencil.step)
+    # the choice between the forms is made where the network runs
+    return _call(form, start, *arguments) if form is linear_on_windows else form(start, *arguments)
+
+
+def max_pool(source: Array, ops: Sequence[Sliding]) -> Array:
+    source, padding = _evenly_padded(source, ops, -np.inf)
+    settings = [[op.kernel for op in ops], [op.stride for op in ops], padding, [op.dilation for op in ops]]
+    if len(ops) > 1:
+        return _MAX_POOLS[len(ops) - 1](source, *map(tuple, settings))
+    # as images of one pixel in width, since exporting fixes the length of what `max_pool1d` reads
+    (kernel,), (stride,), (pad_before,), (dilation,) = settings
+    wide = ((kernel, 1), (stride, 1), (pad_before, 0), (dilation, 1))
+    return F.max_pool2d(source.unsqueeze(-1), *wide).squeeze(-1)
+
+
+def mean_pool(
+    source: Array, ops: Sequence[Sliding], count_padding: bool = True, divisor: int | None = None
+) -> Array:
+    if divisor is not None and len(ops) == 1:  # avg_pool1d takes no divisor
+        return mean_pool(source.unsqueeze(-1), (*ops, Sliding(1)), count_padding, divisor).squeeze(-1)
+    source, padding = _evenly_padded(source, ops, 0.0)
+    settings = [[op.kernel for op in ops], [op.stride for op in ops], padding]
+    ceil_mode = any(op.ceil_mode for op in ops)
+    last = [count_padding] if len(ops) == 1 else [count_padding, divisor]
+    return _call(_MEAN_POOLS[len(ops) - 1], source, *settings, ceil_mode, *last)
+
+
+def windows(source: Array, kernel: Sequence[int]) -> Array:
+    for axis, length in enumerate(kernel):
+        source = source.unfold(2 + axis, length, 1)
+    return source
+
+
+def _evenly_padded(source: Array, ops: Sequence[Sliding], number: float) -> tuple[Array, list[int]]:
+    """The map with the padding that PyTorch's operators cannot do, which is equal on both sides; and the rest."""
+    even = [min(op.pad_before, op.pad_after) for op in ops]
+    more = [(op.pad_before - n, op.pad_after - n) for op, n in zip(ops, even, strict=True)]
+    return (pad(source, more, "constant", number) if any(map(any, more)) else source), even
+
+
+# positions and channels
+
+
+def gather(source: Array, plan: Gather, channels: int) -> Array:
+    """Crops, strides and selected channels; runs of channels are views."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for k, start in enumerate(plan.starts.T):
         groups.setdefault(tuple(int(s) for s in start), []).append(k)
     if len(groups) == 1:
         ((start, _),) = groups.items()
-        return _take(_channels(source, plan.channels, have), start, plan.steps)
+        return _take(_channels(source, plan.channels, channels), start, plan.steps)
     parts, order = [], []
     for start, members in groups.items():
-        parts.append(_take(_channels(source, plan.channels[members], have), start, plan.steps))
+        parts.append(_take(_channels(source, plan.channels[members], channels), start, plan.steps))
         order += members
-    joined = torch.cat(common(parts, len(plan.steps)), 1)
+    joined = torch.cat(crop_to_common(parts, len(plan.steps)), 1)
     back = np.argsort(np.asarray(order))
     return joined if (back == np.arange(len(back))).all() else _select(joined, 1, back)
 
 
-def common(maps: Sequence[Array], axes: int) -> list[Array]:
-    """The maps cropped to their common extent."""
-    sizes = [minimum([m.shape[2 + a] for m in maps]) for a in range(axes)]
-    return [m[(slice(None), slice(None), *(slice(0, s) for s in sizes))] for m in maps]
+def crop_to_common(maps: Sequence[Array], axes: int) -> list[Array]:
+    sizes = [_minimum([m.shape[2 + a] for m in maps]) for a in range(axes)]
+    return [limit(m, sizes) for m in maps]
 
 
-def minimum(sizes: Sequence[Any]) -> Any:
+def _minimum(sizes: Sequence[Any]) -> Any:
     """The least of some sizes, which may be symbolic."""
     least = sizes[0]
     for size in sizes[1:]:
@@ -99,59 +194,132 @@ def minimum(sizes: Sequence[Any]) -> Any:
     return least
 
 
-def limit(source: Array, counts: Sequence[Any]) -> Array:
-    """The map's first `counts` places per axis."""
-    return source[(slice(None), slice(None), *(slice(0, n) for n in counts))]
-
-
-def stride(source: Array, steps: Sequence[int]) -> Array:
-    """Every `steps`-th place."""
+def strided(source: Array, steps: Sequence[int]) -> Array:
     return _take(source, (0,) * len(steps), steps)
 
 
-def copies(stencil: Stencil, channels: int) -> bool:
-    """Whether the convolution must copy the weight, because the features are not in the order of its kernel."""
-    order, _ = _order(stencil, channels)
-    return order is not None
-
-
-def _order(stencil: Stencil, channels: int) -> tuple[Integers | None, Integers | None]:
-    """Which element of a `C × kernel` window each feature is, and the inverse; None where features are in their own
-    order, and no inverse where they repeat elements or leave some out."""
-    shape = (channels, *stencil.kernel)
-    order = np.ravel_multi_index((stencil.channels, *stencil.offsets), shape)
-    size = int(np.prod(shape))
-    if len(order) == size and (order == np.arange(size)).all():
-        return None, None
-    unique = len(order) == size and len(np.unique(order)) == size
-    return order, np.argsort(order) if unique else None
-
-
-def linear(
-    source: Array,
-    weight: Array,
-    bias: Array,
-    stencil: Stencil,
-    channels: int,
-    form: Callable[..., Any] = linear_on_windows,
+def pad(
+    source: Array, amounts: Sequence[tuple[int, int]], mode: str = "constant", number: float = 0.0
 ) -> Array:
-    """A linear layer on the rows of a stencil: a convolution without padding, or one of its forms in `on_windows`.
+    sides = [n for pair in reversed(amounts) for n in pair]
+    return _call(aten.pad.default, source, sides, mode, number if mode == "constant" else None)
 
-    A 1×1 kernel is a convolution at any number of positions: libraries do not reorder its weight.
-    """
-    axes = len(stencil.step)
-    start = source if not any(stencil.start) else _take(source, stencil.start, (1,) * axes)
-    order, back = (None if ids is None else constant(source, ids) for ids in _order(stencil, channels))
-    if all(k == 1 for k in stencil.kernel) and form is linear_on_windows:
-        form = as_convolution
-    arguments = (start, weight, bias, order, back, (channels, *stencil.kernel), stencil.step)
-    if isinstance(source, fx.Proxy) and form is linear_on_windows:
-        return source.tracer.create_proxy("call_function", form, arguments, {})
-    return form(*arguments)
+
+def concatenate(maps: Sequence[Array]) -> Array:
+    return torch.cat(list(maps), 1)
+
+
+def filled(source: Array, number: float, dtype: torch.dtype) -> Array:
+    return torch.full_like(source.narrow(1, 0, 1), number, dtype=dtype)
+
+
+def repeat_channels(source: Array, count: int) -> Array:
+    return source.repeat_interleave(count, 1)
+
+
+def repeat_positions(source: Array, factors: Sequence[int]) -> Array:
+    for axis, factor in enumerate(factors):
+        source = source if factor == 1 else source.repeat_interleave(factor, 2 + axis)
+    return source
+
+
+def interpolate(source: Array, factors: Sequence[int]) -> Array:
+    mode = ("linear", "bilinear", "trilinear")[len(factors) - 1]
+    scale = tuple(float(f) for f in factors)
+    return _call(F.interpolate, source, scale_factor=scale, mode=mode, align_corners=False)
+
+
+def split_channels(source: Array, sizes: Sequence[int]) -> Array:
+    return source.unflatten(1, tuple(sizes))
+
+
+def merge_channels(source: Array, count: int) -> Array:
+    return source.flatten(1, count)
+
+
+def single_positions(source: Array, axes: int) -> Array:
+    for _ in range(axes):
+        source = source.unsqueeze(2)
+    return source
+
+
+def as_batch(source: Array, axes: int, shape: Sequence[int]) -> Array:
+    # a copy in any case: whether a view would do depends on sizes, and asking fixes them while exporting
+    return source.movedim(1, -1).clone(memory_format=torch.contiguous_format).view(-1, *shape)
+
+
+def from_batch(source: Array, like: Array, axes: int) -> Array:
+    sizes = [like.shape[0], *(like.shape[2 + a] for a in range(axes))]
+    return source.reshape(*sizes, -1).movedim(-1, 1)
+
+
+def _channels(source: Array, channels: Integers, count: int) -> Array:
+    first, length = int(channels[0]), len(channels)
+    if (channels == np.arange(first, first + length)).all():
+        return source if length == count else source.narrow(1, first, length)
+    return _select(source, 1, channels)
+
+
+def _select(source: Array, axis: int, ids: Integers) -> Array:
+    return source.index_select(axis, _index_tensor(source, ids))
+
+
+def _take(source: Array, start: Sequence[int], steps: Sequence[int]) -> Array:
+    if not any(start) and all(s == 1 for s in steps):
+        return source
+    return source[(slice(None), slice(None), *(slice(a, None, s) for a, s in zip(start, steps, strict=True)))]
+
+
+# reductions, normalisation and products
+
+
+def reduce(source: Array, reduction: str, axes: Sequence[int], keep_axes: bool = False) -> Array:
+    if reduction == "norm":
+        return (source * source).sum(tuple(axes), keepdim=keep_axes).sqrt()
+    method = {"mean": "mean", "sum": "sum", "max": "amax", "min": "amin"}[reduction]
+    return getattr(source, method)(tuple(axes), keepdim=keep_axes)
+
+
+def standardise_channels(
+    source: Array, weight: Array | None, bias: Array | None, epsilon: float | None, root_mean_square: bool
+) -> Array:
+    return _call(_standardise, source, weight, bias, epsilon, root_mean_square)
+
+
+def _standardise(
+    source: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    epsilon: float | None,
+    root_mean_square: bool,
+) -> torch.Tensor:
+    """Written out while exporting: torch's own asks whether the moved map is contiguous, which fixes sizes of one."""
+    channels = (source.shape[1],)
+    if not torch.compiler.is_exporting():
+        moved = source.movedim(1, -1)
+        if root_mean_square:
+            return F.rms_norm(moved, channels, weight, epsilon).movedim(-1, 1)
+        return F.layer_norm(moved, channels, weight, bias, epsilon or 0.0).movedim(-1, 1)
+    epsilon = torch.finfo(source.dtype).eps if epsilon is None else epsilon
+    centred = source if root_mean_square else source - source.mean(1, keepdim=True)
+    out = centred * torch.rsqrt((centred * centred).mean(1, keepdim=True) + epsilon)
+    ones = (1,) * (source.ndim - 2)
+    out = out if weight is None else out * weight.reshape(-1, *ones)
+    return out if bias is None else out + bias.reshape(-1, *ones)
+
+
+def grouped_product(source: Array, weight: Array) -> Array:
+    return torch.einsum("ngsk...,sko->ngso...", source, weight)
+
+
+def select(source: Array, axis: int, index: Array) -> Array:
+    return source.index_select(axis, index)
+
+
+# constants
 
 
 def per_channel(constant: Array, ids: Integers, axes: int) -> Array:
-    """A constant's elements `ids` as one value a channel, shape `(len(ids), 1, …)`."""
     flat = constant.reshape(-1)
     if not (len(ids) == 1 or (ids == np.arange(len(ids))).all()):
         flat = _select(flat, 0, ids)
@@ -160,123 +328,52 @@ def per_channel(constant: Array, ids: Integers, axes: int) -> Array:
     return flat.reshape(-1, *(1,) * axes)
 
 
-def window_mean(source: Array, size: Sequence[int]) -> Array:
-    """The mean over `size` places at stride 1."""
-    return AVG_POOL[len(size) - 1](source, tuple(size), 1)
+def reshape(constant: Array, shape: Sequence[int]) -> Array:
+    return constant.reshape(tuple(shape))
 
 
-def window_max(source: Array, size: Sequence[int]) -> Array:
-    """The maximum over `size` places at stride 1."""
-    one = [1] * len(size)
-    return max_pool(source, size, one, [0] * len(size), one)
+def permute(constant: Array, order: Sequence[int]) -> Array:
+    return constant.permute(tuple(order))
 
 
-def max_pool(
-    source: Array, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Array:
-    """The maximum over `size` places; of signals as of images one pixel wide, since exporting fixes the length of what
-    `max_pool1d` reads."""
-    if len(size) == 3:
-        return F.max_pool3d(source, tuple(size), tuple(stride), tuple(padding), tuple(dilation))
-    if len(size) == 2:
-        return F.max_pool2d(source, tuple(size), tuple(stride), tuple(padding), tuple(dilation))
-    wide = ((*size, 1), (*stride, 1), (*padding, 0), (*dilation, 1))
-    return F.max_pool2d(source.unsqueeze(-1), *wide).squeeze(-1)
+def tap(weight: Array, axis: int, position: int) -> Array:
+    return weight.select(axis, position)
 
 
-def image_mean(source: Array, axes: int) -> Array:
-    """The mean over the whole map, one place."""
-    return source.mean(tuple(range(2, 2 + axes)), keepdim=True)
+def matrix_vector(matrix: Array, vector: Array) -> Array:
+    return matrix @ vector
 
 
-def image_max(source: Array, axes: int) -> Array:
-    """The maximum over the whole map, one place."""
-    return source.amax(tuple(range(2, 2 + axes)), keepdim=True)
+# arithmetic
 
 
-def norm(source: Array, axis: int) -> Array:
-    """The root of the sum of squares along an axis."""
-    return (source * source).sum(axis).sqrt()
+def add(first: Array, second: Array | float) -> Array:
+    return first + second
 
 
-def channel_standard(
-    source: torch.Tensor, kind: str, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float | None
-) -> torch.Tensor:
-    """Layer (or RMS) normalisation over the channels of each place.
-
-    Spelled out while exporting: torch's own asks whether the moved map is contiguous, which fixes sizes of one place.
-    """
-    channels = (source.shape[1],)
-    if not torch.compiler.is_exporting():
-        moved = source.movedim(1, -1)
-        if kind == "rms":
-            return F.rms_norm(moved, channels, weight, eps).movedim(-1, 1)
-        return F.layer_norm(moved, channels, weight, bias, eps or 0.0).movedim(-1, 1)
-    eps = torch.finfo(source.dtype).eps if eps is None else eps
-    centred = source if kind == "rms" else source - source.mean(1, keepdim=True)
-    out = centred * torch.rsqrt((centred * centred).mean(1, keepdim=True) + eps)
-    spots = (1,) * (source.ndim - 2)
-    out = out if weight is None else out * weight.reshape(-1, *spots)
-    return out if bias is None else out + bias.reshape(-1, *spots)
+def subtract(first: Array, second: Array | float) -> Array:
+    return first - second
 
 
-def image_norm(source: Array, axes: int, places: int) -> Array:
-    """The root of the sum of squares over the whole map, as if it had `places` places."""
-    return ((source * source).mean(tuple(range(2, 2 + axes)), keepdim=True) * float(places)).sqrt()
+def multiply(first: Array, second: Array | float) -> Array:
+    return first * second
 
 
-def over_groups(source: Array, groups: int) -> Array:
-    """The mean over each of `groups` groups of channels, `(N, groups, …)`."""
-    return source.unflatten(1, (groups, -1)).mean(2)
+def maximum(first: Array, least: float) -> Array:
+    return first.clamp_min(least)
 
 
-def of_groups(source: Array, each: int) -> Array:
-    """A value a group as a value a channel, `each` channels a group: the inverse of `over_groups` in shape."""
-    return source.repeat_interleave(each, 1)
+def negative(source: Array) -> Array:
+    return -source
 
 
-def repeat_places(source: Array, factors: Sequence[int]) -> Array:
-    """Each place repeated `factors` times per axis."""
-    for axis, factor in enumerate(factors):
-        source = source if factor == 1 else source.repeat_interleave(factor, 2 + axis)
-    return source
+def absolute(source: Array) -> Array:
+    return source.abs()
 
 
-def spread(source: Array, size: Sequence[int]) -> Array:
-    """Give each place the value of the window of `size` places that is centred on it, the nearest window at the edges.
-
-    A map of windows `(…, H - h + 1, …)` becomes one of places `(…, H, …)`.
-    """
-    pads: list[int] = []
-    for n in reversed(size):
-        pads += [(n - 1) // 2, n - 1 - (n - 1) // 2]
-    return F.pad(source, pads, mode="replicate")
+def square_root(source: Array) -> Array:
+    return source.sqrt()
 
 
-def as_batch(source: Array, axes: int, shape: Sequence[int]) -> Array:
-    """A map whose channels are a whole value of `shape` as a batch of such values, one for each place."""
-    # a copy in any case: whether a view would do depends on sizes, and asking fixes them while exporting
-    return source.movedim(1, -1).clone(memory_format=torch.contiguous_format).view(-1, *shape)
-
-
-def from_batch(values: Array, like: Array, axes: int) -> Array:
-    """The inverse of `as_batch`: a batch of values as the channels of a map, of the extent of `like`."""
-    sizes = [like.shape[0], *(like.shape[2 + a] for a in range(axes))]
-    return values.reshape(*sizes, -1).movedim(-1, 1)
-
-
-def _channels(source: Array, channels: Integers, have: int) -> Array:
-    first, count = int(channels[0]), len(channels)
-    if (channels == np.arange(first, first + count)).all():
-        return source if count == have else source.narrow(1, first, count)
-    return _select(source, 1, channels)
-
-
-def _select(source: Array, axis: int, ids: Integers) -> Array:
-    return source.index_select(axis, constant(source, ids))
-
-
-def _take(source: Array, start: Sequence[int], steps: Sequence[int]) -> Array:
-    if not any(start) and all(s == 1 for s in steps):
-        return source
-    return source[(slice(None), slice(None), *(slice(a, None, s) for a, s in zip(start, steps, strict=True)))]
+def reciprocal_root(source: Array) -> Array:
+    return torch.rsqrt(source)
