@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from onebyone.laws.geometry import Sliding
+from onebyone.lifting.index import Stencil
 from onebyone.pytorch.lift import emitter
 from onebyone.pytorch.modules import convert, dropins
 from tests.fuzz.__main__ import run, smallest
@@ -176,7 +177,7 @@ def test_nothing_is_found_without_a_fault() -> None:
 
 def test_a_flatten_order_assumed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The features are taken to be in the kernel's order, whatever the graph says."""
-    monkeypatch.setattr(emitter, "_order", lambda stencil, channels: (None, None))
+    monkeypatch.setattr(Stencil, "feature_order", lambda self, channels: (None, None))
     assert any(f.what == "wrong numbers" for f in check_all(SCALED, Tally()))
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import fx, nn
 
 from onebyone.errors import Refused
+from onebyone.lifting.values import Lifted
 from onebyone.pytorch.lift import rules
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
-from onebyone.pytorch.lift.lifter import Lifted, Walk
+from onebyone.pytorch.lift.graph_lifter import GraphLifter
 from tests.pytorch.anysize import deviation
 
 SOFTCAP = "onebyone_tests::softcap"
@@ -51,10 +53,10 @@ class Net(nn.Module):
 
 @pytest.fixture
 def clean() -> Iterator[None]:
-    before = dict(rules._RULES)
+    before = dict(rules._DECODERS)
     yield
-    rules._RULES.clear()
-    rules._RULES.update(before)
+    rules._DECODERS.clear()
+    rules._DECODERS.update(before)
 
 
 @pytest.mark.usefixtures("clean")
@@ -66,9 +68,9 @@ def test_a_rule_makes_an_operator_liftable() -> None:
         convolutionalize(Net(), 8)
 
     @rules.register(torch.ops.onebyone_tests.channel_max)
-    def over_channels(walk: Walk, node: fx.Node) -> Lifted:
-        value = walk.as_map(walk.lifted(node.args[0]))
-        return Lifted(walk.call(node.target, value.handle), value.grid, None, value.pooled)  # type: ignore[arg-type]
+    def over_channels(lifter: GraphLifter, node: fx.Node) -> Lifted:
+        value = lifter.as_map(lifter.lifted(node.args[0]))
+        return replace(value, handle=lifter.call(node.target, value.handle))  # type: ignore[arg-type]
 
     d, error = deviation(Net(), 8)
     assert d.geometry.exact

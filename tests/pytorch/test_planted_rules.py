@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from onebyone.lifting.index import Groups
-from onebyone.pytorch.lift import emitter, rules_across, rules_filled, rules_maps
+from onebyone.lifting.rules import along_axes, fill, sliding
+from onebyone.pytorch.lift import emitter
+from onebyone.pytorch.lift.decoders import reduce as reduce_decoders
 from tests.pytorch.anysize import deviation
 from tests.pytorch.exact_networks import EXACT
 
@@ -38,30 +40,32 @@ def _other_constant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _other_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zero channels that hold ones."""
-    right = rules_filled.filled
-    for module in (rules_filled, rules_maps):
-        monkeypatch.setattr(module, "filled", lambda number, *rest: right(number + 1, *rest))
+    right = fill.filled
+    for module in (fill, sliding):
+        monkeypatch.setattr(
+            module, "filled", lambda lifter, number, *rest: right(lifter, number + 1, *rest)
+        )
 
 
 def _other_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window one place short in height."""
-    right = rules_across._windows
+    right = along_axes._windows
 
-    def wrong(walk: Any, node: Any, value: Any, kernel: tuple[int, ...]) -> Any:
-        lifted = right(walk, node, value, kernel)
+    def wrong(*arguments: Any) -> Any:
+        lifted = right(*arguments)
         return replace(lifted, handle=lifted.handle[..., 1:, :])
 
-    monkeypatch.setattr(rules_across, "_windows", wrong)
+    monkeypatch.setattr(along_axes, "_windows", wrong)
 
 
 def _other_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator that runs over the groups in place of the elements."""
-    right = rules_across._run
+    right = reduce_decoders._over_other_axes
 
-    def wrong(walk: Any, node: Any, handle: Any, dims: list[int]) -> Any:
-        return right(walk, node, handle.transpose(1, 2), dims)
+    def wrong(lifter: Any, node: Any, handle: Any, axes: list[int]) -> Any:
+        return right(lifter, node, handle.transpose(1, 2), axes)
 
-    monkeypatch.setattr(rules_across, "_run", wrong)
+    monkeypatch.setattr(reduce_decoders, "_over_other_axes", wrong)
 
 
 def _other_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,8 @@ def convolution(lifter: Lifter, call: Call, operator: Convolution) -> Lifted:
         for op, n in zip(ops, value.grid.nominal, strict=True)
     ]
     grid = lifter.slid(call, value.grid, ops, weight.shape[0])
-    bias = handle_or_none(operator.bias)
-    handle = lifter.emit.convolution(value.handle, weight.handle, bias, ops, operator.groups)
+    kernel, bias = weight.handle, handle_or_none(operator.bias)
+    handle = lifter.emit.convolution(value.handle, kernel, bias, ops, operator.groups)
     return Lifted(handle, grid, None, value.pooled)
 
 

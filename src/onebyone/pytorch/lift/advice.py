@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from onebyone.errors import OnebyoneError
 from onebyone.laws.geometry import Geometry
+from onebyone.lifting.lifter import PARTIAL
 from onebyone.pytorch.lift.exported_graph import evaluating
-from onebyone.pytorch.lift.sliding import PARTIAL
 from onebyone.records import by
 
 #: A receptive field of more than so many windows: three quarters of what an answer depends on lie outside its window.

@@ -15,15 +15,50 @@ import torch
 from torch import fx
 
 from onebyone.errors import Refused
+from onebyone.lifting.values import Lifted
 from onebyone.pytorch.lift.exported_graph import module_path
-from onebyone.pytorch.lift.lifter import Lifted, Walk, op_name
+from onebyone.pytorch.lift.graph_lifter import GraphLifter, op_name
 from onebyone.records import Refusal, by
 from onebyone.results.any_size import ClassMap
 
 aten = torch.ops.aten
 
 
-def class_map(walk: Walk) -> tuple[ClassMap, tuple[int, ...]]:
+@dataclass(frozen=True)
+class ClassMap:
+    """What a class map is made of: the places of one window that the pool took, per axis; and what is not affine.
+
+    `nonlinear` names every operator after the pool that does not commute with a mean. Without any, the means of the map
+    over `pool` places at stride 1 are what `head="window"` gives.
+    """
+
+    pool: tuple[int, ...]
+    nonlinear: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """What a place of the map stands for, as the geometry tells it."""
+        what = f"head='cam': evidence of each place, before the mean over a window's {by(self.pool)} places"
+        if not self.nonlinear:
+            return f"{what}; the means of the map over these places are the window's numbers"
+        more = len(self.nonlinear) - _SHOWN
+        names = ", ".join(self.nonlinear[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        return f"{what}; the means of the map are not the window's numbers, since {names} is not linear"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ClassMap:
+        """What `to_dict` wrote."""
+        return cls(tuple(int(n) for n in data["pool"]), tuple(str(n) for n in data["nonlinear"]))
+
+
+_SHOWN = 3  # operators that the reason names
+
+
+def class_map(lifter: GraphLifter) -> tuple[ClassMap, tuple[int, ...]]:
     """The class map of a finished walk, and the jump of its places in pixels.
 
     Raises
@@ -31,7 +66,7 @@ def class_map(walk: Walk) -> tuple[ClassMap, tuple[int, ...]]:
     Refused
         where no average pool was left out, several that differ were, or an output does not come through it.
     """
-    pools = {n: pool for n, pool in walk.left_out.items() if n not in walk.context_nodes}
+    pools = {n: pool for n, pool in lifter.left_out.items() if n not in lifter.context_pools}
     if not pools:
         raise _refused(
             "the network has no average pool over all of several places before its classifier, which alone a "
@@ -43,8 +78,8 @@ def class_map(walk: Walk) -> tuple[ClassMap, tuple[int, ...]]:
         )
         raise _refused(f"pools that differ: {said}; use head='window'")
     ((kernel, jump),) = set(pools.values())
-    after, nonlinear = _after(walk, set(pools))
-    output = next(n for n in walk.traced.graph.nodes if n.op == "output")
+    after, nonlinear = _after(lifter, set(pools))
+    output = next(n for n in lifter.traced.graph.nodes if n.op == "output")
     for number, value in enumerate(output.args[0]):
         if value is not None and value not in after:
             raise _refused(f"output {number} does not come through the average pool; use head='window'")
@@ -55,16 +90,16 @@ def _refused(reason: str) -> Refused:
     return Refused([Refusal("", "head='cam'", reason)], "the network has no class map")
 
 
-def _after(walk: Walk, pools: set[str]) -> tuple[set[fx.Node], tuple[str, ...]]:
+def _after(lifter: GraphLifter, pools: set[str]) -> tuple[set[fx.Node], tuple[str, ...]]:
     """Everything that depends on the pools, and the names of the operators among it that are not affine."""
     after: set[fx.Node] = set()
     named: list[str] = []
-    for node in walk.traced.graph.nodes:
+    for node in lifter.traced.graph.nodes:
         if node.name in pools:
             after.add(node)
             continue
-        inputs = [n for n in node.all_input_nodes if _depends_on_image(walk.values.get(n))]
-        if node.op != "call_function" or not after.intersection(inputs) or node not in walk.values:
+        inputs = [n for n in node.all_input_nodes if _depends_on_image(lifter.values.get(n))]
+        if node.op != "call_function" or not after.intersection(inputs) or node not in lifter.values:
             continue
         after.add(node)
         if not after.issuperset(inputs):

@@ -1,4 +1,4 @@
-"""Numbers of constants that are part of the code (zeros, ranges, literals): no checkpoint and no training changes them."""
+"""Numbers of constants that are part of the code (zeros, ranges, literals), which no checkpoint changes."""
 
 from __future__ import annotations
 

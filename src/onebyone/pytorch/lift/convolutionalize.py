@@ -17,13 +17,15 @@ from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws.geometry import Field, Geometry
 from onebyone.laws.scores import ScoreKind, read_kind
 from onebyone.lifting.grid import PERIOD, Grid
+from onebyone.lifting.values import Cannot, Lifted, Unknown
 from onebyone.pytorch.lift import emitter
 from onebyone.pytorch.lift.advice import advice
 from onebyone.pytorch.lift.class_map import class_map
 from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.pytorch.lift.exported_graph import Traced, trace
+from onebyone.pytorch.lift.graph_lifter import GraphLifter
 from onebyone.pytorch.lift.input_shapes import channel_guesses, hint, window_of
-from onebyone.pytorch.lift.lifter import Cannot, Lifted, Poison, Walk
+from onebyone.pytorch.lift.lifted_pairs import make_pair
 from onebyone.pytorch.lift.outputs import names_of, outputs_of, plain_containers
 from onebyone.pytorch.lift.rules import rule_for
 from onebyone.pytorch.modules.structure import require_python
@@ -91,9 +93,9 @@ def convolutionalize(
     size = _check(model, window, channels, head, context)
     traced, count = _traced(model, size, channel_guesses(model, size) if channels is None else (channels,))
     walk = _walk(traced, size, count, head, context, frozenset())
-    if context == "image" and walk.context_nodes:
-        walk = _walk(traced, size, count, head, context, frozenset(walk.context_nodes))
-    elif head == "cam" and walk.context_nodes:
+    if context == "image" and walk.context_pools:
+        walk = _walk(traced, size, count, head, context, frozenset(walk.context_pools))
+    elif head == "cam" and walk.context_pools:
         raise Refused([Refusal("", "head='cam'", "the network has global context inside; use head='window'")])
     if walk.refused:
         raise Refused(
@@ -177,14 +179,14 @@ def _walk(
     head: str,
     context: str | None,
     image_wide: frozenset[str],
-) -> Walk:
-    walk = Walk(traced, window, channels, head, context, image_wide)
-    walk.context_nodes |= image_wide
-    walk.run(rule_for)
+) -> GraphLifter:
+    walk = GraphLifter(traced, window, channels, head, context, image_wide)
+    walk.context_pools |= image_wide
+    walk.run(rule_for, make_pair)
     return walk
 
 
-def _finish(walk: Walk) -> tuple[nn.Module, Geometry, ClassMap | None]:
+def _finish(walk: GraphLifter) -> tuple[nn.Module, Geometry, ClassMap | None]:
     """Crop each output to the places of the windows, close the graph, and give it the network's own tensors."""
     node = next(n for n in walk.traced.graph.nodes if n.op == "output")
     leaves = [None if v is None else _answer(walk, i, walk.value(v)) for i, v in enumerate(node.args[0])]
@@ -215,7 +217,7 @@ def _finish(walk: Walk) -> tuple[nn.Module, Geometry, ClassMap | None]:
     return _module(walk), Geometry.from_fields(window, fields, reasons, bool(walk.image_wide)), evidence
 
 
-def _class_map(walk: Walk, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int, ...]]:
+def _class_map(walk: GraphLifter, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int, ...]]:
     """The class map, and the pixels of one of its places: the least image it takes from then on."""
     evidence, jump = class_map(walk)
     if stride != jump:
@@ -234,26 +236,26 @@ def _hull(a: Field, b: Field) -> Field:
     return Field(a.jump, start, stop - start)
 
 
-def _answer(walk: Walk, number: int, value: Any) -> Lifted:
+def _answer(walk: GraphLifter, number: int, value: Any) -> Lifted:
     """An output as a map of one place per window, its elements as channels."""
     if isinstance(value, Lifted) and value.affine is None and not value.grid.image_wide:
         try:
             if max(value.grid.nominal) > 1 and len(value.shape) == walk.axes + 1 and max(value.shape[1:]) > 1:
                 raise Cannot(f"gives a map of {by(value.shape[1:])} places for one window, not a vector")
-            return walk.at_one_place(value)
+            return walk.at_one_position(value)
         except Cannot as reason:
             walk.refused.append(Refusal("", f"output {number}", str(reason)))
-    elif not isinstance(value, Poison):
+    elif not isinstance(value, Unknown):
         walk.refused.append(Refusal("", f"output {number}", "does not depend on the place in the image"))
     return Lifted(value, Grid.image(1, walk.window))  # never used: a refusal is on record
 
 
 def _cropped(
-    walk: Walk, value: Lifted, window: tuple[int, ...], stride: tuple[int, ...], image: fx.Proxy
+    walk: GraphLifter, value: Lifted, window: tuple[int, ...], stride: tuple[int, ...], image: fx.Proxy
 ) -> Lifted:
     """The map at the windows' stride, with exactly one place a window."""
     steps = [s // j for s, j in zip(stride, value.grid.jump, strict=True)]
-    handle = emitter.stride(value.handle, steps)
+    handle = emitter.strided(value.handle, steps)
     exact = max(stride) <= PERIOD and all(
         all(-(-have // step) == (size + i - w) // s + 1 for i, have in enumerate(sizes))
         for sizes, step, s, w, size in zip(value.grid.sizes, steps, stride, window, walk.window, strict=True)
@@ -265,7 +267,7 @@ def _cropped(
     return replace(value, handle=handle)
 
 
-def _module(walk: Walk) -> nn.Module:
+def _module(walk: GraphLifter) -> nn.Module:
     """The graph as a module that holds the network's parameters and buffers under their own names."""
     root = nn.Module()
     for path, module in walk.modules.items():

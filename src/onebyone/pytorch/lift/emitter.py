@@ -90,6 +90,11 @@ def limit(source: Array, counts: Sequence[Any]) -> Array:
     return source[(slice(None), slice(None), *(slice(0, n) for n in counts))]
 
 
+def window_mean(source: Array, size: Sequence[int]) -> Array:
+    """The mean over `size` positions at stride 1."""
+    return mean_pool(source, [Sliding(n) for n in size])
+
+
 # sliding operators
 
 

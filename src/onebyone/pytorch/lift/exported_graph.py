@@ -14,14 +14,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from onebyone.errors import BadInput, Refused
+from onebyone.lifting.index import BATCH
 from onebyone.memory import require_memory
 from onebyone.pytorch.files.exporting import depends_on_values, why_not_followed
 from onebyone.pytorch.files.exporting import evaluating as evaluating
 from onebyone.pytorch.files.exporting import quiet as quiet
 from onebyone.records import Refusal, first_line
-
-#: Samples in the example a network is traced with: two, so that operators which mix the batch are seen.
-BATCH = 2
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,13 @@ from torch import fx, nn
 from onebyone.lifting.grid import Grid
 from onebyone.lifting.index import identity
 from onebyone.lifting.lifter import Lifter
-from onebyone.lifting.operators import Call
+from onebyone.lifting.operators import Call, LinearLayer, Rearrange
 from onebyone.lifting.rules.table import RULES, lift
 from onebyone.lifting.values import Cannot, Const, Deferred, Lifted, Unknown
 from onebyone.pytorch.lift import emitter
 from onebyone.pytorch.lift.arguments import arguments
 from onebyone.pytorch.lift.constants import known_number, known_numbers
 from onebyone.pytorch.lift.exported_graph import Traced, is_inplace, is_random, module_path, unread
-from onebyone.pytorch.lift.lifted_pairs import Pair, make_pair
 
 #: Why dropout that is always on, noise and the like are refused.
 RANDOM = (
@@ -39,7 +38,7 @@ class GraphLifter(Lifter):
     """The state of one conversion of a traced graph.
 
     `values` holds the lifted value of each node read so far, `modules` those that the new graph calls (batch norms,
-    dropouts), `pairs` each lifted linear layer beside its original. `channels` is None for an image without a channel
+    dropouts), `rearrangements` the nodes that are shape operators. `channels` is None for an image without a channel
     axis.
     """
 
@@ -56,14 +55,22 @@ class GraphLifter(Lifter):
         self.traced, self.channels = traced, channels
         self.values: dict[fx.Node, Any] = {}
         self.modules: dict[str, nn.Module] = {}
-        self.pairs: list[Pair] = []
+        self.rearrangements: set[fx.Node] = set()
+        self.pairs: list[Any] = []
         self.graph = fx.Graph()
         self.recorder = emitter.Recorder(self.graph)
-        self.decoder_of: Callable[[Any], Decoder | None] = lambda target: None
 
-    def run(self, decoder_of: Callable[[Any], Decoder | None]) -> None:
-        """Lift the whole graph; `decoder_of` gives the decoder of an operator, or None."""
-        self.decoder_of = decoder_of
+    def run(
+        self,
+        decoder_of: Callable[[Any], Decoder | None],
+        make_pair: Callable[[GraphLifter, fx.Node, LinearLayer], Any] | None = None,
+    ) -> None:
+        """Lift the whole graph.
+
+        `decoder_of` gives the decoder of an operator, or None. `make_pair` is called for each linear layer as soon as
+        it is lifted, and its results are kept in `pairs`.
+        """
+        self._decoder_of, self._make_pair = decoder_of, make_pair
         dead = unread(self.traced.graph)
         for node in self.traced.graph.nodes:
             if node in dead:
@@ -113,14 +120,17 @@ class GraphLifter(Lifter):
     def _lifted_results(self, node: fx.Node) -> Any:
         """The value of the node, or a tuple of values where the operator has several results; None for those that no
         rule gives."""
-        decoder = self.decoder_of(node.target)
+        decoder = self._decoder_of(node.target)
         if decoder is None:
             raise Cannot("this operator has no rule yet")
         result = decoder(self, node)
+        if isinstance(result, Rearrange):
+            self.rearrangements.add(node)
         if type(result) in RULES:
-            known_layers = len(self.linear_layers)
+            before = len(self.linear_layers)
             result = lift(self, self.call_of(node), result)
-            self.pairs += [make_pair(self, node, layer) for layer in self.linear_layers[known_layers:]]
+            if self._make_pair is not None:  # now, since an operator that writes in place changes `values`
+                self.pairs += [self._make_pair(self, node, layer) for layer in self.linear_layers[before:]]
         meta = node.meta.get("val")
         if isinstance(meta, (list, tuple)) and not isinstance(result, tuple):
             return (result, *(None,) * (len(meta) - 1))

@@ -15,46 +15,38 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from onebyone.lifting.index import Stencil
+from onebyone.lifting.index import BATCH, Stencil
+from onebyone.lifting.operators import LinearLayer
+from onebyone.lifting.values import Lifted
 from onebyone.pytorch.lift import emitter
-from onebyone.pytorch.lift.exported_graph import BATCH, module_path
-from onebyone.pytorch.lift.lifter import Const, Lifted, Walk, op_name
-from onebyone.pytorch.lift.rules_shape import move
+from onebyone.pytorch.lift.graph_lifter import GraphLifter
 from onebyone.pytorch.lift.window_linear import as_convolution, as_rows
 from onebyone.results.layer_pairs import WindowPair
 
 Params = dict[str, torch.Tensor]
 
 
-def make_pair(
-    walk: Walk,
-    node: fx.Node,
-    value: Lifted,
-    stencil: Stencil,
-    weight: Const,
-    bias: Const | None,
-    transposed: bool,
-) -> WindowPair:
-    """The pair of a linear layer at `node`, whose input is `value`."""
-    shapes = {"weight": weight.shape}
-    if bias is not None:
-        shapes["bias"] = bias.shape
+def make_pair(lifter: GraphLifter, node: fx.Node, layer: LinearLayer) -> WindowPair:
+    """The pair of a linear layer that was lifted at `node`."""
+    value, stencil, transposed = layer.source, layer.stencil, layer.transposed
+    shapes = {"weight": layer.weight.shape}
+    if layer.bias is not None:
+        shapes["bias"] = layer.bias.shape
     if value.affine is not None:
         shapes["scale"] = shapes["shift"] = value.shape
-    source = next((n for n in node.all_input_nodes if walk.values[n] is value), None)
-    way = _Way((), torch.from_numpy(value.indices())) if source is None else _way(walk, source, value)
-    pointwise = all(k == 1 for k in stencil.kernel)
+    source = next((n for n in node.all_input_nodes if lifter.values[n] is value), None)
+    way = _Way((), torch.from_numpy(value.indices())) if source is None else _way(lifter, source, value)
     return WindowPair(
-        path=module_path(node),
-        kind=op_name(node.target),
-        law="linear = pointwise convolution" if pointwise else "flatten∘linear = convolution without padding",
+        path=layer.call.path,
+        kind=layer.call.name,
+        law=layer.law,
         map_shape=value.grid.shape,
         step=stencil.step,
         parameter_shapes=shapes,
         original=partial(_original, way, transposed),
         converted=partial(_converted, stencil, value.grid.channels, transposed, as_convolution),
         unfolded=None
-        if pointwise
+        if stencil.is_pointwise
         else partial(_converted, stencil, value.grid.channels, transposed, as_rows),
     )
 
@@ -111,19 +103,19 @@ class _Way:
         return crop
 
 
-def _way(walk: Walk, source: fx.Node, value: Lifted) -> _Way:
+def _way(lifter: GraphLifter, source: fx.Node, value: Lifted) -> _Way:
     """Go back from the layer's input to the map that it came from, over shape operators."""
     operators: list[Callable[[torch.Tensor], torch.Tensor]] = []
     node = source
     while True:
-        held = walk.values[node]
+        held = lifter.values[node]
         if held.index is None and held.grid.shape == value.grid.shape:
             return _Way(tuple(reversed(operators)), None)
         previous = node.args[0] if node.args else None
-        before = walk.values.get(previous) if isinstance(previous, fx.Node) else None
+        before = lifter.values.get(previous) if isinstance(previous, fx.Node) else None
         if getattr(before, "grid", None) is None or before.grid.shape != value.grid.shape:  # type: ignore[union-attr]
             return _Way(tuple(reversed(operators)), torch.from_numpy(held.indices()))
-        if walk.rule_of(node) is move:
+        if node in lifter.rearrangements:
             operators.append(partial(_apply, node))
         elif held.shape != before.shape:  # type: ignore[union-attr]
             return _Way(tuple(reversed(operators)), torch.from_numpy(held.indices()))

@@ -37,8 +37,7 @@ def _refused(reason: str) -> Decoder:
 
 def _built_in() -> dict[Any, Decoder]:
     tables: list[Mapping[Any, Decoder]] = [
-        module.DECODERS
-        for module in (shape, sliding, reduce, elementwise_decoders, normalisation, product)
+        module.DECODERS for module in (shape, sliding, reduce, elementwise_decoders, normalisation, product)
     ]
     refused: list[Mapping[str, Iterable[Any]]] = [
         module.REFUSED for module in (shape, sliding, reduce, product)

@@ -40,9 +40,7 @@ def cast(lifter: GraphLifter, node: fx.Node) -> Lifted:
     """The value in the type of another, whose shape does not matter."""
     value, other = lifter.lifted(node.args[0]), lifter.value(node.args[1])
     target: Any = node.target
-    return replace(
-        value, handle=lifter.call(target, value.handle, other, *node.args[2:], **node.kwargs)
-    )
+    return replace(value, handle=lifter.call(target, value.handle, other, *node.args[2:], **node.kwargs))
 
 
 def dropout(lifter: GraphLifter, node: fx.Node) -> Lifted:

@@ -53,9 +53,7 @@ def _module(
     module: nn.Module = _MODULES[lifter.axes - 1](features, epsilon, momentum, affine, device="meta")
     for name in ("weight", "bias") if affine else ():
         tensor = tensors[f"{path}.{name}"]
-        module.register_parameter(
-            name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
-        )
+        module.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         module.register_buffer(name, tensors.get(f"{path}.{name}"))
     return module.eval()
@@ -65,7 +63,12 @@ def layer_norm(lifter: GraphLifter, node: fx.Node) -> LayerNorm:
     given = lifter.arguments(node)
     axes, is_rms = len(given["normalized_shape"]), "rms_norm" in str(node.target)
     return LayerNorm(
-        given["input"], axes, given.get("weight"), given.get("bias"), given.get("eps"), root_mean_square=is_rms
+        given["input"],
+        axes,
+        given.get("weight"),
+        given.get("bias"),
+        given.get("eps"),
+        root_mean_square=is_rms,
     )
 
 

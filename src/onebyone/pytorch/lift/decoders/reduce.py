@@ -37,7 +37,7 @@ def reduce(lifter: GraphLifter, node: fx.Node) -> Reduce:
 
 
 def extremum(lifter: GraphLifter, node: fx.Node) -> Reduce | AlongAxes:
-    """The largest or smallest elements, and where they are; the elements alone where nothing reads the second result."""
+    """The largest or smallest elements, and where they are; a reduction where nothing reads the second result."""
     if any(user.args[1] == 1 for user in node.users):
         return ordered(lifter, node)
     return _reduction(lifter, node, "max" if "max" in str(node.target) else "min")
