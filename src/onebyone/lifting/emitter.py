@@ -1,4 +1,4 @@
-"""The `Emitter` protocol: the operations on maps that rules emit, one method each.
+"""The `MapEmitter` protocol: the operations on maps that rules emit, one method each.
 
 A front end implements it once; PyTorch's writes into an fx graph. A *map* has the shape `(N, C, *positions)`, and
 `axes` is its number of spatial axes. Arguments called `source` and results are handles.
@@ -15,7 +15,7 @@ from onebyone.lifting.index import Gather, Stencil
 from onebyone.lifting.values import Handle
 
 
-class Emitter(Protocol):
+class MapEmitter(Protocol):
     """What rules ask of a front end."""
 
     # sliding operators on maps, one `Sliding` for each spatial axis

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onebyone.laws.geometry import Sliding
-from onebyone.lifting.emitter import Emitter
+from onebyone.lifting.emitter import MapEmitter
 from onebyone.lifting.grid import Grid, Integers
 from onebyone.lifting.index import Gather, Groups, as_gather, as_groups, as_stencil, identity, is_bijection
 from onebyone.lifting.operators import Call, LinearLayer
@@ -40,7 +40,7 @@ class Lifter:
     kernel and jump.
     """
 
-    emit: Emitter
+    emit: MapEmitter
     window: tuple[int, ...]
     head: str = "window"
     context: str | None = None

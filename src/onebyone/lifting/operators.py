@@ -78,7 +78,7 @@ class Rearrange:
 
 
 @dataclass(frozen=True)
-class Concatenate:
+class Concatenation:
     """Values side by side along an axis."""
 
     parts: Sequence[Value]
@@ -169,7 +169,7 @@ class Reduce:
 
 
 @dataclass(frozen=True)
-class AlongAxes:
+class AxisOperator:
     """An operator that mixes the elements along some axes and treats all others alike: softmax, sort, variance.
 
     `apply(handle, axes)` emits it over other axes (the batch counted) of another handle, without keeping reduced

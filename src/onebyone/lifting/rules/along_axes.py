@@ -16,14 +16,14 @@ import numpy as np
 from onebyone.laws.geometry import Sliding
 from onebyone.lifting.index import Groups, as_window
 from onebyone.lifting.lifter import Lifter
-from onebyone.lifting.operators import AlongAxes, Call
+from onebyone.lifting.operators import AxisOperator, Call
 from onebyone.lifting.rules.reduce import by_channel
 from onebyone.lifting.rules.window_pools import LAW, image_wide
 from onebyone.lifting.values import Cannot, Handle, Lifted
 from onebyone.records import by
 
 
-def along_axes(lifter: Lifter, call: Call, operator: AlongAxes) -> Any:
+def along_axes(lifter: Lifter, call: Call, operator: AxisOperator) -> Any:
     """The operator along axes whose elements are made the channels of one position, or over the positions of a window.
 
     Gives one lifted value for each of the call's results.
@@ -39,7 +39,7 @@ def along_axes(lifter: Lifter, call: Call, operator: AlongAxes) -> Any:
     return _results(lifter, call, operator, handles, grouped, groups)
 
 
-def _over_window(lifter: Lifter, call: Call, operator: AlongAxes, value: Lifted) -> Any:
+def _over_window(lifter: Lifter, call: Call, operator: AxisOperator, value: Lifted) -> Any:
     """The results where the elements are those of a rectangle of positions of each channel; else None."""
     axes = tuple(operator.axes)
     index = np.moveaxis(value.indices(), axes, range(-len(axes), 0))
@@ -55,7 +55,7 @@ def _over_window(lifter: Lifter, call: Call, operator: AlongAxes, value: Lifted)
 
 
 def _windows(
-    lifter: Lifter, call: Call, operator: AlongAxes, value: Lifted, kernel: tuple[int, ...]
+    lifter: Lifter, call: Call, operator: AxisOperator, value: Lifted, kernel: tuple[int, ...]
 ) -> Lifted:
     """A view of the map with the `kernel` positions from each position on as its last axes."""
     name, over_window = call.name.rpartition(".")[2], kernel == value.grid.nominal
@@ -77,7 +77,7 @@ def _windows(
 def _results(
     lifter: Lifter,
     call: Call,
-    operator: AlongAxes,
+    operator: AxisOperator,
     handles: Sequence[Handle],
     grouped: Lifted,
     groups: Groups,

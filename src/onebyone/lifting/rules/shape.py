@@ -10,7 +10,7 @@ import numpy as np
 from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import BATCH, batched, unbatched
 from onebyone.lifting.lifter import Lifter
-from onebyone.lifting.operators import Call, Concatenate, Rearrange, Stack
+from onebyone.lifting.operators import Call, Concatenation, Rearrange, Stack
 from onebyone.lifting.rules.fill import fill_like
 from onebyone.lifting.values import Cannot, Const, Lifted, Value
 
@@ -38,7 +38,7 @@ def _rearranged(value: Lifted, numbers: Integers, size: int) -> Lifted:
     return value.with_index(index)
 
 
-def concatenate(lifter: Lifter, _call: Call, operator: Concatenate) -> Lifted:
+def concatenate(lifter: Lifter, _call: Call, operator: Concatenation) -> Lifted:
     """Maps side by side along the channels; the index says which of them each element of the result is."""
     parts, axis = list(operator.parts), operator.axis
     if axis == 0 and all(_is_whole_map(part, parts[0]) for part in parts):

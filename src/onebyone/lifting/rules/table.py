@@ -22,9 +22,9 @@ from onebyone.lifting.rules.sliding import convolution, pad, pool
 
 RULES: dict[type, Callable[[Lifter, Call, Any], Any]] = {
     operators.AdaptivePool: adaptive_pool,
-    operators.AlongAxes: along_axes,
+    operators.AxisOperator: along_axes,
     operators.BatchNorm: batch_norm,
-    operators.Concatenate: concatenate,
+    operators.Concatenation: concatenate,
     operators.Convolution: convolution,
     operators.Einsum: einsum,
     operators.Elementwise: elementwise,

@@ -1,4 +1,4 @@
-"""PyTorch's emitter: the functions of `onebyone.lifting.emitter.Emitter` on tensors and on `torch.fx.Proxy`s.
+"""PyTorch's emitter: the functions of `onebyone.lifting.emitter.MapEmitter` on tensors and on `torch.fx.Proxy`s.
 
 Every function takes either. So what is emitted into the any-size network and what the verifier runs on integers is the
 same code. The module itself is the emitter.

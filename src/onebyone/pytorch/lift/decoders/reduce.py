@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from onebyone.lifting.operators import AlongAxes, Reduce, Reduction, axes_without_batch
+from onebyone.lifting.operators import AxisOperator, Reduce, Reduction, axes_without_batch
 from onebyone.lifting.values import Cannot, Const, Lifted
 from onebyone.pytorch.lift.graph_lifter import Decoder, GraphLifter, functional, op_name
 
@@ -36,14 +36,14 @@ def reduce(lifter: GraphLifter, node: fx.Node) -> Reduce:
     return _reduction(lifter, node, _REDUCTIONS[node.target])
 
 
-def extremum(lifter: GraphLifter, node: fx.Node) -> Reduce | AlongAxes:
+def extremum(lifter: GraphLifter, node: fx.Node) -> Reduce | AxisOperator:
     """The largest or smallest elements, and where they are; a reduction where nothing reads the second result."""
     if any(user.args[1] == 1 for user in node.users):
         return ordered(lifter, node)
     return _reduction(lifter, node, "max" if "max" in str(node.target) else "min")
 
 
-def vector_norm(lifter: GraphLifter, node: fx.Node) -> Reduce | AlongAxes:
+def vector_norm(lifter: GraphLifter, node: fx.Node) -> Reduce | AxisOperator:
     """A norm of order 2 is a reduction that pools can compute; of another order the operator itself runs."""
     given = lifter.arguments(node)
     if given["ord"] != 2 or given["dtype"] is not None:
@@ -57,15 +57,15 @@ def _reduction(lifter: GraphLifter, node: fx.Node, reduction: Reduction) -> Redu
     return Reduce(value, reduction, axes, bool(given["keepdim"]))
 
 
-def ordered(lifter: GraphLifter, node: fx.Node) -> AlongAxes:
+def ordered(lifter: GraphLifter, node: fx.Node) -> AxisOperator:
     return _along(lifter, node, any_order=False)
 
 
-def any_order(lifter: GraphLifter, node: fx.Node) -> AlongAxes:
+def any_order(lifter: GraphLifter, node: fx.Node) -> AxisOperator:
     return _along(lifter, node, any_order=True)
 
 
-def _along(lifter: GraphLifter, node: fx.Node, any_order: bool) -> AlongAxes:
+def _along(lifter: GraphLifter, node: fx.Node, any_order: bool) -> AxisOperator:
     given, value = lifter.arguments(node), lifter.lifted(node.args[0])
     axes = axes_without_batch(given["dim"], len(value.shape) + 1)
     name = op_name(node.target).removeprefix("aten.")
@@ -76,7 +76,7 @@ def _along(lifter: GraphLifter, node: fx.Node, any_order: bool) -> AlongAxes:
         return [result] if isinstance(meta, torch.Tensor) else [result[i] for i in range(len(meta))]
 
     reduces = any_order or "keepdim" in given
-    return AlongAxes(value, axes, apply, reduces, any_order, any_extent=name.startswith(("var", "std")))
+    return AxisOperator(value, axes, apply, reduces, any_order, any_extent=name.startswith(("var", "std")))
 
 
 def _over_other_axes(lifter: GraphLifter, node: fx.Node, handle: Any, dims: list[int]) -> Any:

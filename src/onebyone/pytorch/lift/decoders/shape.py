@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from onebyone.lifting.index import BATCH
-from onebyone.lifting.operators import Concatenate, Rearrange, Select, Stack
+from onebyone.lifting.operators import Concatenation, Rearrange, Select, Stack
 from onebyone.lifting.values import Cannot, Const, Lifted
 from onebyone.pytorch.lift.graph_lifter import Decoder, GraphLifter, functional
 
@@ -57,8 +57,8 @@ def getitem(lifter: GraphLifter, node: fx.Node) -> Any:
     return result
 
 
-def concatenate(lifter: GraphLifter, node: fx.Node) -> Concatenate:
-    return Concatenate(lifter.value(node.args[0]), _result_axis(node))
+def concatenate(lifter: GraphLifter, node: fx.Node) -> Concatenation:
+    return Concatenation(lifter.value(node.args[0]), _result_axis(node))
 
 
 def stack(lifter: GraphLifter, node: fx.Node) -> Stack:
