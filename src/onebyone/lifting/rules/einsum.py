@@ -30,7 +30,7 @@ def einsum_terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     """The letters of each operand and of the result of an equation, an ellipsis written out.
 
     >>> einsum_terms("b...c, oc -> b...o", (4, 2))
-    (['bdec', 'oc'], 'bdeo')
+    (['badc', 'oc'], 'bado')
     """
     left, arrow, result = equation.replace(" ", "").partition("->")
     terms = left.split(",")
