@@ -42,9 +42,7 @@ def _other_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zero channels that hold ones."""
     right = fill.filled
     for module in (fill, sliding):
-        monkeypatch.setattr(
-            module, "filled", lambda lifter, number, *rest: right(lifter, number + 1, *rest)
-        )
+        monkeypatch.setattr(module, "filled", lambda lifter, number, *rest: right(lifter, number + 1, *rest))
 
 
 def _other_size(monkeypatch: pytest.MonkeyPatch) -> None:

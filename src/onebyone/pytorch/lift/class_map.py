@@ -24,40 +24,6 @@ from onebyone.results.any_size import ClassMap
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class ClassMap:
-    """What a class map is made of: the places of one window that the pool took, per axis; and what is not affine.
-
-    `nonlinear` names every operator after the pool that does not commute with a mean. Without any, the means of the map
-    over `pool` places at stride 1 are what `head="window"` gives.
-    """
-
-    pool: tuple[int, ...]
-    nonlinear: tuple[str, ...] = ()
-
-    @property
-    def reason(self) -> str:
-        """What a place of the map stands for, as the geometry tells it."""
-        what = f"head='cam': evidence of each place, before the mean over a window's {by(self.pool)} places"
-        if not self.nonlinear:
-            return f"{what}; the means of the map over these places are the window's numbers"
-        more = len(self.nonlinear) - _SHOWN
-        names = ", ".join(self.nonlinear[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        return f"{what}; the means of the map are not the window's numbers, since {names} is not linear"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ClassMap:
-        """What `to_dict` wrote."""
-        return cls(tuple(int(n) for n in data["pool"]), tuple(str(n) for n in data["nonlinear"]))
-
-
-_SHOWN = 3  # operators that the reason names
-
-
 def class_map(lifter: GraphLifter) -> tuple[ClassMap, tuple[int, ...]]:
     """The class map of a finished walk, and the jump of its places in pixels.
 
