@@ -1,9 +1,9 @@
 """`nn.MultiheadAttention` with its projections as 1×1 convolutions.
 
-The module never calls its `out_proj`: it hands that layer's weight, and a packed input projection that is
-no layer at all, to a fused function; in evaluation `nn.TransformerEncoderLayer` does the same with
-everything in it. Swapping the layer alone would change nothing but the report. So the attention as a whole
-gets a drop-in that calls what it has.
+`nn.MultiheadAttention` never calls its `out_proj`. It passes that layer's weight, and a packed input projection that is
+not a layer, to a fused function. In eval mode, `nn.TransformerEncoderLayer` does the same with all of its layers. So
+replacing `out_proj` alone would have no effect, and the attention as a whole is replaced by a drop-in that calls its
+projections.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from onebyone.pytorch.modules.dropins import DropIn, pointwise_convolution
 from onebyone.pytorch.modules.layers import changed_class, plain_class, why_not_tensors
 from onebyone.pytorch.modules.native import Shell
 
-# Modules that read a child's weight unless a flag of theirs says not to: the flag, its value, the children.
+# Modules that read the weights of children unless a flag is set: the name of the flag, its value, the children.
 READERS: dict[str, tuple[object, tuple[str, ...]]] = {
-    # nn.TransformerEncoderLayer, in evaluation: 0 keeps it off its fused function
+    # nn.TransformerEncoderLayer in eval mode: 0 switches its fused function off
     "activation_relu_or_gelu": (0, ("self_attn", "linear1", "linear2")),
     # timm's attention in beit, eva and swin_transformer_v2: F.linear(x, self.qkv.weight, three biases)
     "qkv_bias_separate": (True, ("qkv",)),
@@ -29,10 +29,9 @@ READERS: dict[str, tuple[object, tuple[str, ...]]] = {
 
 
 class PointwiseAttention(nn.MultiheadAttention):
-    """Stands for an `nn.MultiheadAttention`: the same arguments and results, all four projections by
-    convolution.
+    """Drop-in replacement of `nn.MultiheadAttention`: same arguments and results, all four projections as convolutions.
 
-    Vaswani et al., "Attention Is All You Need", 2017, §3.2.2. Made by `onebyone.convert(model, to="conv")`.
+    Source: Vaswani et al., "Attention Is All You Need", 2017, §3.2.2. Made by `onebyone.convert(model, to="conv")`.
     """
 
     def forward(
@@ -46,9 +45,7 @@ class PointwiseAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """query (N, L, E), key and value (N, S, ·), batch first or not, or without N; as the original
-        documents it.
-        """
+        """query (N, L, E), key and value (N, S, ·), batch first or not, or without N; as `nn.MultiheadAttention`."""
         if query.is_nested:
             return self._ragged(query, need_weights, average_attn_weights)
         if query.dim() == 2:
@@ -74,8 +71,9 @@ class PointwiseAttention(nn.MultiheadAttention):
         return self._project_out(out), weights
 
     def _project_out(self, x: Tensor) -> Tensor:
-        """By the layer put in for `out_proj`; anything else in its place (a LoRA wrapper, say) is read, not called,
-        as the original does.
+        """The output projection: `out_proj` is called if it was replaced; of any other module the weight is read.
+
+        The original reads the weight too, also that of a wrapper such as LoRA's.
         """
         projection: Any = self.out_proj
         if isinstance(projection, DropIn | Shell):
@@ -101,24 +99,27 @@ class PointwiseAttention(nn.MultiheadAttention):
         mask = None
         if attn_mask is not None:
             mask = _additive(attn_mask, q)
-            whole = mask.dim() == 2
-            mask = mask[None, None] if whole else mask.view(q.shape[0], self.num_heads, *mask.shape[1:])
+            mask = (
+                mask[None, None]
+                if mask.dim() == 2
+                else mask.view(q.shape[0], self.num_heads, *mask.shape[1:])
+            )
         if padding is not None:
             keys = _additive(padding, q)[:, None, None, :]
             mask = keys if mask is None else mask + keys
         return mask
 
     def _extended(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values with the learned bias, and the zero, that the options add at their end."""
-        more: list[tuple[Tensor, Tensor]] = []
+        """Keys and values with the learned bias and the zero appended, as the module's options ask."""
+        extra: list[tuple[Tensor, Tensor]] = []
         if self.bias_k is not None and self.bias_v is not None:
-            shape = (1, self.num_heads, 1, self.head_dim)
-            more.append((self.bias_k.reshape(shape), self.bias_v.reshape(shape)))
+            by_head = (1, self.num_heads, 1, self.head_dim)
+            extra.append((self.bias_k.reshape(by_head), self.bias_v.reshape(by_head)))
         if self.add_zero_attn:
-            more.append((k.new_zeros(1, 1, 1, 1), v.new_zeros(1, 1, 1, 1)))
-        for extra_k, extra_v in more:
-            place = (*k.shape[:2], 1, k.shape[3])
-            k, v = torch.cat([k, extra_k.expand(place)], 2), torch.cat([v, extra_v.expand(place)], 2)
+            extra.append((k.new_zeros(1, 1, 1, 1), v.new_zeros(1, 1, 1, 1)))
+        for extra_k, extra_v in extra:
+            shape = (*k.shape[:2], 1, k.shape[3])
+            k, v = torch.cat([k, extra_k.expand(shape)], 2), torch.cat([v, extra_v.expand(shape)], 2)
             mask = None if mask is None else F.pad(mask, (0, 1))
         return k, v, mask
 
@@ -135,21 +136,21 @@ class PointwiseAttention(nn.MultiheadAttention):
         return weights @ v, weights
 
     def _ragged(self, x: Tensor, need_weights: bool, average: bool) -> tuple[Tensor, Tensor | None]:
-        """Self-attention on a nested tensor, as `nn.TransformerEncoder` makes of a padded batch."""
+        """Self-attention on a nested tensor, which `nn.TransformerEncoder` makes from a padded batch."""
         lengths = [part.shape[0] for part in x.unbind()]
         padded = x.to_padded_tensor(0.0)
-        places = torch.arange(padded.shape[1], device=x.device)
-        padding = places >= torch.tensor(lengths, device=x.device)[:, None]
+        positions = torch.arange(padded.shape[1], device=x.device)
+        padding = positions >= torch.tensor(lengths, device=x.device)[:, None]
         out, weights = self.forward(padded, padded, padded, padding, need_weights, None, average)
         parts = [row[:n] for row, n in zip(out.unbind(), lengths, strict=True)]
         return torch.nested.as_nested_tensor(parts, layout=x.layout), weights
 
 
 def _batched(query: Tensor, key: Tensor, value: Tensor, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The three with a batch axis; what was one tensor stays one."""
+    """The three tensors with a batch axis; equal tensors stay one tensor."""
     axis = 0 if batch_first else 1
-    made: dict[int, Tensor] = {}
-    q, k, v = (made.setdefault(id(t), t.unsqueeze(axis)) for t in (query, key, value))
+    batched: dict[int, Tensor] = {}
+    q, k, v = (batched.setdefault(id(t), t.unsqueeze(axis)) for t in (query, key, value))
     return q, k, v
 
 
@@ -169,13 +170,13 @@ def why_not_attention(module: nn.MultiheadAttention) -> str | None:
     return why_not_tensors(module)
 
 
-def stand_in_attention(module: nn.MultiheadAttention) -> None:
-    """Turn an attention, in place, into its drop-in."""
+def install_attention(module: nn.MultiheadAttention) -> None:
+    """Replace an attention, in place, by its drop-in."""
     module.__class__ = changed_class(module, PointwiseAttention)
 
 
 def restore_attention(module: PointwiseAttention) -> None:
-    """Turn a drop-in, in place, back into the attention that it stands for."""
+    """Turn a drop-in, in place, back into an `nn.MultiheadAttention`."""
     module.__class__ = changed_class(module, nn.MultiheadAttention)
 
 
@@ -187,16 +188,17 @@ def describe_attention(module: nn.MultiheadAttention) -> str:
     return "in_proj " + " + ".join("×".join(map(str, m.shape)) for m in matrices)
 
 
-def call_what_is_inside(module: nn.Module, made: tuple[type, ...]) -> None:
-    """Keep a module from reading the weights of layers in it that were replaced, instead of calling them.
+def call_replaced_children(module: nn.Module, replacements: tuple[type, ...]) -> None:
+    """Make a module call those of its children that were replaced, instead of reading their weights.
 
-    And let it do so again once they are back. The two cases known are in `READERS`.
+    `replacements` are the classes that children are replaced by. Once the children are restored, the module's own
+    setting is restored too. The two known cases are in `READERS`.
     """
     state = vars(module)
     for flag, (value, children) in READERS.items():
         if flag not in state:
             continue
-        replaced = any(isinstance(state["_modules"].get(name), made) for name in children)
+        replaced = any(isinstance(state["_modules"].get(name), replacements) for name in children)
         before = f"_onebyone_{flag}"
         if replaced:
             state.setdefault(before, state[flag])

@@ -1,4 +1,4 @@
-"""`convert` for PyTorch modules at `level="layers"` and `level="native"`: the walk over the layers."""
+"""`convert` for PyTorch modules, at `level="layers"` and `level="native"`."""
 
 from __future__ import annotations
 
@@ -23,40 +23,44 @@ from onebyone.pytorch.modules.structure import Successors, copy_structure, walk,
 from onebyone.records import Change, Refusal
 
 Only = str | Sequence[str] | Callable[[str, nn.Module], bool]
-SOURCE = {"conv": layers.LINEAR, "linear": layers.CONV}  # what each form is made from
+SOURCE = {"conv": layers.LINEAR, "linear": layers.CONV}  # the kind that each form is made from
 ON_A_TRANSPOSE = "on a weight stored as (inputs, outputs)"
 NAMES = {layers.LINEAR: "linear layer", layers.CONV: "1×1 convolution"}
 ON_PATCHES = "linear layer on patches"
 
 
 @dataclass
-class Place:
-    """One module that may be converted, at all the paths it has."""
+class LocatedModule:
+    """A module with all of its paths in the network.
+
+    `attention` is the attention whose output projection this module is; `projection` the output projection of this
+    attention.
+    """
 
     module: nn.Module
     paths: list[str]
-    attention: Place | None = None  # whose output projection it is
-    projection: Place | None = None  # the output projection of an attention
+    attention: LocatedModule | None = None
+    projection: LocatedModule | None = None
 
     @property
     def path(self) -> str:
         return self.paths[0]
 
     def matches(self, test: Callable[[str, nn.Module], bool]) -> bool:
-        """Whether any path of it passes; an attention and its output projection go together."""
-        both = [p for p in (self, self.attention, self.projection) if p is not None]
-        return any(test(path, place.module) for place in both for path in place.paths)
+        """Whether one of its paths passes the test. An attention and its output projection are chosen together."""
+        together = [m for m in (self, self.attention, self.projection) if m is not None]
+        return any(test(path, located.module) for located in together for path in located.paths)
 
     def why_not(self) -> str | None:
         """Why this layer cannot have a drop-in; None if it can."""
         if isinstance(self.module, nn.MultiheadAttention):
             return attention.why_not_attention(self.module)
         if self.attention is not None and (reason := self.attention.why_not()):
-            return f"its weight is read, it is never called; by {reason}"
+            return f"its weight is read, and it is never called, by {reason}"
         return layers.why_not(self.module)
 
-    def stays(self, to: str, level: str) -> str | None:
-        """Why a layer that already is of the form asked for stays as it is; None if it changes."""
+    def why_kept(self, to: str, level: str) -> str | None:
+        """Why a layer that already has the requested form is not converted; None if it is converted."""
         if to == layers.LINEAR and level == "layers" and layers.transposes(self.module):
             return f'it is a linear layer already, {ON_A_TRANSPOSE}; level="native" makes an nn.Linear of it'
         return None
@@ -64,10 +68,10 @@ class Place:
 
 @dataclass
 class ConversionPlan:
-    """What is to be done, decided before anything is built."""
+    """Which layers are replaced, which drop-ins are restored, and what is refused; decided before anything is built."""
 
-    stand_in: list[Place] = field(default_factory=list)
-    restore: list[Place] = field(default_factory=list)
+    replace: list[LocatedModule] = field(default_factory=list)
+    restore: list[LocatedModule] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
 
 
@@ -80,22 +84,27 @@ def convert_module(
     only: Only | None = None,
     optimizer: Optimizer | None = None,
 ) -> ModuleConversion:
-    """The network with its linear layers as 1×1 convolutions (`to="conv"`), or the other way round
-    (`to="linear"`), where convolutions whose kernel is their stride become linear layers on patches too.
+    """Convert the linear layers of a network to 1×1 convolutions, or the other way round.
 
-    `model` is left as it is: the result is a second tree of modules over the very same Parameters and
-    buffers, so training one trains the other, an optimizer goes on, and state dicts load both ways;
-    `copy=True` parts them. `level="layers"` puts drop-in modules, whose weights keep name and shape;
-    `level="native"` real `nn.Conv2d` and `nn.Linear`, whose weights are new Parameters of the usual shape
-    over the same storage.
+    `model` is not changed. The result is a second tree of modules with the same Parameter objects and buffers, so that
+    training one network trains the other, an optimizer keeps working, and state dicts load in both directions.
 
-    `only` chooses layers: a glob on dotted paths ("*.head"), several of them, or a function (path, module)
-    -> bool. `optimizer` is handed over to new Parameters, with its state, where there are any (native, or
-    `copy=True`).
+    Parameters
+    ----------
+    model: the network.
+    to: "conv" or "linear". With "linear", convolutions whose kernel size is their stride become linear layers on
+    patches. level: "layers" (drop-in modules, whose weights keep their names and shapes) or "native" (real `nn.Conv2d`
+        and `nn.Linear`, whose weights are new Parameters of the usual shape on the same storage).
+    copy: copy parameters and buffers, so that the two networks are independent.
+    only: which layers to convert: a glob on dotted paths ("*.head"), several globs, or a function (path, module) ->
+    bool. optimizer: moved to the new Parameters, with its state, if there are any (`level="native"`, or `copy=True`).
 
-    Raises:
-        BadInput: an argument that cannot be used, among them an `only` that chooses no layer.
-        Refused: the optimizer's state cannot be carried over.
+    Raises
+    ------
+    BadInput
+        if an argument cannot be used, or `only` matches no layer.
+    Refused
+        if the optimizer's state cannot be carried over.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2))
     >>> c = convert_module(net, to="conv", only="3")
@@ -104,20 +113,20 @@ def convert_module(
     """
     _check(model, to, level)
     check_optimizer(optimizer)
-    places = _places(model)
-    plan = _plan([p for p in places if _is_candidate(p.module, to)], to, level, only, places)
+    modules = _located_modules(model)
+    plan = _plan([m for m in modules if _is_candidate(m.module, to)], to, level, only, modules)
     plan.refused += [
-        Refusal(p.path, type(p.module).__name__, r) for p in places if (r := why_opaque(p.module))
+        Refusal(m.path, type(m.module).__name__, r) for m in modules if (r := why_opaque(m.module))
     ]
     twin, successors = copy_structure(model, copy_tensors=copy)
     builder = _Builder(successors, to, level)
-    for place in plan.restore:
-        builder.restore(place)
-    for place in plan.stand_in:
-        builder.stand_in(place)
-    builder.finish(places)
+    for located in plan.restore:
+        builder.restore(located)
+    for located in plan.replace:
+        builder.replace(located)
+    builder.call_replacements(modules)
     if optimizer is not None:
-        builder.carry(optimizer, places)
+        builder.carry(optimizer, modules)
     return ModuleConversion(
         twin,
         tuple(builder.changes),
@@ -138,20 +147,20 @@ def _check(model: object, to: object, level: object) -> None:
         raise BadInput(f"level={level!r}: expected 'layers' or 'native' for a torch.nn.Module")
 
 
-def _places(model: nn.Module) -> list[Place]:
-    found: dict[int, Place] = {}
+def _located_modules(model: nn.Module) -> list[LocatedModule]:
+    by_id: dict[int, LocatedModule] = {}
     for path, module in walk(model):
-        found.setdefault(id(module), Place(module, [])).paths.append(path)
-    for place in found.values():
-        if isinstance(place.module, nn.MultiheadAttention):
-            place.projection = found.get(id(place.module.out_proj))
-            if place.projection is not None:
-                place.projection.attention = place
-    return list(found.values())
+        by_id.setdefault(id(module), LocatedModule(module, [])).paths.append(path)
+    for located in by_id.values():
+        if isinstance(located.module, nn.MultiheadAttention):
+            located.projection = by_id.get(id(located.module.out_proj))
+            if located.projection is not None:
+                located.projection.attention = located
+    return list(by_id.values())
 
 
 def _is_candidate(module: nn.Module, to: str) -> bool:
-    """Whether a module is of the form to be left: a layer, or a drop-in that stands for the form wanted."""
+    """Whether a module has the form that is to be replaced: a layer, or a drop-in of the requested form's layer."""
     if isinstance(module, DropIn):
         return isinstance(module, PointwiseConvolution) == (to == "linear")
     if isinstance(module, nn.MultiheadAttention):
@@ -164,45 +173,56 @@ def _is_candidate(module: nn.Module, to: str) -> bool:
 
 
 def _plan(
-    candidates: list[Place], to: str, level: str, only: Only | None, places: list[Place]
+    candidates: list[LocatedModule],
+    to: str,
+    level: str,
+    only: Only | None,
+    modules: list[LocatedModule],
 ) -> ConversionPlan:
     plan = ConversionPlan()
-    for place in _chosen(candidates, only, to):
-        if isinstance(place.module, DropIn | attention.PointwiseAttention):
-            plan.restore.append(place)
+    for located in _chosen(candidates, only, to):
+        if isinstance(located.module, DropIn | attention.PointwiseAttention):
+            plan.restore.append(located)
             continue
-        reason = place.why_not() or place.stays(to, level)
+        reason = located.why_not() or located.why_kept(to, level)
         if reason is None:
-            plan.stand_in.append(place)
+            plan.replace.append(located)
         else:
-            plan.refused.append(Refusal(place.path, type(place.module).__name__, reason))
+            plan.refused.append(Refusal(located.path, type(located.module).__name__, reason))
     if level == "native":
-        _refuse_native(plan, places)
+        _refuse_native(plan, modules)
     return plan
 
 
-def _refuse_native(plan: ConversionPlan, places: list[Place]) -> None:
-    """A weight shared with a layer that stays ties that layer's fate: repeat until none falls away."""
+def _refuse_native(plan: ConversionPlan, modules: list[LocatedModule]) -> None:
+    """Refuse the layers that cannot become native modules.
+
+    A layer whose weight is shared with a layer that is not converted is refused too. That may leave further layers with
+    such a weight, so that the test is repeated until no layer is refused.
+    """
     while True:
         users = Counter(
-            id(p) for place in places for p in vars(place.module)["_parameters"].values() if p is not None
+            id(p)
+            for located in modules
+            for p in vars(located.module)["_parameters"].values()
+            if p is not None
         )
-        for place in plan.stand_in:
-            users[id(vars(place.module)["_parameters"].get("weight"))] -= 1
+        for located in plan.replace:
+            users[id(vars(located.module)["_parameters"].get("weight"))] -= 1
         reasons = [
             None
             if isinstance(p.module, nn.MultiheadAttention)
             else native.why_not_native(p.module, users[id(vars(p.module)["_parameters"].get("weight"))])
-            for p in plan.stand_in
+            for p in plan.replace
         ]
         if not any(reasons):
             return
-        pairs = list(zip(plan.stand_in, reasons, strict=True))
+        pairs = list(zip(plan.replace, reasons, strict=True))
         plan.refused += [Refusal(p.path, type(p.module).__name__, r) for p, r in pairs if r]
-        plan.stand_in = [p for p, r in pairs if not r]
+        plan.replace = [p for p, r in pairs if not r]
 
 
-def _chosen(candidates: list[Place], only: Only | None, to: str) -> list[Place]:
+def _chosen(candidates: list[LocatedModule], only: Only | None, to: str) -> list[LocatedModule]:
     if only is None:
         return candidates
     if callable(only):
@@ -228,13 +248,13 @@ def _fits(glob: str, path: str, _: nn.Module) -> bool:
     return fnmatchcase(path, glob)
 
 
-def _none_chosen(candidates: list[Place], to: str) -> str:
+def _none_chosen(candidates: list[LocatedModule], to: str) -> str:
     some = ", ".join(p.path or "(top level)" for p in candidates[:5]) + (", …" if len(candidates) > 5 else "")
     return f"matches no {NAMES[SOURCE[to]]} of the network; it has {some or 'none'}"
 
 
 class _Builder:
-    """Carries a plan out on the copy, and keeps the record."""
+    """Applies a plan to the copied tree, and records the changes."""
 
     def __init__(self, successors: Successors, to: str, level: str) -> None:
         self.successors, self.to, self.level = successors, to, level
@@ -244,65 +264,69 @@ class _Builder:
         self._reshaped: dict[int, nn.Parameter] = {}
         self._transposed: set[int] = set()  # ids of the original's weights
 
-    def stand_in(self, place: Place) -> None:
-        old, new = place.module, cast(nn.Module, self.successors.of(place.module))
+    def replace(self, located: LocatedModule) -> None:
+        """Replace a layer by the other form."""
+        old, new = located.module, cast(nn.Module, self.successors.of(located.module))
         law, before = layers.law_of(old), _describe(old)
         if self.to == layers.kind_of(old):
             law = transposed.NAME
         copied = 0
         if isinstance(new, nn.MultiheadAttention):
-            attention.stand_in_attention(new)
+            attention.install_attention(new)
             after = f"1×1 convolution {attention.describe_attention(new)}"
         elif self.level == "native":
             if layers.transposes(old):
                 self._transposed.add(id(vars(old)["_parameters"]["weight"]))
-            copied = native.stand_native(new, self.to, self._reshaped)
-            self.entries += [e for path in place.paths for e in _entries(path, old, new)]
+            copied = native.install_native(new, self.to, self._reshaped)
+            self.entries += [e for path in located.paths for e in _entries(path, old, new)]
             after = _describe(new.layer if isinstance(new, native.Shell) else new)
         else:
-            layers.stand_in(new, layers.drop_in_for(old))
+            layers.install_drop_in(new, layers.drop_in_for(old))
             after = f"{_form(new, NAMES[SOURCE_OF_OTHER[self.to]])} {_shape(old)}"
-        self._record(place, new, law, before, after, copied)
+        self._record(located, new, law, before, after, copied)
 
-    def restore(self, place: Place) -> None:
-        new = cast(Any, self.successors.of(place.module))
-        before = f"{_form(place.module, NAMES[SOURCE[self.to]])} {_shape(place.module)}"
+    def restore(self, located: LocatedModule) -> None:
+        """Turn a drop-in back into the layer that it replaced."""
+        new = cast(Any, self.successors.of(located.module))
+        before = f"{_form(located.module, NAMES[SOURCE[self.to]])} {_shape(located.module)}"
         if isinstance(new, attention.PointwiseAttention):
             attention.restore_attention(new)
         else:
             layers.restore(new)
-        self._record(place, new, layers.law_of(new), before, _describe(new), 0)
+        self._record(located, new, layers.law_of(new), before, _describe(new), 0)
 
-    def _record(self, place: Place, new: nn.Module, law: str, before: str, after: str, copied: int) -> None:
-        kind = type(place.module).__name__
-        self.changes.append(Change(place.path, kind, law, before, after, copied))
-        self.pairs.append(ModulePair(place.path, place.module, new))
+    def _record(
+        self, located: LocatedModule, new: nn.Module, law: str, before: str, after: str, copied: int
+    ) -> None:
+        kind = type(located.module).__name__
+        self.changes.append(Change(located.path, kind, law, before, after, copied))
+        self.pairs.append(ModulePair(located.path, located.module, new))
 
-    def finish(self, places: list[Place]) -> None:
-        """Have modules that read weights call what was put into them."""
-        for place in places:
-            new = self.successors.of(place.module)
-            if new is not place.module:
-                attention.call_what_is_inside(new, MADE)
+    def call_replacements(self, modules: list[LocatedModule]) -> None:
+        """Make modules that read their children's weights call the children that were replaced."""
+        for located in modules:
+            new = self.successors.of(located.module)
+            if new is not located.module:
+                attention.call_replaced_children(new, REPLACEMENTS)
 
-    def carry(self, optimizer: Optimizer, places: list[Place]) -> None:
-        """Hand the optimizer over to the new Parameters; raises Refused where its state cannot follow."""
-        found: dict[int, tuple[str, nn.Parameter, nn.Parameter]] = {}
-        for place in places:
-            for name, old in vars(place.module)["_parameters"].items():
-                if old is not None and id(old) not in found:
+    def carry(self, optimizer: Optimizer, modules: list[LocatedModule]) -> None:
+        """Move the optimizer to the new Parameters. Raises Refused if its state cannot be carried over."""
+        successors: dict[int, tuple[str, nn.Parameter, nn.Parameter]] = {}
+        for located in modules:
+            for name, old in vars(located.module)["_parameters"].items():
+                if old is not None and id(old) not in successors:
                     copied = self.successors.of(old)
                     new = self._reshaped.get(id(copied), copied)
-                    found[id(old)] = (f"{place.path}.{name}" if place.path else name, old, new)
-        carry_optimizer(optimizer, list(found.values()), self._transposed)
+                    successors[id(old)] = (f"{located.path}.{name}" if located.path else name, old, new)
+        carry_optimizer(optimizer, list(successors.values()), self._transposed)
 
 
-MADE = (DropIn, attention.PointwiseAttention, native.Shell)
+REPLACEMENTS = (DropIn, attention.PointwiseAttention, native.Shell)
 SOURCE_OF_OTHER = {"conv": layers.CONV, "linear": layers.LINEAR}
 
 
 def _form(module: nn.Module, name: str) -> str:
-    """What a drop-in computes, for people: `name` unless it works on patches."""
+    """What a drop-in computes, for reports: `name`, unless it works on patches."""
     return ON_PATCHES if isinstance(module, PatchLinear) else name
 
 

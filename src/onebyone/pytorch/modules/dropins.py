@@ -1,11 +1,11 @@
-"""Modules that stand in for others and compute the same in the other form.
+"""Drop-in modules: each replaces a layer and computes the same function in the other form.
 
-`PointwiseConvolution` stands for `nn.Linear`, `PointwiseLinear` for a 1×1 `nn.Conv1d`, `nn.Conv2d` or
-`nn.Conv3d`, `PatchLinear` for one on patches side by side (its kernel is its stride). All keep everything the
-module they stand for had (parameters of the same shape under the same name, sizes, hooks, training flag), so
-code that reads `.weight` or `.in_features`, and every `state_dict`, is served as before; none is an instance of
-what it stands for. The laws are `onebyone.laws.pointwise` and `onebyone.laws.patches`; the other form of the
-weight is a view taken at each call (a copy where the weight of a convolution on patches lies channels last).
+`PointwiseConvolution` replaces `nn.Linear`, `PointwiseLinear` a 1×1 `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`, and
+`PatchLinear` a convolution on adjacent patches (its kernel size is its stride). A drop-in keeps everything that the
+replaced module had: parameters of the same shape and name, sizes, hooks, training flag. So code that reads `.weight` or
+`.in_features` still works, and every `state_dict` still loads. A drop-in is not an instance of the replaced class. The
+laws are `onebyone.laws.pointwise` and `onebyone.laws.patches`. The other form of the weight is a view that is taken at
+each call (a copy if the weight of a convolution on patches is stored channels-last).
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from onebyone.errors import BadInput
 
 
 def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` computed as a 1×1 convolution: x (..., C), weight (O, C), bias (O,) give (..., O).
+    """`F.linear` computed as a 1×1 convolution: x (..., C), weight (O, C) and bias (O,) give (..., O).
 
-    A token tensor (B, T, C) is, byte for byte, a channels-last image (B, C, T, 1): neither it nor the
-    result is copied. A batch of vectors (T, C) is one image of T places. The parts of a
-    nested (ragged) tensor are gathered first.
+    In memory, a token tensor (B, T, C) is identical to a channels-last image (B, C, T, 1), so that neither it nor the
+    result is copied. A batch of vectors (T, C) is treated as one image with T positions. The parts of a nested (ragged)
+    tensor are concatenated first.
 
     >>> x, w = torch.ones(2, 5, 3), torch.arange(6.0).view(2, 3)
     >>> torch.equal(pointwise_convolution(x, w), F.linear(x, w))
     True
     """
-    # (O, C, 1, 1) in channels-last order, so that the convolution reads x as it lies
+    # (O, C, 1, 1) in channels-last order, so that the convolution reads x without a copy
     kernel = weight[:, None, None, :].permute(0, 3, 1, 2)
     if _is_channels_first(x):
-        # The gradient shall lie as x does: otherwise a batch norm before this layer, in eval mode and on one image,
-        # is given a gradient in another memory format than its input, which PyTorch misreads.
+        # The gradient must have the memory format of x. Otherwise a batch norm before this layer, in eval mode and with
+        # one image, receives a gradient in another memory format than its input, and PyTorch computes wrong gradients.
         kernel = weight[:, :, None, None]
     return on_tokens(lambda image: F.conv2d(image, kernel, bias), x, weight.shape[0])
 
 
 def _is_channels_first(x: Tensor) -> bool:
-    """Whether tokens (N, …, C) that a gradient will flow to lie channel by channel, as an image does."""
+    """Whether tokens (N, …, C) that require a gradient are stored channels-first, as a contiguous image is."""
     if x.is_nested or torch.compiler.is_exporting() or x.dim() < 3:
         return False
     return x.requires_grad and not x.is_contiguous() and x.movedim(-1, 1).is_contiguous()
 
 
 def on_tokens(convolve: Callable[[Tensor], Tensor], x: Tensor, out: int) -> Tensor:
-    """A pointwise convolution of images (N, C, H, W) put to tokens x (..., C): gives (..., out),
-    contiguous.
-    """
+    """Apply a pointwise convolution of images (N, C, H, W) to tokens x (..., C). Returns (..., out), contiguous."""
     if x.is_nested:
         return _on_ragged(convolve, x, out)
     channels = x.shape[-1]
     if x.numel() == 0 or x.dim() > 4:
-        # a convolution takes an empty batch but no empty image
-        places = x.reshape(-1, 1, 1, channels)
+        # a convolution accepts an empty batch but no empty image
+        images = x.reshape(-1, 1, 1, channels)
     elif x.dim() == 4:
-        places = x
+        images = x
     elif x.dim() == 3:
-        places = x.unsqueeze(2)
+        images = x.unsqueeze(2)
     elif x.dim() == 2 and torch.compiler.is_exporting():
-        places = x[:, None, None]  # one image a row: in a program the batch stays an axis of its own
+        images = x[
+            :, None, None
+        ]  # one image per row, so that the batch stays an axis of its own in the program
     else:
-        places = x.reshape(1, -1, 1, channels)
-    y = convolve(places.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        images = x.reshape(1, -1, 1, channels)
+    y = convolve(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     y = y if y.is_contiguous() else y.contiguous()
     return y.reshape(*x.shape[:-1], out)
 
@@ -89,12 +89,11 @@ def pointwise_linear(
     stride: tuple[int, ...] = (),
     groups: int = 1,
 ) -> Tensor:
-    """An unpadded 1×1 convolution of 1, 2 or 3 dimensions computed as a matrix product at each place.
+    """An unpadded 1×1 convolution in 1, 2 or 3 dimensions, computed as a matrix product at each position.
 
-    x (N, C, *size) or (C, *size), weight (O, C/groups, 1, ...), bias (O,) give (N, O, *size'), where a
-    stride keeps every s-th place. Channels-last maps are read as they lie by `F.linear`; otherwise the
-    product is taken from the left, W·x, so that no map is transposed. Groups are a batched product, never
-    a block-diagonal matrix.
+    x (N, C, *size) or (C, *size), weight (O, C/groups, 1, ...) and bias (O,) give (N, O, *size'); with a stride s,
+    every s-th position is kept. `F.linear` reads channels-last maps without a copy. For other maps the product W·x is
+    computed, so that no map is transposed. Groups are a batched product, never a block-diagonal matrix.
 
     >>> x, w = torch.ones(1, 3, 4, 5), torch.arange(6.0).view(2, 3, 1, 1)
     >>> torch.equal(pointwise_linear(x, w, stride=(2, 1)), F.conv2d(x, w, stride=(2, 1)))
@@ -103,24 +102,24 @@ def pointwise_linear(
     dims = weight.dim() - 2
     if x.dim() == dims + 1:
         return pointwise_linear(x.unsqueeze(0), weight, bias, stride, groups).squeeze(0)
-    places_first = _is_channels_last(x)
-    # a convolution's output lies as its input does in 2-d; in 1-d, and mostly in 3-d, it is contiguous
-    finish = (lambda y: y.movedim(-1, 1)) if places_first and dims == 2 else _channels_first
-    # from the left, the weight's gradient would be formed once per image: (N, O, C) instead of (O, C)
+    channels_last = _is_channels_last(x)
+    # The output of a 2-d convolution has the memory format of its input; in 1-d, and mostly in 3-d, it is contiguous.
+    finish = (lambda y: y.movedim(-1, 1)) if channels_last and dims == 2 else _channels_first
+    # With W·x, the weight's gradient would be computed once per image: (N, O, C) instead of (O, C).
     trains = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_exporting()
-    by_place = places_first or trains or groups > 1
+    x_first = channels_last or trains or groups > 1
     if any(s != 1 for s in stride):
-        # copied here, once, in the order wanted next: a view would have to be copied by the product anyway
-        x = _copied(subsampled(x, stride), by_place)
+        # one copy, in the order that the product reads; the product would copy a view anyway
+        x = _copied(subsampled(x, stride), x_first)
     if groups > 1:
         return finish(_grouped(x, weight, bias, groups))
-    if by_place:
+    if x_first:
         return finish(F.linear(x.movedim(1, -1), weight.flatten(1), bias))
     return _from_the_left(x, weight.flatten(1), bias)
 
 
-def _copied(x: Tensor, by_place: bool) -> Tensor:
-    if by_place:
+def _copied(x: Tensor, channels_last: bool) -> Tensor:
+    if channels_last:
         return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -130,64 +129,63 @@ def _channels_first(y: Tensor) -> Tensor:
 
 
 def subsampled(x: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """Every s-th place of a map (..., *size) on each of its last axes: a view."""
+    """Every s-th position of a map (..., *size) along each of its last axes: a view."""
     index: tuple[Any, ...] = (..., *(slice(None, None, s) for s in stride))
     return x[index]
 
 
 def _from_the_left(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """W·x + b on x (N, C, *size), contiguous, with no transposition."""
+    """W·x + b on x (N, C, *size), contiguous, without a transposition."""
     columns, rows = x.flatten(2), matrix.expand(x.shape[0], *matrix.shape)
     y = torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
     return y.reshape(x.shape[0], matrix.shape[0], *x.shape[2:])
 
 
 def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    """x (N, C, *size) to (N, *size, O), group by group."""
+    """x (N, C, *size) to (N, *size, O), one product per group."""
     tokens = x.movedim(1, -1)
     lead = tokens.shape[:-1]
-    parts = tokens.reshape(-1, groups, x.shape[1] // groups).transpose(0, 1)  # (G, places, C/G)
+    parts = tokens.reshape(-1, groups, x.shape[1] // groups).transpose(0, 1)  # (G, positions, C/G)
     matrices = weight.view(groups, -1, weight.shape[1]).transpose(1, 2)  # (G, C/G, O/G)
     y = torch.bmm(parts, matrices).transpose(0, 1).reshape(*lead, weight.shape[0])
     if bias is None:
         return y
-    return y + (bias if bias.dtype == y.dtype else bias.to(y.dtype))  # they differ under autocast
+    return y + (bias if bias.dtype == y.dtype else bias.to(y.dtype))  # the types differ under autocast
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Whether the map lies in memory place by place, as a channels-last convolution's output does."""
+    """Whether a map (N, C, *size) is stored channels-last."""
     if torch.compiler.is_exporting():
-        return False  # asking would tie the program to sizes; the values are the same
+        return False  # the question would fix sizes in the program, and the values do not depend on it
     return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
 def as_patches(x: Tensor, kernel: tuple[int, ...]) -> Tensor:
     """A map (N, C, *size) as its patches (N, C, *positions, *kernel): a view.
 
-    On each axis there are ⌊size / kernel⌋ patches; what remains at the far edge is left out, as a convolution
-    leaves it out.
+    On each axis there are ⌊size / kernel⌋ patches. The remainder at the far edge is dropped, as a convolution drops it.
 
     Raises
     ------
     BadInput
-        where the map has not two axes more than the kernel, or is smaller than one patch.
+        if the map is smaller than one patch.
 
     >>> as_patches(torch.arange(8).view(1, 1, 2, 4), (2, 2)).flatten(0, 3).tolist()
     [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
     """
     if any(n < k for n, k in zip(x.shape[2:], kernel, strict=True)):
-        found, patch = ("×".join(map(str, sizes)) for sizes in (x.shape[2:], kernel))
-        raise BadInput(f"input has size {found}; expected at least one patch of {patch}")
+        size, patch = ("×".join(map(str, sizes)) for sizes in (x.shape[2:], kernel))
+        raise BadInput(f"input has size {size}; expected at least one patch of {patch}")
     for axis, k in enumerate(kernel, start=2):
         x = x.unfold(axis, k, k)
     return x
 
 
 def on_patches(linear: Callable[[Tensor], Tensor], x: Tensor, kernel: tuple[int, ...]) -> Tensor:
-    """A linear map (..., C·Πkernel) to (..., O) put to each patch of a map (N, C, *size) or (C, *size): gives
-    (N, O, *positions) or (O, *positions), in the memory format that a convolution would give.
+    """Apply a linear map, (..., C·Πkernel) to (..., O), to each patch of a map (N, C, *size) or (C, *size).
 
-    The patches are copied once, to rows; the copy is no larger than the map.
+    Returns (N, O, *positions) or (O, *positions), in the memory format that a convolution would return. The patches are
+    copied once, to rows; the copy is not larger than the map.
     """
     dims = len(kernel)
     if x.dim() == dims + 1:
@@ -201,11 +199,11 @@ def on_patches(linear: Callable[[Tensor], Tensor], x: Tensor, kernel: tuple[int,
 
 
 def patch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[int, ...]) -> Tensor:
-    """A convolution whose kernel is its stride computed as a matrix product on patches: x (N, C, *size) or
-    (C, *size), weight (O, C, *kernel) and bias (O,) give (N, O, *positions).
+    """A convolution whose kernel size is its stride, computed as a matrix product on patches.
 
-    The patches of a channels-first map are copied to columns, whose elements lie as the map's rows do, and the
-    product is taken from the left, W·x, so that the result is not transposed; otherwise they are copied to rows.
+    x (N, C, *size) or (C, *size), weight (O, C, *kernel) and bias (O,) give (N, O, *positions). The patches of a
+    channels-first map are copied to columns, in the memory order of the map's rows, and W·x is computed, so that the
+    result is not transposed. Otherwise the patches are copied to rows.
 
     >>> x, w = torch.ones(1, 3, 5, 6), torch.arange(24.0).view(2, 3, 2, 2)
     >>> torch.equal(patch_linear(x, w, None, (2, 2)), F.conv2d(x, w, stride=2))
@@ -214,7 +212,7 @@ def patch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[i
     matrix, dims = weight.flatten(1), len(kernel)
     if x.dim() == dims + 1:
         return patch_linear(x.unsqueeze(0), weight, bias, kernel).squeeze(0)
-    # from the left, the weight's gradient would be formed once per image: (N, O, C·Πkernel) instead of one matrix
+    # With W·x, the weight's gradient would be computed once per image: (N, O, C·Πkernel) instead of one matrix.
     trains = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_exporting()
     if x.dim() != dims + 2 or trains or _is_channels_last(x):
         return on_patches(lambda rows: F.linear(rows, matrix, bias), x, kernel)
@@ -225,23 +223,23 @@ def patch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[i
 
 
 class DropIn(nn.Module):
-    """What the drop-ins share: `origin`, the class they stand for, and how its weight is read."""
+    """Base of the drop-ins. `origin` is the class of the replaced layer."""
 
     origin: type[nn.Module]
 
     def read_weight(self) -> Tensor:
-        """The weight in the shape the origin's convention gives it to `F.linear` or to a convolution."""
+        """The weight in the shape that `F.linear` or a convolution expects."""
         reader = vars(self).get("weight_reader")
         return cast(Tensor, self.weight if reader is None else reader(self))
 
     def extra_repr(self) -> str:
-        """As the origin's own, with its name."""
+        """As that of the replaced class, with its name."""
         sizes = self.origin.extra_repr(cast(Any, self))
         return f"{sizes}, for={self.origin.__name__}"
 
 
 class PointwiseConvolution(DropIn):
-    """Stands for an `nn.Linear` (C → O) and computes it as a 1×1 convolution: (..., C) to (..., O).
+    """Replaces an `nn.Linear` (C → O) and computes it as a 1×1 convolution: (..., C) to (..., O).
 
     Made by `onebyone.convert(model, to="conv")`.
     """
@@ -251,13 +249,13 @@ class PointwiseConvolution(DropIn):
     weight: Tensor
     bias: Tensor | None
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Linear gives it
-        """input (..., C) to (..., O)."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as nn.Linear names it
+        """(..., C) to (..., O)."""
         return pointwise_convolution(input, self.read_weight(), self.bias)
 
 
 class ConvolutionDropIn(DropIn):
-    """Stands for a convolution, whose settings it keeps under their own names."""
+    """Replaces a convolution and keeps its settings under their names."""
 
     in_channels: int
     out_channels: int
@@ -272,21 +270,20 @@ class ConvolutionDropIn(DropIn):
 
 
 class PointwiseLinear(ConvolutionDropIn):
-    """Stands for a 1×1 convolution (C → O) and computes a linear layer at each place: (N, C, *size) to (N,
-    O, *size').
+    """Replaces a 1×1 convolution (C → O) by a linear layer at each position: (N, C, *size) to (N, O, *size').
 
     Made by `onebyone.convert(model, to="linear")`.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Conv2d gives it
-        """input (N, C, *size) or (C, *size) to the same with O channels, strided as the convolution was."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as nn.Conv2d names it
+        """(N, C, *size) or (C, *size) to the same with O channels, with the convolution's stride."""
         weight = self.read_weight()
         dims = weight.dim() - 2
         if input.dim() not in (dims + 1, dims + 2):
             shape = tuple(input.shape)
             raise BadInput(f"input has shape {shape}; expected {dims + 2} axes (N, C, ...) or {dims + 1}")
         if not isinstance(self.padding, str) and any(self.padding):
-            # zeros around the map answer with the bias alone; the other modes repeat places of the map
+            # zeros around the map give the bias; the other modes repeat positions of the map
             pads = [p for p in reversed(self.padding) for _ in range(2)]
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = F.pad(input, pads, mode=mode)  # noqa: A001
@@ -294,12 +291,13 @@ class PointwiseLinear(ConvolutionDropIn):
 
 
 class PatchLinear(ConvolutionDropIn):
-    """Stands for a convolution whose kernel is its stride (C → O) and computes a linear layer at each patch:
-    (N, C, *size) to (N, O, *positions).
+    """Replaces a convolution whose kernel size is its stride (C → O) by a linear layer on each patch.
+
+    Shapes: (N, C, *size) to (N, O, *positions).
 
     Made by `onebyone.convert(model, to="linear")`.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Conv2d gives it
-        """input (N, C, *size) or (C, *size) to the same with O channels, one position for each patch."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as nn.Conv2d names it
+        """(N, C, *size) or (C, *size) to the same with O channels, one position for each patch."""
         return patch_linear(input, self.read_weight(), self.bias, self.kernel_size)

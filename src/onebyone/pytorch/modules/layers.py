@@ -1,6 +1,7 @@
-"""Which modules are linear layers, 1×1 convolutions or convolutions on patches, and why some that look so are refused.
+"""Which modules are linear layers, 1×1 convolutions or convolutions on patches, and why some of them are refused.
 
-Users add their own with `register_layer`; the entries at the end of this file are made with it.
+Users add their own classes with `register_layer`. The entries at the end of this file use it for layers of other
+libraries.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from onebyone.pytorch.modules.dropins import DropIn, PatchLinear, PointwiseConvo
 LINEAR, CONV = "linear", "conv"
 Reader = Callable[[nn.Module], Tensor]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# What a subclass may define and still compute what its base computes.
+# Names that a subclass may define without changing what its base class computes.
 HARMLESS = frozenset(
     {
         "__doc__",
@@ -66,10 +67,10 @@ QUANTISED = (
 
 @dataclass(frozen=True)
 class LayerRule:
-    """How a class of modules is read: `kind` "linear" or "conv", and, where it isn't simply `.weight`, its
-    weight.
+    """How a class of modules is read: its `kind`, "linear" or "conv", and how its weight is computed.
 
-    `weight(module)` gives (O, C) for a linear layer, (O, C/groups, 1, ...) for a convolution.
+    `weight(module)` returns (O, C) for a linear layer and (O, C/groups, 1, ...) for a convolution. None: the weight is
+    `module.weight`.
     """
 
     kind: str
@@ -84,13 +85,17 @@ _RULES: dict[type[nn.Module] | str, LayerRule] = {
 
 
 def register_layer(layer: type[nn.Module] | str, kind: str, weight: Reader | None = None) -> None:
-    """Say that a module class of one's own computes W·x + b at each place.
+    """Declare that a module class computes W·x + b at each position.
 
-    `layer` is the class, or its full dotted name where importing it is not wanted; `kind` is "linear"
-    (tokens (..., C)) or "conv" (maps (N, C, *size), with `stride`, `padding`, `groups` and `kernel_size`
-    as nn.Conv2d has them); `weight` computes the weight from the module, for layers that transpose, scale
-    or standardise it; the bias is `.bias`. It must compute no more than that: onebyone cannot look inside,
-    but `verify` will compare.
+    Parameters
+    ----------
+    layer: the class, or its full dotted name if it should not be imported.
+    kind: "linear" for layers of tokens (..., C), or "conv" for layers of maps (N, C, *size) that have `stride`,
+        `padding`, `groups` and `kernel_size` as `nn.Conv2d` has.
+    weight: computes the weight from the module, for layers that transpose, scale or standardise it. The bias is
+    `.bias`.
+
+    The class must compute nothing else. onebyone does not check that when it converts; `verify` compares the results.
 
     >>> class Transposed(nn.Module):
     ...     def __init__(self):
@@ -108,18 +113,18 @@ def register_layer(layer: type[nn.Module] | str, kind: str, weight: Reader | Non
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """The module's class without what `torch.nn.utils.parametrize` put on top."""
+    """The module's class without the class that `torch.nn.utils.parametrize` derives from it."""
     cls = type(module)
     return cls.__bases__[0] if parametrize.is_parametrized(module) and cls.__bases__ else cls
 
 
 def rule_of(cls: type[nn.Module]) -> LayerRule | None:
-    """The rule registered for a class, by itself or by its full name."""
+    """The rule that was registered for a class or for its full name."""
     return _RULES.get(cls) or _RULES.get(f"{cls.__module__}.{cls.__qualname__}")
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """ "linear" or "conv" for what is, or looks like, a linear layer or a 1×1 convolution; None for all else."""
+    """ "linear" or "conv" for a module that is, or looks like, a linear layer or a 1×1 convolution; else None."""
     if isinstance(module, DropIn):
         return None
     cls = plain_class(module)
@@ -136,9 +141,9 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def has_patches(module: nn.Module) -> bool:
-    """Whether a module is a convolution whose kernel is its stride, above 1: its windows lie side by side.
+    """Whether a module is a convolution on adjacent patches: its kernel size is its stride and larger than 1.
 
-    A class with a rule of its own (`register_layer`) is read for its 1×1 kernels only.
+    Of a class with a rule (`register_layer`) only the 1×1 convolutions are read.
 
     >>> has_patches(nn.Conv2d(3, 8, 4, stride=4)), has_patches(nn.Conv2d(3, 8, 3, stride=2))
     (True, False)
@@ -165,7 +170,7 @@ def _why_not_quantised(module: nn.Module) -> str:
     """Why a layer of a quantisation library has no weight that another layer could share."""
     if "weight_fake_quant" in vars(module)["_modules"]:
         return (
-            "its weight is fake-quantised at each call, as quantisation-aware training has it: convert the network "
+            "its weight is fake-quantised at each call, for quantisation-aware training: convert the network "
             "before it is prepared for that"
         )
     weight = vars(module)["_parameters"].get("weight")
@@ -175,7 +180,7 @@ def _why_not_quantised(module: nn.Module) -> str:
 
 
 def why_not_tensors(module: nn.Module) -> str | None:
-    """Why some tensor in `module` is not one that a convolution or a linear layer reads; None if all are."""
+    """Why a convolution or linear layer cannot read some tensor of `module`; None if it can read all of them."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         kind = type(tensor.data if type(tensor) is nn.Parameter else tensor)
         if not _is_ordinary(kind):
@@ -189,10 +194,8 @@ def why_not_tensors(module: nn.Module) -> str | None:
 
 
 def _is_ordinary(kind: type) -> bool:
-    ours = (Tensor, nn.Parameter, nn.Buffer)
-    return kind in ours or kind.__module__.startswith(
-        "torch._subclasses."
-    )  # fake tensors, met while exporting
+    # torch.export runs networks on the fake tensors of torch._subclasses
+    return kind in (Tensor, nn.Parameter, nn.Buffer) or kind.__module__.startswith("torch._subclasses.")
 
 
 def _why_not_class(module: nn.Module, cls: type[nn.Module]) -> str | None:
@@ -202,20 +205,16 @@ def _why_not_class(module: nn.Module, cls: type[nn.Module]) -> str | None:
         return None
     base = next(c for c in cls.__mro__ if c in (nn.Linear, *CONVOLUTIONS))
     between = cls.__mro__[: cls.__mro__.index(base)]
-    own = sorted({n for c in between if c is not LazyModuleMixin for n in vars(c)} - HARMLESS)
-    if issubclass(cls, LazyModuleMixin):
-        own = []
-    if own:
-        names = ", ".join(own[:4])
+    overridden = sorted({n for c in between if c is not LazyModuleMixin for n in vars(c)} - HARMLESS)
+    if overridden and not issubclass(cls, LazyModuleMixin):
+        names = ", ".join(overridden[:4])
         what = f"a subclass of nn.{base.__name__} with a {names} of its own"
         return f"{what}: register_layer can say what it computes"
     return None
 
 
 def sample_weight(module: nn.Module) -> Any:
-    """A tensor of the weight's shape and type, got without running parametrisations (some of them keep
-    count).
-    """
+    """A tensor with the weight's shape and type, made without running parametrisations, some of which have state."""
     rule = rule_of(plain_class(module))
     if parametrize.is_parametrized(module, "weight"):
         like: Any = next(module.parametrizations["weight"].parameters())  # type: ignore[index,union-attr]
@@ -233,9 +232,9 @@ def sample_weight(module: nn.Module) -> Any:
 
 
 def transposes(module: nn.Module) -> bool:
-    """Whether the layer stores its weight as (C, O): its rule reads the transposed view of `.weight`, nothing else.
+    """Whether the layer stores its weight as (C, O): its rule returns exactly the transposed view of `.weight`.
 
-    >>> transposes(nn.Linear(3, 4))  # transformers' Conv1D does
+    >>> transposes(nn.Linear(3, 4))  # it is True for Conv1D of transformers
     False
     """
     rule, weight = rule_of(plain_class(module)), vars(module)["_parameters"].get("weight")
@@ -245,31 +244,33 @@ def transposes(module: nn.Module) -> bool:
         return False
     with torch.no_grad():
         read = rule.weight(module)
-    same = read.untyped_storage()._cdata == weight.untyped_storage()._cdata
-    there = (read.storage_offset(), *read.shape, *read.stride())
-    return same and there == (weight.storage_offset(), *weight.shape[::-1], *weight.stride()[::-1])
+    same_storage = read.untyped_storage()._cdata == weight.untyped_storage()._cdata
+    layout = (read.storage_offset(), *read.shape, *read.stride())
+    return same_storage and layout == (weight.storage_offset(), *weight.shape[::-1], *weight.stride()[::-1])
 
 
 def _why_not_shape(module: nn.Module) -> str | None:
-    own = sample_weight(module)
-    if not isinstance(own, Tensor) or not (own.is_floating_point() or own.is_complex()):
-        return f"its weight is {getattr(own, 'dtype', type(own).__name__)}, not floating point"
-    if 0 in own.shape:
-        return f"its weight has shape {tuple(own.shape)}: nothing to multiply"
+    weight = sample_weight(module)
+    if not isinstance(weight, Tensor) or not (weight.is_floating_point() or weight.is_complex()):
+        return f"its weight is {getattr(weight, 'dtype', type(weight).__name__)}, not floating point"
+    if 0 in weight.shape:
+        return f"its weight has shape {tuple(weight.shape)}: nothing to multiply"
     bias = getattr(module, "bias", None)
     bias_shape = None if bias is None else tuple(bias.shape)
     if kind_of(module) == LINEAR:
-        return pointwise.why_not_pointwise(tuple(own.shape), bias_shape)
+        return pointwise.why_not_pointwise(tuple(weight.shape), bias_shape)
     groups = _groups(module)
     if has_patches(module):
-        return _why_not_patches(module) or pointwise.why_not_pointwise((len(own), own[0].numel()), bias_shape)
+        return _why_not_patches(module) or pointwise.why_not_pointwise(
+            (len(weight), weight[0].numel()), bias_shape
+        )
     if groups > 1:
         return None
-    return pointwise.why_not_linear(tuple(own.shape), bias_shape)
+    return pointwise.why_not_linear(tuple(weight.shape), bias_shape)
 
 
 def _why_not_patches(module: Any) -> str | None:
-    # a padding in words is "valid" here: "same" is not defined for strides above 1
+    # a padding given by name is "valid", because "same" is not defined for strides above 1
     padding = () if isinstance(module.padding, str) else module.padding
     sizes = {"padding": padding, "dilation": module.dilation, "groups": module.groups}
     return patches.why_not_patches(module.kernel_size, module.stride, **sizes)
@@ -289,7 +290,7 @@ def _groups(module: nn.Module) -> int:
 
 
 def law_of(module: nn.Module) -> str:
-    """The name of the law that makes `module` into the other form."""
+    """The name of the law that converts `module` to the other form."""
     if isinstance(module, nn.Linear | nn.MultiheadAttention) or kind_of(module) == LINEAR:
         return pointwise.NAME
     if has_patches(module):
@@ -307,10 +308,10 @@ def drop_in_for(module: nn.Module) -> type[DropIn]:
     return PointwiseConvolution if kind_of(module) == LINEAR else PointwiseLinear
 
 
-def stand_in(module: nn.Module, drop_in: type[DropIn]) -> None:
-    """Turn `module`, in place, from the layer it is into the drop-in for it.
+def install_drop_in(module: nn.Module, drop_in: type[DropIn]) -> None:
+    """Replace a layer, in place, by its drop-in.
 
-    Everything in the module stays; only its class changes. Parametrised modules keep the properties
+    Only the module's class changes; its parameters, hooks and attributes stay. Parametrised modules keep the properties
     that compute their weight.
     """
     origin = plain_class(module)
@@ -322,16 +323,14 @@ def stand_in(module: nn.Module, drop_in: type[DropIn]) -> None:
 
 
 def restore(module: DropIn) -> None:
-    """Turn a drop-in, in place, back into the layer that it stands for."""
+    """Turn a drop-in, in place, back into the layer that it replaced."""
     origin = vars(module).pop("origin")
     vars(module).pop("weight_reader", None)
     module.__class__ = changed_class(module, origin)
 
 
 def with_plain_weight(module: nn.Module, weight: Tensor) -> nn.Module:
-    """The same layer on a weight that is given instead of computed: an ordinary layer, or the drop-in for
-    one.
-    """
+    """A layer that computes its weight, as an ordinary layer (or the drop-in of one) with the weight `weight`."""
     bias = cast("nn.Parameter | None", getattr(module, "bias", None))
     if isinstance(module, DropIn):
         plain: nn.Module = object.__new__(type(module))
@@ -350,7 +349,7 @@ def with_plain_weight(module: nn.Module, weight: Tensor) -> nn.Module:
 
 
 def changed_class(module: nn.Module, cls: type[Any]) -> type[Any]:
-    """`cls`, or, for a parametrised module, a class over it with the properties that compute its tensors."""
+    """`cls`, or, for a parametrised module, a subclass of it with the properties that compute the module's tensors."""
     if not parametrize.is_parametrized(module):
         return cls
     top = type(module)
@@ -360,7 +359,7 @@ def changed_class(module: nn.Module, cls: type[Any]) -> type[Any]:
     return type(top.__name__, (cls,), kept)
 
 
-# Layers of other libraries, by name, so that none is imported.
+# Layers of other libraries, by name, so that the libraries are not imported.
 
 
 def _transposed(module: Any) -> Tensor:
@@ -389,7 +388,7 @@ def _scaled_standardised(module: Any) -> Tensor:
 
 register_layer("timm.layers.linear.Linear", LINEAR)
 register_layer("transformers.pytorch_utils.Conv1D", LINEAR, _transposed)
-# TensorFlow's "same" padding of a 1×1 kernel is none, whatever the stride
+# TensorFlow's "same" padding pads nothing for a 1×1 kernel, whatever the stride
 register_layer("timm.layers.conv2d_same.Conv2dSame", CONV)
 register_layer("timm.layers.conv2d_same.Conv2dSameExport", CONV)
 for _name in ("StdConv2d", "StdConv2dSame"):

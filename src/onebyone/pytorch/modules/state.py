@@ -1,4 +1,4 @@
-"""What belongs to a network besides its weights, carried over: names in state dicts, an optimizer's state."""
+"""Carry state dicts and an optimizer's state between the original and the converted network."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ StateDict = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor whose name or shape differs between the original's state dict and the converted
-    network's. `transposed`: the original's is a matrix whose axes the converted network's exchanges.
+    """A tensor whose name or shape differs between the original's state dict and the converted network's.
+
+    `transposed`: the tensor is a matrix, and the converted network stores its transpose.
     """
 
     original: str
@@ -67,7 +68,7 @@ def _renamed(
     return renamed
 
 
-# Optimizers whose update treats every element alike, so that a reshaped parameter takes the same steps.
+# Optimizers that update every element in the same way, so that a reshaped parameter takes the same steps.
 ELEMENTWISE = frozenset(
     f"torch.optim.{name}"
     for name in (
@@ -91,15 +92,16 @@ def carry_optimizer(
     successors: Sequence[tuple[str, nn.Parameter, nn.Parameter]],
     transposed: Collection[int] = (),
 ) -> None:
-    """Let `optimizer` go on with new parameters: (path, old, new) for each parameter that has a successor.
-    `transposed` holds the ids of old matrices whose axes the new parameter exchanges.
+    """Move `optimizer` to new parameters: `successors` holds (path, old, new) for each parameter that is replaced.
 
-    Its elementwise state (momentum, first and second moments) is reshaped to the new parameter; everything
-    else in its groups stays. State that depends on the shape (factored, orthogonalised) is refused, before
-    anything changes.
+    `transposed` holds the ids of old matrices that the new parameter stores transposed. Elementwise state (momentum,
+    first and second moments) is reshaped to the new parameter; everything else in the groups stays. State that depends
+    on the parameter's shape (factored, orthogonalised) is refused before anything changes.
 
-    Raises:
-        Refused: with every parameter whose state cannot be carried.
+    Raises
+    ------
+    Refused
+        with every parameter whose state cannot be carried over.
     """
     managed = {id(p) for group in optimizer.param_groups for p in group["params"]}
     pairs = [(path, old, new) for path, old, new in successors if id(old) in managed and old is not new]
@@ -146,7 +148,7 @@ def _why_not_carried(optimizer: Optimizer, path: str, old: nn.Parameter) -> Refu
 
 def _reshaped(value: Any, old: nn.Parameter, new: nn.Parameter, transposed: bool) -> Any:
     if isinstance(value, Tensor) and value.shape == old.shape:
-        # contiguous as an optimizer makes its state, which fused steps rely on
+        # contiguous, because fused optimizer steps rely on it
         return (value.t().contiguous() if transposed else value).reshape(new.shape)
     return value
 

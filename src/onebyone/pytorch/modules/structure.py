@@ -1,10 +1,9 @@
-"""A second tree of modules over the very same parameters and buffers.
+"""Copy a tree of modules without copying its parameters and buffers.
 
-`copy.deepcopy` copies too much (every tensor, every object a hook can reach) and too little (a closure
-goes on holding the old module). What is needed here: every module anew; parameters and buffers the same
-objects, or one clone of each; and whatever refers to an old module (a bound method used as a hook, a
-closure, a partial, a list of layers, a weak reference) referring to its successor instead. What does not
-refer to the tree is shared.
+`copy.deepcopy` copies too much (every tensor, and every object that a hook can reach) and too little (a closure still
+refers to the old module). Here, every module is copied; parameters and buffers are the same objects, or one clone of
+each; and every reference to an old module (in a bound method used as a hook, a closure, a partial, a list of layers, a
+weak reference) is replaced by a reference to its copy. Objects that do not refer to the tree are shared.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from onebyone.records import Refusal
 
 ATOMS = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, type)
 CONTAINERS = (list, tuple, set, frozenset, dict, OrderedDict, defaultdict, deque)
-# An object graph larger than this is an application (a trainer, a data set), not a part of a network.
+# An object that refers to more objects than this is a part of an application (a trainer, a data set), not of a network.
 SEARCH_LIMIT = 20_000
 
 
 def why_opaque(module: nn.Module) -> str | None:
-    """Why the inside of `module` cannot be rebuilt from Python; None if it can."""
+    """Why `module` cannot be copied from Python; None if it can."""
     return _why_opaque(type(module))  # type: ignore[arg-type]  # a class is hashable
 
 
@@ -51,7 +50,7 @@ def _why_opaque(cls: type[nn.Module]) -> str | None:
 
 
 def require_python(network: object) -> None:
-    """Raise Refused, naming every module under `network` that TorchScript compiled: no verb can look into those.
+    """Raise Refused, naming every module in `network` that TorchScript compiled, because those cannot be analysed.
 
     >>> require_python(nn.Linear(2, 2))
     """
@@ -60,13 +59,11 @@ def require_python(network: object) -> None:
     compiled = [(path, m) for path, m in walk(network) if isinstance(m, torch.jit.ScriptModule)]
     if compiled:
         refusals = [Refusal(path, type(m).__name__, str(why_opaque(m))) for path, m in compiled]
-        raise Refused(refusals, "the network holds modules that are no longer Python")
+        raise Refused(refusals, "the network contains modules that are no longer Python")
 
 
 def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every (dotted path, module), a module used twice at each of its paths; opaque modules are not
-    entered.
-    """
+    """Every (dotted path, module). A module used twice is listed at each path; opaque modules are not entered."""
     stack: list[tuple[str, nn.Module]] = [("", root)]
     while stack:
         path, module = stack.pop()
@@ -77,11 +74,11 @@ def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def copy_structure(root: nn.Module, *, copy_tensors: bool = False) -> tuple[nn.Module, Successors]:
-    """A copy of the module tree under `root`, and who succeeds whom in it.
+    """A copy of the module tree under `root`, and the mapping from old objects to new ones.
 
-    The copy's Parameters and buffers are the very objects of the original, or, with `copy_tensors`, one
-    clone of each, so that tensors that were tied stay tied. Hooks, flags, names, and modules used at several
-    paths are kept. Opaque modules (see `why_opaque`) are shared.
+    The copy has the original's Parameter and buffer objects, or, with `copy_tensors`, one clone of each, so that tied
+    tensors stay tied. Hooks, flags, names, and modules used at several paths are kept. Opaque modules (see
+    `why_opaque`) are shared.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     >>> twin, _ = copy_structure(net)
@@ -98,16 +95,16 @@ def copy_structure(root: nn.Module, *, copy_tensors: bool = False) -> tuple[nn.M
 
 
 class Successors:
-    """Which new object stands for which old one."""
+    """The mapping from old objects to the new ones that replace them."""
 
     def __init__(self, copy_tensors: bool) -> None:
         self.copy_tensors = copy_tensors
         self._new: dict[int, Any] = {}
         self._old: list[Any] = []  # keeps ids valid
-        self._apart: set[int] = set()  # ids of objects known not to refer to the tree
+        self._unrelated: set[int] = set()  # ids of objects that are known not to refer to the tree
 
     def of(self, old: Any) -> Any:
-        """The successor of `old`; `old` itself where it has none."""
+        """The successor of `old`; `old` itself if it has none."""
         return self._new.get(id(old), old)
 
     def _record(self, old: Any, new: Any) -> Any:
@@ -116,12 +113,12 @@ class Successors:
         return new
 
     def announce(self, module: nn.Module) -> None:
-        """Make the empty successors of a module, its hook tables and, where asked, its tensors."""
+        """Create empty successors of a module and its hook tables and, with `copy_tensors`, clones of its tensors."""
         if why_opaque(module) is not None:
             self._record(module, module)
             return
         if isinstance(module, fx.GraphModule):
-            # a GraphModule's forward lives in a class of its own: its successor needs another
+            # each GraphModule has a class of its own, which holds its forward
             self._record(module, fx.GraphModule.__new__(type(module)))
         else:
             self._record(module, object.__new__(type(module)))
@@ -135,7 +132,7 @@ class Successors:
                         self._clone(tensor)
 
     def fill(self, module: nn.Module) -> None:
-        """Give the announced successor of `module` everything that the module has."""
+        """Fill the announced successor of `module` with everything that the module has."""
         new = self.of(module)
         if new is module:
             return
@@ -150,7 +147,7 @@ class Successors:
         if isinstance(module, fx.GraphModule):
             new.graph = copy.deepcopy(module.graph)
         elif type(module).__qualname__ == "OptimizedModule" and hasattr(module, "dynamo_ctx"):
-            # torch.compile keeps the old module's call in a closure made from C: have it made again
+            # torch.compile keeps the call of the old module in a closure created in C, which has to be created again
             new._initialize()
 
     def _clone(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -163,8 +160,8 @@ class Successors:
     def renew(self, value: Any, *, objects: bool = True) -> Any:
         """`value`, with every reference to an old module replaced by its successor.
 
-        Built-in containers come out as copies. Other objects are shared unless they refer to the tree; where
-        `objects` is false (hooks) they are shared all the same, since whoever attached such a hook reads it.
+        Built-in containers are copied. Other objects are shared unless they refer to the tree. With `objects=False`
+        (for hooks) they are shared even then, because the code that attached the hook may read them.
         """
         if isinstance(value, ATOMS):
             return value
@@ -230,19 +227,19 @@ class Successors:
         return new
 
     def _refers(self, value: Any, objects: bool) -> bool:
-        """Whether `value` leads to an object that has a successor, without going through a module."""
+        """Whether an object that has a successor can be reached from `value` without passing through a module."""
         seen: dict[int, Any] = {}
         pending = [value]
         while pending and len(seen) < SEARCH_LIMIT:
             item = pending.pop()
-            if isinstance(item, ATOMS) or id(item) in seen or id(item) in self._apart:
+            if isinstance(item, ATOMS) or id(item) in seen or id(item) in self._unrelated:
                 continue
             if id(item) in self._new:
                 return True
             seen[id(item)] = item
             pending.extend(_contents(item, objects))
         if objects and not pending:
-            self._apart.update(seen)
+            self._unrelated.update(seen)
             self._old.extend(seen.values())
         return False
 
@@ -259,7 +256,7 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _contents(item: Any, objects: bool) -> list[Any]:
-    """What `item` refers to, as far as a copy could follow it."""
+    """The objects that `item` refers to and that a copy could replace."""
     if isinstance(item, torch.Tensor | nn.Module | types.ModuleType):
         return []
     if isinstance(item, dict):
@@ -271,9 +268,8 @@ def _contents(item: Any, objects: bool) -> list[Any]:
     if isinstance(item, functools.partial):
         return [item.func, *item.args, *item.keywords.values(), *vars(item).values()]
     if isinstance(item, types.FunctionType):
-        found = [_content(cell) for cell in item.__closure__ or ()]
         return [
-            *found,
+            *(_content(cell) for cell in item.__closure__ or ()),
             *(item.__defaults__ or ()),
             *(item.__kwdefaults__ or {}).values(),
             *vars(item).values(),
