@@ -124,7 +124,7 @@ def test_weights_that_do_not_fit(run: Run, folder: Path) -> None:
     torch.save({"0.weight": torch.zeros(2), "other": torch.zeros(1)}, folder / "w.pth")
     said = complain(run, "convert", ":plain", "--weights", "w.pth")
     assert (
-        "5 missing (0.bias, 4.weight, 4.bias, …); 1 surplus (other); 1 of another shape (0.weight is 2"
+        "5 missing (0.bias, 4.weight, 4.bias, …); 1 unexpected (other); 1 of another shape (0.weight is 2"
         in said
     )
 

@@ -216,8 +216,8 @@ ATTACKS: dict[str, tuple[Callable[[Path], Edit], str]] = {
     "operator": (_operator, "calls 'torch.os.mkdir', which is not a tensor operator"),
     "file operator": (_file_operator, "which reads or writes files"),
     "foreign operator": (_foreign_operator, "an operator of a library that onebyone does not load"),
-    "placeholder": (_placeholder, "a name that is not one"),
-    "parameter": (_parameter, "has a tensor of an odd name"),
+    "placeholder": (_placeholder, "an unsafe name"),
+    "parameter": (_parameter, "has a tensor with an unsafe name"),
     "pickled weight": (_pickled_weight, "as a pickle, which could hold code and was not run"),
     "legacy weights": (_legacy, "keeps its weights as a pickle"),
     "example inputs": (_inputs, "its example inputs are a pickle that holds more than tensors"),
@@ -225,9 +225,9 @@ ATTACKS: dict[str, tuple[Callable[[Path], Edit], str]] = {
     "compiled code": (_compiled, "holds compiled code"),
     "second program": (_second, "holds 2 programs"),
     "container": (_container, "nests its inputs or outputs in 'collections.defaultdict'"),
-    "enumeration": (_enumeration, "names its inputs or outputs oddly"),
+    "enumeration": (_enumeration, "has unsafe names of inputs or outputs"),
     "giant": (_giant, "has no values for"),
-    "module stack": (_stack, "a module path that is not one"),
+    "module stack": (_stack, "an unsafe module path"),
 }
 
 
@@ -270,7 +270,7 @@ def test_two_records_of_one_name_are_refused(program: Path, tmp_path: Path) -> N
     path = rewrite(program, tmp_path / "two.pt2")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(archive.namelist()[0].upper(), b"x")
-    assert "two records of one name" in sentence(lambda: load_program(path))
+    assert "two records of the same name" in sentence(lambda: load_program(path))
 
 
 @pytest.mark.parametrize(

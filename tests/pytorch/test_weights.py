@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_counted_and_named_and_nothing_is_loaded(tmp_path: 
     network = fresh()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     message = sentence(lambda: load_weights(network, saved(state, tmp_path / "w.pth")))
-    assert "1 missing (0.bias); 5 surplus (extra0, extra1, extra2, …)" in message
+    assert "1 missing (0.bias); 5 unexpected (extra0, extra1, extra2, …)" in message
     assert "1 of another shape (1.weight is 7, expected 2)" in message
     assert same(network, before)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: read without running anything in them, loaded with a clear account of what does not fit."""
+"""Read checkpoints without running code in them, load them into networks, and report what does not fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from onebyone.errors import BadInput
 
-# Where training frameworks put the tensors inside a checkpoint, and what they put before each name.
+# The keys under which training frameworks store the tensors of a checkpoint, and their prefixes of tensor names.
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -44,7 +44,7 @@ _STRING_OPCODES = (
     "BINSTRING",
     "SHORT_BINSTRING",
 )
-# What torch.save itself writes around tensors: no news in a message about what else a file holds.
+# What torch.save writes around tensors; not listed in messages about other objects in a file.
 _TENSOR_MACHINERY = re.compile(
     r"torch\._utils _rebuild_\w+|collections OrderedDict|torch(\.storage)? \w*Storage"
 )
@@ -52,19 +52,22 @@ _TENSOR_MACHINERY = re.compile(
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What `load_weights` did: how many tensors went in, and the prefix that was taken off their names."""
+    """What `load_weights` did: the number of tensors, and the prefix that it removed from their names."""
 
     tensors: int
     prefix: str
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name: `.safetensors`, or `torch.save`'s, read with `weights_only=True`.
+    """The tensors of a checkpoint by name, from a `.safetensors` file or one of `torch.save` (with
+    `weights_only=True`).
 
-    Nested checkpoints (`{"state_dict": ...}` and the like) are opened.
+    The tensors of nested checkpoints (such as `{"state_dict": ...}`) are returned without the nesting.
 
-    Raises:
-        BadInput: missing, truncated or of another format, or a pickle that holds code, which is not run.
+    Raises
+    ------
+    BadInput
+        if the file is missing, truncated or of another format, or is a pickle with code in it, which is not run.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,20 +82,22 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> LoadedWeights:
-    """Load a checkpoint into `network`, every tensor of it or none.
+    """Load a checkpoint into `network`: all of its tensors or none.
 
-    A prefix that all names share (`module.`, `model.` ...) is taken off where the names then fit.
+    A prefix of the tensors' names (`module.`, `model.` ...) is removed if more names fit without it.
 
-    Raises:
-        BadInput: names missing, surplus or of another shape: how many of each, and the first few.
+    Raises
+    ------
+    BadInput
+        if tensors are missing, unexpected or of another shape: how many of each, and the first names.
     """
-    wanted = network.state_dict()
-    found, prefix = _fitted(read_checkpoint(path), wanted)
-    problems = _problems(found, wanted)
+    expected = network.state_dict()
+    tensors, prefix = _without_prefix(read_checkpoint(path), expected)
+    problems = _problems(tensors, expected)
     if problems:
         raise BadInput(f"weights {os.fspath(path)} do not fit the network: {'; '.join(problems)}")
-    network.load_state_dict(found, strict=False)  # strictness was settled above, in words
-    return LoadedWeights(len(found), prefix)
+    network.load_state_dict(tensors, strict=False)  # the names were checked above
+    return LoadedWeights(len(tensors), prefix)
 
 
 def nonfinite_weights(network: nn.Module | ExportedProgram) -> tuple[str, ...]:
@@ -124,7 +129,7 @@ def _read_pickle(path: Path) -> object:
     _refuse_archive_bomb(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on pickle protocols; the outcome speaks below
+            warnings.simplefilter("ignore")  # torch warns of pickle protocols; failures are reported below
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -143,18 +148,18 @@ def _read_pickle(path: Path) -> object:
 
 
 def _refuse_archive_bomb(path: Path) -> None:
-    """torch.save stores its records uncompressed, so they can never unpack to more than the file holds."""
+    """Refuse a file whose records unpack to more than its size; torch.save stores records uncompressed."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except zipfile.BadZipFile:
-        return  # an older or another format: torch.load says
+        return  # an older or another format, which torch.load reports
     if unpacked > path.stat().st_size:
         raise BadInput(f"weights {path}: its records unpack to {unpacked:,} bytes, more than the file holds")
 
 
 def _foreign_globals(path: Path) -> list[str]:
-    """The names a pickle would import, without importing them; empty where it cannot be read as a pickle."""
+    """The names that a pickle would import, without importing them; empty if it cannot be read as a pickle."""
     names: list[str] = []
     try:
         if zipfile.is_zipfile(path):
@@ -165,7 +170,7 @@ def _foreign_globals(path: Path) -> list[str]:
         else:
             with path.open("rb") as stream:
                 _collect_globals(stream, names)
-    except Exception:  # damaged beyond reading: what was seen until then is all there is to say
+    except Exception:  # the file is damaged; the names before the damage are reported
         pass
     return [n.replace(" ", ".") for n in dict.fromkeys(names) if not _TENSOR_MACHINERY.fullmatch(n)]
 
@@ -182,7 +187,7 @@ def _collect_globals(stream: Any, names: list[str]) -> None:
 
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
-    """The mapping of names to tensors inside a checkpoint, which may wrap it a few times."""
+    """The mapping of names to tensors in a checkpoint, which may be nested several times."""
     for _ in range(4):
         if not isinstance(content, Mapping):
             raise BadInput(f"weights {path}: holds {type(content).__name__}, not tensors by name")
@@ -196,38 +201,40 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _fitted(found: dict[str, Tensor], wanted: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The checkpoint with that prefix taken off which makes most names fit; none where none helps."""
-    best, best_prefix = found, ""
-    hits = len(wanted.keys() & found.keys())
+def _without_prefix(tensors: dict[str, Tensor], expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The checkpoint without the prefix whose removal makes most names fit, and that prefix; it may be empty."""
+    best, best_prefix = tensors, ""
+    most = len(expected.keys() & tensors.keys())
     candidates = [""]
-    for _ in range(3):  # wrappers nest: module.model.
-        candidates = [c + p for c in candidates for p in PREFIXES if any(n.startswith(c + p) for n in found)]
+    for _ in range(3):  # prefixes can be nested: module.model.
+        candidates = [
+            c + p for c in candidates for p in PREFIXES if any(n.startswith(c + p) for n in tensors)
+        ]
         for prefix in candidates:
-            stripped = {n.removeprefix(prefix): v for n, v in found.items()}
-            here = len(wanted.keys() & stripped.keys())
-            if here > hits:
-                best, best_prefix, hits = stripped, prefix, here
+            stripped = {n.removeprefix(prefix): v for n, v in tensors.items()}
+            count = len(expected.keys() & stripped.keys())
+            if count > most:
+                best, best_prefix, most = stripped, prefix, count
     return best, best_prefix
 
 
-def _problems(found: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> list[str]:
-    # Checkpoints older than torch 0.4.1 have no batch counters; torch fills them in.
-    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
-    surplus = [n for n in found if n not in wanted]
-    odd = [
-        f"{n} is {_shape(found[n])}, expected {_shape(wanted[n])}"
-        for n in found
-        if n in wanted and not _fits(found[n], wanted[n])
+def _problems(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
+    # Checkpoints of torch before 0.4.1 have no batch counters; load_state_dict keeps the network's.
+    missing = [n for n in expected if n not in tensors and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in tensors if n not in expected]
+    misshapen = [
+        f"{n} is {_shape(tensors[n])}, expected {_shape(expected[n])}"
+        for n in tensors
+        if n in expected and not _fits(tensors[n], expected[n])
     ]
-    counts = ((missing, "missing"), (surplus, "surplus"), (odd, "of another shape"))
+    counts = ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
     return [f"{len(names)} {word} ({_few(names)})" for names, word in counts if names]
 
 
-def _fits(found: Tensor, wanted: Any) -> bool:
-    if not isinstance(wanted, Tensor) or is_lazy(wanted):
+def _fits(tensor: Tensor, expected: Any) -> bool:
+    if not isinstance(expected, Tensor) or is_lazy(expected):
         return True
-    return found.shape == wanted.shape
+    return tensor.shape == expected.shape
 
 
 def _shape(value: Tensor) -> str:

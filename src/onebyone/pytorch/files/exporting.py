@@ -1,4 +1,4 @@
-"""Exporting a network with an example, and saying in one sentence why that cannot be done."""
+"""Export a network with an example input, or explain in one sentence why that is impossible."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from onebyone.errors import BadInput
 from onebyone.records import first_line
 from onebyone.results.example_inputs import arguments
 
-_OURS = (Path(torch.__file__).parent, Path(__file__).parents[1])
-# What torch raises where the graph would depend on numbers that it does not have while it exports.
+_LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
+# What torch raises if the graph would depend on values, which are not known while it exports.
 _DEPENDS_ON_VALUES = frozenset(
     {"GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException"}
 )
@@ -38,12 +38,12 @@ _TALKATIVE = (
 
 
 def export_program(model: nn.Module, example: Any) -> ExportedProgram:
-    """The program of a network in eval mode, exported with an example (see `results.example_inputs`).
+    """Export a network in eval mode with an example input (see `results.example_inputs`). Its modes are restored.
 
     Raises
     ------
     BadInput
-        where the network does not run on the example, or torch.export cannot follow what it does.
+        if the network does not run on the example, or torch.export cannot trace it.
 
     >>> program = export_program(nn.Linear(3, 2), {"input": torch.ones(1, 3)})
     >>> [node.name for node in program.graph.nodes]
@@ -58,9 +58,9 @@ def export_program(model: nn.Module, example: Any) -> ExportedProgram:
 
 
 def export_any_batch(model: nn.Module, example: Any) -> ExportedProgram:
-    """As `export_program`, for a batch of any size where the network's own operators allow it.
+    """As `export_program`, for any batch size if the network's operators allow that.
 
-    The batch is the first axis of every input tensor, where they share its size. The program keeps the example.
+    The batch is the first axis of every input tensor, if all of them have the same size. The program keeps the example.
 
     >>> program = export_any_batch(nn.Linear(3, 2), torch.ones(1, 3))
     >>> [tuple(program.module()(torch.ones(n, 3)).shape) for n in (1, 5)]
@@ -70,7 +70,7 @@ def export_any_batch(model: nn.Module, example: Any) -> ExportedProgram:
     batches = {leaf.shape[:1] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
     if len(batches) != 1 or not all(batches):
         return export_program(model, example)
-    # torch.export takes a batch of one for a special case: two stand for any
+    # a batch of two, because torch.export treats a size of one as a special case
     several = pytree.tree_map(lambda v: torch.cat([v, v]) if isinstance(v, Tensor) else v, (args, kwargs))
     free = pytree.tree_map(lambda v: {0: Dim.AUTO} if isinstance(v, Tensor) else None, several)
     try:
@@ -78,10 +78,10 @@ def export_any_batch(model: nn.Module, example: Any) -> ExportedProgram:
         shapes = dict(signature.bind(*free[0], **free[1]).arguments)
         with evaluating(model), quiet():
             program = torch.export.export(model, *several, dynamic_shapes=shapes, strict=False)
-    except Exception:  # whatever the network does with its batch: the example's own size always stands
+    except Exception:  # the network may do anything with its batch; the example's own size always works
         return export_program(model, example)
-    given = set(program.graph_signature.user_inputs)
-    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in given]
+    names = set(program.graph_signature.user_inputs)
+    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
     if any(isinstance(v, Tensor) and isinstance(v.shape[0], int) for v in inputs):
         return export_program(model, example)
     program.example_inputs = (args, kwargs)
@@ -94,32 +94,32 @@ def _why_not_exported(
     try:
         with torch.no_grad():
             model(*_copied(args), **_copied(kwargs))
-    except Exception as own:
-        return f"example: the network does not run on it: {first_line(own)}{_place(own)}"
+    except Exception as failure:
+        return f"example: the network does not run on it: {first_line(failure)}{_location(failure)}"
     return f"model: torch.export cannot follow the network: {why_not_followed(error)}"
 
 
 def why_not_followed(error: Exception) -> str:
-    """What torch.export met that it cannot follow, and where in the network's own code."""
+    """What torch.export cannot trace, and where in the network's code."""
     if _FROM_NUMPY in str(error):
-        what = "it hands the values of a tensor to NumPy"
+        what = "it passes the values of a tensor to NumPy"
     elif depends_on_values(error):
         what = "a condition, a number or a size depends on the values of a tensor"
     else:
         what = first_line(error).rstrip(".")
-    return what + _place(error)
+    return what + _location(error)
 
 
 def depends_on_values(error: Exception) -> bool:
-    """Whether the error says that the graph would depend on numbers that only a run on real values has."""
+    """Whether the error says that the graph would depend on the values of tensors."""
     return type(error).__name__ in _DEPENDS_ON_VALUES or _FROM_NUMPY in str(error)
 
 
-def _place(error: Exception) -> str:
-    """The innermost line of the user's code on the way to the error; empty where there is none."""
+def _location(error: Exception) -> str:
+    """The innermost line of the user's code in the traceback; empty if there is none."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.exists() and not any(path.is_relative_to(folder) for folder in _OURS):
+        if path.exists() and not any(path.is_relative_to(folder) for folder in _LIBRARIES):
             line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
             return f" (in {path.name}, line {frame.lineno}: {line[:80]})"
     return ""
@@ -131,10 +131,10 @@ def _copied(tree: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and each one's own mode back afterwards."""
+    """Run the block with every module in eval mode, and restore each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        for module, _ in modes:  # one by one, because the modules of exported programs refuse `eval()`
+        for module, _ in modes:  # one by one, because the modules of exported programs forbid `eval()`
             module.training = False
         yield
     finally:
@@ -144,14 +144,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings, logs and graphs that torch.export prints: what fails raises, and is reported once."""
-    from torch.export import _trace  # not above: it imports torch's compiler, which takes seconds
+    """Suppress the warnings, logs and graphs that torch.export prints; failures are raised and reported once."""
+    from torch.export import _trace  # imported here, because it imports torch's compiler, which takes seconds
 
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    vars(_trace)["print"] = lambda *_, **__: None  # on failure it prints the graph so far to standard error
+    vars(_trace)["print"] = lambda *_, **__: None  # on failure it would print the graph to stderr
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,8 +1,7 @@
-"""The preprocessing that the networks of torchvision and timm were trained with; nothing is downloaded.
+"""The preprocessing that the networks of torchvision and timm were trained with. Nothing is downloaded.
 
-Both zoos keep it beside their weights: torchvision as the transform of a set of weights, timm as the network's
-`pretrained_cfg`. Either scales pixels of 0 to 255 by 1/255, then subtracts the mean and divides by the
-standard deviation of each channel.
+torchvision stores it as the transform of a set of weights, timm as the network's `pretrained_cfg`. Both scale pixel
+values from 0 to 255 by 1/255, subtract each channel's mean, and divide by its standard deviation.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ _SCALE = 1 / 255
 
 
 def zoo_preprocessing(spec: str, network: Any) -> Labels | None:
-    """Labels with the preprocessing of the network that the source `spec` named; None for other sources.
+    """Labels with the preprocessing of a `timm:NAME` or `torchvision:NAME` source; None for any other source.
 
-    For `timm:NAME` and `torchvision:NAME`; torchvision's are those of the default weights.
+    For torchvision it is the preprocessing of the default weights.
     """
     zoo, colon, name = spec.partition(":")
     if not colon or not isinstance(network, nn.Module):
         return None
     if zoo == "timm":
-        told = getattr(network, "pretrained_cfg", None) or {}
-        return _labels(told.get("mean"), told.get("std")) if "mean" in told else None
+        config = getattr(network, "pretrained_cfg", None) or {}
+        return _labels(config.get("mean"), config.get("std")) if "mean" in config else None
     return _of_torchvision(name, network) if zoo == "torchvision" else None
 
 
 def _of_torchvision(name: str, network: nn.Module) -> Labels | None:
     models = import_torchvision().models
     weights = models.get_model_weights(name)
-    held = getattr(weights, "DEFAULT", None) or next(iter(weights), None)
-    if held is None:
+    default = getattr(weights, "DEFAULT", None) or next(iter(weights), None)
+    if default is None:
         return None
     if getattr(network, "transform_input", None) is False:
-        # GoogLeNet and Inception with pretrained weights turn ImageNet's constants into these inside
+        # GoogLeNet and Inception with pretrained weights convert from this to ImageNet's constants themselves
         return _labels((0.5,) * 3, (0.5,) * 3)
-    transform = held.transforms
+    transform = default.transforms
     defaults = inspect.signature(getattr(transform, "func", transform)).parameters
-    given = getattr(transform, "keywords", {})
-    mean, std = (given.get(k, defaults[k].default if k in defaults else None) for k in ("mean", "std"))
+    keywords = getattr(transform, "keywords", {})
+    mean, std = (keywords.get(k, defaults[k].default if k in defaults else None) for k in ("mean", "std"))
     return _labels(mean, std)
 
 

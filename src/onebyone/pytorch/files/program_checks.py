@@ -1,7 +1,7 @@
-"""What the text of an exported program may hold: names, arithmetic on sizes, tensor operators.
+"""Check that the text of an exported program holds only names, arithmetic on sizes, and tensor operators.
 
-Plain data in, reason out: each `why_unsafe_*` returns None, or one clause saying what was found.
-The rules are lists of what is allowed.
+The functions take plain data. Each `why_unsafe_*` returns None, or one clause that names the problem. The rules are
+lists of what is allowed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# Where operators live. Of `higher_order`, those that hold graphs of the same operators and no source code.
+# The allowed operators. Of `higher_order`: those that contain graphs of the same operators and no source code.
 _OPERATOR = re.compile(
     r"torch\.ops\.(aten|prims|torchvision|quantized_decomposed)\.[a-zA-Z]\w*(\.[a-zA-Z]\w*)?|"
     r"torch\.ops\.(aten|prims)\.(_[a-zA-Z]\w*|__\w+__)(\.\w+)?|"
@@ -25,12 +25,12 @@ _OPERATOR = re.compile(
 )
 _TOUCHES_FILES = re.compile(r"torch\.ops\.aten\.(from_file|save|load|_?print)\b")
 _NAMESPACE = re.compile(r"torch\.ops\.(\w+)\.")
-# Pasted into generated source as names of attributes: no quote, bracket, backslash or line end may pass.
+# Inserted into generated source as attribute names: no quote, bracket, backslash or line end is allowed.
 _LABEL = re.compile(r"[\w.@ :/+<>=-]*")
 _MODULE_STACK = re.compile(r"[\w .,;:@/+\-\[\]()'<>=]*")
 _IDENTIFIER_KEYS = frozenset({"name", "as_name", "forward_arg_names"})
 _NAMED_BY_KEY = frozenset({"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values"})
-_PLAIN_TEXT = frozenset({"as_string", "as_strings"})  # arguments: quoted by repr wherever they are written
+_PLAIN_TEXT = frozenset({"as_string", "as_strings"})  # arguments; repr quotes them wherever they are written
 _TREES = frozenset({"in_spec", "out_spec"})
 _CONTAINERS = frozenset(
     {
@@ -39,11 +39,11 @@ _CONTAINERS = frozenset(
         "builtins.list",
         "builtins.dict",
         "collections.OrderedDict",
-        "torch.fx.immutable_collections.immutable_dict",  # what torch.fx makes of a dictionary or a list
+        "torch.fx.immutable_collections.immutable_dict",  # torch.fx converts dictionaries and lists to these
         "torch.fx.immutable_collections.immutable_list",
     }
 )
-# What SymPy's srepr writes, and torch's own functions of sizes.
+# The functions that SymPy's srepr writes, and torch's functions of sizes.
 _CALL_NAMES = """
     Symbol Integer Rational Float Add Mul Pow Max Min Abs Not And Or Eq Ne Lt Le Gt Ge Piecewise ExprCondPair
     Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan ITE floor ceiling sqrt log exp
@@ -61,9 +61,9 @@ _ARITHMETIC = (
 
 
 def why_unsafe_payload(config: Any, folder: str, empty: set[str]) -> str | None:
-    """Why the table of stored tensors is not one of plain tensors.
+    """Why the table of stored tensors lists more than plain tensors; None if it does not.
 
-    `empty` names the records without bytes: torch makes those as zeros of whatever size the table says.
+    `empty` names the records without bytes, for which torch would create zeros of any size that the table states.
 
     >>> why_unsafe_payload({"config": {"w": {"path_name": "weight_0", "use_pickle": True}}}, "weights", set())
     "keeps 'w' as a pickle, which could hold code and was not run"
@@ -71,7 +71,7 @@ def why_unsafe_payload(config: Any, folder: str, empty: set[str]) -> str | None:
     for name, entry in config["config"].items():
         record = str(entry["path_name"])
         if not _LABEL.fullmatch(name):
-            return f"has a tensor of an odd name ({name[:60]!r})"
+            return f"has a tensor with an unsafe name ({name[:60]!r})"
         if not re.fullmatch(r"(weight|tensor)_\w+", record):
             return f"keeps {name!r} in {folder} as an object that is not a tensor ({record[:60]!r})"
         if entry.get("use_pickle"):
@@ -83,7 +83,7 @@ def why_unsafe_payload(config: Any, folder: str, empty: set[str]) -> str | None:
 
 
 def why_unsafe_program(program: Any) -> str | None:
-    """Why a program (`models/model.json`, parsed) is more than names, arithmetic and tensor operators.
+    """Why a program (`models/model.json`, parsed) holds more than names, arithmetic and tensor operators; else None.
 
     >>> why_unsafe_program({"graph_module": {"graph": {"nodes": [{"target": "torch.os.system"}]}}})
     "calls 'torch.os.system', which is not a tensor operator"
@@ -92,7 +92,7 @@ def why_unsafe_program(program: Any) -> str | None:
 
 
 def why_unsafe_expression(text: str, methods: bool = False) -> str | None:
-    """Why an expression is not arithmetic on sizes. `methods` allows `L['x'].size()[0]`, as guards have it.
+    """Why an expression is not arithmetic on sizes; else None. `methods` allows `L['x'].size()[0]`, as in guards.
 
     >>> why_unsafe_expression("Add(Symbol('s16', integer=True), Integer(-2))")
     >>> print(why_unsafe_expression("__import__('os').system('true')"))
@@ -100,7 +100,7 @@ def why_unsafe_expression(text: str, methods: bool = False) -> str | None:
     """
     problem = f"has a size that is not arithmetic ({text[:60]!r})"
     if len(text) > _MAX_EXPRESSION:
-        return "has a size that takes more text than any real one"
+        return "has a size with an implausibly long expression"
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -109,7 +109,7 @@ def why_unsafe_expression(text: str, methods: bool = False) -> str | None:
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in nested plain data, with the key it stands under; keys of mappings stand under `key/`."""
+    """Every text in nested plain data, with its key; the keys of a mapping are listed under `key/`."""
     stack: list[tuple[str, Any]] = [(key, value)]
     while stack:
         where, item = stack.pop()
@@ -120,7 +120,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         elif isinstance(item, dict):
             for name, inner in item.items():
                 yield f"{where}/", name
-                # A node's metadata says where it came from; only the module stack is read for names.
+                # a node's metadata says where it came from; only names in the module stack are used
                 stack.append((f"metadata.{name}" if where == "metadata" else name, inner))
 
 
@@ -135,14 +135,14 @@ def _why_unsafe_text(key: str, text: str) -> str | None:
         return _why_unsafe_tree(text)
     if key.startswith("metadata"):
         if key == "metadata.nn_module_stack" and not _MODULE_STACK.fullmatch(text):
-            return f"has a module path that is not one ({text[:60]!r})"
+            return f"has an unsafe module path ({text[:60]!r})"
         return None
     if key in _PLAIN_TEXT:
         return None
     if key in _IDENTIFIER_KEYS or key.rstrip("/") in _NAMED_BY_KEY:
         safe = text == "" or (text.isidentifier() and not keyword.iskeyword(text))
-        return None if safe else f"has a name that is not one ({text[:60]!r})"
-    return None if _LABEL.fullmatch(text) else f"has a label that is not one ({text[:60]!r})"
+        return None if safe else f"has an unsafe name ({text[:60]!r})"
+    return None if _LABEL.fullmatch(text) else f"has an unsafe label ({text[:60]!r})"
 
 
 def _why_unsafe_operator(target: str) -> str | None:
@@ -156,16 +156,18 @@ def _why_unsafe_operator(target: str) -> str | None:
 
 
 def _why_unsafe_tree(text: str) -> str | None:
-    """Inputs and outputs nest in plain containers only; other types would be imported by name."""
+    """Why inputs or outputs are nested in other than plain containers, whose types would be imported by name."""
     stack = [json.loads(text)[1]]
     while stack:
         spec = stack.pop()
         if spec["type"] not in _CONTAINERS:
-            return f"nests its inputs or outputs in {str(spec['type'])[:60]!r}; plain containers are read"
+            return (
+                f"nests its inputs or outputs in {str(spec['type'])[:60]!r}; only plain containers are read"
+            )
         keys = json.loads(spec["context"]) if spec["context"] else None
         plain = keys is None or (isinstance(keys, list) and all(isinstance(k, str | int) for k in keys))
         if not plain or any(isinstance(k, str) and not k.isidentifier() for k in keys or ()):
-            return f"names its inputs or outputs oddly ({str(spec['context'])[:60]!r})"
+            return f"has unsafe names of inputs or outputs ({str(spec['context'])[:60]!r})"
         stack.extend(spec["children_spec"])
     return None
 

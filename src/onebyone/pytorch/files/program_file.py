@@ -1,10 +1,10 @@
-"""Read a `.pt2` file without running anything that its author put into it.
+"""Write exported programs, and read them without running code that a file may contain.
 
-`torch.export.load` trusts its file: records may be pickles that are loaded whole, or compiled libraries;
-sizes are strings given to SymPy, which evaluates them as Python; an operator is any dotted name under `torch`
-(`torch.os.system` too); names and guards are pasted into generated source. So the archive is examined first,
-with the very reader that will load it, against what `torch.export.save` writes for an ordinary network:
-everything else is refused by name. What the checks cannot promise: that running the program is cheap.
+`torch.export.load` trusts its file. Records may be pickles, which are loaded without restriction, or compiled
+libraries. Sizes are strings that SymPy evaluates as Python. An operator is any dotted name under `torch` (also
+`torch.os.system`). Names and guards are inserted into generated source code. So the archive is checked first, by the
+reader that will load it, against what `torch.export.save` writes for an ordinary network, and anything else is refused
+by name. The checks do not limit how long the program runs.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from onebyone.errors import BadInput
 from onebyone.pytorch.files.exporting import quiet
 from onebyone.pytorch.files.program_checks import why_unsafe_payload, why_unsafe_program
 
-MODEL = "model"  # the one program torch.export.save writes
+MODEL = "model"  # the name of the one program that torch.export.save writes
 #: The extra file in which onebyone keeps what it knows of a network.
 NOTE = "onebyone.json"
-MAX_GRAPH_BYTES = 256 * 2**20  # of JSON: some hundred times the graph of a large transformer
+MAX_GRAPH_BYTES = 256 * 2**20  # of JSON, about a hundred times the graph of a large transformer
 _EXPECTED = ("models/", "data/weights/", "data/constants/", "data/sample_inputs/", "extra/", ".data/")
 _EXPECTED_FILES = ("archive_format", "archive_version", "byteorder", "version")
 
 
 @dataclass(frozen=True)
 class ProgramFile:
-    """What a `.pt2` file holds: the program, and the extra files saved with it, as text by name."""
+    """The contents of a `.pt2` file: the program, and the extra files saved with it, as text by name."""
 
     program: ExportedProgram
     extra: dict[str, str]
@@ -59,9 +59,11 @@ def save_program(program: ExportedProgram, path: str | os.PathLike[str], note: s
 def load_program(path: str | os.PathLike[str]) -> ProgramFile:
     """The exported program in `path`.
 
-    Raises:
-        BadInput: missing, truncated or of another format, or it holds more than an ordinary program (pickled
-            objects, compiled code, operators that are not tensor operators, sizes that are not arithmetic).
+    Raises
+    ------
+    BadInput
+        if the file is missing, truncated or of another format, or holds more than an ordinary program (pickled
+        objects, compiled code, operators that are not tensor operators, sizes that are not arithmetic).
     """
     path = Path(path)
     if not path.is_file():
@@ -84,7 +86,10 @@ def _as_bad_input(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (Exception, RecursionError) as error:  # torch's readers raise nearly anything on damaged files
+    except (
+        Exception,
+        RecursionError,
+    ) as error:  # on damaged files torch's readers raise errors of many types
         lines = str(error).strip().splitlines()
         detail = f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
         raise BadInput(
@@ -93,7 +98,7 @@ def _as_bad_input(path: Path) -> Iterator[None]:
 
 
 def _check_container(stream: BinaryIO, path: Path) -> None:
-    """The file is a whole zip archive, and unpacks to no more than it holds: torch compresses nothing."""
+    """Require a complete zip archive that unpacks to at most its own size, because torch compresses nothing."""
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
@@ -107,7 +112,7 @@ def _check_container(stream: BinaryIO, path: Path) -> None:
         raise BadInput(f"{path}: its records unpack to {unpacked:,} bytes, more than the file holds")
     names = [entry.filename.casefold() for entry in entries]
     if len(set(names)) != len(names):
-        raise BadInput(f"{path}: holds two records of one name")
+        raise BadInput(f"{path}: holds two records of the same name")
     if not any(name.endswith("/archive_format") for name in names):
         raise BadInput(
             f"{path}: a zip archive, but not a program saved by torch.export.save (of torch 2.8 or later)"
@@ -135,7 +140,7 @@ def _why_unexpected(names: list[str]) -> str | None:
         if name.startswith("data/aotinductor/"):
             return "holds compiled code, which is not run; save the exported program itself"
         if not name.startswith(_EXPECTED) and name not in _EXPECTED_FILES:
-            return f"holds a record that an exported program has no use for ({name})"
+            return f"holds a record that does not belong to an exported program ({name})"
     return None
 
 
@@ -161,7 +166,7 @@ def _json(content: bytes) -> Any:
 
 
 def _why_unsafe_inputs(content: bytes) -> str | None:
-    """torch tries the example inputs as tensors only, and on failure loads them with everything: not here."""
+    """Why the example inputs are not plain tensors; torch would then load them as an unrestricted pickle."""
     if not content:
         return None
     try:
@@ -169,6 +174,6 @@ def _why_unsafe_inputs(content: bytes) -> str | None:
             if sum(entry.file_size for entry in archive.infolist()) > len(content):
                 return "its example inputs unpack to more than the file holds"
         torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except Exception:  # whatever the reason: these are not plain tensors
+    except Exception:  # for any reason, these are not plain tensors
         return "its example inputs are a pickle that holds more than tensors, which was not run"
     return None

@@ -1,12 +1,12 @@
-"""Where a network comes from: a file, a zoo, or a function of the user's own.
+"""Load networks from the sources that users name: a file, a model zoo, or a function of their own.
 
-One string names a source, on the command line and in Python alike:
+A source is named by one string, on the command line and in Python:
 
 ==========================  =========================================================================
 `file.pt2`                  a program saved by `torch.export.save` (checked before anything is loaded)
 `torchvision:NAME`          a torchvision model, random weights, nothing is downloaded
 `timm:NAME`                 a timm model, random weights, nothing is downloaded
-`package.module:factory`    a function, class or network of the user's own, also in the current directory
+`package.module:factory`    a function, class or network of the user, also in the current directory
 ==========================  =========================================================================
 """
 
@@ -35,23 +35,27 @@ from onebyone.records import first_line
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 FORMS = "file.pt2, torchvision:NAME, timm:NAME or package.module:factory"
 
-_schemas: list[torch.library.Library] = []  # a Library that is collected takes its operators with it
+_schemas: list[torch.library.Library] = []  # kept, because a Library removes its operators when it is deleted
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, also where its compiled operators do not belong to the torch installed.
+    """Import torchvision, also if its compiled operators were built for another version of torch.
 
-    Raises:
-        MissingExtra: torchvision is not installed.
+    Raises
+    ------
+    MissingExtra
+        if torchvision is not installed.
     """
     return _import_zoo("torchvision")
 
 
 def import_timm() -> ModuleType:
-    """timm (which imports torchvision: see `import_torchvision`).
+    """Import timm, which imports torchvision (see `import_torchvision`).
 
-    Raises:
-        MissingExtra: timm is not installed.
+    Raises
+    ------
+    MissingExtra
+        if timm is not installed.
     """
     return _import_zoo("timm")
 
@@ -62,10 +66,10 @@ def _import_zoo(name: str) -> ModuleType:
     except ImportError as error:
         raise MissingExtra(name, "zoo", f"a {name}: source") from error
     except RuntimeError as error:
-        # A torchvision wheel built for another torch (a CUDA wheel beside the CPU torch, say) cannot load its
-        # compiled part, and then trips over registering the shapes of operators which that part would have
-        # declared. Its Python part, models and transforms, needs neither: the two schemas are enough. Done
-        # only in this case, so that a torchvision in order keeps its own operators.
+        # A torchvision wheel that was built for another torch (a CUDA wheel with a CPU torch, for example) cannot load
+        # its compiled part. It then fails to register shapes for operators that this part would have declared. Models
+        # and transforms do not need the compiled part, so that declaring the two operators is enough. This is done in
+        # this case only, so that a working torchvision keeps its own operators.
         if "torchvision::nms does not exist" not in str(error):
             raise
     _declare_torchvision_operators()
@@ -83,19 +87,24 @@ def _declare_torchvision_operators() -> None:
 def load_source(
     spec: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, *, seed: int = 0
 ) -> nn.Module | ExportedProgram:
-    """The network that `spec` names, in evaluation mode, on the CPU.
+    """The network that `spec` names, in eval mode, on the CPU.
 
-    Args:
-        spec: `file.pt2`, `torchvision:NAME`, `timm:NAME` or `package.module:factory`.
-        weights: a checkpoint to load into it: `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin`.
-        seed: of the random weights, where the source makes them; torch's generator is left as it was.
+    Parameters
+    ----------
+    spec: `file.pt2`, `torchvision:NAME`, `timm:NAME` or `package.module:factory`.
+    weights: a checkpoint to load: `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin`.
+    seed: the seed of random weights. The state of torch's generator is restored afterwards.
 
-    Returns:
-        An `ExportedProgram` for a `.pt2` file, else an `nn.Module`.
+    Returns
+    -------
+    An `ExportedProgram` for a `.pt2` file, otherwise an `nn.Module`.
 
-    Raises:
-        BadInput: the source does not exist, cannot be read, is not a network, or the weights do not fit it.
-        MissingExtra: the zoo named is not installed.
+    Raises
+    ------
+    BadInput
+        if the source does not exist, cannot be read or is not a network, or the weights do not fit it.
+    MissingExtra
+        if the model zoo is not installed.
 
     >>> load_source("torch.nn:Identity")
     Identity()
@@ -161,16 +170,16 @@ def _from_torchvision(name: str) -> nn.Module:
     builder = models.get_model_builder(name)
     arguments: dict[str, Any] = {"weights": None}
     if "weights_backbone" in inspect.signature(builder).parameters:
-        arguments["weights_backbone"] = None  # its default would download
+        arguments["weights_backbone"] = None  # the default would download weights
     if name in ("googlenet", "inception_v3"):
-        arguments["init_weights"] = True  # their default warns that it will change
+        arguments["init_weights"] = True  # without it they warn that the default will change
     network: nn.Module = builder(**arguments)
     return network
 
 
 def _from_timm(name: str) -> nn.Module:
     timm = import_timm()
-    # Only names in timm's own list: its `hf-hub:` and `local-dir:` names fetch configurations.
+    # Only names in timm's own list, because its `hf-hub:` and `local-dir:` names download configurations.
     if not timm.is_model(name) or (":" in name or "/" in name):
         raise BadInput(_unknown("timm", name, timm.list_models()))
     network: nn.Module = timm.create_model(name, pretrained=False)
@@ -187,7 +196,7 @@ def _from_factory(module_name: str, attribute: str, seed: int) -> object:
     spec = f"{module_name}:{attribute}"
     with _current_directory_importable():
         module = _import_module(module_name, spec)
-        torch.manual_seed(seed)  # again: a first import may have drawn numbers, a second one draws none
+        torch.manual_seed(seed)  # again, because the first import of the module may have drawn random numbers
         target: object = module
         for part in attribute.split("."):
             if not hasattr(target, part):
@@ -203,7 +212,7 @@ def _from_factory(module_name: str, attribute: str, seed: int) -> object:
 def _call(factory: Callable[[], object], spec: str) -> object:
     try:
         return factory()
-    except Exception as error:  # the user's own code: whatever it raises is the answer
+    except Exception as error:  # the user's code may raise anything
         raise BadInput(f"{spec}: the factory raised {type(error).__name__}: {first_line(error)}") from error
 
 
@@ -224,16 +233,16 @@ def _import_module(name: str, spec: str) -> ModuleType:
 
 @contextmanager
 def _current_directory_importable() -> Iterator[None]:
-    here = os.getcwd()
-    added = here not in sys.path
+    folder = os.getcwd()
+    added = folder not in sys.path
     if added:
-        sys.path.insert(0, here)
+        sys.path.insert(0, folder)
         importlib.invalidate_caches()
     try:
         yield
     finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
+        if added and folder in sys.path:
+            sys.path.remove(folder)
 
 
 def _like(attribute: str, module: ModuleType) -> str:
