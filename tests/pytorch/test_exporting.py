@@ -88,7 +88,7 @@ NOT_FOLLOWED = {
     "a count": (counted, DEPENDS, "for _ in range(int(x.abs().max()) + 1):"),
     "numpy": (
         through_numpy,
-        "it hands the values of a tensor to NumPy",
+        "it passes the values of a tensor to NumPy",
         "return torch.from_numpy(net.head(x.flatten(1)).detach().numpy())",
     ),
 }

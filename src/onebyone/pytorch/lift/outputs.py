@@ -1,8 +1,8 @@
-"""The outputs of a network: what each is called, how many numbers it gives for a window, and what they are.
+"""Read the outputs of a network from its graph: their names, their numbers of channels, and what their values are.
 
-The last operator before an output tells what its numbers are: a linear layer or a convolution gives logits, a
-softmax or a sigmoid probabilities, their logarithms log-probabilities. Operators that only move values are
-looked through. Whatever else comes last (tanh, ReLU, products of two maps) leaves the kind unknown: None.
+The last operator before an output determines what its values are. A linear layer or a convolution gives logits, a
+softmax or a sigmoid probabilities, and their logarithms are log-probabilities. Operators that only move values are
+skipped. After any other operator (tanh, ReLU, a product of two maps) the kind is unknown: None.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from onebyone.results.any_size import Output
 
 
 def names_of(tree: Any) -> tuple[str, ...]:
-    """The names of the leaves of a network's result, in the order in which pytree lists them.
+    """The names of the leaves of a network's result, in the order of `torch.utils._pytree`.
 
     >>> names_of({"logits": 0, "boxes": (1, 2)})
     ('logits', 'boxes.0', 'boxes.1')
     """
     paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     if isinstance(tree, Mapping) and type(tree) is not dict and len(tree) == len(paths):
-        # records such as those of transformers, which are registered without key paths
+        # records of transformers, for example, are registered without key paths
         return tuple(str(key) for key in tree)
     return tuple(".".join(_step(step) for step in path) or "0" for path in paths)
 
@@ -54,7 +54,7 @@ def outputs_of(program_graph: fx.Graph, image: str, names: Sequence[str]) -> tup
     )
 
 
-#: A kind, and how many values a softmax ran over (0 where none did).
+#: A kind, and the number of values that a softmax normalised over (0 without a softmax).
 _Known = tuple[ScoreKind, int]
 
 
@@ -80,14 +80,13 @@ _LOGITS = ScoreKind("logits")
 
 
 class _Reader:
-    """Reads kinds from the end of a graph backwards."""
+    """Determines the kinds of a graph's outputs, backwards from the outputs."""
 
     def __init__(self, graph: fx.Graph, image: str) -> None:
         self._of_image: set[fx.Node] = set()
-        self._order = {node: place for place, node in enumerate(graph.nodes)}
-        self._writers: dict[
-            fx.Node, list[fx.Node]
-        ] = {}  # the operators that write into a node's tensor, in order
+        self._order = {node: number for number, node in enumerate(graph.nodes)}
+        #: the operators that write into a node's tensor, in order
+        self._writers: dict[fx.Node, list[fx.Node]] = {}
         for node in graph.nodes:
             if node.name == image or any(n in self._of_image for n in node.all_input_nodes):
                 self._of_image.add(node)
@@ -103,21 +102,20 @@ class _Reader:
         if known is None:
             return Output(name, channels)
         kind, group = known
-        if (
-            kind.classes == "exclusive" and group != channels
-        ):  # a part of the classes, or several groups of them
+        if kind.classes == "exclusive" and group != channels:
+            # the softmax ran over a part of the channels: they are one of several groups of classes
             kind = ScoreKind(kind.values)
         return Output(name, channels, kind)
 
     def _current(self, node: fx.Node, reader: fx.Node | None) -> fx.Node:
-        """The operator that last wrote into a node's tensor before `reader` reads it (None: at the end)."""
+        """The last operator that wrote into a node's tensor before `reader` reads it (None: at the end of the graph)."""
         end = len(self._order) if reader is None else self._order[reader]
         while earlier := [w for w in self._writers.get(node, ()) if self._order[w] < end]:
             node = earlier[-1]
         return node
 
     def _known(self, node: Any, reader: fx.Node | None = None) -> _Known | None:
-        """The kind of a node's values as `reader` reads them."""
+        """The kind of a node's values when `reader` reads them."""
         if not isinstance(node, fx.Node) or node not in self._of_image:
             return None
         node = self._current(node, reader)
@@ -139,7 +137,7 @@ class _Reader:
         return self._of_known(name, node, source)
 
     def _of_known(self, name: str, node: fx.Node, source: Any) -> _Known | None:
-        """Operators that keep or change a kind that is known before them."""
+        """The kind after an operator that keeps or changes the kind of its input."""
         if name in ("cat", "concat", "stack"):
             return _joined([self._known(part, node) for part in source])
         if name in ("add", "sub", "mul", "div", "neg"):
@@ -159,7 +157,7 @@ class _Reader:
         return (ScoreKind("probabilities", "multi-label"), 0) if name in _MAXIMA else None
 
     def _arithmetic(self, name: str, node: fx.Node) -> _Known | None:
-        """Sums of logits, and logits scaled by a constant, are logits."""
+        """Sums of logits are logits, and so are logits scaled by a constant."""
         parts = [a for a in node.args if isinstance(a, fx.Node) and a in self._of_image]
         scaled = len(parts) == 1 and (name == "mul" or parts[0] is node.args[0])
         if name in ("mul", "div") and not scaled:
@@ -178,7 +176,7 @@ def _joined(parts: list[_Known | None]) -> _Known | None:
 
 
 def _name(target: Any) -> str:
-    """The operator's name without namespace and without the mark of the in-place form."""
+    """The operator's name without its namespace and without the underscore of the in-place form."""
     if isinstance(target, torch._ops.OpOverload):
         name: str = target._schema.name.rpartition("::")[2]
         return name.rstrip("_") if is_inplace(target) else name
@@ -186,7 +184,7 @@ def _name(target: Any) -> str:
 
 
 def plain_containers(tree: Any) -> Any:
-    """Outputs nested as the network nests them, in plain dictionaries, lists and tuples: what a saved program holds.
+    """The network's nested outputs in plain dictionaries, lists and tuples, which a saved program can hold.
 
     A dataclass becomes a dictionary of its fields.
     """
@@ -203,5 +201,5 @@ def plain_containers(tree: Any) -> Any:
     if tree is None or isinstance(tree, fx.Node):
         return tree
     raise Refused(
-        [Refusal("", "output", f"its results are held by a {type(tree).__name__}, not by plain containers")]
+        [Refusal("", "output", f"its results are in a {type(tree).__name__}, not in plain containers")]
     )
