@@ -108,7 +108,7 @@ class _Reader:
         return Output(name, channels, kind)
 
     def _current(self, node: fx.Node, reader: fx.Node | None) -> fx.Node:
-        """The last operator that wrote into a node's tensor before `reader` reads it (None: at the end of the graph)."""
+        """The last operator that wrote into a tensor before `reader` reads it (None: before the end of the graph)."""
         end = len(self._order) if reader is None else self._order[reader]
         while earlier := [w for w in self._writers.get(node, ()) if self._order[w] < end]:
             node = earlier[-1]
