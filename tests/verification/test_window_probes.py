@@ -76,13 +76,13 @@ def test_the_map_has_several_windows_and_a_remainder_on_each_axis() -> None:
     assert check_window_pair(pair(recording), 0).ok
     batch, channels, height, width = maps[0].shape
     assert (batch, channels) == (2, 2)
-    # 3 and 2 windows at steps of 1 and 2, and a remainder of step − 1
-    assert (height, width) == (3 + 2 * 1, 2 + 1 * 2 + 1)
-    assert len({batch, height, 3, 2}) >= 3
+    # 3 windows at a step of 1 on the first axis, 2 windows at a step of 2 and a remainder of 1 on the second: (5, 5), of
+    # which the first axis gets one window more, because a transposed map would go unseen
+    assert (height, width) == (3 + 2 * 1 + 1, 2 + 1 * 2 + 1)
 
 
 def test_height_and_width_differ() -> None:
-    """Otherwise a transposed map would go unseen: the first axis gets another step where they would be equal."""
+    """Without a change the map would be 4 × 4 here; the first axis gets another step."""
     sizes: list[tuple[int, ...]] = []
 
     def recording(feature_map: Tensor, p: Params) -> Tensor:
@@ -97,11 +97,11 @@ def test_height_and_width_differ() -> None:
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
-        (lambda m, p: dense(m, p)[:, :, 1:], "(2, 3, 1, 4) positions and outputs, expected (2, 3, 2, 4)"),
-        (lambda m, p: dense(m, p) + 2.0**-20, "the integer probe differs in 48 of 48 values"),
-        (lambda m, p: dense(m, p | {"bias": p["bias"] * 0}), "the integer probe differs in 48 of 48 values"),
+        (lambda m, p: dense(m, p)[:, :, 1:], "(2, 4, 1, 4) positions and outputs, expected (2, 4, 2, 4)"),
+        (lambda m, p: dense(m, p) + 1, "the integer probe differs in 64 of 64 values"),
+        (lambda m, p: dense(m, p | {"bias": p["bias"] * 0}), "the integer probe differs in 64 of 64 values"),
     ],
-    ids=["a position too few", "a small error", "no bias"],
+    ids=["a position too few", "off by one", "no bias"],
 )
 def test_a_wrong_layer_is_named(fault: Callable[[Tensor, Params], Tensor], why: str) -> None:
     check = check_window_pair(pair(fault), 0)

@@ -28,7 +28,7 @@ class LayerPair(Protocol):
 
     @property
     def path(self) -> str:
-        """The dotted path of the layer in the network (the first one, if it is used in several places)."""
+        """The dotted path of the layer in the network (the first one, if it is used several times)."""
         ...
 
     @property

@@ -127,12 +127,12 @@ def _gradient_map(setup: AnySizeSetup, nonlinear: bool) -> Callable[[Grads], Gra
     if not steps:
         return None
 
-    def back(gradients: Grads) -> Grads:
+    def map_gradients(gradients: Grads) -> Grads:
         for step in steps:
             gradients = step(gradients)
         return gradients
 
-    return back
+    return map_gradients
 
 
 def _crop(setup: AnySizeSetup, size: Sequence[int]) -> Tensor:

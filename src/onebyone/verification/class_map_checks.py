@@ -101,12 +101,12 @@ def why_not_local(
         maps = [t for _, t in leaves(network64(image))]
         positions = all_windows(tuple(maps[0].shape[2:]), len(image), smallest, stride).sample(limit)
         batch = batch_size(positions, image.shape[1], None)
-        alone = run_on_windows(lambda x: rows_of(network64(x)), image, positions, batch)
+        isolated = run_on_windows(lambda x: rows_of(network64(x)), image, positions, batch)
     limits = [
         torch.full_like(a, output_comparison.limit64(2.0**-24 * float(a.abs().max()), 2.0**-24))
-        for a in alone
+        for a in isolated
     ]
-    differences = compare_rows([positions.pick(t) for t in maps], alone, limits)
+    differences = compare_rows([positions.pick(t) for t in maps], isolated, limits)
     if differences.ratio is None or differences.ratio > 1:
         return (
             f"positions of the class map differ by {differences.largest:.3g} from the map of their own pixels"

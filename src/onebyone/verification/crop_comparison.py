@@ -40,10 +40,12 @@ def compare_with_crops(
     not_compared = DenseCheck(setup.target, False, 0, expected, actual, why="not compared")
     if outputs is None:
         return not_compared
-    every = all_windows(expected, len(setup.image), setup.geometry.window, setup.geometry.stride)
-    windows = every.sample(max_windows)
-    if len(windows) < len(every):
-        findings.unverified.append(f"compared on {len(windows):,} of {len(every):,} windows, evenly spread")
+    all_positions = all_windows(expected, len(setup.image), setup.geometry.window, setup.geometry.stride)
+    windows = all_positions.sample(max_windows)
+    if len(windows) < len(all_positions):
+        findings.unverified.append(
+            f"compared on {len(windows):,} of {len(all_positions):,} windows, evenly spread"
+        )
     batch = batch_size(windows, setup.image.shape[1], setup.fixed_batch)
     with torch.no_grad():
         crops = run_on_windows(

@@ -30,12 +30,12 @@ def compare_networks(
     original: Runner,
     converted: Runner,
     gradients: bool = True,
-    back: Callable[[Grads], Grads] | None = None,
+    map_gradients: Callable[[Grads], Grads] | None = None,
 ) -> EndToEndOutcome:
     """Compare outputs, and gradients if asked for.
 
-    `back` maps gradients of the converted network's parameters to the original's names and shapes (None: they are the
-    same).
+    `map_gradients` maps gradients of the converted network's parameters to the original's names and shapes (None: they
+    are the same).
     """
     try:
         runs = output_comparison.network_runs(original, converted)
@@ -61,7 +61,7 @@ def compare_networks(
     check = output_comparison.compare(runs, exact, rounded, converted64, observe(runs.converted))
     if not gradients or check.problems:
         return EndToEndOutcome(check, None, runs)
-    gradient = _compare_gradients(runs, exact, rounded, converted64, back, check)
+    gradient = _compare_gradients(runs, exact, rounded, converted64, map_gradients, check)
     return EndToEndOutcome(check, gradient, runs)
 
 
@@ -94,7 +94,7 @@ def _compare_gradients(
     exact: Observation,
     rounded: Observation,
     converted: Observation,
-    back: Callable[[Grads], Grads] | None,
+    map_gradients: Callable[[Grads], Grads] | None,
     check: NetworkCheck,
 ) -> GradientCheck | None:
     for run in (exact, rounded):
@@ -107,7 +107,9 @@ def _compare_gradients(
         check.unverified.append("gradients: two dtypes draw different random numbers")
         return None
     try:
-        return compare_gradients(exact.gradients, rounded.gradients, converted.gradients, runs.u, back)
+        return compare_gradients(
+            exact.gradients, rounded.gradients, converted.gradients, runs.u, map_gradients
+        )
     except Exception as error:
         return GradientCheck(
             False, 0, why=f"cannot be mapped to the original's parameters: {in_one_line(error)}"

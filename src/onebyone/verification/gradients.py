@@ -11,17 +11,17 @@ from onebyone.verification.result import GradientCheck
 
 
 def compare_gradients(
-    exact: Grads, rounded: Grads, converted: Grads, u: float, back: Callable[[Grads], Grads] | None
+    exact: Grads, rounded: Grads, converted: Grads, u: float, map_gradients: Callable[[Grads], Grads] | None
 ) -> GradientCheck:
     """Compare gradients of Σ c·y, one tensor at a time, with the limits that `output_comparison` has for outputs.
 
     `exact` are the original's gradients in float64, `rounded` those in its own dtype of roundoff `u`, `converted` the
-    converted network's in float64. `back` maps parameter gradients to the original's names and shapes (None: they are
-    the same).
+    converted network's in float64. `map_gradients` maps parameter gradients to the original's names and shapes (None:
+    they are the same).
     """
-    if back is not None:
+    if map_gradients is not None:
         inputs = {n: g for n, g in converted.items() if n.startswith(INPUT)}
-        converted = inputs | back({n: g for n, g in converted.items() if n not in inputs})
+        converted = inputs | map_gradients({n: g for n, g in converted.items() if n not in inputs})
     # A gradient that is zero in exact arithmetic (that of an attention's key bias) is computed from terms that cancel.
     # Its rounding error has the size of these terms, however small the gradient itself is.
     floor = 4 * unit_roundoff("float64") * max((size_of(g) for g in exact.values()), default=0.0)
@@ -31,8 +31,8 @@ def compare_gradients(
             continue
         other = converted[name]
         distance = difference(g, other.reshape(g.shape) if other.numel() == g.numel() else other)
-        own = max(difference(g, rounded.get(name, g)), u * size_of(g))
-        limit = max(limit64(own, u), floor)
+        own_error = max(difference(g, rounded.get(name, g)), u * size_of(g))
+        limit = max(limit64(own_error, u), floor)
         r = 0.0 if distance == 0 else quotient(distance, limit)
         error = max(error, distance)
         if r >= ratio:

@@ -162,14 +162,14 @@ def _compare_output(
     if size_of(y) == 0 and y.numel():
         check.unverified.append(f"{name} is all zeros: it shows nothing of the operators before it")
     # Two dtypes draw different random numbers; then only the lower limit of the rounding error is known.
-    own = runs.u * size_of(y) if stochastic else max(difference(y, y_own), runs.u * size_of(y))
-    limit = limit64(own, runs.u)
+    own_error = runs.u * size_of(y) if stochastic else max(difference(y, y_own), runs.u * size_of(y))
+    limit = limit64(own_error, runs.u)
     if runs.is_float64:
-        scale = own * U64 / runs.u
+        scale = own_error * U64 / runs.u
         ratio = quotient(error64, scale)
         direct = error64
     else:
-        ratio = quotient(difference(y, z_own), own)
+        ratio = quotient(difference(y, z_own), own_error)
         direct = difference(y_own, z_own)
     check.max_error = max(check.max_error or 0.0, direct)
     worst = check.float64_limit is None or quotient(error64, limit) >= quotient(
@@ -212,8 +212,8 @@ def compare_directly(
     if not leaves_finite({"original": expected, "converted": actual}, check):
         return check
     for (path, y), (_, z) in zip(expected, actual, strict=True):
-        own = max(u * size_of(y), _change(y, path, perturbed))
-        off, limit = difference(y, z), math.sqrt(shorter(u) / u) * own
+        own_error = max(u * size_of(y), _change(y, path, perturbed))
+        off, limit = difference(y, z), math.sqrt(shorter(u) / u) * own_error
         limit = limit if is_real_or_complex(y) else 0.0
         check.max_error = max(check.max_error or 0.0, off)
         if off > limit:

@@ -224,7 +224,7 @@ class Verification(Readable):
 
     @property
     def integer_probe(self) -> bool | None:
-        """Whether all integer probes agreed bit for bit; None where none was run."""
+        """Whether all integer probes agreed bit for bit; None if none was run."""
         run = [layer.bitwise for layer in self.layers if layer.bitwise is not None]
         return all(run) if run else None
 
@@ -240,7 +240,7 @@ class Verification(Readable):
 
     @property
     def bound(self) -> float | None:
-        """The derived bound on that difference (its largest element); None where there is none."""
+        """The derived bound on that difference (its largest element); None if there is none."""
         return self.dense.bound if self.dense else None
 
     @property

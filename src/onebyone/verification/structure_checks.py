@@ -1,4 +1,4 @@
-"""Checks that need no run: finite weights, tied weights that stay tied, converted layers in their places."""
+"""Checks that need no run: finite weights, tied weights that stay tied, converted layers at their paths."""
 
 from __future__ import annotations
 

@@ -108,12 +108,12 @@ def _verify_conversion(
                 "without an example input: the whole network, its gradients, the layers on their own inputs"
             )
             return _verification(findings, NetworkCheck(), None, None, _why_nothing(conversion, findings))
-        back = _gradient_map(conversion, model, after)
-        return _compare_end_to_end(model, after, x, seed, gradients, back, findings)
+        map_gradients = _gradient_map(conversion, model, after)
+        return _compare_end_to_end(model, after, x, seed, gradients, map_gradients, findings)
 
 
 def _check_structure(model: nn.Module, after: nn.Module, conversion: Converted, findings: _Findings) -> None:
-    """The checks that need no run: finite weights, equal weights, tied weights, converted layers in place."""
+    """The checks that need no run: finite weights, equal weights, tied weights, converted layers at their paths."""
     findings.problems += structure_checks.not_finite(model, "original")
     if not findings.problems:
         shared = {id(p) for p in model.parameters()}
@@ -208,10 +208,10 @@ def _gradient_map(conversion: Converted, model: Any, after: Any) -> Callable[[Gr
     if to_original is None or {n: p.shape for n, p in after.named_parameters()} == shapes:
         return None
 
-    def back(grads: Mapping[str, Tensor]) -> Grads:
+    def map_gradients(grads: Mapping[str, Tensor]) -> Grads:
         return {n: g for n, g in to_original(grads).items() if n in shapes}
 
-    return back
+    return map_gradients
 
 
 def _compare_end_to_end(
@@ -220,7 +220,7 @@ def _compare_end_to_end(
     x: Any,
     seed: int,
     gradients: bool,
-    back: Callable[[Grads], Grads] | None,
+    map_gradients: Callable[[Grads], Grads] | None,
     findings: _Findings,
 ) -> Verification:
     original, converted = Runner(model, x, seed), Runner(after, x, seed)
@@ -232,7 +232,7 @@ def _compare_end_to_end(
     if not_finite:
         findings.problems += not_finite
         return _verification(findings, NetworkCheck(), None, None)
-    comparison = compare_networks(original, converted, gradients, back)
+    comparison = compare_networks(original, converted, gradients, map_gradients)
     first = None
     failed = comparison.check.problems or (comparison.gradients and not comparison.gradients.ok)
     if comparison.runs and failed:

@@ -77,15 +77,15 @@ def compare_weights(
     original, actual = _tensors(model), _tensors(converted)
     required = {n for n in original if n not in _optional(model)}
     try:
-        back = actual if to_original is None else to_original(actual)
+        mapped = actual if to_original is None else to_original(actual)
     except Exception as error:
         why = f"state_dict_to_original() fails on the converted network's weights: {first_line(error)}"
         return WeightCheck(0, 0, problems=(why,))
     for name in original:
-        if name in back:
-            _compare(name, original[name], back[name], comparison, _may_reshape(name, layers, to_original))
-    missing = [n for n in original if n not in back and n in required]
-    surplus = [n for n in back if n not in original and n not in _optional(converted)]
+        if name in mapped:
+            _compare(name, original[name], mapped[name], comparison, _may_reshape(name, layers, to_original))
+    missing = [n for n in original if n not in mapped and n in required]
+    surplus = [n for n in mapped if n not in original and n not in _optional(converted)]
     problems = [] if subset else [*_one_sided(missing, surplus, layers, to_original, comparison)]
     if subset and missing:
         comparison.notes.append(
@@ -220,8 +220,8 @@ def _difference(name: str, a: Any, b: Any) -> WeightDifference | None:
         same = type(a) is type(b) and (a == b or (a != a and b != b))  # NaN is the same as NaN
         return None if same else WeightDifference(name, f"is {b!r}, the original's is {a!r}")
     if a.shape != b.shape or a.dtype != b.dtype:
-        this, other = (f"{tuple(t.shape)} in {str(t.dtype).removeprefix('torch.')}" for t in (b, a))
-        return WeightDifference(name, f"is {this}, the original's is {other}")
+        actual, expected = (f"{tuple(t.shape)} in {str(t.dtype).removeprefix('torch.')}" for t in (b, a))
+        return WeightDifference(name, f"is {actual}, the original's is {expected}")
     wrong = _unequal(a.detach(), b.detach())
     if not wrong:
         return None

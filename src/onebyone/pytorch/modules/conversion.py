@@ -96,7 +96,7 @@ class ModuleConversion(Conversion[nn.Module]):
 def _storable(model: nn.Module) -> dict[str, Tensor]:
     """The state dict as safetensors can hold it: each name a contiguous tensor with a storage of its own."""
     tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    storages: set[int] = set()
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise BadInput(
@@ -106,7 +106,7 @@ def _storable(model: nn.Module) -> dict[str, Tensor]:
             raise BadInput(f"state dict: {name} is on the meta device and has no values to save")
         storage = value.untyped_storage()
         fills_storage = storage.nbytes() == value.numel() * value.element_size()
-        storable = storage._cdata not in seen and fills_storage and value.is_contiguous()
-        seen.add(storage._cdata)
+        storable = storage._cdata not in storages and fills_storage and value.is_contiguous()
+        storages.add(storage._cdata)
         tensors[name] = value if storable else value.clone(memory_format=torch.contiguous_format)
     return tensors

@@ -228,19 +228,19 @@ class Successors:
 
     def _refers(self, value: Any, objects: bool) -> bool:
         """Whether an object that has a successor can be reached from `value` without passing through a module."""
-        seen: dict[int, Any] = {}
+        visited: dict[int, Any] = {}
         pending = [value]
-        while pending and len(seen) < SEARCH_LIMIT:
+        while pending and len(visited) < SEARCH_LIMIT:
             item = pending.pop()
-            if isinstance(item, ATOMS) or id(item) in seen or id(item) in self._unrelated:
+            if isinstance(item, ATOMS) or id(item) in visited or id(item) in self._unrelated:
                 continue
             if id(item) in self._new:
                 return True
-            seen[id(item)] = item
+            visited[id(item)] = item
             pending.extend(_contents(item, objects))
         if objects and not pending:
-            self._unrelated.update(seen)
-            self._old.extend(seen.values())
+            self._unrelated.update(visited)
+            self._old.extend(visited.values())
         return False
 
 
