@@ -113,7 +113,7 @@ def test_linears_that_share_a_weight_share_it_after():
     assert len(c.changes) == 2
     one = convert_module(net, to="conv", level="native", only="0")
     assert one.changes == ()
-    assert "shared with a layer that stays" in one.refused[0].reason
+    assert "shared with a layer that is not converted" in one.refused[0].reason
 
 
 def test_ties_to_an_embedding_are_refused_and_the_refusal_spreads():

@@ -99,7 +99,7 @@ def test_quantisation_aware_layers_are_refused_for_what_they_do(level):
         c = convert_module(net, to=to, level=level)
         assert c.changes == ()
         assert [r.path for r in c.refused] == [path]
-        assert "its weight is fake-quantised at each call, as quantisation-aware" in c.refused[0].reason
+        assert "its weight is fake-quantised at each call, for quantisation-aware" in c.refused[0].reason
         assert "no floating-point weight" not in c.refused[0].reason
 
 

@@ -152,10 +152,12 @@ def test_a_network_without_gradients_says_so() -> None:
 
 
 def test_a_converted_network_that_loses_its_gradients_fails() -> None:
-    def detached(x: Tensor) -> Tensor:
-        return model(x).detach()
+    class Detached(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).detach()
 
-    model = nn.Linear(3, 2)
+    model, detached = nn.Linear(3, 2), Detached(3, 2)
+    detached.load_state_dict(model.state_dict())
     v = verify(model, detached, torch.randn(4, 3))
     assert not v.equivalent
     assert v.problems == (

@@ -49,6 +49,7 @@ def convert_graph(
         BadInput: an argument that cannot be used, among them an `only` that chooses nothing.
         Refused: the optimizer's state depends on the parameters' shape.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> c = convert_graph(net, to="conv", example=torch.ones(4, 5, 3))
     >>> print(c)
