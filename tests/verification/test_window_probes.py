@@ -76,8 +76,8 @@ def test_the_map_has_several_windows_and_a_remainder_on_each_axis() -> None:
     assert check_window_pair(pair(recording), 0).ok
     batch, channels, height, width = maps[0].shape
     assert (batch, channels) == (2, 2)
-    # 3 windows at a step of 1 on the first axis, 2 windows at a step of 2 and a remainder of 1 on the second: (5, 5), of
-    # which the first axis gets one window more, because a transposed map would go unseen
+    # 3 windows at a step of 1 on the first axis, 2 at a step of 2 and a remainder of 1 on the second: (5, 5). Of these
+    # equal sizes the first one gets another window, because a transposed map would go unseen.
     assert (height, width) == (3 + 2 * 1 + 1, 2 + 1 * 2 + 1)
 
 
