@@ -7,7 +7,7 @@ from statistics import quantiles
 import pytest
 
 from onebyone.tuning.clock import Clock, Timing
-from tests.tuning.standins import Noise, Time, clock
+from tests.tuning.simulated_clock import Noise, Time, clock
 
 
 def test_medians_and_spread_are_those_of_the_samples() -> None:

@@ -24,7 +24,7 @@ from onebyone.tuning.layer_times import (
 )
 from onebyone.verification import verify
 from tests.tuning import networks
-from tests.tuning.standins import Time, clock
+from tests.tuning.simulated_clock import Time, clock
 
 
 def groups(network: nn.Module, *shape: int) -> dict[str, object]:

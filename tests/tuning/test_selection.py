@@ -21,7 +21,7 @@ from onebyone.tuning.result import BASELINE
 from onebyone.tuning.target import subject_of
 from onebyone.tuning.time_budget import Budget
 from tests.tuning import networks
-from tests.tuning.standins import Time, clock
+from tests.tuning.simulated_clock import Time, clock
 
 FORMS = ("original", "conv", "linear")
 FIVE = ("eager", "compile", "compile+freeze", "onnxruntime", "openvino")

@@ -16,8 +16,8 @@ from onebyone.tuning import plan_builder, selection
 from onebyone.tuning.candidates import Candidate, Trial
 from onebyone.tuning.clock import Times, Timing, median_interval
 from onebyone.tuning.result import BASELINE, remarks
-from tests.tuning.standins import clock
-from tests.tuning.test_choose import World
+from tests.tuning.simulated_clock import clock
+from tests.tuning.test_selection import World
 
 
 @pytest.mark.parametrize("n", range(1, 12))
