@@ -22,10 +22,10 @@ from bench.zoo.totals import machine
 from bench.zoo.work import ROOT
 from onebyone.laws import cost
 from onebyone.records import by, table
-from onebyone.tuning.call_signature import Calling
+from onebyone.tuning.call_signature import CallSignature
 from onebyone.tuning.clock import Clock
-from onebyone.tuning.contention import Witness
-from onebyone.tuning.layer_groups import groups_of
+from onebyone.tuning.contention import ContentionMonitor
+from onebyone.tuning.layer_groups import group_layers
 from onebyone.tuning.layer_times import LayerTimes, measure_group, peak_gflops, work_of
 from onebyone.tuning.machine import describe_machine
 
@@ -37,7 +37,7 @@ TIE = 1.05
 def shapes(network: Network, clock: Clock, seconds: float, seen: set[Any]) -> Iterator[LayerTimes]:
     """The layers of one network that no earlier one had, timed."""
     model, x = network.make()
-    for group in groups_of(model, Calling.of(model, x)):
+    for group in group_layers(model, CallSignature.of(model, x)):
         key = (group.kind, group.weight, tuple(group.sample.shape), group.sample.stride(), group.cost.macs)
         if key not in seen and group.convertible:
             seen.add(key)
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.forms", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
     seconds = parser.parse_args(arguments).seconds
-    console, clock = Console(stderr=True), Clock(watch=Witness())
+    console, clock = Console(stderr=True), Clock(monitor=ContentionMonitor())
     peak = peak_gflops(clock, torch.device("cpu"), 5.0)
     measured: dict[str, list[LayerTimes]] = defaultdict(list)
     seen: set[Any] = set()

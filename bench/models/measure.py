@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import onebyone
 from bench.models.networks import SEED, Network
 from bench.models.peers import ON_GPU, PEERS
-from onebyone.tuning.clock import Clock, Quiet, Times
-from onebyone.tuning.contention import Witness
+from onebyone.tuning.clock import Clock, InterleavedTimings, NoContention
+from onebyone.tuning.contention import ContentionMonitor
 from onebyone.tuning.result import Tuned
 
 OTHERS = ("onnxruntime", "openvino")
@@ -79,7 +79,7 @@ def _tuned(model: nn.Module, x: Tensor, budget: float, device: str, say: Say) ->
         times = _timed({"alone": partial(alone.model, x), "others": partial(others.model, x)}, device, 15.0)
         if not times.kept_disturbed:
             break  # else something else had the processor throughout: no ground to choose on
-    faster = alone if times.share("alone", "others") < 1 else others
+    faster = alone if times.ratio("alone", "others") < 1 else others
     return {ALL: faster, TORCH: alone}
 
 
@@ -91,10 +91,14 @@ def _fast(alone: Tuned, model: nn.Module, x: Tensor) -> dict[str, Tuned]:
     return {FAST: onebyone.tune(model, x, plan=plan, seed=SEED)}
 
 
-def _timed(calls: dict[str, Callable[[], object]], device: str, seconds: float = SECONDS) -> Times:
+def _timed(
+    calls: dict[str, Callable[[], object]], device: str, seconds: float = SECONDS
+) -> InterleavedTimings:
     gpu = device == "cuda"
     clock = Steady(
-        wait=torch.cuda.synchronize if gpu else _nothing, watch=Quiet() if gpu else Witness(), seed=SEED
+        wait=torch.cuda.synchronize if gpu else _nothing,
+        monitor=NoContention() if gpu else ContentionMonitor(),
+        seed=SEED,
     )
     with torch.inference_mode():
         return clock.interleave(calls, seconds, rounds=ROUNDS, least=8)
@@ -104,7 +108,7 @@ def _nothing() -> None:
     pass
 
 
-def _ours(tuned: Tuned, times: Times, name: str, macs: int) -> dict[str, Any]:
+def _ours(tuned: Tuned, times: InterleavedTimings, name: str, macs: int) -> dict[str, Any]:
     timing, plan = times[name], tuned.plan
     chosen = next(c for c in plan.candidates if _is_choice(c, plan.choice))
     gflops = 2e-6 * macs / timing.median_ms
@@ -130,9 +134,9 @@ def _is_choice(candidate: Any, choice: Any) -> bool:
     )
 
 
-def _peer(times: Times, name: str, tuned: dict[str, Tuned]) -> dict[str, Any]:
+def _peer(times: InterleavedTimings, name: str, tuned: dict[str, Tuned]) -> dict[str, Any]:
     timing = times[name]
-    ratios = {f"ratio_{key}": times.share(name, f"ours:{key}") for key in tuned}
+    ratios = {f"ratio_{key}": times.ratio(name, f"ours:{key}") for key in tuned}
     return {"median_ms": timing.median_ms, "spread_ms": timing.spread_ms, **ratios}
 
 

@@ -23,7 +23,7 @@ import onebyone
 from bench.models.networks import NETWORKS, SEED
 from bench.models.peers import export_onnx
 from bench.zoo.work import ROOT
-from onebyone.tuning.plan import Plan
+from onebyone.tuning.plan import TuningPlan
 from onebyone.tuning.result import Tuned
 
 RESULTS = ROOT / "bench" / "results"
@@ -133,7 +133,7 @@ def main() -> int:
         network = next(n for n in NETWORKS if n.name == result["name"])
         model, x = network.make()
         tuned = onebyone.tune(
-            model, x, plan=Plan.from_dict(result["ours"]["torch"]["plan"]), force=True, seed=SEED
+            model, x, plan=TuningPlan.from_dict(result["ours"]["torch"]["plan"]), force=True, seed=SEED
         )
         profiles = {"ours": _top(_own_profile(tuned, x))}
         profiles |= {name: _top(PROFILES[name](model, x)) for name in names[:1]}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onebyone.detection import Detections
     from onebyone.drawing import Drawings
     from onebyone.results import Conversion, Convolutionalized
-    from onebyone.tuning import Plan, Tuned
+    from onebyone.tuning import TuningPlan, Tuned
     from onebyone.verification import Verification
 
     Network = nn.Module | ExportedProgram
@@ -250,7 +250,7 @@ def tune(
     fast_products: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
-    plan: Plan | str | os.PathLike[str] | None = None,
+    plan: TuningPlan | str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Tuned:
     """Find the fastest form of a network on this machine that computes the same function.

@@ -6,36 +6,36 @@ import pytest
 import torch
 
 from onebyone.errors import BadInput
-from onebyone.tuning.accuracy import Judge
-from onebyone.tuning.candidates import Candidate, Workshop
-from onebyone.tuning.engines import EngineSetting
-from onebyone.tuning.target import subject_of
-from onebyone.tuning.tune import inside
+from onebyone.tuning.accuracy import AccuracyChecker
+from onebyone.tuning.candidates import Candidate, CandidateBuilder
+from onebyone.tuning.engines import EngineSettings
+from onebyone.tuning.target import target_of
+from onebyone.tuning.tune import step_time_notes
 from tests.native.build import build, needs_compiler
 from tests.native.test_networks import Block
 
-CPU = EngineSetting(torch.device("cpu"), 2)
+CPU = EngineSettings(torch.device("cpu"), 2)
 pytestmark = needs_compiler
 
 
 def test_its_accuracy_is_checked_and_its_steps_are_timed() -> None:
     torch.manual_seed(0)
     network, x = Block().eval(), torch.randn(1, 3, 32, 32)
-    subject = subject_of(network, x)
-    workshop = Workshop(subject, Judge(subject.network, subject.calling), CPU)
-    own = workshop.attempt(Candidate("onebyone", "original"))
+    target = target_of(network, x)
+    builder = CandidateBuilder(target, AccuracyChecker(target.network, target.signature), CPU)
+    own = builder.attempt(Candidate("onebyone", "original"))
     assert own.model is not None
     times = own.model.times(x)
     assert list(times.values()) == sorted(times.values(), reverse=True)
     assert set(times) == set(build(network, x).times(x))
-    (note,) = inside(own.model, subject.calling)
+    (note,) = step_time_notes(own.model, target.signature)
     assert all(f"{kind} " in note for kind in times)
     with pytest.raises(BadInput, match="1×3×32×32"):
         own.model.times(x[:, :, :16])
-    eager = workshop.attempt(Candidate("eager", "original"))
+    eager = builder.attempt(Candidate("eager", "original"))
     assert eager.model is not None
     assert eager.model.times(x) == {}
-    assert inside(eager.model, subject.calling) == []
+    assert step_time_notes(eager.model, target.signature) == []
     assert own.refused is None
-    assert own.ratio is not None
-    assert own.ratio < 30
+    assert own.rounding_ratio is not None
+    assert own.rounding_ratio < 30

@@ -60,7 +60,7 @@ def test_the_judge_refuses_products_that_spoil_rows() -> None:
     """The engine without its guards, which the option alone may choose."""
     net, x = network(), torch.randn(1, 196, 256)
     unguarded = dataclasses.replace(
-        engines.engine_of("onebyone"),
+        engines.engine_named("onebyone"),
         name="unguarded",
         build=lambda n, c, s: native._build(n, c, dataclasses.replace(s, fast_products=True)),
     )

@@ -12,10 +12,10 @@ import onebyone
 from onebyone.errors import BadInput, Refused
 from onebyone.pytorch.files.program_file import load_program
 from onebyone.results.example_inputs import arguments
-from onebyone.tuning.engines.base import EngineSetting
+from onebyone.tuning.engines.base import EngineSettings
 from onebyone.tuning.engines.exported_program import UnsupportedError, export
 from onebyone.tuning.network_forms import program_of
-from onebyone.tuning.target import subject_of
+from onebyone.tuning.target import target_of
 from tests.pytorch.integer_networks import exact, integer
 
 
@@ -119,11 +119,11 @@ def test_what_cannot_be_exported_is_said_in_one_sentence(name, verb, tmp_path, c
 
 
 def test_forms_and_engines_that_need_a_program_are_refused_in_tune():
-    subject = subject_of(Net(conditional).eval(), torch.ones(2, 3, 4, 4))
+    target = target_of(Net(conditional).eval(), torch.ones(2, 3, 4, 4))
     with pytest.raises(Refused, match=DEPENDS):
-        program_of(subject)
+        program_of(target)
     with pytest.raises(UnsupportedError, match=DEPENDS):
-        export(subject.network, subject.calling, EngineSetting(torch.device("cpu"), 1))
+        export(target.network, target.signature, EngineSettings(torch.device("cpu"), 1))
 
 
 def test_an_example_that_does_not_fit_is_not_blamed_on_the_export():

@@ -11,7 +11,7 @@ import pytest
 from onebyone.comparison import Comparison
 from onebyone.errors import BadInput
 from onebyone.report.tuning_plan import plan_view, read_plan
-from onebyone.tuning.plan import Plan
+from onebyone.tuning.plan import TuningPlan
 from tests.cli.conftest import run_command
 
 PLAN: dict[str, Any] = {
@@ -91,7 +91,7 @@ def test_a_plan_comes_from_a_file_or_an_object(tmp_path: Path) -> None:
 
 def test_the_plan_that_tune_makes_is_one() -> None:
     """Its own record, filled with what is here: every key that it writes is taken."""
-    record = Plan(
+    record = TuningPlan(
         **{key: PLAN[key] for key in ("machine", "versions", "threads", "choice", "why", "peak_gflops")},
         network={"name": "net"},
         inputs=tuple(PLAN["inputs"]),

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines import Engine, EngineSetting, base
+from onebyone.tuning.call_signature import Call, CallSignature
+from onebyone.tuning.engines import Engine, EngineSettings, base
 
 
 def images() -> nn.Module:
@@ -69,18 +69,18 @@ class Named(nn.Module):
         return Answer(self.head(features.mean(1)), features)
 
 
-def eager(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
-    return base.engine_of("eager").build(network, calling, setting)
+def eager(network: nn.Module, calling: CallSignature, setting: EngineSettings) -> Call:
+    return base.engine_named("eager").build(network, calling, setting)
 
 
-def constant(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
+def constant(network: nn.Module, calling: CallSignature, setting: EngineSettings) -> Call:
     """Remembers the example's answer and gives it for whatever it is asked: fast, and wrong."""
     with torch.inference_mode():
         answer = calling.run(network)
     return lambda *args, **kwargs: answer
 
 
-def slightly_off(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
+def slightly_off(network: nn.Module, calling: CallSignature, setting: EngineSettings) -> Call:
     """Rounds to bfloat16 on the way out."""
     call = eager(network, calling, setting)
     return lambda *args, **kwargs: call(*args, **kwargs).bfloat16().float()
@@ -100,4 +100,4 @@ def registered(*engines: Engine) -> Iterator[None]:
 
 
 def engine(name: str, build: Callable[..., Any], **options: Any) -> Engine:
-    return Engine(name, build, **({"fixed": False} | options))
+    return Engine(name, build, **({"fixed_shapes": False} | options))

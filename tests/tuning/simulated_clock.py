@@ -42,4 +42,4 @@ class Noise:
 
 
 def clock(time: Time, *verdicts: bool, seed: int = 0) -> Clock:
-    return Clock(now=time.now, watch=Noise(*verdicts), seed=seed)
+    return Clock(now=time.now, monitor=Noise(*verdicts), seed=seed)

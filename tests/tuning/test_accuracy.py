@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -10,26 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import BadInput
-from onebyone.tuning.accuracy import RUNS, Judge
-from onebyone.tuning.call_signature import Calling
-from onebyone.tuning.engines import EngineSetting
+from onebyone.tuning.accuracy import RUNS, AccuracyChecker
+from onebyone.tuning.call_signature import CallSignature
+from onebyone.tuning.engines import EngineSettings
 from tests.tuning import networks
+from tests.tuning.simulated_clock import Time
 
-SETTING = EngineSetting(torch.device("cpu"), 1)
+SETTING = EngineSettings(torch.device("cpu"), 1)
 
 
 def judged(network: nn.Module, example: Any, change: Any = None, free: bool = False) -> Any:
-    calling = Calling.of(network.eval(), example, free)
-    judge = Judge(network, calling)
+    calling = CallSignature.of(network.eval(), example, free)
+    checker = AccuracyChecker(network, calling)
     call = networks.eager(network, calling, SETTING)
-    return judge.check(call if change is None else lambda *a, **k: change(call(*a, **k)))
+    return checker.check(call if change is None else lambda *a, **k: change(call(*a, **k)))
 
 
 def test_the_network_itself_has_its_own_rounding_error() -> None:
     check = judged(networks.images(), torch.randn(2, 3, 8, 8))
     assert check.problem == ""
-    assert check.ratio is not None
-    assert 0 < check.ratio <= 1
+    assert check.rounding_ratio is not None
+    assert 0 < check.rounding_ratio <= 1
     assert check.max_error == 0.0
 
 
@@ -38,16 +38,16 @@ def test_the_ratio_against_a_second_computation() -> None:
     network, x = networks.images().eval(), torch.randn(2, 3, 8, 8)
     off = torch.zeros(2, 5)
     off[1, 3] = 1e-5
-    calling = Calling.of(network, x)
-    judge = Judge(network, calling)
-    judge.references = judge.references[:1]
+    calling = CallSignature.of(network, x)
+    checker = AccuracyChecker(network, calling)
+    checker.references = checker.references[:1]
     with torch.no_grad():
         own = network(x)
         exact = networks.images().double().eval()(x.double())
-    check = judge.check(lambda x: own + off)
+    check = checker.check(lambda x: own + off)
     unit = 2.0**-24 * float(exact.abs().max())
     expected = float((own + off - exact).abs().max()) / max(float((own - exact).abs().max()), unit)
-    assert check.ratio == pytest.approx(expected)
+    assert check.rounding_ratio == pytest.approx(expected)
     assert check.max_error == pytest.approx(1e-5, rel=1e-2)
 
 
@@ -57,9 +57,9 @@ def test_the_ratio_against_a_second_computation() -> None:
         (lambda y: y + 1e-3, "times the original's rounding error, limit 90.5"),
         (lambda y: y.bfloat16().float(), "times the original's rounding error"),
         (lambda y: y.roll(1, 1), "times the original's rounding error"),
-        (lambda y: y * float("nan"), "holds NaN or infinity"),
-        (lambda y: y[:, :4], r"places and shapes \[\('', \(2, 4\)\)\]"),
-        (lambda y: (y, y), "places and shapes"),
+        (lambda y: y * float("nan"), "contains NaN or infinity"),
+        (lambda y: y[:, :4], r"paths and shapes \[\('', \(2, 4\)\)\]"),
+        (lambda y: (y, y), "paths and shapes"),
     ],
 )
 def test_what_is_wrong_is_seen(change: Any, words: str) -> None:
@@ -72,9 +72,9 @@ def test_what_is_wrong_is_seen(change: Any, words: str) -> None:
 def test_an_answer_that_does_not_look_at_its_input() -> None:
     """Right on the example, and on nothing else."""
     network, x = networks.images().eval(), torch.randn(1, 3, 8, 8)
-    calling = Calling.of(network, x)
+    calling = CallSignature.of(network, x)
     call = networks.constant(network, calling, SETTING)
-    assert "rounding error" in Judge(network, calling).check(call).problem
+    assert "rounding error" in AccuracyChecker(network, calling).check(call).problem
 
 
 class Tokens(nn.Module):
@@ -103,9 +103,9 @@ def test_one_row_of_196_that_is_spoilt_is_seen() -> None:
     check = judged(network, x, spoilt_row)
     assert "in row 77, limit 90.5" in check.problem
     assert check.row_ratio > 1e4
-    calling = Calling.of(network, x)
-    judge = Judge(network, calling, by_row=False)
-    assert judge.check(lambda x: spoilt_row(network(x))).problem == ""
+    calling = CallSignature.of(network, x)
+    checker = AccuracyChecker(network, calling, by_row=False)
+    assert checker.check(lambda x: spoilt_row(network(x))).problem == ""
     assert judged(network, x).row_ratio <= 1
 
 
@@ -114,8 +114,8 @@ def test_rows_that_lose_digits_beside_large_ones_are_seen() -> None:
     network, x = Tokens().eval(), torch.randn(1, 196, 16)
     check = judged(network, x, lambda y: y + 1e-7 * y.abs().max())
     assert "on an input with outliers" in check.problem
-    judge = Judge(network, Calling.of(network, x), by_row=False)
-    assert judge.check(lambda x: network(x) + 1e-7 * network(x).abs().max()).problem == ""
+    checker = AccuracyChecker(network, CallSignature.of(network, x), by_row=False)
+    assert checker.check(lambda x: network(x) + 1e-7 * network(x).abs().max()).problem == ""
 
 
 @pytest.mark.parametrize("example", [(3, 196, 16), (3, 16)])
@@ -153,22 +153,32 @@ def test_what_is_wrong_under_load_is_seen() -> None:
     assert not any(t.name == "onebyone-load" for t in threading.enumerate())
 
 
-def test_a_slow_candidate_is_run_once_on_each_input_and_the_chosen_one_several_times() -> None:
+@pytest.mark.parametrize(
+    ("seconds", "thorough", "runs"),
+    [
+        (0.01, False, 5 + 2 + 5 + 5),  # every input three times, the first of them once more in between
+        (0.1, False, 5 + 2),  # repeating seven runs of 0.1 s would take more than a second
+        (0.1, True, 5 + 2 + 5 + 5),
+        (2.0, True, 5 + 2 + 5 + 3),  # under load, no more than five seconds from the third run on
+    ],
+)
+def test_slow_candidates_run_fewer_times_unless_they_are_chosen(
+    seconds: float, thorough: bool, runs: int
+) -> None:
     network, x = networks.tokens().eval(), torch.randn(2, 4, 8)
-    judge, calls = Judge(network, Calling.of(network, x)), []
+    time = Time()
+    checker = AccuracyChecker(network, CallSignature.of(network, x), now=time.now)
+    calls = []
 
     def slow(x: Tensor) -> Tensor:
         calls.append(1)
-        time.sleep(0.1)
-        return network(x)
+        time.seconds += seconds
+        y: Tensor = network(x)
+        return y
 
-    inputs = len(judge.references)
-    assert inputs == 5
-    assert judge.check(slow).problem == ""
-    assert len(calls) == inputs + RUNS - 1
-    calls.clear()
-    assert judge.check(slow, thorough=True).problem == ""
-    assert len(calls) >= 2 * inputs + 2 * RUNS - 1
+    assert (len(checker.references), RUNS) == (5, 3)
+    assert checker.check(slow, thorough=thorough).problem == ""
+    assert len(calls) == runs
 
 
 def test_maps_are_judged_by_position_and_what_is_near() -> None:
@@ -187,19 +197,19 @@ def test_maps_are_judged_by_position_and_what_is_near() -> None:
         y[0, :, 60, 60] += 1e-2
         return y
 
-    judge = Judge(network, Calling.of(network, x))
-    judge.references = judge.references[:1]
-    assert judge.check(lambda x: near(network(x))).problem == ""
-    assert "in row" in judge.check(lambda x: far(network(x))).problem
+    checker = AccuracyChecker(network, CallSignature.of(network, x))
+    checker.references = checker.references[:1]
+    assert checker.check(lambda x: near(network(x))).problem == ""
+    assert "in row" in checker.check(lambda x: far(network(x))).problem
 
 
 def test_a_batch_that_is_baked_in() -> None:
     network, x = networks.tokens().eval(), torch.randn(2, 4, 8)
-    calling = Calling.of(network, x, free_batch=True)
-    check = Judge(network, calling).check(lambda x: network(x.reshape(2, -1, 8)[:, :4]))
+    calling = CallSignature.of(network, x, dynamic_batch=True)
+    check = AccuracyChecker(network, calling).check(lambda x: network(x.reshape(2, -1, 8)[:, :4]))
     assert "shapes" in check.problem
-    judge = Judge(network, calling, by_row=False)
-    assert [r.calling.tensors[0].shape[0] for r in judge.references] == [2, 2, 5]
+    checker = AccuracyChecker(network, calling, by_row=False)
+    assert [r.signature.tensors[0].shape[0] for r in checker.references] == [2, 2, 5]
 
 
 def test_a_call_that_fails_is_told() -> None:
@@ -225,28 +235,28 @@ def test_without_a_float64_reference_outputs_are_compared_in_their_own_type() ->
             return torch.sin(x.float())
 
     check = judged(Casts(), torch.randn(3, 4))
-    assert (check.ratio, check.problem) == (None, "")
+    assert (check.rounding_ratio, check.problem) == (None, "")
     assert "differs by" in judged(Casts(), torch.randn(3, 4), lambda y: y + 1e-3).problem
 
 
 def test_bfloat16_is_measured_by_bfloat16() -> None:
     network, x = networks.images().eval(), torch.randn(2, 3, 8, 8)
-    calling = Calling.of(network, x)
-    judge = Judge(network, calling, short=torch.bfloat16)
+    calling = CallSignature.of(network, x)
+    checker = AccuracyChecker(network, calling, short=torch.bfloat16)
     narrow = networks.images().bfloat16().eval()
-    check = judge.check(lambda x: narrow(x.bfloat16()).float(), torch.bfloat16)
+    check = checker.check(lambda x: narrow(x.bfloat16()).float(), torch.bfloat16)
     assert check.problem == ""
-    assert check.ratio is not None
-    assert check.ratio > 100
-    assert judge.check(lambda x: narrow(x.bfloat16()).float()).problem
-    assert judge.check(lambda x: 1.5 * narrow(x.bfloat16()).float(), torch.bfloat16).problem
+    assert check.rounding_ratio is not None
+    assert check.rounding_ratio > 100
+    assert checker.check(lambda x: narrow(x.bfloat16()).float()).problem
+    assert checker.check(lambda x: 1.5 * narrow(x.bfloat16()).float(), torch.bfloat16).problem
 
 
 def test_a_network_that_does_not_run_or_is_not_finite() -> None:
     network = networks.images().eval()
-    with pytest.raises(BadInput, match="the network fails on it"):
-        Judge(network, Calling.of(network, torch.randn(1, 4, 8, 8)))
+    with pytest.raises(BadInput, match="the network does not run on it"):
+        AccuracyChecker(network, CallSignature.of(network, torch.randn(1, 4, 8, 8)))
     with torch.no_grad():
         network[-1].bias[0] = float("nan")  # type: ignore[index, operator]
     with pytest.raises(BadInput, match="NaN or infinity on the example"):
-        Judge(network, Calling.of(network, torch.randn(1, 3, 8, 8)))
+        AccuracyChecker(network, CallSignature.of(network, torch.randn(1, 3, 8, 8)))

@@ -104,7 +104,7 @@ def test_a_plan_that_is_not_equivalent_is_not_applied(made: tuple[nn.Module, Ten
     ("choice", "words"),
     [
         ({"engine": "warp"}, "engines='warp'"),
-        ({"form": "knot"}, "form='knot': expected some of original"),
+        ({"form": "knot"}, "form='knot': expected one of original"),
         ({"dtype": "int3"}, "dtype='int3'"),
         ({"form": "layers", "layers": {"no": "conv"}}, "no layer 'no'"),
     ],

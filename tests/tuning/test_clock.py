@@ -106,7 +106,7 @@ def test_short_calls_are_repeated_and_the_first_call_does_not_count() -> None:
     def call() -> None:
         time.seconds += next(taken)
 
-    repeats, seconds = clock(time).warm(call, 60.0)
+    repeats, seconds = clock(time).warm_up(call, 60.0)
     assert repeats == 50
     assert seconds == pytest.approx(1e-5)
 
@@ -120,7 +120,7 @@ def test_warming_goes_on_until_samples_agree() -> None:
         done.append(next(taken))
         time.seconds += done[-1]
 
-    assert clock(time).warm(call, 1e6)[1] == 1.0
+    assert clock(time).warm_up(call, 1e6)[1] == 1.0
     assert done[-3:] == [1.0, 1.0, 1.0]
 
 
@@ -137,6 +137,6 @@ def test_shares_are_taken_round_by_round() -> None:
         time.seconds += seconds * slowness["value"]
 
     calls = {"a": lambda: call(1.0), "b": lambda: call(2.0)}
-    times = Clock(now=time.now, watch=Drift()).interleave(calls, 1e9, rounds=5, least=5)
-    assert times.share("b", "a") == pytest.approx(2.0)
+    times = Clock(now=time.now, monitor=Drift()).interleave(calls, 1e9, rounds=5, least=5)
+    assert times.ratio("b", "a") == pytest.approx(2.0)
     assert times["a"].spread_ms > 0

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from onebyone.tuning.contention import Witness, busy_seconds, involuntary_switches, reference_work
+from onebyone.tuning.contention import ContentionMonitor, busy_seconds, involuntary_switches, reference_work
 
 
-def witness(**replaced: Any) -> Witness:
+def witness(**replaced: Any) -> ContentionMonitor:
     quiet: dict[str, Any] = {
         "reference": lambda: 1.0,
         "switches": lambda: 0,
@@ -19,7 +19,7 @@ def witness(**replaced: Any) -> Witness:
         "own": lambda: 0.0,
         "now": _counting(),
     }
-    return Witness(**(quiet | replaced))
+    return ContentionMonitor(**(quiet | replaced))
 
 
 def _counting() -> Any:

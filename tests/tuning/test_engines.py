@@ -11,35 +11,35 @@ from torch import Tensor, nn
 
 import onebyone
 from onebyone.errors import BadInput
-from onebyone.tuning.accuracy import Judge
-from onebyone.tuning.call_signature import Calling
-from onebyone.tuning.engines import EngineSetting, engine_of, engines_of
-from onebyone.tuning.engines.torch_compile import own_function
+from onebyone.tuning.accuracy import AccuracyChecker
+from onebyone.tuning.call_signature import CallSignature
+from onebyone.tuning.engines import EngineSettings, engine_named, engines_named
+from onebyone.tuning.engines.torch_compile import unshared_function
 from onebyone.tuning.time_budget import Budget
 from onebyone.tuning.tuned_model import TunedModel
 from tests.tuning import networks
 
-CPU = EngineSetting(torch.device("cpu"), 1)
+CPU = EngineSettings(torch.device("cpu"), 1)
 OUTSIDE = ("onnxruntime", "openvino")
 
 
 def model(
-    name: str, network: nn.Module, example: Any, setting: EngineSetting = CPU
-) -> tuple[TunedModel, Calling]:
-    calling = Calling.of(network.eval(), example, setting.dynamic_batch)
-    engine = engine_of(name)
-    reason = engine.why_not(setting)
+    name: str, network: nn.Module, example: Any, setting: EngineSettings = CPU
+) -> tuple[TunedModel, CallSignature]:
+    calling = CallSignature.of(network.eval(), example, setting.dynamic_batch)
+    engine = engine_named(name)
+    reason = engine.why_unavailable(setting)
     if reason:
         pytest.skip(reason)
-    return TunedModel(network, engine.build(network, calling, setting), calling, engine.fixed), calling
+    return TunedModel(network, engine.build(network, calling, setting), calling, engine.fixed_shapes), calling
 
 
-def agree(name: str, network: nn.Module, example: Any, setting: EngineSetting = CPU) -> TunedModel:
+def agree(name: str, network: nn.Module, example: Any, setting: EngineSettings = CPU) -> TunedModel:
     built, calling = model(name, network, example, setting)
-    check = Judge(network, calling).check(built)
+    check = AccuracyChecker(network, calling).check(built)
     assert check.problem == ""
-    assert check.ratio is not None
-    assert check.ratio < 20
+    assert check.rounding_ratio is not None
+    assert check.rounding_ratio < 20
     return built
 
 
@@ -73,7 +73,7 @@ def test_token_ids_and_a_named_tuple(name: str) -> None:
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_any_batch(name: str, batch: int) -> None:
-    setting = EngineSetting(torch.device("cpu"), 1, dynamic_batch=True)
+    setting = EngineSettings(torch.device("cpu"), 1, dynamic_batch=True)
     network = networks.images()
     built = agree(name, network, torch.randn(batch, 3, 8, 8), setting)
     for n in (1, 4):
@@ -122,12 +122,12 @@ def test_no_number_for_a_tensor(name: str) -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, int]:
             return x + 1, x.shape[0]
 
-    with pytest.raises(Exception, match="it gives a int, which is no tensor"):
+    with pytest.raises(Exception, match="its output contains a int; expected tensors only"):
         model(name, Counts(), torch.ones(1, 3))
 
 
 def test_the_names_of_engines() -> None:
-    assert [e.name for e in engines_of("torch")] == [
+    assert [e.name for e in engines_named("torch")] == [
         "eager",
         "compile",
         "compile+freeze",
@@ -135,8 +135,8 @@ def test_the_names_of_engines() -> None:
         "onednn-graph",
         "onebyone",
     ]
-    assert [e.name for e in engines_of(None)] == [e.name for e in engines_of("all")]
-    assert [e.name for e in engines_of(["openvino", "eager"])] == ["openvino", "eager"]
+    assert [e.name for e in engines_named(None)] == [e.name for e in engines_named("all")]
+    assert [e.name for e in engines_named(["openvino", "eager"])] == ["openvino", "eager"]
 
 
 def test_libraries_are_imported_when_they_are_used() -> None:
@@ -155,14 +155,14 @@ def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     for name in OUTSIDE:
-        reason = engine_of(name).why_not(CPU)
+        reason = engine_named(name).why_unavailable(CPU)
         assert reason is not None
         assert "is not installed: pip install 'onebyone[engines]'" in reason
 
 
 def test_functions_of_their_own_share_no_code() -> None:
     network = networks.tokens()
-    one, two = own_function(network), own_function(network)
+    one, two = unshared_function(network), unshared_function(network)
     assert one.__code__ is not two.__code__  # type: ignore[attr-defined]
     assert one.__code__ != two.__code__  # type: ignore[attr-defined]
     x = torch.randn(1, 4, 8)
@@ -199,10 +199,10 @@ def test_the_graph_of_onednn() -> None:
 def test_what_the_graph_of_onednn_does_not_serve() -> None:
     with pytest.raises(Exception, match="it fuses float32 only"):
         model("onednn-graph", networks.tokens().double(), torch.randn(2, 4, 8).double())
-    engine = engine_of("onednn-graph")
-    assert engine.why_not(EngineSetting(torch.device("cuda"), 1)) == "it does not run on cuda"
+    engine = engine_named("onednn-graph")
+    assert engine.why_unavailable(EngineSettings(torch.device("cuda"), 1)) == "it does not run on cuda"
     assert "shapes that it was made on alone" in str(
-        engine.why_not(EngineSetting(torch.device("cpu"), 1, True))
+        engine.why_unavailable(EngineSettings(torch.device("cpu"), 1, True))
     )
 
 
@@ -215,7 +215,7 @@ def test_many_forms_of_one_network_compile_side_by_side() -> None:
     network = networks.tokens(1).eval()
     counter = CompileCounter()
     for _ in range(10):
-        compiled = torch.compile(own_function(network), backend=counter)
+        compiled = torch.compile(unshared_function(network), backend=counter)
         with torch.inference_mode():
             compiled(x)
     assert counter.frame_count == 10
@@ -226,7 +226,7 @@ def test_many_forms_of_one_network_compile_side_by_side() -> None:
 def test_cuda(name: str) -> None:
     place = torch.device("cuda", 0)
     network = networks.images().to(place)
-    agree(name, network, torch.randn(2, 3, 8, 8, device=place), EngineSetting(place, 1))
+    agree(name, network, torch.randn(2, 3, 8, 8, device=place), EngineSettings(place, 1))
 
 
 @pytest.mark.gpu

@@ -11,11 +11,11 @@ from torch import nn
 from onebyone.errors import BadInput
 from onebyone.laws import cost
 from onebyone.laws.bounds import gamma
-from onebyone.tuning.call_signature import Calling
+from onebyone.tuning.call_signature import CallSignature
 from onebyone.tuning.layer_forms import LayerForm, assigned, layer_forms, register_layer_form
-from onebyone.tuning.layer_groups import groups_of
+from onebyone.tuning.layer_groups import group_layers
 from onebyone.tuning.layer_times import (
-    _call,
+    layer_call,
     measure_group,
     measure_groups,
     peak_gflops,
@@ -29,11 +29,11 @@ from tests.tuning.simulated_clock import Time, clock
 
 def groups(network: nn.Module, *shape: int) -> dict[str, object]:
     x = torch.randn(*shape)
-    return {g.pattern: g for g in groups_of(network.eval(), Calling.of(network, x))}
+    return {g.pattern: g for g in group_layers(network.eval(), CallSignature.of(network, x))}
 
 
 def test_alike_layers_are_one_group() -> None:
-    found = groups_of(networks.tokens().eval(), Calling.of(networks.tokens(), torch.randn(2, 5, 8)))
+    found = group_layers(networks.tokens().eval(), CallSignature.of(networks.tokens(), torch.randn(2, 5, 8)))
     assert [(g.pattern, g.paths, g.calls) for g in found] == [
         ("*.fc1", ("0.fc1", "1.fc1", "2.fc1"), 3),
         ("*.fc2", ("0.fc2", "1.fc2", "2.fc2"), 3),
@@ -46,7 +46,9 @@ def test_alike_layers_are_one_group() -> None:
 def test_costs_are_those_of_the_law() -> None:
     from onebyone.laws.geometry import Sliding
 
-    found = list(groups_of(networks.images().eval(), Calling.of(networks.images(), torch.randn(2, 3, 9, 9))))
+    found = list(
+        group_layers(networks.images().eval(), CallSignature.of(networks.images(), torch.randn(2, 3, 9, 9)))
+    )
     assert [g.kind for g in found] == ["kernel", "conv", "conv", "linear", "linear"]
     ops = [Sliding(3, pad_before=1, pad_after=1)] * 2
     assert found[0].cost == cost.convolution(2, 3, 8, ops, (9, 9))
@@ -66,7 +68,7 @@ def test_other_shapes_and_layouts_are_other_groups() -> None:
             y: torch.Tensor = self.layers[2](x[:, :, ::2])
             return y
 
-    found = groups_of(Net().eval(), Calling.of(Net(), torch.randn(1, 4, 6, 6)))
+    found = group_layers(Net().eval(), CallSignature.of(Net(), torch.randn(1, 4, 6, 6)))
     assert [g.paths for g in found] == [("layers.0",), ("layers.1",), ("layers.2",)]
     assert [g.channels_last for g in found[:2]] == [False, True]
 
@@ -81,7 +83,7 @@ def test_a_layer_called_twice_counts_twice() -> None:
             y: torch.Tensor = self.fc(self.fc(x))
             return y
 
-    (group,) = groups_of(Twice().eval(), Calling.of(Twice(), torch.randn(3, 4)))
+    (group,) = group_layers(Twice().eval(), CallSignature.of(Twice(), torch.randn(3, 4)))
     assert (group.paths, group.calls, group.macs) == (("fc",), 2, 2 * 3 * 16)
 
 
@@ -107,7 +109,7 @@ def test_convolutions_on_patches_may_be_linear() -> None:
         nn.Conv2d(8, 8, 3, stride=2, padding=1),
     ).eval()
     x = torch.randn(2, 3, 34, 33)
-    found = groups_of(network, Calling.of(network, x))
+    found = group_layers(network, CallSignature.of(network, x))
     assert [(g.kind, g.convertible) for g in found] == [
         ("patches", True),
         ("kernel", False),
@@ -134,13 +136,13 @@ def test_every_form_computes_the_layer(layer: nn.Module, shape: tuple[int, ...],
     if last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     network = nn.Sequential(layer).eval()
-    (group,) = groups_of(network, Calling.of(network, x))
+    (group,) = group_layers(network, CallSignature.of(network, x))
     with torch.no_grad():
         exact = nn.Sequential(layer).double()(x.double())
         layer.float()
         size = _absolute(layer, x)
         for form in layer_forms(group.kind):
-            call = _call(group, form)
+            call = layer_call(group, form)
             if call is not None:
                 error = (call().double() - exact).abs()
                 assert bool((error <= gamma(8, 2.0**-24) * size).all()), form.name
@@ -176,7 +178,7 @@ def test_assignments_with_attention() -> None:
     made = assigned(layer, {"self_attn": "conv", "linear1": "bmm"})
     x = torch.randn(2, 5, 8)
     torch.testing.assert_close(made.model(x), layer(x))
-    kinds = {g.kind for g in groups_of(layer, Calling.of(layer, x))}
+    kinds = {g.kind for g in group_layers(layer, CallSignature.of(layer, x))}
     assert kinds <= {"linear", "attention"}
 
 
@@ -184,9 +186,9 @@ def test_assignments_with_attention() -> None:
     ("assignment", "words"),
     [
         ({"no.such": "conv"}, "no layer 'no.such'"),
-        ({"1": "conv"}, "1 is a ReLU, with one form only"),
-        ({"7": "permute"}, "a layer of kind 'linear' has the forms linear, conv, bmm, conv-nchw"),
-        ({"7": "linear"}, "leaves every layer as it is"),
+        ({"1": "conv"}, "1 is a ReLU, which has no other form"),
+        ({"7": "permute"}, "expected a form of a layer of kind 'linear': linear, conv, bmm, conv-nchw"),
+        ({"7": "linear"}, "changes no layer"),
     ],
 )
 def test_assignments_that_cannot_be_made(assignment: dict[str, str], words: str) -> None:
@@ -200,7 +202,7 @@ def test_forms_are_timed_on_the_layer_s_own_input() -> None:
     one = clock(time)
     one.now = lambda: float(next(ticking))
     network = networks.images().eval()
-    group = groups_of(network, Calling.of(network, torch.randn(1, 3, 8, 8)))[1]
+    group = group_layers(network, CallSignature.of(network, torch.randn(1, 3, 8, 8)))[1]
     found = measure_group(group, one, 60.0)
     assert list(found.timings) == ["conv", "conv-channels-last", "linear", "permute"]
     assert set(found.ranking) == {f.name for f in layer_forms("conv")}
@@ -213,7 +215,7 @@ def test_a_shorter_type_is_timed_beside_its_error() -> None:
     one = clock(Time())
     ticking = itertools.count()
     one.now = lambda: float(next(ticking))
-    (group,) = groups_of(network, Calling.of(network, x))
+    (group,) = group_layers(network, CallSignature.of(network, x))
     found = measure_group(group, one, 60.0, "bfloat16")
     assert set(found.timings) == {"linear", "conv", "linear:bfloat16", "conv:bfloat16"}
     with torch.no_grad():
@@ -227,7 +229,7 @@ def test_a_shorter_type_is_timed_beside_its_error() -> None:
 
 def test_the_largest_are_measured_first_and_the_rest_is_predicted() -> None:
     network = networks.images().eval()
-    groups = groups_of(network, Calling.of(network, torch.randn(1, 3, 8, 8)))
+    groups = group_layers(network, CallSignature.of(network, torch.randn(1, 3, 8, 8)))
     ticking = itertools.count()
     one = clock(Time())
     one.now = lambda: float(next(ticking))
@@ -256,7 +258,7 @@ def test_the_peak_is_a_rate() -> None:
 
 def test_ranking_needs_no_run() -> None:
     network = networks.tokens().eval()
-    group = groups_of(network, Calling.of(network, torch.randn(1, 4, 8)))[0]
+    group = group_layers(network, CallSignature.of(network, torch.randn(1, 4, 8)))[0]
     assert sorted(ranking_of(group)) == ["bmm", "conv", "conv-nchw", "linear"]
 
 

@@ -107,7 +107,7 @@ def test_it_stops_when_no_more_may_be_measured(most: int) -> None:
     table = Table({i: {"linear": 2, "conv": 1} for i in range(5)}, most=most)
     found = search(start(table), table.options, table.gain, table.measure)
     assert len(table.measured) <= most
-    assert len(found.trail) == len(table.measured)
+    assert len(found.measured) == len(table.measured)
     if most == 0:
         assert found.best == start(table)
 

@@ -14,7 +14,7 @@ from torch import nn
 import onebyone
 from onebyone.tuning import plan_builder, selection
 from onebyone.tuning.candidates import Candidate, Trial
-from onebyone.tuning.clock import Times, Timing, median_interval
+from onebyone.tuning.clock import InterleavedTimings, Timing, median_interval
 from onebyone.tuning.result import BASELINE, remarks
 from tests.tuning.simulated_clock import clock
 from tests.tuning.test_selection import World
@@ -52,37 +52,42 @@ def noisy_world(seed: int, fast: float, spread: float) -> World:
 
 
 def test_what_is_as_fast_as_the_original_does_not_win_by_luck() -> None:
-    winners = [noisy_world(seed, 1.0, 0.5).contest.finals(12.0)[0].name for seed in range(200)]
+    winners = [noisy_world(seed, 1.0, 0.5).contest.final_comparison(12.0)[0].name for seed in range(200)]
     # by chance at most 2.5 % of the intervals end below 1 (2^-5 where there were five rounds only): 200 trials of a
     # coin of 1/32 give more than 16 once in 1,000 times
     assert winners.count("compile:conv") <= 16
     medians = [noisy_world(seed, 1.0, 0.5).contest for seed in range(20)]
-    lucky = sum(sorted(c.finals(12.0), key=lambda t: t.share or 1.0)[0].name != BASELINE for c in medians)
+    lucky = sum(
+        sorted(c.final_comparison(12.0), key=lambda t: t.relative_time or 1.0)[0].name != BASELINE
+        for c in medians
+    )
     assert lucky > 4  # the rule of the smallest median would have taken many
 
 
 def test_what_is_faster_beyond_the_noise_wins() -> None:
-    winners = [noisy_world(seed, 0.3, 0.2).contest.finals(12.0)[0].name for seed in range(50)]
+    winners = [noisy_world(seed, 0.3, 0.2).contest.final_comparison(12.0)[0].name for seed in range(50)]
     assert winners.count("compile:conv") == 50
 
 
 def test_a_winner_states_a_range_where_the_measurement_leaves_one() -> None:
-    (first, *_) = noisy_world(1, 0.2, 0.6).contest.finals(12.0)
-    assert first.share_range is not None
-    low, high = first.share_range
-    assert low <= (first.share or 0.0) <= high < 1
+    (first, *_) = noisy_world(1, 0.2, 0.6).contest.final_comparison(12.0)
+    assert first.relative_time_range is not None
+    low, high = first.relative_time_range
+    assert low <= (first.relative_time or 0.0) <= high < 1
     timing = replace(first, timing=Timing(1.0, 0.1, 5))
     base = Trial(Candidate("eager", "original"), BASELINE, timing=Timing(5.0, 0.1, 5))
-    assert f"{1 / high:.3g} to {1 / low:.3g} times as fast" in plan_builder._why({BASELINE: base}, timing)
-    still = replace(timing, share=0.5, share_range=(0.49, 0.51))
-    assert "2 times as fast" in plan_builder._why({BASELINE: base}, still)
+    assert f"{1 / high:.3g} to {1 / low:.3g} times as fast" in plan_builder.reason_for(
+        timing, {BASELINE: base}
+    )
+    still = replace(timing, relative_time=0.5, relative_time_range=(0.49, 0.51))
+    assert "2 times as fast" in plan_builder.reason_for(still, {BASELINE: base})
 
 
 def test_the_interval_is_that_of_rounds_in_which_both_ran() -> None:
     samples = {"a": (1.0, 4.0, 9.0), "b": (2.0, 4.0, 3.0)}
-    times = Times({n: Timing.of(list(s)) for n, s in samples.items()}, samples)
-    assert times.interval("a", "b") == (0.5, 3.0)
-    assert times.share("a", "b") == median([0.5, 1.0, 3.0])
+    times = InterleavedTimings({n: Timing.of(list(s)) for n, s in samples.items()}, samples)
+    assert times.ratio_interval("a", "b") == (0.5, 3.0)
+    assert times.ratio("a", "b") == median([0.5, 1.0, 3.0])
 
 
 def test_an_engine_that_is_not_installed_is_said_to_be_however_small_the_budget(
@@ -104,13 +109,13 @@ def test_layers_slower_than_their_network_are_not_called_a_part_of_it() -> None:
     (layer,) = plan.layers
     slow = {**layer, "forms": [{**f, "median_ms": 1e6} for f in layer["forms"]]}
     assert any("more than the" in said for said in remarks(replace(plan, layers=(slow,))))
-    assert not any("goes elsewhere" in said for said in remarks(replace(plan, layers=(slow,))))
+    assert not any("spent in other operators" in said for said in remarks(replace(plan, layers=(slow,))))
 
 
 def test_the_last_comparison_has_rounds_enough_to_decide() -> None:
     world = noisy_world(3, 0.5, 0.1)
     world.contest.clock = clock(world.time)
-    world.contest.finals(0.001)
+    world.contest.final_comparison(0.001)
     timing = world.contest.trials["compile:conv"].timing
     assert timing is not None
-    assert timing.runs >= selection.LEAST_ROUNDS
+    assert timing.runs >= selection.MIN_FINAL_ROUNDS

@@ -11,14 +11,14 @@ import torch
 
 from onebyone.errors import BadInput
 from onebyone.tuning import selection
-from onebyone.tuning.call_signature import Calling
+from onebyone.tuning.call_signature import CallSignature
 from onebyone.tuning.candidates import Candidate, Trial
 from onebyone.tuning.clock import Timing
-from onebyone.tuning.engines import engines_of
-from onebyone.tuning.layer_groups import groups_of
+from onebyone.tuning.engines import engines_named
+from onebyone.tuning.layer_groups import group_layers
 from onebyone.tuning.layer_times import LayerTimes
 from onebyone.tuning.result import BASELINE
-from onebyone.tuning.target import subject_of
+from onebyone.tuning.target import target_of
 from onebyone.tuning.time_budget import Budget
 from tests.tuning import networks
 from tests.tuning.simulated_clock import Time, clock
@@ -44,17 +44,17 @@ class World:
     def attempt(self, candidate: Candidate, name: str | None) -> Trial:
         self.time.seconds += self.build
         self.built.append(name or candidate.name)
-        trial = Trial(candidate, name or candidate.name, ratio=1.0)
+        trial = Trial(candidate, name or candidate.name, rounding_ratio=1.0)
         taken = self.seconds(candidate)
         if isinstance(taken, str):
             return replace(trial, refused=taken)
         return replace(trial, run=self.time.spend(trial.name, taken), model=object())  # type: ignore[arg-type]
 
     def wholes(self, engines: Any = FIVE, forms: tuple[str, ...] = FORMS) -> None:
-        selection.run_wholes(self.contest, engines_of(engines), forms, (None,))
+        selection.try_network_forms(self.contest, engines_named(engines), forms, (None,))
 
     def winner(self) -> str:
-        return self.contest.finals(1.0)[0].name
+        return self.contest.final_comparison(1.0)[0].name
 
 
 def table(**seconds: float | str) -> Callable[[Candidate], float | str]:
@@ -66,7 +66,7 @@ def test_the_fastest_whole_wins() -> None:
     world = World(table(openvino_conv=0.4, compile_linear=0.5))
     world.wholes()
     assert world.winner() == "openvino:conv"
-    share = world.contest.trials["openvino:conv"].share
+    share = world.contest.trials["openvino:conv"].relative_time
     assert share == pytest.approx(0.4)
 
 
@@ -115,13 +115,13 @@ def test_a_machine_that_was_never_quiet_is_told(noisy: bool) -> None:
     world = World(table())
     world.wholes(["eager"])
     world.contest.clock = clock(world.time, *[noisy] * 200)
-    world.contest.finals(1.0)
-    assert world.contest.never_quiet is noisy
-    assert (world.contest.disturbed > 0) is noisy
+    world.contest.final_comparison(1.0)
+    assert world.contest.final_always_disturbed is noisy
+    assert (world.contest.disturbed_rounds > 0) is noisy
 
 
 def test_a_baseline_that_cannot_be_run_ends_it() -> None:
-    with pytest.raises(BadInput, match="eager mode does not give what it gave first: off by 7"):
+    with pytest.raises(BadInput, match="outputs in eager mode are not reproducible: off by 7"):
         World(table(eager_original="off by 7")).wholes()
 
 
@@ -131,14 +131,14 @@ def test_the_budget_is_kept_and_what_was_not_tried_is_said() -> None:
     world.wholes()
     assert world.time.seconds <= 100.0
     assert 5 <= len(world.built) <= 8
-    skipped = {n for n, t in world.contest.trials.items() if t.refused == selection.SPENT}
+    skipped = {n for n, t in world.contest.trials.items() if t.refused == selection.BUDGET_SPENT}
     assert skipped == set(world.contest.trials) - set(world.built)
 
 
 def test_work_that_would_not_end_in_time_is_not_begun() -> None:
     world = World(lambda c: 1e-9, budget=100.0)
-    world.budget.note("compile", 79.0)
-    world.budget.note("compile+freeze", 30.0)
+    world.budget.record("compile", 79.0)
+    world.budget.record("compile+freeze", 30.0)
     world.wholes(FIVE[:3])
     assert "compile:original" not in world.built
     assert "compile+freeze:original" in world.built
@@ -155,23 +155,23 @@ def test_hopeless_programs_are_let_go_of_and_the_baseline_is_not() -> None:
 
 def layer_times(seconds: dict[str, dict[str, float]]) -> tuple[Any, list[LayerTimes]]:
     """The groups of the token network, with times made up."""
-    subject = subject_of(networks.tokens(), torch.randn(1, 4, 8))
-    groups = groups_of(subject.network, Calling.of(subject.network, torch.randn(1, 4, 8)))
+    target = target_of(networks.tokens(), torch.randn(1, 4, 8))
+    groups = group_layers(target.network, CallSignature.of(target.network, torch.randn(1, 4, 8)))
     found = [
         LayerTimes(g, {f: Timing(1e3 * s, 0.0, 9) for f, s in seconds.get(g.pattern, {}).items()}, ())
         for g in groups
     ]
-    return subject, found
+    return target, found
 
 
 class Shop:
-    def __init__(self, subject: Any) -> None:
-        self.subject = subject
+    def __init__(self, target: Any) -> None:
+        self.target = target
 
 
 def test_groups_are_flipped_together_and_the_whole_s_time_decides() -> None:
     """fc1 is faster as a convolution by itself, and slower in the network: the search must see that."""
-    subject, times = layer_times(
+    target, times = layer_times(
         {
             "*.fc1": {"linear": 1.0, "conv": 0.5},
             "*.fc2": {"linear": 1.0, "conv": 0.9},
@@ -187,8 +187,8 @@ def test_groups_are_flipped_together_and_the_whole_s_time_decides() -> None:
 
     world = World(whole)
     world.wholes("eager")
-    selection.search_layers(world.contest, Shop(subject), times, engines_of("eager"))  # type: ignore[arg-type]
-    best = world.contest.finals(1.0)[0]
+    selection.search_layers(world.contest, Shop(target), times, engines_named("eager"))  # type: ignore[arg-type]
+    best = world.contest.final_comparison(1.0)[0]
     assert best.candidate.assignment == dict.fromkeys(["0.fc2", "1.fc2", "2.fc2"], "conv")
     flips = [t.candidate.layers for t in world.contest.trials.values() if t.candidate.form == "layers"]
     assert len(flips) == len(set(flips))
@@ -199,26 +199,26 @@ def test_groups_are_flipped_together_and_the_whole_s_time_decides() -> None:
 
 
 def test_the_search_ends_with_the_budget() -> None:
-    subject, times = layer_times({})
+    target, times = layer_times({})
     world = World(lambda c: 1e-9, build=5.0, budget=60.0)
     world.wholes("eager")
-    selection.search_layers(world.contest, Shop(subject), times, engines_of("eager"))  # type: ignore[arg-type]
+    selection.search_layers(world.contest, Shop(target), times, engines_named("eager"))  # type: ignore[arg-type]
     assert world.time.seconds <= 60.0
     assert any(name.startswith("eager:layers") for name in world.built)
 
 
 def test_a_form_that_does_more_than_turn_layers_is_not_searched_from() -> None:
-    subject, times = layer_times({})
+    target, times = layer_times({})
     world = World(lambda c: 0.5 if c.form == "rewritten" else 1.0)
     world.wholes(["eager"], (*FORMS, "rewritten"))
-    selection.search_layers(world.contest, Shop(subject), times, engines_of("eager"))  # type: ignore[arg-type]
+    selection.search_layers(world.contest, Shop(target), times, engines_named("eager"))  # type: ignore[arg-type]
     assert world.winner() == "eager:rewritten"
     assert not any(name.startswith("eager:layers") for name in world.built)
 
 
 def test_options_leave_out_what_is_hopeless_by_itself() -> None:
     _, times = layer_times({"*.fc1": {"linear": 1.0, "conv": 3.5, "bmm": 1.1, "conv-nchw": 2.9}})
-    options = selection.options_of(times)
+    options = selection.form_options(times)
     names = {times[i].group.pattern: forms for i, forms in options.items()}
     assert names["*.fc1"] == ["linear", "bmm", "conv-nchw"]
     assert names["*.fc2"] == ["linear", "conv", "bmm", "conv-nchw"]
@@ -226,11 +226,12 @@ def test_options_leave_out_what_is_hopeless_by_itself() -> None:
 
 def test_starting_states() -> None:
     _, times = layer_times({})
-    options = selection.options_of(times)
-    assert set(selection.start_state("conv", times, options).values()) == {"conv"}
-    assert selection.assignment_of(selection.start_state("original", times, options), times) == ()
+    options = selection.form_options(times)
+    assert set(selection.initial_state("conv", times, options).values()) == {"conv"}
+    assert selection.assignment_of(selection.initial_state("original", times, options), times) == ()
     assert (
-        dict(selection.assignment_of(selection.start_state("conv", times, options), times))["2.fc1"] == "conv"
+        dict(selection.assignment_of(selection.initial_state("conv", times, options), times))["2.fc1"]
+        == "conv"
     )
 
 

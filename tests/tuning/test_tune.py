@@ -132,7 +132,7 @@ def test_an_exported_program() -> None:
     t = onebyone.tune(torch.export.export(network, (x,)), engines="eager", budget=BUDGET)
     close(t.model(x), network(x))
     refused = {c["form"]: c["refused"] for c in t.plan.candidates}
-    assert refused["conv"] == "an exported program has no modules left to replace"
+    assert refused["conv"] == "an exported program has no modules that could be replaced"
     assert refused["graph-conv"] is None
     with pytest.raises(BadInput, match="1×4×8"):
         t.model(x[:1])
@@ -142,9 +142,9 @@ def test_it_stays_as_it_was_tuned(made: tuple[nn.Module, Tensor, Tuned]) -> None
     t = made[2]
     assert t.model.eval() is t.model
     assert not any(m.training for m in t.model.modules())
-    with pytest.raises(BadInput, match="inference only"):
+    with pytest.raises(BadInput, match="for inference only"):
         t.model.train()
-    with pytest.raises(BadInput, match="stays on the device"):
+    with pytest.raises(BadInput, match="keeps the device"):
         t.model.double()
 
 
@@ -176,16 +176,16 @@ def test_a_wrong_form_is_found_out_by_the_proof_even_where_outputs_agree() -> No
             y: Tensor = self.network(x)
             return y * (1 + 2.0**-22)  # within float32's rounding, and far beyond float64's
 
-    def build(subject: Any, _: Any) -> network_forms.Formed:
-        return network_forms.Formed(Bent(subject.network).eval())
+    def build(target: Any, _: Any) -> network_forms.FormedNetwork:
+        return network_forms.FormedNetwork(Bent(target.network).eval())
 
-    from onebyone.tuning.target import subject_of
-    from onebyone.tuning.tune import prove
+    from onebyone.tuning.target import target_of
+    from onebyone.tuning.tune import verify_form
 
-    subject = subject_of(networks.tokens(), torch.randn(2, 4, 8))
-    proof = prove(subject, build(subject, {}), 0)
+    target = target_of(networks.tokens(), torch.randn(2, 4, 8))
+    proof = verify_form(target, build(target, {}), 0)
     assert not proof.equivalent
-    assert prove(subject, network_forms.form_of("conv").build(subject, {}), 0).equivalent
+    assert verify_form(target, network_forms.network_form("conv").build(target, {}), 0).equivalent
 
 
 @pytest.mark.usefixtures("ample")
@@ -194,7 +194,8 @@ def test_an_engine_that_cannot_serve_is_refused_with_its_reason() -> None:
         raise RuntimeError("no such operator: sparkle\nTraceback …")
 
     with networks.registered(
-        networks.engine("broken", fail), networks.engine("absent", fail, why_not=lambda s: "not installed")
+        networks.engine("broken", fail),
+        networks.engine("absent", fail, why_unavailable=lambda s: "not installed"),
     ):
         t = tuned(networks.tokens(), torch.randn(1, 4, 8), engines=["broken", "absent"])
     reasons = {c["name"]: c["refused"] for c in t.plan.candidates}
@@ -226,11 +227,11 @@ def test_any_batch(batch: int) -> None:
 
 def test_maps_lie_as_the_original_s_do() -> None:
     """Whoever takes a view of the result may go on doing so."""
-    from onebyone.tuning.network_forms import form_of
-    from onebyone.tuning.target import subject_of
+    from onebyone.tuning.network_forms import network_form
+    from onebyone.tuning.target import target_of
 
     network, x = networks.images()[:3].eval(), torch.randn(2, 3, 8, 8)  # type: ignore[index]
-    formed = form_of("original+channels_last").build(subject_of(network, x), {})
+    formed = network_form("original+channels_last").build(target_of(network, x), {})
     y = formed.network(x)
     assert y.stride() == network(x).stride()
     close(y, network(x))
@@ -241,7 +242,7 @@ def test_a_network_that_never_says_the_same_twice() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.rand_like(x)
 
-    with pytest.raises(BadInput, match="gives other numbers when it runs again"):
+    with pytest.raises(BadInput, match="model: is nondeterministic"):
         tuned(Noisy(), torch.randn(2, 3))
 
 
@@ -265,7 +266,7 @@ def test_progress_is_told() -> None:
         ({"engines": "warp"}, "engines='warp': expected some of eager, compile, compile\\+freeze"),
         ({"engines": []}, "engines="),
         ({"dtypes": "float16"}, "dtypes='float16': expected 'bfloat16'"),
-        ({"threads": 0}, "threads=0: expected a positive whole number"),
+        ({"threads": 0}, "threads=0: expected a positive integer"),
         ({"threads": 1.5}, "threads=1.5"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"device": "meta"}, "device='meta': expected 'cpu'"),
@@ -279,7 +280,7 @@ def test_bad_input(options: dict[str, Any], words: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_cuda() -> None:
-    with pytest.raises(BadInput, match="this PyTorch sees no CUDA device"):
+    with pytest.raises(BadInput, match="PyTorch finds no CUDA device"):
         tuned(networks.tokens(), torch.randn(1, 4, 8), device="cuda")
 
 
@@ -290,7 +291,7 @@ def test_no_cuda() -> None:
         (torch.randn(1, 4, 9), "the network does not run on it: Given normalized_shape"),
         ((torch.randn(1, 4, 8),) * 2, "does not fit the network's forward"),
         ((), "does not fit the network's forward"),
-        (3, "holds no tensor but int"),
+        (3, "expected at least one tensor, got int"),
     ],
 )
 def test_bad_examples(example: Any, words: str) -> None:
@@ -300,7 +301,7 @@ def test_bad_examples(example: Any, words: str) -> None:
 
 def test_no_common_batch() -> None:
     network = networks.TwoInputs()
-    with pytest.raises(BadInput, match="share no first axis"):
+    with pytest.raises(BadInput, match="expected inputs with a common first axis"):
         tuned(network, {"x": torch.randn(3, 6), "scale": torch.rand(4)}, dynamic_batch=True)
 
 

@@ -21,12 +21,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset
 
 from onebyone.errors import BadInput
-from onebyone.tuning.call_signature import Calling
-from onebyone.tuning.engines import EngineSetting, engine_of
+from onebyone.tuning.call_signature import CallSignature
+from onebyone.tuning.engines import EngineSettings, engine_named
 from onebyone.tuning.tuned_model import TunedModel
 from tests.tuning.test_engines import model
 
-TWO = EngineSetting(torch.device("cpu"), 2)
+TWO = EngineSettings(torch.device("cpu"), 2)
 EXAMPLE = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 PATIENCE = 60.0
 
@@ -222,8 +222,8 @@ def test_the_engine_keeps_its_packed_weights_alone() -> None:
     x = torch.randn(1, 20, 64)
     with torch.no_grad():
         right, parameter = original(x), weakref.ref(original[0].weight)
-    calling = Calling.of(original, x)
-    call = engine_of("onebyone").build(original, calling, TWO)
+    calling = CallSignature.of(original, x)
+    call = engine_named("onebyone").build(original, calling, TWO)
     del original, calling
     gc.collect()
     assert parameter() is None

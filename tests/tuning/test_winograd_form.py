@@ -14,10 +14,10 @@ import onebyone
 from onebyone.errors import Refused
 from onebyone.tuning import Plan
 from onebyone.tuning.clock import Clock
-from onebyone.tuning.engines import EngineSetting, engine_of
-from onebyone.tuning.layer_groups import groups_of
+from onebyone.tuning.engines import EngineSettings, engine_named
+from onebyone.tuning.layer_groups import group_layers
 from onebyone.tuning.layer_times import measure_group
-from onebyone.tuning.target import TuningTarget, subject_of
+from onebyone.tuning.target import TuningTarget, target_of
 from onebyone.tuning.winograd_form import WINOGRAD_FORM
 
 pytestmark = pytest.mark.skipif(
@@ -58,7 +58,7 @@ def trunk() -> TuningTarget:
             nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
             nn.init.normal_(module.weight)
-    return subject_of(network, torch.randn(2, 3, 17, 15))
+    return target_of(network, torch.randn(2, 3, 17, 15))
 
 
 def operators(network: nn.Module) -> list[str]:
@@ -67,20 +67,20 @@ def operators(network: nn.Module) -> list[str]:
 
 
 def test_the_graph_holds_the_kernel_and_what_it_takes_in() -> None:
-    subject = trunk()
-    formed = WINOGRAD_FORM.build(subject, {})
+    target = trunk()
+    formed = WINOGRAD_FORM.build(target, {})
     found = operators(formed.network)
     assert found.count("onebyone.winograd_conv2d.default") == 4
     assert found.count("aten.conv2d.default") == 2  # three channels in; a stride
     assert not [name for name in found if "batch_norm" in name or "max_pool" in name]
     weights = [n for n, _ in formed.network.named_buffers() if n.startswith("_winograd_weight")]
     assert len(weights) == 3  # the layer that is called twice has them once
-    x = subject.calling.args[0]
+    x = target.signature.args[0]
     with torch.inference_mode():
-        own, exact = subject.network(x), trunk().network.double()(x.double())
+        own, exact = target.network(x), trunk().network.double()(x.double())
         assert float((formed.network(x) - exact).abs().max()) < 20 * float((own - exact).abs().max())
         assert torch.allclose(formed.proof.double()(x.double()), exact, atol=1e-10)
-    assert operators(subject.network) == [] if hasattr(subject.network, "graph") else True
+    assert operators(target.network) == [] if hasattr(target.network, "graph") else True
 
 
 def test_only_the_layers_that_are_named_are_turned() -> None:
@@ -92,18 +92,18 @@ def test_only_the_layers_that_are_named_are_turned() -> None:
 
 @pytest.mark.parametrize("engine", ["eager", "onednn-graph", "compile"])
 def test_engines_run_it(engine: str) -> None:
-    subject = trunk()
-    formed = WINOGRAD_FORM.build(subject, {})
-    call = engine_of(engine).build(formed.network, subject.calling, EngineSetting(torch.device("cpu"), 2))
+    target = trunk()
+    formed = WINOGRAD_FORM.build(target, {})
+    call = engine_named(engine).build(formed.network, target.signature, EngineSettings(torch.device("cpu"), 2))
     with torch.inference_mode():
-        assert torch.allclose(call(*subject.calling.args), subject.network(*subject.calling.args), atol=1e-5)
+        assert torch.allclose(call(*target.signature.args), target.network(*target.signature.args), atol=1e-5)
 
 
 def test_tune_tries_it_proves_it_and_applies_it_again() -> None:
-    subject = trunk()
-    x = subject.calling.args[0]
-    tuned = onebyone.tune(subject.network, x, engines="eager", budget=3.0)
-    (group,) = (g for g in groups_of(subject.network, subject.calling) if "twice" in g.paths)
+    target = trunk()
+    x = target.signature.args[0]
+    tuned = onebyone.tune(target.network, x, engines="eager", budget=3.0)
+    (group,) = (g for g in group_layers(target.network, target.signature) if "twice" in g.paths)
     assert "winograd" in measure_group(group, Clock(seed=0), 0.1).timings
     plan = tuned.plan.to_dict()
     layers = {"twice": "winograd", "plain": "winograd"}
@@ -114,9 +114,9 @@ def test_tune_tries_it_proves_it_and_applies_it_again() -> None:
         "dtype": None,
         "layers": layers,
     }
-    again = onebyone.tune(subject.network, x, plan=Plan.from_dict(plan))
+    again = onebyone.tune(target.network, x, plan=Plan.from_dict(plan))
     assert operators(again.model.network).count("onebyone.winograd_conv2d.default") == 3
-    assert torch.allclose(again.model(x), subject.network(x), atol=1e-5)
+    assert torch.allclose(again.model(x), target.network(x), atol=1e-5)
 
 
 def test_a_batch_norm_whose_folded_weights_overflow_stays_in_the_graph() -> None:
@@ -126,7 +126,7 @@ def test_a_batch_norm_whose_folded_weights_overflow_stays_in_the_graph() -> None
         convolution.weight *= 1e30
         norm.weight[3] = 1e10
     network, x = nn.Sequential(convolution, norm).eval(), 1e-25 * torch.randn(1, 16, 9, 9)
-    formed = WINOGRAD_FORM.build(subject_of(network, x), {})
+    formed = WINOGRAD_FORM.build(target_of(network, x), {})
     assert "aten.batch_norm.default" in operators(formed.network)
     with torch.inference_mode():
         torch.testing.assert_close(

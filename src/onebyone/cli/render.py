@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onebyone.dense import ScoreMap
     from onebyone.detection import Detections
     from onebyone.results import Conversion
-    from onebyone.tuning import Plan
+    from onebyone.tuning import TuningPlan
 
 MOST_ROWS = 60
 """Rows shown of a long table; --json has them all."""
@@ -281,7 +281,7 @@ def comparison_tables(data: Data) -> list[RenderableType]:
     return [_pairs(layers, "Layers compared"), table, _summary(summary, data)]
 
 
-def tuned_tables(plan: Plan) -> list[RenderableType]:
+def tuned_tables(plan: TuningPlan) -> list[RenderableType]:
     """What was chosen, what else was tried, and where the time goes."""
     from onebyone.tuning.result import headline, remarks, tables
 

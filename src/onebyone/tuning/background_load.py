@@ -1,4 +1,4 @@
-"""Other work on the processor: faults that depend on the order in which threads run show under load."""
+"""Load on every processor core, which makes race conditions between threads more likely to show."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from threading import Event, Thread
 
 @contextmanager
 def loaded(threads: int | None = None) -> Iterator[None]:
-    """Keep `threads` threads computing (None: one for each processor), outside the interpreter's lock.
+    """Keep `threads` threads computing (None: one for each available core) while the context is open.
+
+    The threads release Python's global interpreter lock while they compute.
 
     >>> with loaded(1):
     ...     pass
     """
-    ended = Event()
+    stop = Event()
 
     def work() -> None:
-        while not ended.is_set():
-            hashlib.pbkdf2_hmac("sha256", b"load", b"load", 4000)  # a few milliseconds without the lock
+        while not stop.is_set():
+            hashlib.pbkdf2_hmac(
+                "sha256", b"load", b"load", 4000
+            )  # some milliseconds without the interpreter lock
 
-    count = processors() if threads is None else threads
+    count = available_cores() if threads is None else threads
     workers = [Thread(target=work, name="onebyone-load", daemon=True) for _ in range(count)]
     try:
         for worker in workers:
             worker.start()
         yield
     finally:
-        ended.set()
+        stop.set()
         for worker in workers:
             if worker.is_alive():
                 worker.join()
 
 
-def processors() -> int:
-    """Those that this process may run on."""
+def available_cores() -> int:
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,10 +1,12 @@
-"""Timing that can be trusted: candidates interleaved in random order, medians, and rounds measured again.
+"""Reliable timing of candidates: interleaved in random order, medians over rounds, disturbed rounds repeated.
 
-A round gives every candidate a turn, in a new random order, so that a machine that slows down slows all of them; a
-turn begins with a call that does not count, and so measures what calls in a row take.
-A round in which something else had the processor (see `disturbance`) is thrown away and run again, as often as
-there are rounds in all; after that the disturbed ones count too, and the answer says how many they were. The
-figure is the median over rounds, the spread the distance between the quartiles.
+In each round every candidate has one turn, in a new random order, so that a slowdown of the machine affects all
+candidates alike. A turn begins with one call that is not timed: threads of the previous candidate may still spin, and
+its data fill the caches; what is measured is the time of consecutive calls.
+
+A round during which other processes used the processor (see `contention`) is discarded and repeated, at most as often
+as there are rounds in all. After that, disturbed rounds are used too, and the result says how many. The reported
+figure is the median over rounds, the spread is the interquartile range.
 
 Source: Georges, Buytaert and Eeckhout, "Statistically Rigorous Java Performance Evaluation", 2007, §3-4 (steady
 state, interleaving, spread beside the average).
@@ -20,21 +22,19 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Protocol
 
-Call = Callable[[], object]
-SHORTEST = 5e-4
-"""Seconds: a sample repeats a shorter call until it lasts about as long, so that reading the clock costs nothing."""
-_REPEATS = 200
-_STEADY = 0.05  # the last samples of a warm-up lie this close together
-_WARM_UPS = 12
-_ENOUGH, _SETTLED = (
-    8,
-    0.004,
-)  # rounds after which a median may count as settled, and the share it may still move by
+TimedCall = Callable[[], object]
+MIN_SAMPLE_SECONDS = 5e-4
+"""Shorter calls are repeated until a sample lasts about this long, so that reading the clock costs nothing."""
+_MAX_REPEATS = 200
+_STEADY = 0.05  # warming up ends when the last three samples agree within this share
+_MAX_WARM_UPS = 12
+_MIN_SETTLED_ROUNDS = 8
+_SETTLED = 0.004  # a median has settled when its standard error is below this share of it
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one candidate took: `median_ms` and `spread_ms` (between the quartiles) of `runs` samples.
+    """The time of one candidate: the median and the interquartile range of `runs` samples, in milliseconds.
 
     >>> Timing.of([0.002, 0.001, 0.003])
     Timing(median_ms=2.0, spread_ms=1.0, runs=3)
@@ -46,14 +46,18 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
-        """From samples in seconds; at least one."""
+        """Make a timing from one or more samples in seconds."""
         low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else (0.0, 0.0, 0.0)
         return cls(1e3 * median(seconds), 1e3 * (high - low), len(seconds))
 
 
 @dataclass(frozen=True)
-class Times:
-    """The timings of candidates that were measured together, and how many rounds were disturbed."""
+class InterleavedTimings:
+    """The timings of candidates that were measured in the same rounds.
+
+    `samples` are seconds by candidate, one for each round used. `disturbed` counts the disturbed rounds, and
+    `kept_disturbed` those of them that are used because too few others were left.
+    """
 
     timings: Mapping[str, Timing]
     samples: Mapping[str, tuple[float, ...]]
@@ -63,24 +67,25 @@ class Times:
     def __getitem__(self, name: str) -> Timing:
         return self.timings[name]
 
-    def share(self, name: str, base: str) -> float:
-        """The time of one candidate ÷ that of another: the median over rounds, in each of which both ran."""
-        return median(self._shares(name, base))
+    def ratio(self, name: str, base: str) -> float:
+        """Return the time of one candidate ÷ that of another: the median of the ratios of each round."""
+        return median(self._ratios(name, base))
 
-    def interval(self, name: str, base: str) -> tuple[float, float]:
-        """Between which figures that share lies, with 95 % confidence where there are six rounds or more."""
-        return median_interval(self._shares(name, base))
+    def ratio_interval(self, name: str, base: str) -> tuple[float, float]:
+        """Return a confidence interval of that ratio (95 % from six rounds on)."""
+        return median_interval(self._ratios(name, base))
 
-    def _shares(self, name: str, base: str) -> list[float]:
+    def _ratios(self, name: str, base: str) -> list[float]:
         pairs = zip(self.samples[name], self.samples[base], strict=True)
         return [a / max(b, 1e-12) for a, b in pairs]
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % confidence interval of the median of what the values were drawn from, whatever their distribution.
+    """Return a 95 % confidence interval of the median of the values' distribution, whatever that distribution is.
 
-    The k-th smallest and the k-th largest, with the largest k for which P(fewer than k of n fair coins show heads) is
-    2.5 % at most; of fewer than six values, which no such k allows, the least and the largest.
+    Its ends are the k-th smallest and the k-th largest value, with the largest k for which P(fewer than k of n fair
+    coins show heads) is at most 2.5 %. For fewer than six values no such k exists; then the smallest and the largest
+    value are returned.
 
     Source: David and Nagaraja, Order Statistics, 3rd ed., 2003, §7.1.
 
@@ -94,41 +99,41 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[max(k, 1) - 1], ordered[n - max(k, 1)]
 
 
-class Watch(Protocol):
-    """Tells whether something else had the machine during a round."""
+class RoundMonitor(Protocol):
+    """Detects whether other processes used the machine during a round."""
 
     def begin(self) -> None:
-        """A round begins."""
+        """Mark the beginning of a round."""
 
     def disturbed(self) -> bool:
-        """Whether the round that `begin` began was disturbed; it ends here."""
+        """Mark the end of the round, and return whether it was disturbed."""
 
 
-class Quiet:
-    """A machine that nothing disturbs (for CUDA queues, and tests)."""
+class NoContention:
+    """A monitor that never reports a disturbance (for CUDA queues, and tests)."""
 
     def begin(self) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def disturbed(self) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
 
 @dataclass
 class Clock:
-    """How time is measured. All of it can be replaced: tests give a clock of their own.
+    """The method of timing. Each part can be replaced; tests use a simulated clock.
 
-    `now` gives seconds; `wait` returns once everything asked for is done (CUDA's synchronize).
+    `now` returns seconds. `wait` returns when all submitted work is done (CUDA's synchronize).
     """
 
     now: Callable[[], float] = time.perf_counter
     wait: Callable[[], object] = lambda: None
-    watch: Watch = field(default_factory=Quiet)
+    monitor: RoundMonitor = field(default_factory=NoContention)
     seed: int = 0
 
-    def sample(self, call: Call, repeats: int = 1) -> float:
-        """Seconds one call takes, the mean of `repeats` calls in a row."""
+    def sample(self, call: TimedCall, repeats: int = 1) -> float:
+        """Return the seconds that one call takes: the mean of `repeats` consecutive calls."""
         self.wait()
         start = self.now()
         for _ in range(repeats):
@@ -136,66 +141,66 @@ class Clock:
         self.wait()
         return (self.now() - start) / repeats
 
-    def warm(self, call: Call, seconds: float = 2.0) -> tuple[int, float]:
-        """Run until three samples agree, or time is up: how often a sample should repeat the call, and what it takes.
+    def warm_up(self, call: TimedCall, seconds: float = 2.0) -> tuple[int, float]:
+        """Run a call until three consecutive samples agree, or `seconds` are over.
 
-        The first call, which may compile or allocate, does not count towards either.
+        Returns how often a sample should repeat the call, and the shortest sample in seconds. The first call, which
+        may compile or allocate, counts towards neither.
         """
         self.sample(call)
-        end, taken = self.now() + seconds, [self.sample(call)]
-        repeats = min(_REPEATS, max(1, int(SHORTEST / max(taken[0], 1e-9))))
-        while len(taken) < _WARM_UPS and self.now() < end:
-            taken.append(self.sample(call, repeats))
-            last = taken[-3:]
+        end, samples = self.now() + seconds, [self.sample(call)]
+        repeats = min(_MAX_REPEATS, max(1, int(MIN_SAMPLE_SECONDS / max(samples[0], 1e-9))))
+        while len(samples) < _MAX_WARM_UPS and self.now() < end:
+            samples.append(self.sample(call, repeats))
+            last = samples[-3:]
             if len(last) == 3 and max(last) <= (1 + _STEADY) * min(last):
                 break
-        return repeats, min(taken)
+        return repeats, min(samples)
 
-    def _turn(self, call: Call, repeats: int) -> float:
-        """A sample after a call that does not count: the threads of the one before may still spin, waiting for work,
-        and its data fill the caches.
-        """
+    def _turn(self, call: TimedCall, repeats: int) -> float:
+        """Return a sample taken after one call that is not timed."""
         call()
         return self.sample(call, repeats)
 
     def interleave(
-        self, calls: Mapping[str, Call], seconds: float, *, rounds: int = 30, least: int = 3
-    ) -> Times:
+        self, calls: Mapping[str, TimedCall], seconds: float, *, rounds: int = 30, least: int = 3
+    ) -> InterleavedTimings:
         """Measure candidates in turns for about `seconds`: between `least` and `rounds` rounds.
 
-        It ends early once no median moves any more. Disturbed rounds count only as far as there are too few others,
-        and then those that lost the least.
+        It ends early when every median has settled. Disturbed rounds are used only if fewer than `least` others are
+        left, and then those with the least slowdown.
         """
         shuffle = random.Random(self.seed).shuffle
         share = seconds / 4 / max(1, len(calls))
-        repeats = {name: self.warm(call, share)[0] for name, call in calls.items()}
-        good: list[dict[str, float]] = []
-        bad: list[dict[str, float]] = []
+        repeats = {name: self.warm_up(call, share)[0] for name, call in calls.items()}
+        undisturbed: list[dict[str, float]] = []
+        disturbed: list[dict[str, float]] = []
         end = self.now() + 0.75 * seconds
-        while len(good) < rounds and len(bad) <= rounds:
-            if self.now() >= end and len(good) + len(bad) >= least:
+        while len(undisturbed) < rounds and len(disturbed) <= rounds:
+            if self.now() >= end and len(undisturbed) + len(disturbed) >= least:
                 break
             names = list(calls)
             shuffle(names)
-            self.watch.begin()
-            taken = {name: self._turn(calls[name], repeats[name]) for name in names}
-            (bad if self.watch.disturbed() else good).append(taken)
-            if len(good) >= max(least, _ENOUGH) and all(_settled([t[n] for t in good]) for n in names):
+            self.monitor.begin()
+            samples_of_round = {name: self._turn(calls[name], repeats[name]) for name in names}
+            (disturbed if self.monitor.disturbed() else undisturbed).append(samples_of_round)
+            if len(undisturbed) >= max(least, _MIN_SETTLED_ROUNDS) and all(
+                _settled([r[name] for r in undisturbed]) for name in names
+            ):
                 break
-        missing = _quietest(bad)[: max(0, least - len(good))]
-        used = good + missing
-        samples = {name: tuple(taken[name] for taken in used) for name in calls}
-        timings = {name: Timing.of(list(seconds)) for name, seconds in samples.items()}
-        return Times(timings, samples, len(bad), len(missing))
+        kept = _least_disturbed(disturbed)[: max(0, least - len(undisturbed))]
+        samples = {name: tuple(r[name] for r in undisturbed + kept) for name in calls}
+        timings = {name: Timing.of(list(values)) for name, values in samples.items()}
+        return InterleavedTimings(timings, samples, len(disturbed), len(kept))
 
 
-def _quietest(rounds: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The rounds by what they lost: each candidate's time over its best."""
+def _least_disturbed(rounds: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Sort rounds by their slowdown: the sum of each candidate's time ÷ its best time."""
     best = {name: max(min(r[name] for r in rounds), 1e-12) for name in (rounds[0] if rounds else ())}
     return sorted(rounds, key=lambda r: sum(r[name] / best[name] for name in best))
 
 
 def _settled(seconds: list[float]) -> bool:
-    """Whether more rounds would hardly move the median: its standard error, from the quartiles, is small enough."""
+    """Return whether more rounds would hardly move the median, judging by its standard error from the quartiles."""
     timing = Timing.of(seconds)
     return timing.spread_ms / math.sqrt(timing.runs) <= _SETTLED * timing.median_ms

@@ -1,4 +1,4 @@
-"""What a tuned model can be called with: tensors that have memory, outside of exporters and transformations."""
+"""Checks of the inputs of a tuned model: tensors with ordinary memory, outside of exporters and transformations."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from onebyone.errors import BadInput
 from onebyone.verification.pytree import map_tensors
 
 
-def require_running() -> None:
-    """Raise BadInput under torch.export and torch.jit.trace: what an engine computes cannot be traced."""
+def require_not_tracing() -> None:
+    """Raise BadInput under torch.export and torch.jit.trace, which cannot trace the compiled code of an engine."""
     if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
         raise BadInput(
             "a tuned model cannot be exported or traced (torch.export, torch.jit, torch.onnx), because it calls "
@@ -20,22 +20,22 @@ def require_running() -> None:
         )
 
 
-def plain(given: Any) -> Any:
-    """The same arguments, with tensors that a bit negates or conjugates (`torch._neg_view`) written out.
+def with_ordinary_memory(arguments: Any) -> Any:
+    """Return the same arguments with lazily negated or conjugated tensors (`torch._neg_view`) materialised.
 
-    Raises BadInput for tensors without memory of their own.
+    Raises BadInput for tensors without memory of their own (sparse tensors, fake tensors, tensors under torch.vmap).
 
-    >>> plain((torch._neg_view(torch.ones(2)), 3))
+    >>> with_ordinary_memory((torch._neg_view(torch.ones(2)), 3))
     (tensor([-1., -1.]), 3)
     """
-    if isinstance(given, tuple) and len(given) == 1 and isinstance(given[0], Tensor):
-        return (_plain(given[0]),)
-    return map_tensors(given, _plain)
+    if isinstance(arguments, tuple) and len(arguments) == 1 and isinstance(arguments[0], Tensor):
+        return (_materialised(arguments[0]),)
+    return map_tensors(arguments, _materialised)
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _materialised(tensor: Tensor) -> Tensor:
     try:
-        readable = not hasattr(tensor, "fake_mode")  # a FakeTensor only warns, and gives no memory
+        readable = not hasattr(tensor, "fake_mode")  # data_ptr() of a FakeTensor only warns
         if readable:
             tensor.data_ptr()
     except RuntimeError:

@@ -1,17 +1,17 @@
-"""The forms of one layer, and a network with each layer in the form that is assigned to it.
+"""The forms of single layers, and the conversion of a network to the form that is assigned to each of its layers.
 
-| form | for a linear layer on tokens (..., C) | for a 1×1 convolution on maps (N, C, H, W) |
+| form | linear layer on tokens (..., C) | 1×1 convolution on maps (N, C, H, W) |
 |---|---|---|
-| linear | as it is | x·Wᵀ on a channels-last map's views, W·x on a contiguous one: no layout change |
-| conv | a convolution on channels-last views: no layout change | as it is |
-| bmm | one product per sample, batched | W·x, a channels-last map copied first |
-| conv-nchw | transposed to NCHW, convolution, transposed back | |
-| permute | | permute, linear, permute |
-| conv-channels-last | | as it is, its map already channels last (what "+channels_last" gives a whole network) |
+| linear | unchanged | x·Wᵀ on views of a channels-last map, W·x on a contiguous map; no layout change |
+| conv | a convolution on channels-last views; no layout change | unchanged |
+| bmm | one batched product per sample | W·x; a channels-last map is copied first |
+| conv-nchw | transpose to NCHW, convolve, transpose back | |
+| permute | | permute, linear layer, permute back |
+| conv-channels-last | | unchanged, on a channels-last map (as in a network with "+channels_last") |
 
-A convolution with a larger kernel stays as it is, or takes its map channels last; 3×3 at stride 1 may be "winograd",
-36 linear layers on transformed tiles. One whose kernel is its stride may be "linear": its patches copied to rows, then
-one product.
+A convolution with a larger kernel has the forms "conv" (unchanged) and "conv-channels-last". A 3×3 convolution at
+stride 1 also has "winograd": 36 linear layers on transformed tiles. A convolution whose kernel size equals its stride
+also has "linear": its patches are copied to rows, then multiplied by one matrix.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from onebyone.pytorch.modules.layers import changed_class, has_patches, kind_of
 from onebyone.pytorch.modules.module_pair import ModulePair
 
 Assignment = Mapping[str, str]
-"""Dotted path of a layer → name of the form it takes; layers that are not named stay as they are."""
+"""Dotted path of a layer → name of its form. Layers that are not named are unchanged."""
 LINEAR, CONV, KERNEL, PATCHES, ATTENTION = "linear", "conv", "kernel", "patches", "attention"
-"""Kinds of layers: a linear layer, a 1×1 convolution, a convolution with a larger kernel, one whose kernel is its
-stride, and `nn.MultiheadAttention`, whose four projections change together.
+"""Kinds of layers: a linear layer, a 1×1 convolution, a convolution with a larger kernel, a convolution whose kernel
+size equals its stride, and `nn.MultiheadAttention`, whose four projections change together.
 """
 WINOGRAD = "winograd"
 
 
 class BatchedProduct(PointwiseConvolution):
-    """Stands for an `nn.Linear`: tokens (B, ..., C) to (B, ..., O) by one product per sample."""
+    """Replaces an `nn.Linear`: tokens (B, ..., C) to (B, ..., O) by one batched product per sample."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Linear gives it
-        """input (..., C) to (..., O)."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  nn.Linear's name
+        """Map input (..., C) to (..., O)."""
         weight = self.read_weight()
         if input.is_nested or input.dim() < 3 or input.numel() == 0:
             return F.linear(input, weight, self.bias)
@@ -57,10 +57,10 @@ class BatchedProduct(PointwiseConvolution):
 
 
 class TransposedConvolution(PointwiseConvolution):
-    """Stands for an `nn.Linear`: tokens transposed to an NCHW image, convolved, and transposed back."""
+    """Replaces an `nn.Linear`: tokens are transposed to an NCHW image, convolved, and transposed back."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Linear gives it
-        """input (..., C) to (..., O)."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  nn.Linear's name
+        """Map input (..., C) to (..., O)."""
         weight = self.read_weight()
         if input.is_nested or input.dim() < 3 or input.numel() == 0:
             return F.linear(input, weight, self.bias)
@@ -70,29 +70,30 @@ class TransposedConvolution(PointwiseConvolution):
 
 
 class PermutedLinear(PointwiseLinear):
-    """Stands for a 1×1 convolution: the map permuted to (N, ..., C), a linear layer, and permuted back."""
+    """Replaces a 1×1 convolution: the map is permuted to (N, ..., C), given to a linear layer, and permuted back."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Conv2d gives it
-        """input (N, C, H, W) to (N, O, H', W')."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  nn.Conv2d's name
+        """Map input (N, C, H, W) to (N, O, H', W')."""
         if input.dim() != 4:
             return super().forward(input)
         return super().forward(input.contiguous(memory_format=torch.channels_last)).contiguous()
 
 
 class ProductFromTheLeft(PointwiseLinear):
-    """Stands for a 1×1 convolution: W·x on a contiguous map, which is copied to one where it is not."""
+    """Replaces a 1×1 convolution by W·x on a contiguous map; a map that is not contiguous is copied."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name nn.Conv2d gives it
-        """input (N, C, *size) to (N, O, *size')."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  nn.Conv2d's name
+        """Map input (N, C, *size) to (N, O, *size')."""
         return super().forward(input.contiguous())
 
 
 @dataclass(frozen=True)
 class LayerForm:
-    """A form of the layers of one kind: `module` computes it; None where the layer's own does.
+    """A form of the layers of one kind.
 
-    `assignable`: it can be given to one layer of a network by itself. `make`: the layer in this form, to be measured on
-    a channels-last map, where it is no drop-in but part of a form of the whole; raises BadInput where there is none.
+    `module` is the drop-in class that computes it; None if the layer's own class does. `assignable`: one layer of a
+    network can take this form alone. Forms that only a whole network can take have `make` instead: it returns the
+    layer in this form, for measuring on a channels-last map, or raises BadInput if the layer has no such form.
     """
 
     name: str
@@ -106,13 +107,13 @@ _LAYER_FORMS: dict[tuple[str, str], LayerForm] = {}
 
 
 def register_layer_form(form: LayerForm) -> LayerForm:
-    """Add a form of single layers: it is measured, and may be chosen where it is a drop-in."""
+    """Add a form of single layers. It is measured, and may be chosen if it has a drop-in class."""
     _LAYER_FORMS[form.kind, form.name] = form
     return form
 
 
 def layer_forms(kind: str) -> tuple[LayerForm, ...]:
-    """The forms of layers of a kind; the layer's own first.
+    """Return the forms of the layers of a kind, the unchanged form first.
 
     >>> [f.name for f in layer_forms("linear")]
     ['linear', 'conv', 'bmm', 'conv-nchw']
@@ -121,10 +122,10 @@ def layer_forms(kind: str) -> tuple[LayerForm, ...]:
 
 
 def layer_form(kind: str, name: str) -> LayerForm:
-    """One form by name. Raises BadInput where layers of that kind have none such."""
+    """Return one form by name. Raises BadInput if layers of that kind do not have it."""
     if (kind, name) not in _LAYER_FORMS:
         names = ", ".join(f.name for f in layer_forms(kind))
-        raise BadInput(f"form={name!r}: a layer of kind {kind!r} has the forms {names or 'none'}")
+        raise BadInput(f"form={name!r}: expected a form of a layer of kind {kind!r}: {names or 'none'}")
     return _LAYER_FORMS[kind, name]
 
 
@@ -151,38 +152,38 @@ for _form in (
 
 
 def assigned(network: nn.Module, assignment: Assignment) -> ModuleConversion:
-    """The network with the layers at the assignment's paths in the forms it names; weights are shared.
+    """Convert the layers at the paths of an assignment to the forms that it names; weights are shared.
 
     Raises
     ------
     BadInput
-        for a path that is no layer of the network, or a form that its layers do not have.
+        for a path without a layer, or a form that the layer does not have.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> type(assigned(net, {"2": "bmm"}).model[2]).__name__
     'BatchedProduct'
     """
-    both: dict[str, list[str]] = {"conv": [], "linear": []}
+    paths_to: dict[str, list[str]] = {"conv": [], "linear": []}
     for path, name in assignment.items():
         form = layer_form(_kind(network, path), name)
         if form.module is not None:
-            both["linear" if form.kind in (CONV, PATCHES) else "conv"].append(path)
+            paths_to["linear" if form.kind in (CONV, PATCHES) else "conv"].append(path)
     conversion: ModuleConversion | None = None
     before = network
-    for to, paths in both.items():
+    for to, paths in paths_to.items():
         if paths:
             chosen = set(paths)
-            made = convert_module(before, to=to, only=lambda path, _, chosen=chosen: path in chosen)
-            conversion = made if conversion is None else _joined(conversion, made)
-            before = made.model
+            step = convert_module(before, to=to, only=lambda path, _, chosen=chosen: path in chosen)
+            conversion = step if conversion is None else _joined(conversion, step)
+            before = step.model
     if conversion is None:
-        raise BadInput("assignment: leaves every layer as it is; expected a form for some layer")
+        raise BadInput("assignment: changes no layer; expected another form for at least one layer")
     modules = dict(conversion.model.named_modules(remove_duplicate=False))
     for path, name in assignment.items():
         _retype(modules[path], layer_form(_kind(network, path), name))
     originals = dict(network.named_modules(remove_duplicate=False))
     pairs = tuple(ModulePair(p.path, originals[p.path], modules[p.path]) for p in conversion.pairs)
-    return replace(conversion, to="the forms assigned", pairs=pairs)
+    return replace(conversion, to="the assigned forms", pairs=pairs)
 
 
 def _joined(a: ModuleConversion, b: ModuleConversion) -> ModuleConversion:
@@ -199,13 +200,13 @@ def _kind(network: nn.Module, path: str) -> str:
     kind = PATCHES if has_patches(module) else kind_of(module)
     if kind is None:
         raise BadInput(
-            f"assignment: {path or '(top level)'} is a {type(module).__name__}, with one form only"
+            f"assignment: {path or '(top level)'} is a {type(module).__name__}, which has no other form"
         )
     return kind
 
 
 def _retype(module: nn.Module, form: LayerForm) -> None:
-    """Turn a drop-in of the plain kind into the one that the form asks for."""
+    """Change the class of a drop-in to the one of the form; both have the same parameters."""
     if form.module is not None and isinstance(module, DropIn) and form.module is not type(module):
-        thing: Any = module
-        thing.__class__ = changed_class(module, form.module)
+        dropin: Any = module
+        dropin.__class__ = changed_class(module, form.module)

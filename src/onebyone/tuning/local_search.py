@@ -1,8 +1,9 @@
-"""Which layers to flip: a search over groups of alike layers, on the time of the whole network. Pure.
+"""Local search over the forms of layer groups, guided by the time of the whole network (pure functions).
 
-Forms interact (a layer that leaves its output in another layout slows the next), so what is fastest by itself only
-orders the moves. Descent from the best whole: first all of the predicted winners at once, then one group after the
-other, then two groups close to each other together, until nothing helps or no more may be measured.
+Forms interact: a layer that leaves its output in another memory format slows the next one down. So the fastest form of
+each layer alone only orders the moves. The search descends from the best form of the whole network: first all
+predicted winners at once, then one group after another, then pairs of neighbouring groups, until no move helps or no
+more measurements are allowed.
 """
 
 from __future__ import annotations
@@ -12,42 +13,46 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 
-_REACH = 3  # groups further apart than this hardly hand each other a layout
+_MAX_PAIR_DISTANCE = 3  # groups further apart hardly influence each other's memory format
 State = Mapping[int, str]
 """Group → form."""
+Gain = Callable[[int, str], float]
+"""(group, form) → the time that the form is predicted to save over the group's own form; negative if it loses time."""
+Measure = Callable[[State], float | None]
+"""State → the time of the whole network; infinite if it cannot be built, None if no more measurements are allowed."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best state, its time, and every state measured with its time, in order."""
+    """The best state, its time, and every measured state with its time, in order."""
 
     best: dict[int, str]
     time: float
-    trail: tuple[tuple[dict[int, str], float], ...]
+    measured: tuple[tuple[dict[int, str], float], ...]
 
 
 class _StopError(Exception):
-    """No more may be measured."""
+    """No more measurements are allowed."""
 
 
 @dataclass
 class _Descent:
-    measure: Callable[[State], float | None]
+    measure: Measure
     margin: float
     best: dict[int, str]
     time: float
-    trail: list[tuple[dict[int, str], float]] = field(default_factory=list)
+    measured: list[tuple[dict[int, str], float]] = field(default_factory=list)
 
-    def try_(self, state: dict[int, str]) -> bool:
-        """Measure a state that was not measured before; whether it is the new best, by more than the margin."""
-        if any(state == seen for seen, _ in self.trail):
+    def try_state(self, state: dict[int, str]) -> bool:
+        """Measure a state unless it was measured before; return whether it is better by more than the margin."""
+        if any(state == known for known, _ in self.measured):
             return False
-        taken = self.measure(state)
-        if taken is None:
+        time = self.measure(state)
+        if time is None:
             raise _StopError
-        self.trail.append((state, taken))
-        if taken < self.time * (1 - self.margin):
-            self.best, self.time = state, taken
+        self.measured.append((state, time))
+        if time < self.time * (1 - self.margin):
+            self.best, self.time = state, time
             return True
         return False
 
@@ -55,54 +60,62 @@ class _Descent:
 def search(
     start: State,
     options: Mapping[int, Sequence[str]],
-    gain: Callable[[int, str], float],
-    measure: Callable[[State], float | None],
+    gain: Gain,
+    measure: Measure,
     *,
     time: float | None = None,
     margin: float = 0.01,
 ) -> SearchResult:
-    """The fastest state found from `start`.
+    """Return the fastest state that is found from `start`.
 
-    `options` gives each group's forms; `gain(group, form)` the time that the form is predicted to save in it over its
-    own form (negative: to lose); `measure` the whole network's time in a state, infinite where it cannot be built, or
-    None when no more may be measured; `time` that of `start` where it is known. A state counts as faster by `margin`,
-    the share that measurements of one thing differ by.
+    Parameters
+    ----------
+    start: the initial state.
+    options: the forms that each group may take.
+    gain: the predicted saving of a form, which orders the moves.
+    measure: the time of the whole network in a state.
+    time: the time of `start` if it is known; then it is not measured.
+    margin: a state counts as faster if it saves more than this share, by which two measurements of one state differ.
 
+    Example
+    -------
     >>> cost = {"linear": 2.0, "conv": 1.0}
-    >>> found = search({0: "linear"}, {0: ["linear", "conv"]}, lambda g, f: 0.0, lambda s: cost[s[0]])
-    >>> found.best, found.time
+    >>> result = search({0: "linear"}, {0: ["linear", "conv"]}, lambda g, f: 0.0, lambda s: cost[s[0]])
+    >>> result.best, result.time
     ({0: 'conv'}, 1.0)
     """
     descent = _Descent(measure, margin, dict(start), math.inf if time is None else time)
     try:
         if time is None:
-            descent.try_(dict(start))
+            descent.try_state(dict(start))
         else:
-            descent.trail.append((dict(start), time))
+            descent.measured.append((dict(start), time))
         winners = {g: max(forms, key=lambda f, g=g: gain(g, f)) for g, forms in options.items()}  # type: ignore[misc]
-        descent.try_({**start, **winners})
-        while _descend(descent, _single(options, gain)) or _descend(descent, _double(options, gain)):
+        descent.try_state({**start, **winners})
+        while _try_moves(descent, _single_moves(options, gain)) or _try_moves(
+            descent, _pair_moves(options, gain)
+        ):
             pass
     except _StopError:
         pass
-    return SearchResult(descent.best, descent.time, tuple(descent.trail))
+    return SearchResult(descent.best, descent.time, tuple(descent.measured))
 
 
 Moves = list[dict[int, str]]
 
 
-def _single(options: Mapping[int, Sequence[str]], gain: Callable[[int, str], float]) -> Moves:
-    """One group in one form, the largest predicted saving first."""
+def _single_moves(options: Mapping[int, Sequence[str]], gain: Gain) -> Moves:
+    """One group in one form; the largest predicted saving first."""
     moves = [(g, f) for g, forms in options.items() for f in forms]
     return [{g: f} for g, f in sorted(moves, key=lambda m: -gain(*m))]
 
 
-def _double(options: Mapping[int, Sequence[str]], gain: Callable[[int, str], float]) -> Moves:
-    """Two groups at once: neighbours first (they hand each other their layouts), then by predicted saving."""
+def _pair_moves(options: Mapping[int, Sequence[str]], gain: Gain) -> Moves:
+    """Two groups at once: the closest pairs first (they share memory formats), then by predicted saving."""
 
     def pairs() -> Iterator[tuple[int, int, str, str]]:
         for a, b in combinations(sorted(options), 2):
-            if b - a > _REACH:
+            if b - a > _MAX_PAIR_DISTANCE:
                 continue
             for f, g in product(options[a], options[b]):
                 yield a, b, f, g
@@ -111,10 +124,10 @@ def _double(options: Mapping[int, Sequence[str]], gain: Callable[[int, str], flo
     return [{a: f, b: g} for a, b, f, g in ordered]
 
 
-def _descend(descent: _Descent, moves: Moves) -> bool:
-    """Try each move from the best state there is by then; whether any helped."""
+def _try_moves(descent: _Descent, moves: Moves) -> bool:
+    """Try each move from the best state so far; return whether any move helped."""
     helped = False
     for move in moves:
         if any(descent.best.get(g) != f for g, f in move.items()):
-            helped |= descent.try_({**descent.best, **move})
+            helped |= descent.try_state({**descent.best, **move})
     return helped

@@ -1,7 +1,7 @@
-"""The plan: what was measured, what was chosen and why, and for which machine, network and inputs it holds.
+"""The plan: what was measured, what was chosen and why, and for which machine, network and inputs it is valid.
 
-An immutable value that a JSON file holds whole. A plan file is data from outside: its shape is checked when it is
-read, and names in it can only choose among registered engines and forms.
+A plan is an immutable value that is saved as one JSON file. A plan file is untrusted input: its structure is checked
+when it is read, and the names in it can only select registered engines and forms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onebyone.errors import BadInput, Refused
 from onebyone.records import Refusal, by
 
 FORMAT = "onebyone plan 1"
-_LARGEST = 2**24  # bytes of a plan file; a large network's has some hundred kB
+_MAX_BYTES = 2**24  # of a plan file; that of a large network has some hundred kB
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "format": str,
     "machine": dict,
@@ -50,17 +50,24 @@ _CHOICE: dict[str, type | tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `tune` found.
+class TuningPlan:
+    """The measurements and the choice of `tune`.
 
-    `machine`, `versions`, `network`, `inputs`, `threads`, `device`: what it holds for. `candidates`: one dict each
-    with name, engine, form, median_ms, spread_ms (between the quartiles), runs, rounding_ratio, row_ratio (the worst
-    row's, over its own rounding), max_error, and refused (the reason it could not be chosen, or None). `choice`:
-    name, engine, form, dtype (None: the network's own), layers (path → form, for the form "layers"). `layers`: one
-    dict for each group of alike layers with paths, kind, shape, macs, calls, forms, chosen, gflops and of_peak (its
-    share of `peak_gflops`, the largest rate of a big product here). `fast_products`: whether rows could be multiplied
-    together without an error bound for each. `disturbed`: rounds in which something else had the processor.
-    `seconds`: how long tuning took.
+    Attributes
+    ----------
+    machine, versions, network, inputs, threads, device: what the plan is valid for.
+    dynamic_batch: whether the choice takes any batch size.
+    candidates: one dict each, with name, engine, form, dtype, layers, median_ms, spread_ms (interquartile range), runs,
+        rounding_ratio, row_ratio (the largest rounding ratio of a row), max_error, build_seconds, and refused (the
+        reason why it could not be chosen, or None).
+    choice: name, engine, form, dtype (None: the network's own) and layers (path → form, for the form "layers").
+    why: the reason for the choice in one sentence.
+    layers: one dict for each group of identical layers, with paths, pattern, kind, shape, input, macs, calls, forms,
+        chosen, gflops and of_peak (gflops ÷ peak_gflops).
+    peak_gflops: the highest rate of a large float32 product on this machine.
+    disturbed: the number of timing rounds that other processes disturbed.
+    seconds: how long tuning took.
+    fast_products: whether rows could be multiplied together without an error bound for each.
     """
 
     machine: Mapping[str, Any]
@@ -81,51 +88,50 @@ class Plan:
     format: str = field(default=FORMAT)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data, a copy."""
+        """Return a copy of the plan as plain data."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         plain: dict[str, Any] = _plain({"format": data.pop("format"), **data})
         return plain
 
     def to_json(self, indent: int | None = 1) -> str:
-        """All of it as JSON."""
+        """Return the plan as JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=indent)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as `.json`, whole or not at all. Raises BadInput for another suffix, or where it cannot be."""
+        """Write the plan as `.json`, atomically. Raises BadInput for another suffix or an unwritable path."""
         path = Path(path)
         if path.suffix != ".json":
-            raise BadInput(f"path={str(path)!r}: a plan is saved under a name that ends in .json")
+            raise BadInput(f"path={str(path)!r}: expected a name that ends in .json")
         write_text(path, self.to_json() + "\n")
         return path
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read a plan. Raises BadInput for a file that holds none."""
-        found = require_file(path)
-        if found.stat().st_size > _LARGEST:
-            raise BadInput(f"plan={os.fspath(path)!r}: larger than any plan ({_LARGEST >> 20} MiB)")
+    def load(cls, path: str | os.PathLike[str]) -> TuningPlan:
+        """Read a plan file. Raises BadInput for a file that is not a plan."""
+        file = require_file(path)
+        if file.stat().st_size > _MAX_BYTES:
+            raise BadInput(f"plan={os.fspath(path)!r}: expected at most {_MAX_BYTES >> 20} MiB")
         try:
-            data = json.loads(found.read_bytes().decode("utf-8"))
+            data = json.loads(file.read_bytes().decode("utf-8"))
         except (UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise BadInput(f"plan={os.fspath(path)!r}: it is not JSON") from error
+            raise BadInput(f"plan={os.fspath(path)!r}: is not valid JSON") from error
         return cls.from_dict(data, f"plan={os.fspath(path)!r}")
 
     @classmethod
-    def from_dict(cls, data: Any, name: str = "plan") -> Plan:
-        """A plan from plain data. Raises BadInput where it is none."""
+    def from_dict(cls, data: Any, name: str = "plan") -> TuningPlan:
+        """Make a plan from plain data. Raises BadInput if the data are not a plan."""
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise BadInput(f"{name}: it is no plan; expected the format {FORMAT!r}")
+            raise BadInput(f"{name}: is not a plan; expected the format {FORMAT!r}")
         if not _printable(data):
-            raise BadInput(f"{name}: it holds control characters, which a terminal would obey")
-        data = {"fast_products": False, **data}  # plans of earlier versions do not say
+            raise BadInput(f"{name}: contains control characters, which a terminal would interpret")
+        data = {"fast_products": False, **data}  # missing in plans of earlier versions
         _check(data, _KEYS, name)
         _check(data["choice"], _CHOICE, f"{name}: choice")
-        strings = data["choice"]["layers"]
-        if not all(isinstance(v, str) for v in strings.values()):
-            raise BadInput(f"{name}: choice: layers is not a form's name for each path")
+        if not all(isinstance(form, str) for form in data["choice"]["layers"].values()):
+            raise BadInput(f"{name}: choice: layers: expected the name of a form for each path")
         for key in ("inputs", "candidates", "layers"):
             if not all(isinstance(item, dict) for item in data[key]):
-                raise BadInput(f"{name}: {key} holds something that is no object")
+                raise BadInput(f"{name}: {key}: expected a list of objects")
         data = copy.deepcopy({k: data[k] for k in _KEYS})
         for key in ("inputs", "candidates", "layers"):
             data[key] = tuple(data[key])
@@ -141,26 +147,28 @@ class Plan:
         threads: int,
         libraries: tuple[str, ...] = ("torch",),
     ) -> None:
-        """Raise Refused with every reason why the plan was made for something else."""
-        told = [
+        """Raise Refused with every reason why the plan is not valid here."""
+        differences = [
             *_different("processor", self.machine, machine, _MACHINE),
             *_different("version", self.versions, versions, {k: k for k in libraries}),
             *_different("network", self.network, network, _NETWORK),
             *self._other_inputs(inputs),
         ]
         if self.threads != threads:
-            told.append(("threads", f"it was made with {self.threads}, and there are {threads} now"))
-        if told:
-            refusals = [Refusal("plan", kind, reason) for kind, reason in told]
-            raise Refused(refusals, "the plan was made for something else (force applies it all the same)")
+            differences.append(("threads", f"it was made with {self.threads}, and there are {threads} now"))
+        if differences:
+            refusals = [Refusal("plan", kind, reason) for kind, reason in differences]
+            raise Refused(
+                refusals, "the plan was made for something else (force=True or --force applies it anyway)"
+            )
 
     def _other_inputs(self, inputs: list[dict[str, Any]]) -> list[tuple[str, str]]:
-        ours, theirs = _plain(list(self.inputs)), _plain(inputs)
+        planned, actual = _plain(list(self.inputs)), _plain(inputs)
         if self.dynamic_batch:
-            ours, theirs = _without_batch(ours), _without_batch(theirs)
-        if ours == theirs:
+            planned, actual = _without_batch(planned), _without_batch(actual)
+        if planned == actual:
             return []
-        return [("input", f"it was made for {_inputs(self.inputs)}, and this is {_inputs(inputs)}")]
+        return [("input", f"it was made for {_in_words(self.inputs)}, and this is {_in_words(inputs)}")]
 
 
 _MACHINE = {
@@ -174,30 +182,26 @@ _NETWORK = {"weights": "its weights' names and shapes", "operators": "its operat
 
 
 def _different(
-    kind: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], names: Mapping[str, str]
+    kind: str, planned: Mapping[str, Any], actual: Mapping[str, Any], names: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """What differs, in words; fingerprints are only said to differ."""
-    told = []
+    """Return (kind, description) of each difference; the values of fingerprints are not shown."""
+    differences = []
     for key, words in names.items():
-        a, b = ours.get(key), theirs.get(key)
+        a, b = planned.get(key), actual.get(key)
         if a != b and kind == "network":
-            told.append((kind, f"{words} are not those of the network it was made for"))
+            differences.append((kind, f"{words} are not those of the network it was made for"))
         elif a != b:
-            told.append((kind, f"{words}: it was made for {_brief(a)}, and here is {_brief(b)}"))
-    return told
+            differences.append((kind, f"{words}: it was made for {_brief(a)}, and here is {_brief(b)}"))
+    return differences
 
 
 def _brief(value: Any) -> str:
-    return (
-        "none"
-        if value is None
-        else " ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)[:200]
-    )
+    if value is None:
+        return "none"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)[:200]
 
 
-def _inputs(inputs: Any) -> str:
+def _in_words(inputs: Any) -> str:
     def one(item: Mapping[str, Any]) -> str:
         shape = item.get("shape")
         return f"{item.get('dtype')} {by(shape)}" if isinstance(shape, list) else str(item.get("value"))[:60]
@@ -212,13 +216,16 @@ def _without_batch(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _check(data: Mapping[str, Any], keys: Mapping[str, Any], name: str) -> None:
     for key, kind in keys.items():
         value = data.get(key)
-        right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if key not in data or not right:
-            raise BadInput(f"{name}: {key} is missing or is a {type(value).__name__}")
+        if key not in data:
+            raise BadInput(f"{name}: {key} is missing")
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            expected = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            raise BadInput(f"{name}: {key}: expected {expected}, got {type(value).__name__}")
 
 
 def _printable(value: Any) -> bool:
-    """Whether no text in plain data, keys included, holds a control character or one that turns the direction of text.
+    """Return whether plain data (keys included) are free of control characters and of marks of text direction.
 
     >>> _printable({"name": "a conv"}), _printable(["\\x1b[2J"])
     (True, False)
@@ -231,7 +238,7 @@ def _printable(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples, and numbers that JSON cannot hold by name."""
+    """Return plain data for JSON: lists for tuples, and the names of numbers that JSON does not have (inf, nan)."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

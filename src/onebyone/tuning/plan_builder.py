@@ -1,4 +1,4 @@
-"""The plan that is made of what was measured: the choice, the reason for it in a sentence, and the layers' forms."""
+"""Build the plan from the measurements: the choice, the reason for it in one sentence, and the forms of the layers."""
 
 from __future__ import annotations
 
@@ -7,95 +7,98 @@ from typing import Any
 
 from onebyone.tuning import selection
 from onebyone.tuning.candidates import Candidate, Trial
-from onebyone.tuning.engines import EngineSetting
+from onebyone.tuning.engines import EngineSettings
 from onebyone.tuning.layer_forms import PATCHES, layer_forms
 from onebyone.tuning.layer_times import LayerTimes
 from onebyone.tuning.machine import describe_machine, describe_network, describe_versions
 from onebyone.tuning.network_forms import CHANNELS_LAST
-from onebyone.tuning.plan import Plan
+from onebyone.tuning.plan import TuningPlan
 from onebyone.tuning.result import BASELINE, milliseconds
 from onebyone.tuning.target import TuningTarget
 from onebyone.tuning.time_budget import Budget
 
-_NARROW = 1.1  # a range of speeds whose ends differ by less is given as one figure
+_NARROW = 1.1  # a range of speeds whose ends differ by a smaller factor is stated as one figure
 
 
-def plan_of(
-    subject: TuningTarget,
-    setting: EngineSetting,
+def build_plan(
+    target: TuningTarget,
+    settings: EngineSettings,
     contest: selection.Contest,
     winner: Trial,
     times: Sequence[LayerTimes],
     peak: float,
     budget: Budget,
-) -> Plan:
-    """All that was measured, what was chosen and why, and for which machine, network and inputs that holds."""
-    c = winner.candidate
+) -> TuningPlan:
+    """Return the plan: all measurements, the choice and its reason, and what they are valid for."""
+    candidate = winner.candidate
     choice = {
         "name": winner.name,
-        "engine": c.engine,
-        "form": c.form,
-        "dtype": c.dtype,
-        "layers": c.assignment,
+        "engine": candidate.engine,
+        "form": candidate.form,
+        "dtype": candidate.dtype,
+        "layers": candidate.assignment,
     }
-    return Plan(
-        machine=describe_machine(subject.device),
+    return TuningPlan(
+        machine=describe_machine(target.device),
         versions=describe_versions(),
-        network=describe_network(subject.network, subject.operators),
-        inputs=tuple(subject.calling.described()),
-        threads=setting.threads,
-        device=str(subject.device),
-        dynamic_batch=setting.dynamic_batch,
-        fast_products=setting.fast_products,
+        network=describe_network(target.network, target.operators),
+        inputs=tuple(target.signature.described()),
+        threads=settings.threads,
+        device=str(target.device),
+        dynamic_batch=settings.dynamic_batch,
+        fast_products=settings.fast_products,
         candidates=tuple(t.to_dict() for t in contest.trials.values()),
         choice=choice,
-        why=_why(contest.trials, winner),
+        why=reason_for(winner, contest.trials),
         layers=tuple(_layer(t, winner, peak) for t in times),
         peak_gflops=round(peak, 1),
-        disturbed=contest.disturbed,
+        disturbed=contest.disturbed_rounds,
         seconds=round(budget.elapsed, 2),
     )
 
 
-def _why(trials: dict[str, Trial], winner: Trial) -> str:
+def reason_for(winner: Trial, trials: dict[str, Trial]) -> str:
+    """Return the reason for the choice in one sentence: its time, speed relative to the original, and accuracy."""
     base = trials[BASELINE].timing
     assert winner.timing is not None
-    took = f"{milliseconds(winner.timing.median_ms)} ms"
+    time = f"{milliseconds(winner.timing.median_ms)} ms"
     if winner.name == BASELINE or base is None:
-        return f"kept the original, {took}: no candidate was faster by more than the noise of the measurement"
-    proof = (
+        return f"kept the original, {time}: no candidate was faster by more than the noise of the measurement"
+    accuracy = (
         "equivalent"
-        if winner.ratio is None
-        else f"equivalent, with {winner.ratio:.3g} times its rounding error"
+        if winner.rounding_ratio is None
+        else f"equivalent, with {winner.rounding_ratio:.3g} times its rounding error"
     )
     if winner.candidate.dtype:
-        proof = f"in {winner.candidate.dtype}, off by {winner.max_error:.3g} at most"
+        accuracy = f"in {winner.candidate.dtype}, with a maximum error of {winner.max_error:.3g}"
     original = f"the original ({milliseconds(base.median_ms)} ms)"
-    return f"{winner.name}: {took}, {_times_as_fast(winner)} times as fast as {original}; {proof}"
+    return f"{winner.name}: {time}, {_times_as_fast(winner)} times as fast as {original}; {accuracy}"
 
 
 def _times_as_fast(winner: Trial) -> str:
-    """The original's time ÷ the winner's: one figure, or a range where the measurement leaves one wider than 10 %.
+    """Return the original's time ÷ the winner's: one figure, or a range if the measurement is uncertain by over 10 %.
 
-    >>> _times_as_fast(Trial(Candidate("eager", "conv"), "eager:conv", share=0.5, share_range=(0.49, 0.51)))
+    >>> trial = Trial(Candidate("eager", "conv"), "eager:conv", relative_time=0.5, relative_time_range=(0.49, 0.51))
+    >>> _times_as_fast(trial)
     '2'
-    >>> _times_as_fast(Trial(Candidate("eager", "conv"), "eager:conv", share=0.5, share_range=(0.25, 0.8)))
+    >>> trial = Trial(Candidate("eager", "conv"), "eager:conv", relative_time=0.5, relative_time_range=(0.25, 0.8))
+    >>> _times_as_fast(trial)
     '1.25 to 4'
     """
-    assert winner.share is not None
-    low, high = winner.share_range or (winner.share, winner.share)
+    assert winner.relative_time is not None
+    low, high = winner.relative_time_range or (winner.relative_time, winner.relative_time)
     if high <= _NARROW * low:
-        return f"{1 / winner.share:.3g}"
+        return f"{1 / winner.relative_time:.3g}"
     return f"{1 / high:.3g} to {1 / low:.3g}"
 
 
-def _layer(found: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
-    group, timings = found.group, found.timings
-    chosen = chosen_form(found, winner.candidate)
+def _layer(times: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
+    group, timings = times.group, times.timings
+    chosen = chosen_form(times, winner.candidate)
     if winner.candidate.dtype and f"{chosen}:{winner.candidate.dtype}" in timings:
         chosen = f"{chosen}:{winner.candidate.dtype}"
-    order = {name: place for place, name in enumerate(found.ranking, 1)}
-    gflops = found.gflops(chosen)
+    rank = {name: number for number, name in enumerate(times.ranking, 1)}
+    gflops = times.gflops(chosen)
     return {
         "paths": list(group.paths),
         "pattern": group.pattern,
@@ -109,8 +112,8 @@ def _layer(found: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
                 "form": name,
                 "median_ms": timings[name].median_ms,
                 "spread_ms": timings[name].spread_ms,
-                "predicted_rank": order.get(name),
-                **({"relative_error": found.errors[name]} if name in found.errors else {}),
+                "predicted_rank": rank.get(name),
+                **({"relative_error": times.errors[name]} if name in times.errors else {}),
             }
             for name in timings
         ],
@@ -120,17 +123,17 @@ def _layer(found: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
     }
 
 
-def chosen_form(found: LayerTimes, candidate: Candidate) -> str:
-    """The form that a candidate gives a group's layers."""
-    group = found.group
+def chosen_form(times: LayerTimes, candidate: Candidate) -> str:
+    """Return the form that a candidate gives the layers of a group."""
+    group = times.group
     names = [f.name for f in layer_forms(group.kind)]
-    given = candidate.assignment.get(group.paths[0])
-    if given is not None:
-        return given
-    way = selection.base_form(candidate.form)
-    # rewriting the graph leaves convolutions on patches as they are
-    on_graph = candidate.form.startswith("graph") and group.kind == PATCHES
-    if way in names and way != names[0] and group.convertible and not on_graph:
-        return way
+    assigned = candidate.assignment.get(group.paths[0])
+    if assigned is not None:
+        return assigned
+    form = selection.base_form(candidate.form)
+    # rewriting the graph does not change convolutions on patches
+    patches_in_graph = candidate.form.startswith("graph") and group.kind == PATCHES
+    if form in names and form != names[0] and group.convertible and not patches_in_graph:
+        return form
     last = "conv-channels-last"
-    return last if candidate.form.endswith(CHANNELS_LAST) and last in found.timings else names[0]
+    return last if candidate.form.endswith(CHANNELS_LAST) and last in times.timings else names[0]

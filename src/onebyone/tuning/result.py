@@ -1,4 +1,4 @@
-"""What `tune` gives: the model, the plan, and a table of where the time goes."""
+"""The result of `tune`: the model, the plan, and tables of the candidates and layers with their times."""
 
 from __future__ import annotations
 
@@ -9,28 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from onebyone.records import by, html_result, html_table, table
-from onebyone.tuning.plan import Plan
+from onebyone.tuning.plan import TuningPlan
 from onebyone.tuning.tuned_model import TunedModel
 from onebyone.verification.result import Verification
 
-_ROWS, _SEARCHED, _FEW = 25, 3, 5
+BASELINE = "eager:original"
+_MAX_ROWS, _MAX_SEARCHED, _MAX_NAMES = 25, 3, 5
+Rows = list[tuple[str, ...]]
+Table = tuple[list[str], Rows]
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """`model`: the fastest equivalent form found, called like the original. `plan`: why, as plain data.
+    """The result of `tune`. `print(tuned)` shows where the time goes, form by form.
 
-    `verification` is the proof of its form (None where a plan was applied: its outputs were compared). `notes` say
-    what a user should know. `print(tuned)` shows where the time goes, form by form.
+    `model` is the fastest equivalent form, called like the original. `plan` says why it was chosen, as plain data.
+    `verification` is the proof that its form is equivalent; None if a plan was applied, whose outputs are compared
+    instead. `notes` are remarks for the user.
     """
 
     model: TunedModel
-    plan: Plan
+    plan: TuningPlan
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the plan as `.json`, whole or not at all: `tune(model, example, plan=path)` applies it."""
+        """Write the plan as `.json`, atomically; `tune(model, example, plan=path)` applies it."""
         return self.plan.save(path)
 
     def __str__(self) -> str:
@@ -39,33 +43,31 @@ class Tuned:
         return "\n".join([*parts, *(f"note: {n}" for n in [*remarks(self.plan), *self.notes])])
 
     def _repr_html_(self) -> str:
-        """The same for a notebook."""
+        """Return the same as HTML, for notebooks."""
         parts = [html_table(headers, rows) for headers, rows in tables(self.plan) if rows]
         return html_result(headline(self.plan), *parts, notes=[*remarks(self.plan), *self.notes])
 
 
-def headline(plan: Plan) -> str:
-    """What was chosen and why, in a line."""
+def headline(plan: TuningPlan) -> str:
+    """Return what was chosen and why, in one line."""
     return plan.why
 
 
-Rows = list[tuple[str, ...]]
-Table = tuple[list[str], Rows]
-
-
-def tables(plan: Plan) -> list[Table]:
-    """The candidates, the fastest first, what was refused, and the layers with their forms."""
-    timed = sorted((c for c in plan.candidates if _timed(c)), key=lambda c: c["median_ms"])
-    eager = next((c["median_ms"] for c in timed if c.get("name") == BASELINE), None)
-    rows = [_candidate_row(c, eager, plan.choice) for c in timed]
-    reasons: dict[str, list[str]] = {}
+def tables(plan: TuningPlan) -> list[Table]:
+    """Return (headers, rows) of three tables: timed candidates, refused candidates, and layers with their forms."""
+    timed = sorted((c for c in plan.candidates if _is_timed(c)), key=lambda c: c["median_ms"])
+    eager_ms = next((c["median_ms"] for c in timed if c.get("name") == BASELINE), None)
+    rows = [_candidate_row(c, eager_ms, plan.choice) for c in timed]
+    refused: dict[str, list[str]] = {}
     for c in plan.candidates:
-        if not _timed(c):
-            reasons.setdefault(str(c.get("refused")), []).append(str(c.get("name")))
-    refused: Rows = [(reason, _few(names)) for reason, names in reasons.items()]
+        if not _is_timed(c):
+            refused.setdefault(str(c.get("refused")), []).append(str(c.get("name")))
     return [
-        (["candidate", "ms", "spread", "runs", "× eager", "rounding ratio", "worst row", ""], _shown(rows)),
-        (["not chosen, because", "candidates"], refused),
+        (
+            ["candidate", "ms", "spread", "runs", "× eager", "rounding ratio", "worst row", ""],
+            _shown_rows(rows),
+        ),
+        (["not chosen, because", "candidates"], [(reason, _few(names)) for reason, names in refused.items()]),
         (
             ["layers", "×", "shape", "GMAC", "forms (ms, one call)", "chosen", "GFLOP/s", "of peak"],
             _layer_rows(plan),
@@ -73,50 +75,48 @@ def tables(plan: Plan) -> list[Table]:
     ]
 
 
-BASELINE = "eager:original"
-
-
-def _shown(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The first rows, a few of the search over layers, and whatever was chosen or is the network as it is."""
-    kept: Rows = []
+def _shown_rows(rows: Rows) -> Rows:
+    """Return the first rows, a few of the search over layers, and always the chosen candidate and the original."""
+    shown: Rows = []
     searched = 0
     for row in rows:
         searched += "#" in row[0]
-        first = len(kept) < _ROWS and ("#" not in row[0] or searched <= _SEARCHED)
+        first = len(shown) < _MAX_ROWS and ("#" not in row[0] or searched <= _MAX_SEARCHED)
         if first or row[-1] or row[0] == BASELINE:
-            kept.append(row)
-    return kept
+            shown.append(row)
+    return shown
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
-def _timed(candidate: Mapping[str, Any]) -> bool:
+def _is_timed(candidate: Mapping[str, Any]) -> bool:
     return candidate.get("median_ms") is not None and not candidate.get("refused")
 
 
-def _candidate_row(c: Mapping[str, Any], eager: float | None, choice: Mapping[str, Any]) -> tuple[str, ...]:
-    chosen = c.get("name") == choice.get("name")
-    faster = f"{eager / c['median_ms']:.2f}" if eager else ""
+def _candidate_row(
+    c: Mapping[str, Any], eager_ms: float | None, choice: Mapping[str, Any]
+) -> tuple[str, ...]:
     ratios = [c.get("rounding_ratio"), c.get("row_ratio")]
     return (
         str(c.get("name")),
         milliseconds(c["median_ms"]),
         milliseconds(c.get("spread_ms")),
         str(c.get("runs")),
-        faster,
+        f"{eager_ms / c['median_ms']:.2f}" if eager_ms else "",
         *(f"{r:.3g}" if isinstance(r, int | float) else "–" for r in ratios),
-        "chosen" if chosen else "",
+        "chosen" if c.get("name") == choice.get("name") else "",
     )
 
 
-def _layer_rows(plan: Plan) -> list[tuple[str, ...]]:
+def _layer_rows(plan: TuningPlan) -> Rows:
     rows: Rows = []
-    for layer in sorted(plan.layers, key=lambda layer: -_own_ms(layer))[:_ROWS]:
+    for layer in sorted(plan.layers, key=lambda layer: -_group_ms(layer, layer.get("chosen")))[:_MAX_ROWS]:
         paths, forms = layer["paths"], [f for f in layer["forms"] if f.get("median_ms") is not None]
         best = min((f["median_ms"] for f in forms), default=None)
-        told = ", ".join(
+        form_times = ", ".join(
             f"{f['form']} {milliseconds(f['median_ms'])}{'*' if f['median_ms'] == best else ''}"
             for f in forms
         )
@@ -128,7 +128,7 @@ def _layer_rows(plan: Plan) -> list[tuple[str, ...]]:
                 str(layer.get("calls", len(paths))),
                 by(layer["shape"]),
                 f"{layer['macs'] * 1e-9:.3g}",
-                told or "–",
+                form_times or "–",
                 str(layer.get("chosen")),
                 f"{layer['gflops']:.0f}" if layer.get("gflops") else "–",
                 f"{of_peak:.0%}" if of_peak else "–",
@@ -137,54 +137,50 @@ def _layer_rows(plan: Plan) -> list[tuple[str, ...]]:
     return rows
 
 
-def _own_ms(layer: Mapping[str, Any]) -> float:
-    """What a group's layers take together in the form that is chosen."""
-    found = [
-        f["median_ms"] for f in layer["forms"] if f["form"] == layer.get("chosen") and f.get("median_ms")
-    ]
-    return float(found[0]) * layer.get("calls", 1) if found else 0.0
-
-
-def remarks(plan: Plan) -> list[str]:
-    """What a reader should know beside the figures."""
-    said = [
+def remarks(plan: TuningPlan) -> list[str]:
+    """Return remarks on the measurement: threads, peak, how much of the time the layers take, disturbances."""
+    lines = [
         f"{plan.threads} thread{'s' if plan.threads != 1 else ''} on {plan.machine.get('processor')}; "
-        f"the largest product rate here is {plan.peak_gflops:.0f} GFLOP/s (float32)"
+        f"the peak rate of float32 products is {plan.peak_gflops:.0f} GFLOP/s"
     ]
-    own = sum(_form_ms(layer, layer["forms"][0]["form"]) for layer in plan.layers if layer["forms"])
-    eager = next((c["median_ms"] for c in plan.candidates if c.get("name") == BASELINE and _timed(c)), None)
-    if own and eager and own <= eager:
-        said.append(
-            f"the layers above take {own:.3g} ms of the {milliseconds(eager)} ms that the original takes, "
-            f"each by itself; the rest goes elsewhere"
+    layers_ms = sum(_group_ms(layer, layer["forms"][0]["form"]) for layer in plan.layers if layer["forms"])
+    timed = [c for c in plan.candidates if _is_timed(c)]
+    eager_ms = next((c["median_ms"] for c in timed if c.get("name") == BASELINE), None)
+    if layers_ms and eager_ms and layers_ms <= eager_ms:
+        lines.append(
+            f"timed one by one, the layers above take {layers_ms:.3g} ms of the {milliseconds(eager_ms)} ms of the "
+            f"original; the rest is spent in other operators"
         )
-    elif own and eager:
-        said.append(
-            f"the layers above took {own:.3g} ms, each by itself, more than the {milliseconds(eager)} ms of the whole "
-            f"original: they were measured while other processes were busy, or wait for more than they compute"
+    elif layers_ms and eager_ms:
+        lines.append(
+            f"timed one by one, the layers above take {layers_ms:.3g} ms, more than the {milliseconds(eager_ms)} ms of "
+            f"the whole original: other processes were busy, or the overhead of a call exceeds its computation"
         )
     searched = sum("#" in str(c.get("name")) for c in plan.candidates)
-    if searched > _SEARCHED:
-        said.append(f"{searched} assignments of forms to single layers were tried; the plan lists them all")
+    if searched > _MAX_SEARCHED:
+        lines.append(
+            f"{searched} assignments of forms to single layers were tried; the plan lists all of them"
+        )
     if plan.fast_products:
-        said.append(
-            "fast products: rows may be multiplied together without an error bound for each; beside much larger rows "
-            "small ones lose digits, and an infinity or NaN reaches other rows"
+        lines.append(
+            "fast products: rows may be multiplied together without an error bound for each row; small rows beside "
+            "much larger ones lose digits, and an infinity or NaN spreads to other rows"
         )
     if plan.disturbed:
-        said.append(
-            f"{plan.disturbed} timing rounds were disturbed by other processes and repeated where time allowed"
+        lines.append(
+            f"{plan.disturbed} timing rounds were disturbed by other processes and repeated if time allowed"
         )
-    return said
+    return lines
 
 
-def _form_ms(layer: Mapping[str, Any], form: str) -> float:
-    found = [f["median_ms"] for f in layer["forms"] if f["form"] == form and f.get("median_ms")]
-    return float(found[0]) * layer.get("calls", 1) if found else 0.0
+def _group_ms(layer: Mapping[str, Any], form: Any) -> float:
+    """Return the milliseconds of all calls of a group's layers in a form; 0 if it was not measured."""
+    medians = [f["median_ms"] for f in layer["forms"] if f["form"] == form and f.get("median_ms")]
+    return float(medians[0]) * layer.get("calls", 1) if medians else 0.0
 
 
 def milliseconds(value: Any) -> str:
-    """Three digits, and never a power of ten; a dash for what is no number.
+    """Format a number with three digits and without an exponent; a dash for anything else.
 
     >>> milliseconds(0.01234), milliseconds(1234.5), milliseconds(None)
     ('0.0123', '1,234', '–')

@@ -1,7 +1,7 @@
-"""AOTInductor: the exported program compiled ahead of time into a library, its weights frozen and packed.
+"""AOTInductor: the exported program compiled ahead of time into a library, with its weights frozen and packed.
 
-What it has over `torch.compile`: no Python at run time, and linear layers in float32 go to oneDNN with the weight
-packed and the activation fused (`torch.compile` gives them to MKL, whose best kernels not every processor gets).
+Compared with `torch.compile`, it needs no Python at run time, and float32 linear layers are computed by oneDNN with
+packed weights and fused activations (`torch.compile` uses MKL, whose best kernels do not run on every processor).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, register_engine
+from onebyone.tuning.call_signature import Call, CallSignature
+from onebyone.tuning.engines.base import TORCH, Engine, EngineSettings, register_engine
 from onebyone.tuning.engines.exported_program import export
-from onebyone.tuning.engines.torch_compile import own_weights
+from onebyone.tuning.engines.torch_compile import is_frozen_form
 
 
-def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
+def _build(network: nn.Module, signature: CallSignature, settings: EngineSettings) -> Call:
     from torch import _inductor as inductor
 
-    program = export(network, calling, setting).program
+    program = export(network, signature).program
     with tempfile.TemporaryDirectory(prefix="onebyone-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = inductor.aoti_compile_and_package(
             program, package_path=str(Path(folder) / "network.pt2"), inductor_configs={"freezing": True}
         )
-        loaded: Any = inductor.aoti_load_package(path)  # holds what it needs from here on
+        loaded: Any = inductor.aoti_load_package(path)  # does not need the file afterwards
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode():
@@ -38,10 +38,9 @@ def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call
     return call
 
 
-def _wants(form: str) -> bool:
-    return (
-        own_weights(form) and form != "winograd"
-    )  # a library compiled ahead cannot call a kernel of this process
+def _tries_form(form: str) -> bool:
+    # a library that is compiled ahead of time cannot call the Winograd kernel, which is registered in this process
+    return is_frozen_form(form) and form != "winograd"
 
 
-AHEAD = register_engine(Engine("aot-inductor", _build, group=TORCH, wants=_wants))
+register_engine(Engine("aot-inductor", _build, group=TORCH, tries_form=_tries_form))

@@ -1,4 +1,4 @@
-"""PyTorch as it is: every operator runs by itself."""
+"""Eager mode: PyTorch runs each operator separately."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, register_engine
+from onebyone.tuning.call_signature import Call, CallSignature
+from onebyone.tuning.engines.base import TORCH, Engine, EngineSettings, register_engine
 
 
-def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
+def _build(network: nn.Module, signature: CallSignature, settings: EngineSettings) -> Call:
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode():
             return network(*args, **kwargs)
@@ -19,4 +19,4 @@ def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call
     return call
 
 
-EAGER = register_engine(Engine("eager", _build, group=TORCH, fixed=False))
+register_engine(Engine("eager", _build, group=TORCH, fixed_shapes=False))

@@ -1,4 +1,4 @@
-"""What engines outside PyTorch share: the exported program, and inputs and outputs as flat lists of tensors."""
+"""Shared by engines that run exported programs: the program, and inputs and outputs as flat lists of tensors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from onebyone.native.unsupported import UnsupportedError as UnsupportedError
 from onebyone.pytorch.files.exporting import quiet, why_not_followed
-from onebyone.tuning.call_signature import Calling
-from onebyone.tuning.engines.base import EngineSetting
+from onebyone.tuning.call_signature import CallSignature
+from onebyone.tuning.exporting import export_on_example, with_batch_of_two
 
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """A program, the names of its tensor inputs in order, and how its outputs are put together."""
+    """An exported program for an engine.
+
+    `names` are the names of its tensor inputs, in order; `outputs` is the number of its tensor outputs, and `rebuild`
+    makes the network's output structure from their flat list.
+    """
 
     program: ExportedProgram
     names: tuple[str, ...]
@@ -27,54 +31,41 @@ class Exported:
     outputs: int
 
 
-def export(network: nn.Module, calling: Calling, setting: EngineSetting) -> Exported:
-    """Trace the network. Raises UnsupportedError for outputs that are no tensors, and where torch.export fails."""
-    shapes = None
-    if setting.dynamic_batch:
-        free = pytree.tree_map(lambda t: {0: Dim.DYNAMIC} if isinstance(t, Tensor) else None, calling.args)
-        named = pytree.tree_map(lambda t: {0: Dim.DYNAMIC} if isinstance(t, Tensor) else None, calling.kwargs)
-        shapes = _by_name(calling, free, named)
-    calling = _with_batch(calling) if setting.dynamic_batch else calling
-    with quiet(), torch.no_grad():
+def export(network: nn.Module, signature: CallSignature) -> Exported:
+    """Export a network on its example.
+
+    Raises UnsupportedError for outputs that are not tensors, and for networks that torch.export cannot follow.
+    """
+    if signature.dynamic_batch:
+        signature = with_batch_of_two(signature)
+    with torch.no_grad():
         try:
-            program = torch.export.export(
-                network, calling.args, calling.kwargs, dynamic_shapes=shapes, strict=False
-            )
+            program = export_on_example(network, signature)
         except Exception as error:
             raise UnsupportedError(f"torch.export cannot follow it: {why_not_followed(error)}") from error
-        leaves, spec = pytree.tree_flatten(calling.run(network))
-    tensors = [isinstance(leaf, Tensor) for leaf in leaves]
-    strange = [type(v).__name__ for v in leaves if not isinstance(v, Tensor | str | bool | None)]
-    if strange or not any(tensors):
-        raise UnsupportedError(f"it gives a {(strange or ['nothing'])[0]}, which is no tensor")
+        with quiet():
+            leaves, structure = pytree.tree_flatten(signature.run(network))
+    is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+    others = [type(v).__name__ for v in leaves if not isinstance(v, Tensor | str | bool | None)]
+    if others:
+        raise UnsupportedError(f"its output contains a {others[0]}; expected tensors only")
+    if not any(is_tensor):
+        raise UnsupportedError("its output contains no tensor")
 
-    def rebuild(found: Sequence[Tensor]) -> Any:
-        given = iter(found)
-        return pytree.tree_unflatten(
-            [next(given) if is_tensor else leaf for is_tensor, leaf in zip(tensors, leaves, strict=True)],
-            spec,
-        )
+    def rebuild(outputs: Sequence[Tensor]) -> Any:
+        remaining = iter(outputs)
+        values = [next(remaining) if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True)]
+        return pytree.tree_unflatten(values, structure)
 
-    inputs = pytree.tree_leaves((calling.args, calling.kwargs))
+    inputs = pytree.tree_leaves((signature.args, signature.kwargs))
     names = [
         str(name)
         for leaf, name in zip(inputs, program.graph_signature.user_inputs, strict=True)
         if isinstance(leaf, Tensor)
     ]
-    return Exported(program, tuple(names), rebuild, sum(tensors))
+    return Exported(program, tuple(names), rebuild, sum(is_tensor))
 
 
 def flat_inputs(args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors of a call, in order, without gradients."""
+    """Return the tensors of a call, in order, detached from gradients."""
     return [t.detach() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-
-
-def _with_batch(calling: Calling) -> Calling:
-    """The example with a batch of two: torch.export takes an axis of length one for a constant."""
-    return calling.mapped(lambda t: torch.cat([t, t]) if t.shape[0] == 1 else t)
-
-
-def _by_name(calling: Calling, free: Any, named: Any) -> dict[str, Any]:
-    """Dynamic shapes by the parameters' names, as torch.export wants them where some are given by name."""
-    bound = calling.signature.bind(*free, **named).arguments
-    return dict(bound)

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from onebyone.native import compile_network, require_compiler
-from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, on_processors, register_engine
+from onebyone.tuning.call_signature import Call, CallSignature
+from onebyone.tuning.engines.base import TORCH, Engine, EngineSettings, cpu_and_fixed_batch, register_engine
 from onebyone.tuning.engines.exported_program import export
 
 
-def _build(network: torch.nn.Module, calling: Calling, setting: EngineSetting) -> Call:
+def _build(network: torch.nn.Module, signature: CallSignature, settings: EngineSettings) -> Call:
     require_compiler()  # before the export, which takes longer
-    exported = export(network, calling, setting)
-    compiled = compile_network(exported.program, setting.threads, setting.fast_products)
+    exported = export(network, signature)
+    compiled = compile_network(exported.program, settings.threads, settings.fast_products)
     rebuild = exported.rebuild  # not `exported`: it would keep the original weights in memory
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ ENGINE = register_engine(
         "onebyone",
         _build,
         group=TORCH,
-        wants=lambda form: form == "original",
-        why_not=on_processors("its steps serve the sizes that they were made for alone"),
+        tries_form=lambda form: form == "original",
+        why_unavailable=cpu_and_fixed_batch("its steps serve the sizes that they were made for alone"),
     )
 )

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the network exported through `torch.onnx` (in memory where it fits, else in a temporary folder)."""
+"""ONNX Runtime: the network exported with `torch.onnx` to a temporary folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.records import first_line
-from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import Engine, EngineSetting, not_installed, register_engine
+from onebyone.tuning.call_signature import Call, CallSignature
+from onebyone.tuning.engines.base import Engine, EngineSettings, register_engine, why_not_installed
 from onebyone.tuning.engines.exported_program import Exported, UnsupportedError, export, flat_inputs
 
 _TYPES = {
@@ -25,34 +25,34 @@ _TYPES = {
 }
 
 
-def why_not(setting: EngineSetting) -> str | None:
-    """Not installed, or not built for the device."""
+def why_unavailable(settings: EngineSettings) -> str | None:
+    """Return the reason if it is not installed, or not built for the device; else None."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
-        if reason := not_installed(library):
+        if reason := why_not_installed(library):
             return reason
     import onnxruntime as ort
 
-    if setting.device.type == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+    if settings.device.type == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
         return "this onnxruntime was built without CUDA (onnxruntime-gpu has it)"
-    if setting.device.type not in ("cpu", "cuda"):
-        return f"it does not run on {setting.device.type}"
+    if settings.device.type not in ("cpu", "cuda"):
+        return f"it does not run on {settings.device.type}"
     return None
 
 
-def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
-    exported = export(network, calling, setting)
+def _build(network: nn.Module, signature: CallSignature, settings: EngineSettings) -> Call:
+    exported = export(network, signature)
     with tempfile.TemporaryDirectory(prefix="onebyone-") as folder:
-        session = _session(write_onnx(exported, Path(folder)), setting)
+        session = _session(write_onnx(exported, Path(folder)), settings)
     missing = set(exported.names) - {i.name for i in session.get_inputs()}
     if missing:
-        raise UnsupportedError(f"its ONNX form has lost the inputs {', '.join(sorted(missing))}")
+        raise UnsupportedError(f"the export to ONNX removed the inputs {', '.join(sorted(missing))}")
     run = _on_cpu
-    if setting.device.type == "cuda":
+    if settings.device.type == "cuda":
         run = _on_cuda
         for out in session.get_outputs():
             if out.type not in _TYPES or not all(isinstance(n, int) for n in out.shape):
                 raise UnsupportedError(
-                    f"its output {out.name} has no fixed shape and type: {out.type}{out.shape}"
+                    f"its output {out.name} has no fixed shape and dtype: {out.type}{out.shape}"
                 )
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -62,44 +62,44 @@ def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call
 
 
 def write_onnx(exported: Exported, folder: Path) -> Path:
-    """The program as an ONNX file in `folder`, weights beside it."""
+    """Write the program as an ONNX file with external weights into `folder`, and return its path."""
     path = folder / "network.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(exported.program, dynamo=True, verbose=False, optimize=True)
     if program is None:
-        raise UnsupportedError("torch.onnx gave no program")
+        raise UnsupportedError("torch.onnx returned no program")
     program.save(path, external_data=True)
     return path
 
 
-def _session(path: Path, setting: EngineSetting) -> Any:
+def _session(path: Path, settings: EngineSettings) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = setting.threads
+    options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # threads spin within a run, as usual, but not after it: they would take the processor from whoever runs next
+    # threads may spin during a run but not after it, where they would slow down the next candidate
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    cuda = ("CUDAExecutionProvider", {"device_id": setting.device.index or 0})
+    cuda = ("CUDAExecutionProvider", {"device_id": settings.device.index or 0})
     providers: list[Any] = ["CPUExecutionProvider"]
-    if setting.device.type == "cuda":
+    if settings.device.type == "cuda":
         providers.insert(0, cuda)
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's own exceptions have no common base
+    except Exception as error:  # the exceptions of onnxruntime have no common base class
         raise UnsupportedError(first_line(error)) from error
 
 
 def _on_cpu(session: Any, names: tuple[str, ...], tensors: list[Tensor]) -> list[Tensor]:
-    """Inputs are read where they lie; outputs are arrays that PyTorch takes over."""
+    """Run on the CPU: inputs are not copied, and PyTorch takes over the memory of the outputs."""
     feed = {name: t.contiguous().numpy() for name, t in zip(names, tensors, strict=True)}
     return [torch.from_numpy(out) for out in session.run(None, feed)]
 
 
 def _on_cuda(session: Any, names: tuple[str, ...], tensors: list[Tensor]) -> list[Tensor]:
-    """Inputs and outputs stay on the device: outputs are written into tensors of PyTorch's."""
+    """Run on the GPU: inputs and outputs stay on the device, and outputs are written to tensors of PyTorch."""
     binding = session.io_binding()
     inputs = [t.contiguous() for t in tensors]
     outputs = [inputs[0].new_empty(out.shape, dtype=_TYPES[out.type]) for out in session.get_outputs()]
@@ -110,17 +110,17 @@ def _on_cuda(session: Any, names: tuple[str, ...], tensors: list[Tensor]) -> lis
         for name, t in zip(names_, values, strict=True):
             kind = t.new_empty(0, device="cpu").numpy().dtype
             bind(name, "cuda", t.device.index or 0, kind, tuple(t.shape), t.data_ptr())
-    torch.cuda.current_stream().synchronize()  # what makes the inputs must have ended: ONNX Runtime has its own queue
+    torch.cuda.current_stream().synchronize()  # ONNX Runtime has its own stream, so the inputs must be complete
     session.run_with_iobinding(binding)
     return outputs
 
 
-ONNXRUNTIME = register_engine(
+register_engine(
     Engine(
         "onnxruntime",
         _build,
-        wants=lambda form: form in ("original", "conv", "linear", "layers"),
+        tries_form=lambda form: form in ("original", "conv", "linear", "layers"),
         library="onnxruntime",
-        why_not=why_not,
+        why_unavailable=why_unavailable,
     )
 )

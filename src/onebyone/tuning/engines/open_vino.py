@@ -1,4 +1,4 @@
-"""OpenVINO: the exported program converted in memory, computing in float32."""
+"""OpenVINO: the exported program, converted in memory and computed in float32."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any
 import torch
 from torch import nn
 
-from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import Engine, EngineSetting, not_installed, register_engine
+from onebyone.tuning.call_signature import Call, CallSignature
+from onebyone.tuning.engines.base import Engine, EngineSettings, register_engine, why_not_installed
 from onebyone.tuning.engines.exported_program import Exported, UnsupportedError, export, flat_inputs
 
 
-def why_not(setting: EngineSetting) -> str | None:
-    """Not installed, or not on a processor."""
-    if reason := not_installed("openvino"):
+def why_unavailable(settings: EngineSettings) -> str | None:
+    """Return the reason if it is not installed, or the device is not a CPU; else None."""
+    if reason := why_not_installed("openvino"):
         return reason
-    if setting.device.type != "cpu":
-        return f"it does not run on {setting.device.type}"
+    if settings.device.type != "cpu":
+        return f"it does not run on {settings.device.type}"
     return None
 
 
-def _build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
-    exported = export(network, calling, setting)
-    compiled = _compiled(exported, setting)
+def _build(network: nn.Module, signature: CallSignature, settings: EngineSettings) -> Call:
+    exported = export(network, signature)
+    compiled = _compiled(exported, settings)
     request = compiled.create_infer_request()
     if len(compiled.inputs) != len(exported.names) or len(compiled.outputs) != exported.outputs:
-        raise UnsupportedError("its OpenVINO form has other inputs or outputs")
+        raise UnsupportedError("the conversion to OpenVINO changed its inputs or outputs")
 
     def call(*args: Any, **kwargs: Any) -> Any:
         feed = {i: t.contiguous().numpy() for i, t in enumerate(flat_inputs(args, kwargs))}
-        # inputs are read where they lie; outputs are copied, because the request writes over its own next time
-        found = request.infer(feed, share_inputs=True)
-        return exported.rebuild([torch.from_numpy(found[i]) for i in range(exported.outputs)])
+        # inputs are shared; outputs are copied, because the request overwrites its own with the next call
+        outputs = request.infer(feed, share_inputs=True)
+        return exported.rebuild([torch.from_numpy(outputs[i]) for i in range(exported.outputs)])
 
     return call
 
 
-def _compiled(exported: Exported, setting: EngineSetting) -> Any:
+def _compiled(exported: Exported, settings: EngineSettings) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import openvino as ov
 
         try:
             model = ov.convert_model(exported.program)
-        except Exception:  # operators that its PyTorch front end does not know, its ONNX one may
+        except Exception:  # its ONNX front end may support operators that its PyTorch front end does not
             model = _through_onnx(exported)
         hints = {
             "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": setting.threads,
+            "INFERENCE_NUM_THREADS": settings.threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
@@ -67,12 +67,12 @@ def _through_onnx(exported: Exported) -> Any:
         return ov.convert_model(write_onnx(exported, Path(folder)))
 
 
-OPENVINO = register_engine(
+register_engine(
     Engine(
         "openvino",
         _build,
-        wants=lambda form: form in ("original", "conv", "linear", "layers"),
+        tries_form=lambda form: form in ("original", "conv", "linear", "layers"),
         library="openvino",
-        why_not=why_not,
+        why_unavailable=why_unavailable,
     )
 )

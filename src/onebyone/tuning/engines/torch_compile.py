@@ -1,8 +1,8 @@
-"""`torch.compile` (TorchInductor), as it comes and with weights frozen into the program.
+"""`torch.compile` (TorchInductor), with default settings and with weights frozen into the program.
 
-Each candidate is compiled as a function of its own: TorchDynamo keeps what it compiles with the code object and
-counts it there, so forms of one network, which share their classes' code, would push one another out. Nothing is
-reset, and no setting outlives a compilation.
+Each candidate is compiled as a separate function. TorchDynamo stores and counts compiled variants by code object, so
+forms of one network, which share the code of their classes, would otherwise displace one another. Nothing is reset,
+and settings are restored after each compilation.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from onebyone.tuning.call_signature import Call, Calling
-from onebyone.tuning.engines.base import TORCH, Engine, EngineSetting, register_engine
+from onebyone.tuning.call_signature import Call, CallSignature
+from onebyone.tuning.engines.base import TORCH, Engine, EngineSettings, register_engine
 
-_LIMIT = (
-    64  # compiled variants of one code object: resumed frames are the network's own code, shared by its forms
-)
+_RECOMPILE_LIMIT = 64  # per code object: resumed frames have the network's own code, which its forms share
 _numbers = count()
 
 
-def own_function(network: nn.Module) -> Call:
-    """A function that calls the network, with a code object that no other candidate has."""
+def unshared_function(network: nn.Module) -> Call:
+    """Return a function that calls the network, with a code object that no other candidate has."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return network(*args, **kwargs)
@@ -36,47 +34,51 @@ def own_function(network: nn.Module) -> Call:
 
 
 def _builder(freezing: bool) -> Any:
-    def build(network: nn.Module, calling: Calling, setting: EngineSetting) -> Call:
-        # with dynamic=None a second batch size is compiled once more, for any; the example's keeps its own program
-        compiled = torch.compile(own_function(network), dynamic=None if setting.dynamic_batch else False)
-        known: set[Hashable] = set()
+    def build(network: nn.Module, signature: CallSignature, settings: EngineSettings) -> Call:
+        # with dynamic=None a second batch size triggers one more compilation, for any batch size
+        compiled = torch.compile(
+            unshared_function(network), dynamic=None if settings.dynamic_batch else False
+        )
+        compiled_for: set[Hashable] = set()
 
         def call(*args: Any, **kwargs: Any) -> Any:
             key = _key(args, kwargs)
-            if key in known:
+            if key in compiled_for:
                 with torch.inference_mode():
                     return compiled(*args, **kwargs)
-            out = _compiling(compiled, args, kwargs, freezing)
-            known.add(key)
+            out = _compile_and_call(compiled, args, kwargs, freezing)
+            compiled_for.add(key)
             return out
 
-        calling.run(call)
+        signature.run(call)
         return call
 
     return build
 
 
-def _wants(form: str) -> bool:
-    return not form.startswith("native-")  # drop-in and real modules are one and the same graph
+def _tries_form(form: str) -> bool:
+    return not form.startswith("native-")  # drop-in modules and real modules have the same graph
 
 
-def own_weights(form: str) -> bool:
-    """What packs the weights lays images out itself: memory formats are one to it."""
-    return _wants(form) and "channels_last" not in form
+def is_frozen_form(form: str) -> bool:
+    """Return whether a form matters to an engine that packs the weights: memory formats do not, as it sets its own."""
+    return _tries_form(form) and "channels_last" not in form
 
 
-def _compiling(compiled: Call, args: Any, kwargs: Any, freezing: bool) -> Any:
+def _compile_and_call(compiled: Call, args: Any, kwargs: Any, freezing: bool) -> Any:
     import torch._dynamo.config
     import torch._inductor.config
 
-    limits = torch._dynamo.config.patch(recompile_limit=_LIMIT, accumulated_recompile_limit=4 * _LIMIT)
+    limits = torch._dynamo.config.patch(
+        recompile_limit=_RECOMPILE_LIMIT, accumulated_recompile_limit=4 * _RECOMPILE_LIMIT
+    )
     frozen = torch._inductor.config.patch(freezing=freezing)
     with limits, frozen, torch.inference_mode():
         return compiled(*args, **kwargs)
 
 
 def _key(args: Any, kwargs: Any) -> Hashable:
-    """What a compiled program depends on, as far as calls differ."""
+    """Return the properties of the arguments on which a compiled program depends."""
     if not kwargs and len(args) == 1 and isinstance(args[0], Tensor):
         x = args[0]
         return x.shape, x.dtype, x.stride()
@@ -86,7 +88,11 @@ def _key(args: Any, kwargs: Any) -> Hashable:
     )
 
 
-COMPILE = register_engine(Engine("compile", _builder(freezing=False), group=TORCH, fixed=False, wants=_wants))
-FREEZE = register_engine(
-    Engine("compile+freeze", _builder(freezing=True), group=TORCH, fixed=False, wants=own_weights)
+register_engine(
+    Engine("compile", _builder(freezing=False), group=TORCH, fixed_shapes=False, tries_form=_tries_form)
+)
+register_engine(
+    Engine(
+        "compile+freeze", _builder(freezing=True), group=TORCH, fixed_shapes=False, tries_form=is_frozen_form
+    )
 )
