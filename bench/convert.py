@@ -1,8 +1,8 @@
-"""`python -m bench.convert`: what converting costs, in time, memory and layout operators.
+"""`python -m bench.convert`: the cost of converting, in time, memory and layout operators.
 
-Three image classifiers with weights, and a transformer of seven thousand million parameters on the meta
-device. "New storage" counts the untyped storages that the converted network has and the original has not;
-"peak" is the resident memory at the highest while converting, above what was there before.
+Measured on three image classifiers with weights, and on a transformer with 7 billion parameters on the meta device.
+"New storage" is the size of the untyped storages that only the converted network has; "peak" is the increase of the
+highest resident memory while converting.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REPEATS = 5
 
 
 class Block(nn.Module):
-    """One layer of a decoder as LLaMA-7B has it: self-attention and a gated MLP, both behind RMS norms."""
+    """One decoder layer of LLaMA-7B: self-attention and a gated MLP, each after an RMS norm."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, T, width) → (N, T, width)."""
+        """Map (N, T, width) to (N, T, width)."""
         y = self.norm1(x)
         q, k, v = (
             part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v)
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """6.7 thousand million parameters: 32 layers of width 4096, 32 heads, hidden 11008, 32000 tokens."""
+    """A decoder with 6.7 billion parameters: 32 layers of width 4096, 32 heads, hidden size 11008, 32000 tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Decoder(nn.Module):
         self.norm, self.head = nn.RMSNorm(4096), nn.Linear(4096, 32000, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(N, T) → (N, T, 32000)."""
+        """Map (N, T) to (N, T, 32000)."""
         out: Tensor = self.head(self.norm(self.layers(self.embed(tokens))))
         return out
 
@@ -93,7 +93,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 
 def measure(name: str) -> dict[str, Any]:
-    """One network: every level and direction."""
+    """Measure one network at every level and in both directions."""
     build, example = NETWORKS[name]
     model = build()
     weights = sum(t.numel() * t.element_size() for t in model.parameters())
@@ -117,7 +117,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def _repeated(convert: Callable[[], Any], model: nn.Module) -> dict[str, Any]:
-    """The median time of several conversions, and the memory of the first."""
+    """Return the median time of several conversions, and the memory of the first."""
     gc.collect()
     before, seconds, peak = memory.forget_peak(), [], 0
     for turn in range(REPEATS):
@@ -135,7 +135,7 @@ def _repeated(convert: Callable[[], Any], model: nn.Module) -> dict[str, Any]:
 
 
 def new_storage(original: nn.Module, converted: nn.Module) -> int:
-    """Bytes of the untyped storages that only the converted network has."""
+    """Return the bytes of the untyped storages that only the converted network has."""
     old = {s._cdata for s in _storages(original)}
     return sum({s._cdata: s.nbytes() for s in _storages(converted) if s._cdata not in old}.values())
 
@@ -145,11 +145,11 @@ def _storages(model: nn.Module) -> list[torch.UntypedStorage]:
 
 
 def rows(measured: list[dict[str, Any]]) -> list[list[str]]:
-    """The measurements as rows of a table."""
-    made = []
+    """Return the measurements as rows of a table."""
+    table_rows = []
     for row in measured:
         layers, native, conv, linear = (row[k] for k in ("layers", "native", "graph_conv", "graph_linear"))
-        made.append(
+        table_rows.append(
             [
                 row["network"],
                 f"{row['parameters'] / 1e6:,.1f} M",
@@ -163,7 +163,7 @@ def rows(measured: list[dict[str, Any]]) -> list[list[str]]:
                 f"{linear['layout_before']} → {linear['layout_after']}",
             ]
         )
-    return made
+    return table_rows
 
 
 HEAD = (
@@ -181,7 +181,7 @@ HEAD = (
 
 
 def main() -> int:
-    """Measure, print the table, write `bench/results/convert.json`."""
+    """Measure, print the table, and write `bench/results/convert.json`."""
     console = Console(stderr=True)
     measured = []
     for name in NETWORKS:

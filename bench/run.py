@@ -1,6 +1,7 @@
-"""`python -m bench.run [NAME ...]`: the benchmarks, one after another, each in a process of its own.
+"""`python -m bench.run [NAME ...]`: run the benchmarks one after another, each in its own process.
 
-Results are JSON under `bench/results/`, with the machine's description. The zoo is long, and has its own `make zoo`.
+Results are written as JSON to `bench/results/`, with a description of the machine. The zoo takes long and has its own
+command, `make zoo`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ BENCHMARKS = {"convert": "bench.convert", "forms": "bench.forms", "models": "ben
 
 
 def main(names: list[str]) -> int:
-    """Run the benchmarks named, or all; the first failure's exit code, 2 for an unknown name."""
+    """Run the named benchmarks, or all; return the exit code of the first failure, 2 for an unknown name."""
     unknown = [n for n in names if n not in BENCHMARKS]
     if unknown:
-        print(f"unknown benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
+        print(
+            f"unknown benchmark {', '.join(unknown)}; expected some of {', '.join(BENCHMARKS)}",
+            file=sys.stderr,
+        )
         return 2
     for name in names or BENCHMARKS:
         code = subprocess.run([sys.executable, "-m", BENCHMARKS[name]], check=False).returncode

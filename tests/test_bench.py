@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic and pages, on made-up results; what they measure is not for tests."""
+"""The arithmetic and pages of the benchmarks, on synthetic results; the measurements themselves are not tested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def result(name: str, **peers: float) -> dict[str, Any]:
-    """A network whose peers take so many times our time; PyTorch alone takes twice as long as any engine."""
+    """Results of a network: the ratios of its peers with any engine; PyTorch alone takes twice as long."""
     ours = {
         "engine": "eager",
         "form": "conv",
@@ -47,21 +47,21 @@ def test_geometric_means() -> None:
     assert geomean([2.0, 8.0]) == pytest.approx(4.0)
     found = means(TWO)
     assert found["eager"] == pytest.approx(2.0)
-    assert found["compile"] == pytest.approx(2.0)  # the better of the two, network by network: 2 and 2
+    assert found["compile"] == pytest.approx(2.0)  # the faster of the two on each network: 2 and 2
     assert found["best_peer"] == pytest.approx(math.sqrt(1.0 * 0.5))
     assert found["onnxruntime_torch_only"] == pytest.approx(1.0)
     assert found["openvino_torch_only"] == pytest.approx(
-        0.25
-    )  # one network has no such peer: the other alone
+        0.25  # measured on one of the two networks only
+    )
 
 
-def test_rows_fit_their_heads() -> None:
+def test_rows_have_the_length_of_the_header() -> None:
     found = rows(TWO)
     assert {len(r) for r in found} == {len(HEAD)}
     assert found[1][-len(PEER_COLUMNS) :] == ["2.00", "–", "1.50", "1.00", "0.50", "–"]
 
 
-def test_fast_products_stand_beside_where_they_were_measured() -> None:
+def test_fast_products_are_shown_if_they_were_measured() -> None:
     assert "eager_fast_products" not in means(TWO)
     fast = result("a", eager=4.0, openvino=2.0)
     fast["ours"]["fast"] = fast["ours"]["all"] | {"rounding_ratio": None}
@@ -73,15 +73,15 @@ def test_fast_products_stand_beside_where_they_were_measured() -> None:
     assert [r[1].split(":")[0] for r in rows([fast])] == ["any engine", "PyTorch alone", "fast products"]
 
 
-def test_only_peers_that_win_are_profiled() -> None:
+def test_only_faster_peers_are_profiled() -> None:
     assert faster_peers(TWO[0]) == ["onnxruntime"]
     assert faster_peers(TWO[1]) == ["openvino"]
     assert faster_peers(result("c", onnxruntime=2.0, openvino=2.1)) == []
 
 
-def test_the_page_says_who_wins_and_where_nobody_does_who_is_nearest() -> None:
+def test_the_page_names_the_faster_peers_or_else_the_closest() -> None:
     slower = [result("a", onnxruntime=4.0, openvino=4.2), result("b", eager=6.0, openvino=2.5)]  # halved
-    assert "Nowhere. The nearest is OpenVINO on b, which takes 1.25 times as long." in report.profiled(
+    assert "None. The closest is OpenVINO on b, which takes 1.25 times as long." in report.profiled(
         [], slower
     )
     times = {"ours": {"linear": 4.0}, "onnxruntime": {"Conv": 3.0}}
@@ -90,14 +90,14 @@ def test_the_page_says_who_wins_and_where_nobody_does_who_is_nearest() -> None:
 
 
 @pytest.mark.parametrize("theme", report.INK)
-def test_the_plot_is_a_picture_that_never_changes(theme: str) -> None:
+def test_the_plot_is_valid_svg_and_reproducible(theme: str) -> None:
     first = report.plot({"models": TWO}, theme)
     assert first == report.plot({"models": TWO}, theme)
     ElementTree.fromstring(first)
 
 
-def test_the_page_is_that_of_the_results() -> None:
-    """docs/bench.md is what its tool writes from the committed results."""
+def test_the_page_is_up_to_date() -> None:
+    """docs/bench.md equals the page generated from the committed results."""
     data = {
         n: json.loads((RESULTS / f"{n}.json").read_text(encoding="utf-8"))
         for n in ("models", "forms", "convert")
@@ -106,8 +106,8 @@ def test_the_page_is_that_of_the_results() -> None:
     assert (ROOT / "docs" / "bench.md").read_text(encoding="utf-8") == report.page(*data.values(), profiles)
 
 
-def test_the_committed_results_are_what_they_say() -> None:
-    """The means follow from the networks, every one of the ten is there, and none is slower than its eager form."""
+def test_the_committed_results_are_consistent() -> None:
+    """All ten networks are present, none is slower than in eager mode, and the means follow from the networks."""
     data = json.loads((RESULTS / "models.json").read_text(encoding="utf-8"))
     assert len(data["models"]) == 10
     assert data["geomean"] == pytest.approx(means(data["models"]))

@@ -1,1 +1,1 @@
-"""The fastest equivalent form against the engines people use, side by side in one run."""
+"""Benchmark of `onebyone.tune` against widely used engines, interleaved in one run."""

@@ -1,7 +1,7 @@
-"""`python -m bench.models`: tune ten networks, and measure each beside its peers in a fresh interleaved run.
+"""`python -m bench.models`: tune ten networks, and compare each with other engines in a new interleaved run.
 
-One process a network, so that no engine's threads or memory meet another network's. Results so far are kept in the
-ignored folder `work`, and taken up again with `--keep`.
+Each network has its own process, so that the threads and the memory of its engines do not affect the next network.
+Results are stored in the ignored folder `work` as they arrive; `--keep` reuses those of an earlier run.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ BUDGET = 100.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what is asked for, print the table, write the results."""
+    """Measure the selected networks, print the table, and write the results."""
     options = _options().parse_args(arguments)
     if options.one:
         return _one(options)
     results = []
     console = Console(stderr=True)
     for network in NETWORKS:
-        path = WORK / f"{_tag(options)}-{network.name.translate(_PLAIN)}.json"
-        wanted = fnmatch.fnmatch(network.name, options.only)
-        if wanted and not (options.keep and path.exists()):
+        path = WORK / f"{_tag(options)}-{network.name.translate(_FILE_NAME)}.json"
+        selected = fnmatch.fnmatch(network.name, options.only)
+        if selected and not (options.keep and path.exists()):
             console.print(f"[bold]{network.name}[/bold]")
             path.unlink(missing_ok=True)
             _in_a_process(network.name, path, options)
-        if path.exists() and (wanted or options.keep):
+        if path.exists() and (selected or options.keep):
             results.append(json.loads(path.read_text(encoding="utf-8")))
-        elif wanted:
+        elif selected:
             console.print(f"{network.name}: no result")
     if not results:
         return 1
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if len(results) == len(NETWORKS) or options.only != "*" else 1
 
 
-_PLAIN = str.maketrans(dict.fromkeys("/ ,×", "-"))
+_FILE_NAME = str.maketrans(dict.fromkeys("/ ,×", "-"))
 
 
 def _tag(options: argparse.Namespace) -> str:
@@ -93,30 +93,32 @@ def _one(options: argparse.Namespace) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     network = next(n for n in NETWORKS if n.name == options.one)
     console = Console(stderr=True)
-    found: dict[str, Any] = measure(
+    result: dict[str, Any] = measure(
         network,
         budget=options.budget,
         device=options.device,
         dtype=getattr(torch, options.dtype),
-        say=lambda text: console.print(f"  {text}"),
+        report=lambda text: console.print(f"  {text}"),
     )
-    found |= {
+    result |= {
         "processor": describe_machine(torch.device(options.device)),
         "versions": describe_versions(),
         "threads": torch.get_num_threads(),
     }
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
-    parser.add_argument("--only", default="*", metavar="GLOB", help="networks by name")
-    parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="for tuning each")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="names of the networks to measure")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, metavar="SECONDS", help="tuning budget for each network"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 on a GPU")
-    parser.add_argument("--keep", action="store_true", help="take up results of an earlier run")
+    parser.add_argument("--keep", action="store_true", help="reuse the results of an earlier run")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     return parser

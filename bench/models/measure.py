@@ -1,4 +1,4 @@
-"""One network: tuned, and then measured beside its peers in a fresh interleaved run."""
+"""Tune one network, and compare the result with other engines in a new interleaved run."""
 
 from __future__ import annotations
 
@@ -19,39 +19,32 @@ from onebyone.tuning.clock import Clock, InterleavedTimings, NoContention
 from onebyone.tuning.contention import ContentionMonitor
 from onebyone.tuning.result import Tuned
 
-OTHERS = ("onnxruntime", "openvino")
+OTHER_ENGINES = ("onnxruntime", "openvino")
 ALL, TORCH, FAST = "all", "torch", "fast"
-"""Ours: any engine; PyTorch alone; and the plan of that with `fast_products=True`."""
+"""Our results: with any engine; with PyTorch alone; and the plan of the latter with `fast_products=True`."""
 ROUNDS, SECONDS = 40, 40.0
-_TRIES = 3
-Say = Callable[[str], None]
+_MAX_COMPARISONS = 3
+Report = Callable[[str], None]
 
 
-class Steady(Clock):
-    """Each sample follows a call of its own that is not timed: no peer pays for the caches another one left."""
-
-    def sample(self, call: Callable[[], object], repeats: int = 1) -> float:
-        """Seconds one call takes, once the one before it was the same."""
-        call()
-        return super().sample(call, repeats)
-
-
-def measure(network: Network, *, budget: float, device: str, dtype: torch.dtype, say: Say) -> dict[str, Any]:
-    """Everything there is to tell of one network, as plain data; times in milliseconds."""
+def measure(
+    network: Network, *, budget: float, device: str, dtype: torch.dtype, report: Report
+) -> dict[str, Any]:
+    """Return all results of one network as plain data; times in milliseconds."""
     start = time.perf_counter()
     model, x = network.make()
     model, x = model.to(device, dtype), x.to(device, dtype)
-    tuned = _tuned(model, x, budget, device, say)
+    tuned = _tuned(model, x, budget, device, report)
     tuned |= _fast(tuned[TORCH], model, x)
     calls: dict[str, Callable[[], object]] = {f"ours:{k}": partial(t.model, x) for k, t in tuned.items()}
     failed: dict[str, str] = {}
     for name in ON_GPU if device == "cuda" else PEERS:
-        say(f"building {name}")
+        report(f"building {name}")
         try:
             calls[name] = PEERS[name](model, x)
-        except Exception as error:  # whatever an engine raises is its reason
+        except Exception as error:  # an engine may raise anything
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-    say("measuring")
+    report("measuring")
     times = _timed(calls, device)
     return {
         "name": network.name,
@@ -67,24 +60,24 @@ def measure(network: Network, *, budget: float, device: str, dtype: torch.dtype,
     }
 
 
-def _tuned(model: nn.Module, x: Tensor, budget: float, device: str, say: Say) -> dict[str, Tuned]:
-    """The fastest of PyTorch alone, and the fastest of all engines."""
-    say(f"tuning with PyTorch alone, {budget:.0f} s")
+def _tuned(model: nn.Module, x: Tensor, budget: float, device: str, report: Report) -> dict[str, Tuned]:
+    """Return the fastest form with PyTorch alone, and the fastest with any engine."""
+    report(f"tuning with PyTorch alone, {budget:.0f} s")
     alone = onebyone.tune(model, x, engines=TORCH, budget=budget, seed=SEED)
     if device == "cuda":
         return {ALL: alone, TORCH: alone}
-    say("tuning with the other engines")
-    others = onebyone.tune(model, x, engines=OTHERS, budget=budget / 3, seed=SEED)
-    for _ in range(_TRIES):
+    report("tuning with the other engines")
+    others = onebyone.tune(model, x, engines=OTHER_ENGINES, budget=budget / 3, seed=SEED)
+    for _ in range(_MAX_COMPARISONS):
         times = _timed({"alone": partial(alone.model, x), "others": partial(others.model, x)}, device, 15.0)
         if not times.kept_disturbed:
-            break  # else something else had the processor throughout: no ground to choose on
+            break  # otherwise every round was disturbed, and the comparison is repeated
     faster = alone if times.ratio("alone", "others") < 1 else others
     return {ALL: faster, TORCH: alone}
 
 
 def _fast(alone: Tuned, model: nn.Module, x: Tensor) -> dict[str, Tuned]:
-    """What was chosen of PyTorch alone, without an error bound for each row, where its engine has such products."""
+    """Return the choice with PyTorch alone with `fast_products=True`, if its engine has such products."""
     if alone.plan.choice["engine"] != "onebyone":
         return {}
     plan = replace(alone.plan, fast_products=True)
@@ -95,7 +88,7 @@ def _timed(
     calls: dict[str, Callable[[], object]], device: str, seconds: float = SECONDS
 ) -> InterleavedTimings:
     gpu = device == "cuda"
-    clock = Steady(
+    clock = Clock(
         wait=torch.cuda.synchronize if gpu else _nothing,
         monitor=NoContention() if gpu else ContentionMonitor(),
         seed=SEED,
@@ -119,7 +112,7 @@ def _ours(tuned: Tuned, times: InterleavedTimings, name: str, macs: int) -> dict
         "why": plan.why,
         "median_ms": timing.median_ms,
         "spread_ms": timing.spread_ms,
-        # a plan that is applied with another setting has figures of the one it was made with
+        # the figures in the plan were measured without fast products
         "rounding_ratio": None if plan.fast_products else chosen["rounding_ratio"],
         "row_ratio": None if plan.fast_products else chosen["row_ratio"],
         "gflops": round(gflops, 1),

@@ -1,4 +1,4 @@
-"""The ten networks of the benchmark: real code, random weights (only their structure matters for time)."""
+"""The ten networks of the benchmark, with random weights (the values of weights do not affect the time)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ SEED = 0
 
 
 class Network(NamedTuple):
-    """A network, how it is made, and the shape of its input."""
+    """A network, the function that builds it, and the shape of its input."""
 
     name: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
 
     def make(self) -> tuple[nn.Module, Tensor]:
-        """The network in evaluation mode and an input, standard normal; the same at every call."""
+        """Return the network in eval mode and a standard normal input; the same at every call."""
         torch.manual_seed(SEED)
         model = self.build().eval().requires_grad_(False)
-        _awake(model)
+        _randomise_small_weights(model)
         return model, torch.randn(*self.shape, generator=torch.Generator().manual_seed(SEED))
 
 
-def _awake(model: nn.Module) -> None:
-    """Random numbers where training begins at nothing: a head of zeros, or layer scales of 1e-6, hide every error."""
+def _randomise_small_weights(model: nn.Module) -> None:
+    """Randomise weights that are initialised near zero: a head of zeros or layer scales of 1e-6 would hide errors."""
     for parameter in model.parameters():
         if parameter.dim() > 1 and float(parameter.abs().max()) <= 1e-5:
             nn.init.normal_(parameter, std=0.1)
@@ -46,7 +46,7 @@ class BertEncoder(nn.Module):
         self.encoder = BertModel(BertConfig(), add_pooling_layer=False).encoder
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """(N, T, 768) → (N, T, 768)."""
+        """Map (N, T, 768) to (N, T, 768)."""
         out: Tensor = self.encoder(embeddings).last_hidden_state
         return out
 

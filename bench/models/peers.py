@@ -1,4 +1,4 @@
-"""The engines as their users run them, written apart from `onebyone.tune`: each gives a callable of no arguments."""
+"""Other engines as their users run them, independent of `onebyone.tune`; each function returns a call."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ THREADS = torch.get_num_threads
 
 
 def eager(model: nn.Module, x: Tensor) -> Call:
-    """PyTorch as it is."""
+    """PyTorch in eager mode."""
     return lambda: model(x)
 
 
 def eager_channels_last(model: nn.Module, x: Tensor) -> Call:
-    """Weights and images channels last; what has no image is as in `eager`."""
+    """Eager mode with weights and images in channels-last format; other networks as in `eager`."""
     network = copy.deepcopy(model)
     if x.dim() == 4:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -52,14 +52,14 @@ def compile_freezing(model: nn.Module, x: Tensor) -> Call:
 
 
 def export_onnx(model: nn.Module, x: Tensor, path: Path) -> None:
-    """PyTorch's own export, whole in one file."""
+    """Export with `torch.onnx` to a single file."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, verbose=False)
 
 
 def onnxruntime(model: nn.Module, x: Tensor) -> Call:
-    """ONNX Runtime on PyTorch's own export, all graph optimisations (its default)."""
+    """ONNX Runtime on the export of `torch.onnx`, with all graph optimisations (the default)."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -73,7 +73,7 @@ def onnxruntime(model: nn.Module, x: Tensor) -> Call:
 
 
 def openvino(model: nn.Module, x: Tensor) -> Call:
-    """OpenVINO in float32 for latency, on PyTorch's own ONNX export."""
+    """OpenVINO on the export of `torch.onnx`, in float32, optimised for latency."""
     import openvino as ov
 
     hints = {

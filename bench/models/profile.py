@@ -1,8 +1,8 @@
-"""`python -m bench.models.profile`: where the time goes, ours and the peers', operator by operator.
+"""`python -m bench.models.profile`: the time of each kind of operator, for our result and for faster peers.
 
-For each network of `bench/results/models.json` on which some peer is faster than PyTorch alone: the chosen form is
-profiled, and that peer, and the milliseconds are added up by kind of operator. Profiling slows everything down, so
-the shares are what counts.
+For each network of `bench/results/models.json` on which a peer is faster than PyTorch alone, the chosen form and that
+peer are profiled, and the milliseconds are summed by kind of operator. Profiling slows down execution, so that only the
+shares are meaningful.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ LISTED = 8
 
 
 def torch_profile(call: Callable[[], object]) -> Counter[str]:
-    """Milliseconds of one call by operator (its own time, without the operators that it calls)."""
+    """Return the milliseconds of one call by operator, without the operators that it calls."""
     with (
         torch.inference_mode(),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found,
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
     ):
         for _ in range(RUNS):
             call()
     times: Counter[str] = Counter()
-    for event in found.key_averages():
+    for event in profile.key_averages():
         times[_kind(event.key)] += event.self_cpu_time_total / 1e3 / RUNS
     return times
 
 
 def _kind(name: str) -> str:
-    """An operator's name without the number of its instance.
+    """Return the name of an operator without the number of its instance.
 
     >>> _kind("LlgaPartition_241"), _kind("aten::add")
     ('fused by oneDNN (LlgaPartition)', 'aten::add')
@@ -54,8 +54,8 @@ def _kind(name: str) -> str:
     return "fused by oneDNN (LlgaPartition)" if name.startswith("LlgaPartition_") else name
 
 
-def _own_profile(tuned: Tuned, x: Tensor) -> Counter[str]:
-    """Of a tuned network: by its own clock where it is one call of C++, that PyTorch's profiler cannot look into."""
+def _tuned_profile(tuned: Tuned, x: Tensor) -> Counter[str]:
+    """Profile a tuned network; by `model.times` if its engine is one call of C++, where torch.profiler sees nothing."""
     times: Counter[str] = Counter()
     for _ in range(RUNS):
         for kind, ms in tuned.model.times(x).items():
@@ -64,7 +64,7 @@ def _own_profile(tuned: Tuned, x: Tensor) -> Counter[str]:
 
 
 def onnxruntime_profile(model: nn.Module, x: Tensor) -> Counter[str]:
-    """Milliseconds of one run by operator type, from the session's own profiler."""
+    """Return the milliseconds of one run by operator type, from the session's profiler."""
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ def onnxruntime_profile(model: nn.Module, x: Tensor) -> Counter[str]:
 
 
 def openvino_profile(model: nn.Module, x: Tensor) -> Counter[str]:
-    """Milliseconds of one inference by node type, from the request's own counters."""
+    """Return the milliseconds of one inference by node type, from the request's counters."""
     import openvino as ov
 
     hints = {
@@ -115,14 +115,14 @@ PROFILES = {"onnxruntime": onnxruntime_profile, "openvino": openvino_profile}
 
 
 def faster_peers(result: dict[str, Any]) -> list[str]:
-    """The peers with a profiler that beat PyTorch alone on a network, the fastest first."""
+    """Return the peers with a profiler that are faster than PyTorch alone on a network, the fastest first."""
     peers = result["peers"]
-    found = [n for n in PROFILES if n in peers and peers[n]["ratio_torch"] < 1]
-    return sorted(found, key=lambda n: float(peers[n]["ratio_torch"]))
+    faster = [n for n in PROFILES if n in peers and peers[n]["ratio_torch"] < 1]
+    return sorted(faster, key=lambda n: float(peers[n]["ratio_torch"]))
 
 
 def main() -> int:
-    """Profile what lost, write `bench/results/profiles.json`, print it."""
+    """Profile the networks on which a peer is faster, write `bench/results/profiles.json`, and print it."""
     models = json.loads((RESULTS / "models.json").read_text(encoding="utf-8"))["models"]
     console, out = Console(stderr=True), []
     for result in models:
@@ -135,7 +135,7 @@ def main() -> int:
         tuned = onebyone.tune(
             model, x, plan=TuningPlan.from_dict(result["ours"]["torch"]["plan"]), force=True, seed=SEED
         )
-        profiles = {"ours": _top(_own_profile(tuned, x))}
+        profiles = {"ours": _top(_tuned_profile(tuned, x))}
         profiles |= {name: _top(PROFILES[name](model, x)) for name in names[:1]}
         out.append({"name": result["name"], "ours": result["ours"]["torch"]["engine"], "ms": profiles})
     (RESULTS / "profiles.json").write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")

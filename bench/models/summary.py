@@ -1,4 +1,4 @@
-"""The results of all networks added up: geometric means, and a table."""
+"""Summaries over all networks: geometric means, and a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result = dict[str, Any]
 
 
 def geomean(values: Sequence[float]) -> float | None:
-    """The geometric mean, None of nothing.
+    """Return the geometric mean; None if there are no values.
 
     >>> geomean([1.0, 4.0])
     2.0
@@ -20,20 +20,21 @@ def geomean(values: Sequence[float]) -> float | None:
 
 
 def best(result: Result, names: Sequence[str], ratio: str) -> float | None:
-    """The smallest ratio (peer's time ÷ ours) among peers: that of the fastest of them."""
+    """Return the smallest ratio (peer's time ÷ ours) among peers, which is that of the fastest peer."""
     peers = (result["peers"][n] for n in names if n in result["peers"])
     return min((p[ratio] for p in peers if ratio in p), default=None)
 
 
 def means(results: Sequence[Result]) -> dict[str, float | None]:
-    """The peer's time ÷ ours, over the networks. `*_torch_only`: ours with PyTorch alone.
+    """Return geometric means over the networks of the peer's time ÷ ours.
 
-    `*_fast_products`: ours with `fast_products=True`, over the networks on which that makes a difference.
+    `*_torch_only` are those of our result with PyTorch alone, and `*_fast_products` with `fast_products=True`, over the
+    networks on which that makes a difference.
     """
 
     def over(names: Sequence[str], ratio: str) -> float | None:
-        found = [best(r, names or list(r["peers"]), ratio) for r in results]
-        return geomean([f for f in found if f is not None])
+        ratios = [best(r, names or list(r["peers"]), ratio) for r in results]
+        return geomean([r for r in ratios if r is not None])
 
     fast = {
         "eager_fast_products": over(["eager"], "ratio_fast"),
@@ -55,7 +56,7 @@ def means(results: Sequence[Result]) -> dict[str, float | None]:
 
 
 def rows(results: Sequence[Result]) -> list[list[str]]:
-    """A row a network: what was chosen, its time, its rounding ratio, its share of peak, and the peers' ratios."""
+    """Return one row for each result: the choice, its time, rounding ratio and share of peak, and the peers' ratios."""
     out = []
     for r in results:
         for key, label in (("all", "any engine"), ("torch", "PyTorch alone"), ("fast", "fast products")):
