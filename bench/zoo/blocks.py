@@ -1,4 +1,4 @@
-"""Common blocks by themselves, as `timm` and `torchvision` networks seldom have them: small, with random weights."""
+"""Common blocks that are rare in `timm` and `torchvision` networks: small, with random weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Block:
-    """A small network: how to build it, the shapes of its inputs without the batch, and its window if it has one."""
+    """A small network: its builder, the shapes of its inputs without the batch, and its window if it has one."""
 
     build: Callable[[], nn.Module]
     inputs: tuple[tuple[int, ...], ...]

@@ -1,9 +1,8 @@
-"""One network made to take images of any size, under each context that it needs, and compared with cropping.
+"""Convert one network to images of any size, with each context that it needs, and compare it with cropped windows.
 
-Beside `onebyone.verify` two comparisons of the zoo's own: on an image of exactly one window the dense form
-and the network compute the same sums, padding and context included, so they must agree to rounding whatever
-the geometry says; and on an image a few strides larger the windows are cropped and run by themselves, here
-and not in the package.
+In addition to `onebyone.verify`, two independent comparisons are made. On an image of exactly one window, the dense
+form and the network compute the same sums, including padding and context, so they must agree to rounding, whatever the
+geometry states. On an image a few strides larger, this module crops the windows and runs each of them.
 """
 
 from __future__ import annotations
@@ -22,28 +21,27 @@ from bench.zoo.outcome import NotEquivalentError, summary
 from onebyone.errors import InexactWarning, Refused
 from onebyone.laws.geometry import Geometry
 
-CONTEXT = "global context"  # what a refusal says that a choice of context lifts
+CONTEXT = "global context"  # part of the reason of refusals that a choice of context resolves
 CHOICES = ("window", "image")
-#: Strides by which the image is larger than the window, per axis: different ones, so that swapped axes show.
+#: Strides by which the image is larger than the window, by axis; they differ, so that swapped axes are detected.
 LARGER = {1: (5,), 2: (1, 2), 3: (1, 1, 2)}
 MAX_WINDOWS = 6
 
 
 class Flat(nn.Module):
-    """A network whose outputs are vectors `(N, ·)`: on images of one window the dense form and the network
-    then compare."""
+    """A network with its outputs flattened to `(N, ·)`, so that a dense form and its network can be compared."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """All outputs in turn."""
+        """Return all outputs, flattened."""
         return tuple(t.flatten(1) for t in _leaves(self.network(x)))
 
 
 def dense_step(model: nn.Module, window: tuple[int, ...], channels: int, figures: dict[str, Any]) -> None:
-    """Fill in one record per context; raises what the first (no context) raises where no other context helps."""
+    """Add one record per context to `figures`; raises the error of the first (no context) if no other context helps."""
     contexts: dict[str, Any] = figures.setdefault("contexts", {})
     try:
         contexts["none"] = _one(model, window, channels, None)
@@ -65,7 +63,7 @@ def dense_step(model: nn.Module, window: tuple[int, ...], channels: int, figures
 
 def _one(model: nn.Module, window: tuple[int, ...], channels: int, context: str | None) -> dict[str, Any]:
     start = time.perf_counter()
-    with warnings.catch_warnings():  # the steps after this one measure it
+    with warnings.catch_warnings():  # the deviation is measured below
         warnings.simplefilter("ignore", InexactWarning)
         dense = onebyone.convolutionalize(model, window, channels, context=context)
     record: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 3), "layers": len(dense.changes)}
@@ -92,7 +90,7 @@ def _one(model: nn.Module, window: tuple[int, ...], channels: int, context: str 
 
 
 def picture(channels: int, sizes: Sequence[int], window: Sequence[int], generator: torch.Generator) -> Tensor:
-    """An image with patches of a third of a window and noise, so that windows differ in more than noise."""
+    """Return an image of patches of a third of a window plus noise, so that windows differ by more than noise."""
     cells = (max(2, w // 3) for w in window)
     coarse = torch.randn(
         1, channels, *(-(-n // cell) for n, cell in zip(sizes, cells, strict=True)), generator=generator
@@ -103,34 +101,36 @@ def picture(channels: int, sizes: Sequence[int], window: Sequence[int], generato
 
 @torch.no_grad()
 def against_crops(model: nn.Module, dense: nn.Module, geometry: Geometry, image: Tensor) -> dict[str, Any]:
-    """Every window of `image` cropped here and run alone, against its place in the dense output.
+    """Crop every window of `image`, run it alone, and compare it with its position in the dense output.
 
-    `max_abs_difference`; `relative_to_spread`, that over the standard deviation of all the crops' answers;
-    `relative_to_variation`, the root mean square difference over that by which the answers vary from window to window;
-    `class_agreement`, the share of windows whose largest output is the same.
+    Returns `max_abs_difference`; `relative_to_spread`, the same relative to the standard deviation of the outputs of
+    all crops; `relative_to_variation`, the root mean square difference relative to the root mean square variation of the
+    outputs between windows; and `class_agreement`, the share of windows whose largest output is the same.
     """
-    found = _leaves(dense(image))
-    places = [
+    outputs = _leaves(dense(image))
+    positions = [
         (n - w) // s + 1 for n, w, s in zip(image.shape[2:], geometry.window, geometry.stride, strict=True)
     ]
-    if any(list(f.shape[2 - len(places) + f.ndim - 2 :]) != places for f in found):
-        raise NotEquivalentError(f"{[tuple(f.shape) for f in found]} where {places} places were expected")
-    expected, got = [], []
-    for place in itertools.product(*map(range, places)):
-        where = [
-            slice(i * s, i * s + w) for i, s, w in zip(place, geometry.stride, geometry.window, strict=True)
+    if any(list(t.shape[2 - len(positions) + t.ndim - 2 :]) != positions for t in outputs):
+        shapes = [tuple(t.shape) for t in outputs]
+        raise NotEquivalentError(f"outputs of shapes {shapes}; expected {positions} positions")
+    expected, actual = [], []
+    for position in itertools.product(*map(range, positions)):
+        window = [
+            slice(i * s, i * s + w)
+            for i, s, w in zip(position, geometry.stride, geometry.window, strict=True)
         ]
-        expected.append(torch.cat([t.flatten() for t in _leaves(model(image[(..., *where)]))]))
-        got.append(torch.cat([f[(..., *place)].flatten() for f in found]))
-    return _compared(torch.stack(expected).double(), torch.stack(got).double())
+        expected.append(torch.cat([t.flatten() for t in _leaves(model(image[(..., *window)]))]))
+        actual.append(torch.cat([t[(..., *position)].flatten() for t in outputs]))
+    return _compared(torch.stack(expected).double(), torch.stack(actual).double())
 
 
-def _compared(expected: Tensor, got: Tensor) -> dict[str, Any]:
-    difference = float((expected - got).abs().max())
+def _compared(expected: Tensor, actual: Tensor) -> dict[str, Any]:
+    difference = float((expected - actual).abs().max())
     spread = float(expected.std())
     variation = float((expected - expected.mean(0)).square().mean().sqrt())
-    deviation = float((expected - got).square().mean().sqrt())
-    agree = (expected.argmax(1) == got.argmax(1)).double().mean()
+    deviation = float((expected - actual).square().mean().sqrt())
+    agree = (expected.argmax(1) == actual.argmax(1)).double().mean()
     return {
         "windows": len(expected),
         "max_abs_difference": float(f"{difference:.4g}"),

@@ -1,4 +1,4 @@
-"""Which layers of a network could be converted, counted apart from the converter: by class names and weight
+"""The layers of a network that could be converted, found independently of the converter: by class names and weight
 shapes alone."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LINEAR, CONV = "linear", "conv"
 
 @dataclass(frozen=True)
 class Eligible:
-    """One layer: its first dotted path, "linear" or "conv" (of 1×1), and the name of its class."""
+    """One layer: its first dotted path, its form ("linear", or "conv" for a 1×1 convolution), and its class name."""
 
     path: str
     form: str
@@ -24,8 +24,7 @@ class Eligible:
 
 @dataclass(frozen=True)
 class Missed:
-    """An eligible layer that was not converted; an empty reason means that the converter passed over it in
-    silence."""
+    """An eligible layer that was not converted; the reason is empty if the converter did not report it."""
 
     path: str
     kind: str
@@ -33,18 +32,18 @@ class Missed:
 
 
 def eligible_layers(model: nn.Module) -> list[Eligible]:
-    """Every linear layer and 1×1 convolution, each module once, at its first path.
+    """Return every linear layer and 1×1 convolution, each module once, at its first path.
 
-    An `nn.MultiheadAttention` counts as one linear layer with the projections in it: it reads their weights itself.
+    An `nn.MultiheadAttention` counts as one linear layer, including its projections, whose weights it reads directly.
     """
-    found, inside = [], set()
+    layers, inside = [], set()
     for path, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             inside.add(id(module.out_proj))
-            found.append(Eligible(path, LINEAR, type(module).__name__))
+            layers.append(Eligible(path, LINEAR, type(module).__name__))
         elif id(module) not in inside and (form := _form(module)):
-            found.append(Eligible(path, form, type(module).__name__))
-    return found
+            layers.append(Eligible(path, form, type(module).__name__))
+    return layers
 
 
 def _form(module: nn.Module) -> str | None:
@@ -67,7 +66,7 @@ def _children(module: nn.Module) -> bool:
 def exceptions(
     layers: Iterable[Eligible], changes: Iterable[Change], refused: Iterable[Refusal]
 ) -> list[Missed]:
-    """The eligible layers that are in no change, each with the reason of its refusal."""
+    """Return the eligible layers that were not changed, each with the reason of its refusal."""
     done = {c.path for c in changes}
     reasons = {r.path: r.reason for r in refused}
     return [Missed(e.path, e.kind, reasons.get(e.path, "")) for e in layers if e.path not in done]

@@ -1,8 +1,8 @@
-"""torchvision's detection models by trunk and heads, which are all that has weights.
+"""The backbones and heads of torchvision's detection models, which contain all of their weights.
 
-Between them lie proposals, suppression and region pooling: no weights, random shapes, and compiled operators that are
-missing where torchvision's build does not belong to the torch installed. The heads of the second stage are run on the
-trunk's own features, pooled to the size that region pooling would give.
+The proposals, non-maximum suppression and region pooling between them have no weights and data-dependent shapes, and
+need compiled operators, which are missing if torchvision was not built for the installed torch. The heads of the second
+stage run on the features of the backbone instead, pooled to the size that region pooling would give.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 
 class TrunkAndHeads(nn.Module):
-    """`forward(image)` gives the outputs of every head as a flat tuple. The parameters' names are the
-    detector's own."""
+    """`forward(image)` returns the outputs of every head as a flat tuple. Parameters keep the detector's names."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -25,7 +24,7 @@ class TrunkAndHeads(nn.Module):
                 setattr(self, name, getattr(detector, name))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) → the heads' outputs."""
+        """Map an image (N, 3, H, W) to the outputs of the heads."""
         features = self.backbone(image)
         maps = list(features.values()) if isinstance(features, dict) else [features]
         outputs: list[Any] = []

@@ -1,4 +1,4 @@
-"""Peak memory of a step of this process, where the system tells (Linux); and a cap on it."""
+"""Peak memory of a step in this process, if the system reports it (Linux), and a limit on memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def forget_peak() -> int:
-    """Begin a new peak; the resident bytes now."""
+    """Reset the peak, and return the current resident bytes."""
     with suppress(OSError):
         _CLEAR.write_text("5", encoding="ascii")
     return _field("VmRSS")
 
 
 def peak() -> int:
-    """The most resident bytes since `forget_peak` (since the process began where the system cannot forget)."""
+    """Return the peak of resident bytes since `forget_peak` (since the start of the process if it cannot be reset)."""
     return _field("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def cap(limit: int) -> None:
-    """Let this process have at most `limit` bytes of data: beyond it an allocation fails, and the machine lives."""
+    """Limit the data of this process to `limit` bytes; allocations beyond it fail, which protects the machine."""
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 

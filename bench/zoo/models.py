@@ -1,4 +1,4 @@
-"""The networks of the zoo: where each comes from, what it is run on, and how it is built."""
+"""The networks of the zoo: the source, example input and builder of each."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bench.zoo.blocks import BLOCKS
 from bench.zoo.heads import TrunkAndHeads
 from onebyone.pytorch.files.sources import import_torchvision, load_source
 
-#: Above this many parameters, or numbers in an input (clips), no gradients are compared and clips go one at a time: in
-#: float64 they would take minutes and gigabytes.
+#: Above this many parameters, or elements of an input (video clips), gradients are not compared and the batch is one,
+#: because float64 would take minutes and gigabytes.
 LARGE, LARGE_INPUT = 60_000_000, 1_000_000
 
 
@@ -25,9 +25,9 @@ LARGE, LARGE_INPUT = 60_000_000, 1_000_000
 class Entry:
     """One network.
 
-    `key` names it in the results, `source` says where it comes from, `inputs` are the shapes of one example
-    without the batch, `window` (pixels) is what its dense form answers for: None where there is none to be
-    had, since it takes no image. `structure` entries are converted on the meta device and no more.
+    `key` is its name in the results, `source` names what to load, `inputs` are the shapes of one example without the
+    batch, and `window` (in pixels) is the window of its dense form, or None if its input is not an image. `structure`
+    entries are only converted, on the meta device.
     """
 
     key: str
@@ -46,7 +46,7 @@ def _square(channels: int, side: int) -> tuple[tuple[int, ...], ...]:
     return ((channels, side, side),)
 
 
-#: torchvision's classifiers: the smallest of every family, the image side they are converted at, and their window.
+#: torchvision's classifiers, the smallest of each family: (image side for converting, window).
 CLASSIFIERS = {
     "alexnet": (96, 224),
     "convnext_tiny": (96, 224),
@@ -84,7 +84,7 @@ VIDEO = {
     "mvit_v2_s": (16, 224, 224),
     "swin3d_t": (8, 64, 64),
 }
-#: Detectors, by trunk and heads; SSD's extra layers need its own image size.
+#: Detectors, as backbone and heads; the extra layers of SSD need its nominal image size.
 DETECTION = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": 128,
     "maskrcnn_resnet50_fpn": 96,
@@ -98,7 +98,7 @@ DETECTION = {
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """The whole zoo, in the order it runs: blocks, timm, torchvision, then structures."""
+    """Return all entries in the order in which they run: blocks, timm, torchvision, structures."""
     return (*_blocks(), *_timm(), *_torchvision(), *_structures())
 
 
@@ -132,24 +132,24 @@ def _structures() -> Iterator[Entry]:
 
 
 def chosen(globs: Sequence[str] | None) -> tuple[Entry, ...]:
-    """The entries whose key or source fits one of the globs, or all."""
+    """Return the entries whose key or source matches one of the globs, or all entries."""
     return tuple(
         e for e in entries() if not globs or any(fnmatchcase(n, g) for g in globs for n in (e.key, e.source))
     )
 
 
 def build(entry: Entry) -> nn.Module:
-    """The network with random weights, in eval mode; on the meta device for a structure."""
+    """Build the network with random weights, in eval mode; on the meta device if only its structure is used."""
     if entry.group == "block":
         torch.manual_seed(0)
-        return enlivened(BLOCKS[entry.source].build().eval())
+        return randomised(BLOCKS[entry.source].build().eval())
     if entry.structure:
         return _structure(entry.source)
     model = load_source(entry.source)
     assert isinstance(model, nn.Module)
     if entry.source.partition(":")[2] in DETECTION:
         model = TrunkAndHeads(model).eval()
-    return enlivened(model)
+    return randomised(model)
 
 
 def _structure(source: str) -> nn.Module:
@@ -158,7 +158,7 @@ def _structure(source: str) -> nn.Module:
             model = load_source(source)
     except (
         NotImplementedError
-    ):  # RegNet computes its widths with tensors, which hold nothing on the meta device
+    ):  # RegNet computes its widths with tensors, which have no values on the meta device
         model = load_source(source)
         assert isinstance(model, nn.Module)
         model = model.to("meta")
@@ -167,7 +167,7 @@ def _structure(source: str) -> nn.Module:
 
 
 def is_large(entry: Entry, model: nn.Module) -> bool:
-    """Whether gradients are left out."""
+    """Return whether gradients are not compared."""
     return sum(p.numel() for p in model.parameters()) > LARGE or _large_input(entry)
 
 
@@ -176,18 +176,18 @@ def _large_input(entry: Entry) -> bool:
 
 
 def example(entry: Entry) -> tuple[Tensor, ...]:
-    """Standard normal inputs, two samples of each so that mixed batches show (one of a large input)."""
+    """Return standard normal inputs with two samples, so that mixing of samples is detected (one sample if large)."""
     batch = 1 if _large_input(entry) else 2
     generator = torch.Generator().manual_seed(1)
     return tuple(torch.randn(batch, *shape, generator=generator) for shape in entry.inputs)
 
 
 @torch.no_grad()
-def enlivened(model: nn.Module, seed: int = 2) -> nn.Module:
-    """The model with every constant tensor made random.
+def randomised(model: nn.Module, seed: int = 2) -> nn.Module:
+    """Randomise every constant tensor of a model.
 
-    Fresh networks hold zeros and ones (biases, batch statistics, layer scales of 1e-6, zeroed last layers
-    of a branch): whole branches then add nothing, and a fault in them would not show.
+    New networks contain zeros and ones (biases, batch statistics, layer scales of 1e-6, zeroed last layers of a
+    branch). Entire branches would then contribute nothing, and faults in them would not be detected.
     """
     generator = torch.Generator().manual_seed(seed)
     statistics = [(n, b) for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))]

@@ -1,4 +1,4 @@
-"""What steps share: the error of a failed proof, and a verification's figures for the record."""
+"""Shared by the steps: the error of a failed verification, and the figures of a verification."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class NotEquivalentError(Exception):
-    """A proof failed: the record says which."""
+    """A verification failed; the message says which."""
 
 
 def summary(verification: Any) -> dict[str, Any]:
-    """The figures of a verification that the zoo keeps."""
+    """Return the figures of a verification that are recorded."""
     gradients = verification.gradients
     return {
         "equivalent": verification.equivalent,

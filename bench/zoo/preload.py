@@ -1,6 +1,6 @@
-"""What the server that forks the zoo's processes has loaded before it forks.
+"""The modules that are loaded before the zoo's processes are forked.
 
-Everything that a step may import: a source that is edited during a run must not be met half old, half new.
+They include everything that a step may import, so that editing a source file during a run does not mix versions.
 """
 
 import importlib
@@ -10,8 +10,8 @@ import warnings
 from bench.zoo import models, steps  # noqa: F401 - the steps import what they use
 
 warnings.simplefilter("ignore")
-for part in ("laws", "lifting", "pytorch", "verify"):
+for part in ("laws", "lifting", "pytorch", "verification"):
     package = importlib.import_module(f"onebyone.{part}")
-    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(found.name)
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
 models.entries()

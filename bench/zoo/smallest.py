@@ -1,7 +1,7 @@
-"""Which timm models the zoo runs: of every model file the one with the fewest parameters, found on the meta device.
+"""The timm models of the zoo: from every model file the one with the fewest parameters, found on the meta device.
 
-The choice is kept in `smallest.json`, since building timm's 1,500 models takes minutes; `python -m
-bench.zoo.smallest` makes it anew for the timm that is installed.
+The selection is stored in `smallest.json`, since building timm's 1,500 models takes minutes; `python -m
+bench.zoo.smallest` makes it again for the installed timm.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from onebyone.pytorch.files.sources import import_timm
 
 CHOICE = Path(__file__).with_name("smallest.json")
-#: Image sides tried, smallest first, for models that take more than one size. Three places of stride 32 at least.
+#: Image sides to try, smallest first, for models that take more than one size: at least three positions at stride 32.
 SIDES = (96, 112, 128, 160, 192, 224, 256)
-#: Models that change what they compute below their own size (VGG resizes the map before its first linear layer).
+#: Models that compute something else below their nominal size (VGG resizes the map before its first linear layer).
 NOMINAL_ONLY = ("vgg",)
-#: A dense run takes the model's own window up to this size and this many parameters, else its smallest image.
+#: The dense window is the nominal size up to this size and this many parameters, else the smallest image side.
 LARGEST_WINDOW, LARGEST_MODEL = 300, 40_000_000
 
 
 def smallest_models() -> dict[str, tuple[str, int]]:
-    """timm model file → its model with the fewest parameters, and their number. Deprecated names are passed over."""
+    """Return timm model file → (model with the fewest parameters, their number), without deprecated names."""
     timm = import_timm()
     registry = timm.models._registry
     chosen: dict[str, tuple[str, int]] = {}
@@ -39,7 +39,7 @@ def smallest_models() -> dict[str, tuple[str, int]]:
 
 
 def describe(file: str, name: str, parameters: int) -> dict[str, Any]:
-    """A chosen model with the image sides it is run at: `side` (the smallest) and `window` (for the dense form)."""
+    """Describe a model with its image sides: `side` (the smallest that works) and `window` (of the dense form)."""
     timm = import_timm()
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False).eval()
@@ -63,19 +63,19 @@ def _runs(model: torch.nn.Module, channels: int, side: int) -> bool:
     try:
         with torch.no_grad():
             model(torch.empty(2, channels, side, side, device="meta"))
-    except Exception:  # whatever a model says to a size that it does not take
+    except Exception:  # a model may raise anything for a size that it does not accept
         return False
     return True
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """The choice that is kept: timm model file → model, parameters, channels, nominal, side, window."""
+    """Return the stored selection: timm model file → model, parameters, channels, nominal, side, window."""
     models: dict[str, dict[str, Any]] = json.loads(CHOICE.read_text(encoding="utf-8"))["models"]
     return models
 
 
 def save(chosen: dict[str, tuple[str, int]]) -> None:
-    """Keep the choice."""
+    """Store the selection."""
     models = {file: describe(file, name, count) for file, (name, count) in sorted(chosen.items())}
     text = json.dumps({"timm": import_timm().__version__, "models": models}, indent=1)
     CHOICE.write_text(text + "\n", encoding="utf-8")

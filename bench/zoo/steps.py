@@ -1,7 +1,7 @@
-"""What is done with one network of the zoo, and what came of it.
+"""The steps that are run on one network of the zoo, and their outcomes.
 
-Each step ends in one of four ways: converted, refused (with the reason), not equivalent (a proof failed),
-or crashed (an error that is no refusal). A crash ends its own step and nothing else.
+The outcome of a step is converted, refused (with the reason), not equivalent (a verification failed), or crashed (any
+other error). A crash ends only its own step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONVERTED, REFUSED, NOT_EQUIVALENT, CRASHED = "converted", "refused", "not equiv
 
 @dataclass
 class Step:
-    """The record of one step: wall and processor seconds, and the resident memory above what was there before."""
+    """The record of one step: wall-clock and processor seconds, and the increase of resident memory at its peak."""
 
     name: str
     outcome: str
@@ -48,13 +48,13 @@ class Step:
 
 
 class Run:
-    """The steps of one network. `tell` is called with each record as soon as there is one."""
+    """The steps of one network. `report` is called with the record of each step as soon as it ends."""
 
-    def __init__(self, entry: Entry, tell: Callable[[Step], None]) -> None:
-        self.entry, self.tell = entry, tell
+    def __init__(self, entry: Entry, report: Callable[[Step], None]) -> None:
+        self.entry, self.report = entry, report
 
     def all(self) -> None:
-        """Every step that this network has."""
+        """Run every step that applies to this network."""
         self.model: nn.Module | None = None
         self.step("build", self._build)
         if self.model is None:
@@ -69,7 +69,7 @@ class Run:
             self.step("dense", self._dense)
 
     def step(self, name: str, act: Callable[[dict[str, Any]], None]) -> None:
-        """One step under guard: it fills in its figures as it goes, and what it raises is its outcome."""
+        """Run one step, which adds its figures as it proceeds; an exception determines its outcome."""
         figures: dict[str, Any] = {}
         gc.collect()
         before, start, cpu = memory.forget_peak(), time.perf_counter(), time.process_time()
@@ -85,11 +85,11 @@ class Run:
             outcome, reason = NOT_EQUIVALENT, str(error)
         except OnebyoneError as error:
             outcome, reason = REFUSED, f"{type(error).__name__}: {error}"
-        except Exception as error:  # the point of the zoo is to find these
+        except Exception as error:  # the purpose of the zoo is to find these
             outcome, reason = CRASHED, _last_line(error)
         seconds = round(time.perf_counter() - start, 3)
         processor = round(time.process_time() - cpu, 3)
-        self.tell(Step(name, outcome, reason, seconds, processor, max(0, memory.peak() - before), figures))
+        self.report(Step(name, outcome, reason, seconds, processor, max(0, memory.peak() - before), figures))
 
     def _build(self, figures: dict[str, Any]) -> None:
         self.model = build(self.entry)
@@ -97,8 +97,7 @@ class Run:
         figures["eligible"] = _count(self.model)
 
     def _layers(self, figures: dict[str, Any]) -> None:
-        """To 1×1 convolutions and back, each proven; the layers that were made conv and back give the very
-        same numbers."""
+        """Convert to 1×1 convolutions and back, and verify both; layers converted back must give identical outputs."""
         assert self.model is not None
         options = {"gradients": not is_large(self.entry, self.model)}
         to_conv = timed(figures, "to_conv", lambda: convert_module(self.model, to="conv"))
@@ -107,13 +106,15 @@ class Run:
         back = timed(figures, "to_linear", lambda: convert_module(to_conv.model, to="linear"))
         figures |= _converted(self.model, CONV, back)
         check(figures, "to_linear", onebyone.verify(to_conv.model, back, self.x, **options))
-        made = {c.path for c in to_conv.changes}
-        if made:
-            restored = convert_module(to_conv.model, to="linear", only=lambda path, _module: path in made)
+        converted = {c.path for c in to_conv.changes}
+        if converted:
+            restored = convert_module(
+                to_conv.model, to="linear", only=lambda path, _module: path in converted
+            )
             figures["round_trip"] = _same_numbers(self.model, restored.model, self.x)
 
     def _graph(self, figures: dict[str, Any]) -> None:
-        """The exported program both ways, with its layout operators counted."""
+        """Convert the exported program in both directions, and count its layout operators."""
         assert self.model is not None
         program = timed(figures, "export", lambda: _exported(self.model, self.x))
         for to in ("conv", "linear"):
@@ -132,7 +133,7 @@ class Run:
         dense_step(self.model, self.entry.window, self.entry.inputs[0][0], figures)
 
     def _structure(self, figures: dict[str, Any]) -> None:
-        """Both directions without numbers: on the meta device there are none."""
+        """Convert in both directions on the meta device, where tensors have no values."""
         assert self.model is not None
         to_conv = timed(figures, "to_conv", lambda: convert_module(self.model, to="conv"))
         figures |= _converted(self.model, LINEAR, to_conv)
@@ -141,7 +142,7 @@ class Run:
 
 
 def timed(figures: dict[str, Any], name: str, act: Callable[[], Any]) -> Any:
-    """Run `act`, its seconds kept under `name`."""
+    """Run `act`, and record its seconds under `name`."""
     start = time.perf_counter()
     result = act()
     figures.setdefault(name, {})["seconds"] = round(time.perf_counter() - start, 4)
@@ -149,7 +150,7 @@ def timed(figures: dict[str, Any], name: str, act: Callable[[], Any]) -> Any:
 
 
 def check(figures: dict[str, Any], name: str, verification: Any) -> None:
-    """Keep a verification's figures; what failed makes the step not equivalent once it has come to its end."""
+    """Record the figures of a verification; a failure makes the outcome of the step "not equivalent" when it ends."""
     figures[name]["verification"] = summary(verification)
     if not verification.equivalent:
         figures.setdefault("failed", []).append(f"{name}: " + "; ".join(verification.problems[:3]))
@@ -161,7 +162,7 @@ def _count(model: nn.Module) -> dict[str, int]:
 
 
 def _converted(model: nn.Module, form: str, conversion: Any) -> dict[str, Any]:
-    """How many of the eligible layers of one form were converted, and every exception."""
+    """Return how many of the eligible layers of one form were converted, and every exception."""
     layers = [e for e in eligible_layers(model) if e.form == form]
     missed = exceptions(layers, conversion.changes, conversion.refused)
     return {
@@ -174,13 +175,15 @@ def _converted(model: nn.Module, form: str, conversion: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def _same_numbers(model: nn.Module, restored: nn.Module, x: tuple[torch.Tensor, ...]) -> str:
-    """Layers converted and brought back are the layers they were: the outputs are the same bits."""
+    """Raise NotEquivalentError unless the outputs with layers converted back equal the original's bit for bit."""
     outputs = []
     for network in (model, restored):
         torch.manual_seed(0)
         outputs.append(torch.utils._pytree.tree_leaves(network(*x)))
     if any(isinstance(a, torch.Tensor) and not torch.equal(a, b) for a, b in zip(*outputs, strict=True)):
-        raise NotEquivalentError("round trip: layers brought back do not give the original's own numbers")
+        raise NotEquivalentError(
+            "round trip: layers that were converted back give other outputs than the original"
+        )
     return "bit for bit"
 
 
@@ -192,7 +195,7 @@ def _exported(model: nn.Module | None, x: tuple[torch.Tensor, ...]) -> torch.exp
 
 
 def _last_line(error: BaseException) -> str:
-    """An error's type and first line, and where in the source it arose."""
+    """Return the type and first line of an error, and the source location where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if "onebyone" in f.filename or "bench" in f.filename] or frames
     message = (str(error).strip().splitlines() or [""])[0][:300]

@@ -1,4 +1,4 @@
-"""The zoo's results added up."""
+"""Totals over the results of the zoo."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FORMS = ("linear", "conv")
 
 
 def totals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The line of totals as plain data.
+    """Return the totals as plain data.
 
-    `layers_eligible` is the zoo's own count; each of them is in `layers_converted` or in `exceptions`.
-    `layers_refused` and `dense_refused` are by reason. `not_equivalent` and `crashed` count steps. Layout
-    operators are of the exported programs, both directions added up.
+    `layers_eligible` is counted independently of the converter; each of these layers is either in `layers_converted` or
+    in `exceptions`. `layers_refused` and `dense_refused` are counted by reason. `not_equivalent` and `crashed` count
+    steps. Layout operators are those of the exported programs, summed over both directions.
     """
     steps = [s for r in results for s in r["steps"]]
     exceptions = list(missed_layers(results))
@@ -45,7 +45,7 @@ def totals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def line(total: dict[str, Any]) -> str:
-    """The totals on one line."""
+    """Return the totals in one line."""
     refused = sum(total["layers_refused"].values())
     dense = sum(total["dense_refused"].values())
     parts = [
@@ -63,7 +63,7 @@ def line(total: dict[str, Any]) -> str:
 
 
 def missed_layers(results: Iterable[dict[str, Any]]) -> Iterable[dict[str, str]]:
-    """Every eligible layer that was not converted: model, path, kind, reason."""
+    """Yield every eligible layer that was not converted: model, path, kind, reason."""
     for result in results:
         for step in result["steps"]:
             for form in FORMS:
@@ -71,31 +71,31 @@ def missed_layers(results: Iterable[dict[str, Any]]) -> Iterable[dict[str, str]]
                     yield {
                         "model": result["key"],
                         **missed,
-                        "reason": missed["reason"] or "passed over in silence",
+                        "reason": missed["reason"] or "not reported by the converter",
                     }
 
 
 def is_exact(step: dict[str, Any]) -> bool:
-    """Whether the dense form equals cropping, under the context it was given."""
+    """Return whether the dense form equals cropping with at least one context."""
     return step["outcome"] == "converted" and any(
         c.get("exact") for c in step["figures"]["contexts"].values()
     )
 
 
 def main_reason(step: dict[str, Any]) -> str:
-    """The first reason that no choice of context lifts, without the numbers of one model."""
+    """Return the first reason that no choice of context resolves, without the numbers of the model."""
     refusals = step["figures"].get("refusals")
     return reason_class(refusals[0]["reason"]) if refusals else reason_class(step["reason"])
 
 
 def reason_class(reason: str) -> str:
-    """A reason without the numbers and names of one model, so that equal ones are counted together."""
+    """Return a reason without the numbers and names of a model, so that equal reasons are counted together."""
     text = re.sub(r"\(?\b\d+(?:[×.]\d+|, \d+)*\b\)?", "N", reason.split(";")[0].split(" (")[0])
     return text.strip()[:110]
 
 
 def machine() -> dict[str, Any]:
-    """The machine that the figures are from, by its kind."""
+    """Describe the machine on which the figures were measured."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),

@@ -1,8 +1,7 @@
-"""Processes that run the zoo: one a network, so that nothing one does can stop the rest.
+"""Processes that run the zoo: one for each network, so that the failure of one does not affect the others.
 
-They are forked from a server that has the libraries loaded already. Each writes every step's record to a
-file as soon as there is one; what the process was doing when it was stopped, or died, is a crash of that
-step.
+They are forked from a server that has loaded the libraries. Each process writes the record of every step to a file as
+soon as the step ends. If a process dies or is stopped, the step that it was running counts as crashed.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from bench.zoo.models import Entry
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "bench" / "work" / "zoo"
 MEMORY = 12 * 2**30
-#: Seconds a network may take in all.
-PATIENCE = 900
+#: Seconds that all steps of a network may take.
+TIME_LIMIT = 900
 FAULTS = ("not equivalent", "crashed")
 LIBRARIES = ("torch", "torchvision", "timm")
 RENDERING = ("report.py", "__main__.py", "totals.py")
@@ -37,7 +36,7 @@ RENDERING = ("report.py", "__main__.py", "totals.py")
 
 @cache
 def sources() -> str:
-    """A mark of the package's and the zoo's own sources, and of the libraries' versions."""
+    """Return a hash of the sources of the package and the zoo, and of the versions of the libraries."""
     digest = hashlib.sha256()
     for path in sorted([*(ROOT / "src").rglob("*.py"), *Path(__file__).parent.glob("*.py")]):
         if path.parent != Path(__file__).parent or path.name not in RENDERING:
@@ -47,17 +46,17 @@ def sources() -> str:
 
 
 def fingerprint(entry: Entry) -> str:
-    """What a result depends on: the sources, and the entry."""
+    """Return a hash of what a result depends on: the sources and the entry."""
     return hashlib.sha256((sources() + json.dumps(asdict(entry))).encode()).hexdigest()[:16]
 
 
 def result_path(entry: Entry) -> Path:
-    """Where a network's result is kept between runs."""
+    """Return the path where a network's result is stored between runs."""
     return WORK / (entry.key.replace(":", "-") + ".json")
 
 
 def kept(entry: Entry, mark: str | None) -> dict[str, Any] | None:
-    """The result of an earlier run: of the same fingerprint, or, where `mark` is None, any without faults."""
+    """Return the result of an earlier run with the fingerprint `mark`; if that is None, any result without faults."""
     path = result_path(entry)
     if not path.exists():
         return None
@@ -68,7 +67,7 @@ def kept(entry: Entry, mark: str | None) -> dict[str, Any] | None:
 
 
 def run_entry(entry: Entry, log: Path) -> None:
-    """In a process of its own: every step of one network, each record a line of `log`."""
+    """Run every step of one network in a separate process; each record is a line of `log`."""
     import torch
 
     from bench.zoo.steps import Run, Step
@@ -77,16 +76,16 @@ def run_entry(entry: Entry, log: Path) -> None:
     memory.cap(MEMORY)
     warnings.simplefilter("ignore")
 
-    def tell(step: Step) -> None:
+    def report(step: Step) -> None:
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(step.to_dict()) + "\n")
 
-    Run(entry, tell).all()
+    Run(entry, report).all()
 
 
 @dataclass
 class Job:
-    """One network at work."""
+    """One network that is running."""
 
     entry: Entry
     process: ForkServerProcess
@@ -95,18 +94,18 @@ class Job:
     mark: str
 
     def result(self, late: bool) -> dict[str, Any]:
-        """All of its records; one more where the process did not come to its end."""
+        """Return all of its records, and one more if the process did not end normally."""
         steps = []
         if self.log.exists():
             steps = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
         if late or self.process.exitcode:
-            why = (
-                f"stopped after {PATIENCE} seconds"
+            reason = (
+                f"stopped after {TIME_LIMIT} seconds"
                 if late
                 else f"its process ended with {self.process.exitcode}"
             )
             name = f"after {steps[-1]['name']}" if steps else "start"
-            ended = {"name": name, "outcome": "crashed", "reason": why, "figures": {}}
+            ended = {"name": name, "outcome": "crashed", "reason": reason, "figures": {}}
             steps.append(ended | {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0})
         seconds = round(time.monotonic() - self.start, 1)
         marks = {"fingerprint": self.mark, "sources": sources()}
@@ -114,7 +113,7 @@ class Job:
 
 
 def run_all(entries: Sequence[Entry], jobs: int) -> Iterator[tuple[str, Entry, dict[str, Any] | None]]:
-    """Run the entries, `jobs` at a time: ("begun", entry, None) and ("done", entry, result) as they come."""
+    """Run the entries, `jobs` at a time; yield ("begun", entry, None) and ("done", entry, result) as they occur."""
     WORK.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
@@ -143,7 +142,7 @@ def _begin(context: Any, entry: Entry) -> Job:
 
 
 def _late(job: Job) -> bool:
-    return time.monotonic() - job.start > PATIENCE
+    return time.monotonic() - job.start > TIME_LIMIT
 
 
 def _end(job: Job) -> dict[str, Any]:

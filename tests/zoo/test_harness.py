@@ -64,7 +64,7 @@ def test_totals_add_up_and_hide_nothing() -> None:
     results = [_result("timm:a", LAYERS, GRAPH, REFUSED), _result("timm:b", LAYERS, REFUSED)]
     total = totals.totals(results)
     assert (total["layers_converted"], total["layers_eligible"], total["crashed"]) == (10, 12, 1)
-    assert total["layers_refused"] == {"passed over in silence": 2}
+    assert total["layers_refused"] == {"not reported by the converter": 2}
     assert list(total["dense_refused"].values()) == [2]
     assert (total["layout_before"], total["layout_after"], total["not_equivalent"]) == (4, 3, 0)
     assert "not equivalent: 0" in totals.line(total)
@@ -80,7 +80,7 @@ def test_the_page_names_every_exception_refusal_and_fault() -> None:
         "models": results,
     }
     text = report.page(data)
-    for said in ("`head`", "passed over in silence", "a map of 3×4 places is \\| met", "ValueError: no"):
+    for said in ("`head`", "not reported by the converter", "a map of 3×4 places is \\| met", "ValueError: no"):
         assert said in text
 
 
