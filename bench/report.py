@@ -135,9 +135,9 @@ def _ceiling(results: list[dict[str, Any]]) -> str:
         f"In eager mode, the networks run at {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the measured peak "
         f"of this machine. A network that ran at the peak throughout would be {most:.2f} times as fast as in eager "
         f"mode (as a geometric mean), and no form that computes all multiplications can be faster. Winograd's form of "
-        f"3×3 convolutions needs 1/4 of the multiplications, and Strassen's form of linear layers 7/8 or 49/64. Shares of "
-        f"the peak count the multiplications of the direct form, and may therefore exceed 100 %. “PyTorch alone” means "
-        f"PyTorch and onebyone's own kernels, which are compiled on this machine by the compiler that "
+        f"3×3 convolutions needs 1/4 of the multiplications, and Strassen's form of linear layers 7/8 or 49/64. Shares "
+        f"of the peak count the multiplications of the direct form, and may therefore exceed 100 %. “PyTorch alone” "
+        f"means PyTorch and onebyone's own kernels, which are compiled on this machine by the compiler that "
         f"`torch.compile` uses, without another runtime."
     )
 

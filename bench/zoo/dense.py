@@ -104,8 +104,8 @@ def against_crops(model: nn.Module, dense: nn.Module, geometry: Geometry, image:
     """Crop every window of `image`, run it alone, and compare it with its position in the dense output.
 
     Returns `max_abs_difference`; `relative_to_spread`, the same relative to the standard deviation of the outputs of
-    all crops; `relative_to_variation`, the root mean square difference relative to the root mean square variation of the
-    outputs between windows; and `class_agreement`, the share of windows whose largest output is the same.
+    all crops; `relative_to_variation`, the root mean square difference relative to the root mean square variation of
+    the outputs between windows; and `class_agreement`, the share of windows whose largest output is the same.
     """
     outputs = _leaves(dense(image))
     positions = [

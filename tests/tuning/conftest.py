@@ -1,4 +1,4 @@
-"""A network tuned once, and how results are compared."""
+"""A network that is tuned once for all tests, and the comparison of outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUDGET = 0.3
 
 @pytest.fixture
 def ample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time for every whole, however slow the machine is, and none for the search."""
+    """Try every network form, however slow the machine is, and skip the search over layers."""
     monkeypatch.setattr(Budget, "allows", lambda self, kind: True)
     monkeypatch.setattr(selection, "search_layers", lambda *_: None)
 
@@ -35,6 +35,6 @@ def made() -> tuple[nn.Module, Tensor, Tuned]:
 
 
 def close(a: Any, b: Any) -> None:
-    """Within the limit that `verify` derives, for numbers of this size (√(u'/u)·u = 2^-17.5 of the largest)."""
+    """Assert that outputs agree within the limit that `verify` derives: √(u'/u)·u = 2^-17.5 of the largest number."""
     size = max(float(t.detach().abs().max()) for _, t in leaves(b))
     torch.testing.assert_close(a, b, rtol=0, atol=2**-17.5 * size)

@@ -1,4 +1,4 @@
-"""Small networks of every way to be called, and an engine or two that are up to no good."""
+"""Small networks with different signatures and outputs, and engines that compute wrong results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onebyone.tuning.engines import Engine, EngineSettings, base
 
 
 def images() -> nn.Module:
-    """A 3×3 convolution, two 1×1 convolutions, two linear layers."""
+    """Return a network of a 3×3 convolution, two 1×1 convolutions and two linear layers."""
     torch.manual_seed(0)
     return nn.Sequential(
         *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1)),
@@ -35,13 +35,13 @@ class Block(nn.Module):
 
 
 def tokens(blocks: int = 3) -> nn.Module:
-    """Three alike blocks and a head."""
+    """Return identical blocks (three by default) and a head."""
     torch.manual_seed(0)
     return nn.Sequential(*(Block() for _ in range(blocks)), nn.Linear(8, 4))
 
 
 class TwoInputs(nn.Module):
-    """Two inputs, one of them optional and by name; a tuple with a dict in it."""
+    """Two inputs, one of them optional and keyword-only; the output is a tuple that contains a dict."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Answer(NamedTuple):
 
 
 class Named(nn.Module):
-    """Gives a named tuple, from token ids."""
+    """Maps token ids to a named tuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,21 +74,21 @@ def eager(network: nn.Module, calling: CallSignature, setting: EngineSettings) -
 
 
 def constant(network: nn.Module, calling: CallSignature, setting: EngineSettings) -> Call:
-    """Remembers the example's answer and gives it for whatever it is asked: fast, and wrong."""
+    """Return the output of the example for every input: fast, and wrong."""
     with torch.inference_mode():
         answer = calling.run(network)
     return lambda *args, **kwargs: answer
 
 
 def slightly_off(network: nn.Module, calling: CallSignature, setting: EngineSettings) -> Call:
-    """Rounds to bfloat16 on the way out."""
+    """Round the outputs to bfloat16."""
     call = eager(network, calling, setting)
     return lambda *args, **kwargs: call(*args, **kwargs).bfloat16().float()
 
 
 @contextmanager
 def registered(*engines: Engine) -> Iterator[None]:
-    """Engines that are there for a while."""
+    """Register engines while the context is open."""
     before = dict(base._ENGINES)
     try:
         for engine in engines:

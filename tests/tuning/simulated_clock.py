@@ -1,4 +1,4 @@
-"""Time that stands still unless it is made to pass, and candidates that take what they are told to."""
+"""A simulated clock, and calls that take a given time on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onebyone.tuning.clock import Clock
 
 
 class Time:
-    """Seconds that pass only by `spend`; remembers who spent them."""
+    """Seconds that pass only in calls made by `spend`; `log` lists these calls."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -18,7 +18,7 @@ class Time:
         return self.seconds
 
     def spend(self, name: str, seconds: float) -> Callable[[], None]:
-        """A call that takes so long."""
+        """Return a call that takes this many seconds."""
 
         def call() -> None:
             self.log.append(name)
@@ -28,7 +28,7 @@ class Time:
 
 
 class Noise:
-    """A watch that says of each round what it is told to, and afterwards that nothing was amiss."""
+    """A monitor that returns the given verdicts for the first rounds, and False for all later ones."""
 
     def __init__(self, *verdicts: bool) -> None:
         self.verdicts = list(verdicts)
