@@ -80,7 +80,12 @@ def test_the_page_names_every_exception_refusal_and_fault() -> None:
         "models": results,
     }
     text = report.page(data)
-    for said in ("`head`", "not reported by the converter", "a map of 3×4 places is \\| met", "ValueError: no"):
+    for said in (
+        "`head`",
+        "not reported by the converter",
+        "a map of 3×4 places is \\| met",
+        "ValueError: no",
+    ):
         assert said in text
 
 

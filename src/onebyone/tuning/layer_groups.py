@@ -125,10 +125,11 @@ def group_layers(network: nn.Module, signature: CallSignature) -> tuple[LayerGro
 
 def _group(key: _GroupKey, paths: list[str], calls_by_path: dict[str, _LayerCalls]) -> LayerGroup:
     first = calls_by_path[paths[0]]
+    module: Any = first.module
     assert first.sample is not None
     calls = sum(calls_by_path[p].calls for p in paths)
     why_not_convertible = why_not_attention if key.kind == ATTENTION else why_not
-    convertible = key.kind != KERNEL and why_not_convertible(first.module) is None
+    convertible = key.kind != KERNEL and why_not_convertible(module) is None
     cost = _cost(first.module, first.sample, key.weight, first.output_shape)
     return LayerGroup(
         key.kind, key.pattern, tuple(paths), first.module, first.sample, key.weight, cost, calls, convertible
