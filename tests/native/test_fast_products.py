@@ -11,7 +11,7 @@ from torch import nn
 
 import onebyone
 from onebyone.errors import NotEquivalent
-from onebyone.tuning import Plan, engines
+from onebyone.tuning import TuningPlan, engines
 from onebyone.tuning.engines import native
 from onebyone.tuning.result import tables
 from tests.native.build import needs_compiler
@@ -83,4 +83,4 @@ def test_the_worst_row_is_in_the_table_and_in_the_plan() -> None:
     assert all(0 < c["row_ratio"] <= 90.5 for c in t.plan.candidates if c["refused"] is None)
     data = t.plan.to_dict()  # a plan of an earlier version does not say
     assert data.pop("fast_products") is False
-    assert not Plan.from_dict(data).fast_products
+    assert not TuningPlan.from_dict(data).fast_products

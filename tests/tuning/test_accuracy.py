@@ -1,4 +1,4 @@
-"""The judge: what is the same function passes, and planted faults do not."""
+"""The accuracy check: equivalent candidates pass, and injected faults are detected."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tests.tuning.simulated_clock import Time
 SETTING = EngineSettings(torch.device("cpu"), 1)
 
 
-def judged(network: nn.Module, example: Any, change: Any = None, free: bool = False) -> Any:
+def checked(network: nn.Module, example: Any, change: Any = None, free: bool = False) -> Any:
     calling = CallSignature.of(network.eval(), example, free)
     checker = AccuracyChecker(network, calling)
     call = networks.eager(network, calling, SETTING)
     return checker.check(call if change is None else lambda *a, **k: change(call(*a, **k)))
 
 
-def test_the_network_itself_has_its_own_rounding_error() -> None:
-    check = judged(networks.images(), torch.randn(2, 3, 8, 8))
+def test_the_original_has_a_rounding_ratio_of_at_most_one() -> None:
+    check = checked(networks.images(), torch.randn(2, 3, 8, 8))
     assert check.problem == ""
     assert check.rounding_ratio is not None
     assert 0 < check.rounding_ratio <= 1
     assert check.max_error == 0.0
 
 
-def test_the_ratio_against_a_second_computation() -> None:
-    """Error over the original's own, both against a float64 copy made here."""
+def test_the_rounding_ratio_equals_a_second_computation() -> None:
+    """The candidate's error ÷ the original's, both against a float64 copy made in this test."""
     network, x = networks.images().eval(), torch.randn(2, 3, 8, 8)
     off = torch.zeros(2, 5)
     off[1, 3] = 1e-5
@@ -62,15 +62,15 @@ def test_the_ratio_against_a_second_computation() -> None:
         (lambda y: (y, y), "paths and shapes"),
     ],
 )
-def test_what_is_wrong_is_seen(change: Any, words: str) -> None:
+def test_faults_are_detected(change: Any, words: str) -> None:
     import re
 
-    check = judged(networks.images(), torch.randn(2, 3, 8, 8), change)
+    check = checked(networks.images(), torch.randn(2, 3, 8, 8), change)
     assert re.search(words, check.problem)
 
 
-def test_an_answer_that_does_not_look_at_its_input() -> None:
-    """Right on the example, and on nothing else."""
+def test_constant_outputs_are_detected() -> None:
+    """They are correct for the example only."""
     network, x = networks.images().eval(), torch.randn(1, 3, 8, 8)
     calling = CallSignature.of(network, x)
     call = networks.constant(network, calling, SETTING)
@@ -78,7 +78,7 @@ def test_an_answer_that_does_not_look_at_its_input() -> None:
 
 
 class Tokens(nn.Module):
-    """A head on 196 tokens (N, 196, 16), each by itself."""
+    """A head applied to each of 196 tokens (N, 196, 16)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,43 +90,43 @@ class Tokens(nn.Module):
         return y
 
 
-def spoilt_row(y: Tensor) -> Tensor:
-    """One token is off by a hundred thousandth of the largest number of all, which is a hundredth of its own."""
+def with_wrong_row(y: Tensor) -> Tensor:
+    """Change one token by 1 % of its size, which is 10⁻⁵ of the largest number of the output."""
     y = y.clone()
     y[0, 77] += 1e-2 * y[0, 77].abs().max()
     return y
 
 
-def test_one_row_of_196_that_is_spoilt_is_seen() -> None:
+def test_one_wrong_row_of_196_is_detected() -> None:
     network, x = Tokens(), torch.randn(1, 196, 16)
-    x[0, 5] *= 1e5  # so that the whole output's largest error tells nothing
-    check = judged(network, x, spoilt_row)
+    x[0, 5] *= 1e5  # so that the largest error of the whole output does not show the fault
+    check = checked(network, x, with_wrong_row)
     assert "in row 77, limit 90.5" in check.problem
     assert check.row_ratio > 1e4
     calling = CallSignature.of(network, x)
     checker = AccuracyChecker(network, calling, by_row=False)
-    assert checker.check(lambda x: spoilt_row(network(x))).problem == ""
-    assert judged(network, x).row_ratio <= 1
+    assert checker.check(lambda x: with_wrong_row(network(x))).problem == ""
+    assert checked(network, x).row_ratio <= 1
 
 
-def test_rows_that_lose_digits_beside_large_ones_are_seen() -> None:
-    """As Strassen's products without scaling do: an error that grows with the largest row."""
+def test_rows_that_lose_digits_beside_large_ones_are_detected() -> None:
+    """Strassen's products without scaling have such an error, which grows with the largest row."""
     network, x = Tokens().eval(), torch.randn(1, 196, 16)
-    check = judged(network, x, lambda y: y + 1e-7 * y.abs().max())
+    check = checked(network, x, lambda y: y + 1e-7 * y.abs().max())
     assert "on an input with outliers" in check.problem
     checker = AccuracyChecker(network, CallSignature.of(network, x), by_row=False)
     assert checker.check(lambda x: network(x) + 1e-7 * network(x).abs().max()).problem == ""
 
 
 @pytest.mark.parametrize("example", [(3, 196, 16), (3, 16)])
-def test_samples_that_reach_each_other_are_seen(example: tuple[int, ...]) -> None:
-    check = judged(Tokens(), torch.randn(example), lambda y: y + 1e-6 * y.mean(0))
+def test_samples_that_influence_each_other_are_detected(example: tuple[int, ...]) -> None:
+    check = checked(Tokens(), torch.randn(example), lambda y: y + 1e-6 * y.mean(0))
     assert "in row" in check.problem
     assert "on an input with outliers" in check.problem
 
 
 class Sometimes:
-    """Wrong in each third call."""
+    """Adds an error in every third call."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -137,19 +137,19 @@ class Sometimes:
 
 
 @pytest.mark.parametrize("offset", range(3))
-def test_what_is_wrong_in_each_third_call_is_seen(offset: int) -> None:
+def test_faults_in_every_third_call_are_detected(offset: int) -> None:
     fault = Sometimes()
     fault.calls = offset
-    assert "rounding error" in judged(networks.tokens(), torch.randn(2, 4, 8), fault).problem
+    assert "rounding error" in checked(networks.tokens(), torch.randn(2, 4, 8), fault).problem
 
 
-def test_what_is_wrong_under_load_is_seen() -> None:
+def test_faults_under_load_are_detected() -> None:
     import threading
 
-    def raced(y: Tensor) -> Tensor:
+    def with_race(y: Tensor) -> Tensor:
         return y + any(t.name == "onebyone-load" for t in threading.enumerate())
 
-    assert "rounding error" in judged(networks.tokens(), torch.randn(2, 4, 8), raced).problem
+    assert "rounding error" in checked(networks.tokens(), torch.randn(2, 4, 8), with_race).problem
     assert not any(t.name == "onebyone-load" for t in threading.enumerate())
 
 
@@ -181,8 +181,8 @@ def test_slow_candidates_run_fewer_times_unless_they_are_chosen(
     assert len(calls) == runs
 
 
-def test_maps_are_judged_by_position_and_what_is_near() -> None:
-    """An error of what is near is rounding, of what is far is not: convolutions by tiles round so."""
+def test_positions_of_a_map_are_compared_with_their_neighbourhood() -> None:
+    """Errors near a large value are rounding errors of tiled convolutions; errors far from it are faults."""
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1)).eval(), torch.randn(1, 3, 80, 80)
     x[..., :8, :8] *= 1e5
@@ -203,7 +203,7 @@ def test_maps_are_judged_by_position_and_what_is_near() -> None:
     assert "in row" in checker.check(lambda x: far(network(x))).problem
 
 
-def test_a_batch_that_is_baked_in() -> None:
+def test_a_constant_batch_size_is_detected() -> None:
     network, x = networks.tokens().eval(), torch.randn(2, 4, 8)
     calling = CallSignature.of(network, x, dynamic_batch=True)
     check = AccuracyChecker(network, calling).check(lambda x: network(x.reshape(2, -1, 8)[:, :4]))
@@ -212,11 +212,11 @@ def test_a_batch_that_is_baked_in() -> None:
     assert [r.signature.tensors[0].shape[0] for r in checker.references] == [2, 2, 5]
 
 
-def test_a_call_that_fails_is_told() -> None:
+def test_the_error_of_a_failing_call_is_reported() -> None:
     def fail(y: Tensor) -> Tensor:
         raise RuntimeError("no luck\nat all")
 
-    assert judged(networks.tokens(), torch.randn(2, 4, 8), fail).problem == "it fails: RuntimeError: no luck"
+    assert checked(networks.tokens(), torch.randn(2, 4, 8), fail).problem == "it fails: RuntimeError: no luck"
 
 
 def test_integers_must_be_equal() -> None:
@@ -225,8 +225,8 @@ def test_integers_must_be_equal() -> None:
             return x.argmax(-1)
 
     x = torch.tensor([[1.0, 3.0, 2.0]])
-    assert judged(Best(), x).problem == ""
-    assert "differs" in judged(Best(), x, lambda y: y + 1).problem
+    assert checked(Best(), x).problem == ""
+    assert "differs" in checked(Best(), x, lambda y: y + 1).problem
 
 
 def test_without_a_float64_reference_outputs_are_compared_in_their_own_type() -> None:
@@ -234,9 +234,9 @@ def test_without_a_float64_reference_outputs_are_compared_in_their_own_type() ->
         def forward(self, x: Tensor) -> Tensor:
             return torch.sin(x.float())
 
-    check = judged(Casts(), torch.randn(3, 4))
+    check = checked(Casts(), torch.randn(3, 4))
     assert (check.rounding_ratio, check.problem) == (None, "")
-    assert "differs by" in judged(Casts(), torch.randn(3, 4), lambda y: y + 1e-3).problem
+    assert "differs by" in checked(Casts(), torch.randn(3, 4), lambda y: y + 1e-3).problem
 
 
 def test_bfloat16_is_measured_by_bfloat16() -> None:

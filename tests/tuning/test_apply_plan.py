@@ -1,4 +1,4 @@
-"""Plans applied: without measuring, where they belong, and compared all the same."""
+"""Plans are applied without measuring, only where they are valid, and their outputs are checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import onebyone
 from onebyone.errors import BadInput, NotEquivalent, Refused
-from onebyone.tuning import Plan, Tuned
+from onebyone.tuning import Tuned, TuningPlan
 from tests.tuning import networks
 from tests.tuning.conftest import close, tuned
 
@@ -35,7 +35,7 @@ def test_a_plan_is_applied_without_measuring(
     assert torch.equal(again.model(x), t.model(x))
 
 
-def with_choice(plan: Plan, **choice: Any) -> Plan:
+def with_choice(plan: TuningPlan, **choice: Any) -> TuningPlan:
     return dataclasses.replace(plan, choice={**plan.choice, "layers": {}, **choice})
 
 
@@ -70,7 +70,7 @@ def test_elsewhere_a_plan_is_refused_unless_forced(
     close(onebyone.tune(network, x, plan=plan, force=True).model(x), copy.deepcopy(network).eval()(x))
 
 
-def test_a_plan_for_any_batch_is_applied_to_another() -> None:
+def test_a_plan_with_a_dynamic_batch_is_applied_to_another_batch() -> None:
     network = networks.tokens().eval()
     t = tuned(network, torch.randn(3, 4, 8), dynamic_batch=True)
     x = torch.randn(5, 4, 8)
@@ -109,7 +109,7 @@ def test_a_plan_that_is_not_equivalent_is_not_applied(made: tuple[nn.Module, Ten
         ({"form": "layers", "layers": {"no": "conv"}}, "no layer 'no'"),
     ],
 )
-def test_names_that_do_not_exist(
+def test_plans_with_unknown_names_are_refused(
     made: tuple[nn.Module, Tensor, Tuned], choice: dict[str, Any], words: str
 ) -> None:
     network, x, t = made

@@ -1,4 +1,4 @@
-"""The clock, on time that stands still."""
+"""Timing on a simulated clock."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_medians_and_spread_are_those_of_the_samples() -> None:
     assert Timing.of([0.5]) == Timing(500.0, 0.0, 1)
 
 
-def test_every_round_gives_every_candidate_a_turn_in_an_order_of_its_own() -> None:
-    """A turn is two calls, the first of which does not count."""
+def test_every_candidate_has_one_turn_per_round_in_a_new_order() -> None:
+    """A turn consists of two calls, the first of which is not timed."""
     time = Time()
     calls = {name: time.spend(name, 1.0) for name in "abc"}
     times = clock(time).interleave(calls, 1e6, rounds=7, least=7)
@@ -40,9 +40,9 @@ def test_the_order_follows_the_seed() -> None:
     assert order(1) != order(2)
 
 
-def test_disturbed_rounds_are_run_again_and_do_not_count() -> None:
+def test_disturbed_rounds_are_repeated_and_not_used() -> None:
     time = Time()
-    slow = iter([1.0] * 4 + [50.0] * 4 + [1.0] * 100)  # four calls of warm-up, then two disturbed rounds
+    slow = iter([1.0] * 4 + [50.0] * 4 + [1.0] * 100)  # four warm-up calls, then two disturbed rounds
 
     def call() -> None:
         time.seconds += next(slow)
@@ -52,20 +52,20 @@ def test_disturbed_rounds_are_run_again_and_do_not_count() -> None:
     assert (times.disturbed, times.kept_disturbed) == (2, 0)
 
 
-def test_where_every_round_is_disturbed_they_count_and_are_said_to() -> None:
+def test_if_every_round_is_disturbed_they_are_used_and_counted() -> None:
     time = Time()
     times = clock(time, *[True] * 100).interleave({"a": time.spend("a", 1.0)}, 1e6, rounds=4, least=3)
     assert times["a"].runs == 3
     assert (times.disturbed, times.kept_disturbed) == (5, 3)
 
 
-def test_of_disturbed_rounds_those_that_lost_least_count() -> None:
+def test_of_disturbed_rounds_the_fastest_are_used() -> None:
     time = Time()
     rounds = [2.0, 1.0, 9.0, 1.5, 7.0]
-    taken = iter([1.0] * 4 + [seconds for r in rounds for seconds in (1.0, r)])
+    seconds_of_calls = iter([1.0] * 4 + [seconds for r in rounds for seconds in (1.0, r)])
 
     def call() -> None:
-        time.seconds += next(taken)
+        time.seconds += next(seconds_of_calls)
 
     times = clock(time, *[True] * 5).interleave({"a": call}, 1e6, rounds=4, least=3)
     assert sorted(times.samples["a"]) == [1.0, 1.5, 2.0]
@@ -85,12 +85,12 @@ def test_it_ends_early_once_the_median_has_settled() -> None:
     assert times["a"].runs == 8
 
 
-def test_the_first_call_of_a_turn_does_not_count() -> None:
+def test_the_first_call_of_a_turn_is_not_timed() -> None:
     time = Time()
     previous = [""]
 
     def candidate(name: str) -> None:
-        """Slow whenever another one has just run."""
+        """Take longer if the other candidate ran before."""
         time.seconds += 1.0 if previous[0] == name else 5.0
         previous[0] = name
 
@@ -99,33 +99,33 @@ def test_the_first_call_of_a_turn_does_not_count() -> None:
     assert times["a"] == times["b"] == Timing(1000.0, 0.0, 6)
 
 
-def test_short_calls_are_repeated_and_the_first_call_does_not_count() -> None:
+def test_short_calls_are_repeated_and_the_first_call_is_ignored() -> None:
     time = Time()
-    taken = iter([9.0] + [1e-5] * 10_000)
+    seconds_of_calls = iter([9.0] + [1e-5] * 10_000)
 
     def call() -> None:
-        time.seconds += next(taken)
+        time.seconds += next(seconds_of_calls)
 
     repeats, seconds = clock(time).warm_up(call, 60.0)
     assert repeats == 50
     assert seconds == pytest.approx(1e-5)
 
 
-def test_warming_goes_on_until_samples_agree() -> None:
+def test_warming_up_ends_when_samples_agree() -> None:
     time = Time()
-    taken = iter([8.0, 4.0, 2.0, 1.5, 1.0, 1.0, 1.0, 1.0])
+    seconds_of_calls = iter([8.0, 4.0, 2.0, 1.5, 1.0, 1.0, 1.0, 1.0])
     done: list[float] = []
 
     def call() -> None:
-        done.append(next(taken))
+        done.append(next(seconds_of_calls))
         time.seconds += done[-1]
 
     assert clock(time).warm_up(call, 1e6)[1] == 1.0
     assert done[-3:] == [1.0, 1.0, 1.0]
 
 
-def test_shares_are_taken_round_by_round() -> None:
-    """A drift that slows every round alike moves the medians, and no share."""
+def test_ratios_are_computed_round_by_round() -> None:
+    """A drift that slows down both candidates changes the medians, but not their ratio."""
     time = Time()
     slowness = {"value": 1.0}
 

@@ -1,4 +1,4 @@
-"""The witnesses of a disturbance, each by itself."""
+"""The indicators of contention, one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from onebyone.tuning.contention import ContentionMonitor, busy_seconds, involuntary_switches, reference_work
 
 
-def witness(**replaced: Any) -> ContentionMonitor:
+def monitor(**replaced: Any) -> ContentionMonitor:
     quiet: dict[str, Any] = {
         "reference": lambda: 1.0,
         "switches": lambda: 0,
@@ -32,27 +32,27 @@ def _then(*values: float) -> Any:
     return lambda: next(left)
 
 
-def test_nothing_happened() -> None:
-    one = witness()
+def test_no_indicator_reports_contention() -> None:
+    one = monitor()
     one.begin()
     assert not one.disturbed()
 
 
 @pytest.mark.parametrize(("switches", "disturbed"), [(100, False), (104, True)])
-def test_the_scheduler_took_the_core(switches: int, disturbed: bool) -> None:
-    one = witness(switches=_then(7, 7 + switches))
+def test_involuntary_context_switches(switches: int, disturbed: bool) -> None:
+    one = monitor(switches=_then(7, 7 + switches))
     one.begin()
     assert one.disturbed() is disturbed
 
 
-def test_the_fixed_work_took_longer_than_it_ever_has() -> None:
-    one = witness(reference=_then(*[1.0] * 5, 1.0, 1.0, 1.3, 1.3))
+def test_the_reference_work_is_slower_than_before() -> None:
+    one = monitor(reference=_then(*[1.0] * 5, 1.0, 1.0, 1.3, 1.3))
     one.begin()
     assert one.disturbed()
 
 
-def test_a_better_best_is_learnt() -> None:
-    one = witness(reference=_then(*[2.0] * 5, 1.0, 1.0, 1.3, 1.4, 1.0, 1.0, 1.2, 1.2))
+def test_the_best_time_of_the_reference_work_is_updated() -> None:
+    one = monitor(reference=_then(*[2.0] * 5, 1.0, 1.0, 1.3, 1.4, 1.0, 1.0, 1.2, 1.2))
     one.begin()
     assert one.disturbed()
     one.begin()
@@ -60,15 +60,15 @@ def test_a_better_best_is_learnt() -> None:
 
 
 @pytest.mark.parametrize(("others", "disturbed"), [(0.05, False), (1.0, True)])
-def test_others_used_the_processor(others: float, disturbed: bool) -> None:
-    """Of the two seconds that all used, this process had all but `others`."""
-    one = witness(busy=_then(10.0, 12.0), own=_then(1.0, 3.0 - others))
+def test_processor_time_of_other_processes(others: float, disturbed: bool) -> None:
+    """All processes used two seconds, of which `others` were not this process's."""
+    one = monitor(busy=_then(10.0, 12.0), own=_then(1.0, 3.0 - others))
     one.begin()
     assert one.disturbed() is disturbed
 
 
-def test_a_system_without_counters() -> None:
-    one = witness(busy=lambda: None)
+def test_systems_without_counters() -> None:
+    one = monitor(busy=lambda: None)
     one.begin()
     assert not one.disturbed()
     assert busy_seconds(Path("/nowhere/stat")) is None
@@ -84,6 +84,6 @@ def test_the_counters_of_proc_stat(tmp_path: Path) -> None:
     assert busy_seconds(stat) is None
 
 
-def test_the_real_ones_answer() -> None:
+def test_the_real_indicators_can_be_read() -> None:
     assert involuntary_switches() >= 0
     assert reference_work(10) > 0

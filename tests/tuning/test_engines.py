@@ -1,4 +1,4 @@
-"""The engines: each gives what the network gives, in its structure, or a reason."""
+"""Engines: each returns the outputs of the network in their structure, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_no_number_for_a_tensor(name: str) -> None:
+def test_outputs_that_are_not_tensors_are_refused(name: str) -> None:
     class Counts(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, int]:
             return x + 1, x.shape[0]
@@ -139,11 +139,11 @@ def test_the_names_of_engines() -> None:
     assert [e.name for e in engines_named(["openvino", "eager"])] == ["openvino", "eager"]
 
 
-def test_libraries_are_imported_when_they_are_used() -> None:
+def test_libraries_are_imported_only_when_used() -> None:
     import subprocess
 
     code = (
-        "import sys, onebyone.tune; "
+        "import sys, onebyone.tuning; "
         "print([m for m in ('onnxruntime', 'openvino', 'onnx', 'torch._inductor') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -160,7 +160,7 @@ def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "is not installed: pip install 'onebyone[engines]'" in reason
 
 
-def test_functions_of_their_own_share_no_code() -> None:
+def test_candidates_of_torch_compile_share_no_code_object() -> None:
     network = networks.tokens()
     one, two = unshared_function(network), unshared_function(network)
     assert one.__code__ is not two.__code__  # type: ignore[attr-defined]

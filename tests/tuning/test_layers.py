@@ -1,4 +1,4 @@
-"""Layers seen, grouped, and computed in every form."""
+"""Layer groups, and the forms of single layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def groups(network: nn.Module, *shape: int) -> dict[str, object]:
     return {g.pattern: g for g in group_layers(network.eval(), CallSignature.of(network, x))}
 
 
-def test_alike_layers_are_one_group() -> None:
+def test_identical_layers_form_one_group() -> None:
     found = group_layers(networks.tokens().eval(), CallSignature.of(networks.tokens(), torch.randn(2, 5, 8)))
     assert [(g.pattern, g.paths, g.calls) for g in found] == [
         ("*.fc1", ("0.fc1", "1.fc1", "2.fc1"), 3),
@@ -43,7 +43,7 @@ def test_alike_layers_are_one_group() -> None:
     assert tuple(found[0].sample.shape) == (2, 5, 8)
 
 
-def test_costs_are_those_of_the_law() -> None:
+def test_costs_equal_those_of_the_cost_model() -> None:
     from onebyone.laws.geometry import Sliding
 
     found = list(
@@ -56,7 +56,7 @@ def test_costs_are_those_of_the_law() -> None:
     assert found[3].cost == cost.linear(2, 32, 16)
 
 
-def test_other_shapes_and_layouts_are_other_groups() -> None:
+def test_other_shapes_and_memory_formats_form_other_groups() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -102,7 +102,7 @@ CASES = [
 
 
 def test_convolutions_on_patches_may_be_linear() -> None:
-    """Patch embeddings and strided stems are a kind of their own; kernels that overlap or pad are not."""
+    """Patch embeddings and strided stems have this form; kernels that overlap or pad do not."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 4, stride=4),
         nn.Conv2d(8, 8, 2, stride=2, groups=2),
@@ -131,7 +131,7 @@ def test_convolutions_on_patches_may_be_linear() -> None:
 @pytest.mark.parametrize(("layer", "shape"), CASES, ids=[f"{m} on {s}" for m, s in CASES])
 @pytest.mark.parametrize("last", [False, True])
 def test_every_form_computes_the_layer(layer: nn.Module, shape: tuple[int, ...], last: bool) -> None:
-    """Against float64, within the bound of a sum of C products and a bias."""
+    """Compare with float64, within the error bound of a sum of products and a bias."""
     x = torch.randn(*shape)
     if last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
@@ -196,7 +196,7 @@ def test_assignments_that_cannot_be_made(assignment: dict[str, str], words: str)
         assigned(networks.images(), assignment)
 
 
-def test_forms_are_timed_on_the_layer_s_own_input() -> None:
+def test_forms_are_timed_on_the_recorded_input() -> None:
     time = Time()
     ticking = itertools.count()
     one = clock(time)
@@ -209,7 +209,7 @@ def test_forms_are_timed_on_the_layer_s_own_input() -> None:
     assert found.fastest(["linear", "permute"]) in ("linear", "permute")
 
 
-def test_a_shorter_type_is_timed_beside_its_error() -> None:
+def test_a_shorter_dtype_is_timed_and_its_error_recorded() -> None:
     network = nn.Sequential(nn.Linear(64, 32)).eval()
     x = torch.randn(5, 64)
     one = clock(Time())
@@ -227,7 +227,7 @@ def test_a_shorter_type_is_timed_beside_its_error() -> None:
     assert found.fastest(["linear", "conv"]) in ("linear", "conv")
 
 
-def test_the_largest_are_measured_first_and_the_rest_is_predicted() -> None:
+def test_the_largest_groups_are_measured_first_and_the_others_predicted() -> None:
     network = networks.images().eval()
     groups = group_layers(network, CallSignature.of(network, torch.randn(1, 3, 8, 8)))
     ticking = itertools.count()
@@ -248,21 +248,21 @@ def test_the_largest_are_measured_first_and_the_rest_is_predicted() -> None:
         assert f.saved_ms("conv") == pytest.approx(saved if f.group.kind == "linear" else 0.0)
 
 
-def test_the_peak_is_a_rate() -> None:
+def test_the_peak_rate() -> None:
     ticking = itertools.count()
     one = clock(Time())
     one.now = lambda: 0.5 * next(ticking)
-    # every call seems to take half a second: the largest product counts
+    # every call takes half a second on this clock, so the largest product has the highest rate
     assert peak_gflops(one, torch.device("cpu"), 0.1) == pytest.approx(2e-9 * 512 * 1024 * 1024 / 0.5)
 
 
-def test_ranking_needs_no_run() -> None:
+def test_the_cost_model_ranks_forms_without_running_them() -> None:
     network = networks.tokens().eval()
     group = group_layers(network, CallSignature.of(network, torch.randn(1, 4, 8)))[0]
     assert sorted(ranking_of(group)) == ["bmm", "conv", "conv-nchw", "linear"]
 
 
-def test_forms_of_one_s_own() -> None:
+def test_registered_forms_can_be_assigned() -> None:
     from onebyone.pytorch.modules.dropins import PointwiseConvolution
     from onebyone.tuning import layer_forms as module
 

@@ -21,8 +21,8 @@ from tests.tuning.test_selection import World
 
 
 @pytest.mark.parametrize("n", range(1, 12))
-def test_the_interval_misses_the_median_as_rarely_as_it_says(n: int) -> None:
-    """All 2^n ways in which n samples lie on either side of the median; a narrower interval would miss it too often."""
+def test_the_interval_misses_the_median_in_at_most_5_percent(n: int) -> None:
+    """Enumerate all 2^n ways in which n samples are above or below the median; a narrower interval fails too often."""
     low, high = median_interval([float(i) for i in range(n)])
     missed = 0
     for sides in product((False, True), repeat=n):  # True: above
@@ -35,7 +35,7 @@ def test_the_interval_misses_the_median_as_rarely_as_it_says(n: int) -> None:
 
 
 def noisy_world(seed: int, fast: float, spread: float) -> World:
-    """One candidate beside the original; every call takes its time, times something random."""
+    """Return a contest of one candidate and the original, whose times have random factors."""
     world, chance = World(lambda c: 1.0), random.Random(seed)
     taken = {BASELINE: 1.0, "compile:conv": fast}
 
@@ -51,25 +51,25 @@ def noisy_world(seed: int, fast: float, spread: float) -> World:
     return world
 
 
-def test_what_is_as_fast_as_the_original_does_not_win_by_luck() -> None:
+def test_a_candidate_as_fast_as_the_original_does_not_win_by_chance() -> None:
     winners = [noisy_world(seed, 1.0, 0.5).contest.final_comparison(12.0)[0].name for seed in range(200)]
     # by chance at most 2.5 % of the intervals end below 1 (2^-5 where there were five rounds only): 200 trials of a
     # coin of 1/32 give more than 16 once in 1,000 times
     assert winners.count("compile:conv") <= 16
     medians = [noisy_world(seed, 1.0, 0.5).contest for seed in range(20)]
-    lucky = sum(
+    by_chance = sum(
         sorted(c.final_comparison(12.0), key=lambda t: t.relative_time or 1.0)[0].name != BASELINE
         for c in medians
     )
-    assert lucky > 4  # the rule of the smallest median would have taken many
+    assert by_chance > 4  # the rule of the smallest median would have taken many
 
 
-def test_what_is_faster_beyond_the_noise_wins() -> None:
+def test_a_candidate_that_is_faster_beyond_the_noise_wins() -> None:
     winners = [noisy_world(seed, 0.3, 0.2).contest.final_comparison(12.0)[0].name for seed in range(50)]
     assert winners.count("compile:conv") == 50
 
 
-def test_a_winner_states_a_range_where_the_measurement_leaves_one() -> None:
+def test_the_reason_states_a_range_if_the_measurement_is_uncertain() -> None:
     (first, *_) = noisy_world(1, 0.2, 0.6).contest.final_comparison(12.0)
     assert first.relative_time_range is not None
     low, high = first.relative_time_range
@@ -90,7 +90,7 @@ def test_the_interval_is_that_of_rounds_in_which_both_ran() -> None:
     assert times.ratio("a", "b") == median([0.5, 1.0, 3.0])
 
 
-def test_an_engine_that_is_not_installed_is_said_to_be_however_small_the_budget(
+def test_missing_libraries_are_reported_however_small_the_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from onebyone.tuning.engines import base
@@ -103,7 +103,7 @@ def test_an_engine_that_is_not_installed_is_said_to_be_however_small_the_budget(
     assert any("more than its budget of 0.01 s" in note for note in tuned.notes)
 
 
-def test_layers_slower_than_their_network_are_not_called_a_part_of_it() -> None:
+def test_layers_slower_than_their_network_are_reported_as_such() -> None:
     net = nn.Sequential(nn.Linear(4, 4)).eval()
     plan = onebyone.tune(net, torch.randn(1, 4), engines="eager", budget=0.5).plan
     (layer,) = plan.layers
@@ -112,7 +112,7 @@ def test_layers_slower_than_their_network_are_not_called_a_part_of_it() -> None:
     assert not any("spent in other operators" in said for said in remarks(replace(plan, layers=(slow,))))
 
 
-def test_the_last_comparison_has_rounds_enough_to_decide() -> None:
+def test_the_final_comparison_has_the_least_number_of_rounds() -> None:
     world = noisy_world(3, 0.5, 0.1)
     world.contest.clock = clock(world.time)
     world.contest.final_comparison(0.001)

@@ -1,4 +1,4 @@
-"""Plans: kept whole in JSON, read with suspicion, and refused where they do not belong."""
+"""Plans: saved as JSON, validated when read, and refused where they are not valid."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def plan() -> TuningPlan:
     )
 
 
-def fits(plan: TuningPlan, **changed: Any) -> None:
+def check(plan: TuningPlan, **changed: Any) -> None:
     here: dict[str, Any] = {
         "machine": MACHINE,
         "versions": VERSIONS,
@@ -67,8 +67,8 @@ def test_it_is_immutable(plan: TuningPlan) -> None:
     assert plan.choice["engine"] == "eager"
 
 
-def test_where_it_was_made_it_fits(plan: TuningPlan) -> None:
-    fits(plan)
+def test_a_plan_is_valid_where_it_was_made(plan: TuningPlan) -> None:
+    check(plan)
 
 
 @pytest.mark.parametrize(
@@ -89,32 +89,32 @@ def test_where_it_was_made_it_fits(plan: TuningPlan) -> None:
         ),
     ],
 )
-def test_elsewhere_it_is_refused_with_the_reason(
+def test_elsewhere_a_plan_is_refused_with_the_reason(
     plan: TuningPlan, changed: dict[str, Any], kind: str, words: str
 ) -> None:
     with pytest.raises(Refused, match="the plan was made for something else") as caught:
-        fits(plan, **changed)
+        check(plan, **changed)
     assert [r.kind for r in caught.value.refusals] == [kind]
     assert words in caught.value.refusals[0].reason
 
 
-def test_every_reason_is_told(plan: TuningPlan) -> None:
+def test_every_reason_is_reported(plan: TuningPlan) -> None:
     with pytest.raises(Refused) as caught:
-        fits(plan, threads=1, versions={"torch": "1"}, network=NETWORK | {"weights": "x"})
+        check(plan, threads=1, versions={"torch": "1"}, network=NETWORK | {"weights": "x"})
     assert {r.kind for r in caught.value.refusals} == {"threads", "version", "network"}
 
 
-def test_libraries_that_the_choice_does_not_use_may_change(plan: TuningPlan) -> None:
-    fits(plan, versions=VERSIONS | {"onnxruntime": "2"})
+def test_versions_of_unused_libraries_may_differ(plan: TuningPlan) -> None:
+    check(plan, versions=VERSIONS | {"onnxruntime": "2"})
     with pytest.raises(Refused):
-        fits(plan, versions=VERSIONS | {"onnxruntime": "2"}, libraries=("torch", "onnxruntime"))
+        check(plan, versions=VERSIONS | {"onnxruntime": "2"}, libraries=("torch", "onnxruntime"))
 
 
-def test_any_batch_fits_where_it_may(plan: TuningPlan) -> None:
+def test_plans_with_a_dynamic_batch_are_valid_for_any_batch(plan: TuningPlan) -> None:
     free = dataclasses.replace(plan, dynamic_batch=True)
-    fits(free, inputs=[{"path": "x", "shape": [8, 3, 8, 8], "dtype": "float32"}])
+    check(free, inputs=[{"path": "x", "shape": [8, 3, 8, 8], "dtype": "float32"}])
     with pytest.raises(Refused):
-        fits(free, inputs=[{"path": "x", "shape": [8, 3, 9, 8], "dtype": "float32"}])
+        check(free, inputs=[{"path": "x", "shape": [8, 3, 9, 8], "dtype": "float32"}])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_any_batch_fits_where_it_may(plan: TuningPlan) -> None:
         (lambda d: d["candidates"][0].update(name="\u202egnp"), "contains control characters"),
     ],
 )
-def test_what_is_no_plan_is_not_read(plan: TuningPlan, tmp_path: Path, change: Any, words: str) -> None:
+def test_invalid_plans_are_not_read(plan: TuningPlan, tmp_path: Path, change: Any, words: str) -> None:
     data = plan.to_dict()
     change(data)
     path = tmp_path / "plan.json"
@@ -142,7 +142,7 @@ def test_what_is_no_plan_is_not_read(plan: TuningPlan, tmp_path: Path, change: A
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": 1}', "[" * 10**5, "\udcff"])
-def test_what_is_no_json_is_not_read(tmp_path: Path, text: str) -> None:
+def test_invalid_json_is_not_read(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(BadInput, match=r"plan=.*is not (valid JSON|a plan)"):
@@ -160,6 +160,6 @@ def test_files(plan: TuningPlan, tmp_path: Path) -> None:
         TuningPlan.load(large)
 
 
-def test_numbers_that_json_does_not_have(plan: TuningPlan) -> None:
+def test_infinities_are_saved_by_name(plan: TuningPlan) -> None:
     odd = dataclasses.replace(plan, candidates=({"name": "a", "max_error": float("inf")},))
     assert json.loads(odd.to_json())["candidates"][0]["max_error"] == "inf"

@@ -1,4 +1,4 @@
-"""`tune` from end to end, in eager mode: what it gives, what it leaves alone, what it refuses."""
+"""`tune` end to end in eager mode: its result, what it must not change, and its errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_model_computes_the_network(made: tuple[nn.Module, Tensor, Tuned]) -
     close(t.model(y), copy.deepcopy(network).eval()(y))
 
 
-def test_the_plan_holds_everything(made: tuple[nn.Module, Tensor, Tuned]) -> None:
+def test_the_plan_is_complete(made: tuple[nn.Module, Tensor, Tuned]) -> None:
     network, _, t = made
     data = json.loads(t.plan.to_json())
     keys = "format machine versions network inputs threads candidates choice why layers peak_gflops disturbed seconds"
@@ -55,7 +55,7 @@ def test_the_plan_holds_everything(made: tuple[nn.Module, Tensor, Tuned]) -> Non
     assert data["peak_gflops"] > 0
 
 
-def test_what_is_chosen_is_the_fastest_of_the_last_comparison(made: tuple[nn.Module, Tensor, Tuned]) -> None:
+def test_the_choice_is_not_slower_than_the_original(made: tuple[nn.Module, Tensor, Tuned]) -> None:
     plan = made[2].plan
     chosen = [c for c in plan.candidates if c["name"] == plan.choice["name"]]
     base = next(c for c in plan.candidates if c["name"] == "eager:original")
@@ -73,7 +73,7 @@ def test_it_prints(made: tuple[nn.Module, Tensor, Tuned]) -> None:
     assert "<table>" in page
 
 
-def test_nothing_of_the_user_s_is_touched() -> None:
+def test_the_network_input_and_random_state_are_not_changed() -> None:
     network, x = networks.images().train(), torch.randn(1, 3, 8, 8)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     layouts = [p.stride() for p in network.parameters()]
@@ -97,7 +97,7 @@ def test_results_are_ordinary_tensors(made: tuple[nn.Module, Tensor, Tuned]) -> 
     assert torch.equal(y - 1, t.model(x)) or torch.allclose(y - 1, t.model(x))
 
 
-def test_it_is_called_like_the_original() -> None:
+def test_the_model_is_called_like_the_original() -> None:
     network = networks.TwoInputs()
     x, scale = torch.randn(3, 6), torch.rand(4)
     t = tuned(network, {"x": x, "scale": scale})
@@ -138,7 +138,7 @@ def test_an_exported_program() -> None:
         t.model(x[:1])
 
 
-def test_it_stays_as_it_was_tuned(made: tuple[nn.Module, Tensor, Tuned]) -> None:
+def test_the_model_stays_in_eval_mode_on_its_device(made: tuple[nn.Module, Tensor, Tuned]) -> None:
     t = made[2]
     assert t.model.eval() is t.model
     assert not any(m.training for m in t.model.modules())
@@ -149,7 +149,7 @@ def test_it_stays_as_it_was_tuned(made: tuple[nn.Module, Tensor, Tuned]) -> None
 
 
 @pytest.mark.usefixtures("ample")
-def test_a_wrong_candidate_is_never_chosen_though_it_is_the_fastest() -> None:
+def test_wrong_candidates_are_never_chosen_even_if_they_are_the_fastest() -> None:
     network, x = networks.tokens(8), torch.randn(4, 16, 8)
     with networks.registered(
         networks.engine("constant", networks.constant), networks.engine("off", networks.slightly_off)
@@ -163,21 +163,21 @@ def test_a_wrong_candidate_is_never_chosen_though_it_is_the_fastest() -> None:
         assert found["median_ms"] is None
 
 
-def test_a_wrong_form_is_found_out_by_the_proof_even_where_outputs_agree() -> None:
-    """A form whose float64 self differs: a bound that outputs in float32 alone would pass."""
+def test_forms_that_differ_in_float64_are_detected_by_verification() -> None:
+    """The error is within the rounding of float32, so that a comparison of float32 outputs would not detect it."""
     from onebyone.tuning import network_forms
 
-    class Bent(nn.Module):
+    class Biased(nn.Module):
         def __init__(self, network: nn.Module) -> None:
             super().__init__()
             self.network = network
 
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = self.network(x)
-            return y * (1 + 2.0**-22)  # within float32's rounding, and far beyond float64's
+            return y * (1 + 2.0**-22)  # within the rounding of float32, far beyond that of float64
 
     def build(target: Any, _: Any) -> network_forms.FormedNetwork:
-        return network_forms.FormedNetwork(Bent(target.network).eval())
+        return network_forms.FormedNetwork(Biased(target.network).eval())
 
     from onebyone.tuning.target import target_of
     from onebyone.tuning.tune import verify_form
@@ -205,7 +205,7 @@ def test_an_engine_that_cannot_serve_is_refused_with_its_reason() -> None:
 
 
 @pytest.mark.usefixtures("ample")
-def test_bfloat16_only_when_asked_and_with_its_error() -> None:
+def test_bfloat16_is_tried_only_if_requested_and_its_error_recorded() -> None:
     network, x = networks.images(), torch.randn(2, 3, 8, 8)
     assert all(c["dtype"] is None for c in tuned(network, x).plan.candidates)
     t = tuned(network, x, dtypes="bfloat16")
@@ -225,8 +225,8 @@ def test_any_batch(batch: int) -> None:
     assert t.plan.dynamic_batch
 
 
-def test_maps_lie_as_the_original_s_do() -> None:
-    """Whoever takes a view of the result may go on doing so."""
+def test_output_maps_have_the_original_s_memory_format() -> None:
+    """Code that takes views of the outputs must keep working."""
     from onebyone.tuning.network_forms import network_form
     from onebyone.tuning.target import target_of
 
@@ -237,7 +237,7 @@ def test_maps_lie_as_the_original_s_do() -> None:
     close(y, network(x))
 
 
-def test_a_network_that_never_says_the_same_twice() -> None:
+def test_nondeterministic_networks_are_an_error() -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.rand_like(x)
@@ -246,15 +246,15 @@ def test_a_network_that_never_says_the_same_twice() -> None:
         tuned(Noisy(), torch.randn(2, 3))
 
 
-def test_progress_is_told() -> None:
-    told: list[tuple[int, int]] = []
-    t = tuned(networks.tokens(), torch.randn(1, 4, 8), progress=lambda done, of: told.append((done, of)))
-    assert told
-    assert all(1 <= done <= of for done, of in told)
+def test_progress_is_reported() -> None:
+    progress: list[tuple[int, int]] = []
+    t = tuned(networks.tokens(), torch.randn(1, 4, 8), progress=lambda done, of: progress.append((done, of)))
+    assert progress
+    assert all(1 <= done <= of for done, of in progress)
     assert t.plan.seconds > 0
 
 
-# what is asked wrongly
+# invalid arguments
 
 
 @pytest.mark.parametrize(
@@ -312,8 +312,8 @@ def test_weights_without_values() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*sparse:UserWarning")
 @pytest.mark.parametrize("kind", ["sparse", "sparse_csr", "meta", "lazy"])
-def test_weights_that_are_not_plain_numbers(kind: str) -> None:
-    """One of several is enough, a buffer too."""
+def test_weights_that_are_not_dense(kind: str) -> None:
+    """One such parameter or buffer is enough."""
     network = networks.tokens()
     if kind == "lazy":
         network.add_module("more", nn.LazyLinear(3))

@@ -1,4 +1,4 @@
-"""What a tuned model can be called with and where: odd tensors, exporters and transformations, forked processes."""
+"""Tuned models with unusual tensors, under exporters and transformations, and in forked processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tuned(request: pytest.FixtureRequest) -> TunedModel:
 
 
 class Image(Tensor):
-    """A subclass that changes nothing."""
+    """A subclass without changes."""
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ class Image(Tensor):
         lambda x: x.as_subclass(Image),
     ],
 )
-def test_tensors_that_do_not_lie_in_order(tuned: TunedModel, odd: Callable[[Tensor], Tensor]) -> None:
+def test_tensors_in_any_memory_format(tuned: TunedModel, odd: Callable[[Tensor], Tensor]) -> None:
     x = odd(EXAMPLE)
     with torch.no_grad():
         right = network().double()(x.double())
@@ -139,9 +139,9 @@ def test_compiling_what_calls_it_changes_nothing(tuned: TunedModel) -> None:
 
 
 def in_child(work: Callable[[], bool]) -> None:
-    """Run in a forked process; it must say True before long."""
+    """Run `work` in a forked process, and assert that it returns True within PATIENCE seconds."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some Python warns of threads at each fork
+        warnings.simplefilter("ignore")  # some versions of Python warn about threads at each fork
         process = os.fork()
     if not process:
         try:
@@ -161,12 +161,12 @@ def in_child(work: Callable[[], bool]) -> None:
 
 
 def large() -> Tensor:
-    """Enough positions that every thread has some."""
+    """Return an image with enough positions for every thread."""
     return torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", ["onebyone", "eager", "onednn-graph", "onnxruntime", "openvino"])
-def test_a_forked_process_gets_the_same(name: str) -> None:
+def test_a_forked_process_computes_the_same(name: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -191,7 +191,7 @@ def test_a_lock_that_another_thread_holds_at_the_fork_is_free_in_the_child() -> 
 
 
 class Scored(Dataset[Tensor]):
-    """A data set whose items are a model's answers: workers call it."""
+    """A data set whose items are the outputs of a model, which the workers call."""
 
     def __init__(self, scorer: TunedModel) -> None:
         self.scorer = scorer
@@ -216,8 +216,8 @@ def test_workers_of_a_data_loader() -> None:
         torch.set_num_threads(1)
 
 
-def test_the_engine_keeps_its_packed_weights_alone() -> None:
-    """Nothing of the engine's callable holds the original's parameters: they go when nothing else asks for them."""
+def test_the_engine_does_not_keep_the_original_s_parameters() -> None:
+    """The parameters are freed when nothing else refers to them, because the engine has packed copies."""
     original = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     x = torch.randn(1, 20, 64)
     with torch.no_grad():
