@@ -196,12 +196,12 @@ def test_the_graph_of_onednn() -> None:
     assert torch.jit.onednn_fusion_enabled() == before
 
 
-def test_what_the_graph_of_onednn_does_not_serve() -> None:
+def test_what_onednn_graph_does_not_support() -> None:
     with pytest.raises(Exception, match="it fuses float32 only"):
         model("onednn-graph", networks.tokens().double(), torch.randn(2, 4, 8).double())
     engine = engine_named("onednn-graph")
     assert engine.why_unavailable(EngineSettings(torch.device("cuda"), 1)) == "it does not run on cuda"
-    assert "shapes that it was made on alone" in str(
+    assert "valid only for the shapes that it was made on" in str(
         engine.why_unavailable(EngineSettings(torch.device("cpu"), 1, True))
     )
 
