@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onebyone.detection import Detections
     from onebyone.drawing import Drawings
     from onebyone.results import Conversion, Convolutionalized
-    from onebyone.tuning import TuningPlan, Tuned
+    from onebyone.tuning import Tuned, TuningPlan
     from onebyone.verification import Verification
 
     Network = nn.Module | ExportedProgram

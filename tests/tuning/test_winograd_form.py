@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import onebyone
 from onebyone.errors import Refused
-from onebyone.tuning import Plan
+from onebyone.tuning import TuningPlan
 from onebyone.tuning.clock import Clock
 from onebyone.tuning.engines import EngineSettings, engine_named
 from onebyone.tuning.layer_groups import group_layers
@@ -94,7 +94,9 @@ def test_only_the_layers_that_are_named_are_turned() -> None:
 def test_engines_run_it(engine: str) -> None:
     target = trunk()
     formed = WINOGRAD_FORM.build(target, {})
-    call = engine_named(engine).build(formed.network, target.signature, EngineSettings(torch.device("cpu"), 2))
+    call = engine_named(engine).build(
+        formed.network, target.signature, EngineSettings(torch.device("cpu"), 2)
+    )
     with torch.inference_mode():
         assert torch.allclose(call(*target.signature.args), target.network(*target.signature.args), atol=1e-5)
 
@@ -114,7 +116,7 @@ def test_tune_tries_it_proves_it_and_applies_it_again() -> None:
         "dtype": None,
         "layers": layers,
     }
-    again = onebyone.tune(target.network, x, plan=Plan.from_dict(plan))
+    again = onebyone.tune(target.network, x, plan=TuningPlan.from_dict(plan))
     assert operators(again.model.network).count("onebyone.winograd_conv2d.default") == 3
     assert torch.allclose(again.model(x), target.network(x), atol=1e-5)
 

@@ -151,7 +151,9 @@ def _use_channels_last(network: Any) -> None:
     with graph.inserting_before(output):  # outputs are contiguous, as those of other forms
         output.args = fx.map_arg(output.args, lambda n: _contiguous(graph, n))
     weights = {
-        n.args[1]: None for n in graph.nodes if n.target is aten.conv2d.default and reads_own_tensor(n.args[1])
+        n.args[1]: None
+        for n in graph.nodes
+        if n.target is aten.conv2d.default and reads_own_tensor(n.args[1])
     }
     for number, node in enumerate(weights):
         weight = operator.attrgetter(node.target)(network).detach()
