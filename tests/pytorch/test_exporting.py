@@ -12,7 +12,6 @@ import onebyone
 from onebyone.errors import BadInput, Refused
 from onebyone.pytorch.files.program_file import load_program
 from onebyone.results.example_inputs import arguments
-from onebyone.tuning.engines.base import EngineSettings
 from onebyone.tuning.engines.exported_program import UnsupportedError, export
 from onebyone.tuning.network_forms import program_of
 from onebyone.tuning.target import target_of
@@ -123,7 +122,7 @@ def test_forms_and_engines_that_need_a_program_are_refused_in_tune():
     with pytest.raises(Refused, match=DEPENDS):
         program_of(target)
     with pytest.raises(UnsupportedError, match=DEPENDS):
-        export(target.network, target.signature, EngineSettings(torch.device("cpu"), 1))
+        export(target.network, target.signature)
 
 
 def test_an_example_that_does_not_fit_is_not_blamed_on_the_export():
