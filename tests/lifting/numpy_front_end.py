@@ -1,0 +1,159 @@
+"""A front end for networks that are plain lists of NumPy operators: a decoder, and what runs the rules on an image.
+
+It shows what a front end has to provide, and tests the rules without any framework.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebyone.laws.geometry import Sliding
+from onebyone.lifting import operators
+from onebyone.lifting.grid import Grid
+from onebyone.lifting.index import BATCH
+from onebyone.lifting.lifter import Lifter
+from onebyone.lifting.rules.einsum import matmul_terms
+from onebyone.lifting.rules.table import lift
+from onebyone.lifting.values import Const, Lifted
+from tests.lifting import numpy_emitter
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator: its result's name, its kind, the names of its operands, and its settings."""
+
+    result: str
+    kind: str
+    operands: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+# what the operators compute, each written independently of the emitter
+
+
+def _convolution(x: Array, weight: Array, bias: Array, stride: int = 1) -> Array:
+    """Added up tap by tap."""
+    height, width = weight.shape[2:]
+    rows, columns = (x.shape[2] - height) // stride + 1, (x.shape[3] - width) // stride + 1
+    out = np.zeros((len(x), len(weight), rows, columns)) + bias[:, None, None]
+    for dy, dx in np.ndindex(height, width):
+        part = x[:, :, dy : dy + rows * stride : stride, dx : dx + columns * stride : stride]
+        out += np.einsum("nchw,oc->nohw", part[:, :, :rows, :columns], weight[:, :, dy, dx])
+    return out
+
+
+def _max_pool(x: Array, size: int) -> Array:
+    n, c, h, w = x.shape
+    cut = x[:, :, : h // size * size, : w // size * size]
+    return cut.reshape(n, c, h // size, size, w // size, size).max((3, 5))
+
+
+MEANINGS: dict[str, Callable[..., Any]] = {
+    "convolution": _convolution,
+    "max_pool": _max_pool,
+    "linear": lambda x, weight, bias: x @ weight.T + bias,
+    "matmul": np.matmul,
+    "relu": lambda x: np.maximum(x, 0),
+    "add": np.add,
+    "subtract": np.subtract,
+    "divide": np.divide,
+    "power": np.power,
+    "greater": lambda a, b: (a > b).astype(float),
+    "mean": lambda x, axes, keep=False: x.mean(axes, keepdims=keep),
+    "reshape": lambda x, shape: x.reshape(len(x), *shape),
+    "transpose": lambda x, order: x.transpose(order),
+    "slice": lambda x, window: x[window],
+    "concatenate": lambda *parts, axis: np.concatenate(parts, axis),
+    "repeat": lambda x, factor: x.repeat(factor, 2).repeat(factor, 3),
+}
+
+
+def run(network: Sequence[Op], constants: Mapping[str, Array], image: Array) -> dict[str, Array]:
+    """Every value of the network by name; "image" is the input."""
+    values = {"image": image, **constants}
+    for op in network:
+        values[op.result] = MEANINGS[op.kind](*(values[o] for o in op.operands), **op.settings)
+    return values
+
+
+# the decoder
+
+
+def decode(op: Op, operands: Sequence[Any], call: operators.Call, nominal: Array) -> Any:
+    """The neutral operator of an operator on lifted values and constants."""
+    first, settings = operands[0], op.settings
+    if op.kind == "convolution":
+        stride, none = (settings.get("stride", 1),) * 2, [(0, 0)] * 2
+        return operators.Convolution(*operands, stride, none, (1, 1), 1)
+    if op.kind == "max_pool":
+        size = (settings["size"],) * 2
+        return operators.Pool(first, "max", size, size, [(0, 0)] * 2, (1, 1))
+    if op.kind == "linear":
+        return operators.Linear(*operands)
+    if op.kind == "matmul":
+        ranks = [len(v.shape) + isinstance(v, Lifted) for v in operands]
+        return operators.Einsum(operands, *matmul_terms(*ranks))
+    if op.kind == "mean":
+        axes = operators.axes_without_batch(settings["axes"], len(first.shape) + 1)
+        return operators.Reduce(first, "mean", axes, settings.get("keep", False))
+    if op.kind in ("reshape", "transpose", "slice"):
+        return operators.Rearrange(first, lambda numbers: MEANINGS[op.kind](numbers, **settings))
+    if op.kind == "concatenate":
+        return operators.Concatenation(operands, settings["axis"] - 1)
+    if op.kind == "repeat":
+        return operators.Resize(first, nominal.shape[2:], "nearest")
+    return operators.Elementwise(operands, call.apply)
+
+
+def any_size(
+    network: Sequence[Op], constants: Mapping[str, Array], image: Array, window: tuple[int, ...]
+) -> tuple[Array, tuple[int, ...], Lifter]:
+    """The last value of the network at every window of a larger image, `(N, K, *positions)`; the stride in pixels."""
+    nominal = run(network, constants, np.zeros((BATCH, image.shape[1], *window)))
+    lifter = Lifter(numpy_emitter, window)  # type: ignore[arg-type]
+    values: dict[str, Any] = {name: Const(array, array.shape, name) for name, array in constants.items()}
+    values["image"] = Lifted(image, Grid.image(image.shape[1], window))
+    for op in network:
+        operands = [values[name] for name in op.operands]
+        result = nominal[op.result]
+        call = operators.Call(
+            name=op.kind,
+            path="",
+            key=op.result,
+            shapes=(result.shape[1:],),
+            dtype=result.dtype,
+            operands=tuple(operands),
+            apply=lambda *handles, op=op: MEANINGS[op.kind](*handles, **op.settings),
+        )
+        values[op.result] = lift(lifter, call, decode(op, operands, call, result))
+    last = lifter.at_one_position(values[network[-1].result])
+    stride = tuple(math.lcm(j, a) for j, a in zip(last.grid.jump, last.grid.align, strict=True))
+    steps = [s // j for s, j in zip(stride, last.grid.jump, strict=True)]
+    counts = [Sliding(w, s).out_size(n) for w, s, n in zip(window, stride, image.shape[2:], strict=True)]
+    every = numpy_emitter.strided(last.handle, steps)
+    return every[(slice(None), slice(None), *(slice(0, n) for n in counts))], stride, lifter
+
+
+def every_crop(
+    network: Sequence[Op],
+    constants: Mapping[str, Array],
+    image: Array,
+    window: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> Array:
+    """The network run on each crop, laid out as the result of `any_size` is."""
+    counts = [Sliding(w, s).out_size(n) for w, s, n in zip(window, stride, image.shape[2:], strict=True)]
+    crops = []
+    for position in np.ndindex(*counts):
+        where = [slice(p * s, p * s + w) for p, s, w in zip(position, stride, window, strict=True)]
+        out = run(network, constants, image[(slice(None), slice(None), *where)])[network[-1].result]
+        crops.append(out.reshape(len(image), -1))
+    return np.stack(crops, -1).reshape(len(image), -1, *counts)
