@@ -36,6 +36,8 @@ class Op:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+EPSILON = 1e-5
+
 # what the operators compute, each written independently of the emitter
 
 
@@ -61,6 +63,8 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "max_pool": _max_pool,
     "linear": lambda x, weight, bias: x @ weight.T + bias,
     "matmul": np.matmul,
+    "einsum": lambda *operands, equation: np.einsum(equation, *operands),
+    "batch_norm": lambda x, mean, variance: (x - mean) / np.sqrt(variance + EPSILON),
     "relu": lambda x: np.maximum(x, 0),
     "add": np.add,
     "subtract": np.subtract,
@@ -101,6 +105,11 @@ def decode(op: Op, operands: Sequence[Any], call: operators.Call, nominal: Array
     if op.kind == "matmul":
         ranks = [len(v.shape) + isinstance(v, Lifted) for v in operands]
         return operators.Einsum(operands, *matmul_terms(*ranks))
+    if op.kind == "einsum":
+        terms, result = settings["equation"].split("->")
+        return operators.Einsum(operands, terms.split(","), result)
+    if op.kind == "batch_norm":
+        return operators.BatchNorm(*operands, None, None, EPSILON, lambda x: call.apply(x, *operands[1:]))
     if op.kind == "mean":
         axes = operators.axes_without_batch(settings["axes"], len(first.shape) + 1)
         return operators.Reduce(first, "mean", axes, settings.get("keep", False))

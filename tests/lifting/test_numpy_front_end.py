@@ -186,6 +186,78 @@ def test_the_side_of_a_matrix_product(constant_first: bool) -> None:
     assert_equals_crops(network, constants, (5, 5), (7, 8))
 
 
+# layouts
+
+
+CONVOLVED = [
+    Op("conv", "convolution", ("image", "kernel", "shift")),
+    Op("other", "convolution", ("image", "kernel2", "shift2")),
+]
+CONVOLVED_CONSTANTS = FIRST | {"kernel2": normal(6, 2, 3, 3), "shift2": normal(6)}
+
+
+def test_maps_of_different_layouts() -> None:
+    """Channels last, from a map of four channels and from four channels of six."""
+    every = slice(None)
+    network = [
+        *CONVOLVED,
+        Op("a", "transpose", ("conv",), {"order": (0, 2, 3, 1)}),
+        Op("four", "slice", ("other",), {"window": (every, slice(1, 5))}),
+        Op("b", "transpose", ("four",), {"order": (0, 2, 3, 1)}),
+        Op("both", "subtract", ("a", "b")),
+        Op("flat", "reshape", ("both",), {"shape": (3 * 2 * 4,)}),
+        Op("last", "linear", ("flat", "weight", "bias")),
+    ]
+    constants = CONVOLVED_CONSTANTS | {"weight": normal(3, 24), "bias": normal(3)}
+    assert_equals_crops(network, constants, (5, 4), (8, 9))
+
+
+def test_flattened_maps_side_by_side() -> None:
+    network = [
+        *CONVOLVED,
+        Op("turned", "transpose", ("conv",), {"order": (0, 3, 1, 2)}),
+        Op("a", "reshape", ("turned",), {"shape": (24,)}),
+        Op("b", "reshape", ("other",), {"shape": (36,)}),
+        Op("both", "concatenate", ("b", "a"), {"axis": 1}),
+        Op("last", "linear", ("both", "weight", "bias")),
+    ]
+    constants = CONVOLVED_CONSTANTS | {"weight": normal(3, 60), "bias": normal(3)}
+    assert_equals_crops(network, constants, (5, 4), (8, 9))
+
+
+@pytest.mark.parametrize("axes", [(1,), (2,), (3,), (1, 3), (1, 2, 3)])
+def test_means_over_channels_and_positions(axes: tuple[int, ...]) -> None:
+    network = [
+        Op("conv", "convolution", ("image", "kernel", "shift")),
+        Op("mean", "mean", ("conv",), {"axes": axes}),
+        Op("flat", "reshape", ("mean",), {"shape": (24 // np.prod([(4, 3, 2)[a - 1] for a in axes]),)}),
+    ]
+    assert_equals_crops(network, FIRST, (5, 4), (8, 9))
+
+
+def test_a_product_within_groups_of_channels() -> None:
+    network = [
+        Op("conv", "convolution", ("image", "kernel", "shift")),
+        Op("groups", "reshape", ("conv",), {"shape": (2, 2, 3, 2)}),
+        Op("both", "einsum", ("groups", "weight"), {"equation": "ngchw,gco->ngohw"}),
+        Op("flat", "reshape", ("both",), {"shape": (2 * 3 * 6,)}),
+    ]
+    assert_equals_crops(network, FIRST | {"weight": normal(2, 2, 3)}, (5, 4), (8, 9))
+
+
+def test_a_batch_norm_by_position_is_absorbed_by_the_linear_layer() -> None:
+    network = [
+        Op("conv", "convolution", ("image", "kernel", "shift")),
+        Op("flat", "reshape", ("conv",), {"shape": (24,)}),
+        Op("norm", "batch_norm", ("flat", "centre", "variance")),
+        Op("last", "linear", ("norm", "weight", "bias")),
+    ]
+    constants = FIRST | {
+        "centre": normal(24), "variance": normal(24) ** 2 + 0.5, "weight": normal(3, 24), "bias": normal(3),
+    }  # fmt: skip
+    assert_equals_crops(network, constants, (5, 4), (8, 9))
+
+
 # how the alignments of two maps join
 
 
@@ -243,6 +315,16 @@ def test_concatenated_maps_of_different_alignment() -> None:
     ]
     constants = pyramid_constants(4, 6) | {"weight": normal(2, 216), "bias": normal(2)}
     assert assert_equals_crops(network, constants, (12, 12), (37, 25)) == (12, 12)
+
+
+@pytest.mark.parametrize("kind", ["subtract", "concatenate"])
+def test_pooled_maps_of_different_strides_are_valid_at_the_least_common_multiple(kind: str) -> None:
+    network = [
+        *(op for s in (4, 6) for op in pyramid(s)[:1]),
+        *(Op(f"pooled{s}", "mean", (f"coarse{s}",), {"axes": (2, 3)}) for s in (4, 6)),
+        Op("both", kind, ("pooled4", "pooled6"), {"axis": 1} if kind == "concatenate" else {}),
+    ]
+    assert assert_equals_crops(network, pyramid_constants(4, 6), (12, 12), (37, 25)) == (12, 12)
 
 
 def test_no_framework_is_imported() -> None:
