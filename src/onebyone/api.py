@@ -1,6 +1,7 @@
-"""The public verbs: they take what users have (a network, or its name) and call the part that does the work.
+"""The public functions of onebyone.
 
-Nothing heavy is imported until a verb is called, so that `import onebyone` and `onebyone --help` are instant.
+Each function opens what the caller names (a network object, or the name of one) and calls the package that does the
+work. Heavy libraries are imported inside the functions, so that `import onebyone` and `onebyone --help` are fast.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebyone.errors import BadInput, InexactWarning
-from onebyone.loading import example_of, network_of, open_dense, original_of, preprocessing_of
+from onebyone.loading import (
+    example_of,
+    open_dense,
+    original_of,
+    preprocessing_of,
+    require_network,
+    runnable,
+)
 from onebyone.records import LEAST_AGREEMENT, Labels
 
 if TYPE_CHECKING:
@@ -29,8 +37,7 @@ if TYPE_CHECKING:
     from onebyone.tuning import Tuned, TuningPlan
     from onebyone.verification import Verification
 
-    Network = nn.Module | ExportedProgram
-    Source = Network | str | os.PathLike[str]
+    Source = nn.Module | ExportedProgram | str | os.PathLike[str]
 
 
 def convert(
@@ -43,25 +50,26 @@ def convert(
     only: str | Sequence[str] | Callable[..., bool] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Conversion[Any]:
-    """Re-express linear layers as 1×1 convolutions (`to="conv"`), or 1×1 convolutions as linear layers.
-    At the levels "layers" and "native" convolutions whose kernel is their stride become linear layers on patches too.
+    """Convert linear layers to 1×1 convolutions (`to="conv"`), or 1×1 convolutions to linear layers (`to="linear"`).
+    With `to="linear"`, levels "layers" and "native" also convert convolutions whose kernel equals their stride.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or a source by name (see `onebyone --help`).
+        model: an `nn.Module`, an `ExportedProgram`, or the name of a source (see `onebyone --help`).
         to: "conv" or "linear".
-        level: "layers" (drop-in modules that share the very parameters), "native" (real `nn.Conv2d` /
-            `nn.Linear`), or "graph" (the whole exported graph; a module needs an `example`); None is "layers"
-            for a module and "graph" for a program.
-        example: an example input, a tuple of positional or a dict of keyword arguments, or a pair of both.
-        copy: part the result's parameters from the original's.
-        only: a path glob (`"*.head"`), several of them, or a function (path, module) -> bool, at "graph" (path).
-        optimizer: carried over to new parameters, with its state, where there are any.
+        level: "layers" replaces layers with drop-in modules that share the parameters; "native" replaces them with
+            `nn.Conv2d` / `nn.Linear`; "graph" rewrites the exported graph and needs an `example` for a module. None
+            selects "layers" for a module and "graph" for a program.
+        example: an example input: a tensor, a tuple of positional or a dict of keyword arguments, or a pair of both.
+        copy: copy the parameters, so that the result shares none with the original.
+        only: which layers to convert: a glob over layer paths (`"*.head"`), several globs, or a function
+            (path, module) -> bool; at level "graph" (path) -> bool.
+        optimizer: an optimizer of the original whose parameter groups and state are moved to new parameters.
 
     Returns:
-        A `Conversion`: `.model`, `.changes`, `.refused` with reasons; `print(c)` is a table.
+        A `Conversion` with `.model`, `.changes` and `.refused` (each refusal with its reason); `print(c)` shows a table.
 
     Raises:
-        BadInput: not a network, or an argument that does not fit.
+        BadInput: `model` is not a network, or an argument has an unsupported value.
 
     >>> import torch, onebyone
     >>> c = onebyone.convert(torch.nn.Sequential(torch.nn.Linear(4, 3)))
@@ -70,19 +78,22 @@ def convert(
     """
     from torch import nn
 
-    network = network_of(model, compiled=level != "graph")  # the other levels leave such a module and list it
+    # the levels that replace modules list TorchScript parts as refused instead of failing
+    network = require_network(model, allow_torchscript=level != "graph")
     if level is None:
         level = "layers" if isinstance(network, nn.Module) else "graph"
     if level == "graph":
         from onebyone.pytorch.graph import convert_graph
 
-        with warnings.catch_warnings():  # torch copies its own deprecated tree specs, with every program
+        with (
+            warnings.catch_warnings()
+        ):  # copying any exported program makes torch warn about its own LeafSpec
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
-            own = deepcopy(network) if copy else network
-        return convert_graph(own, to=to, example=example, only=only, optimizer=optimizer)
+            original = deepcopy(network) if copy else network
+        return convert_graph(original, to=to, example=example, only=only, optimizer=optimizer)
     if not isinstance(network, nn.Module):
         raise BadInput(
-            f"level={level!r}: an exported program has no modules left to replace; expected level='graph'"
+            f"level={level!r}: an exported program has no modules to replace; expected level='graph'"
         )
     from onebyone.pytorch.modules.convert import convert_module
 
@@ -99,26 +110,30 @@ def convolutionalize(
     labels: Labels | None = None,
     score_kind: str | None = None,
 ) -> Convolutionalized[Any, Any]:
-    """Turn a classifier of fixed-size windows into a network for images of any size.
+    """Turn a classifier with a fixed input size into a network for images of any size.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or a source by name.
-        window: pixels that the classifier takes, per axis; one number is that size on every axis of its first layer.
-        channels: of the image; inferred where the first layer tells. An input without a channel axis is tried too.
-        head: "window" (the numbers that cropping gives) or "cam" (the class map before pooling).
-        context: global pooling inside the network over the "window" or the whole "image"; None refuses it.
-        labels: class names and preprocessing to carry along; what they leave out of the preprocessing is that of
-            the zoo, for `torchvision:` and `timm:` sources.
+        model: an `nn.Module`, an `ExportedProgram`, or the name of a source.
+        window: the classifier's input size in pixels per axis; one number is used for every axis that the first
+            layer slides over.
+        channels: number of channels of the image; inferred from the first layer if possible. Inputs without a channel
+            axis are supported too.
+        head: "window" pools each window's features, as on a crop; "cam" returns the class map before pooling.
+        context: for global pooling inside the network: pool over each "window", or over the whole "image". None
+            refuses such a network.
+        labels: class names and preprocessing to store with the result. If they state no preprocessing, that of
+            `torchvision:` and `timm:` sources is used.
         score_kind: what the outputs are: "logits", "probabilities" or "log-probabilities", alone or followed by
-            ":exclusive" or ":multi-label"; None reads it from the network's last operator.
+            ":exclusive" or ":multi-label". None infers it from the network's last operator.
 
     Returns:
-        A `Convolutionalized`: `.model` maps (N, C, H, W) to (N, classes, H', W'), place (i, j) answering for
-        the window at (i, j)·stride; `.geometry` says which pixels, and whether it equals cropping exactly.
+        A `Convolutionalized`. `.model` maps (N, C, H, W) to (N, classes, H', W'); position (i, j) holds the scores of
+        the window at pixel (i, j)·stride. `.geometry` gives window, stride and receptive field, and whether the
+        scores equal those of cropping every window.
 
     Raises:
-        Refused: an operator does not allow it; `.refusals` holds every reason.
-        BadInput: not a network, or a window it cannot take.
+        Refused: an operator cannot be converted; `.refusals` lists every reason.
+        BadInput: `model` is not a network, or it does not run on the window.
 
     >>> import torch, onebyone
     >>> m = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
@@ -127,68 +142,69 @@ def convolutionalize(
     """
     from onebyone.pytorch.lift.convolutionalize import convolutionalize as lift
 
-    network = network_of(model)
-    told = preprocessing_of(model, network)
-    stated = labels.with_preprocessing(told) if labels else told
-    return lift(network, window, channels, head=head, context=context, labels=stated, score_kind=score_kind)
+    network = require_network(model)
+    source_labels = preprocessing_of(model, network)
+    labels = labels.with_preprocessing(source_labels) if labels else source_labels
+    return lift(network, window, channels, head=head, context=context, labels=labels, score_kind=score_kind)
 
 
 def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **options: Any) -> Verification:
-    """Whether `converted` computes the same function as `model`, and how that is known.
+    """Verify that `converted` computes the same function as `model`.
 
     Args:
-        model: the original.
-        converted: what `convert` or `convolutionalize` gave, or any callable (outputs are compared only).
-        x: an example input, a tuple of positional or a dict of keyword arguments, or a pair of both; without
-            one (and a program may carry one) the layers are probed by themselves.
-        seed: of the probes.
+        model: the original network.
+        converted: the result of `convert` or `convolutionalize`, or any callable (then only outputs are compared).
+        x: an example input: a tensor, a tuple of positional or a dict of keyword arguments, or a pair of both.
+            Without one, the example stored in a program is used; if there is none, layers are tested individually.
+        seed: random seed of the probes.
         options: gradients, max_windows, min_agreement, progress: see `onebyone.verification.verify`.
 
     Returns:
-        A `Verification`: `.equivalent`, `.max_error`, `.rounding_ratio`, `.integer_probe`, `.layers`;
-        `.check()` raises `NotEquivalent`.
+        A `Verification` with `.equivalent`, `.max_error`, `.rounding_ratio`, `.integer_probe` and `.layers`;
+        `.check()` raises `NotEquivalent` if the two differ.
 
     >>> import torch, onebyone
     >>> m = torch.nn.Sequential(torch.nn.Linear(4, 3))
     >>> onebyone.verify(m, onebyone.convert(m), torch.randn(2, 4)).equivalent
     True
     """
-    from onebyone.verification import verify as prove
+    from onebyone.verification import verify as run_verification
 
     original = original_of(model, converted)
-    return prove(original, converted, example_of(original) if x is None else x, seed=seed, **options)
+    example = example_of(original) if x is None else x
+    return run_verification(original, converted, example, seed=seed, **options)
 
 
 def compare(
     model: Source, example: Any = None, *, budget: float = 120.0, seed: int = 0, **options: Any
 ) -> Comparison:
-    """Measure what is said of the two layers on this network's own: likenesses, differences, replacements.
+    """Test common claims about fully connected layers and 1×1 convolutions on a network's own layers.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or a source by name.
-        example: an example input: a tensor, a tuple of positional or a dict of keyword arguments; a program
-            may carry one.
-        budget: seconds to aim at.
-        seed: of everything random.
-        options: rows (the ids wanted, all where None), progress: see `onebyone.compare.compare`.
+        model: an `nn.Module`, an `ExportedProgram`, or the name of a source.
+        example: an example input: a tensor, a tuple of positional or a dict of keyword arguments. Optional for a
+            program that stores one.
+        budget: approximate time limit in seconds.
+        seed: random seed.
+        options: rows (ids of the claims to test; None tests all), progress: see `onebyone.comparison.compare`.
 
     Returns:
-        A `Comparison`: `.rows`, each with `.id`, `.statement`, `.verdict` computed from its `.figures`, and
-        `.because`; `.to_html(path)` is the report, one page; `.to_json()`, `.to_markdown()`, `.save(path)`;
-        `print(r)` is readable.
+        A `Comparison`: `.rows`, each with `.id`, `.statement`, `.figures`, the `.verdict` computed from the figures
+        and its reason `.because`; `.to_html(path)` writes a report of one page; `.to_json()`, `.to_markdown()`,
+        `.save(path)`; `print(r)` shows a table.
 
     Raises:
-        BadInput: no network, one that does not run on the example, or one with neither layer.
+        BadInput: `model` is not a network, does not run on the example, or has neither kind of layer.
 
     >>> import torch, onebyone
     >>> m = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 5))
     >>> onebyone.compare(m, torch.randn(1, 3, 4, 4), rows=["R2"])["R2"].verdict
     'holds'
     """
-    network, example = _runnable(model, example)
-    from onebyone.comparison import compare as measure
+    network, example = runnable(model, example)
+    from onebyone.comparison import compare as run_comparison
 
-    return measure(network, example, budget=budget, seed=seed, **options)
+    return run_comparison(network, example, budget=budget, seed=seed, **options)
 
 
 def draw(
@@ -201,26 +217,27 @@ def draw(
     image: Any = None,
     width: str | float = "column",
 ) -> Drawings:
-    """Draw a network for print and screen: vector pictures made from its own layers, shapes and weights.
+    """Draw a network as vector graphics for print and screen, from its own layers, shapes and weights.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or a source by name.
-        example: an example input: a tensor, a tuple of positional or a dict of keyword arguments; a program
-            may carry one.
-        window: pixels that the classifier takes; the example's where None.
-        figures: some of "F1" (a pointwise convolution and its filters), "F2" (fully connected layers as
-            neurons), "F3" (before and after the replacement), "strip" (the whole network) and "window" (what
-            an answer sees); all where None.
-        layer: the path of the layer that F1 and F2 show.
-        image: what the window is drawn on: a path, a Pillow image or an array.
-        width: "column" (3.3 inches), "page" (7), or inches.
+        model: an `nn.Module`, an `ExportedProgram`, or the name of a source.
+        example: an example input: a tensor, a tuple of positional or a dict of keyword arguments. Optional for a
+            program that stores one.
+        window: the classifier's input size in pixels; None uses the size of the example.
+        figures: some of "F1" (a pointwise convolution and its filters), "F2" (fully connected layers as neurons),
+            "F3" (before and after the conversion), "strip" (the whole network) and "window" (the receptive field of
+            a prediction); None draws all of them.
+        layer: path of the layer shown in F1 and F2.
+        image: background of the "window" figure: a path, a Pillow image or an array.
+        width: "column" (3.3 inches), "page" (7 inches), or a number of inches.
 
     Returns:
-        `Drawings`: `.save(folder, formats=("svg", "pdf", "png"), themes=("light", "dark"))`; `.render(figure)` gives
-        bytes; `.data` is what the pictures tell; `.missing` says what could not be drawn. A notebook shows them.
+        `Drawings`: `.save(folder, formats=("svg", "pdf", "png"), themes=("light", "dark"))` writes the files;
+        `.render(figure)` returns bytes; `.data` holds the data drawn; `.missing` lists the figures that could not be
+        drawn, with the reason. Notebooks display the drawings.
 
     Raises:
-        BadInput: no network, one that does not run on the example, or an argument that does not fit.
+        BadInput: `model` is not a network, does not run on the example, or an argument has an unsupported value.
         Refused: none of the figures can be drawn.
 
     >>> import torch, onebyone
@@ -231,7 +248,7 @@ def draw(
     F2      drawn
     F3      drawn
     """
-    network, example = _runnable(model, example)
+    network, example = runnable(model, example)
     from onebyone.drawing import describe, drawings
 
     return drawings(describe(network, example, window=window), figures, width=width, layer=layer, image=image)
@@ -253,32 +270,32 @@ def tune(
     plan: TuningPlan | str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Tuned:
-    """Find the fastest form of a network on this machine that computes the same function.
+    """Find the fastest equivalent form of a network on this machine.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or a source by name.
-        example: an input as it will be: a tensor, a tuple of positional or a dict of keyword arguments; a program
-            may carry one.
-        budget: seconds to aim at.
+        model: an `nn.Module`, an `ExportedProgram`, or the name of a source.
+        example: a typical input: a tensor, a tuple of positional or a dict of keyword arguments. Optional for a
+            program that stores one.
+        budget: approximate time limit in seconds.
         engines: some of "eager", "compile", "compile+freeze", "aot-inductor", "onednn-graph", "onebyone",
-            "onnxruntime" and "openvino"; "torch" for the first six; None for all that are installed.
-        dtypes: "bfloat16" to try that too; its error is told.
-        threads: of every engine; None as PyTorch is set.
-        device: "cpu" or "cuda"; None where the network is.
-        dynamic_batch: the result must take any batch size.
-        fast_products: allow products of rows together without an error bound for each row.
-        seed: of everything random.
-        progress: called with (done, of) after every candidate.
-        plan: a plan, or its file, to be applied without measuring.
-        force: apply a plan that was made for something else.
+            "onnxruntime" and "openvino"; "torch" means the first six; None tries all that are installed.
+        dtypes: "bfloat16" to try that dtype too and report its error.
+        threads: number of threads of every engine; None keeps PyTorch's setting.
+        device: "cpu" or "cuda"; None keeps the network's device.
+        dynamic_batch: the result must accept any batch size.
+        fast_products: allow matrix products whose rows share an error bound, instead of one bound per row.
+        seed: random seed.
+        progress: called as progress(done, total) after every candidate.
+        plan: a plan, or the path of a saved one, to apply without measuring.
+        force: apply a plan that was made for another machine, network or input.
 
     Returns:
-        A `Tuned`: `.model` is called like the original; `.plan` says what was measured and why this was chosen, and
-        saves to JSON; `print(t)` shows where the time goes.
+        A `Tuned`: `.model` is called like the original; `.plan` records what was measured and why this form was
+        selected, and can be saved as JSON; `print(t)` shows where the time is spent.
 
     Raises:
-        BadInput: no network, one that does not run on the example, or an argument that does not fit.
-        Refused: a plan made for another processor, version, network, input or number of threads.
+        BadInput: `model` is not a network, does not run on the example, or an argument has an unsupported value.
+        Refused: the plan was made for another processor, version, network, input or number of threads.
 
     >>> import torch, onebyone
     >>> m = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
@@ -286,10 +303,10 @@ def tune(
     >>> t.model(torch.zeros(2, 8)).shape
     torch.Size([2, 4])
     """
-    from onebyone.tuning import tune as choose
+    from onebyone.tuning import tune as select
 
-    network = network_of(model)
-    return choose(
+    network = require_network(model)
+    return select(
         network,
         example_of(network) if example is None else example,
         budget=budget,
@@ -314,21 +331,24 @@ def scan(
     min_agreement: float = LEAST_AGREEMENT,
     **options: Any,
 ) -> ScoreMap:
-    """Run a dense network over an image: one score per class for every window.
+    """Run a dense network over an image and return the scores of every class for every window.
 
     Args:
-        d: what `convolutionalize` gave, or the path of its saved `.pt2`.
+        d: the result of `convolutionalize`, or the path of a saved one (`.pt2`).
         image: a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W).
-        out: where to save the score map (`.npz`).
-        min_agreement: for networks that are not exact: the least share of sampled windows that must have the same
-            best class as when they are cropped (`.agreement`); below 0.95 there is a warning.
+        out: path of the score map to write (`.npz`); None writes nothing.
+        min_agreement: minimum share of sampled windows whose best class must be the same as for the cropped window
+            (`.agreement`), for networks that are not exact. A share below 0.95 causes a warning.
         options: labels, device, batch, shifts, tile, output, score_kind, softmax, page, mode ("dense", or "windows"
             to crop every window), compared, progress: see `onebyone.dense.scan`.
 
+    Returns:
+        A `ScoreMap`: `.scores` of shape (classes, H', W'), with the geometry, the labels and the kind of scores.
+
     Raises:
-        BadInput: an image smaller than the window, with other channels or values that are not finite; a file
-            that cannot be read or written.
-        NotEquivalent: an agreement below `min_agreement`; the map has been saved by then.
+        BadInput: the image is smaller than the window, has another number of channels or values that are not finite,
+            or a file cannot be read or written.
+        NotEquivalent: the agreement is below `min_agreement`; the score map is written before this is raised.
     """
     from onebyone import atomic_files, dense
 
@@ -355,44 +375,30 @@ def detect(
     min_agreement: float = LEAST_AGREEMENT,
     **options: Any,
 ) -> Detections:
-    """Turn a score map into objects: boxes (x1, y1, x2, y2) in pixels, scores and labels.
+    """Detect objects in a score map: boxes (x1, y1, x2, y2) in pixels, scores and labels.
 
     Args:
-        scores: what `scan` gave, or the path of a saved one (`.npz`).
-        threshold: confidence threshold, 0 to 1.
+        scores: the result of `scan`, or the path of a saved one (`.npz`).
+        threshold: confidence threshold: the minimum probability of a detection.
         iou: IoU threshold for non-maximum suppression (NMS).
-        background: classes to treat as background, beside those that the labels name.
-        min_agreement: as for `scan`, where the map carries an agreement with cropped windows.
-        boxes: the box regressions of the same scan, where the network has them as another output (or its `.npz`).
+        background: classes to treat as background, in addition to those of the labels.
+        boxes: box regressions of the same scan, for networks that predict them as another output; or their `.npz`.
+        min_agreement: as for `scan`, if the score map carries an agreement with cropped windows.
         options: per_class, max_detections, refine, score_kind, box_format: see `onebyone.detection.detect`.
 
     Raises:
-        BadInput: a file that is not a score map, or a class that does not exist.
-        NotEquivalent: an agreement below `min_agreement`.
+        BadInput: a file is not a score map, or a class does not exist.
+        NotEquivalent: the agreement is below `min_agreement`.
     """
     from onebyone.dense import ScoreMap
-    from onebyone.detection import detect as find
+    from onebyone.detection import detect as detect_objects
 
-    loaded = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
-    if loaded.agreement is not None:
-        loaded.agreement.require(min_agreement)
-        if not loaded.agreement.enough:
-            warnings.warn(loaded.agreement.advice, InexactWarning, stacklevel=2)
-    moves = ScoreMap.load(boxes) if isinstance(boxes, str | os.PathLike) else boxes
-    return find(loaded, threshold=threshold, iou=iou, background=tuple(background), boxes=moves, **options)
-
-
-def _runnable(model: Source, example: Any) -> tuple[nn.Module, Any]:
-    """The network as modules, and an example: the one given, or the one that a program carries."""
-    from torch.export import ExportedProgram
-
-    network = network_of(model)
-    if example is None:
-        example = example_of(network)
-    if isinstance(network, ExportedProgram):
-        from onebyone.comparison.exported_modules import with_modules
-
-        network = with_modules(network)
-    if example is None:
-        raise BadInput("example: is missing; give an input such as torch.randn(1, 3, 224, 224) (--shape)")
-    return network, example
+    score_map = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
+    if score_map.agreement is not None:
+        score_map.agreement.require(min_agreement)
+        if not score_map.agreement.enough:
+            warnings.warn(score_map.agreement.advice, InexactWarning, stacklevel=2)
+    offsets = ScoreMap.load(boxes) if isinstance(boxes, str | os.PathLike) else boxes
+    return detect_objects(
+        score_map, threshold=threshold, iou=iou, background=tuple(background), boxes=offsets, **options
+    )

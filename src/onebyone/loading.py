@@ -1,7 +1,7 @@
-"""From what users name to what the parts take: sources opened, examples made, results written.
+"""Load networks, examples and labels from the sources that users name, and write converted networks.
 
-What the verbs and the command line share; not part of the public face. Nothing heavy is imported until it is
-needed.
+Shared by the public functions and the command line; not part of the public interface. Heavy libraries are imported
+inside the functions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onebyone.errors import BadInput
 from onebyone.memory import require_memory
-from onebyone.records import Labels
+from onebyone.records import Labels, by
 
 if TYPE_CHECKING:
     import torch
@@ -30,12 +30,30 @@ if TYPE_CHECKING:
 def open_network(
     spec: str, weights: str | os.PathLike[str] | None = None, *, seed: int = 0
 ) -> tuple[Network, tuple[str, ...]]:
-    """The network that `spec` names, and what a user should know about it."""
+    """Load the network that `spec` names. Returns it with notes for the user, such as weights that are not finite."""
     from onebyone.pytorch.files.checkpoints import nonfinite_weights
     from onebyone.pytorch.files.sources import load_source
 
     network = load_source(spec, weights, seed=seed)
     return network, _notes(nonfinite_weights(network))
+
+
+def open_with_example(
+    spec: str,
+    weights: str | os.PathLike[str] | None = None,
+    shape: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    default_shape: Sequence[int] | None = None,
+) -> tuple[Network, tuple[str, ...], torch.Tensor | None]:
+    """`open_network` and a random example input of `shape`.
+
+    Without `shape` the example has `default_shape`, except for a .pt2 program, which may store an example of its own;
+    None if neither applies.
+    """
+    network, notes = open_network(spec, weights, seed=seed)
+    shape = shape or (None if spec.endswith(".pt2") else default_shape)
+    return network, notes, None if shape is None else example_input(network, shape, seed=seed)
 
 
 def open_dense(
@@ -46,19 +64,19 @@ def open_dense(
     weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> tuple[Dense, tuple[str, ...]]:
-    """A dense network: a saved one as it is; any other source made so, which takes its window.
+    """Load a dense network: a saved one, or any other source with its `window`, which is convolutionalized.
 
-    Raises BadInput where a window is given for a saved one and differs from its own.
+    Raises BadInput if `window` differs from the window of a saved dense network.
     """
     from onebyone.pytorch.files.checkpoints import nonfinite_weights
     from onebyone.pytorch.lift.dense_file import labels_in, load_dense
 
-    dense = Path(spec).suffix == ".pt2" and labels_in(spec) is not None
-    if window is None or dense:
+    is_dense = Path(spec).suffix == ".pt2" and labels_in(spec) is not None
+    if window is None or is_dense:
         if Path(spec).suffix != ".pt2":
-            raise BadInput(f"{os.fspath(spec)}: its window is not known; give window= in pixels")
+            raise BadInput(f"{os.fspath(spec)}: its window size is not known; give window= in pixels")
         if weights is not None:
-            raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} carries its own weights")
+            raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} already contains weights")
         saved = load_dense(spec)
         _require_same_window(saved.nominal, window, spec)
         return saved, _notes(nonfinite_weights(saved.model))
@@ -69,18 +87,20 @@ def open_dense(
 
 
 def _require_same_window(
-    own: tuple[int, ...], window: int | Sequence[int] | None, spec: str | os.PathLike[str]
+    expected: tuple[int, ...], window: int | Sequence[int] | None, spec: str | os.PathLike[str]
 ) -> None:
-    given = own if window is None else (window,) * len(own) if isinstance(window, int) else tuple(window)
-    if given != own:
-        sizes = "×".join(str(n) for n in own)
+    if window is None:
+        return
+    requested = (window,) * len(expected) if isinstance(window, int) else tuple(window)
+    if requested != expected:
         raise BadInput(
-            f"window={','.join(str(n) for n in given)}: {os.fspath(spec)} is a dense network of windows of {sizes}"
+            f"window={','.join(str(n) for n in requested)}: {os.fspath(spec)} is a dense network "
+            f"with a window of {by(expected)}"
         )
 
 
 def preprocessing_of(spec: object, network: Network) -> Labels | None:
-    """The labels that a dense file carries, or a zoo's preprocessing; None for networks from elsewhere."""
+    """The labels stored in a dense file, or the preprocessing of a torchvision or timm network; None if unknown."""
     from onebyone.pytorch.files.preprocessing import zoo_preprocessing
     from onebyone.pytorch.lift.dense_file import labels_in
 
@@ -90,9 +110,9 @@ def preprocessing_of(spec: object, network: Network) -> Labels | None:
 
 
 def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> torch.Tensor:
-    """A random input of `shape`, standard normal, in the type the network computes in.
+    """A random input of `shape`, standard normal, in the dtype of the network's first floating-point tensor.
 
-    Raises BadInput where it is larger than the machine's memory.
+    Raises BadInput if it does not fit into the machine's memory.
     """
     import torch
 
@@ -107,24 +127,24 @@ def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> t
 def labels(
     classes: Sequence[str] | None = None, *, carried: Labels | None = None, **preprocessing: Any
 ) -> Labels | None:
-    """Labels from what was given, over those that a model carries; None where there is neither.
+    """The labels `carried` by a model, with every value that is not None replaced; None if there are no labels at all.
 
-    A scale of 1 states that values go in as they are.
+    An explicit scale of 1 states that pixel values are used unchanged.
     """
-    given: Mapping[str, Any] = {k: v for k, v in preprocessing.items() if v is not None}
+    explicit: Mapping[str, Any] = {k: v for k, v in preprocessing.items() if v is not None}
     if classes is not None:
-        given = {**given, "classes": tuple(classes)}
-    if not given:
+        explicit = {**explicit, "classes": tuple(classes)}
+    if not explicit:
         return carried
-    merged = Labels(**{**(carried.to_dict() if carried else {}), **given})
-    as_they_are = "scale" in given and not merged.states_preprocessing
-    return replace(merged, std=(1.0,)) if as_they_are else merged
+    merged = Labels(**{**(carried.to_dict() if carried else {}), **explicit})
+    unchanged = "scale" in explicit and not merged.states_preprocessing
+    return replace(merged, std=(1.0,)) if unchanged else merged
 
 
-def network_of(model: Source, *, compiled: bool = False) -> Network:
-    """The network that a verb was given, or that a source names.
+def require_network(model: Source, *, allow_torchscript: bool = False) -> Network:
+    """`model` itself, or the network of the source that it names. Raises BadInput if it is neither.
 
-    Raises Refused where TorchScript compiled a part of it, unless `compiled` allows that.
+    Raises Refused if a part of it is compiled by TorchScript, unless `allow_torchscript`.
     """
     from torch import nn
     from torch.export import ExportedProgram
@@ -134,7 +154,7 @@ def network_of(model: Source, *, compiled: bool = False) -> Network:
 
     network = load_source(model) if isinstance(model, str | os.PathLike) else model
     if isinstance(network, nn.Module | ExportedProgram):
-        if not compiled:
+        if not allow_torchscript:
             require_python(network)
         return network
     raise BadInput(
@@ -146,12 +166,12 @@ def network_of(model: Source, *, compiled: bool = False) -> Network:
 def original_of(model: object, converted: object) -> Any:
     """The original that `verify` compares `converted` with: any callable, a network, or the network of a source.
 
-    Raises Refused where TorchScript compiled a part of one of two bare networks.
+    Raises Refused if `converted` is not the result of a conversion and a part of either is compiled by TorchScript.
     """
     from onebyone.pytorch.modules.structure import require_python
     from onebyone.results import AnySize, Converted
 
-    original = network_of(model) if isinstance(model, str | os.PathLike) else model
+    original = require_network(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(converted, AnySize | Converted):
         require_python(original)
         require_python(converted)
@@ -159,7 +179,7 @@ def original_of(model: object, converted: object) -> Any:
 
 
 def example_of(network: object) -> Any:
-    """The inputs that an exported program keeps as an example (see `results.example_inputs`); None without any."""
+    """The example inputs that an exported program stores (see `results.example_inputs`); None if it stores none."""
     from torch.export import ExportedProgram
 
     if not isinstance(network, ExportedProgram) or not network.example_inputs:
@@ -168,9 +188,28 @@ def example_of(network: object) -> Any:
     return (positional, named) if named else positional
 
 
+def runnable(model: Source, example: Any) -> tuple[nn.Module, Any]:
+    """The network as an `nn.Module`, and `example`, or the one that a program stores.
+
+    Raises BadInput if there is no example.
+    """
+    from torch.export import ExportedProgram
+
+    network = require_network(model)
+    if example is None:
+        example = example_of(network)
+    if isinstance(network, ExportedProgram):
+        from onebyone.comparison.exported_modules import with_modules
+
+        network = with_modules(network)
+    if example is None:
+        raise BadInput("example: missing; expected an input such as torch.randn(1, 3, 224, 224) (--shape)")
+    return network, example
+
+
 def _notes(nonfinite: Sequence[str]) -> tuple[str, ...]:
     if not nonfinite:
         return ()
-    few = ", ".join(nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
+    names = ", ".join(nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")
     what = "weight tensor holds" if len(nonfinite) == 1 else "weight tensors hold"
-    return (f"{len(nonfinite)} {what} NaN or infinity ({few})",)
+    return (f"{len(nonfinite)} {what} NaN or infinity ({names})",)

@@ -122,7 +122,7 @@ def test_a_picture_in_the_place_of_a_score_map(run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("scan", ":plain", "x.npy"), "its window is not known; give --window in pixels"),
+        (("scan", ":plain", "x.npy"), "its window size is not known; give --window in pixels"),
         (
             ("scan", ":sigmoid", "x.npy", "--window", 8, "--scale", 0),
             "--scale 0.0: expected a finite number other",

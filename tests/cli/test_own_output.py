@@ -44,7 +44,7 @@ def test_converted_back_and_verified(converted, tmp_path, level):
         assert proof.code == 0, proof.err
         assert proof.json["equivalent"]
     net, x = (
-        onebyone.loading.network_of(PLAIN),
+        onebyone.loading.require_network(PLAIN),
         torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)),
     )
     back = load_program(tmp_path / "back.pt2").program.module()(x)
@@ -64,7 +64,7 @@ def test_made_dense_and_scanned(converted, tmp_path, level):
         found = run_command("scan", *words, converted / "image.npy", *window, "-o", out)
         assert found.code == 0, found.err
         scores = np.load(out)["scores"]
-        net = onebyone.loading.network_of(PLAIN)
+        net = onebyone.loading.require_network(PLAIN)
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         for i, j in ((0, 0), (3, 5), (scores.shape[1] - 1, scores.shape[2] - 1)):
             crop = pixels[None, :, 2 * i : 2 * i + 16, 2 * j : 2 * j + 16]
@@ -113,7 +113,7 @@ def test_a_graph_of_one_sample_is_refused_for_its_batch(converted):
 
 
 def test_a_saved_conversion_takes_any_batch_where_the_network_does(converted):
-    net = onebyone.loading.network_of(PLAIN)
+    net = onebyone.loading.require_network(PLAIN)
     for level in ("layers", "native"):
         module = load_program(converted / f"{level}.pt2").program.module()
         for n in (1, 2, 5):
@@ -140,7 +140,7 @@ def test_dense_file_keeps_its_preprocessing_where_a_window_is_given(tmp_path):
         assert (other.labels, str(other.kind)) == (maps[0].labels, "logits:multi-label")
     refused = run_command("scan", dense, image, "--window", 20)
     assert refused.code == 2
-    assert "is a dense network of windows of 16×16" in " ".join(refused.err.split())
+    assert "is a dense network with a window of 16×16" in " ".join(refused.err.split())
     again = run_command("convolutionalize", dense, "--window", 16, "-o", tmp_path / "again.pt2")
     assert again.code == 0, again.err
     assert onebyone.pytorch.lift.dense_file.load_dense(tmp_path / "again.pt2").labels.scale == pytest.approx(
