@@ -105,5 +105,5 @@ def test_a_device_or_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name  # an absolute name stays as it is
     if name == "pipe":
         os.mkfifo(path)
-    with pytest.raises(BadInput, match="it is a device or a pipe, and a regular file was expected"):
+    with pytest.raises(BadInput, match="it is a device or a pipe; expected a regular file"):
         require_file(path)

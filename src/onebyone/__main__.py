@@ -1,4 +1,4 @@
-"""`python -m onebyone`: the command line, also where its script is not on the path."""
+"""`python -m onebyone` runs the command line, also if the script `onebyone` is not on the PATH."""
 
 from onebyone.cli.main import run
 

@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebyone.errors import BadInput, InexactWarning
-from onebyone.loading import (
-    example_of,
-    open_dense,
-    original_of,
-    preprocessing_of,
-    require_network,
-    runnable,
-)
+from onebyone.loading import example_of, open_dense, original_of, preprocessing_of, require_network, runnable
 from onebyone.records import LEAST_AGREEMENT, Labels
 
 if TYPE_CHECKING:
@@ -66,7 +59,7 @@ def convert(
         optimizer: an optimizer of the original whose parameter groups and state are moved to new parameters.
 
     Returns:
-        A `Conversion` with `.model`, `.changes` and `.refused` (each refusal with its reason); `print(c)` shows a table.
+        A `Conversion`: `.model`, `.changes`, and `.refused` with the reasons; `print(c)` shows a table.
 
     Raises:
         BadInput: `model` is not a network, or an argument has an unsupported value.

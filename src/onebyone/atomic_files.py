@@ -1,8 +1,7 @@
-"""Writing files whole or not at all, and errors that name the file.
+"""Write files atomically, and check files before they are read or written.
 
-A file is written under a temporary name in its own folder, brought to the disk, and then renamed over the
-target: a reader sees the old file or the new one, never half of either, and an interrupted write leaves
-nothing behind.
+A file is written under a temporary name in the target's folder, flushed to disk, and renamed to the target. Readers
+see either the old file or the complete new one, and an interrupted write leaves no file behind.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path in `path`'s folder; on success it replaces `path`, on any failure it is removed.
+    """Provide a temporary path in the folder of `path`; on success it replaces `path`, on failure it is removed.
 
-    The temporary name ends as `path` does, so writers that choose the format by suffix choose rightly.
-    An existing file keeps its permissions; a symbolic link is followed, so that its target is replaced.
+    The temporary name has the suffix of `path`, because some writers choose the format by it. An existing file keeps
+    its permissions. If `path` is a symbolic link, its target is replaced.
 
     Raises
     ------
     BadInput
-        if `path` is a folder or a device, its folder is missing, it may not be written, or the disk is full.
+        if `path` is a folder or a device, its folder does not exist, it is not writable, or the disk is full.
 
     Example
     -------
     >>> import tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> with atomic_path(folder / "a.txt") as temporary:
-    ...     _ = temporary.write_text("whole")
+    ...     _ = temporary.write_text("complete")
     >>> (folder / "a.txt").read_text(), [p.name for p in folder.iterdir()]
-    ('whole', ['a.txt'])
+    ('complete', ['a.txt'])
     """
-    asked, target = Path(path), Path(os.path.realpath(path))
-    temporary = _create_beside(target, asked)
+    requested, target = Path(path), Path(os.path.realpath(path))
+    temporary = _create_temporary(target, requested)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -53,43 +52,45 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and _about(temporary, error):
-            raise _unwritable(asked, error) from error
+            raise _unwritable(requested, error) from error
         raise
-    _folder_to_disk(target.parent)
+    _flush_folder(target.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all. Raises BadInput where it cannot be written."""
+    """Write `text` to `path` atomically, in UTF-8. Raises BadInput if it cannot be written."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all. Raises BadInput where it cannot be written."""
+    """Write `data` to `path` atomically. Raises BadInput if it cannot be written."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
-    """Raise BadInput now if `path` could not be written later; leaves nothing. For before long work."""
-    _create_beside(Path(os.path.realpath(path)), Path(path)).unlink()
+    """Raise BadInput if `path` cannot be written; for use before a long computation. Leaves no file behind."""
+    _create_temporary(Path(os.path.realpath(path)), Path(path)).unlink()
 
 
 def require_file(path: str | os.PathLike[str]) -> Path:
-    """`path` as a Path if it is a file that can be opened, else BadInput saying what is wrong with it."""
-    found = Path(path)
-    if found.is_dir():
-        raise BadInput(f"cannot read {found}: it is a folder, and a file was expected")
+    """`path` as a Path. Raises BadInput, with the reason, unless it is a regular file that can be opened."""
+    file = Path(path)
+    if file.is_dir():
+        raise BadInput(f"cannot read {file}: it is a folder; expected a file")
     try:
-        if not found.is_file() and found.exists():  # a device may never end, and a pipe is read only once
-            raise BadInput(f"cannot read {found}: it is a device or a pipe, and a regular file was expected")
-        with found.open("rb"):
-            return found
+        if (
+            not file.is_file() and file.exists()
+        ):  # reading a device may never end, and a pipe can be read only once
+            raise BadInput(f"cannot read {file}: it is a device or a pipe; expected a regular file")
+        with file.open("rb"):
+            return file
     except OSError as error:
-        raise BadInput(f"cannot read {found}: {_reason(error)}") from error
+        raise BadInput(f"cannot read {file}: {_reason(error)}") from error
 
 
-#: How files of common kinds begin, and what they are.
-_BEGINNINGS = (
+#: The first bytes of common kinds of files, and the name of the kind.
+_SIGNATURES = (
     (b"\x93NUMPY", "a NumPy array (.npy)"),
     (b"PK\x03\x04", "a zip archive, as .npz, .pt2 and .pth are"),
     (b"\x89PNG", "a PNG picture"),
@@ -106,45 +107,46 @@ _BEGINNINGS = (
 
 
 def kind_of_file(path: str | os.PathLike[str]) -> str:
-    """What a file is, by how it begins; for the message that another kind was expected.
+    """The kind of a file by its first bytes, for messages that another kind was expected.
 
     >>> kind_of_file(__file__)
-    'of a kind that is not recognised'
+    'of an unknown kind'
     """
     with require_file(path).open("rb") as file:
         head = file.read(16)
     if not head:
         return "empty"
-    return next(
-        (what for begin, what in _BEGINNINGS if head.startswith(begin)), "of a kind that is not recognised"
-    )
+    return next((kind for signature, kind in _SIGNATURES if head.startswith(signature)), "of an unknown kind")
 
 
-def _create_beside(target: Path, asked: Path) -> Path:
-    """An empty new file in `target`'s folder, with the permissions a plain `open` gives."""
+def _create_temporary(target: Path, requested: Path) -> Path:
+    """Create an empty file in the folder of `target`, with the permissions that a plain `open` gives.
+
+    Error messages name `requested`, the path that the user gave.
+    """
     if target.is_dir():
-        raise BadInput(f"cannot write {asked}: it is a folder")
+        raise BadInput(f"cannot write {requested}: it is a folder")
     if target.exists() and not target.is_file():
-        raise BadInput(f"cannot write {asked}: it is not a regular file, and cannot be replaced by one")
+        raise BadInput(f"cannot write {requested}: it is not a regular file, and cannot be replaced by one")
     temporary = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(6)}{target.suffix}")
     try:
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
-        raise _unwritable(asked, error) from error
+        raise _unwritable(requested, error) from error
     return temporary
 
 
 def _about(temporary: Path, error: OSError) -> bool:
-    """Whether the error comes from writing the file, and not from something else the caller did meanwhile."""
+    """Whether the error was caused by writing the file, and not by something else in the caller's block."""
     return error.errno in _FULL or (
         error.filename is not None and os.fspath(error.filename) == str(temporary)
     )
 
 
-def _folder_to_disk(folder: Path) -> None:
-    """Make the rename itself durable, on systems that let a folder be opened."""
+def _flush_folder(folder: Path) -> None:
+    """Make the rename durable, on systems on which a folder can be opened."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

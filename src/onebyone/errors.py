@@ -1,4 +1,4 @@
-"""The errors onebyone raises. Each carries the exit code the command line gives it."""
+"""The exceptions and warnings of onebyone, with the exit code that the command line uses for each error."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from onebyone.records import Refusal, html_result, html_table
 
 
 class OnebyoneError(Exception):
-    """Base of every error raised on purpose by onebyone."""
+    """Base class of the errors that onebyone raises deliberately."""
 
     exit_code: ClassVar[int] = 2
 
 
 class OnebyoneWarning(UserWarning):
-    """A result rests on an assumption, which the message names, with the argument that states it instead."""
+    """A result depends on an assumption; the message names it, and the argument that confirms or changes it."""
 
 
 class InexactWarning(OnebyoneWarning):
-    """Dense results are not the numbers of cropping every window, and differ from them by more than a little."""
+    """Dense scores differ considerably from those of cropping every window."""
 
 
 class BadInput(OnebyoneError, ValueError):
@@ -38,7 +38,7 @@ class MissingExtra(BadInput, ImportError):
 
 
 class Refused(OnebyoneError):
-    """What was asked cannot be done rightly; `refusals` holds every reason."""
+    """The request cannot be fulfilled correctly; `refusals` holds every reason."""
 
     exit_code = 3
 
@@ -48,13 +48,13 @@ class Refused(OnebyoneError):
         super().__init__(what + ":\n" + "\n".join(f"  {r}" for r in self.refusals))
 
     def _repr_html_(self) -> str:
-        """The reasons as a notebook shows them."""
+        """The reasons as an HTML table for notebooks."""
         rows = [(r.path or "(top level)", r.kind, r.reason) for r in self.refusals]
         return html_result(f"refused: {self.what}", html_table(["layer", "kind", "reason"], rows))
 
 
 class NotEquivalent(OnebyoneError):
-    """A verification failed; `verification` holds its result."""
+    """A verification failed; `verification` holds its result, if there is one."""
 
     exit_code = 1
 

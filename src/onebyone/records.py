@@ -1,4 +1,4 @@
-"""Plain data that every part shares: what was changed, what was refused, and a table of either."""
+"""Plain data shared by all packages: changes, refusals and labels; and their tables in text and HTML."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import Any
 
-#: Dense results of which a smaller share of windows has the same best class as when cropped come with a warning.
+#: A warning is issued if a smaller share of windows has the same best class in the dense scores as when cropped.
 ENOUGH_AGREEMENT = 0.95
-#: A smaller share is an error, unless another floor is asked for.
+#: The default minimum of this share; a smaller share is an error.
 LEAST_AGREEMENT = 0.5
 
 
 @dataclass(frozen=True)
 class Change:
-    """One layer that was re-expressed.
+    """One layer that was converted.
 
-    `path` is the dotted module path (or the graph node's name), `kind` what it was (`Linear`, `Conv2d`, `aten.linear`),
-    `law` the name of the law applied, `before` and `after` short descriptions with weight shapes,
-    `copied_bytes` the new storage the change needed (0 where the weight is a view).
+    `path` is the dotted module path (or the name of the graph node), `kind` the original layer or operator (`Linear`,
+    `Conv2d`, `aten.linear`), `law` the name of the law applied, `before` and `after` short descriptions with weight
+    shapes, and `copied_bytes` the size of the new storage (0 if the weight is a view).
     """
 
     path: str
@@ -30,20 +30,20 @@ class Change:
     copied_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """The fields as plain data for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One layer or operator that was not converted, and why."""
+    """One layer or operator that was not converted, with the reason."""
 
     path: str
     kind: str
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """The fields as plain data for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -52,10 +52,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a classifier's outputs mean, and how its inputs were prepared; carried by a model or given by the user.
+    """The classes of a classifier and the preprocessing of its inputs; stored with a model or given by the user.
 
     A pixel value v in [0, 255] (or [0, 1] for floating images) becomes `(v * scale - mean) / std`, channel by channel,
-    in `colour_order` ("RGB", "BGR" or "L"). `background` names classes that are not objects.
+    in `colour_order` ("RGB", "BGR" or "L"). `background` lists the classes that `detect` ignores.
     """
 
     classes: tuple[str, ...] = ()
@@ -67,11 +67,11 @@ class Labels:
 
     @property
     def states_preprocessing(self) -> bool:
-        """Whether a scale, mean or std is given. Without any, values go in as they are; `std=(1,)` states that."""
+        """Whether a scale, mean or std is given. If not, values are used unchanged; `std=(1,)` says so."""
         return self.scale != 1 or bool(self.mean) or bool(self.std)
 
     def with_preprocessing(self, other: Labels | None) -> Labels:
-        """These labels, with the preprocessing of `other` where they state none."""
+        """These labels, with the preprocessing of `other` if they state none."""
         if other is None or self.states_preprocessing:
             return self
         return replace(
@@ -79,13 +79,13 @@ class Labels:
         )
 
     def preprocessing(self) -> str:
-        """What becomes of a pixel value v, for people.
+        """A formula for the preprocessing of a pixel value v.
 
         >>> Labels(scale=1 / 255, mean=(0.5,), std=(0.25,)).preprocessing()
         '(v · 0.00392157 − 0.5) / 0.25'
         """
         if not self.states_preprocessing:
-            return "none stated: values go in as they are"
+            return "none stated: values are used unchanged"
         text = "v" if self.scale == 1 else f"v · {self.scale:.6g}"
         if self.mean:
             text = f"({text} − {_numbers(self.mean)})"
@@ -93,7 +93,7 @@ class Labels:
         return text if self.colour_order == "RGB" else f"{text}, {self.colour_order}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """The fields as plain data for JSON."""
         return asdict(self)
 
 
@@ -103,7 +103,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def by(values: Iterable[object]) -> str:
-    """Sizes as people write them.
+    """Sizes joined by ×.
 
     >>> by((3, 224, 224))
     '3×224×224'
@@ -112,9 +112,9 @@ def by(values: Iterable[object]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a sentence; its type's name where it says nothing.
+    """The first line of an error's message; the name of its type if the message is empty.
 
-    Some libraries begin a message with the traceback of another error: then the line that names that error.
+    If the message starts with the traceback of another error, the line that names that error.
 
     >>> first_line(ValueError("short\\nand long"))
     'short'
@@ -128,7 +128,7 @@ def first_line(error: BaseException) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in plain aligned text: what `print(result)` shows where no terminal styling is wanted.
+    """A table in plain aligned text, as `print(result)` shows it.
 
     >>> print(table(["a", "b"], [[1, "xyz"], [22, "y"]]))
     a   b
@@ -144,14 +144,14 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 class Readable:
-    """A result that IPython shows as `print` does, and not field by field as a dataclass's repr would."""
+    """Base class of results that IPython displays as `print` does, instead of the repr of a dataclass."""
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))
 
 
 def html_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The same table as a notebook shows it: every cell escaped, nothing loaded from elsewhere.
+    """A table in HTML for notebooks, with escaped cells and no external resources.
 
     `headers` may be empty, for a list of names and values.
 
@@ -164,7 +164,7 @@ def html_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def html_result(verdict: str, *parts: str, notes: Iterable[str] = ()) -> str:
-    """A result as a notebook shows it: a line that says what came of it, `parts` (HTML) and `notes` (text).
+    """A result in HTML for notebooks: a line with the verdict, then `parts` (HTML) and `notes` (text).
 
     >>> html_result("1 < 2", notes=["it is"])
     '<div><p><strong>1 &lt; 2</strong></p><p>it is</p></div>'

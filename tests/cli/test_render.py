@@ -54,7 +54,7 @@ def test_a_long_table_says_how_much_it_leaves_out(count: int, hidden: int) -> No
     text = shown(
         render.conversion_tables({"changes": changes, "refused": [], "copied_bytes": 0, "output": None})
     )
-    assert ("more: --json lists them all" in text) is bool(hidden)
+    assert ("more: --json lists all" in text) is bool(hidden)
     assert (f"and {hidden} more" in text) is bool(hidden)
     assert f"layer{render.MOST_ROWS - 1} " in text
     assert f"{count} layers converted" in text

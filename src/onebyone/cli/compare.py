@@ -1,4 +1,4 @@
-"""`compare`: what is said of the two layers, measured on a network."""
+"""The command `compare`: common claims about the two layers, tested on a network."""
 
 from __future__ import annotations
 
@@ -16,42 +16,29 @@ def compare(
     source: o.Source,
     shape: o.Shape = None,
     weights: o.Weights = None,
-    budget: Annotated[
-        float,
-        typer.Option("--budget", min=1.0, metavar="SECONDS", help="Seconds to aim at."),
-    ] = 120.0,
-    rows: Annotated[
-        o.Names | None,
-        typer.Option("--rows", parser=o.read_names, metavar="A,B,…", help="Only these rows, such as S1,D5."),
-    ] = None,
+    budget: Annotated[float, o.budget_option(1.0)] = 120.0,
+    rows: Annotated[o.Names | None, o.list_option("--rows", "Test only these claims, such as S1,D5.")] = None,
     seed: o.Seed = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write the rows as .json or .md.", rich_help_panel=o.OUTPUT),
-    ] = None,
+    output: Annotated[Path | None, o.output_option("Write the rows as .json or .md.")] = None,
     html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", help="Write the report: one page that needs nothing else.", rich_help_panel=o.OUTPUT
-        ),
+        Path | None, o.output_option("Write the report as one self-contained HTML page.", "--html")
     ] = None,
     plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan", help="A plan that `tune` wrote, to show in the report.", rich_help_panel=o.OUTPUT
-        ),
+        Path | None, o.output_option("Plan written by tune, to include in the report.", "--plan")
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Measure what is said of fully connected layers and 1×1 convolutions on the network's own layers.
+    """Test common claims about fully connected layers and 1×1 convolutions on the network's own layers.
 
-    Every statement gets a verdict, computed from figures measured here: it holds, holds when a condition is
-    met, or does not hold as usually said. Without --shape the input is 1×3×224×224, or the one a .pt2 carries.
+    Each claim gets a verdict computed from measurements on this machine: holds, holds under a condition, or does
+    not hold as usually stated. Without --shape the input is 1×3×224×224, or the example stored in a .pt2.
     """
     if output is not None and output.suffix not in (".json", ".md"):
-        raise typer.BadParameter("a comparison is written as .json or .md", param_hint="--output")
+        raise typer.BadParameter("expected a file name ending in .json or .md", param_hint="--output")
     if plan is not None and html is None:
-        raise typer.BadParameter("a plan is shown in the report: give --html too", param_hint="--plan")
+        raise typer.BadParameter(
+            "the plan is shown in the report, so --html is required", param_hint="--plan"
+        )
     with session(context, as_json) as run:
         from onebyone import api, atomic_files, loading
         from onebyone.cli import render
@@ -63,18 +50,17 @@ def compare(
                 atomic_files.require_writable(path)
         if html is not None:
             require_jinja()
-        shown = None if plan is None else read_plan(plan)
+        tuning_plan = None if plan is None else read_plan(plan)
         with run.step(f"Opening {source}"):
-            network, notes = loading.open_network(source, weights, seed=seed)
-            # a program carries an example of its own; any other network is taken to see a colour image
-            size = shape or (None if source.endswith(".pt2") else (1, 3, 224, 224))
-            example = None if size is None else loading.example_input(network, size, seed=seed)
-        with run.progress("Measuring") as tell:
-            found = api.compare(network, example, budget=budget, seed=seed, rows=rows, progress=tell)
+            network, notes, example = loading.open_with_example(
+                source, weights, shape, seed=seed, default_shape=o.IMAGE
+            )
+        with run.progress("Measuring") as progress:
+            comparison = api.compare(network, example, budget=budget, seed=seed, rows=rows, progress=progress)
         if output is not None:
-            found.save(output)
+            comparison.save(output)
         if html is not None:
-            found.to_html(html, plan=shown, title=source)
-        render.tell(run, notes)
-        data = {"source": source, "notes": list(notes), "output": output, "html": html} | found.to_dict()
+            comparison.to_html(html, plan=tuning_plan, title=source)
+        run.notes(notes)
+        data = {"source": source, "notes": list(notes), "output": output, "html": html} | comparison.to_dict()
         run.result(data, *render.comparison_tables(data))

@@ -1,4 +1,4 @@
-"""`demo`: the whole job once, on real data."""
+"""The command `demo`: a complete example on real data."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from onebyone.cli.session import session
 
 def demo(
     context: typer.Context,
-    output: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder to write to.", rich_help_panel=o.OUTPUT)
-    ] = Path("demo"),
+    output: Annotated[Path, o.output_option("Folder to write to.", "--out", "-o")] = Path("demo"),
     seed: o.Seed = 0,
     as_json: o.Json = False,
 ) -> None:
-    """Train a digit classifier, convert it, prove it, and find digits on a photograph. Takes two minutes.
+    """Train a digit classifier, convert it, verify it, and detect digits on a photograph. Takes about two minutes.
 
     Writes index.html, which shows every step, and summary.json.
     """
     with session(context, as_json) as run:
-        from onebyone import demo as part
+        from onebyone import demo as demonstration
         from onebyone.cli import render
 
-        summary = part.run(output, seed=seed, progress=run.progress)
+        summary = demonstration.run(output, seed=seed, progress=run.progress)
         run.result(summary, *render.demo_tables(summary, output))

@@ -112,7 +112,7 @@ def scan(
                 progress=report,
             )
         data = render.scores_data(scores, source, image, out)
-        render.tell(run, notes)
+        run.notes(notes)
         run.result(data, *render.scores_tables(data))
         if scores.agreement is not None:
             scores.agreement.require(min_agreement)

@@ -1,4 +1,4 @@
-"""The command line: `onebyone VERB SRC …`. It parses, calls the public face, prints, and decides nothing."""
+"""The command line: `onebyone COMMAND SRC …` parses the options, calls the public functions and prints the result."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from onebyone.cli import compare, demo, dense, draw, network, tune
 
 EPILOG = (
     "Exit codes: 0 done · 1 not equivalent · 2 wrong usage or unreadable input · 3 refused, with the reason. "
-    "Every verb prints a table, or one JSON object with --json."
+    "Every command prints a table, or one JSON object with --json."
 )
 
 HELP = """
-Fully connected layers as 1×1 convolutions, and back: converted, proven, and run densely over images.
+Convert fully connected layers to 1×1 convolutions and back, verify the result, and run classifiers densely over images.
 
-A network (SRC) is a [cyan]file.pt2[/], [cyan]torchvision:NAME[/] or [cyan]timm:NAME[/] (random weights,
-nothing is downloaded), or [cyan]package.module:factory[/], a function of your own; --weights loads a checkpoint
-into it.
+A network (SRC) is a [cyan]file.pt2[/], [cyan]torchvision:NAME[/] or [cyan]timm:NAME[/] (with random weights; nothing
+is downloaded), or [cyan]package.module:factory[/], a function that returns it. --weights loads a checkpoint.
 """
 
 
 def _paragraphs(text: str | None) -> str:
-    """The text with one line a paragraph: typer would keep the line ends of a docstring."""
+    """The text with one line per paragraph, because typer keeps the line breaks of a docstring."""
     return "\n\n".join(" ".join(p.split()) for p in inspect.cleandoc(text or "").split("\n\n"))
 
 
@@ -50,17 +49,18 @@ def _version(wanted: bool) -> None:
 def main(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No tables, notes or progress: only errors.")
+        bool,
+        typer.Option("--quiet", "-q", help="Print only errors (and JSON): no tables, notes or progress."),
     ] = False,
 ) -> None:
     context.obj = {"quiet": quiet}
 
 
-CONVERT, DENSE, START = "Convert and prove", "Run over images of any size", "Start here"
-for panel, verb in (
+CONVERT, DENSE, START = "Convert and verify", "Run over images of any size", "Start here"
+for panel, command in (
     (START, demo.demo),
     (CONVERT, network.convert),
     (CONVERT, network.verify),
@@ -71,9 +71,9 @@ for panel, verb in (
     (DENSE, dense.scan),
     (DENSE, dense.detect),
 ):
-    app.command(rich_help_panel=panel, help=_paragraphs(verb.__doc__))(verb)
+    app.command(rich_help_panel=panel, help=_paragraphs(command.__doc__))(command)
 
 
 def run() -> None:
-    """The entry point `onebyone`."""
+    """Run the command line (entry point of the script `onebyone`)."""
     app()

@@ -1,4 +1,4 @@
-"""`convert`, `verify` and `convolutionalize`: from one form of a network to the other."""
+"""The commands `convert`, `verify` and `convolutionalize`: conversions of networks, and their verification."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Form(StrEnum):
 
 
 class Level(StrEnum):
-    """How deep the conversion goes."""
+    """What the conversion replaces."""
 
     layers = "layers"
     native = "native"
@@ -29,34 +29,35 @@ class Level(StrEnum):
 
 
 class Head(StrEnum):
-    """What becomes of a pooled head."""
+    """How a pooled head is converted."""
 
     window = "window"
     cam = "cam"
 
 
 class Context(StrEnum):
-    """What global pooling inside the network becomes."""
+    """What global pooling inside the network pools over."""
 
     window = "window"
     image = "image"
 
 
 To = Annotated[
-    Form, typer.Option("--to", help="conv: linear layers to 1×1 convolutions; linear: the way back.")
+    Form,
+    typer.Option("--to", help="conv: linear layers to 1×1 convolutions; linear: 1×1 convolutions to linear."),
 ]
 AtLevel = Annotated[
     Level | None,
     typer.Option(
         "--level",
-        help="layers: drop-in modules that share the weights; native: real nn.Conv2d or nn.Linear; "
-        "graph: the whole exported graph (a .pt2, or with --shape).",
+        help="layers: drop-in modules that share the weights; native: nn.Conv2d or nn.Linear; "
+        "graph: rewrite the exported graph (a .pt2, or with --shape).",
         show_default="layers; graph for a .pt2",
     ),
 ]
 Only = Annotated[
     str | None,
-    typer.Option("--only", metavar="GLOB", help="Only layers whose path matches, such as 'classifier.*'."),
+    typer.Option("--only", metavar="GLOB", help="Convert only layers whose path matches: 'classifier.*'."),
 ]
 
 
@@ -71,27 +72,21 @@ def convert(
     seed: o.Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Write the result: .safetensors (weights) or .pt2 (program, needs --shape).",
-            rich_help_panel=o.OUTPUT,
-        ),
+        o.output_option("Write the result: .safetensors (weights) or .pt2 (program, needs --shape)."),
     ] = None,
     report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", help="Write what changed, and what was refused, as JSON.", rich_help_panel=o.OUTPUT
-        ),
+        Path | None, o.output_option("Write the changes and refusals as JSON.", "--report")
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Re-express linear layers as 1×1 convolutions, or 1×1 convolutions as linear layers.
+    """Convert linear layers to 1×1 convolutions, or 1×1 convolutions to linear layers.
 
-    What cannot be converted is left as it is, and listed with its reason.
+    Layers that cannot be converted are kept unchanged and listed with the reason.
     """
     if output is not None and output.suffix == ".pt2" and shape is None and not source.endswith(".pt2"):
-        raise typer.BadParameter("a .pt2 is traced on an example input: give --shape", param_hint="--output")
+        raise typer.BadParameter(
+            "a .pt2 is traced on an example input, so --shape is required", param_hint="--output"
+        )
     with session(context, as_json) as run:
         from onebyone import api, atomic_files, loading
         from onebyone.cli import render
@@ -99,8 +94,7 @@ def convert(
         for path in filter(None, (output, report)):
             atomic_files.require_writable(path)
         with run.step(f"Opening {source}"):
-            network, notes = loading.open_network(source, weights, seed=seed)
-            example = None if shape is None else loading.example_input(network, shape, seed=seed)
+            network, notes, example = loading.open_with_example(source, weights, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
                 network, to.value, level=level and level.value, only=only, example=example
@@ -112,7 +106,7 @@ def convert(
             data["output"] = str(output)
         if report is not None:
             atomic_files.write_text(report, to_json(data))
-        render.tell(run, notes)
+        run.notes(notes)
         run.result(data, *render.conversion_tables(data))
 
 
@@ -127,34 +121,33 @@ def verify(
     seed: o.Seed = 0,
     as_json: o.Json = False,
 ) -> None:
-    """Convert, and prove that the result computes the same function; exit code 1 if it does not.
+    """Convert, and verify that the result computes the same function; exit code 1 if it does not.
 
-    The weights of both are compared, and each layer is probed with integers; both must agree bit for bit.
-    With --shape the layers are also compared on real inputs against a derived bound, and the whole network
-    with its gradients. Exit code 3 if no check could run: nothing was converted, for one.
+    Weights, and the outputs of each layer on integer inputs, must agree bit for bit. With --shape, the layers are
+    also compared on real inputs within a derived bound, and the whole network with its gradients. Exit code 3 if no
+    check could run, for example because no layer was converted.
     """
     with session(context, as_json) as run:
         from onebyone import api, loading
         from onebyone.cli import render
 
         with run.step(f"Opening {source}"):
-            network, notes = loading.open_network(source, weights, seed=seed)
-            example = None if shape is None else loading.example_input(network, shape, seed=seed)
+            network, notes, example = loading.open_with_example(source, weights, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
                 network, to.value, level=level and level.value, only=only, example=example
             )
-        with run.progress("Verifying") as tell:
-            found = api.verify(network, conversion, example, seed=seed, progress=tell)
-        render.tell(run, notes)
+        with run.progress("Verifying") as progress:
+            verification = api.verify(network, conversion, example, seed=seed, progress=progress)
+        run.notes(notes)
         data = {
             "source": source,
             "notes": list(notes),
-            "refused": render.plain_all(conversion.refused),
-        } | found.to_dict()
+            "refused": render.to_dicts(conversion.refused),
+        } | verification.to_dict()
         run.result(data, *render.verification_tables(data))
-        if not found.equivalent:
-            raise typer.Exit(3 if found.nothing_verified else 1)
+        if not verification.equivalent:
+            raise typer.Exit(3 if verification.nothing_verified else 1)
 
 
 def convolutionalize(
@@ -166,24 +159,24 @@ def convolutionalize(
         Head,
         typer.Option(
             "--head",
-            help="A pooled head: window gives the numbers of cropping; cam the class map before pooling.",
+            help="For a pooled head: window pools each window, as on a crop; cam gives the class map before pooling.",
         ),
     ] = Head.window,
     global_context: Annotated[
         Context | None,
         typer.Option(
             "--context",
-            help="Global pooling inside the network: over the window, or over the whole image; "
-            "refused where not said.",
+            help="For global pooling inside the network: pool over each window or over the whole image.",
+            show_default="refuse such networks",
         ),
     ] = None,
     weights: o.Weights = None,
     seed: o.Seed = 0,
-    prove: Annotated[
+    with_verification: Annotated[
         bool,
         typer.Option(
             "--verify",
-            help="Compare with cropping every window; where it differs, write nothing and exit with 1.",
+            help="Compare with cropping every window; if they differ, write nothing and exit with 1.",
         ),
     ] = False,
     min_agreement: o.MinAgreement = 0.5,
@@ -193,18 +186,13 @@ def convolutionalize(
     scale: o.Scale = None,
     colour_order: o.ColourOrder = None,
     score_kind: o.ScoreKind = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Write the any-size network as a .pt2 program.", rich_help_panel=o.OUTPUT
-        ),
-    ] = None,
+    output: Annotated[Path | None, o.output_option("Write the dense network as a .pt2 program.")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Turn a classifier of fixed-size windows into a network for images of any size.
+    """Turn a classifier with a fixed input size into a network for images of any size.
 
-    It gives one answer for every window position, in one pass: flatten and linear become convolutions. What
-    the network's operators do not allow is refused, with every reason.
+    The result predicts every window in one pass: flatten and linear layers become convolutions. Networks with
+    operators that do not allow it are refused, with every reason.
     """
     with session(context, as_json) as run:
         from onebyone import api, atomic_files, loading
@@ -232,17 +220,19 @@ def convolutionalize(
                 score_kind=score_kind,
             )
         data = render.dense_data(dense, source, notes)
-        found = None
-        if prove:
-            with run.progress("Verifying against every window") as tell:
-                found = api.verify(network, dense, seed=seed, min_agreement=min_agreement, progress=tell)
-            data["verification"] = found.to_dict()
-        equal = found is None or found.equivalent
-        if output is not None and equal:
+        equivalent = True
+        if with_verification:
+            with run.progress("Comparing with every window") as progress:
+                verification = api.verify(
+                    network, dense, seed=seed, min_agreement=min_agreement, progress=progress
+                )
+            data["verification"] = verification.to_dict()
+            equivalent = verification.equivalent
+        if output is not None and equivalent:
             with run.step(f"Writing {output}"):
                 dense.save(output)
             data["output"] = str(output)
-        render.tell(run, notes)
+        run.notes(notes)
         run.result(data, *render.dense_tables(data))
-        if not equal:
+        if not equivalent:
             raise typer.Exit(1)

@@ -1,9 +1,10 @@
-"""The options that commands share, and how their texts are read."""
+"""Options shared by several commands, and parsers of their values."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,53 +14,55 @@ from onebyone.errors import BadInput
 SOURCE_HELP = "file.pt2, torchvision:NAME, timm:NAME or package.module:factory."
 LABELS = "Classes and preprocessing"
 OUTPUT = "Output"
+IMAGE = (1, 3, 224, 224)
+"""Shape of the example input if neither --shape nor the network states one."""
 
 
-# Classes of their own, because typer would read `tuple[int, ...]` as an option that takes several words.
+# These are classes because typer would read `tuple[int, ...]` as an option that takes several words.
 class Sizes(tuple[int, ...]):
-    """Whole numbers, as in a shape."""
+    """Positive integers, such as the sizes of a shape."""
 
 
 class EveryAxis(Sizes):
-    """One size, the same on every axis."""
+    """One size for every axis."""
 
 
 class Names(tuple[str, ...]):
-    """Names, as of classes."""
+    """Names, such as those of classes."""
 
 
 class Numbers(tuple[float, ...]):
-    """Numbers, one for each channel."""
+    """Numbers, one per channel."""
 
 
-def _integers(text: str, what: str) -> Sizes:
+def _integers(text: str, expected: str) -> Sizes:
     try:
         values = Sizes(int(part) for part in text.replace("×", ",").replace("x", ",").split(","))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not {what}") from None
+        raise typer.BadParameter(f"{text!r} is not {expected}") from None
     if min(values) < 1:
-        raise typer.BadParameter(f"{text!r} is not {what}: every number must be positive")
+        raise typer.BadParameter(f"{text!r} is not {expected}: every number must be positive")
     return values
 
 
 def read_shape(text: str) -> Sizes:
-    """`1,3,224,224` as integers."""
+    """Parse a shape such as `1,3,224,224`."""
     return _integers(text, "a shape such as 1,3,224,224")
 
 
 def read_window(text: str) -> Sizes:
-    """`28,20` and `1024,` as they stand; `224` is that size on every axis of the network."""
+    """Parse a window such as `28,20`; `1024,` has one axis, and `224` is that size on every axis of the network."""
     values = _integers(text.strip().removesuffix(","), "a window such as 224 or 224,160")
     return EveryAxis(values) if len(values) == 1 and not text.strip().endswith(",") else values
 
 
 def window_of(sizes: Sizes) -> int | Sizes:
-    """A window as the verbs of Python take it: one number for every axis, or one for each."""
+    """The `window` argument of the Python functions: one number for every axis, or a size per axis."""
     return sizes[0] if isinstance(sizes, EveryAxis) else sizes
 
 
 def read_names(text: str) -> Names:
-    """`cat,dog` as names; `@file` as the file's lines."""
+    """Parse names such as `cat,dog`; `@file` reads one name per line."""
     if text.startswith("@"):
         try:
             lines = require_file(text[1:]).read_text(encoding="utf-8").splitlines()
@@ -67,13 +70,15 @@ def read_names(text: str) -> Names:
             reason = str(error).rpartition(": ")[2]
             raise typer.BadParameter(f"cannot read the names in {text[1:]!r}: {reason}") from None
         except UnicodeDecodeError:
-            raise typer.BadParameter(f"cannot read the names in {text[1:]!r}: it is not UTF-8 text") from None
+            raise typer.BadParameter(
+                f"cannot read the names in {text[1:]!r}: the file is not UTF-8 text"
+            ) from None
         return Names(line.strip() for line in lines if line.strip())
     return Names(name.strip() for name in text.split(",") if name.strip())
 
 
 def read_numbers(text: str) -> Numbers:
-    """`0.485,0.456,0.406` as numbers."""
+    """Parse numbers such as `0.485,0.456,0.406`."""
     try:
         return Numbers(float(part) for part in text.split(","))
     except ValueError:
@@ -81,32 +86,50 @@ def read_numbers(text: str) -> Numbers:
 
 
 def read_number(text: str) -> float:
-    """`0.5` or a fraction such as `1/255`."""
-    above, slash, below = text.partition("/")
+    """Parse a number such as `0.5`, or a fraction such as `1/255`."""
+    numerator, slash, denominator = text.partition("/")
     try:
-        return float(above) / float(below) if slash else float(above)
+        return float(numerator) / float(denominator) if slash else float(numerator)
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(f"{text!r} is not a number such as 0.5 or 1/255") from None
+
+
+def list_option(name: str, description: str, metavar: str = "A,B,…", **settings: Any) -> Any:
+    """An option whose value is a list of names."""
+    return typer.Option(name, parser=read_names, metavar=metavar, help=description, **settings)
+
+
+def output_option(description: str, *names: str, **settings: Any) -> Any:
+    """An option that names a file or folder to write; `--output` unless other names are given."""
+    names = names or ("--output", "-o")
+    return typer.Option(*names, help=description, rich_help_panel=OUTPUT, **settings)
+
+
+def labels_option(
+    name: str, description: str, parser: Callable[[str], Any] | None = None, **settings: Any
+) -> Any:
+    """An option about classes or preprocessing."""
+    return typer.Option(name, parser=parser, help=description, rich_help_panel=LABELS, **settings)
+
+
+def budget_option(minimum: float) -> Any:
+    """The time limit of commands that measure."""
+    return typer.Option("--budget", min=minimum, metavar="SECONDS", help="Approximate time limit in seconds.")
 
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help=f"The network: {SOURCE_HELP}", show_default=False)]
 Weights = Annotated[
     Path | None,
     typer.Option(
-        "--weights", "-w", metavar="FILE", help="Load these weights: .safetensors, or .pth of tensors only."
+        "--weights",
+        "-w",
+        metavar="FILE",
+        help="Weights to load: .safetensors, or .pth that contains only tensors.",
     ),
 ]
-Seed = Annotated[
-    int,
-    typer.Option(
-        "--seed", min=0, metavar="N", help="Of everything random: untrained weights, probes, inputs."
-    ),
-]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")]
 Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print one JSON object on stdout, and nothing else there.", rich_help_panel=OUTPUT
-    ),
+    bool, typer.Option("--json", help="Print a single JSON object on stdout.", rich_help_panel=OUTPUT)
 ]
 Shape = Annotated[
     Sizes | None,
@@ -117,11 +140,9 @@ Shape = Annotated[
         help="Shape of an example input, such as 1,3,224,224.",
     ),
 ]
+WINDOW_HELP = "Input size of the classifier in pixels, such as 224"
 Window = Annotated[
-    Sizes,
-    typer.Option(
-        "--window", parser=read_window, metavar="H[,W]", help="Pixels that the classifier takes, such as 224."
-    ),
+    Sizes, typer.Option("--window", parser=read_window, metavar="H[,W]", help=WINDOW_HELP + ".")
 ]
 OptionalWindow = Annotated[
     Sizes | None,
@@ -129,7 +150,7 @@ OptionalWindow = Annotated[
         "--window",
         parser=read_window,
         metavar="H[,W]",
-        help="Pixels that the classifier takes; for any SRC but a .pt2 of convolutionalize.",
+        help=WINDOW_HELP + "; required unless SRC is a .pt2 that convolutionalize wrote.",
     ),
 ]
 Channels = Annotated[
@@ -138,19 +159,13 @@ Channels = Annotated[
         "--channels",
         min=1,
         metavar="N",
-        help="Channels of the image, where the first layer does not tell.",
-        show_default=False,
+        help="Number of image channels.",
+        show_default="inferred from the first layer",
     ),
 ]
 Classes = Annotated[
     Names | None,
-    typer.Option(
-        "--classes",
-        parser=read_names,
-        metavar="A,B,…",
-        help="Names of the outputs; or @FILE, one name a line.",
-        rich_help_panel=LABELS,
-    ),
+    labels_option("--classes", "Class names, or @FILE with one name per line.", read_names, metavar="A,B,…"),
 ]
 Page = Annotated[
     int | None,
@@ -158,60 +173,37 @@ Page = Annotated[
         "--page",
         min=0,
         metavar="N",
-        help="Page or frame of an image file with several, counted from 0.",
+        help="Page or frame of an image file that contains several, counted from 0.",
         show_default="the first, with a note",
     ),
 ]
 ScoreKind = Annotated[
     str | None,
-    typer.Option(
+    labels_option(
         "--scores",
-        metavar="KIND",
-        help="What the network's outputs are: logits, probabilities or log-probabilities, alone or followed by "
+        "What the network's outputs are: logits, probabilities or log-probabilities, alone or followed by "
         ":exclusive or :multi-label.",
-        show_default="as the network's last operator tells",
-        rich_help_panel=LABELS,
+        metavar="KIND",
+        show_default="inferred from the network's last operator",
     ),
 ]
 Mean = Annotated[
     Numbers | None,
-    typer.Option(
-        "--mean",
-        parser=read_numbers,
-        metavar="M,…",
-        help="Subtracted from each channel, after --scale.",
-        rich_help_panel=LABELS,
-    ),
+    labels_option("--mean", "Mean per channel, subtracted after --scale.", read_numbers, metavar="M,…"),
 ]
 Std = Annotated[
     Numbers | None,
-    typer.Option(
-        "--std",
-        parser=read_numbers,
-        metavar="S,…",
-        help="What each channel is then divided by.",
-        rich_help_panel=LABELS,
-    ),
+    labels_option("--std", "Standard deviation per channel; divides last.", read_numbers, metavar="S,…"),
 ]
 Scale = Annotated[
     float | None,
-    typer.Option(
-        "--scale",
-        parser=read_number,
-        metavar="X",
-        help="What pixel values are multiplied by, such as 1/255.",
-        show_default=False,
-        rich_help_panel=LABELS,
+    labels_option(
+        "--scale", "Factor of the pixel values, such as 1/255.", read_number, metavar="X", show_default=False
     ),
 ]
 ColourOrder = Annotated[
     str | None,
-    typer.Option(
-        "--colour-order",
-        metavar="RGB|BGR|L",
-        help="Order of the channels the network expects.",
-        rich_help_panel=LABELS,
-    ),
+    labels_option("--colour-order", "Channel order that the network expects.", metavar="RGB|BGR|L"),
 ]
 MinAgreement = Annotated[
     float,
@@ -220,7 +212,7 @@ MinAgreement = Annotated[
         min=0,
         max=1,
         metavar="P",
-        help="For networks that are not exact: exit with 1 where fewer of the compared windows have the same best "
-        "class as when cropped.",
+        help="For networks that are not exact: minimum share of compared windows whose best class is the same as "
+        "when cropped; exit with 1 below it.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Tables for people. Each takes the plain data that `--json` prints, so that both always say the same."""
+"""Tables of the results. Each is made from the data that `--json` prints, so that both show the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from onebyone.cli.session import Session
 from onebyone.records import by
 
 if TYPE_CHECKING:
@@ -21,29 +20,23 @@ if TYPE_CHECKING:
     from onebyone.tuning import TuningPlan
 
 MOST_ROWS = 60
-"""Rows shown of a long table; --json has them all."""
+"""Rows shown of a long table; --json prints all."""
 
 Data = dict[str, Any]
 
 
-def tell(run: Session, notes: Iterable[str]) -> None:
-    """Each note on stderr."""
-    for note in notes:
-        run.note(note)
-
-
-def plain_all(records: Iterable[Any]) -> list[Data]:
+def to_dicts(records: Iterable[Any]) -> list[Data]:
     """Changes or refusals as plain data."""
     return [record.to_dict() for record in records]
 
 
 def conversion_data(conversion: Conversion[Any], source: str, notes: Sequence[str]) -> Data:
-    """What `convert` did."""
+    """The result of `convert`."""
     return {"source": source, **conversion.to_dict(), "notes": list(notes)}
 
 
 def conversion_tables(data: Data) -> list[RenderableType]:
-    """What changed, what was refused, and a line that sums it up."""
+    """The changes, the refusals and a summary."""
     changes, refused = data["changes"], data["refused"]
     copied = _bytes(data["copied_bytes"]) if data["copied_bytes"] else "nothing"
     summary = f"{len(changes)} {_plural('layer', changes)} converted, {len(refused)} refused, {copied} copied"
@@ -61,12 +54,12 @@ def _changes(changes: Sequence[Data]) -> list[RenderableType]:
         (c["path"] or "(top level)", c["kind"], c["law"], c["before"], c["after"], _bytes(c["copied_bytes"]))
         for c in changes
     ]
-    return [_table("Changed", headers, rows)]
+    return [_table("Converted", headers, rows)]
 
 
 def _refusals(refused: Sequence[Data]) -> list[RenderableType]:
     rows = [(r["path"] or "(top level)", r["kind"], r["reason"]) for r in refused]
-    return [_table("Left as they were", ("layer", "kind", "reason"), rows)] if rows else []
+    return [_table("Not converted", ("layer", "kind", "reason"), rows)] if rows else []
 
 
 _FIGURES = (
@@ -75,14 +68,14 @@ _FIGURES = (
     ("max_error", "largest difference"),
     ("rounding_ratio", "rounding ratio (converted ÷ original, against float64)"),
     ("windows", "windows compared"),
-    ("max_abs_difference", "dense against crops, largest difference"),
-    ("bound", "derived bound on it"),
+    ("max_abs_difference", "largest difference of dense scores from crops"),
+    ("bound", "derived bound of this difference"),
     ("first_difference", "first layer that differs"),
 )
 
 
 def verification_tables(data: Data) -> list[RenderableType]:
-    """Layer by layer, then the figures, then the verdict."""
+    """One row per layer, the figures, and the verdict."""
     parts: list[RenderableType] = []
     if data["layers"]:
         headers = ("layer", "kind", "integers", "|Δ|", "bound", "smallest injected fault", "verdict")
@@ -105,7 +98,7 @@ def _layer(layer: Data) -> tuple[str, ...]:
 
 
 def _figures(data: Data) -> Table:
-    rows = [(words, _number(data[name])) for name, words in _FIGURES if data.get(name) is not None]
+    rows = [(label, _number(data[name])) for name, label in _FIGURES if data.get(name) is not None]
     if data.get("class_agreement") is not None:
         rows.append(("windows with the same best class", f"{data['class_agreement']:.2%}"))
     weights = data.get("weights")
@@ -131,7 +124,7 @@ def _verdict(data: Data) -> Text:
 
 
 def dense_data(dense: Any, source: str, notes: Sequence[str]) -> Data:
-    """What `convolutionalize` made."""
+    """The result of `convolutionalize`."""
     return {
         "source": source,
         "channels": dense.channels,
@@ -141,14 +134,14 @@ def dense_data(dense: Any, source: str, notes: Sequence[str]) -> Data:
         "head": dense.head,
         "context": dense.context,
         "geometry": dense.geometry.to_dict(),
-        "changes": plain_all(dense.changes),
+        "changes": to_dicts(dense.changes),
         "notes": list(notes),
     }
 
 
 def dense_tables(data: Data) -> list[RenderableType]:
-    """What changed, and where each answer lies in the image."""
-    outputs = [(o["name"], str(o["channels"]), o["scores"] or "not known") for o in data["outputs"]]
+    """The changes, the outputs, and the window of each prediction in the image."""
+    outputs = [(o["name"], str(o["channels"]), o["scores"] or "unknown") for o in data["outputs"]]
     parts = [
         *_changes(data["changes"]),
         _table("Outputs", ("output", "channels", "scores"), outputs),
@@ -161,7 +154,7 @@ def dense_tables(data: Data) -> list[RenderableType]:
 
 
 def geometry_tables(geometry: Data) -> list[RenderableType]:
-    """Window, stride, offset, receptive field, and whether it equals cropping."""
+    """Window, stride, offset, receptive field, and whether dense scores equal those of crops."""
     names = ("window", "stride", "window_offset", "receptive_field", "receptive_field_offset")
     rows = [(name.replace("_", " "), by(geometry[name])) for name in names]
     exact = "yes" if geometry["exact"] else "no: " + "\n".join(_grouped(geometry["inexact_because"]))
@@ -169,7 +162,7 @@ def geometry_tables(geometry: Data) -> list[RenderableType]:
 
 
 def _grouped(reasons: Sequence[str]) -> list[str]:
-    """`operator: reason` each, told once for all operators of one reason."""
+    """Reasons given as `operator: reason`, each listed once with all its operators."""
     by_reason: dict[str, list[str]] = {}
     for text in reasons:
         operator, colon, reason = text.partition(": ")
@@ -185,18 +178,18 @@ def _few(names: Sequence[str], most: int = 3) -> str:
 
 
 def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: object) -> Data:
-    """What `scan` found, without the map itself.
+    """A summary of the score map that `scan` returned.
 
-    Windows are counted for their best class; where each class is decided by itself, for every class that has a
+    Windows are counted by their best class; if classes are independent (multi-label), by every class with a
     probability of at least 0.5.
     """
-    number = scores.scores.shape[0]
-    by_itself = number == 1 or (scores.kind is not None and scores.kind.classes == "multi-label")
-    if by_itself:
+    classes = scores.scores.shape[0]
+    independent = classes == 1 or (scores.kind is not None and scores.kind.classes == "multi-label")
+    if independent:
         counts = [int((p >= 0.5).sum()) for p in scores.probabilities()]
     else:
-        best = scores.scores.reshape(number, -1).argmax(axis=0)
-        counts = [int((best == k).sum()) for k in range(number)]
+        best = scores.scores.reshape(classes, -1).argmax(axis=0)
+        counts = [int((best == k).sum()) for k in range(classes)]
     return {
         "source": source,
         "image": os.fspath(image),
@@ -209,8 +202,8 @@ def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: 
         "labels": scores.labels.to_dict(),
         "preprocessing": scores.labels.preprocessing(),
         "scores": None if scores.kind is None else str(scores.kind),
-        "scores_are": scores.kind.describe(number) if scores.kind else "of a kind that is not known",
-        "counted": "probability at least 0.5" if by_itself else "best class",
+        "scores_are": scores.kind.describe(classes) if scores.kind else "of unknown kind",
+        "counted": "probability at least 0.5" if independent else "best class",
         "classes": dict(zip(scores.classes, counts, strict=True)),
         "agreement": None if scores.agreement is None else scores.agreement.to_dict(),
         "output": None if output is None else str(output),
@@ -218,11 +211,11 @@ def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: 
 
 
 def scores_tables(data: Data) -> list[RenderableType]:
-    """How many windows were answered for, and which class was best in how many."""
-    found = sorted(data["classes"].items(), key=lambda item: -item[1])
-    rows = [(name, f"{count:,}", f"{count / data['windows']:.1%}") for name, count in found if count]
+    """The number of windows, and how many of them each class is the best of."""
+    by_count = sorted(data["classes"].items(), key=lambda item: -item[1])
+    rows = [(name, f"{count:,}", f"{count / data['windows']:.1%}") for name, count in by_count if count]
     summary = (
-        f"{data['windows']:,} windows ({by(data['places'])} places) of {by(data['image_size'])} pixels "
+        f"{data['windows']:,} windows ({by(data['places'])} positions) in {by(data['image_size'])} pixels "
         f"in {data['seconds']:.2f} s on {data['device']}"
     )
     return [
@@ -235,25 +228,25 @@ def scores_tables(data: Data) -> list[RenderableType]:
     ]
 
 
-def _agreement(found: Data | None) -> list[RenderableType]:
-    if found is None:
+def _agreement(agreement: Data | None) -> list[RenderableType]:
+    if agreement is None:
         return []
-    counted = f"{found['same']} of {found['windows']} sampled ({found['share']:.0%})"
+    counted = f"{agreement['same']} of {agreement['windows']} sampled ({agreement['share']:.0%})"
     return [_pairs([("same best class as when cropped", counted)], "Agreement with cropped windows")]
 
 
-def detections_data(found: Detections, scores: os.PathLike[str], output: object) -> Data:
-    """What `detect` found: boxes from (x1, y1) to (x2, y2) in pixels."""
+def detections_data(detections: Detections, scores: os.PathLike[str], output: object) -> Data:
+    """The result of `detect`: boxes from (x1, y1) to (x2, y2) in pixels."""
     return {
         "scores": os.fspath(scores),
-        "image_size": list(found.image_size),
-        "objects": found.to_dicts(),
+        "image_size": list(detections.image_size),
+        "objects": detections.to_dicts(),
         "output": None if output is None else str(output),
     }
 
 
 def detections_tables(data: Data) -> list[RenderableType]:
-    """The objects, best first."""
+    """The detections, highest score first."""
     sides = ("x1", "y1", "x2", "y2")
     rows = [(o["class"], f"{o['score']:.3f}", *(f"{o[side]:g}" for side in sides)) for o in data["objects"]]
     summary = _summary(f"{len(rows)} {_plural('object', rows)} in {by(data['image_size'])} pixels", data)
@@ -264,14 +257,14 @@ _COLOURS = {"holds": "green", "does not hold as usually said": "red", "not avail
 
 
 def comparison_tables(data: Data) -> list[RenderableType]:
-    """The layers compared, then a line a statement with its verdict and reason."""
+    """The layers compared, and one row per claim with its verdict and reason."""
     layers = [
         (name, f"{layer['layer'] or '–'}: {by(layer['map'])} → {layer['outputs']}, {layer['origin']}")
         for name, layer in data["layers"].items()
         if "origin" in layer
     ]
-    table = Table(title="What is said, measured", title_justify="left", title_style="bold", show_lines=True)
-    for header, wide in (("", 2), ("statement", None), ("verdict", 18), ("because", None)):
+    table = Table(title="Common claims, tested", title_justify="left", title_style="bold", show_lines=True)
+    for header, wide in (("", 2), ("claim", None), ("verdict", 18), ("reason", None)):
         table.add_column(header, overflow="fold", min_width=wide)
     for row in data["rows"]:
         verdict = Text(row["verdict"], style=_COLOURS.get(row["verdict"], "yellow"))
@@ -281,11 +274,22 @@ def comparison_tables(data: Data) -> list[RenderableType]:
     return [_pairs(layers, "Layers compared"), table, _summary(summary, data)]
 
 
+def drawing_tables(data: Data) -> list[RenderableType]:
+    """The files written, and the figures that could not be drawn with the reason."""
+    rows = [
+        (file["figure"], file["theme"], f"{file['bytes']:,}", str(file["path"])) for file in data["files"]
+    ]
+    missing = [
+        Text.assemble((name, "yellow"), f" not drawn: {reason}") for name, reason in data["missing"].items()
+    ]
+    return [_table("Figures", ("figure", "theme", "bytes", "file"), rows), *missing]
+
+
 def tuned_tables(plan: TuningPlan) -> list[RenderableType]:
-    """What was chosen, what else was tried, and where the time goes."""
+    """The candidates, those not selected, and where the time is spent."""
     from onebyone.tuning.result import headline, remarks, tables
 
-    titles = ("Candidates", "Not chosen", "Where the time goes")
+    titles = ("Candidates", "Not selected", "Where the time goes")
     shown = [
         _table(t, headers, rows) for t, (headers, rows) in zip(titles, tables(plan), strict=True) if rows
     ]
@@ -293,12 +297,12 @@ def tuned_tables(plan: TuningPlan) -> list[RenderableType]:
 
 
 def demo_tables(summary: Data, folder: os.PathLike[str]) -> list[RenderableType]:
-    """The figures of the demonstration, and where to look."""
+    """The figures of the demo, and the page to open."""
     rows = [
         (str(name).replace("_", " "), _number(value)) for name, value in summary.items() if _is_figure(value)
     ]
     return [
-        _pairs(rows, "What was measured"),
+        _pairs(rows, "Results"),
         Text(f"open {os.path.join(folder, 'index.html')}", style="bold"),
     ]
 
@@ -311,9 +315,7 @@ def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) ->
         table.add_row(*(escape(str(cell)) for cell in row))
     more = len(rows) - MOST_ROWS
     return (
-        Group(table, Text(f"… and {more} more: --json lists them all", style="dim"))
-        if more > 0
-        else Group(table)
+        Group(table, Text(f"… and {more} more: --json lists all", style="dim")) if more > 0 else Group(table)
     )
 
 

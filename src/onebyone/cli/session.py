@@ -1,8 +1,8 @@
-"""One run of a command: where results, progress and errors go, and the exit code.
+"""One run of a command: output of results, notes, progress and errors, and the exit code.
 
-Results go to stdout (a table, or one JSON object and nothing else), everything else to stderr. Exit codes:
-0 done, 1 not equivalent, 2 wrong usage or unreadable input, 3 refused with a reason; 70 for an error of
-onebyone's own, with its traceback, and 130 when interrupted.
+The result goes to stdout (tables, or a single JSON object), everything else to stderr. Exit codes: 0 done, 1 not
+equivalent, 2 wrong usage or unreadable input, 3 refused with a reason, 70 for a bug in onebyone (with a traceback),
+130 when interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
@@ -29,15 +29,15 @@ from onebyone.memory import exhaustion
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-OWN_ERROR = 70  # EX_SOFTWARE of sysexits.h: never to be taken for an answer
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-WIDE = 120  # columns of a table that goes into a file or a pipe
-_LONG = 1.0  # seconds after which a step says what it is doing
-_REPEAT = 10.0  # seconds between lines of progress where there is no terminal
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h, which no result of a command uses
+INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
+WIDE = 120  # columns of tables written to a file or a pipe
+_LONG = 1.0  # seconds after which the name of a step is printed
+_REPEAT = 10.0  # seconds between lines of progress without a terminal
 
 
 class Session:
-    """Where a command puts what it has to say."""
+    """The output of one command."""
 
     def __init__(
         self, stdout: TextIO, as_json: bool, quiet: bool, options: Mapping[str, str] | None = None
@@ -49,43 +49,48 @@ class Session:
         self._warnings: list[str] = []
 
     def result(self, data: Mapping[str, Any], *tables: RenderableType) -> None:
-        """The answer: `data` as JSON where asked for, else the tables."""
+        """Print the result: `data` with `--json`, else the tables."""
         if self.as_json:
-            said = {"notes": [*data.get("notes", ()), *self._warnings]} if self._warnings else {}
-            self._stdout.write(as_json({**data, **said}))
+            notes = {"notes": [*data.get("notes", ()), *self._warnings]} if self._warnings else {}
+            self._stdout.write(as_json({**data, **notes}))
         elif not self.quiet:
             console = _console(self._stdout)
             for table in tables:
                 console.print(table)
 
     def note(self, text: str) -> None:
-        """Something to know beside the answer, on stderr."""
+        """Print a note on stderr."""
         if not self.quiet:
             _console(sys.stderr).print(f"[yellow]note:[/] {_escaped(text)}", soft_wrap=True)
 
-    def spoken(self, text: str) -> str:
-        """A message that names arguments of Python with their options instead: `iou=2` becomes `--iou 2`."""
+    def notes(self, texts: Iterable[str]) -> None:
+        """Print several notes on stderr."""
+        for text in texts:
+            self.note(text)
+
+    def with_option_names(self, text: str) -> str:
+        """`text` with the names of Python arguments replaced by those of options: `iou=2` becomes `--iou 2`."""
         for name, option in self._options.items():
             text = re.sub(rf"(?<![\w.\-/]){name}=(?:\.\.\.|…)?", f"{option} ", text)
             text = re.sub(rf"{option} '([\w:.-]+)'", rf"{option} \1", text)
         return re.sub(r"(--[a-z-]+) (?=[\s).,;:]|$)", r"\1", text)
 
     def warning(self, text: str) -> None:
-        """A warning of onebyone's own: a note, and one of the notes of the JSON object."""
-        text = self.spoken(text)
+        """Print a warning of onebyone as a note, and add it to the notes of the JSON object."""
+        text = self.with_option_names(text)
         if text not in self._warnings:
             self._warnings.append(text)
             self.note(text)
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Say on stderr what is going on, once it has taken a second."""
+        """Print `what` on stderr if the block takes longer than a second."""
         with self.progress(what):
             yield
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A function of (done, total) that feeds a bar on stderr, or writes a line now and then."""
+        """Give a function (done, total) that updates a bar on stderr, or without a terminal prints occasional lines."""
         if self.quiet:
             yield lambda done, total: None
         elif sys.stderr.isatty():
@@ -97,25 +102,25 @@ class Session:
 
 
 def _options(context: typer.Context) -> dict[str, str]:
-    """The options of the command that runs, by the names of the arguments that they stand for."""
-    named: dict[str, str] = {}
+    """The long option of each argument of the command that runs."""
+    by_argument: dict[str, str] = {}
     for parameter in context.command.params:
         long = [option for option in parameter.opts if option.startswith("--")]
         if parameter.name and long:
-            named[parameter.name] = long[0]
-    return named
+            by_argument[parameter.name] = long[0]
+    return by_argument
 
 
 @contextmanager
 def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
-    """Run a command: errors become one sentence and an exit code, and only the answer reaches stdout."""
+    """Run a command: errors become one sentence and an exit code, and only the result is written to stdout."""
     run = Session(sys.stdout, as_json, bool((context.obj or {}).get("quiet")), _options(context))
     try:
-        # What a model or a library prints while it is imported or run must not end up in the answer.
-        with redirect_stdout(sys.stderr), _without_advice_to_programmers(run):
+        # models and libraries may print while they are imported or run, which would corrupt the JSON on stdout
+        with redirect_stdout(sys.stderr), _library_warnings_silenced(run):
             yield run
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
-        raise  # answers already, or typer's to end; it goes quietly where the reader of a pipe has gone
+        raise  # typer handles these, and ends silently if the reader of a pipe has closed it
     except OnebyoneError as error:
         _report(error, run)
         raise typer.Exit(error.exit_code) from None
@@ -123,18 +128,18 @@ def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
         _console(sys.stderr).print("interrupted")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
-        if (sentence := exhaustion(error)) is not None:
-            _report(BadInput(sentence), run)
+        if (message := exhaustion(error)) is not None:
+            _report(BadInput(message), run)
             raise typer.Exit(BadInput.exit_code) from None
         traceback.print_exc()
-        raise typer.Exit(OWN_ERROR) from None
+        raise typer.Exit(INTERNAL_ERROR) from None
 
 
 @contextmanager
-def _without_advice_to_programmers(run: Session) -> Iterator[None]:
-    """Libraries' deprecations, and what torch logs of errors that it also raises: -W and TORCH_LOGS show them.
+def _library_warnings_silenced(run: Session) -> Iterator[None]:
+    """Hide libraries' deprecation warnings and torch's log of errors that it raises; -W and TORCH_LOGS show them.
 
-    Warnings of onebyone's own become notes.
+    Warnings of onebyone become notes.
     """
     before = logging.root.manager.disable
     if "TORCH_LOGS" not in os.environ:
@@ -145,15 +150,15 @@ def _without_advice_to_programmers(run: Session) -> Iterator[None]:
                 for category in (FutureWarning, DeprecationWarning):
                     warnings.simplefilter("ignore", category)
                 warnings.simplefilter("always", OnebyoneWarning)
-            elsewhere = warnings.showwarning
+            show_other = warnings.showwarning
 
             def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
                 if issubclass(category, OnebyoneWarning):
                     run.warning(str(message))
                 else:
-                    elsewhere(message, category, *where, **more)
+                    show_other(message, category, *where, **more)
 
-            warnings.showwarning = show  # catch_warnings puts the old one back
+            warnings.showwarning = show  # catch_warnings restores the previous function
             yield
     finally:
         logging.disable(before)
@@ -162,15 +167,15 @@ def _without_advice_to_programmers(run: Session) -> Iterator[None]:
 def _report(error: OnebyoneError, run: Session) -> None:
     console = _console(sys.stderr)
     refusals = [
-        replace(r, reason=run.spoken(r.reason))
+        replace(r, reason=run.with_option_names(r.reason))
         for r in (error.refusals if isinstance(error, Refused) else ())
     ]
-    sentence = run.spoken(str(error).splitlines()[0].removesuffix(":") if refusals else str(error))
-    console.print(f"[bold red]{'refused' if refusals else 'error'}:[/] {_escaped(sentence)}", soft_wrap=True)
+    message = run.with_option_names(str(error).splitlines()[0].removesuffix(":") if refusals else str(error))
+    console.print(f"[bold red]{'refused' if refusals else 'error'}:[/] {_escaped(message)}", soft_wrap=True)
     for refusal in refusals:
         console.print(f"  {_escaped(str(refusal))}", soft_wrap=True)
     if run.as_json:
-        run.result({"error": sentence, "refusals": [r.to_dict() for r in refusals]})
+        run.result({"error": message, "refusals": [r.to_dict() for r in refusals]})
 
 
 @contextmanager
@@ -188,15 +193,15 @@ def _lines(what: str) -> Iterator[Callable[[int, int], None]]:
     stderr = sys.stderr
     last = [time.monotonic()]
 
-    def say(text: str) -> None:
+    def write(text: str) -> None:
         print(text, file=stderr, flush=True)
 
     def update(done: int, total: int) -> None:
         if time.monotonic() - last[0] > _REPEAT:
             last[0] = time.monotonic()
-            say(f"{what}: {done} of {total}")
+            write(f"{what}: {done} of {total}")
 
-    first = threading.Timer(_LONG, say, (f"{what} …",))
+    first = threading.Timer(_LONG, write, (f"{what} …",))
     first.daemon = True
     first.start()
     try:
@@ -211,7 +216,7 @@ def as_json(data: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON holds it: lists for tuples, Python's numbers for NumPy's, NaN and infinity by name."""
+    """`value` in types that JSON supports: tuples as lists, NumPy as Python numbers, NaN and infinity as text."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

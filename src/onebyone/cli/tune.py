@@ -1,4 +1,4 @@
-"""`tune`: the fastest equivalent form of a network on this machine."""
+"""The command `tune`: the fastest equivalent form of a network on this machine."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ def tune(
     source: o.Source,
     shape: o.Shape = None,
     weights: o.Weights = None,
-    budget: Annotated[
-        float, typer.Option("--budget", min=0.1, metavar="SECONDS", help="Seconds to aim at.")
-    ] = 60.0,
+    budget: Annotated[float, o.budget_option(0.1)] = 60.0,
     engines: Annotated[
         o.Names | None,
-        typer.Option(
+        o.list_option(
             "--engines",
-            parser=o.read_names,
-            metavar="A,B,…",
-            help="eager, compile, compile+freeze, aot-inductor, onednn-graph, onebyone (torch for all these), "
+            "eager, compile, compile+freeze, aot-inductor, onednn-graph, onebyone (torch means these six), "
             "onnxruntime, openvino; or all.",
+            show_default="all that are installed",
         ),
     ] = None,
     dtype: Annotated[
         o.Names | None,
-        typer.Option(
-            "--dtype", parser=o.read_names, metavar="bfloat16", help="Try this type too; its error is told."
-        ),
+        o.list_option("--dtype", "Also try this dtype and report its error.", metavar="bfloat16"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, metavar="N", help="Of every engine.", show_default=False)
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            metavar="N",
+            help="Number of threads of every engine.",
+            show_default="PyTorch's setting",
+        ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="cpu|cuda", help="Where to tune it.", show_default=False),
+        typer.Option("--device", metavar="cpu|cuda", help="Device to tune for.", show_default="cpu"),
     ] = None,
     dynamic_batch: Annotated[
-        bool, typer.Option("--dynamic-batch", help="The result must take any batch size.")
+        bool, typer.Option("--dynamic-batch", help="The result must accept any batch size.")
     ] = False,
     fast_products: Annotated[
         bool,
         typer.Option(
             "--fast-products",
-            help="Allow products of rows together without an error bound for each row.",
+            help="Allow matrix products whose rows share an error bound, instead of one bound per row.",
         ),
     ] = False,
     plan: Annotated[
@@ -57,23 +59,21 @@ def tune(
         typer.Option("--plan", metavar="FILE", help="Apply this plan without measuring.", show_default=False),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Apply a plan that was made for something else.")
+        bool,
+        typer.Option("--force", help="Apply a plan that was made for another machine, network or input."),
     ] = False,
     seed: o.Seed = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write the plan as .json.", rich_help_panel=o.OUTPUT),
-    ] = None,
+    output: Annotated[Path | None, o.output_option("Write the plan as .json.")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Find the fastest form of a network on this machine that computes the same function.
+    """Find the fastest equivalent form of a network on this machine.
 
-    Measures every form of its layers, and the whole network in every form under every engine that is installed;
-    chooses on the whole network's time, and proves the choice. Without --shape the input is 1×3×224×224, or the one a
-    .pt2 carries.
+    Measures every form of its layers, and the whole network in every form under every installed engine; selects by
+    the time of the whole network, and verifies the selection. Without --shape the input is 1×3×224×224, or the
+    example stored in a .pt2.
     """
     if output is not None and output.suffix != ".json":
-        raise typer.BadParameter("a plan is written as .json", param_hint="--output")
+        raise typer.BadParameter("expected a file name ending in .json", param_hint="--output")
     with session(context, as_json) as run:
         from onebyone import api, atomic_files, loading
         from onebyone.cli import render
@@ -81,10 +81,10 @@ def tune(
         if output is not None:
             atomic_files.require_writable(output)
         with run.step(f"Opening {source}"):
-            network, notes = loading.open_network(source, weights, seed=seed)
-            size = shape or (None if source.endswith(".pt2") else (1, 3, 224, 224))
-            example = None if size is None else loading.example_input(network, size, seed=seed)
-        with run.progress("Applying the plan" if plan else "Measuring") as tell:
+            network, notes, example = loading.open_with_example(
+                source, weights, shape, seed=seed, default_shape=o.IMAGE
+            )
+        with run.progress("Applying the plan" if plan else "Measuring") as progress:
             tuned = api.tune(
                 network,
                 example,
@@ -96,12 +96,13 @@ def tune(
                 dynamic_batch=dynamic_batch,
                 fast_products=fast_products,
                 seed=seed,
-                progress=tell,
+                progress=progress,
                 plan=plan,
                 force=force,
             )
         if output is not None:
             tuned.plan.save(output)
-        render.tell(run, [*notes, *tuned.notes])
-        data = {"source": source, "notes": [*notes, *tuned.notes], "output": output, **tuned.plan.to_dict()}
+        notes = (*notes, *tuned.notes)
+        run.notes(notes)
+        data = {"source": source, "notes": list(notes), "output": output, **tuned.plan.to_dict()}
         run.result(data, *render.tuned_tables(tuned.plan))
