@@ -39,7 +39,7 @@ def test_scores_are_stated_when_a_network_is_made_or_scanned(run: Run, image: st
     refused = run("detect", "s.npz")
     assert refused.code == 2
     assert "score_kind" not in refused.err
-    assert "the scores reach up to 0.001; expected at most 0" in refused.err
+    assert "the largest score is 0.001; expected at most 0" in refused.err
 
 
 def test_a_map_of_unknown_scores_says_what_was_assumed(run: Run, image: str) -> None:
@@ -49,7 +49,7 @@ def test_a_map_of_unknown_scores_says_what_was_assumed(run: Run, image: str) -> 
     done = run("detect", "u.npz", "--json")
     assert done.json["objects"] == []
     (note,) = done.json["notes"]
-    assert "every score lies from 0 to 1, so they are taken as probabilities" in note
+    assert "every score is from 0 to 1, so they are taken as probabilities" in note
     assert "--scores probabilities to confirm it" in note
     assert "note:" in run("detect", "u.npz").err
 

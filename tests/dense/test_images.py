@@ -133,15 +133,15 @@ def test_non_finite_pixels_are_counted_and_the_first_is_located() -> None:
         (np.zeros((2, 4, 5, 3), np.uint8), None, r"shape \(2, 4, 5, 3\); expected \(H, W\) or \(H, W, C\)"),
         (torch.zeros(2, 3, 4, 5), None, r"tensor of shape \(2, 3, 4, 5\)"),
         (3, None, r"image is of type int; expected a path"),
-        (RGB, Labels(mean=(1.0, 2.0)), r"mean=1.0,2.0: has 2 numbers and the image 3 channel"),
+        (RGB, Labels(mean=(1.0, 2.0)), r"mean=1.0,2.0: expected 1 or 3 numbers"),
         (RGB, Labels(std=(0.0,)), r"std=0.0: expected positive finite numbers"),
         (RGB, Labels(scale=float("nan")), r"scale=nan: expected a finite number other than 0"),
         (RGB, Labels(scale=0), r"scale=0: expected a finite number other than 0"),
         (RGB, Labels(std=(1.0, -1.0, 1.0)), r"std=1.0,-1.0,1.0: expected positive finite numbers"),
         (RGB, Labels(std=(float("inf"),)), r"std=inf: expected positive finite numbers"),
         (RGB, Labels(mean=(float("nan"),)), r"mean=nan: expected finite numbers"),
-        (RGB, Labels(classes=("a", "b", "a")), r"classes: 'a' is given twice; expected names that differ"),
-        (RGB, Labels(("a",), background=("b",)), r"background: 'b' is none of the classes"),
+        (RGB, Labels(classes=("a", "b", "a")), r"classes: 'a' is given twice; expected distinct names"),
+        (RGB, Labels(("a",), background=("b",)), r"background: 'b' is not one of the classes"),
         (RGB, Labels(colour_order="YUV"), r"colour_order='YUV': expected RGB, BGR or L"),
         (RGB / 255.0, Labels(scale=1 / 255), r"multiply the image by 255, or give labels with scale=1"),
     ],
@@ -213,7 +213,7 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_written(tmp_path:
     for labels, message in (
         (Labels(("a", "b", "c")), "classes: labels name 3 classes and the network gives 2"),
         (Labels(("a", "a")), "classes: 'a' is given twice"),
-        (Labels(std=(1.0, 2.0)), r"std=1.0,2.0: has 2 numbers and the image 3 channel"),
+        (Labels(std=(1.0, 2.0)), r"std=1.0,2.0: expected 1 or 3 numbers"),
         (Labels(scale=0), "scale=0: expected"),
     ):
         with pytest.raises(BadInput, match=message):

@@ -150,6 +150,8 @@ def test_each_kind_has_its_formula(values: list[float], kind: str, right: list[f
         ([0.95, 0.9, 0.02], "probabilities", [0.95, 0.9, 0.02]),
         ([-math.log(999)], "logits", [0.001]),
         ([math.log(0.95), math.log(0.9)], "logits", [0.95 / 1.85, 0.9 / 1.85]),
+        ([3.0], "logits", [1 / (1 + math.exp(-3))]),
+        ([0.0, 30.0], "logits", [math.exp(-30) / (1 + math.exp(-30)), 1 / (1 + math.exp(-30))]),
     ],
 )
 def test_an_unknown_kind_is_assumed_with_a_warning(
@@ -163,7 +165,7 @@ def test_an_unknown_kind_is_assumed_with_a_warning(
     assert np.array_equal(before, detect(scores, threshold=0, iou=1, score_kind=taken).scores)
 
 
-@pytest.mark.parametrize("values", [[3.0], [-1.0, 0.5], [0.25, 0.75], [math.log(0.25), math.log(0.75)]])
+@pytest.mark.parametrize("values", [[-1.0, 0.5], [-1.0, 3.0], [0.25, 0.75], [math.log(0.25), math.log(0.75)]])
 def test_values_that_determine_their_kind_give_no_warning(values: list[float]) -> None:
     one_position(values, None).probabilities()  # warnings are errors in tests
 
@@ -173,7 +175,7 @@ def test_a_sigmoid_near_zero_detects_nothing() -> None:
     scores = ScoreMap(
         np.full((1, 10, 10), 1e-3, np.float32), geometry, Labels(classes=("tumour",)), (208, 208)
     )
-    with pytest.warns(OnebyoneWarning, match="every score lies from 0 to 1"):
+    with pytest.warns(OnebyoneWarning, match="every score is from 0 to 1"):
         assert len(detect(scores, threshold=0.5, iou=1)) == 0
 
 
@@ -217,7 +219,7 @@ def test_an_unknown_kind_name_is_refused(text: str) -> None:
 
 def test_scores_that_contradict_their_kind_are_refused() -> None:
     with pytest.raises(
-        BadInput, match=r"score_kind='probabilities:multi-label': the scores reach from -3 to 0.5"
+        BadInput, match=r"score_kind='probabilities:multi-label': the scores range from -3 to 0.5"
     ):
         one_position([-3.0, 0.5], "probabilities:multi-label").probabilities()
     with pytest.raises(BadInput, match=r"the scores reach up to 2; expected at most 0"):

@@ -37,7 +37,7 @@ def test_probabilities_are_a_softmax_per_position() -> None:
         score_map(np.log(p + 1e-30)).probabilities(), p, atol=2**-20
     )  # log-probabilities
     assert replace(again, kind=ScoreKind("logits")).probabilities()[0, 0, 0] < p[0, 0, 0]
-    with pytest.raises(BadInput, match=r"score_kind='probabilities': the scores reach from -1000 to 1000"):
+    with pytest.raises(BadInput, match=r"score_kind='probabilities': the scores range from -1000 to 1000"):
         replace(scores, kind=ScoreKind("probabilities")).probabilities()
 
 

@@ -174,11 +174,16 @@ def test_the_default_processor_s_first_choice_on_what_it_was_fitted_to() -> None
 def test_a_fit_finds_the_processor_that_made_the_times() -> None:
     """Times from known rates come back as those rates: an independent computation of every prediction."""
     made = cost.Processor(
-        mac={"linear": 9e-12, "batched": 8e-12, "conv": 4e-12, "conv-channels-last": 3e-12},
-        repacked={"linear": 1e-11, "batched": 2e-11, "conv": 3e-11, "conv-channels-last": 9e-11},
-        call={"linear": 1e-6, "batched": 2e-6, "conv": 3e-6, "conv-channels-last": 4e-6},
-        byte=1e-11,
-        copied=5e-11,
+        seconds_per_mac={"linear": 9e-12, "batched": 8e-12, "conv": 4e-12, "conv-channels-last": 3e-12},
+        seconds_per_weight_byte={
+            "linear": 1e-11,
+            "batched": 2e-11,
+            "conv": 3e-11,
+            "conv-channels-last": 9e-11,
+        },
+        seconds_per_call={"linear": 1e-6, "batched": 2e-6, "conv": 3e-6, "conv-channels-last": 4e-6},
+        seconds_per_byte=1e-11,
+        seconds_per_copied_byte=5e-11,
     )
     draw = np.random.default_rng(0)
     works = []
@@ -194,7 +199,13 @@ def test_a_fit_finds_the_processor_that_made_the_times() -> None:
 def test_predictions_are_sums() -> None:
     p = cost.DEFAULT
     work = cost.Work("conv", "conv", 10**6, 10**5, 10**4, 10**3)
-    expected = p.call["conv"] + 1e6 * p.mac["conv"] + 1e5 * p.byte + 1e4 * p.repacked["conv"] + 1e3 * p.copied
+    expected = (
+        p.seconds_per_call["conv"]
+        + 1e6 * p.seconds_per_mac["conv"]
+        + 1e5 * p.seconds_per_byte
+        + 1e4 * p.seconds_per_weight_byte["conv"]
+        + 1e3 * p.seconds_per_copied_byte
+    )
     assert p.seconds(work) == pytest.approx(expected)
 
 

@@ -170,8 +170,8 @@ def test_a_convolution_is_flatten_and_linear_at_its_own_size_only():
         (np.arange(6), (2, 6, 1), "a linear weight has shape"),
         (np.arange(6.0), (2, 6), "the index holds float64, not integers"),
         (np.arange(5), (2, 6), "the index has shape"),
-        (np.arange(6) - 1, (2, 6), "the index names element -1"),
-        (np.arange(6) + 1, (2, 6), "the index names element 6 of a block of 2×3×1"),
+        (np.arange(6) - 1, (2, 6), "the index contains element -1"),
+        (np.arange(6) + 1, (2, 6), "the index contains element 6, outside the block 2×3×1"),
     ],
 )
 def test_what_cannot_be_scattered_is_refused(index, shape, message):
@@ -189,7 +189,7 @@ def test_what_is_empty_is_refused(out, block):
 @pytest.mark.parametrize("block", [(1, 2, 2), (2, 2, 1)])
 def test_the_reasons_against_gathering_count_and_name_the_element(block):
     assert flatten.why_not_weight(np.array([3, 1, 3, 3]), block) == (
-        "element 3 occurs 3 times: its weight cannot be shared out"
+        "element 3 occurs 3 times: its weight cannot be divided"
     )
     assert flatten.why_not_weight(np.array([3, 1, 0]), block) == (
         "element 2 does not occur: its weight would be lost"
@@ -203,7 +203,7 @@ def test_orders_and_starts_are_checked():
         flatten.flatten_index((2, 2, 2), start=-1)
     with pytest.raises(BadInput, match="occurs 2 times"):
         flatten.to_weight(integers(2, 1, 1, 2), np.array([0, 0]))
-    with pytest.raises(BadInput, match="names element 2"):
+    with pytest.raises(BadInput, match="contains element 2"):
         flatten.to_weight(integers(2, 1, 1, 2), np.array([0, 2]))
 
 

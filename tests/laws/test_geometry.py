@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from onebyone.errors import BadInput
-from onebyone.laws.geometry import Field, Geometry, Parallel, Sliding, follow, places, why_not_exact
+from onebyone.laws.geometry import Field, Geometry, Parallel, Sliding, follow, out_positions, why_not_exact
 from tests.laws.oracles import seen, slide, sliding_ops, starts
 
 CHAIN_OPS = list(sliding_ops(kernels=(1, 2, 3), strides=(1, 2), dilations=(1, 2), ceil=(False,)))
@@ -115,7 +115,7 @@ def test_numeric_impulses_move_exactly_the_places_whose_field_holds_them():
     """On a finite map with weights of one, a pixel outside the field never matters; a tap's does."""
     for ops in product(CHAIN_OPS[::3], repeat=2):
         size = 13
-        if places(ops, size) < 1:
+        if out_positions(ops, size) < 1:
             continue
         field = follow(ops)
         for pixel in range(size):
@@ -174,7 +174,7 @@ def run(values: list[int], ops: tuple[Sliding, ...]) -> list[int]:
 def dense_equals_windows(ops: tuple[Sliding, ...], window: int, count) -> bool:
     """Run the image once and every window apart, in integers; `count` says how many windows an image has."""
     jump = follow(ops).jump
-    nominal = places(ops, window)
+    nominal = out_positions(ops, window)
     for size in range(window, window + 2 * jump + 1):
         image = [1 + (7 * p * p + 3 * p) % 23 for p in range(size)]
         dense = run(image, ops)
@@ -196,7 +196,7 @@ def test_no_reason_against_exactness_means_that_dense_equals_windows():
     proven = 0
     for ops in product(DENSE_OPS, repeat=2):
         for window in (6, 7, 8):
-            if places(ops, window) >= 1 and not why_not_exact(ops, window):
+            if out_positions(ops, window) >= 1 and not why_not_exact(ops, window):
                 assert dense_equals_windows(ops, window, positions), (ops, window)
                 proven += 1
     assert proven > 300
@@ -219,7 +219,7 @@ def test_reasons_name_the_step_and_the_branch():
     ]
     assert why_not_exact(chain, 9) == (
         "step 1, step 0: padding 1 before and 1 after",
-        "step 2: ceil_mode's last place is partial at 7 places",
+        "step 2: ceil_mode's last position is partial at 7 positions",
     )
     assert why_not_exact(chain[:1] + chain[2:], 10) == ()
 
@@ -241,7 +241,7 @@ def same(kernel: int, stride: int = 1) -> Sliding:
 def test_vgg16_last_pool():
     chain = [op for convs in (2, 2, 3, 3, 3) for op in [same(3)] * convs + [Sliding(2, 2)]]
     assert follow(chain) == Field(jump=32, start=-90, size=212)
-    assert places(chain, 224) == 7
+    assert out_positions(chain, 224) == 7
 
 
 def resnet50(stride_in_first: bool) -> list[Sliding | Parallel]:
@@ -259,7 +259,7 @@ def resnet50(stride_in_first: bool) -> list[Sliding | Parallel]:
 def test_resnet50(stride_in_first, size):
     steps = resnet50(stride_in_first)
     assert (follow(steps).size, follow(steps).jump) == (size, 32)
-    assert places(steps, 224) == 7
+    assert out_positions(steps, 224) == 7
 
 
 def inception_v3() -> list[Sliding | Parallel]:
@@ -278,14 +278,14 @@ def inception_v3() -> list[Sliding | Parallel]:
 
 def test_inception_v3():
     assert (follow(inception_v3()).size, follow(inception_v3()).jump) == (1311, 32)
-    assert places(inception_v3(), 299) == 8
+    assert out_positions(inception_v3(), 299) == 8
 
 
 def test_caffe_net_surgery():
     pool = Sliding(3, 2, ceil_mode=True)
     chain = [Sliding(11, 4), pool, same(5), pool, same(3), same(3), same(3), pool, Sliding(6)]
-    assert places(chain, 227) == 1
-    assert places(chain, 451) == 8
+    assert out_positions(chain, 227) == 1
+    assert out_positions(chain, 451) == 8
     geometry = Geometry.from_fields((227, 227), [follow(chain)] * 2, why_not_exact(chain, 227))
     assert geometry.positions((451, 451)) == (8, 8)
     assert not geometry.exact
@@ -352,10 +352,10 @@ def test_a_damaged_geometry_is_refused(damage):
 
 
 def test_bad_arguments_name_the_argument():
-    with pytest.raises(BadInput, match="stride is 0; it must be at least 1"):
+    with pytest.raises(BadInput, match="stride=0: expected at least 1"):
         Sliding(3, stride=0)
-    with pytest.raises(BadInput, match="pad_after is -1; it must not be negative"):
+    with pytest.raises(BadInput, match="pad_after=-1: expected 0 or more"):
         Sliding(3, pad_after=-1)
     geometry = Geometry((8, 8), (2, 2), (0, 0), (8, 8), (0, 0), True)
-    with pytest.raises(BadInput, match=r"index \(1,\) has 1 axes; this geometry has 2"):
+    with pytest.raises(BadInput, match=r"index=\(1,\): expected 2 axes, not 1"):
         geometry.window_at((1,))

@@ -70,7 +70,7 @@ def test_planted_faults_are_caught():
         (((8, 2, 1, 1), 3), "8 output channels do not divide into 3 groups"),
         (((8, 2, 1, 1), 0), "8 output channels do not divide into 0 groups"),
         (((8, 2, 1, 1), 4, 6), "6 input channels are not 4 groups of 2"),
-        (((8, 2, 1, 1), 4, 8, (0, 1)), "padding (0, 1) adds places"),
+        (((8, 2, 1, 1), 4, 8, (0, 1)), "padding (0, 1) adds positions"),
     ],
 )
 def test_reasons(arguments, start):

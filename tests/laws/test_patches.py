@@ -69,7 +69,7 @@ def test_where_the_kernel_is_one_dilation_does_not_matter() -> None:
 
 
 def test_shapes_are_checked() -> None:
-    with pytest.raises(BadInput, match=r"kernel is \(2,\); a map of \(4, 4\) needs 2 numbers"):
+    with pytest.raises(BadInput, match=r"kernel=\(2,\): expected 2 numbers of at least 1"):
         patches.patches(integers(1, 2, 4, 4), (2,))
     with pytest.raises(BadInput, match="expected a map"):
         patches.patches(integers(4, 4), ())

@@ -90,9 +90,9 @@ def test_what_is_not_a_linear_layer_is_refused_and_what_is_refused_differs():
         ),
         (pointwise.why_not_linear((3, 4)), "a convolution's weight has shape (O, C, *kernel)"),
         (pointwise.why_not_linear((3, 4, 1, 2)), "the kernel is 1×2, not 1×1"),
-        (pointwise.why_not_linear((3, 4, 1, 1), groups=2), "2 groups keep channels apart"),
-        (pointwise.why_not_linear((3, 4, 1, 1), stride=(1, 2)), "stride (1, 2) leaves places out"),
-        (pointwise.why_not_linear((3, 4, 1), padding=(1,)), "padding (1,) adds places"),
+        (pointwise.why_not_linear((3, 4, 1, 1), groups=2), "2 groups do not connect all channels"),
+        (pointwise.why_not_linear((3, 4, 1, 1), stride=(1, 2)), "stride (1, 2) skips positions"),
+        (pointwise.why_not_linear((3, 4, 1), padding=(1,)), "padding (1,) adds positions"),
     ],
 )
 def test_reasons(reason, start):

@@ -147,7 +147,7 @@ def test_a_maximum_does_not_commute_and_is_refused():
 
 
 def test_a_place_of_padding_alone_has_no_average():
-    with pytest.raises(BadInput, match="place 0 of the pool holds padding alone"):
+    with pytest.raises(BadInput, match="position 0 of the pool reads only padding"):
         pooling.pooling_matrix(Sliding(1, pad_before=1), 2, count_include_pad=False)
-    with pytest.raises(BadInput, match="need one number for each of 1 axes"):
+    with pytest.raises(BadInput, match="expected 1 numbers, one per axis"):
         pooling.why_not_commute("average", [Sliding(2)], [2, 3])

@@ -238,13 +238,13 @@ def test_cost() -> None:
         (lambda: reach(np.ones((2, 4)), np.ones(4), 1), r"w=\(4,\): expected a matrix \(N, K\)"),
         (lambda: weights(np.ones((4, 0)), 1), "N=0: expected a multiple of 2"),
         (lambda: apply(np.ones((2, 4)), [np.ones((2, 2))] * 7, 2), "weights=7 matrices: expected 49"),
-        (lambda: sums(np.ones((3, 2))), r"a=\(3, 2\): expected a matrix with an even number"),
-        (lambda: weight_sums(np.ones(2)), r"b=\(2,\): expected a matrix with an even number"),
+        (lambda: sums(np.ones((3, 2))), r"a=\(3, 2\): expected a matrix with even numbers"),
+        (lambda: weight_sums(np.ones(2)), r"b=\(2,\): expected a matrix with even numbers"),
         (lambda: macs(4, 4, 2, 2), "N=2: expected a multiple of 4"),
         (lambda: macs(-1, 4, 4, 2), "rows=-1: expected 0 or more"),
-        (lambda: saving(-1), "levels=-1: expected how often to halve, 0 or more"),
+        (lambda: saving(-1), "levels=-1: expected a number of recursion levels, 0 or more"),
         (lambda: gamma(8, UNIT, 1, joined=0), "joined=0: expected"),
-        (lambda: gamma(2**25, UNIT, 1), "no rounding bound"),
+        (lambda: gamma(2**25, UNIT, 1), "no rounding bound exists"),
     ],
 )
 def test_what_does_not_divide_or_fit_is_refused(call: Callable[[], Any], message: str) -> None:

@@ -119,7 +119,7 @@ def test_convolutions_on_patches_may_be_linear() -> None:
     work = work_of(found[0], "linear")
     assert work is not None
     # 48 inputs and 8 outputs at 8 x 8 positions of two images; the map is copied once
-    assert (work.path, work.macs, work.places) == ("batched", 2 * 64 * 8 * 48, 2 * 64)
+    assert (work.path, work.macs, work.rows) == ("batched", 2 * 64 * 8 * 48, 2 * 64)
     assert work.copied == 2 * 4 * 2 * 3 * 34 * 33
     made = assigned(network, {"0": "linear"})
     assert type(made.model.get_submodule("0")).__name__ == "PatchLinear"

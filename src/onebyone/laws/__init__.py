@@ -1,26 +1,28 @@
-"""The laws: one a file, its equation at the top. Plain integers and NumPy: no graph, no model, no file.
+"""The laws: the mathematics of the conversions, one law per file with its equation at the top.
+
+Laws work on plain integers and NumPy arrays. They know nothing of graphs, models or files.
 
 Equal forms of one linear map
     pointwise   linear = pointwise convolution, in 1, 2 and 3 dimensions; tokens are a channels-last image
-    transposed  linear on a weight stored as (C, O) = linear on its transpose
-    flatten     flatten, linear = convolution without padding, for every start, axis order and index
-    pooling     average pooling commutes with linear; a global pool is, on a larger map, a pool at stride 1
-    strided     strided pointwise convolution = subsample, linear
-    patches     convolution whose kernel is its stride = rearrange the pixels, linear
-    grouped     grouped pointwise convolution = batched product
-    winograd    k×k convolution at stride 1 = linear layers on transformed tiles, a quarter of the products for 3×3
-    strassen    linear = 7 products of half its rows, inputs and outputs, not 8; and each of them the same way again
-    scaling     linear = rows and channels scaled by powers of two, linear, scaled back: a bound for each row
+    transposed  linear with a weight stored as (C, O) = linear with its transpose
+    flatten     flatten, then linear = convolution without padding, for any start, axis order and index
+    pooling     average pooling commutes with linear; a global pool becomes a pool at stride 1 on a larger map
+    strided     strided pointwise convolution = subsample, then linear
+    patches     convolution whose kernel equals its stride = rearrange the pixels, then linear
+    grouped     grouped pointwise convolution = batched matrix product
+    winograd    k×k convolution at stride 1 = linear layers on transformed tiles; 4 times fewer products for 3×3
+    strassen    linear = 7 products of half the rows, inputs and outputs instead of 8, recursively
+    scaling     linear = scale rows and channels by powers of two, linear, scale back: an error bound for each row
 
-What places see, what forms cost, how far results may differ
-    geometry    window, stride, offset, receptive field, halo: of chains and branching graphs, per axis
+Receptive fields, cost, and how far results may differ
+    geometry    window, stride, offset, receptive field and halo of chains and branching graphs, per axis
     cost        parameters, MACs, bytes read and written, arithmetic intensity
     bounds      rounding bounds of sums, and integers on which sums are exact
 
-What goes into a classifier and what comes out
-    labels      preprocessing of pixels, and names of classes, that can be used
+Inputs and outputs of a classifier
+    labels      checks of preprocessing and class names
     scores      probabilities from logits, probabilities or log-probabilities
 
-A law has NAME and EQUATION; `why_not_…` tells why it does not apply, or None; the rest are shapes and
-weights.
+Every law has NAME and EQUATION. Functions named `why_not_…` return the reason why the law does not apply, or None; the
+other functions compute shapes and weights.
 """

@@ -1,27 +1,28 @@
-"""Cost: parameters, multiply-accumulates (MACs) and bytes of each form, counted, not timed.
+"""Cost: parameters, multiply-accumulates (MACs) and bytes of each form, computed from shapes.
 
-Equation, for a convolution from C to O channels in G groups with kernel k, at P output places of N images:
+Equation, for a convolution from C to O channels in G groups with kernel k, at P output positions of N images:
 
     parameters = O·(C/G)·Πk + O·[bias]
     macs       = N·P·O·(C/G)·Πk
-    bytes      = itemsize·(input places touched + parameters) read, itemsize·N·P·O written
+    bytes      = itemsize·(input positions read + parameters) read, itemsize·N·P·O written
 
-A linear layer on tokens is the case k = 1, G = 1, P = tokens. On an h×w map, flatten + FC and the h×w
-convolution are one (P = 1, k = h×w); against a 1×1 convolution on that map they have h·w times the weights
-at equal MACs. Running every window of an image apart costs windows × one window; one dense pass shares what
-windows have in common.
+A linear layer on tokens is the case k = 1, G = 1, P = tokens. On an h×w map, flatten + linear and the h×w convolution
+have the same cost (P = 1, k = h×w); a 1×1 convolution on that map has h·w times fewer weights and the same number of
+MACs. Cropping every window costs the number of windows times the cost of one; a dense pass computes overlapping parts
+only once.
 
-Counted so: each element is moved once (perfect caches), so bytes are the least that can be moved; MACs that
-meet padding are counted, as is usual. Not counted: additions of biases, activations, normalisations and
-pools; copies between layouts and im2col buffers; what a cache has to fetch twice; the savings of Winograd
-and FFT convolutions. One MAC is two floating-point operations.
+Conventions: each element is moved once (perfect caches), so bytes are a lower bound; MACs on padding are counted, as is
+usual. Not counted: bias additions, activations, normalisations and pooling arithmetic; layout copies and im2col
+buffers; repeated reads after cache misses; the savings of Winograd and FFT convolutions. One MAC is two floating-point
+operations.
 
-Which form is fastest can be guessed from the counts before anything is run: on a processor that computes r MACs a
-second on a form's library path, moves b bytes a second and needs c seconds to begin,
+The counts predict which form is fastest before anything is run. On a processor that performs r MACs per second with the
+library routine of a form, moves b bytes per second and needs c seconds per call,
 
     seconds = c + macs/r + bytes/b + (bytes of the weights)/(rate of repacking) + (bytes copied)/(rate of copying)
 
-an additive roofline: nothing is taken to overlap. Its rates are fitted to measurements (`fit`), or those of DEFAULT.
+This is an additive roofline: it assumes that nothing overlaps. The rates are those of
+DEFAULT, or fitted to measurements by `fit`.
 
 Source: Sze et al., "Efficient Processing of Deep Neural Networks", 2017, §III (MACs, weights); Williams,
 Waterman and Patterson, "Roofline", 2009 (operational intensity).
@@ -44,7 +45,7 @@ EQUATION = "macs = N·P·O·(C/G)·Πk;  parameters = O·(C/G)·Πk + O·[bias]"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one form of one layer, or of several, costs. Sums of costs are costs.
+    """Cost of one form of one or several layers; costs can be added.
 
     >>> Cost(parameters=10, macs=400, bytes_read=60, bytes_written=40).macs_per_byte
     4.0
@@ -62,7 +63,7 @@ class Cost:
 
     @property
     def macs_per_byte(self) -> float:
-        """Arithmetic intensity: MACs for each byte moved (0 where nothing moves)."""
+        """Arithmetic intensity: MACs per byte moved (0 if no bytes are moved)."""
         return self.macs / self.bytes_moved if self.bytes_moved else 0.0
 
     def __add__(self, other: Cost) -> Cost:
@@ -74,15 +75,15 @@ class Cost:
         )
 
     def repeated(self, times: int) -> Cost:
-        """The same layers run `times` times: the parameters are there once, but read each time."""
+        """Cost of running the layers `times` times: parameters are stored once but read each time."""
         return Cost(self.parameters, self.macs * times, self.bytes_read * times, self.bytes_written * times)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution, or with out_channels None a pool, as far as cost goes; one `Sliding` per axis.
+    """Shape of a convolution, or of a pool if `out_channels` is None, with one `Sliding` per axis.
 
-    A linear layer on C×h×w features is `Layer(C, O, (Sliding(h), Sliding(w)))`: its dense form.
+    A linear layer on C×h×w features is `Layer(C, O, (Sliding(h), Sliding(w)))`, its dense form.
     """
 
     in_channels: int
@@ -92,18 +93,20 @@ class Layer:
     bias: bool = True
 
     def out_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Places per axis after the layer."""
+        """Number of output positions per axis."""
         return tuple(op.out_size(n) for op, n in zip(self.ops, size, strict=True))
 
     def cost(self, size: Sequence[int], batch: int = 1, itemsize: int = 4) -> Cost:
-        """The cost on maps of `size` places per axis. A pool has no MACs, and its bytes count."""
+        """Cost on feature maps of `size` positions per axis. A pool has no MACs; its bytes are counted."""
         out = self.out_size(size)
-        touched = (
-            batch * self.in_channels * prod(_touched(op, n) for op, n in zip(self.ops, size, strict=True))
+        read = (
+            batch
+            * self.in_channels
+            * prod(_positions_read(op, n) for op, n in zip(self.ops, size, strict=True))
         )
         if self.out_channels is None:
             written = batch * self.in_channels * prod(out)
-            return Cost(bytes_read=itemsize * touched, bytes_written=itemsize * written)
+            return Cost(bytes_read=itemsize * read, bytes_written=itemsize * written)
         if self.groups < 1 or self.in_channels % self.groups or self.out_channels % self.groups:
             raise BadInput(
                 f"{self.in_channels} and {self.out_channels} channels do not divide into {self.groups} groups"
@@ -114,7 +117,7 @@ class Layer:
         return Cost(
             parameters=parameters,
             macs=written * taps,
-            bytes_read=itemsize * (touched + parameters),
+            bytes_read=itemsize * (read + parameters),
             bytes_written=itemsize * written,
         )
 
@@ -139,7 +142,7 @@ def pointwise(
     bias: bool = True,
     itemsize: int = 4,
 ) -> Cost:
-    """A 1×1 convolution on maps of `size`; a stride reads only the places it keeps.
+    """A 1×1 convolution on maps of `size`; with a stride it reads only the positions it keeps.
 
     >>> pointwise(1, 64, 256, (56, 56)) == linear(56 * 56, 64, 256)
     True
@@ -172,7 +175,7 @@ def convolution(
 def flatten_linear(
     batch: int, channels: int, size: Sequence[int], out_features: int, *, bias: bool = True, itemsize: int = 4
 ) -> Cost:
-    """Flatten, then linear, on maps of `size`: Π size times the weights of a 1×1 convolution, at equal MACs.
+    """Flatten, then linear, on maps of `size`: Π size times the weights of a 1×1 convolution, and equally many MACs.
 
     >>> flat, point = flatten_linear(1, 8, (5, 6), 10, bias=False), pointwise(1, 8, 10, (5, 6), bias=False)
     >>> flat.parameters // point.parameters, flat.macs == point.macs
@@ -187,14 +190,14 @@ def network(layers: Sequence[Layer], size: Sequence[int], batch: int = 1, itemsi
     Raises
     ------
     BadInput
-        where a layer finds less than one place.
+        if a layer has no output position.
     """
     total = Cost()
     for number, layer in enumerate(layers):
         total += layer.cost(size, batch, itemsize)
         size = layer.out_size(size)
         if min(size) < 1:
-            raise BadInput(f"layer {number} finds no place on a map too small for it: the image is too small")
+            raise BadInput(f"the image is too small: layer {number} has no output position")
     return total
 
 
@@ -205,7 +208,7 @@ def every_window(
     batch: int = 1,
     itemsize: int = 4,
 ) -> Cost:
-    """A chain of layers run apart on Π positions windows, `batch` at a time; weights are read once a batch.
+    """A chain of layers run on Π positions cropped windows, `batch` at a time; weights are read once per batch.
 
     >>> layers = [Layer(1, 8, (Sliding(5),) * 2), Layer(8, 10, (Sliding(24),) * 2)]
     >>> windows, dense = every_window(layers, (28, 28), (101, 101)), network(layers, (128, 128))
@@ -221,12 +224,12 @@ def every_window(
 
 @dataclass(frozen=True)
 class Work:
-    """What computing a layer in one form amounts to.
+    """The amount of work of one layer in one form.
 
-    `form` names it; `path` the library path it takes ("linear": the BLAS; "batched": its batched product; "conv"
-    and "conv-channels-last": the convolution library on either layout); `bytes` operands read and written once;
-    `weights` bytes of the weights, which a path may repack at each call; `copied` bytes moved to change layouts,
-    reading and writing; `places` rows of the product (batch × places).
+    `form` is the name of the form. `path` is the library routine: "linear" (BLAS), "batched" (batched BLAS product),
+    "conv" or "conv-channels-last" (the convolution library with either layout). `bytes` counts operands read and
+    written once; `weights` the bytes of the weights, which a routine may repack at each call; `copied` the bytes read
+    and written by layout changes; `rows` is the number of rows of the product (batch × positions).
     """
 
     form: str
@@ -235,55 +238,56 @@ class Work:
     bytes: int
     weights: int = 0
     copied: int = 0
-    places: int = 1
+    rows: int = 1
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What a processor does, path by path: seconds per MAC, per byte of weights repacked, per call; and per byte."""
+    """The rates of a processor. The first three are per library routine (see `Work.path`)."""
 
-    mac: Mapping[str, float]
-    repacked: Mapping[str, float]
-    call: Mapping[str, float]
-    byte: float
-    copied: float
-    measured: int = field(default=0, compare=False)
+    seconds_per_mac: Mapping[str, float]
+    seconds_per_weight_byte: Mapping[str, float]
+    seconds_per_call: Mapping[str, float]
+    seconds_per_byte: float
+    seconds_per_copied_byte: float
+    measurements: int = field(default=0, compare=False)
 
     def seconds(self, work: Work) -> float:
-        """The time predicted for one call.
+        """The predicted time of one call.
 
         Raises
         ------
         BadInput
-            where nothing is known of the path.
+            if the rates of the path are unknown.
         """
-        if work.path not in self.mac:
-            raise BadInput(f"path={work.path!r}: the processor's paths are {', '.join(self.mac)}")
+        if work.path not in self.seconds_per_mac:
+            raise BadInput(f"path={work.path!r}: expected one of {', '.join(self.seconds_per_mac)}")
         return (
-            self.call[work.path]
-            + self.mac[work.path] * work.macs
-            + self.repacked[work.path] * work.weights
-            + self.byte * work.bytes
-            + self.copied * work.copied
+            self.seconds_per_call[work.path]
+            + self.seconds_per_mac[work.path] * work.macs
+            + self.seconds_per_weight_byte[work.path] * work.weights
+            + self.seconds_per_byte * work.bytes
+            + self.seconds_per_copied_byte * work.copied
         )
 
 
-#: Unfolding pays up to so many positions, and up to a position for so many outputs.
+#: Unfolding is faster up to this many positions, and up to one position per this many outputs.
 UNFOLDED_POSITIONS, OUTPUTS_PER_POSITION = 64, 16
 
 
 def rows_are_cheaper(positions: int, outputs: int) -> bool:
-    """Whether a k×k convolution without padding costs less as a product of unfolded windows with the weight.
+    """Whether a k×k convolution without padding is faster as a matrix product of unfolded windows with the weight.
 
-    `positions` are those of the whole batch. A convolution library reorders the O·F weights at each call, unfolding
-    copies P·F values of the map, and the products are one; so few positions are cheaper unfolded:
+    `positions` counts the output positions of the whole batch. A convolution library reorders the O·F weights at each
+    call; unfolding copies P·F values of the feature map; both compute the same product. So unfolding is faster at few
+    positions:
 
         P ≤ max(1, min(O / 16, 64))
 
-    A weight costs more to reorder than a value to copy, but the library's product is the faster one. The two
-    constants stand below where both forms took equally long on two cores of an AMD EPYC (PyTorch 2.13, oneDNN): 9 to
-    16 positions at 256 outputs, 16 to 36 at 512, and 100 at 4,096, where more positions pay for the reordering. At
-    one position nothing is copied, and the product is the linear layer that the network had.
+    Reordering a weight takes longer than copying a value, but the library's product is faster. The two constants are
+    chosen below the break-even points measured on two cores of an AMD EPYC (PyTorch 2.13, oneDNN): 9 to 16 positions
+    at 256 outputs, 16 to 36 at 512, and 100 at 4,096. At one position nothing is copied, and the product is the linear
+    layer of the original network.
 
     >>> [rows_are_cheaper(p, 4096) for p in (1, 64, 65)], rows_are_cheaper(1, 2), rows_are_cheaper(17, 256)
     ([True, True, False], True, False)
@@ -295,24 +299,25 @@ PATHS = ("linear", "batched", "conv", "conv-channels-last")
 
 
 def rank(works: Sequence[Work], processor: Processor | None = None) -> tuple[str, ...]:
-    """The forms' names, the fastest predicted first; equals stay in the order given.
+    """Names of the forms, the fastest prediction first; ties keep their order.
 
     >>> weights = 4 * 10**8  # bytes, read for one vector
     >>> rank([Work(path, path, 10**8, weights, weights) for path in ("conv", "linear")])
     ('linear', 'conv')
     """
-    known = DEFAULT if processor is None else processor
-    return tuple(work.form for work in sorted(works, key=known.seconds))
+    processor = DEFAULT if processor is None else processor
+    return tuple(work.form for work in sorted(works, key=processor.seconds))
 
 
 def fit(measured: Sequence[tuple[Work, float]]) -> Processor:
-    """The processor whose predictions are nearest to measured seconds: least squares of the relative errors, no
-    rate below zero (Lawson and Hanson, "Solving Least Squares Problems", 1974, ch. 23; by coordinate descent).
+    """Fit the rates to measured seconds: nonnegative least squares of the relative errors, by coordinate descent.
+
+    Source: Lawson and Hanson, "Solving Least Squares Problems", 1974, ch. 23.
 
     Raises
     ------
     BadInput
-        where a path was not measured, or a time is not positive.
+        if a path was not measured, or a time is not positive.
     """
     paths = sorted({work.path for work, _ in measured})
     if set(paths) != set(PATHS) or any(not seconds > 0 for _, seconds in measured):
@@ -324,14 +329,12 @@ def fit(measured: Sequence[tuple[Work, float]]) -> Processor:
     scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
     rates = _nonnegative(rows / scale, np.ones(len(rows))) / scale
     n = len(paths)
-    mac, repacked, call = (
-        dict(zip(paths, map(float, rates[i * n : (i + 1) * n]), strict=True)) for i in range(3)
-    )
-    return Processor(mac, repacked, call, float(rates[3 * n]), float(rates[3 * n + 1]), len(measured))
+    by_path = [dict(zip(paths, map(float, rates[i * n : (i + 1) * n]), strict=True)) for i in range(3)]
+    return Processor(*by_path, float(rates[3 * n]), float(rates[3 * n + 1]), len(measured))
 
 
 def _features(work: Work, paths: Sequence[str]) -> list[float]:
-    """The counts that the rates multiply: MACs, weights and calls on each path, then bytes and copies."""
+    """The factors of the rates: MACs, weight bytes and calls per path, then bytes and copied bytes."""
     by_path = [
         [count if path == work.path else 0 for path in paths] for count in (work.macs, work.weights, 1)
     ]
@@ -339,7 +342,7 @@ def _features(work: Work, paths: Sequence[str]) -> list[float]:
 
 
 def _nonnegative(a: np.ndarray, b: np.ndarray, sweeps: int = 5000) -> np.ndarray:
-    """The x ≥ 0 of least |a·x − b|."""
+    """The x ≥ 0 that minimises |a·x − b|."""
     gram, target = a.T @ a, a.T @ b
     x = np.zeros(a.shape[1])
     for _ in range(sweeps):
@@ -351,20 +354,25 @@ def _nonnegative(a: np.ndarray, b: np.ndarray, sweeps: int = 5000) -> np.ndarray
     return x
 
 
-def _touched(op: Sliding, size: int) -> int:
-    """How many of `size` places some tap reads."""
+def _positions_read(op: Sliding, size: int) -> int:
+    """Number of the `size` positions that at least one kernel tap reads."""
     taps = range(0, op.extent, op.dilation)
     firsts = range(-op.pad_before, op.out_size(size) * op.stride - op.pad_before, op.stride)
     return len({first + tap for first in firsts for tap in taps} & set(range(size)))
 
 
-# Fitted to the table "The same product, in other forms" measured while the project was planned: float32, two cores of
-# an AMD EPYC with AVX-512, where the BLAS does not use it and the convolution library does.
+# Fitted to measurements in float32 on two cores of an AMD EPYC with AVX-512 (see tests/laws/test_cost.py), where the
+# convolution library uses AVX-512 and the BLAS does not.
 DEFAULT = Processor(
-    mac={"linear": 9.8e-12, "batched": 9.1e-12, "conv": 4.2e-12, "conv-channels-last": 3.7e-12},
-    repacked={"linear": 2.3e-11, "batched": 2.3e-11, "conv": 3e-11, "conv-channels-last": 9.8e-11},
-    call={"linear": 1e-6, "batched": 1.3e-5, "conv": 3e-6, "conv-channels-last": 3e-6},
-    byte=9.9e-12,
-    copied=5.7e-11,
-    measured=28,
+    seconds_per_mac={"linear": 9.8e-12, "batched": 9.1e-12, "conv": 4.2e-12, "conv-channels-last": 3.7e-12},
+    seconds_per_weight_byte={
+        "linear": 2.3e-11,
+        "batched": 2.3e-11,
+        "conv": 3e-11,
+        "conv-channels-last": 9.8e-11,
+    },
+    seconds_per_call={"linear": 1e-6, "batched": 1.3e-5, "conv": 3e-6, "conv-channels-last": 3e-6},
+    seconds_per_byte=9.9e-12,
+    seconds_per_copied_byte=5.7e-11,
+    measurements=28,
 )

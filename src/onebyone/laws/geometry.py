@@ -1,19 +1,19 @@
-"""Geometry: where a place of a map lies in the image, in pixels, on integers only.
+"""Geometry: which pixels of the image each position of a feature map depends on, in exact integers.
 
 Equation (one axis, one sliding operator with kernel k, stride s, dilation d, padding p before and after):
 
     extent            e  = (k - 1)·d + 1
-    places            n' = ⌊(n + p_before + p_after - e) / s⌋ + 1
+    positions         n' = ⌊(n + p_before + p_after - e) / s⌋ + 1
     jump              j' = j·s
     start             a' = a - p_before·j
     receptive field   r' = r + (e - 1)·j
 
-so that place q of a map sees pixels [q·j + a, q·j + a + r). A branching graph joins its branches: the jumps
-must be equal, and the field is the hull of the fields.
+so that position q of a map depends on the pixels [q·j + a, q·j + a + r). Where branches are combined their jumps must
+be equal, and the receptive field is the smallest interval that contains those of all branches.
 
 Source: Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019
 (size, start and jump of chains; branching graphs); Dumoulin and Visin, "A guide to convolution arithmetic
-for deep learning", 2016, §2 and §5.1 (sizes; dilation). The ceil_mode rule is PyTorch's own
+for deep learning", 2016, §2 and §5.1 (sizes; dilation). The ceil_mode rule is that of PyTorch
 (`aten/src/ATen/native/Pool.h`, `pooling_output_shape`).
 """
 
@@ -28,19 +28,19 @@ from onebyone.errors import BadInput
 from onebyone.records import by
 
 NAME = "geometry"
-EQUATION = "place q sees pixels [q·jump + start, q·jump + start + size)"
+EQUATION = "position q depends on pixels [q·jump + start, q·jump + start + size)"
 
 
 @dataclass(frozen=True)
 class Sliding:
-    """One axis of one sliding operator: a convolution or a pool. All lengths in places of the map it reads.
+    """One axis of a sliding operator (a convolution or a pool). All lengths are in positions of its input map.
 
     A pad operator is `Sliding(kernel=1, pad_before=..., pad_after=...)`.
 
     Raises
     ------
     BadInput
-        where kernel, stride or dilation is below 1, or a padding below 0.
+        if kernel, stride or dilation is below 1, or a padding is negative.
 
     >>> Sliding(kernel=3, stride=2, pad_before=1, pad_after=1).out_size(224)
     112
@@ -58,45 +58,43 @@ class Sliding:
     def __post_init__(self) -> None:
         for name in ("kernel", "stride", "dilation"):
             if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise BadInput(f"{name}={getattr(self, name)}: expected at least 1")
         for name in ("pad_before", "pad_after"):
             if getattr(self, name) < 0:
-                raise BadInput(
-                    f"{name} is {getattr(self, name)}; it must not be negative (crop with Field.shifted)"
-                )
+                raise BadInput(f"{name}={getattr(self, name)}: expected 0 or more (crop with Field.shifted)")
 
     @property
     def extent(self) -> int:
-        """Places from the first to the last tap, both included: (kernel - 1)·dilation + 1."""
+        """Positions from the first to the last tap, both included: (kernel - 1)·dilation + 1."""
         return (self.kernel - 1) * self.dilation + 1
 
     def out_size(self, size: int) -> int:
-        """How many places come out of `size` places (0 where none fits).
+        """Number of output positions for `size` input positions (0 if the operator does not fit).
 
-        With ceil_mode a last place may start anywhere inside the input or its padding before, but no later.
+        With ceil_mode the last position may extend past the input, but must start in the input or the padding before.
         """
         room = size + self.pad_before + self.pad_after - self.extent
         if not self.ceil_mode:
             return max(0, room // self.stride + 1)
-        places = (room + self.stride - 1) // self.stride + 1
-        if (places - 1) * self.stride >= size + self.pad_before:
-            places -= 1
-        return max(0, places)
+        positions = (room + self.stride - 1) // self.stride + 1
+        if (positions - 1) * self.stride >= size + self.pad_before:
+            positions -= 1
+        return max(0, positions)
 
     def partial_last(self, size: int) -> bool:
-        """Whether the last place reaches past `size + pad_after`: only ceil_mode makes such a place.
+        """Whether the last position extends past `size + pad_after`, which only ceil_mode allows.
 
         >>> Sliding(kernel=3, stride=2, ceil_mode=True).partial_last(6)
         True
         """
-        places = self.out_size(size)
-        end = (places - 1) * self.stride - self.pad_before + self.extent
-        return places > 0 and end > size + self.pad_after
+        positions = self.out_size(size)
+        end = (positions - 1) * self.stride - self.pad_before + self.extent
+        return positions > 0 and end > size + self.pad_after
 
     def at_one_place(self, size: int) -> Sliding:
-        """The same operator at stride 1 where a map of `size` places has one place: its stride shows nowhere there.
+        """The same operator, at stride 1 if it has one output position on `size` positions (the stride has no effect).
 
-        So a pool with a kernel of the whole map is, on a larger map, what a global pool is: a pool at stride 1.
+        So a pool over the entire map is treated as a global pool is: on a larger map it becomes a pool at stride 1.
 
         >>> Sliding(7, stride=7).at_one_place(7).stride, Sliding(7, stride=7).at_one_place(14).stride
         (1, 7)
@@ -104,13 +102,13 @@ class Sliding:
         return replace(self, stride=1) if self.out_size(size) == 1 else self
 
     def padded(self) -> bool:
-        """Whether some place can see padding."""
+        """Whether any position can depend on padding."""
         return self.pad_before > 0 or self.pad_after > 0
 
 
 @dataclass(frozen=True)
 class Field:
-    """What one place of a map sees on one axis: place q sees pixels [q·jump + start, q·jump + start + size).
+    """Receptive field on one axis: position q depends on the pixels [q·jump + start, q·jump + start + size).
 
     >>> Field().through(Sliding(3, stride=2, pad_before=1)).through(Sliding(3))
     Field(jump=2, start=-1, size=7)
@@ -129,25 +127,25 @@ class Field:
         )
 
     def join(self, other: Field) -> Field | None:
-        """The field where two branches meet place by place: the hull; None where their jumps differ."""
+        """The field of two branches combined position by position: their hull; None if their jumps differ."""
         if self.jump != other.jump:
             return None
         start = min(self.start, other.start)
         stop = max(self.start + self.size, other.start + other.size)
         return Field(self.jump, start, stop - start)
 
-    def shifted(self, places: int) -> Field:
-        """The field after the first `places` places were cropped (negative: that many were put before)."""
-        return Field(self.jump, self.start + places * self.jump, self.size)
+    def shifted(self, positions: int) -> Field:
+        """The field after cropping the first `positions` positions (negative: after padding that many)."""
+        return Field(self.jump, self.start + positions * self.jump, self.size)
 
     def strided(self, step: int) -> Field:
-        """The field after only every `step`-th place was kept, beginning with the first."""
+        """The field after keeping every `step`-th position, starting with the first."""
         return Field(self.jump * step, self.start, self.size)
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """Branches that read the same map and meet again, place by place. An empty branch is a shortcut."""
+    """Branches that read the same map and are combined position by position. An empty branch is a shortcut."""
 
     branches: tuple[tuple[Step, ...], ...]
 
@@ -156,53 +154,54 @@ Step = Sliding | Parallel
 
 
 def follow(steps: Iterable[Step], field: Field | None = None) -> Field:
-    """The field at the end of a chain whose links are operators or parallel branches (which may nest).
+    """The field after a chain of operators and parallel branches (which may be nested).
 
     Raises
     ------
     BadInput
-        where branches meet with different jumps.
+        if branches with different jumps are combined.
 
     >>> follow([Sliding(7, stride=2, pad_before=3), Parallel(((), (Sliding(3, pad_before=1),)))])
     Field(jump=2, start=-5, size=11)
     """
     field = field or Field()
     for step in steps:
-        field = field.through(step) if isinstance(step, Sliding) else _meet(step, field)
+        field = field.through(step) if isinstance(step, Sliding) else _combine(step, field)
     return field
 
 
-def _meet(step: Parallel, field: Field) -> Field:
+def _combine(step: Parallel, field: Field) -> Field:
     if not step.branches:
-        raise BadInput("Parallel has no branches; it needs at least one (an empty one is a shortcut)")
+        raise BadInput("branches=(): expected at least one branch (an empty one is a shortcut)")
     ends = [follow(branch, field) for branch in step.branches]
     joined: Field = ends[0]
     for end in ends[1:]:
         hull = joined.join(end)
         if hull is None:
-            raise BadInput(f"branches meet with different jumps: {joined.jump} and {end.jump} pixels")
+            raise BadInput(f"combined branches have different jumps: {joined.jump} and {end.jump} pixels")
         joined = hull
     return joined
 
 
-def places(steps: Iterable[Step], size: int) -> int:
-    """How many places a chain makes of `size` pixels; branches are cropped to their common extent.
+def out_positions(steps: Iterable[Step], size: int) -> int:
+    """Number of output positions of a chain for `size` pixels; branches are cropped to their common extent.
 
-    >>> places([Sliding(3, stride=2), Sliding(3)], 21)
+    >>> out_positions([Sliding(3, stride=2), Sliding(3)], 21)
     8
     """
     for step in steps:
-        size = (
-            step.out_size(size) if isinstance(step, Sliding) else min(places(b, size) for b in step.branches)
-        )
+        if isinstance(step, Sliding):
+            size = step.out_size(size)
+        else:
+            size = min(out_positions(branch, size) for branch in step.branches)
     return size
 
 
 def why_not_exact(steps: Iterable[Step], window: int) -> tuple[str, ...]:
-    """Every reason why a dense pass differs from cropping each window of `window` pixels, or ().
+    """Every reason why dense scores differ from those of cropping each window of `window` pixels; () if they are equal.
 
-    Padding shows a crop a border which the dense pass does not have; a partial ceil_mode place acts as
-    padding at the far edge, at the nominal size.
+    Padding affects crops but not the interior of a larger image. A partial last position of ceil_mode acts as padding
+    at the far edge of a crop.
 
     >>> why_not_exact([Sliding(3, pad_before=1, pad_after=1), Sliding(2, stride=2)], 8)
     ('step 0: padding 1 before and 1 after',)
@@ -216,20 +215,20 @@ def why_not_exact(steps: Iterable[Step], window: int) -> tuple[str, ...]:
         elif step.padded():
             reasons.append(f"step {number}: padding {step.pad_before} before and {step.pad_after} after")
         elif step.partial_last(size):
-            reasons.append(f"step {number}: ceil_mode's last place is partial at {size} places")
-        size = places([step], size)
+            reasons.append(f"step {number}: ceil_mode's last position is partial at {size} positions")
+        size = out_positions([step], size)
     return tuple(reasons)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the places of a dense result lie in the image, per axis (y, x), in pixels.
+    """The window and receptive field of each position of a dense result, per axis (y, x), in pixels.
 
-    Place i stands for the window [i·stride - window_offset, + window), and its receptive field is
-    [i·stride - receptive_field_offset, + receptive_field), which padding can make larger than the window.
-    `exact` says that the dense result equals cropping every window; if not, `inexact_because` names the
-    operators. `image_wide` says that every place sees the whole image (`context="image"`) whatever its
-    receptive field: such a result cannot be put together from tiles.
+    Position i holds the scores of the window [i·stride - window_offset, + window). Its receptive field is
+    [i·stride - receptive_field_offset, + receptive_field), which padding can make larger than the window. `exact`: the
+    dense result equals cropping every window; if not, `inexact_because` lists the operators that are the reason.
+    `image_wide`: every position depends on the whole image (`context="image"`), so the result cannot be computed in
+    tiles.
 
     >>> g = Geometry((28, 28), (2, 2), (0, 0), (28, 28), (0, 0), True)
     >>> g.positions((64, 65)), g.window_at((1, 18))
@@ -257,7 +256,7 @@ class Geometry:
             raise BadInput(f"a geometry needs one number per axis in each of {given}")
         for name in ("window", "stride", "receptive_field"):
             if any(value < 1 for value in getattr(self, name)):
-                raise BadInput(f"{name} is {getattr(self, name)}; every axis must be at least 1 pixel")
+                raise BadInput(f"{name}={getattr(self, name)}: expected at least 1 pixel on every axis")
 
     @classmethod
     def from_fields(
@@ -283,12 +282,12 @@ class Geometry:
         )
 
     def positions(self, size: Sequence[int]) -> tuple[int, ...]:
-        """How many windows an image of `size` pixels has on each axis: ⌊(size - window) / stride⌋ + 1.
+        """Number of windows of an image of `size` pixels per axis: ⌊(size - window) / stride⌋ + 1.
 
         Raises
         ------
         BadInput
-            where the image is smaller than the window, or has another number of axes.
+            if the image is smaller than the window, or has another number of axes.
         """
         self._check_axes(size, "image size")
         if any(s < w for s, w in zip(size, self.window, strict=True)):
@@ -296,18 +295,18 @@ class Geometry:
         return tuple((s - w) // step + 1 for s, w, step in zip(size, self.window, self.stride, strict=True))
 
     def window_at(self, index: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """First pixel and first pixel past the window of place `index`, per axis."""
+        """The window of position `index` as (first pixel, last pixel + 1) per axis."""
         self._check_axes(index, "index")
         return _spans(index, self.stride, self.window_offset, self.window)
 
     def receptive_field_at(self, index: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """First pixel and pixel past the receptive field of `index`, per axis (it may leave the image)."""
+        """The receptive field of position `index` as (first pixel, last pixel + 1) per axis; may exceed the image."""
         self._check_axes(index, "index")
         return _spans(index, self.stride, self.receptive_field_offset, self.receptive_field)
 
     @property
     def halo(self) -> tuple[tuple[int, int], ...]:
-        """Pixels before and after the window that the receptive field reaches, per axis; 0 where it does not.
+        """Pixels of the receptive field before and after the window, per axis.
 
         >>> Geometry((8,), (2,), (0,), (12,), (3,), False, ("conv1: padding",)).halo
         ((3, 1),)
@@ -317,17 +316,17 @@ class Geometry:
         return tuple((max(0, w0 - r0), max(0, r1 - w1)) for (w0, w1), (r0, r1) in pairs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """The fields as plain data for JSON."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Geometry:
-        """The geometry that `to_dict` wrote.
+        """The geometry from the output of `to_dict`.
 
         Raises
         ------
         BadInput
-            where an entry is missing or not of its kind.
+            if an entry is missing or has the wrong type.
         """
         try:
             axes = {name: tuple(operator.index(v) for v in data[name]) for name in _AXES}
@@ -354,12 +353,10 @@ class Geometry:
 
     def _check_axes(self, values: Sequence[int], what: str) -> None:
         if len(values) != len(self.window):
-            raise BadInput(
-                f"{what} {tuple(values)} has {len(values)} axes; this geometry has {len(self.window)}"
-            )
+            raise BadInput(f"{what}={tuple(values)}: expected {len(self.window)} axes, not {len(values)}")
 
 
-_SHOWN = 3  # reasons that print names; `inexact_because` holds all
+_SHOWN = 3  # reasons that `print` shows; `inexact_because` has all
 _AXES = ("window", "stride", "window_offset", "receptive_field", "receptive_field_offset")
 
 

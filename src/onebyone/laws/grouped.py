@@ -1,12 +1,12 @@
-"""A grouped pointwise convolution = a batched product, one matrix a group.
+"""A grouped pointwise convolution = a batched matrix product, one matrix per group.
 
-Equation, for G groups, W (O, C/G, 1, ...) seen as (G, O/G, C/G), x (N, C, ...) seen as (N, G, C/G, ...):
+Equation, for G groups, W (O, C/G, 1, ...) viewed as (G, O/G, C/G), x (N, C, ...) viewed as (N, G, C/G, ...):
 
     y[n, g, :, p] = W[g]·x[n, g, :, p] + b[g]
 
-It is also one linear layer with the block-diagonal matrix diag(W[0], …, W[G-1]) of shape (O, C): G times the
-parameters and MACs, all of the rest zeros. That matrix is never built here. With G = C = O (depthwise) each
-W[g] is one number.
+This equals one linear layer with the block-diagonal matrix diag(W[0], …, W[G-1]) of shape (O, C), which has G times the
+parameters and MACs, almost all of them zeros. That matrix is never built here. With G = C = O (depthwise) each W[g] is
+one number.
 
 Source: Krizhevsky, Sutskever and Hinton, 2012, §3.5 (groups); Zhang et al., "ShuffleNet", 2018, §3.1
 (grouped 1×1).
@@ -39,13 +39,13 @@ def why_not_batched(
     if len(weight_shape) not in (3, 4, 5) or min(weight_shape) < 1:
         return f"a convolution's weight has shape (O, C/groups, *kernel), not {tuple(weight_shape)}"
     if any(k != 1 for k in weight_shape[2:]):
-        return f"the kernel is {'×'.join(map(str, weight_shape[2:]))}: it sees neighbours"
+        return f"the kernel is {'×'.join(map(str, weight_shape[2:]))}: it reads neighbours"
     if any(padding):
-        return f"padding {tuple(padding)} adds places that hold the bias alone"
+        return f"padding {tuple(padding)} adds positions whose value is the bias"
     if groups < 1 or weight_shape[0] % groups:
         return f"{weight_shape[0]} output channels do not divide into {groups} groups"
     if in_channels is not None and in_channels != groups * weight_shape[1]:
-        return f"{in_channels} input channels are not {groups} groups of {weight_shape[1]}"
+        return f"the input has {in_channels} channels; expected {groups} groups of {weight_shape[1]}"
     return None
 
 
@@ -81,12 +81,12 @@ def to_grouped(matrices: Array, dims: int = 2) -> Array:
 
 
 def split_channels(x: Array, groups: int) -> Array:
-    """A map (N, C, *size) with its channels by group, (N, G, C/G, *size): a view.
+    """A map (N, C, *size) with its channels grouped, (N, G, C/G, *size): a view.
 
     Raises
     ------
     BadInput
-        where the channels do not divide into the groups.
+        if the channels do not divide into the groups.
     """
     if x.ndim < 2 or groups < 1 or x.shape[1] % groups:
         raise BadInput(f"a map of shape {x.shape} does not divide into {groups} groups of channels")

@@ -1,4 +1,4 @@
-"""Labels that can be used: preprocessing that is invertible, and class names that differ.
+"""Checks of labels: preprocessing that can be applied, and distinct class names.
 
 Equation, for a pixel value v of channel c:
 
@@ -19,7 +19,7 @@ COLOUR_ORDERS = ("RGB", "BGR", "L")
 
 
 def require_sound(labels: Labels, channels: int | None = None) -> None:
-    """Raise BadInput for labels that no network can be run with; `channels` are those of the image, if known.
+    """Raise BadInput if the labels cannot be used; `channels` is the number of image channels, if known.
 
     >>> require_sound(Labels(scale=1 / 255, mean=(0.5,), std=(0.25,)), channels=3)
     >>> require_sound(Labels(std=(0.0,)))
@@ -35,24 +35,24 @@ def require_sound(labels: Labels, channels: int | None = None) -> None:
     for name, values in (("mean", labels.mean), ("std", labels.std)):
         if channels is not None and len(values) not in (0, 1, channels):
             raise BadInput(
-                f"{name}={_listed(values)}: has {len(values)} numbers and the image {channels} channel(s)"
+                f"{name}={_listed(values)}: expected 1 or {channels} numbers (one per image channel), not {len(values)}"
             )
     if labels.colour_order not in COLOUR_ORDERS:
         raise BadInput(f"colour_order={labels.colour_order!r}: expected RGB, BGR or L")
-    twice = [name for i, name in enumerate(labels.classes) if name in labels.classes[:i]]
-    if twice:
-        raise BadInput(f"classes: {twice[0]!r} is given twice; expected names that differ")
+    duplicates = [name for i, name in enumerate(labels.classes) if name in labels.classes[:i]]
+    if duplicates:
+        raise BadInput(f"classes: {duplicates[0]!r} is given twice; expected distinct names")
     unknown = [name for name in labels.background if labels.classes and name not in labels.classes]
     if unknown:
-        raise BadInput(f"background: {unknown[0]!r} is none of the classes")
+        raise BadInput(f"background: {unknown[0]!r} is not one of the classes")
 
 
 def require_fitting(labels: Labels, counts: Iterable[int]) -> None:
-    """Raise BadInput where the class names are as many as no output has channels; `counts` are the outputs'."""
-    known = tuple(dict.fromkeys(counts))
-    if labels.classes and known and len(labels.classes) not in known:
-        gives = " or ".join(str(n) for n in known)
-        raise BadInput(f"classes: labels name {len(labels.classes)} classes and the network gives {gives}")
+    """Raise BadInput if no output has as many channels as there are class names; `counts` are the outputs' channels."""
+    channels = tuple(dict.fromkeys(counts))
+    if labels.classes and channels and len(labels.classes) not in channels:
+        outputs = " or ".join(str(n) for n in channels)
+        raise BadInput(f"classes: labels name {len(labels.classes)} classes and the network gives {outputs}")
 
 
 def _listed(values: Iterable[float]) -> str:

@@ -1,12 +1,11 @@
 """Linear = pointwise convolution.
 
-Equation, at every place p of a map of any dimension, for W (O, F) and K (O, F, 1, ...):
+Equation, at every position p of a map of any dimension, for W (O, F) and K (O, F, 1, ...):
 
-    conv(x; K, b)[n, o, p] = Σ_c K[o, c, 0, ...]·x[n, c, p] + b[o] = (W·x[n, :, p] + b)[o],   K = W with axes
-    of 1
+    conv(x; K, b)[n, o, p] = Σ_c K[o, c, 0, ...]·x[n, c, p] + b[o] = (W·x[n, :, p] + b)[o],   K = W with axes of size 1
 
-so the two weights are one array, seen with or without trailing axes of 1, and a token tensor (B, T, C) is,
-byte for byte, a channels-last image (B, C, T, 1).
+so both weights are the same array, viewed with or without trailing axes of size 1. A token tensor (B, T, C) has the
+memory layout of a channels-last image (B, C, T, 1).
 
 Source: Lin, Chen and Yan, "Network In Network", 2014, §3.1 (cascaded cross-channel pooling is a 1×1
 convolution); Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", 2015,
@@ -53,27 +52,27 @@ def why_not_linear(
     padding: Sequence[int] = (),
     groups: int = 1,
 ) -> str | None:
-    """Why a convolution (O, C/groups, *kernel) is not a linear layer at each place; None if it is.
+    """Why a convolution (O, C/groups, *kernel) is not a linear layer at each position; None if it is.
 
-    `stride` and `padding` are per axis (empty: 1 and 0). Dilation does not matter where the kernel is 1. A
-    stride or groups alone have laws of their own (`strided`, `grouped`); their reasons say so.
+    `stride` and `padding` are per axis (empty: 1 and 0). Dilation has no effect if the kernel is 1. Strided and grouped
+    convolutions have laws of their own, to which the reasons refer.
 
     >>> why_not_linear((8, 3, 1, 1), (8,))
     >>> why_not_linear((8, 3, 3, 3))
-    'the kernel is 3×3, not 1×1: it sees neighbours'
+    'the kernel is 3×3, not 1×1: it reads neighbours'
     """
     if len(weight_shape) not in (3, 4, 5):
         return f"a convolution's weight has shape (O, C, *kernel), not {tuple(weight_shape)}"
     kernel = weight_shape[2:]
     ones = "×".join("1" for _ in kernel)
     if any(k != 1 for k in kernel):
-        return f"the kernel is {'×'.join(map(str, kernel))}, not {ones}: it sees neighbours"
+        return f"the kernel is {'×'.join(map(str, kernel))}, not {ones}: it reads neighbours"
     if any(p != 0 for p in padding):
-        return f"padding {tuple(padding)} adds places that hold the bias alone"
+        return f"padding {tuple(padding)} adds positions whose value is the bias"
     if any(s != 1 for s in stride):
-        return f"stride {tuple(stride)} leaves places out: subsample first (the law `strided`)"
+        return f"stride {tuple(stride)} skips positions: subsample first (law `strided`)"
     if groups != 1:
-        return f"{groups} groups keep channels apart: a batched product (the law `grouped`)"
+        return f"{groups} groups do not connect all channels: use a batched product (law `grouped`)"
     return _why_not_weight(weight_shape, bias_shape)
 
 
@@ -128,29 +127,29 @@ def to_linear(kernel: Array) -> Array:
 
 
 def tokens_to_image(x: Array) -> Array:
-    """Tokens (B, T, C) as an image (B, C, T, 1): a view, whose memory is laid out channels last."""
+    """Tokens (B, T, C) as an image (B, C, T, 1): a view with channels-last memory layout."""
     _need_axes(x, 3, "tokens (B, T, C)")
     return x.transpose(0, 2, 1)[..., None]
 
 
 def image_to_tokens(x: Array) -> Array:
-    """An image (B, C, H, W) as tokens (B, H·W, C), row by row: a view where the memory is channels last."""
+    """An image (B, C, H, W) as tokens (B, H·W, C) in row-major order: a view if the layout is channels last."""
     _need_axes(x, 4, "an image (B, C, H, W)")
     batch, channels, height, width = x.shape
     return x.transpose(0, 2, 3, 1).reshape(batch, height * width, channels)
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """The image (N, C, H, W) whose channels-last memory is that of a linear layer's input (..., C).
+    """The shape (N, C, H, W) of the channels-last image with the memory layout of a linear layer's input (..., C).
 
-    (C,) is one place of one image; (N, C) is N images of one place; (B, T, C) puts the tokens on H; (B, H,
-    W, C) is the channels-last image itself; axes beyond that join the batch.
+    (C,) is one position of one image; (N, C) is N images of one position; (B, T, C) has the tokens on H; (B, H, W, C)
+    is the channels-last image itself; further axes are merged into the batch.
 
     >>> image_shape((8, 197, 384)), image_shape((32, 2048)), image_shape((2, 7, 5, 6, 16))
     ((8, 384, 197, 1), (32, 2048, 1, 1), (14, 16, 5, 6))
     """
     if not shape:
-        raise BadInput("a linear layer's input has at least one axis, not 0")
+        raise BadInput("shape=(): expected at least one axis")
     *lead, channels = shape
     if len(lead) < 3:
         batch, height, width = (*lead, *(1,) * (3 - len(lead)))

@@ -1,38 +1,41 @@
-"""Scaling by powers of two: with it, Strassen's product keeps an error bound of its own for each row.
+"""Scaling by powers of two, so that Strassen's product has an error bound for each row.
 
 Equation, for X (rows × K), W (N × K), and diagonal matrices R (rows × rows) and S (K × K) of powers of two:
 
     X·Wᵀ = R⁻¹·[(R·X·S)·(W·S⁻¹)ᵀ]
 
-It is exact in binary floating point, barring overflow and underflow, so the product in brackets may be Strassen's
-(`onebyone.laws.strassen`), whose error in one row depends on the rows that it meets in sums. With X' = R·X·S,
+This is exact in binary floating point, barring overflow and underflow, so the product in brackets may be Strassen's
+(`onebyone.laws.strassen`), whose error in one row depends on the rows that it is added to. With X' = R·X·S,
 W' = W·S⁻¹, ω_k = max_j |w_jk|, m_i = max_k |x'_ik|, and
 
-    m_h ≤ ρ·m_i for all rows h that row i meets,    and β/τ ≤ ω'_k ≤ β for all columns of W' that are not zero,
+    m_h ≤ ρ·m_i for all rows h that row i is added to,    and β/τ ≤ ω'_k ≤ β for all columns of W' that are not zero,
 
 each row has the bound
 
     max_j |ŷ_ij - y_ij| ≤ γ·18^L·(K/2^L)·ρ·τ·max_k |x_ik|·ω_k ≤ γ·18^L·(K/2^L)·ρ·τ·max_j (|x_i|·|W|ᵀ)_j.
 
 Proof: `strassen.reach` of factors that are at most M and β is at most 18^L·(K/2^L)·M·β; here M ≤ ρ·m_i and
-β ≤ τ·ω'_k, so that M·β ≤ ρ·τ·max_k |x'_ik|·ω'_k (columns of zeros are multiplied by s_k = 0 and drop out). The direct
-product's bound in the same terms is γ_K·K·max_k |x_ik|·ω_k: Strassen's is (18/4)^L·ρ·τ times as large, at L levels.
+β ≤ τ·ω'_k, so that M·β ≤ ρ·τ·max_k |x'_ik|·ω'_k (columns of zeros have s_k = 0 and contribute nothing). The bound of
+the direct product in the same terms is γ_K·K·max_k |x_ik|·ω_k: that of Strassen is (18/4)^L·ρ·τ times as large, at L
+levels.
 
 Which rows and channels are scaled:
-- Rows whose largest numbers are within the factor `ROWS` of each other and within `MIDDLE` of 1 meet as they are:
-  ρ = 4. Otherwise each is multiplied by the power of two that brings its largest number into [1, 2), and ρ = 2.
-- Channels whose weights are within the factor `CHANNELS` of each other are left alone: τ = 16. Otherwise each is scaled
-  so that the largest of its weights lies in (β/2, β], and τ = 2. The scales depend on the weights alone.
-- A row of zeros needs no sum: its product is 0. A row that holds an infinity or NaN enters the sums as zeros. Its
-  product depends on those numbers and on the signs of their weights: y_ij = Σ x_ik·sign(w_jk) over them.
-- Weights whose largest number is not within `MIDDLE` of 1 are multiplied directly. With both factors in the middle no
-  sum or product overflows: 2⁸⁰·18²·K is far below 2¹²⁷. What underflows is below 2⁻¹²⁶, where the largest products are
-  above 2⁻⁸⁰. A scaled row's product overflows when it is scaled back, exactly where the product itself is too large.
+- If the largest absolute values of the rows are within the factor `ROWS` of each other and within `MIDDLE` of 1, the
+  rows are not scaled: ρ = 4. Otherwise each row is multiplied by the power of two that brings its largest absolute
+  value into [1, 2), and ρ = 2.
+- If the largest weights of the channels are within the factor `CHANNELS` of each other, the channels are not scaled:
+  τ = 16. Otherwise each channel is scaled so that its largest weight is in (β/2, β], and τ = 2. The scales depend only
+  on the weights.
+- A row of zeros is left out of the sums: its product is 0. A row that contains an infinity or NaN enters the sums as
+  zeros. Its product depends only on those values and the signs of their weights: y_ij = Σ x_ik·sign(w_jk) over them.
+- Weights whose largest absolute value is not within `MIDDLE` of 1 are multiplied directly. With both factors within
+  MIDDLE no sum or product overflows: 2⁸⁰·18²·K is far below 2¹²⁷. Values that underflow are below 2⁻¹²⁶, while the
+  largest products are above 2⁻⁸⁰. Scaling a row back overflows exactly if its true product is too large.
 
 Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, §23.2.2 (the bound in norms), §2.1
 (scaling by powers of the base is exact); Dumitrescu, "Improving and estimating the accuracy of Strassen's algorithm",
 Numerische Mathematik 79, 1998, and Ballard et al., "Improving the Numerical Stability of Fast Matrix Multiplication",
-SIAM J. Matrix Analysis 37, 2016 (scaling rows of the one factor, columns of the other and what is between).
+SIAM J. Matrix Analysis 37, 2016 (scaling of the rows of one factor, the columns of the other, and the inner dimension).
 """
 
 from __future__ import annotations
@@ -48,11 +51,11 @@ from onebyone.laws.strassen import reach as product_reach
 NAME = "Scaling by powers of two"
 EQUATION = "X·Wᵀ = R⁻¹·[(R·X·S)·(W·S⁻¹)ᵀ]"
 ROWS = 4.0
-"""ρ: rows meet as they are where their largest numbers differ by no more."""
+"""ρ: rows are not scaled if their largest absolute values differ by at most this factor."""
 CHANNELS = 16.0
-"""τ: channels are left alone where the largest weights of each differ by no more."""
+"""τ: channels are not scaled if their largest weights differ by at most this factor."""
 MIDDLE = 2.0**40
-"""Rows between 1 / MIDDLE and MIDDLE may meet as they are; weights beyond are not multiplied in halves at all."""
+"""Rows between 1 / MIDDLE and MIDDLE need no scaling; weights outside this range are multiplied directly."""
 _LEAST = 2.0**-100
 
 Array = NDArray[Any]
@@ -69,23 +72,23 @@ def weight_sizes(w: Array) -> Array:
 
 
 def why_not(w: Array) -> str | None:
-    """The reason why W (N, K) is to be multiplied directly; None where its products may be Strassen's.
+    """The reason why W (N, K) must be multiplied directly; None if Strassen's product may be used.
 
     >>> why_not(np.ones((2, 2))), why_not(np.full((2, 2), 1e30))
     (None, 'its largest weight, 1e+30, is not between 9.1e-13 and 1.1e+12')
     """
     largest = float(weight_sizes(w).max(initial=0.0))
     if not np.isfinite(largest):
-        return "its weights hold an infinity or NaN"
+        return "its weights contain an infinity or NaN"
     if not 1 / MIDDLE <= largest <= MIDDLE:
         return f"its largest weight, {largest:.3g}, is not between {1 / MIDDLE:.2g} and {MIDDLE:.2g}"
     return None
 
 
 def channel_scales(w: Array) -> Array | None:
-    """The diagonal of S (K,) in float64, the largest 1, zeros where all weights are; None where no channel needs it.
+    """The diagonal of S (K,) in float64, at most 1, 0 for channels of zeros; None if no channel needs scaling.
 
-    Channels whose weights are below 2⁻¹⁰⁰ of the largest count as if they were that large.
+    Channels whose weights are below 2⁻¹⁰⁰ of the largest weight get the scale 2⁻¹⁰⁰.
 
     >>> channel_scales(np.array([[1.0, 0.3, 0.0]])).tolist(), channel_scales(np.array([[1.0, 0.3]]))
     ([1.0, 0.5, 0.0], None)
@@ -100,7 +103,7 @@ def channel_scales(w: Array) -> Array | None:
 
 
 def row_scales(x: Array) -> Array:
-    """The diagonal of R (rows,) that brings each row of X into [1, 2); 0 for rows of zeros and what is not finite.
+    """The diagonal of R (rows,) that scales each row of X into [1, 2); 0 for rows of zeros and nonfinite rows.
 
     >>> row_scales(np.array([[3.0, -5.0], [0.0, 0.0], [np.inf, 1.0]])).tolist()
     [0.25, 0.0, 0.0]
@@ -113,7 +116,7 @@ def row_scales(x: Array) -> Array:
 
 
 def scaled_weight(w: Array, scales: Array | None) -> Array:
-    """W·S⁻¹ (N, K) in float64, zeros where s_k is."""
+    """W·S⁻¹ (N, K) in float64; 0 in channels with s_k = 0."""
     if scales is None:
         return w.astype(np.float64)
     inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales > 0)
@@ -122,28 +125,28 @@ def scaled_weight(w: Array, scales: Array | None) -> Array:
 
 
 def scaled_rows(x: Array, scales: Array | None) -> tuple[Array, Array]:
-    """R·X·S (rows, K) in float64 and the diagonal of R; what is not finite counts as zeros."""
+    """R·X·S (rows, K) in float64 and the diagonal of R; rows with an infinity or NaN are replaced by zeros."""
     usable = np.isfinite(x).all(axis=1, keepdims=True)
-    met = np.where(usable, x, 0.0).astype(np.float64) * (1.0 if scales is None else scales)
-    rows = row_scales(met)
-    return met * rows[:, None], rows
+    finite = np.where(usable, x, 0.0).astype(np.float64) * (1.0 if scales is None else scales)
+    rows = row_scales(finite)
+    return finite * rows[:, None], rows
 
 
 def nonfinite_rows(x: Array, w: Array) -> Array:
-    """Y (rows, N) of rows that hold an infinity or NaN: what a direct product gives where no finite sum overflows.
+    """Y (rows, N) of rows that contain an infinity or NaN, as the direct product gives it unless finite sums overflow.
 
     >>> nonfinite_rows(np.array([[np.inf, 7.0]]), np.array([[-2.0, 1.0], [0.0, 1.0], [1e-9, 1.0]]))
     array([[-inf,  nan,  inf]])
     """
     with np.errstate(invalid="ignore"):
-        counted = np.where(np.isfinite(x), 0.0, x)
-        terms = np.where(counted[:, None, :] == 0, 0.0, counted[:, None, :] * np.sign(w)[None])
-        found: Array = terms.sum(axis=2)
-    return found
+        nonfinite = np.where(np.isfinite(x), 0.0, x)
+        terms = np.where(nonfinite[:, None, :] == 0, 0.0, nonfinite[:, None, :] * np.sign(w)[None])
+        y: Array = terms.sum(axis=2)
+    return y
 
 
 def multiply(x: Array, w: Array, levels: int) -> Array:
-    """X (rows, K) and a layer's weight (N, K) to Y (rows, N) in X's type, every row scaled; or directly, where W is.
+    """Y (rows, N) in the dtype of X, for X (rows, K) and W (N, K), with every row scaled; directly if `why_not(w)`.
 
     >>> multiply(np.array([[1.0, 2.0], [3e30, 2e30]], np.float32), np.ones((2, 2), np.float32), 1).tolist()[0]
     [3.0, 3.0]
@@ -152,21 +155,21 @@ def multiply(x: Array, w: Array, levels: int) -> Array:
         direct: Array = x @ w.T
         return direct
     scales = channel_scales(w)
-    met, rows = scaled_rows(x, scales)
-    y = product(met.astype(x.dtype), scaled_weight(w, scales).astype(w.dtype), levels)
+    scaled, rows = scaled_rows(x, scales)
+    y = product(scaled.astype(x.dtype), scaled_weight(w, scales).astype(w.dtype), levels)
     back = np.divide(1.0, rows, out=np.zeros_like(rows), where=rows > 0)
     with np.errstate(over="ignore"):
         y = (y.astype(np.float64) * back[:, None]).astype(x.dtype)
-    special = ~np.isfinite(x).all(axis=1)
-    y[special] = nonfinite_rows(x[special], w)
+    nonfinite = ~np.isfinite(x).all(axis=1)
+    y[nonfinite] = nonfinite_rows(x[nonfinite], w)
     return y
 
 
 def reach(x: Array, w: Array, levels: int) -> Array:
-    """What `strassen.gamma` is multiplied by in the bound of each output, in float64: (rows, N), for finite X.
+    """The factor of `strassen.gamma` in the bound of each output, in float64 (rows, N), for finite X.
 
-    `strassen.reach` where a row and all that it meets, whichever those are, are as large as they may be: ρ·m_i in every
-    channel.
+    This is `strassen.reach` if a row, and every row that it may be added to, has the largest allowed value ρ·m_i in
+    every channel.
 
     >>> reach(np.array([[1.0, 1.0], [1e6, 1e6]]), np.ones((2, 2)), 1).tolist()
     [[72.0, 72.0], [72000000.0, 72000000.0]]
@@ -176,13 +179,13 @@ def reach(x: Array, w: Array, levels: int) -> Array:
     scales = channel_scales(w)
     sizes = (np.abs(x.astype(np.float64)) * (1.0 if scales is None else scales)).max(axis=1, keepdims=True)
     ones = np.ones((1 << levels, w.shape[1]))
-    found: Array = ROWS * sizes * product_reach(ones, scaled_weight(w, scales), levels).max(axis=0)
-    return found
+    factor: Array = ROWS * sizes * product_reach(ones, scaled_weight(w, scales), levels).max(axis=0)
+    return factor
 
 
 def row_reach(x: Array, w: Array, levels: int) -> Array:
-    """18^L·(K/2^L)·ρ·τ·max_k |x_ik|·ω_k (rows,): the bound in norms, which `reach` never exceeds."""
+    """18^L·(K/2^L)·ρ·τ·max_k |x_ik|·ω_k (rows,): the factor of the bound in norms, an upper bound of `reach`."""
     spread = CHANNELS if channel_scales(w) is None else 2.0
     largest = (np.abs(x.astype(np.float64)) * weight_sizes(w)).max(axis=1)
-    found: Array = 18.0**levels * (w.shape[1] >> levels) * ROWS * spread * largest
-    return found
+    factor: Array = 18.0**levels * (w.shape[1] >> levels) * ROWS * spread * largest
+    return factor

@@ -1,15 +1,15 @@
-"""What the outputs of a classifier are, and the probabilities that they stand for.
+"""Kinds of classifier outputs, and the probabilities that they represent.
 
 Equation, with z the outputs at one position and p the probabilities:
 
-    logits, exclusive classes      p = softmax(z), over the classes
-    logits, one class or labels    p = 1 / (1 + exp(−z)), each by itself
-    probabilities                  p = z
-    log-probabilities              p = exp(z)
+    logits, exclusive classes             p = softmax(z), over the classes
+    logits, one class or multi-label      p = 1 / (1 + exp(−z)), for each class
+    probabilities                         p = z
+    log-probabilities                     p = exp(z)
 
-Exclusive means that each window belongs to exactly one class (softmax, cross-entropy); multi-label means that
-every class is decided by itself (sigmoid, binary cross-entropy). Outputs that are probabilities already must
-not pass through either function again: a logistic of 0.001 is 0.50025.
+Exclusive means that each window belongs to exactly one class (softmax, cross-entropy); multi-label means that every
+class is decided independently (sigmoid, binary cross-entropy). Outputs that already are probabilities must not pass
+through either function again: the logistic function of 0.001 is 0.50025.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VALUES = ("logits", "probabilities", "log-probabilities")
 CLASSES = ("exclusive", "multi-label")
 EXPECTED = "logits, probabilities or log-probabilities, alone or followed by :exclusive or :multi-label"
 
-#: How far a probability may exceed its range in a network that ran in half precision (unit roundoff 2^-11).
+#: How far a probability may be outside its range in a network that ran in half precision (unit roundoff 2^-11).
 _SLACK = 2.0**-11
 
 Floats = NDArray[np.float32]
@@ -36,14 +36,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ScoreKind:
-    """What a network's outputs are: `values` is one of `VALUES`, `classes` one of `CLASSES`.
+    """The kind of a network's outputs: `values` is one of `VALUES`, `classes` one of `CLASSES`.
 
-    `classes` is None where it is not known. Only logits need it, and are then taken as exclusive.
+    `classes` is None if it is unknown. It matters only for logits, which are then treated as exclusive.
 
     Raises
     ------
     BadInput
-        for any other words.
+        for any other value.
 
     Example
     -------
@@ -62,68 +62,68 @@ class ScoreKind:
         return self.values if self.classes is None else f"{self.values}:{self.classes}"
 
     def describe(self, count: int) -> str:
-        """One phrase for people: what `count` outputs are and how they become probabilities.
+        """A phrase that describes `count` outputs and how they are converted to probabilities.
 
         >>> ScoreKind("logits").describe(1)
         'logits; the logistic function gives the probability of each class'
         """
         if self.values == "logits":
-            if self._one_by_one(count):
+            if self._independent(count):
                 return "logits; the logistic function gives the probability of each class"
-            return "logits, taken as exclusive classes; softmax gives the probabilities"
+            return "logits, treated as exclusive classes; softmax gives the probabilities"
         how = {
             None: "",
             "exclusive": " of exclusive classes",
-            "multi-label": " of each class by itself",
+            "multi-label": " of independent classes",
         }[self.classes]
         if self.values == "probabilities":
             return f"probabilities{how}"
         return f"log-probabilities{how}; their exponential gives the probabilities"
 
-    def _one_by_one(self, count: int) -> bool:
+    def _independent(self, count: int) -> bool:
         return count == 1 or self.classes == "multi-label"
 
     def probabilities(self, scores: Floats) -> Floats:
-        """The probabilities of scores (classes, …), of the same shape; probabilities are returned as they are.
+        """The probabilities of scores (classes, …), of the same shape; probabilities are returned unchanged.
 
         Raises
         ------
         BadInput
-            where the scores cannot be of this kind: a probability outside [0, 1], a log-probability above 0.
+            if the scores cannot be of this kind: a probability outside [0, 1], or a log-probability above 0.
         """
         if self.values == "logits":
-            return _logistic(scores) if self._one_by_one(scores.shape[0]) else _softmax(scores)
+            return _logistic(scores) if self._independent(scores.shape[0]) else _softmax(scores)
         low, high = _range(scores)
         if self.values == "probabilities":
             if low < -_SLACK or high > 1 + _SLACK:
                 raise BadInput(
-                    f"score_kind={str(self)!r}: the scores reach from {low:.4g} to {high:.4g}; "
+                    f"score_kind={str(self)!r}: the scores range from {low:.4g} to {high:.4g}; "
                     "expected probabilities from 0 to 1"
                 )
             return scores
         if high > _SLACK:
-            raise BadInput(f"score_kind={str(self)!r}: the scores reach up to {high:.4g}; expected at most 0")
+            raise BadInput(f"score_kind={str(self)!r}: the largest score is {high:.4g}; expected at most 0")
         return np.minimum(np.exp(scores), np.float32(1))
 
 
-def read_kind(given: str | ScoreKind | None) -> ScoreKind | None:
-    """The kind that a text names; a kind or None as it is. Raises BadInput for another text.
+def read_kind(kind: str | ScoreKind | None) -> ScoreKind | None:
+    """Parse the name of a kind; a ScoreKind or None is returned unchanged. Raises BadInput for an unknown name.
 
     >>> read_kind("logits:multi-label")
     ScoreKind(values='logits', classes='multi-label')
     """
-    if not isinstance(given, str):
-        return given
-    values, colon, classes = given.partition(":")
+    if not isinstance(kind, str):
+        return kind
+    values, colon, classes = kind.partition(":")
     return ScoreKind(values, classes if colon else None)
 
 
 def assumed_kind(scores: Floats) -> tuple[ScoreKind, str]:
-    """The kind that scores (classes, …) of an unknown network are taken for, and why that is in doubt.
+    """The most likely kind of scores (classes, …), and the reason why it is uncertain ("" if it is not).
 
-    The doubt is empty where the values leave none: numbers that sum to 1 over the classes at every position
-    are probabilities; numbers both below 0 and above 0, or above 1, are logits. Logits of several classes are
-    taken as exclusive, as those of a known network are.
+    Scores that sum to 1 over the classes at every position are probabilities, and scores of either sign are logits. In
+    all other cases the kind is uncertain: nonnegative scores above 1 may be logits, but also counts or percentages, and
+    the logistic function of a nonnegative number is at least 0.5. Logits of several classes are treated as exclusive.
 
     >>> assumed_kind(np.array([[0.25], [0.75]], np.float32))
     (ScoreKind(values='probabilities', classes='exclusive'), '')
@@ -133,9 +133,11 @@ def assumed_kind(scores: Floats) -> tuple[ScoreKind, str]:
     if low >= 0 and high <= 1 + _SLACK:
         if several and _sums_to_one(scores):
             return ScoreKind("probabilities", "exclusive"), ""
-        return ScoreKind("probabilities"), "every score lies from 0 to 1"
+        return ScoreKind("probabilities"), "every score is from 0 to 1"
+    if low >= 0:
+        return ScoreKind("logits"), "no score is below 0, but some are above 1"
     if high <= 0 and not (several and _sums_to_one(np.exp(scores))):
-        return ScoreKind("logits"), "no score is above 0, as in log-probabilities"
+        return ScoreKind("logits"), "no score is above 0, as for log-probabilities"
     return ScoreKind("logits"), ""
 
 

@@ -1,4 +1,4 @@
-"""Strassen in Winograd's variant: a linear layer's product of 2×2 blocks in 7 products and 15 sums, not 8 and 4.
+"""Strassen's product in Winograd's variant: a product of 2×2 blocks in 7 products and 15 sums instead of 8 and 4.
 
 Equation, for Y = X·B with X = A (rows × K), B = Wᵀ (K × N), both split in halves along both axes:
 
@@ -8,29 +8,30 @@ Equation, for Y = X·B with X = A (rows × K), B = Wᵀ (K × N), both split in 
     U2 = A11·B11 + S2·T2,   U3 = U2 + S3·T3,   C21 = U3 + A22·(-T4)
     M5 = S1·T1,   C22 = U3 + M5,   C12 = (U2 + M5) + S4·B22
 
-It uses no commutativity, so the seven products may be computed the same way again: 7^levels products of K/2^levels
-terms, with (8/7)^levels times fewer multiplications than the direct product. Rows odd in number are filled up with a
-row of zeros, at every level; K and N must divide by 2^levels. The seven weights (T's) are made once, beforehand, their
-sums in float64 and rounded once to the weight's type; stored, they take (7/4)^levels times the room.
+Commutativity is not used, so the seven products may be computed in the same way recursively: 7^levels products of
+K/2^levels terms, with (8/7)^levels times fewer multiplications than the direct product. An odd number of rows is padded
+with a row of zeros at every level; K and N must be divisible by 2^levels. The seven weights (the T's) are computed once
+in advance, with sums in float64 that are rounded once to the weight's dtype; storing them takes (7/4)^levels times the
+memory.
 
     |Ŷ - Y| ≤ γ·reach(X, W),   γ = (n + s)·u / (1 - (n + s)·u),   n = K/2^levels,   s = 7·levels
 
-`reach` is the algorithm on absolute values with every minus made a plus. Multiplied out, Ŷ is a sum of ±a·b·Π(1 + δ);
-s is the most roundings a term meets besides those of its product of n terms: on the way through S2·T2, at each level,
-2 for S2, 2 for T2 and 3 for U2, U3 and C21 (or C22; C12 has as many). Sums of weights in float64, rounded once, make
-less: 5·levels + 1 and what float64 adds. One level makes of ones (K = 2) a reach of 18 where |X|·|Wᵀ| is 2: this is
-the 18 of Higham's bound in norms. An accumulator that runs on through several products (C11's through two) sums
-that many times n terms: `gamma` has `joined` for it. Overflow and underflow are not covered.
+`reach` is the algorithm applied to absolute values with every minus replaced by a plus. Expanded, Ŷ is a sum of
+±a·b·Π(1 + δ); s is the largest number of roundings of a term in addition to those of its product of n terms: for S2·T2,
+at each level, 2 in S2, 2 in T2 and 3 in U2, U3 and C21 (or C22; C12 has as many). Sums of weights in float64, rounded
+once, need fewer: 5·levels + 1 and those in float64. For ones (K = 2), one level gives a reach of 18 while |X|·|Wᵀ| is
+2; this is the 18 of Higham's bound in norms. An accumulator that continues through several products (two for C11) sums
+that many times n terms; `gamma` has the parameter `joined` for it. Overflow and underflow are not covered.
 
-What one number holds reaches more than its own row: S1 to S4 join rows of both halves. At each level an infinity or
-NaN, or a sum that overflows, spreads from its row to the row half the rows away (mostly as NaN: infinities cancel);
-so do rounding errors, as `reach` shows: beside a row of large numbers a row of small ones loses its own digits. In the
-weights the same holds for columns of B, outputs N/2 apart.
+A value affects more than its own row, because S1 to S4 add rows of both halves. At each level an infinity or NaN, or a
+sum that overflows, spreads from its row to the row half the rows away (mostly as NaN, because infinities cancel). So do
+rounding errors, as `reach` shows: a row of small numbers loses accuracy beside a row of large ones. For the weights the
+same holds for columns of B, outputs N/2 apart.
 
 Source: Strassen, "Gaussian Elimination is not Optimal", Numerische Mathematik 13, 1969; Winograd, "On Multiplication
 of 2 × 2 Matrices", Linear Algebra and its Applications 4, 1971; Higham, Accuracy and Stability of Numerical
 Algorithms, 2nd ed., 2002, §23.2.2 (error bound) and §3.1 (γ); Huang, Smith, Henry and van de Geijn, "Strassen's
-Algorithm Reloaded", SC16, 2016 (the sums made where a product packs its blocks and stores its results).
+Algorithm Reloaded", SC16, 2016 (sums computed where a product packs its blocks and stores its results).
 """
 
 from __future__ import annotations
@@ -50,29 +51,29 @@ NAME = "Strassen's product, Winograd's variant"
 EQUATION = "C11 = A11·B11 + A12·B21,  C21 = U3 - A22·T4,  C22 = U3 + M5,  C12 = U2 + M5 + S4·B22"
 PRODUCTS = 7
 ROUNDINGS = 7
-"""s for one level: 2 in S2, 2 in T2, 3 in the output."""
+"""s for one level: 2 roundings in S2, 2 in T2, 3 in the output."""
 
 Array = NDArray[Any]
 Minus = Callable[[Any, Any], Any]
 
 
 def saving(levels: int) -> Fraction:
-    """The direct product's multiplications ÷ this one's, for rows that divide by 2^levels.
+    """Multiplications of the direct product divided by those of this one, if the rows divide by 2^levels.
 
     >>> saving(1), saving(2)
     (Fraction(8, 7), Fraction(64, 49))
     """
-    _halved(levels)
+    _require_divisible(levels)
     return Fraction(8, 7) ** levels
 
 
 def growth(levels: int) -> Fraction:
-    """The stored weights' size ÷ the size of W.
+    """Size of the stored weights divided by the size of W.
 
     >>> growth(1), growth(2)
     (Fraction(7, 4), Fraction(49, 16))
     """
-    _halved(levels)
+    _require_divisible(levels)
     return Fraction(7, 4) ** levels
 
 
@@ -84,7 +85,7 @@ def macs(rows: int, K: int, N: int, levels: int) -> int:
     >>> macs(5, 4, 4, 2)  # 49 products of 2 rows, one term, one output
     98
     """
-    _halved(levels, K=K, N=N)
+    _require_divisible(levels, K=K, N=N)
     if rows < 0:
         raise BadInput(f"rows={rows}: expected 0 or more")
     products: int = PRODUCTS**levels
@@ -92,21 +93,23 @@ def macs(rows: int, K: int, N: int, levels: int) -> int:
 
 
 def gamma(K: int, unit: float, levels: int, joined: int = 1) -> float:
-    """γ for K inputs in a type of unit roundoff `unit`; `joined` products at most share one running sum.
+    """γ for K inputs and the unit roundoff `unit` of a dtype; at most `joined` products share one accumulator.
 
-    Raises BadInput where (joined·K/2^levels + 7·levels)·unit is 1 or more: then nothing is bounded.
+    Raises BadInput if (joined·K/2^levels + 7·levels)·unit is 1 or more, so that no bound exists.
 
     >>> gamma(64, 2.0**-24, 1) == sum_gamma(32 + 7, 2.0**-24)
     True
     """
-    _halved(levels, K=K)
+    _require_divisible(levels, K=K)
     if joined < 1:
-        raise BadInput(f"joined={joined}: expected the most products in one running sum, 1 or more")
+        raise BadInput(
+            f"joined={joined}: expected the largest number of products in one accumulator, 1 or more"
+        )
     return sum_gamma(joined * (K >> levels) + ROUNDINGS * levels, unit)
 
 
 def sums(a: Array) -> tuple[Array, ...]:
-    """The seven left factors of A, one level, in the products' order: A11, A12, S2, S3, A22, S1, S4.
+    """The seven left factors of A for one level, in the order of the products: A11, A12, S2, S3, A22, S1, S4.
 
     >>> [int(s.item()) for s in sums(np.array([[1, 2], [4, 8]]))]
     [1, 2, 11, -3, 8, 12, -9]
@@ -115,7 +118,7 @@ def sums(a: Array) -> tuple[Array, ...]:
 
 
 def weight_sums(b: Array) -> tuple[Array, ...]:
-    """The seven right factors of B, one level, in the products' order: B11, B21, T2, T3, -T4, T1, B22.
+    """The seven right factors of B for one level, in the order of the products: B11, B21, T2, T3, -T4, T1, B22.
 
     >>> [int(t.item()) for t in weight_sums(np.array([[1, 2], [4, 8]]))]
     [1, 4, 7, 6, -3, 1, 8]
@@ -137,32 +140,32 @@ def join(products: Sequence[Array]) -> Array:
 
 
 def weights(b: Array, levels: int) -> list[Array]:
-    """The 7^levels matrices (K/2^levels × N/2^levels) of B (K × N), the outer product first: outer·7 + inner.
+    """The 7^levels matrices (K/2^levels × N/2^levels) of B (K × N), indexed outer·7 + inner.
 
-    Floating types are summed in float64 (or in their own, if wider) and rounded once; all others in their own.
+    Floating-point dtypes are summed in float64 (or in their own dtype, if wider) and rounded once; others in their own.
 
     >>> [w.shape for w in weights(np.ones((8, 12), np.float32), 2)] == [(2, 3)] * 49
     True
     """
-    _matrix("b", b, levels, ("K", "N"))
+    _require_matrix("b", b, levels, ("K", "N"))
     wide = np.promote_types(b.dtype, np.float64) if np.issubdtype(b.dtype, np.floating) else b.dtype
     return [t.astype(b.dtype) for t in _weights(b.astype(wide), levels, operator.sub)]
 
 
 def apply(x: Array, weights: Sequence[Array], levels: int) -> Array:
-    """Y (rows × N) of X (rows × K) and what `weights` gave, in the arrays' own type.
+    """Y (rows × N) of X (rows × K) and the result of `weights`, in the dtype of the arrays.
 
-    Raises BadInput for another number of weights, or an X that does not fit them.
+    Raises BadInput if the number of weights is wrong or X does not have K columns.
     """
-    _halved(levels)
+    _require_divisible(levels)
     if len(weights) != PRODUCTS**levels:
         raise BadInput(f"weights={len(weights)} matrices: expected {PRODUCTS**levels}, for levels={levels}")
-    _rows(x, len(weights[0]) << levels)
+    _require_rows(x, len(weights[0]) << levels)
     return _apply(x, weights, levels, operator.sub)
 
 
 def multiply(x: Array, w: Array, levels: int) -> Array:
-    """X (rows, K) and a layer's weight (N, K) to Y (rows, N), in the arrays' own type.
+    """Y (rows, N) for X (rows, K) and a layer's weight W (N, K), in the dtype of the arrays.
 
     Arrays of Fractions (dtype object) and of integers are computed exactly.
 
@@ -170,39 +173,39 @@ def multiply(x: Array, w: Array, levels: int) -> Array:
     >>> bool((multiply(x, w, 1) == x @ w.T).all())
     True
     """
-    _matrix("w", w, levels, ("N", "K"))
-    _rows(x, w.shape[1])
+    _require_matrix("w", w, levels, ("N", "K"))
+    _require_rows(x, w.shape[1])
     return apply(x, weights(w.T, levels), levels)
 
 
 def reach(x: Array, w: Array, levels: int) -> Array:
-    """What γ is multiplied by in the bound, in float64; shapes as for `multiply`.
+    """The factor of γ in the bound, in float64; shapes as for `multiply`.
 
     >>> reach(np.ones((2, 2)), np.ones((2, 2)), 1).tolist()
     [[2.0, 18.0], [18.0, 18.0]]
     """
-    _matrix("w", w, levels, ("N", "K"))
-    _rows(x, w.shape[1])
+    _require_matrix("w", w, levels, ("N", "K"))
+    _require_rows(x, w.shape[1])
     parts = _weights(np.abs(w.T).astype(np.float64), levels, operator.add)
     return _apply(np.abs(x).astype(np.float64), parts, levels, operator.add)
 
 
-def _quarters(name: str, m: Array) -> tuple[Array, Array, Array, Array]:
+def _quadrants(name: str, m: Array) -> tuple[Array, Array, Array, Array]:
     if m.ndim != 2 or m.shape[0] % 2 or m.shape[1] % 2:
-        raise BadInput(f"{name}={m.shape}: expected a matrix with an even number of rows and of columns")
-    down, across = m.shape[0] // 2, m.shape[1] // 2
-    return m[:down, :across], m[:down, across:], m[down:, :across], m[down:, across:]
+        raise BadInput(f"{name}={m.shape}: expected a matrix with even numbers of rows and columns")
+    rows, columns = m.shape[0] // 2, m.shape[1] // 2
+    return m[:rows, :columns], m[:rows, columns:], m[rows:, :columns], m[rows:, columns:]
 
 
 def _left(a: Array, minus: Minus) -> tuple[Array, ...]:
-    a11, a12, a21, a22 = _quarters("a", a)
+    a11, a12, a21, a22 = _quadrants("a", a)
     s1 = a21 + a22
     s2 = minus(s1, a11)
     return a11, a12, s2, minus(a11, a21), a22, s1, minus(a12, s2)
 
 
 def _right(b: Array, minus: Minus) -> tuple[Array, ...]:
-    b11, b12, b21, b22 = _quarters("b", b)
+    b11, b12, b21, b22 = _quadrants("b", b)
     t1 = minus(b12, b11)
     t2 = minus(b22, t1)
     return b11, b21, t2, minus(b22, b12), minus(b21, t2), t1, b22
@@ -225,21 +228,21 @@ def _apply(a: Array, weights: Sequence[Array], levels: int, minus: Minus) -> Arr
     return join([_apply(s, t, levels - 1, minus) for s, t in zip(_left(a, minus), parts, strict=True)])[:rows]
 
 
-def _halved(levels: int, **sizes: int) -> None:
-    """Raise BadInput unless every size divides by 2^levels."""
+def _require_divisible(levels: int, **sizes: int) -> None:
+    """Raise BadInput unless every size is divisible by 2^levels."""
     if levels < 0:
-        raise BadInput(f"levels={levels}: expected how often to halve, 0 or more")
+        raise BadInput(f"levels={levels}: expected a number of recursion levels, 0 or more")
     for name, size in sizes.items():
         if size < 1 or size % 2**levels:
             raise BadInput(f"{name}={size}: expected a multiple of {2**levels}, for levels={levels}")
 
 
-def _matrix(name: str, matrix: Array, levels: int, axes: tuple[str, str]) -> None:
+def _require_matrix(name: str, matrix: Array, levels: int, axes: tuple[str, str]) -> None:
     if matrix.ndim != 2:
         raise BadInput(f"{name}={matrix.shape}: expected a matrix ({', '.join(axes)})")
-    _halved(levels, **dict(zip(axes, matrix.shape, strict=True)))
+    _require_divisible(levels, **dict(zip(axes, matrix.shape, strict=True)))
 
 
-def _rows(x: Array, K: int) -> None:
+def _require_rows(x: Array, K: int) -> None:
     if x.ndim != 2 or x.shape[1] != K:
         raise BadInput(f"x={x.shape}: expected a matrix (rows, {K})")

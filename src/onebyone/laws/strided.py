@@ -1,11 +1,11 @@
-"""A pointwise convolution with a stride = subsample, then linear at each place.
+"""A pointwise convolution with a stride = subsample, then linear at each position.
 
 Equation, for stride s on each axis and no padding:
 
     conv1×1(x; W, b, stride s)[n, :, i, j] = W·x[n, :, s·i, s·j] + b
 
-so the places in between are never read, and there are ⌈size / s⌉ on an axis. Subsampling commutes with every
-operator that works place by place: it may as well come after.
+so the positions in between are never read, and ⌈size / s⌉ positions remain on an axis. Subsampling commutes with every
+operator that acts on each position separately, so it may also be done afterwards.
 
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016, §2.4 (relationship
 6, k = 1).
@@ -31,19 +31,17 @@ def why_not_subsample(kernel: Sequence[int], padding: Sequence[int] = ()) -> str
 
     >>> why_not_subsample((1, 1))
     >>> why_not_subsample((1, 1), padding=(1, 1))
-    'padding (1, 1) moves the places that the stride keeps, and adds places of bias alone'
+    'padding (1, 1) shifts the sampled positions and adds positions whose value is the bias'
     """
     if any(k != 1 for k in kernel):
-        return f"the kernel is {'×'.join(map(str, kernel))}: it sees neighbours"
+        return f"the kernel is {'×'.join(map(str, kernel))}: it reads neighbours"
     if any(padding):
-        return (
-            f"padding {tuple(padding)} moves the places that the stride keeps, and adds places of bias alone"
-        )
+        return f"padding {tuple(padding)} shifts the sampled positions and adds positions whose value is the bias"
     return None
 
 
 def out_size(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-    """How many places remain of `size`, per axis: ⌈size / stride⌉.
+    """Number of positions that remain of `size`, per axis: ⌈size / stride⌉.
 
     >>> out_size((7, 8), (2, 3))
     (4, 3)
@@ -53,12 +51,12 @@ def out_size(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
 
 
 def subsample(x: Array, stride: Sequence[int]) -> Array:
-    """Every s-th place, beginning with the first, of a map (N, C, *size): a view (N, C, *out_size).
+    """Every s-th position of a map (N, C, *size), starting with the first: a view (N, C, *out_size).
 
     Raises
     ------
     BadInput
-        where the map has not two axes more than there are strides, or a stride is below 1.
+        if the map does not have two axes more than there are strides, or a stride is below 1.
     """
     if x.ndim < 2:
         raise BadInput(f"expected a map (N, C, *size), not an array of shape {x.shape}")
@@ -69,5 +67,5 @@ def subsample(x: Array, stride: Sequence[int]) -> Array:
 def _check(size: Sequence[int], stride: Sequence[int]) -> None:
     if len(size) != len(stride) or any(s < 1 for s in stride):
         raise BadInput(
-            f"stride is {tuple(stride)}; a map of {tuple(size)} needs {len(size)} numbers, each at least 1"
+            f"stride={tuple(stride)}: expected {len(size)} numbers of at least 1 for a map of {tuple(size)}"
         )

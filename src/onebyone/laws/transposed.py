@@ -1,14 +1,13 @@
-"""A linear layer on a weight stored as (C, O) = a linear layer on its transpose.
+"""A linear layer with a weight stored as (C, O) = a linear layer with the transpose.
 
 Equation, for V (C, O) and W (O, C):
 
     x·V + b = x·Wᵀ + b,   W = Vᵀ
 
-so nothing is computed anew: W is V with its axes exchanged. Stored contiguously, as `nn.Linear` and `nn.Conv2d`
-keep it, it is one copy.
+W is a view of V with its axes exchanged. Stored contiguously, as `nn.Linear` and `nn.Conv2d` store it, it is one copy.
 
 Source: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018, whose published code
-keeps its weights as (C, O) and calls the layer a convolution of width 1 (`Conv1D` in Hugging Face's transformers).
+stores weights as (C, O) and calls the layer a convolution of width 1 (`Conv1D` in Hugging Face's transformers).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Array = NDArray[Any]
 
 
 def why_not_transposed(weight_shape: Sequence[int]) -> str | None:
-    """Why a weight is not the (C, O) of a linear layer; None if it is.
+    """Why a weight is not a transposed linear weight (C, O); None if it is.
 
     >>> why_not_transposed((768, 2304))
     >>> why_not_transposed((8, 3, 1))
@@ -39,7 +38,7 @@ def why_not_transposed(weight_shape: Sequence[int]) -> str | None:
 
 
 def to_linear(weight: Array) -> Array:
-    """A weight (C, O) as (O, C), and the way back: a view.
+    """A weight (C, O) as (O, C), or the reverse: a view.
 
     Raises
     ------
