@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Two test processes of one thread each: on small layers that beats one process of two threads.
+# Two test processes with one thread each are faster on small layers than one process with two threads.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test test-all lint format wheel zoo bench clean lock
+.PHONY: setup demo test test-all lint format wheel zoo bench mutants clean lock
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -17,7 +17,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-# The wheel in an empty environment; `make wheel ARGS=--extras` adds every extra and the README's commands.
+# Test the wheel in an empty environment; `make wheel ARGS=--extras` adds every extra and the commands of the README.
 wheel: setup
 	$(BIN)/python tools/wheel.py $(ARGS)
 
@@ -47,9 +47,13 @@ zoo: setup
 bench: setup
 	$(BIN)/python -m bench.run $(ARGS)
 
-# Remake the lock file from what pyproject.toml asks for (the CPU build's local version tag is dropped).
+# Mutation testing by room (`make mutants ARGS=laws`); resumes where it stopped.
+mutants: setup
+	$(THREADS) $(BIN)/python -m tools.mutants $(ARGS)
+
+# Write the lock file from the installed packages (without the local version tag of CPU builds).
 lock:
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude wheel --exclude onebyone | sed 's/+cpu//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) demo build dist .artefacts
+	rm -rf $(VENV) demo build dist .artefacts .mutants

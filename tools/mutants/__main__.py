@@ -1,0 +1,214 @@
+"""Mutation testing by room: how many small changes of the sources do the tests notice?
+
+    python -m tools.mutants laws dense         # these rooms; every room without arguments
+    python -m tools.mutants laws --minutes 10  # stop after ten minutes; the next call continues
+    python -m tools.mutants laws --survivors   # also run the survivors again, after tests were added
+
+mutmut supplies the mutations: swapped operators and comparisons, changed numbers and strings, removed arguments, and so
+on. They are applied in memory, and the tests of the room run in forks of a process that has loaded all libraries:
+
+1. One run without a mutation records how long each test takes and which functions it calls.
+2. For a mutation inside a function, a fork replaces the function's code and runs the tests that call the function, the
+   fastest first, up to the first failure.
+3. Mutations outside functions (constants, default values), and those that survive step 2, run in a fork that imports
+   the mutated module from the beginning.
+
+Not mutated: docstrings, annotations, decorators, texts of messages (f-strings, `raise`, strings with spaces), and
+`strict=` of `zip`, which is an assertion. Mutations that do not change the bytecode are not counted.
+
+Outcomes are kept in .mutants/ROOM.json, so a run can be interrupted; bench/results/mutants.json is the summary.
+Survivors that no test can notice are listed with the reason in tools/mutants/equivalent.json. Exit code 1 if fewer than
+92 % of the mutants of a room are killed, or if some have not been run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tools.mutants.mutations import ROOT, Mutant, mutants_of
+from tools.mutants.running import (
+    FAILED_TOOL,
+    Baseline,
+    Calls,
+    Campaign,
+    forked,
+    run_imported,
+    run_pytest,
+    names_of_tests,
+    time_limit,
+)
+
+STORE = ROOT / ".mutants"
+SUMMARY = ROOT / "bench" / "results" / "mutants.json"
+EQUIVALENT = Path(__file__).with_name("equivalent.json")
+REQUIRED = 0.92
+PRELOADED = ("numpy", "torch", "torch.export", "torch.fx", "hypothesis", "hypothesis.extra.numpy")
+"""Libraries loaded before forking. Nothing of onebyone, because a fork may have to import it mutated."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The mutated sources and the tests that run, as paths in the repository."""
+
+    sources: tuple[str, ...]
+    tests: tuple[str, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """The mutated files."""
+        paths = [ROOT / source for source in self.sources]
+        return [
+            f for p in paths for f in (sorted(p.rglob("*.py")) if p.is_dir() else [p]) if f.stat().st_size
+        ]
+
+    @property
+    def test_paths(self) -> list[str]:
+        """The tests, and the mutated files for their doctests."""
+        return [*self.tests, *(str(file.relative_to(ROOT)) for file in self.files)]
+
+
+ROOMS = {
+    "laws": Room(("src/onebyone/laws",), ("tests/laws",)),
+    "lifting": Room(("src/onebyone/lifting",), ("tests/lifting",)),
+    "layout": Room(("src/onebyone/layout",), ("tests/layout",)),
+    "verification": Room(("src/onebyone/verification",), ("tests/verification",)),
+    "dense": Room(("src/onebyone/dense/plan.py",), ("tests/dense",)),
+    "detection": Room(("src/onebyone/detection",), ("tests/detection",)),
+}
+
+
+class Ledger:
+    """The outcomes of a room, kept in a file: "killed", "stopped" or "survived" by mutant key."""
+
+    def __init__(self, room: str, deadline: float) -> None:
+        STORE.mkdir(exist_ok=True)
+        self.path, self.calls_path, self.deadline = (
+            STORE / f"{room}.json",
+            STORE / f"{room}.calls.json",
+            deadline,
+        )
+        self.outcomes: dict[str, str] = {}
+        self.load()
+
+    def load(self) -> None:
+        """Read the outcomes that other processes wrote."""
+        if self.path.exists():
+            self.outcomes = json.loads(self.path.read_text())
+
+    def report(self, mutant: Mutant, code: int | None, *, final: bool) -> bool:
+        """Record the outcome of a fork; False after the deadline. A survivor is recorded only if `final`."""
+        if code == FAILED_TOOL:
+            raise RuntimeError(f"the mutation tester failed on {mutant.file}:{mutant.line}")
+        if code != 0 or final:
+            self.outcomes[mutant.key] = {None: "stopped", 0: "survived"}.get(code, "killed")
+            self.path.write_text(json.dumps(self.outcomes))
+        if code == 0 and final:
+            say(f"survived: {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}")
+        return time.monotonic() < self.deadline
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def run_room(name: str, deadline: float, survivors: bool) -> dict[str, Any]:
+    """Run the mutants of a room that have no outcome yet, and return its summary."""
+    room, ledger = ROOMS[name], Ledger(name, deadline)
+    mutants = [mutant for file in room.files for mutant in mutants_of(file)]
+    if survivors:
+        again = {m.key for m in mutants if ledger.outcomes.get(m.key) == "survived"}
+        ledger.outcomes = {key: outcome for key, outcome in ledger.outcomes.items() if key not in again}
+        ledger.path.write_text(json.dumps(ledger.outcomes))
+    pending = [m for m in mutants if m.key not in ledger.outcomes]
+    say(f"{name}: {len(mutants)} mutants, {len(pending)} to run")
+    if pending:
+        baseline = Baseline(room.files, ledger.calls_path)
+        ledger.calls_path.unlink(missing_ok=True)
+        forked(functools.partial(run_pytest, room.test_paths, baseline))
+        calls: Calls = json.loads(ledger.calls_path.read_text())
+        if "failed" in calls:
+            raise SystemExit(f"a test of {name} fails without a mutation: {calls['failed']}")
+        seconds = sum(duration for duration, _ in calls.values())
+        say(f"{name}: {len(calls)} tests, {seconds:.0f} CPU seconds")
+        campaign = Campaign(room.files, pending, calls, functools.partial(ledger.report, final=False))
+        forked(functools.partial(run_pytest, room.test_paths, campaign), silent=False)
+        ledger.load()
+        for mutant in pending:
+            if mutant.key in ledger.outcomes or time.monotonic() >= deadline:
+                continue
+            tests = names_of_tests(mutant, calls, quick=True)
+            task = functools.partial(run_imported, room.test_paths, mutant, tests)
+            code = forked(task, 60 + time_limit(tests, calls)) if tests else 0
+            ledger.report(mutant, code, final=True)
+    return summary_of(mutants, ledger.outcomes)
+
+
+def summary_of(mutants: Sequence[Mutant], outcomes: dict[str, str]) -> dict[str, Any]:
+    """Counts, score and survivors of a room."""
+    reasons = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    counts = Counter(outcomes.get(m.key, "not run") for m in mutants)
+    tested = len(mutants) - counts["not run"]
+    survivors = []
+    for mutant in mutants:
+        if outcomes.get(mutant.key) == "survived":
+            described = mutant.describe()
+            same = [
+                r
+                for r in reasons
+                if all(r[k] == described[k] for k in ("file", "function", "before", "after"))
+            ]
+            survivors.append(described | {"equivalent": same[0]["reason"] if same else None})
+    return {
+        "mutants": len(mutants),
+        "tested": tested,
+        "killed": counts["killed"] + counts["stopped"],
+        "score": round((counts["killed"] + counts["stopped"]) / tested, 4) if tested else None,
+        "survivors": survivors,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the rooms; 1 if the score of one is too low."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("rooms", nargs="*", help=f"some of {', '.join(ROOMS)}; all of them by default")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time")
+    parser.add_argument("--survivors", action="store_true", help="also run the survivors again")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.rooms) - set(ROOMS):
+        parser.error(f"unknown rooms: {', '.join(sorted(unknown))}; expected some of {', '.join(ROOMS)}")
+    for library in PRELOADED:
+        importlib.import_module(library)
+    deadline = time.monotonic() + 60 * options.minutes
+    stored = json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else {"rooms": {}}
+    low = False
+    for name in options.rooms or ROOMS:
+        result = run_room(name, deadline, options.survivors)
+        low |= result["score"] is None or result["score"] < REQUIRED or result["tested"] < result["mutants"]
+        unexplained = sum(s["equivalent"] is None for s in result["survivors"])
+        say(
+            f"{name}: {result['killed']} of {result['tested']} killed ({result['score'] or 0:.1%}), "
+            f"{len(result['survivors'])} survived, {unexplained} of them without a reason; "
+            f"{result['mutants'] - result['tested']} not run"
+        )
+        stored["rooms"][name] = result
+        stored["mutmut"] = metadata.version("mutmut")
+        stored["rooms"] = {room: stored["rooms"][room] for room in ROOMS if room in stored["rooms"]}
+        SUMMARY.write_text(json.dumps(stored, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return int(low)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,246 @@
+"""Run the tests of a room on mutants, in forks of a process that has loaded all libraries."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import math
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import PathFinder, SourceFileLoader
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from tools.mutants.mutations import IS_FUNCTION, MODULE, ROOT, Mutant, nested
+
+FAILED_TOOL = 99
+"""Exit code of a fork in which this tool failed, as opposed to a test."""
+MEMORY = 8 * 2**30
+"""Bytes that a fork may allocate."""
+QUICK = 1.0
+"""Seconds of a test that also runs on mutants of files in which it calls no function."""
+
+Calls = dict[str, tuple[float, list[str]]]
+"""By test: its CPU seconds, and the functions of the mutated files that it calls."""
+
+
+def forked(task: Callable[[], int], seconds: float = math.inf, *, silent: bool = True) -> int | None:
+    """The exit code of `task` in a fork with limited CPU time and memory; None if a signal ended it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process == 0:
+        code = FAILED_TOOL
+        try:
+            if silent:
+                null = os.open(os.devnull, os.O_RDWR)
+                for stream in (1, 2):
+                    os.dup2(null, stream)
+            if seconds < math.inf:
+                limit = int(time.process_time() + seconds) + 1
+                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                limit = pages * resource.getpagesize() + MEMORY
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            code = task()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    _, status = os.waitpid(process, 0)
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+
+
+def run_pytest(paths: Sequence[str], plugin: object) -> int:
+    """Collect the tests and doctests of `paths` with `plugin`."""
+    import hypothesis
+
+    hypothesis.settings.register_profile(
+        "mutants",
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    options = ["-x", "-q", "-s", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        options += ["-m", "not slow and not gpu", f"--basetemp={folder}/tests"]
+        return int(pytest.main([*options, *paths], [plugin]))
+
+
+class Settings:
+    """Selects reproducible settings of Hypothesis, after conftest.py and before tests are imported."""
+
+    def pytest_collection(self) -> None:
+        """Called before the collection."""
+        import hypothesis
+
+        hypothesis.settings.load_profile("mutants")
+
+
+class Selection(Settings):
+    """Runs only the named tests, in this order."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.order = {name: position for position, name in enumerate(names)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Called after the collection."""
+        items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid])
+
+
+def passes(item: pytest.Item, following: pytest.Item | None) -> bool:
+    """Whether a test passes or is skipped."""
+    return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
+
+
+class Baseline(Settings):
+    """Runs the tests without a mutation, and writes `Calls` to `output`."""
+
+    def __init__(self, files: Sequence[Path], output: Path) -> None:
+        self.outermost = dict(pair for file in files for pair in _outermost(file))
+        self.output = output
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Called in place of pytest's loop over the tests."""
+        calls: Calls = {}
+        for item in session.items:
+            called: set[str] = set()
+            begin = time.process_time()
+            with_trace = functools.partial(self._trace, called)
+            threading.settrace(with_trace)
+            sys.settrace(with_trace)
+            passed = passes(item, None)
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+            if not passed:
+                self.output.write_text(json.dumps({"failed": item.nodeid}))
+                return True
+            calls[item.nodeid] = (time.process_time() - begin, sorted(called))
+        self.output.write_text(json.dumps(calls))
+        return True
+
+    def _trace(self, called: set[str], frame: FrameType, event: str, argument: object) -> None:
+        outer = self.outermost.get(name_of(frame.f_code))
+        if outer is not None:
+            called.add(outer)
+
+
+class Campaign(Settings):
+    """Runs the mutants of functions, each in a fork of the process that has collected the tests."""
+
+    def __init__(
+        self, files: Sequence[Path], mutants: Sequence[Mutant], calls: Calls, report: Callable[..., bool]
+    ) -> None:
+        self.files, self.mutants, self.calls, self.report = files, mutants, calls, report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Called in place of pytest's loop over the tests."""
+        items = {item.nodeid: item for item in session.items}
+        functions, caches = self.live_functions()
+        for mutant in self.mutants:
+            before, after = mutant.functions or MODULE
+            live = functions.get(name_of(before), [])
+            names = [name for name in names_of_tests(mutant, self.calls) if name in items]
+            if not live or not names:
+                continue
+            selected = [items[name] for name in names]
+            task = functools.partial(self.run, selected, live, after, caches)
+            if not self.report(mutant, forked(task, time_limit(names, self.calls))):
+                break
+        return True
+
+    def live_functions(self) -> tuple[dict[str, list[FunctionType]], list[Any]]:
+        """The functions of the files by name, wherever they are referenced, and the caches of onebyone."""
+        paths = {str(path) for path in self.files}
+        functions: dict[str, list[FunctionType]] = {}
+        caches = []
+        for thing in gc.get_objects():
+            if type(thing) is FunctionType and thing.__code__.co_filename in paths:
+                functions.setdefault(name_of(thing.__code__), []).append(thing)
+            elif type(thing) is functools._lru_cache_wrapper and str(thing.__module__).startswith("onebyone"):
+                caches.append(thing)
+        return functions, caches
+
+    @staticmethod
+    def run(
+        items: Sequence[pytest.Item], live: Sequence[FunctionType], code: CodeType, caches: Sequence[Any]
+    ) -> int:
+        """Replace the function's code and run the tests: 1 at the first failure, 0 if it cannot be replaced."""
+        try:
+            for function in live:
+                function.__code__ = code
+        except ValueError:  # another number of closure variables
+            return 0
+        for cache in caches:
+            cache.cache_clear()
+        return int(not all(passes(a, b) for a, b in zip(items, [*items[1:], None], strict=True)))
+
+
+def run_imported(paths: Sequence[str], mutant: Mutant, names: Sequence[str]) -> int:
+    """Import the mutated module in place of the original, then run the tests."""
+    relative = mutant.path.relative_to(ROOT / "src").with_suffix("")
+    module = ".".join(relative.parts).removesuffix(".__init__")
+
+    class Loader(SourceFileLoader):
+        def get_code(self, fullname: str) -> CodeType:
+            return compile(mutant.source, str(mutant.path), "exec", dont_inherit=True)
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+            spec = PathFinder.find_spec(name, path) if name == module else None
+            if spec is not None:
+                spec.loader = Loader(name, str(mutant.path))
+            return spec
+
+    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    return run_pytest(paths, Selection(names))
+
+
+def names_of_tests(mutant: Mutant, calls: Calls, *, quick: bool = False) -> list[str]:
+    """The tests that call the changed function (any function of the file, if none is), the fastest first.
+
+    With `quick`, other fast tests follow: they may notice a constant without calling a function.
+    """
+    prefix = name_of(mutant.functions[0]) if mutant.functions else f"{mutant.path}:"
+    ordered = sorted(calls, key=lambda name: calls[name][0])
+    callers = [name for name in ordered if any(called.startswith(prefix) for called in calls[name][1])]
+    others = [name for name in ordered if calls[name][0] < QUICK] if quick else []
+    return list(dict.fromkeys([*callers, *others]))
+
+
+def time_limit(names: Sequence[str], calls: Calls) -> float:
+    """CPU seconds after which a mutant is stopped."""
+    return 20 + 5 * sum(calls[name][0] for name in names)
+
+
+def name_of(code: CodeType) -> str:
+    """A name for the code of a function."""
+    return f"{code.co_filename}:{code.co_qualname}:{code.co_firstlineno}"
+
+
+def _outermost(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, name of the outermost function around it) of every function of a file."""
+
+    def walk(code: CodeType, outer: str | None) -> Iterator[tuple[str, str]]:
+        for inner in nested(code):
+            is_function = bool(inner.co_flags & IS_FUNCTION)
+            around = outer or (name_of(inner) if is_function else None)
+            if is_function and around is not None:
+                yield name_of(inner), around
+            yield from walk(inner, around)
+
+    yield from walk(compile(path.read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True), None)
