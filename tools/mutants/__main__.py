@@ -43,9 +43,9 @@ from tools.mutants.running import (
     Calls,
     Campaign,
     forked,
+    names_of_tests,
     run_imported,
     run_pytest,
-    names_of_tests,
     time_limit,
 )
 
