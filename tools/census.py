@@ -1,12 +1,11 @@
-"""The census that `onebyone compare` carries (row D6): from the zoo's results, and one look at each network.
+"""Write the census of networks for `onebyone compare` (row D6), from the zoo's results and a run of each network.
 
     python tools/census.py --write   # minutes: runs every network of timm and torchvision once
-    python tools/census.py --check   # at once: exit 1 where the zoo's results hold other counts
+    python tools/census.py --check   # exit code 1 if the zoo's results have other counts
 
-How many layers could be converted stands in bench/results/zoo.json, and is taken from there. Where they stand,
-and their share of parameters and MACs, is measured here: on one run of the network on the zoo's own example.
-The zoo's blocks are no networks and are left out; networks that it knows by structure alone are counted, and
-not run.
+The number of convertible layers is taken from bench/results/zoo.json. Where these layers are in the network, and their
+share of parameters and MACs, is measured here by running the network on the zoo's example. The zoo's single blocks are
+left out; networks that the zoo knows only by their structure are counted but not run.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "bench" / "results" / "zoo.json"
-CENSUS = ROOT / "src" / "onebyone" / "compare" / "census.json"
-sys.path.insert(0, str(ROOT))  # for the zoo's own networks
+CENSUS = ROOT / "src" / "onebyone" / "comparison" / "census.json"
+sys.path.insert(0, str(ROOT))  # for bench.zoo
 
 
 def counted(zoo: Path = ZOO) -> list[dict[str, Any]]:
-    """Each network of the zoo's results: its key, parameters, linear layers and 1×1 convolutions."""
-    found = []
+    """The key, parameters, linear layers and 1×1 convolutions of each network of the zoo's results."""
+    networks = []
     for model in json.loads(zoo.read_text(encoding="utf-8"))["models"]:
         figures: dict[str, Any] = next((s["figures"] for s in model["steps"] if s["name"] == "build"), {})
         if model["group"] != "block" and "eligible" in figures:
             layers = {"linear": figures["eligible"]["linear"], "pointwise": figures["eligible"]["conv"]}
-            found.append({"key": model["key"], "parameters": figures["parameters"], **layers})
-    return found
+            networks.append({"key": model["key"], "parameters": figures["parameters"], **layers})
+    return networks
 
 
 def measured(key: str) -> dict[str, list[int]]:
-    """Of each place in a network: its layers, parameters and MACs (of one image); and of all layers seen."""
+    """The layers, parameters and MACs (for one image) at each kind of location in a network, and in total."""
     import torch
 
     from bench.zoo.models import build, entries, example
@@ -57,27 +56,27 @@ def measured(key: str) -> dict[str, list[int]]:
 
 
 def made(networks: Sequence[dict[str, Any]], places: dict[str, dict[str, list[int]]]) -> str:
-    """The census as JSON, a line a network."""
-    whole = [n | ({"places": places[n["key"]]} if n["key"] in places else {}) for n in networks]
-    rows = [json.dumps(network, ensure_ascii=False) for network in whole]
+    """The census as JSON, one line per network."""
+    merged = [n | ({"places": places[n["key"]]} if n["key"] in places else {}) for n in networks]
+    rows = [json.dumps(network, ensure_ascii=False) for network in merged]
     return '{"networks": [\n' + ",\n".join(rows) + "\n]}\n"
 
 
 def stored() -> list[dict[str, Any]]:
-    """The networks of the census as it stands."""
+    """The networks of the stored census."""
     networks: list[dict[str, Any]] = json.loads(CENSUS.read_text(encoding="utf-8"))["networks"]
     return networks
 
 
 def stale() -> list[str]:
-    """The networks that the zoo's results count otherwise than the census does, or that one of them lacks."""
-    ours = {n["key"]: {k: v for k, v in n.items() if k != "places"} for n in stored()}
-    theirs = {n["key"]: n for n in counted()}
-    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    """The networks whose counts differ between the census and the zoo's results, or that are in only one of them."""
+    census = {n["key"]: {k: v for k, v in n.items() if k != "places"} for n in stored()}
+    zoo = {n["key"]: n for n in counted()}
+    return sorted(key for key in census.keys() | zoo.keys() if census.get(key) != zoo.get(key))
 
 
 def write() -> None:
-    """Measure what can be run, and store it."""
+    """Run the networks and store the census."""
     warnings.simplefilter("ignore")
     networks = counted()
     places = {}
@@ -90,18 +89,18 @@ def write() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 1 where the census is stale and was not written, else 0."""
+    """Return 1 if the census is out of date and was not written, else 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--check", action="store_true", help="say what is stale; write nothing")
-    mode.add_argument("--write", action="store_true", help="measure, and store")
+    mode.add_argument("--check", action="store_true", help="report what is out of date; write nothing")
+    mode.add_argument("--write", action="store_true", help="measure and store")
     options = parser.parse_args(arguments)
     if options.write:
         write()
         return 0
-    told = stale()
-    sys.stderr.writelines(f"stale: {key}\n" for key in told)
-    return bool(told)
+    keys = stale()
+    sys.stderr.writelines(f"out of date: {key}\n" for key in keys)
+    return bool(keys)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The notebook gallery: run it, store what came out, or say whether what is stored is stale.
+"""Run the notebooks of the gallery, store their outputs, or check whether the stored outputs are up to date.
 
-    python tools/notebooks.py --check            # exit 1 and say which cells' text has changed
-    python tools/notebooks.py --write [NAME ...] # run, and store those that are stale (--all: every one)
+    python tools/notebooks.py --check            # exit code 1, with the cells whose text has changed
+    python tools/notebooks.py --write [NAME ...] # run, and store those that are out of date (--all: every one)
 
-Each notebook runs in a fresh kernel of one thread, in an empty folder. Staleness is judged by the text of the
-outputs with its numbers left out, and by errors: pictures and last digits differ from machine to machine, and
-a notebook that is not stale is left as it is, so that a diff shows only what has a reason. Beside each lies the
-picture that docs/gallery.md shows: that of the cell tagged "gallery".
+Each notebook runs in a new kernel with one thread, in an empty folder. Outputs are compared by their text without
+numbers, and by errors, because pictures and last digits differ between machines. A notebook that is up to date is not
+written, so that diffs show only intended changes. The picture of the cell tagged "gallery" is stored beside each
+notebook and shown in docs/gallery.md.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from traitlets.config import Config
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "notebooks"
 TIMEOUT = 600
-"""Seconds a cell may take."""
+"""Time limit of a cell in seconds."""
 COLOURS = 96
-"""Of a stored picture."""
+"""Number of colours of a stored picture."""
 LONG_PLAIN = 4000
-"""A plain text longer than this is left out where the output has an HTML form too."""
+"""Plain text longer than this is removed if the output also has an HTML form."""
 STRICT = """\
 import socket, warnings
 warnings.simplefilter("error")
@@ -54,25 +54,26 @@ _TAG = re.compile(r"<[^>]*>")
 
 
 def notebooks(names: Sequence[str] = ()) -> list[Path]:
-    """The gallery's files, or those of these names."""
-    found = sorted(FOLDER.glob("*.ipynb"))
-    return [path for path in found if not names or path.stem in {Path(name).stem for name in names}]
+    """The notebooks of the gallery, or those with the given names."""
+    paths = sorted(FOLDER.glob("*.ipynb"))
+    return [path for path in paths if not names or path.stem in {Path(name).stem for name in names}]
 
 
 def read(path: Path) -> NotebookNode:
-    """A stored notebook."""
+    """Read a stored notebook."""
     notebook: NotebookNode = nbformat.read(path, as_version=4)
     return notebook
 
 
 def run(stored: NotebookNode, *, strict: bool = False, last: str = "") -> NotebookNode:
-    """A copy of a notebook, executed in a fresh kernel in an empty folder; nothing in the file is trusted to be
-    there. `last` is code for a cell after its last.
+    """A copy of the notebook, executed in a new kernel in an empty folder, with all stored outputs removed first.
+
+    `strict` turns warnings into errors and blocks network access; `last` is code for an additional last cell.
 
     Raises
     ------
     nbclient.exceptions.CellExecutionError
-        where a cell does.
+        if a cell raises.
     """
     notebook: NotebookNode = nbformat.from_dict(stored)
     for cell in notebook.cells:
@@ -81,9 +82,9 @@ def run(stored: NotebookNode, *, strict: bool = False, last: str = "") -> Notebo
     first = [nbformat.v4.new_code_cell(STRICT)] if strict else []
     more = [nbformat.v4.new_code_cell(last)] if last else []
     notebook.cells = [*first, *notebook.cells, *more]
-    os.environ["OMP_NUM_THREADS"] = "1"  # the kernel inherits it; sums of one thread have one order
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the kernel: with one thread, sums have a fixed order
     with tempfile.TemporaryDirectory() as folder:
-        # files, not ports: nothing of a run can be listened to
+        # files instead of ports, which other users could connect to
         kernel = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
         where = {"metadata": {"path": folder}}
         client = NotebookClient(
@@ -95,7 +96,7 @@ def run(stored: NotebookNode, *, strict: bool = False, last: str = "") -> Notebo
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Without what changes from run to run or names the machine: times, versions, long plain texts."""
+    """Remove what differs between runs or machines: times, versions, long plain texts."""
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -115,7 +116,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 
 
 def gallery_picture(notebook: NotebookNode) -> bytes:
-    """The picture that stands for a notebook: that of its cell with the tag "gallery", as a PNG file."""
+    """The picture of the cell tagged "gallery", as a PNG file."""
     tagged = next(c for c in notebook.cells if "gallery" in c.metadata.get("tags", ()))
     return base64.b64decode(
         next(o.data["image/png"] for o in tagged.outputs if "image/png" in o.get("data", {}))
@@ -123,75 +124,82 @@ def gallery_picture(notebook: NotebookNode) -> bytes:
 
 
 def shortened(picture: str) -> str:
-    """A PNG in base64 with a palette of its own: drawings lose nothing to see, and a third is left of the size."""
+    """A PNG in base64 with a palette, a third of the size; drawings show no visible difference."""
     file = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-        few = image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, 4, dither=Image.Dither.NONE)
-    few.save(file, "PNG", optimize=True)
+        quantized = image.convert("RGB").quantize(
+            COLOURS, Image.Quantize.MAXCOVERAGE, 4, dither=Image.Dither.NONE
+        )
+    quantized.save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def texts(cell: NotebookNode) -> list[str]:
-    """The words of a cell's outputs, without numbers; of an output with an HTML form, the words of that."""
-    found = []
+    """The text of a cell's outputs without numbers, from the HTML form if an output has one."""
+    parts = []
     for output in cell.get("outputs", ()):
         if output.output_type == "stream":
-            found.append(output.text)
+            parts.append(output.text)
         elif output.output_type == "error":
-            found.append(f"{output.ename}: {output.evalue}")
+            parts.append(f"{output.ename}: {output.evalue}")
         elif "text/html" in output.data:
-            found.append(unescape(_TAG.sub(" ", output.data["text/html"])))
+            parts.append(unescape(_TAG.sub(" ", output.data["text/html"])))
         elif not any(kind.startswith("image/") for kind in output.data):
-            found.append(output.data.get("text/plain", ""))
+            parts.append(output.data.get("text/plain", ""))
         else:
-            found.append("a picture")
-    return [" ".join(_NUMBER.sub("#", text).split()) for text in found]
+            parts.append("a picture")
+    return [" ".join(_NUMBER.sub("#", text).split()) for text in parts]
 
 
 def stale(stored: NotebookNode, fresh: NotebookNode) -> list[str]:
-    """A line for each cell whose stored text is not what a run gives now."""
-    told = []
+    """A line for each cell whose stored text differs from that of a new run."""
+    differences = []
     for number, (old, new) in enumerate(zip(stored.cells, fresh.cells, strict=True)):
         before, after = (" | ".join(texts(cell)) for cell in (old, new))
         if before != after:
             same = next((n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
             start = max(0, same - 20)
-            told.append(f"cell {number}: stored {_short(before, start)}, now {_short(after, start)}")
-    return told
+            differences.append(f"cell {number}: stored {_short(before, start)}, now {_short(after, start)}")
+    return differences
 
 
 def _short(text: str, start: int) -> str:
-    """The text from shortly before it differs."""
+    """The text from shortly before the difference."""
     shown = text[start : start + 80]
     return repr(("…" if start else "") + shown + ("…" if start + 80 < len(text) else ""))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 1 where something is stale and was not written, else 0."""
+    """Return 1 if a notebook is out of date and was not written, else 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--check", action="store_true", help="say what is stale; write nothing")
-    mode.add_argument("--write", action="store_true", help="store the outputs of those that are stale")
-    parser.add_argument("--all", action="store_true", help="with --write: of every one")
-    parser.add_argument("names", nargs="*", help="notebooks; all where there is none")
+    mode.add_argument("--check", action="store_true", help="report what is out of date; write nothing")
+    mode.add_argument(
+        "--write", action="store_true", help="store the outputs of notebooks that are out of date"
+    )
+    parser.add_argument("--all", action="store_true", help="with --write: store all outputs")
+    parser.add_argument("names", nargs="*", help="notebooks; all by default")
     options = parser.parse_args(arguments)
     worst = 0
     for path in notebooks(options.names):
         stored = read(path)
         fresh = tidy(run(stored))
-        told = stale(stored, fresh)
-        if options.write and (told or options.all):
+        differences = stale(stored, fresh)
+        if options.write and (differences or options.all):
             nbformat.write(fresh, path)
             path.with_suffix(".png").write_bytes(gallery_picture(fresh))
-        elif told:
+        elif differences:
             worst = 1
-        state = "stale" if told else "up to date"
-        say(f"{path.name}: {state}{', written' if options.write and (told or options.all) else ''}", *told)
+        state = "out of date" if differences else "up to date"
+        say(
+            f"{path.name}: {state}{', written' if options.write and (differences or options.all) else ''}",
+            *differences,
+        )
     return worst
 
 
 def say(*lines: Any) -> None:
-    """On stderr."""
+    """Write lines to stderr."""
     sys.stderr.write("\n  ".join(str(line) for line in lines) + "\n")
 
 

@@ -1,11 +1,11 @@
-"""Build the sdist and the wheel, install the wheel as a user would, and run the commands of a user.
+"""Build the source distribution and the wheel, install the wheel as a user would, and run the commands of a user.
 
-    python tools/wheel.py            # without extras: the newest and the oldest dependencies that pyproject.toml allows
-    python tools/wheel.py --extras   # with every extra as well, and the README's commands (minutes)
+    python tools/wheel.py            # without extras, with the newest and the oldest dependencies that are allowed
+    python tools/wheel.py --extras   # also with every extra, and the commands of the README (minutes)
 
-Every command runs in an empty folder outside the repository, in an environment that holds nothing but the wheel and
-what it declares. PyTorch has the version of the lock file, because a newer one is a download of several GB. Exits
-with 1 and says which command gave something else than was expected.
+Every command runs in an empty folder outside the repository, in an environment with only the wheel and its declared
+dependencies. PyTorch has the version of the lock file, because another one is a download of several GB. Exit code 1 if a
+command does not give the expected result.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ IMAGE = (
 
 @dataclass(frozen=True)
 class Case:
-    """A command line, the exit code that it must have, and a text that it must print."""
+    """A command line, its expected exit code, and a text that its output must contain."""
 
     words: str
     code: int = 0
@@ -79,7 +79,7 @@ WITH_EXTRAS = (
 
 
 class Environment:
-    """A virtual environment outside the repository, and a folder to run commands in."""
+    """A virtual environment outside the repository, with a folder in which commands run."""
 
     def __init__(self, folder: Path) -> None:
         self._bin, self._work = folder / "env" / "bin", folder / "work"
@@ -88,13 +88,13 @@ class Environment:
         subprocess.run([sys.executable, "-m", "venv", self._bin.parent], check=True)
 
     def install(self, *words: str) -> None:
-        """`pip install` these; dependencies that contradict each other stop the run."""
+        """Run `pip install`, and stop if dependencies are in conflict."""
         pip = [self._bin / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", *words], check=True)
         subprocess.run([*pip, "check"], check=True)
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment; nothing of the repository can be imported."""
+        """Run a program of the environment, in which nothing of the repository can be imported."""
         environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
         return subprocess.run(
             [self._bin / words[0], *words[1:]],
@@ -112,28 +112,28 @@ class Environment:
         ).stdout.strip()
 
     def try_all(self, cases: Iterable[Case]) -> list[str]:
-        """Run every command; what was not as expected."""
+        """Run every command; returns the unexpected results."""
         self.run("python", "-c", IMAGE)
         return [fault for case in cases if (fault := self._fault(case))]
 
     def _fault(self, case: Case) -> str:
         done = self.run("onebyone", *case.words.split())
-        said = " ".join((done.stdout + done.stderr).split())
+        output = " ".join((done.stdout + done.stderr).split())
         say(f"  {done.returncode}  onebyone {case.words}")
-        if done.returncode == case.code and case.says in said:
+        if done.returncode == case.code and case.says in output:
             return ""
         expected = f"expected {case.code} and {case.says!r} in"
-        return f"onebyone {case.words}: exit code {done.returncode}, {expected}:\n{said}"
+        return f"onebyone {case.words}: exit code {done.returncode}, {expected}:\n{output}"
 
 
 def say(line: str) -> None:
-    """Write a line at once, so that a log shows what is running."""
+    """Write a line and flush it, so that a log shows what is running."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def oldest(requirements: Iterable[str]) -> list[str]:
-    """The lowest version that each requirement allows.
+    """The lowest version of each requirement.
 
     >>> oldest(["numpy>=1.26", "onebyone[report]"])
     ['numpy==1.26']
@@ -142,7 +142,7 @@ def oldest(requirements: Iterable[str]) -> list[str]:
 
 
 def build(folder: Path) -> Path:
-    """The wheel, made from the sdist. Raises SystemExit where the sdist lacks a file that git tracks."""
+    """Build the wheel from the sdist. Raises SystemExit if the sdist lacks a file that git tracks."""
     subprocess.run(
         [sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True, stdout=subprocess.DEVNULL
     )
@@ -155,7 +155,7 @@ def build(folder: Path) -> Path:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Build, install and try; 1 where a command gave something unexpected."""
+    """Build, install and run the commands; 1 if a result is unexpected."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--extras", action="store_true", help="Also install every extra and run the README's commands."
@@ -186,7 +186,7 @@ def main(words: Sequence[str] | None = None) -> int:
                     environment.install(*oldest(r for key, rs in lists.items() if key != "dev" for r in rs))
                 say(f"{which}, with all extras: torch {environment.version('torch')}")
                 faults += environment.try_all((*PLAIN, *WITH_EXTRAS))
-    say("\n\n".join(faults) or "every command gave what was expected")
+    say("\n\n".join(faults) or "every command gave the expected result")
     return bool(faults)
 
 
