@@ -1,4 +1,4 @@
-"""The documentation runs: every python block of README and docs, in order, one namespace a file."""
+"""Every Python block of README and docs runs, in order, in one namespace per file."""
 
 from __future__ import annotations
 

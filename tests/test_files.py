@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and leave nothing behind."""
+"""Files are written atomically, and failed writes leave no files behind."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_checks_before_long_work_leave_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/dev/zero", "/dev/null", "pipe"])
 def test_a_device_or_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
-    """The first never ends; opening the last would wait for somebody to write."""
+    """Reading the first never ends; opening the last would wait for a writer."""
     path = tmp_path / name  # an absolute name stays as it is
     if name == "pipe":
         os.mkfifo(path)

@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: what `print` shows, escaped, with nothing loaded from elsewhere."""
+"""Notebooks display results as `print` does, escaped and without external resources."""
 
 from __future__ import annotations
 

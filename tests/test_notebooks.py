@@ -1,4 +1,4 @@
-"""The notebook gallery runs, its values are right by another way of counting, and it is stored as it should be."""
+"""The notebooks of the gallery run, their values equal independent computations, and their outputs are up to date."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ torch.testing.assert_close(c.model(images[:3]), vit(images[:3]), rtol=1e-4, atol
 assert more[-1] < losses[0] / 3
 """,
 }
-"""What must be true at the end of each, beside the notebook's own assertions."""
+"""Assertions at the end of each notebook, in addition to its own."""
 
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels keep files of their own: not in the user's folders."""
+    """Kernels write their files into a temporary folder instead of the user's."""
     importlib.import_module("matplotlib.font_manager")  # the first import of all says that it makes a cache
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -82,7 +82,7 @@ def test_there_is_a_check_for_each() -> None:
     "name", [pytest.param(n, marks=pytest.mark.zoo) if "transformer" in n else n for n in LAST]
 )
 def test_it_runs(name: str) -> None:
-    """In a fresh kernel, warnings being errors and the network cut off."""
+    """In a new kernel, with warnings as errors and without network access."""
     done = tool.run(tool.read(FOLDER / f"{name}.ipynb"), strict=True, last=LAST[name])
     assert done.cells[-1].source == LAST[name]
     streams = [o for cell in done.cells for o in cell.get("outputs", ()) if o.output_type == "stream"]

@@ -1,4 +1,4 @@
-"""What the package imports is what it declares, at tested versions; tools/wheel.py tries the wheel itself."""
+"""The package declares all that it imports, with tested versions; tools/wheel.py tests the wheel itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def declared(requirements: list[str]) -> set[str]:
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """The distributions that a module imports, wherever in it, but for Python's own and this package."""
+    """The distributions that a module imports anywhere, without the standard library and this package."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

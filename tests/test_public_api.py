@@ -1,4 +1,4 @@
-"""The public face: what is there, and that nothing else looks public."""
+"""The public interface, and that no other name looks public."""
 
 from __future__ import annotations
 

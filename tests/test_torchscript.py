@@ -1,4 +1,4 @@
-"""Modules that TorchScript compiled: every verb refuses them by path and class, on both faces, nested ones too."""
+"""Every function and command refuses modules compiled by TorchScript, also nested ones, with path and class."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
     python tools/wheel.py --extras   # also with every extra, and the commands of the README (minutes)
 
 Every command runs in an empty folder outside the repository, in an environment with only the wheel and its declared
-dependencies. PyTorch has the version of the lock file, because another one is a download of several GB. Exit code 1 if a
-command does not give the expected result.
+dependencies. PyTorch has the version of the lock file, because another one is a download of several GB. The exit code
+is 1 if a command does not give the expected result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line run in this process, in an empty folder, with everything it says caught."""
+"""Runs the command line in this process, in an empty folder, and captures its output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NETWORKS = "tests.cli.networks"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command left: exit code, and what it wrote to either stream."""
+    """The result of a command: exit code and both output streams."""
 
     code: int
     out: str
@@ -34,7 +34,7 @@ Run = Callable[..., Answer]
 
 
 def run_command(*words: object) -> Answer:
-    """Run `onebyone words…`; a network is named by its function alone, as in `:plain`."""
+    """Run `onebyone words…`; `:plain` means the factory of that name in tests.cli.networks."""
     arguments = [f"{NETWORKS}{w}" if str(w).startswith(":") else str(w) for w in words]
     result = CliRunner().invoke(app, arguments)
     return Answer(result.exit_code, result.stdout, result.stderr)
@@ -42,7 +42,7 @@ def run_command(*words: object) -> Answer:
 
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables wide enough not to break the words looked for, whatever terminal the tests run in."""
+    """Tables wide enough not to wrap the expected text, whatever the terminal."""
     monkeypatch.setenv("COLUMNS", "160")
 
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with what the user gave: one sentence, the right exit code, and nothing left behind."""
+"""Wrong input gives one sentence, the right exit code, and leaves no files behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.cli.conftest import Run
 
 
 def complain(run: Run, *words: object, code: int = 2) -> str:
-    """Run a command that must fail: its one line on stderr. The same as JSON must say the same."""
+    """Run a command that must fail and return its one line on stderr; --json must report the same."""
     done = run(*words)
     assert done.code == code, done.err
     assert done.out == ""

@@ -1,4 +1,4 @@
-"""Each command does what it says, in tables and in JSON, and the numbers are those of the library."""
+"""Each command prints and writes the results of the Python functions, as tables and as JSON."""
 
 from __future__ import annotations
 

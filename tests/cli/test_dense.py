@@ -1,4 +1,4 @@
-"""`scan` and `detect`: what the scores are, which output is taken, and what is said of it."""
+"""`scan` and `detect`: kinds of scores, the selection of an output, and the messages about them."""
 
 from __future__ import annotations
 

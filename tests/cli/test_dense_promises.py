@@ -1,4 +1,4 @@
-"""What the command line says of dense results: class maps, and how far they agree with crops."""
+"""Class maps, and the agreement of dense results with crops, on the command line."""
 
 from __future__ import annotations
 

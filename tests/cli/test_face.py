@@ -1,4 +1,4 @@
-"""How the command line looks and starts: help, version, quiet, progress, and a real process."""
+"""Help, version, quiet mode and progress of the command line, and one real process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does not fit into memory, or onto a device, is one sentence and exit code 2."""
+"""Inputs that do not fit into memory or on a device give one sentence and exit code 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables: what they leave out, they say so; what they fold together, they count."""
+"""The tables state how many rows they omit, and count what they combine."""
 
 from __future__ import annotations
 

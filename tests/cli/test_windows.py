@@ -1,4 +1,4 @@
-"""Windows as the command line takes them: one number for every axis of the network, or one for each."""
+"""The option --window: one number for every axis of the network, or one per axis."""
 
 from __future__ import annotations
 

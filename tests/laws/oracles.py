@@ -1,4 +1,4 @@
-"""Second computations of what the laws state: loops over places, from the definitions, no closed formulas."""
+"""Independent computations for the laws: loops over positions, from the definitions, without closed formulas."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def sliding_ops(
     pads=((0, 0), (1, 0), (0, 1), (1, 1)),
     ceil=(False, True),
 ) -> Iterator[Sliding]:
-    """Every combination; a padding of more than half the kernel is left out, as pools do not allow it."""
+    """Every combination, without paddings of more than half the kernel, which pools do not allow."""
     for k, s, d, (before, after), c in product(kernels, strides, dilations, pads, ceil):
         if max(before, after) <= k // 2:
             yield Sliding(k, s, d, before, after, c)
 
 
 def starts(op: Sliding, size: int) -> list[int]:
-    """First tap of every place, in places of the map read: slide on, as long as another place is allowed."""
+    """Input position of the first tap of every output position: advance while another position is allowed."""
     end = size + op.pad_after
     found: list[int] = []
     first = -op.pad_before
@@ -41,7 +41,7 @@ def starts(op: Sliding, size: int) -> list[int]:
 
 
 def slide(values: list[int], op: Sliding, taps: list[int]) -> list[int]:
-    """A weighted sum at every place; nothing is there beyond the map."""
+    """A weighted sum at every position; taps outside the map contribute nothing."""
     return [
         sum(w * values[p] for t, w in enumerate(taps) if 0 <= (p := first + t * op.dilation) < len(values))
         for first in starts(op, len(values))
@@ -49,7 +49,7 @@ def slide(values: list[int], op: Sliding, taps: list[int]) -> list[int]:
 
 
 def seen(ops: list[Sliding], place: int) -> set[int]:
-    """The pixels, padding included, that a place of an endless map reaches."""
+    """The pixels, including padding, that one position of an infinite map depends on."""
     reached = {place}
     for op in reversed(ops):
         reached = {q * op.stride - op.pad_before + t * op.dilation for q in reached for t in range(op.kernel)}
@@ -67,6 +67,6 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def integers(*shape: int, seed: int = 0) -> np.ndarray:
-    """Integers in [-9, 9] without 0, so that no element can go missing unseen."""
+    """Integers in [-9, 9] without 0, so that every missing element changes the result."""
     rng = np.random.default_rng([seed, *shape])
     return rng.integers(1, 10, shape) * rng.choice((-1, 1), shape)

@@ -41,7 +41,7 @@ def test_gamma_is_the_fraction_and_covers_every_product_of_roundings():
 
 
 def rounded_dot(w: np.ndarray, x: np.ndarray, b: np.floating, order: list[int]) -> np.floating:
-    """Every product and addition rounded to the arrays' type; the bias has its place in the order."""
+    """Every product and addition is rounded to the dtype of the arrays; the bias is one of the terms."""
     terms = [*(wi * xi for wi, xi in zip(w, x, strict=True)), b]
     total = terms[order[0]]
     for i in order[1:]:

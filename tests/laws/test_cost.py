@@ -1,4 +1,4 @@
-"""Cost against loops that count, and against published figures."""
+"""Cost compared with counting loops and with published figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.laws.oracles import sliding_ops, starts
 def counted(
     batch: int, c: int, o: int, ops: list[Sliding], size: tuple[int, ...], groups: int, bias: bool
 ) -> Cost:
-    """Run the convolution's loops and count MACs and elements touched, at two bytes an element."""
+    """Run the loops of the convolution and count MACs and elements read, at two bytes per element."""
     macs, read, written, weights = 0, set(), set(), set()
     offsets = [[t * op.dilation for t in range(op.kernel)] for op in ops]
     for n, out in product(range(batch), range(o)):
@@ -60,7 +60,7 @@ def test_linear_on_tokens_costs_what_the_pointwise_convolution_costs():
 
 
 def test_flatten_linear_against_both_convolutions():
-    """D5: against 1×1 h·w times the weights at equal MACs; against the h×w convolution all alike."""
+    """Claim D5: h·w times the weights of a 1×1 convolution at equal MACs; the cost of the h×w convolution."""
     for channels, h, w, out in product((1, 8), (1, 3), (2, 7), (1, 10)):
         flat = cost.flatten_linear(1, channels, (h, w), out, bias=False)
         point = cost.pointwise(1, channels, out, (h, w), bias=False)
@@ -86,7 +86,7 @@ def vgg16() -> list[Layer]:
 
 
 def test_vgg16_has_its_published_parameters_and_macs():
-    """138,357,544 parameters and 15.47 billion MACs, as torchvision's documentation of vgg16 has them."""
+    """138,357,544 parameters and 15.47 billion MACs, as in torchvision's documentation of vgg16."""
     total = cost.network(vgg16(), (224, 224))
     assert total.parameters == 138_357_544
     assert round(total.macs / 1e9, 2) == 15.47
@@ -137,7 +137,7 @@ def test_bad_input():
 
 
 def _measured() -> list[tuple[list[cost.Work], list[float]]]:
-    """The table of the project's plan: a layer's forms and their measured GFLOP/s, as (works, seconds)."""
+    """The measurements that DEFAULT was fitted to: forms of layers with their GFLOP/s, as (works, seconds)."""
     table = [
         ((1, 64, 256, 56), (332, 431, 209, 89)),
         ((1, 512, 128, 28), (374, 437, 215, 173)),
@@ -161,7 +161,7 @@ def _measured() -> list[tuple[list[cost.Work], list[float]]]:
 
 
 def test_the_default_processor_s_first_choice_on_what_it_was_fitted_to() -> None:
-    """Not a measure of how good it is elsewhere (the benchmark's), but it must at least know its own table."""
+    """The predictions must be good on the measurements they were fitted to (the benchmark tests others)."""
     lost = []
     for works, seconds in _measured():
         best = cost.rank(works)[0]
@@ -172,8 +172,8 @@ def test_the_default_processor_s_first_choice_on_what_it_was_fitted_to() -> None
 
 
 def test_a_fit_finds_the_processor_that_made_the_times() -> None:
-    """Times from known rates come back as those rates: an independent computation of every prediction."""
-    made = cost.Processor(
+    """Fitting times computed from known rates reproduces the predictions of these rates."""
+    known = cost.Processor(
         seconds_per_mac={"linear": 9e-12, "batched": 8e-12, "conv": 4e-12, "conv-channels-last": 3e-12},
         seconds_per_weight_byte={
             "linear": 1e-11,
@@ -191,9 +191,9 @@ def test_a_fit_finds_the_processor_that_made_the_times() -> None:
         for _ in range(40):
             macs, size, weights, copied = (int(10 ** draw.uniform(3, 9)) for _ in range(4))
             works.append(cost.Work(path, path, macs, size, weights, copied))
-    found = cost.fit([(w, made.seconds(w)) for w in works])
+    fitted = cost.fit([(w, known.seconds(w)) for w in works])
     for w in works:
-        assert found.seconds(w) == pytest.approx(made.seconds(w), rel=1e-2)
+        assert fitted.seconds(w) == pytest.approx(known.seconds(w), rel=1e-2)
 
 
 def test_predictions_are_sums() -> None:

@@ -1,4 +1,4 @@
-"""Flatten, linear = convolution: every small block, axis order and start; every small index."""
+"""Flatten, then linear = convolution, for every small block, axis order, start and index."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ORDERS = list(permutations(range(3)))
 def flatten_then_linear(
     crop: np.ndarray, weight: np.ndarray, order: tuple[int, ...], start: int
 ) -> np.ndarray:
-    """What a network does with a window: reorder the axes, flatten from `start`, multiply the last axis."""
+    """The computation of a network on a window: permute the axes, flatten from `start`, multiply the last axis."""
     moved = torch.from_numpy(crop).permute(order)
     return (torch.flatten(moved, start) @ torch.from_numpy(weight).T).numpy()
 
 
 def convolution_gives(crop: np.ndarray, kernel: np.ndarray, order: tuple[int, ...], start: int) -> np.ndarray:
-    """The same from the kernel: kept places are slid over, and a kept channel axis is a batch."""
+    """The same from the kernel, which slides over kept positions; a kept channel axis is a batch axis."""
     images = crop if kernel.shape[1] == crop.shape[0] else crop[:, None]
     images = images[None] if images.ndim == 3 else images
     maps = np.stack([convolve(image, kernel) for image in images])  # (C or 1, O, places...)
@@ -117,7 +117,7 @@ def test_axis_orders_give_views_and_other_indices_one_copy():
 
 
 def test_every_small_index_repeats_add_up_and_absences_are_zeros():
-    """Every index of up to 4 elements into every block of up to 4, by impulses on the block."""
+    """Every index of up to 4 elements into every block of up to 4 elements, with unit impulses as input."""
     for size, length in product(range(1, 5), repeat=2):
         block = (size, 1, 1) if size != 4 else (1, 2, 2)
         weight = integers(2, length)

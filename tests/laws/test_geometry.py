@@ -1,4 +1,4 @@
-"""Geometry against loops over places, against torch, and against published numbers."""
+"""Geometry compared with loops over positions, with torch, and with published figures."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_planted_faults_in_the_field_are_caught(faulty):
 
 
 def test_numeric_impulses_move_exactly_the_places_whose_field_holds_them():
-    """On a finite map with weights of one, a pixel outside the field never matters; a tap's does."""
+    """On a finite map with weights of one, pixels outside the field have no effect, and pixels under a tap do."""
     for ops in product(CHAIN_OPS[::3], repeat=2):
         size = 13
         if out_positions(ops, size) < 1:
@@ -172,7 +172,7 @@ def run(values: list[int], ops: tuple[Sliding, ...]) -> list[int]:
 
 
 def dense_equals_windows(ops: tuple[Sliding, ...], window: int, count) -> bool:
-    """Run the image once and every window apart, in integers; `count` says how many windows an image has."""
+    """Run the whole image and every window separately, in integers; `count` gives the number of windows."""
     jump = follow(ops).jump
     nominal = out_positions(ops, window)
     for size in range(window, window + 2 * jump + 1):
@@ -203,7 +203,7 @@ def test_no_reason_against_exactness_means_that_dense_equals_windows():
 
 
 def test_every_padding_before_and_partial_place_that_is_named_is_a_difference():
-    """All weights and pixels are positive, so what a crop's border lacks is always missing from the sum."""
+    """All weights and pixels are positive, so a pixel missing at the border of a crop always changes the sum."""
     for op in DENSE_OPS:
         for window in (6, 7, 8):
             if op.out_size(window) >= 1 and (op.pad_before or op.partial_last(window)):

@@ -1,4 +1,4 @@
-"""Grouped pointwise convolution = batched product, against torch and the block-diagonal matrix."""
+"""Grouped pointwise convolution = batched product, compared with torch and the block-diagonal matrix."""
 
 from __future__ import annotations
 

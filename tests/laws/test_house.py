@@ -1,4 +1,4 @@
-"""The laws' house rules: they know no framework, and each says its name and equation."""
+"""Rules for every law: it imports no framework, and has a name and an equation."""
 
 from __future__ import annotations
 

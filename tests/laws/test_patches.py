@@ -1,4 +1,4 @@
-"""A convolution on patches side by side = rearrange, linear: every small size and kernel, against torch."""
+"""A convolution on adjacent patches = rearrange, then linear, for every small size and kernel, compared with torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def conv(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_every_small_size_and_kernel(axes: int) -> None:
-    """Sizes that the kernel divides, and sizes that it does not: what is left at the far edge is not read."""
+    """Sizes that are multiples of the kernel, and others, whose remainder at the far edge is not read."""
     top = (7, 6, 4)[axes - 1]
     for kernel in product(range(1, 4), repeat=axes):
         weight, bias = integers(3, 2, *kernel), integers(3, seed=4)

@@ -1,4 +1,4 @@
-"""Linear = pointwise convolution: torch's convolutions against NumPy's products, in exact integers."""
+"""Linear = pointwise convolution: convolutions of torch compared with products of NumPy, in exact integers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 def differs(
     kernel: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, conv_bias: np.ndarray | None
 ) -> bool:
-    """Whether torch's convolution with `kernel` differs anywhere from W·x + b at each place."""
+    """Whether torch's convolution with `kernel` differs anywhere from W·x + b at each position."""
     dims = kernel.ndim - 2
     x = integers(2, weight.shape[1], *(2, 3, 2)[:dims], seed=1).astype(float)
     torch_bias = None if conv_bias is None else torch.tensor(conv_bias, dtype=torch.float64)
@@ -67,7 +67,7 @@ def test_planted_faults_are_caught():
 
 
 def test_what_is_not_a_linear_layer_is_refused_and_what_is_refused_differs():
-    """Torch with this stride or padding, against W·x at each place: refused where the result differs."""
+    """Torch with this stride or padding compared with W·x at each position: refused if the result differs."""
     weight, bias = integers(2, 3), integers(2, seed=2)
     x = torch.tensor(integers(1, 3, 4, 4).astype(float))
     for stride, padding in product((1, 2), (0, 1)):

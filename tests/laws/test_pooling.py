@@ -1,4 +1,4 @@
-"""Average pooling commutes with linear: every small pool, against torch's own pools and exact fractions."""
+"""Average pooling commutes with linear, for every small pool, compared with torch and exact fractions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = [
 
 
 def averages(values: list[int], op: Sliding, counted: bool) -> list[Fraction]:
-    """A pool from its definition: the padding is zeros, and counts in the divisor if `counted`."""
+    """A pool from its definition: padding is zeros, included in the divisor if `counted`."""
     padded = [0] * op.pad_before + list(values) + [0] * op.pad_after
     real = [False] * op.pad_before + [True] * len(values) + [False] * op.pad_after
     results = []
@@ -78,7 +78,7 @@ def test_without_a_bias_every_average_commutes():
 
 
 def test_divisor_override_on_two_axes_against_torch():
-    """A pool of a map of ones gives ones just where the weights sum to 1; n/n is exact in floats."""
+    """A pool of a map of ones gives ones exactly where the weights sum to 1; n/n is exact in floats."""
     ones = torch.ones(1, 1, 4, 3, dtype=torch.float64)
     for (k, s, p, ceil), divisor, counted in product(
         [
@@ -106,7 +106,7 @@ def test_divisor_override_on_two_axes_against_torch():
 
 
 def test_a_global_pool_is_a_windowed_pool_and_commutes_to_the_class_map():
-    """Mean then W, at every window of a larger map = 1×1 convolution, then that pool at stride 1."""
+    """Mean, then W, at every window of a larger map = 1×1 convolution, then the pool at stride 1."""
     x, weight, bias = (
         integers(1, 3, 8, 7).astype(float),
         integers(4, 3).astype(float),

@@ -1,4 +1,4 @@
-"""Scaling by powers of two: exact, and a bound for each row whatever the others hold."""
+"""Scaling by powers of two is exact and gives each row a bound that does not depend on other rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LEVELS = st.sampled_from((0, 1, 2))
 def uneven(
     seed: int, rows: int, K: int, N: int, most: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Rows up to 10^most times as large as others, and channels whose weights make up for their size."""
+    """Rows up to 10^most times as large as others, and channels whose weights compensate for their size."""
     rng = np.random.default_rng(seed)
     x, w = rng.standard_normal((rows, K)), rng.standard_normal((N, K))
     x *= 10.0 ** rng.integers(-most, most + 1, (rows, 1))
@@ -73,7 +73,7 @@ def test_every_row_is_within_its_own_bound(levels: int, rows: int, k: int, n: in
 
 @given(st.sampled_from((1, 2)), SEEDS)
 def test_the_bound_in_norms_is_a_constant_times_that_of_the_direct_product(levels: int, seed: int) -> None:
-    """What rows and channels hold makes no difference to the constant."""
+    """The constant does not depend on the values of rows and channels."""
     x, w = uneven(seed, 8, 16, 8, 12)
     direct = bounds.gamma(16, UNIT) * 16 * (np.abs(x).astype(np.float64) * weight_sizes(w)).max(1)
     ratio = strassen.gamma(16, UNIT, levels) * row_reach(x, w, levels) / direct

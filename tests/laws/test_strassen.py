@@ -36,7 +36,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 class Roundings:
-    """A number that knows only how many roundings a term of it has met at most."""
+    """A number that records only the largest number of roundings of one of its terms."""
 
     def __init__(self, met: int = 0) -> None:
         self.met = met
@@ -67,13 +67,13 @@ def floats(seed: int, rows: int, K: int, N: int) -> tuple[NDArray[np.float32], N
 
 
 def outside(found: NDArray[Any], x: NDArray[Any], w: NDArray[Any], levels: int) -> int:
-    """How many outputs are further from the product in float64 than the bound."""
+    """Number of outputs whose difference from the float64 product exceeds the bound."""
     limit = gamma(x.shape[1], UNIT, levels) * reach(x, w, levels)
     return int((~(np.abs(found - x.astype(np.float64) @ w.astype(np.float64).T) <= limit)).sum())
 
 
 def test_it_is_the_product_exactly() -> None:
-    """Both sides are bilinear, and no two factors change places: equal on all pairs of unit matrices, they are equal
+    """Both sides are bilinear and do not exchange factors, so equality on all pairs of unit matrices implies equality
     for blocks of any size."""
     for i, j, k, n in product(range(2), repeat=4):
         a, b = unit(i, j), unit(k, n)
@@ -86,7 +86,7 @@ def test_it_is_the_product_exactly() -> None:
 def test_a_wrong_entry_is_no_product(
     factors: Callable[[NDArray[Any]], tuple[NDArray[Any], ...]], which: int
 ) -> None:
-    """Every factor matters: with its sign turned, some pair of unit matrices is multiplied wrongly."""
+    """Every factor matters: with its sign reversed, some pair of unit matrices is multiplied wrongly."""
 
     def faulty(
         m: NDArray[Any], own: Callable[[NDArray[Any]], tuple[NDArray[Any], ...]]
@@ -132,7 +132,7 @@ def test_weights_come_outer_product_first() -> None:
 
 
 def test_weights_are_rounded_once() -> None:
-    """T2 = B22 - (B12 - B11) where float32 would lose B11 in its first sum."""
+    """T2 = B22 - (B12 - B11) for values at which float32 would lose B11 in the first sum."""
     b = np.array([[0.5, 2**24], [0, 2**24]], dtype=np.float32)
     t2 = weights(b, 1)[2]
     assert t2.dtype == np.float32

@@ -1,4 +1,4 @@
-"""Strided pointwise convolution = subsample, linear: every small size and stride, against torch."""
+"""Strided pointwise convolution = subsample, then linear, for every small size and stride, compared with torch."""
 
 from __future__ import annotations
 

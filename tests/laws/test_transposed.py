@@ -1,4 +1,4 @@
-"""A weight stored as (C, O): every small size, against sums written out."""
+"""A weight stored as (C, O), for every small size, compared with explicit sums."""
 
 from __future__ import annotations
 

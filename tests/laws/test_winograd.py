@@ -1,4 +1,4 @@
-"""The Winograd transforms: proven exactly, bounded in floating point."""
+"""The Winograd transforms: proven in exact arithmetic, bounded in floating point."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KNOWN = {
 
 
 def direct(tile: NDArray[np.float64], weight: NDArray[np.float64], outputs: int) -> NDArray[np.float64]:
-    """Correlation as it is defined; (C, n, n) and (O, C, r, r) to (O, m, m)."""
+    """Correlation by its definition: (C, n, n) and (O, C, r, r) to (O, m, m)."""
     taps = weight.shape[-1]
     found = np.zeros((len(weight), outputs, outputs), dtype=np.result_type(tile, weight))
     for o, y, x in product(range(len(weight)), range(outputs), range(outputs)):
@@ -39,7 +39,7 @@ def direct(tile: NDArray[np.float64], weight: NDArray[np.float64], outputs: int)
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_it_is_correlation_exactly(name: str) -> None:
-    """Both sides are linear in the tile and in the weights: equal on all pairs of unit vectors, they are equal."""
+    """Both sides are linear in the tile and in the weights, so equality on pairs of unit vectors is sufficient."""
     f = KNOWN[name]
     a, g, b = (entries(m, object) for m in (f.output, f.weight, f.input))
     for tap, place in product(range(f.taps), range(f.edge)):

@@ -1,4 +1,4 @@
-"""The zoo's own counting and adding up."""
+"""The counts and sums of the zoo."""
 
 from __future__ import annotations
 

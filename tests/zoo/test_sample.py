@@ -1,4 +1,4 @@
-"""A few networks of the zoo, others on every day that a commit was made."""
+"""A few networks of the zoo, a different sample for every day of commits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEAVY = "regnet"
 
 
 def _day() -> str:
-    """The day of the last commit, so that a commit's sample is the same wherever it is tested."""
+    """The day of the last commit, so that the sample of a commit is the same everywhere."""
     command = ["git", "log", "-1", "--format=%cs"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
@@ -60,7 +60,7 @@ def test_every_step_converts_or_is_refused_with_a_reason(entry: Entry) -> None:
 
 
 def test_a_fault_in_one_weight_is_not_equivalent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The inspector is inspected: a conversion that changes one number must not pass."""
+    """The checks detect a conversion that changes one number."""
     from bench.zoo import steps as module
 
     convert = module.convert_module
