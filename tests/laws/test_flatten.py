@@ -168,7 +168,7 @@ def test_a_convolution_is_flatten_and_linear_at_its_own_size_only():
     ("index", "shape", "message"),
     [
         (np.arange(6), (2, 6, 1), "a linear weight has shape"),
-        (np.arange(6.0), (2, 6), "the index holds float64, not integers"),
+        (np.arange(6.0), (2, 6), "the index has dtype float64; expected integers"),
         (np.arange(5), (2, 6), "the index has shape"),
         (np.arange(6) - 1, (2, 6), "the index contains element -1"),
         (np.arange(6) + 1, (2, 6), "the index contains element 6, outside the block 2×3×1"),
@@ -197,9 +197,9 @@ def test_the_reasons_against_gathering_count_and_name_the_element(block):
 
 
 def test_orders_and_starts_are_checked():
-    with pytest.raises(BadInput, match="order is"):
+    with pytest.raises(BadInput, match="order="):
         flatten.flatten_index((2, 2, 2), order=(0, 1))
-    with pytest.raises(BadInput, match="flattening the batch mixes images"):
+    with pytest.raises(BadInput, match="flattening the batch axis mixes images"):
         flatten.flatten_index((2, 2, 2), start=-1)
     with pytest.raises(BadInput, match="occurs 2 times"):
         flatten.to_weight(integers(2, 1, 1, 2), np.array([0, 0]))

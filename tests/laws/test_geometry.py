@@ -140,7 +140,7 @@ def test_join_is_the_hull_and_needs_equal_jumps():
     assert Field(2).join(Field(4)) is None
     with pytest.raises(BadInput, match="different jumps: 2 and 1 pixels"):
         follow([Parallel(((Sliding(1, stride=2),), ()))])
-    with pytest.raises(BadInput, match="no branches"):
+    with pytest.raises(BadInput, match="expected at least one branch"):
         follow([Parallel(())])
 
 

@@ -66,10 +66,10 @@ def test_planted_faults_are_caught():
     ("arguments", "start"),
     [
         (((8, 2), 4), "a convolution's weight has shape"),
-        (((8, 2, 1, 3), 4), "the kernel is 1×3: it sees neighbours"),
+        (((8, 2, 1, 3), 4), "the kernel is 1×3: it reads neighbours"),
         (((8, 2, 1, 1), 3), "8 output channels do not divide into 3 groups"),
         (((8, 2, 1, 1), 0), "8 output channels do not divide into 0 groups"),
-        (((8, 2, 1, 1), 4, 6), "6 input channels are not 4 groups of 2"),
+        (((8, 2, 1, 1), 4, 6), "the input has 6 channels; expected 4 groups of 2"),
         (((8, 2, 1, 1), 4, 8, (0, 1)), "padding (0, 1) adds positions"),
     ],
 )

@@ -52,12 +52,12 @@ def test_the_weight_is_a_view_and_its_order_matters() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"kernel": (3, 3), "stride": (2, 2)}, "patches side by side"),
-        ({"kernel": (2, 2), "stride": (2, 3)}, "patches side by side"),
-        ({"kernel": (2, 2), "stride": (2, 2), "padding": (0, 1)}, "moves the patches"),
+        ({"kernel": (3, 3), "stride": (2, 2)}, "adjacent patches"),
+        ({"kernel": (2, 2), "stride": (2, 3)}, "adjacent patches"),
+        ({"kernel": (2, 2), "stride": (2, 2), "padding": (0, 1)}, "shifts the patches"),
         ({"kernel": (2, 2), "stride": (2, 2), "dilation": (1, 2)}, "leaves gaps"),
         ({"kernel": (2, 2), "stride": (2, 2), "groups": 2}, "2 groups"),
-        ({"kernel": (2, 2), "stride": (2,)}, "not of one, two or three axes"),
+        ({"kernel": (2, 2), "stride": (2,)}, "do not have the same one, two or three axes"),
     ],
 )
 def test_what_is_not_on_patches_is_said(arguments: dict, reason: str) -> None:

@@ -101,7 +101,7 @@ def test_reasons(reason, start):
 
 
 def test_transforms_refuse_with_the_reason():
-    with pytest.raises(BadInput, match="it sees neighbours"):
+    with pytest.raises(BadInput, match="it reads neighbours"):
         pointwise.to_linear(integers(2, 2, 3))
     with pytest.raises(BadInput, match="a linear weight has shape"):
         pointwise.to_conv(integers(2, 2, 1))

@@ -57,7 +57,7 @@ def test_refused_exactly_where_it_differs():
             conv(x, weight, bias, stride, padding), linear_at_each_place(kept, weight, bias)
         )
         assert (strided.why_not_subsample((1, 1), (padding, padding)) is None) == same
-    assert strided.why_not_subsample((1, 3)) == "the kernel is 1×3: it sees neighbours"
+    assert strided.why_not_subsample((1, 3)) == "the kernel is 1×3: it reads neighbours"
 
 
 def test_bad_arguments():

@@ -58,7 +58,7 @@ class Collector(cst.CSTVisitor):
         """Mutate the node, and descend unless it is excluded."""
         if _excluded(node):
             return False
-        for kind, operator in getattr(mutators, "MUTATION_OPERATORS", None) or mutators.mutation_operators:
+        for kind, operator in mutators.mutation_operators:
             if isinstance(node, kind):
                 self.changes += [(node, new) for new in operator(node) if not _removes_assertion(node, new)]
         return True
