@@ -19,7 +19,6 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import pytest
-from _pytest.runner import runtestprotocol
 
 from tools.mutants.mutations import IS_FUNCTION, MODULE, ROOT, Mutant, nested
 
@@ -78,33 +77,49 @@ def run_pytest(paths: Sequence[str], plugin: object) -> int:
         return int(pytest.main([*options, *paths], [plugin]))
 
 
-class Settings:
-    """Selects reproducible settings of Hypothesis, after conftest.py and before tests are imported."""
+class Tests:
+    """A plugin that runs single tests, with reproducible settings of Hypothesis."""
+
+    failed = ""
 
     def pytest_collection(self) -> None:
-        """Called before the collection."""
+        """Called before the collection, after conftest.py has selected the settings of the tests."""
         import hypothesis
 
         hypothesis.settings.load_profile("mutants")
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called for every phase of a test."""
+        if report.failed:
+            self.failed = f"{report.nodeid}\n{report.longreprtext}"
 
-class Selection(Settings):
-    """Runs only the named tests, in this order."""
+    def failure(self, item: pytest.Item, following: pytest.Item | None) -> str:
+        """Why a test fails; "" if it passes or is skipped."""
+        self.failed = ""
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+        return self.failed
 
-    def __init__(self, names: Sequence[str]) -> None:
+
+class Selection(Tests):
+    """Runs only the named tests, in this order, with modules that `finder` supplies."""
+
+    def __init__(self, names: Sequence[str], finder: Any) -> None:
         self.order = {name: position for position, name in enumerate(names)}
+        self.finder = finder
+
+    def pytest_collection(self) -> None:
+        """Called before the collection."""
+        super().pytest_collection()
+        sys.meta_path.insert(
+            0, self.finder
+        )  # before pytest's own, which would load the original for doctests
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Called after the collection."""
         items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid])
 
 
-def passes(item: pytest.Item, following: pytest.Item | None) -> bool:
-    """Whether a test passes or is skipped."""
-    return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
-
-
-class Baseline(Settings):
+class Baseline(Tests):
     """Runs the tests without a mutation, and writes `Calls` to `output`."""
 
     def __init__(self, files: Sequence[Path], output: Path) -> None:
@@ -121,11 +136,11 @@ class Baseline(Settings):
             with_trace = functools.partial(self._trace, called)
             threading.settrace(with_trace)
             sys.settrace(with_trace)
-            passed = passes(item, None)
+            failed = self.failure(item, None)
             sys.settrace(None)
             threading.settrace(None)  # type: ignore[arg-type]
-            if not passed:
-                self.output.write_text(json.dumps({"failed": item.nodeid}))
+            if failed:
+                self.output.write_text(json.dumps({"failed": failed}))
                 return True
             calls[item.nodeid] = (time.process_time() - begin, sorted(called))
         self.output.write_text(json.dumps(calls))
@@ -137,7 +152,7 @@ class Baseline(Settings):
             called.add(outer)
 
 
-class Campaign(Settings):
+class Campaign(Tests):
     """Runs the mutants of functions, each in a fork of the process that has collected the tests."""
 
     def __init__(
@@ -174,9 +189,12 @@ class Campaign(Settings):
                 caches.append(thing)
         return functions, caches
 
-    @staticmethod
     def run(
-        items: Sequence[pytest.Item], live: Sequence[FunctionType], code: CodeType, caches: Sequence[Any]
+        self,
+        items: Sequence[pytest.Item],
+        live: Sequence[FunctionType],
+        code: CodeType,
+        caches: Sequence[Any],
     ) -> int:
         """Replace the function's code and run the tests: 1 at the first failure, 0 if it cannot be replaced."""
         try:
@@ -186,7 +204,7 @@ class Campaign(Settings):
             return 0
         for cache in caches:
             cache.cache_clear()
-        return int(not all(passes(a, b) for a, b in zip(items, [*items[1:], None], strict=True)))
+        return int(any(self.failure(a, b) for a, b in zip(items, [*items[1:], None], strict=True)))
 
 
 def run_imported(paths: Sequence[str], mutant: Mutant, names: Sequence[str]) -> int:
@@ -206,8 +224,7 @@ def run_imported(paths: Sequence[str], mutant: Mutant, names: Sequence[str]) -> 
                 spec.loader = Loader(name, str(mutant.path))
             return spec
 
-    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
-    return run_pytest(paths, Selection(names))
+    return run_pytest(paths, Selection(names, Finder))
 
 
 def names_of_tests(mutant: Mutant, calls: Calls, *, quick: bool = False) -> list[str]:
