@@ -222,7 +222,7 @@ def test_scores_that_contradict_their_kind_are_refused() -> None:
         BadInput, match=r"score_kind='probabilities:multi-label': the scores range from -3 to 0.5"
     ):
         one_position([-3.0, 0.5], "probabilities:multi-label").probabilities()
-    with pytest.raises(BadInput, match=r"the scores reach up to 2; expected at most 0"):
+    with pytest.raises(BadInput, match=r"the largest score is 2; expected at most 0"):
         one_position([-3.0, 2.0], "log-probabilities").probabilities()
 
 
