@@ -329,8 +329,10 @@ def fit(measured: Sequence[tuple[Work, float]]) -> Processor:
     scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
     rates = _nonnegative(rows / scale, np.ones(len(rows))) / scale
     n = len(paths)
-    by_path = [dict(zip(paths, map(float, rates[i * n : (i + 1) * n]), strict=True)) for i in range(3)]
-    return Processor(*by_path, float(rates[3 * n]), float(rates[3 * n + 1]), len(measured))
+    macs, weights, calls = (
+        dict(zip(paths, map(float, rates[i * n : (i + 1) * n]), strict=True)) for i in range(3)
+    )
+    return Processor(macs, weights, calls, float(rates[3 * n]), float(rates[3 * n + 1]), len(measured))
 
 
 def _features(work: Work, paths: Sequence[str]) -> list[float]:
