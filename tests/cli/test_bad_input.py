@@ -251,7 +251,7 @@ def test_what_cannot_be_done_is_refused_with_every_reason(run: Run, folder: Path
         (("convert", ":plain", "--to", "sideways"), "Invalid value"),
         (("convert", ":plain", "--shape", "1,3,x,16"), "is not a shape"),
         (("convert", ":plain", "--shape", "1,3,0,16"), "must be positive"),
-        (("convert", ":plain", "-o", "p.pt2"), "give --shape"),
+        (("convert", ":plain", "-o", "p.pt2"), "--shape is required"),
         (("convolutionalize", ":plain"), "Missing option"),
         (("convolutionalize", ":plain", "--window", "big"), "is not a window"),
         (("scan", "d.pt2", "image.npy", "--mean", "a,b"), "is not a list of numbers"),
