@@ -22,7 +22,7 @@ def read_census() -> list[dict[str, Any]] | None:
     Each has `key`, `parameters`, how many `linear` layers and `pointwise` convolutions it has, and, if it was
     run, `places`: of each place (and of ALL) the layers, their parameters and their MACs.
     """
-    file = resources.files("onebyone.compare").joinpath("census.json")
+    file = resources.files("onebyone.comparison").joinpath("census.json")
     if not file.is_file():
         return None
     networks: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["networks"]
