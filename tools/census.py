@@ -40,24 +40,24 @@ def measured(key: str) -> dict[str, list[int]]:
     import torch
 
     from bench.zoo.models import build, entries, example
-    from onebyone.comparison.census import ALL, place_of
-    from onebyone.comparison.layer_calls import observe
+    from onebyone.comparison.census import ALL, layer_use
+    from onebyone.comparison.layer_calls import record_layer_calls
 
     entry = next(e for e in entries() if e.key == key)
     with torch.no_grad():
-        seen = observe(build(entry), example(entry))
-    places: dict[str, list[int]] = {ALL: [0, 0, 0]}
+        seen = record_layer_calls(build(entry), example(entry))
+    uses: dict[str, list[int]] = {ALL: [0, 0, 0]}
     for layer in seen:
-        for name in (ALL, place_of(layer)):
-            row = places.setdefault(name, [0, 0, 0])
+        for name in (ALL, layer_use(layer)):
+            row = uses.setdefault(name, [0, 0, 0])
             for at, value in enumerate((1, layer.parameters, layer.macs)):
                 row[at] += value
-    return places
+    return uses
 
 
-def made(networks: Sequence[dict[str, Any]], places: dict[str, dict[str, list[int]]]) -> str:
+def made(networks: Sequence[dict[str, Any]], uses: dict[str, dict[str, list[int]]]) -> str:
     """The census as JSON, one line per network."""
-    merged = [n | ({"places": places[n["key"]]} if n["key"] in places else {}) for n in networks]
+    merged = [n | ({"uses": uses[n["key"]]} if n["key"] in uses else {}) for n in networks]
     rows = [json.dumps(network, ensure_ascii=False) for network in merged]
     return '{"networks": [\n' + ",\n".join(rows) + "\n]}\n"
 
@@ -70,7 +70,7 @@ def stored() -> list[dict[str, Any]]:
 
 def stale() -> list[str]:
     """The networks whose counts differ between the census and the zoo's results, or that are in only one of them."""
-    census = {n["key"]: {k: v for k, v in n.items() if k != "places"} for n in stored()}
+    census = {n["key"]: {k: v for k, v in n.items() if k != "uses"} for n in stored()}
     zoo = {n["key"]: n for n in counted()}
     return sorted(key for key in census.keys() | zoo.keys() if census.get(key) != zoo.get(key))
 

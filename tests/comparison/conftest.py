@@ -1,4 +1,4 @@
-"""Layers to compare: right ones, and ones of which what is said is false."""
+"""Layers for the experiments: correct ones, and ones for which a claim is false."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.comparison.layer_function import (
+from onebyone.comparison.operation import (
     Operation,
     connected_form,
     convolution_form,
@@ -40,7 +40,7 @@ def kernel() -> Operation:
 
 
 def pooled() -> Operation:
-    """Global mean, then a fully connected layer: it takes any size and does not see where things lie."""
+    """Global mean and a fully connected layer: it accepts any size and does not depend on where a pattern is."""
     return Operation("global pool + FC", pooled_form, random(7, 3), random(7, seed=1), SHAPE)
 
 
@@ -54,7 +54,7 @@ def roles() -> dict[str, Operation]:
 
 
 def network(activation: nn.Module | None = None) -> nn.Sequential:
-    """A small classifier with everything: k×k, pointwise, flatten + FC, FC. Window 8×7, no padding."""
+    """A small classifier with k×k and pointwise convolutions, flatten + FC and FC. Window 8×7, no padding."""
     torch.manual_seed(0)
     act = activation or nn.ReLU()
     return nn.Sequential(

@@ -1,4 +1,4 @@
-"""The census that is carried along: that it is the zoo's, that its sums are right, that it is installed."""
+"""The census of the model zoo: it agrees with the zoo's results, its sums are right, and it is installed."""
 
 from __future__ import annotations
 
@@ -72,21 +72,21 @@ def test_its_sums_are_those_of_the_zoo_s_results() -> None:
         assert sum(group[name] for group in groups) == totals[name]
 
 
-def test_places_add_up_in_every_network() -> None:
-    run = [n for n in networks() if "places" in n]
+def test_uses_add_up_in_every_network() -> None:
+    run = [n for n in networks() if "uses" in n]
     assert len(run) == sum(not n["key"].startswith("structure:") for n in networks())
     for network in run:
         whole, *parts = (
-            network["places"][name] for name in sorted(network["places"], key=lambda n: n != census.ALL)
+            network["uses"][name] for name in sorted(network["uses"], key=lambda n: n != census.ALL)
         )
         assert [sum(column) for column in zip(*parts, strict=True)] == whole
         assert 0 < whole[1] <= network["parameters"]
-    places = figures(networks())["zoo"]["places"]
-    assert sum(p["share_of_macs"] for p in places.values()) == pytest.approx(1)
+    uses = figures(networks())["zoo"]["uses"]
+    assert sum(p["share_of_macs"] for p in uses.values()) == pytest.approx(1)
     tokens = [
-        n["places"].get("linear layer on every token or place", (0, 0, 0))[1] / n["parameters"] for n in run
+        n["uses"].get("linear layer on every token or position", (0, 0, 0))[1] / n["parameters"] for n in run
     ]
-    share = places["linear layer on every token or place"]["share_of_parameters"]
+    share = uses["linear layer on every token or position"]["share_of_parameters"]
     assert share == pytest.approx(sum(tokens) / len(run))
 
 
@@ -122,7 +122,7 @@ def test_without_it_the_network_alone_is_counted(tmp_path: Path, monkeypatch: py
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2))
     row = onebyone.compare(model, torch.randn(1, 3, 2, 2), rows=["D6"])["D6"]
     assert row.verdict == HOLDS
-    assert "the census is not installed" in row.because
+    assert "is not installed" in row.because
 
 
 @pytest.mark.zoo
@@ -133,7 +133,7 @@ def test_a_network_is_measured_as_pytorch_counts_it(key: str) -> None:
 
     from bench.zoo.models import build, entries, example
 
-    (kept,) = [n["places"] for n in networks() if n["key"] == key]
+    (kept,) = [n["uses"] for n in networks() if n["key"] == key]
     assert tool.measured(key) == kept
     entry = next(e for e in entries() if e.key == key)
     model, x = build(entry), example(entry)

@@ -14,14 +14,15 @@ from torch import nn
 import onebyone
 from onebyone.comparison import Comparison, compare
 from onebyone.comparison.claim_result import HOLDS, NOT_AS_SAID, NOT_AVAILABLE, WHEN
-from onebyone.comparison.claims import STATEMENTS
-from onebyone.comparison.layer_calls import observe
-from onebyone.comparison.layer_pair import MOST_WEIGHTS, choose
+from onebyone.comparison.claims import CLAIMS
+from onebyone.comparison.layer_calls import record_layer_calls
+from onebyone.comparison.layer_pair import MAX_WEIGHTS, choose_layers
+from onebyone.comparison.operation import FROM_NETWORK
 from onebyone.errors import BadInput
 from tests.comparison.conftest import network
 
 IMAGE = torch.randn(1, 3, 8, 7, generator=torch.Generator().manual_seed(1))
-QUICK = [i for i in STATEMENTS if i not in ("S5", "R4", "R3")]
+QUICK = [i for i in CLAIMS if i not in ("S5", "R4", "R3")]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_renderings_say_the_same(result: Comparison, tmp_path: Path) -> None:
         assert row.verdict in markdown
         assert row.verdict.upper() in text
         assert row.id in page
-    assert "2, the network's own; 8×6×5 → 6" in text
+    assert "2, a layer of the network; 8×6×5 → 6" in text
     assert json.loads(result.save(tmp_path / "c.json").read_text()) == data
     assert result.save(tmp_path / "c.md").read_text() == markdown
     with pytest.raises(BadInput, match="expected a name that ends in"):
@@ -101,15 +102,15 @@ def test_a_spent_budget_and_a_network_without_windows_are_reasons() -> None:
     late = onebyone.compare(network(), IMAGE, budget=1e-9, rows=["R4"])["R4"]
     assert late.verdict == NOT_AVAILABLE
     assert "budget" in late.because
-    assert late.figures["own"]["windows"] > 1, "the network's own dense pass is measured first"
-    assert "this network: " in late.because
+    assert late.figures["own"]["windows"] > 1, "the dense pass of the network is measured first"
+    assert "this network scans " in late.because
     flat = onebyone.compare(nn.Linear(4, 3), torch.randn(1, 4), rows=["R3"])["R3"]
     assert flat.verdict == NOT_AVAILABLE
-    assert "no windows" in flat.because
+    assert "windows require images" in flat.because
 
 
 def test_a_small_budget_leaves_out_what_matters_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock on which every row takes a minute: the proof and the network's own dense pass come before it stops."""
+    """With a clock on which every row takes a minute: verification and the network's dense pass are not skipped."""
     now = [0.0]
     monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     plain = compare._row
@@ -136,41 +137,40 @@ def test_a_network_of_one_output() -> None:
     assert [row.kind for row in rows] == [HOLDS, HOLDS, WHEN]
 
 
-def test_progress_is_told() -> None:
-    told: list[tuple[int, int]] = []
-    onebyone.compare(network(), IMAGE, rows=["S1", "D4"], progress=lambda *at: told.append(at))
-    assert told == [(1, 2), (2, 2)]
+def test_progress_is_reported() -> None:
+    reported: list[tuple[int, int]] = []
+    onebyone.compare(network(), IMAGE, rows=["S1", "D4"], progress=lambda *at: reported.append(at))
+    assert reported == [(1, 2), (2, 2)]
 
 
 # the choice of layers
 
 
 def pair_of(model: nn.Module, *shape: int) -> dict[str, tuple[str, tuple[int, int, int], str]]:
-    found = choose(observe(model, torch.randn(*shape)))
-    picked = {"connected": found.connected, "pointwise": found.pointwise}
+    pair = choose_layers(record_layer_calls(model, torch.randn(*shape)))
+    picked = {"connected": pair.connected, "pointwise": pair.pointwise}
     return {k: (op.path, op.map_shape, op.origin) for k, op in picked.items()}
 
 
 def test_the_network_s_own_layers_are_chosen() -> None:
-    own = "the network's own"
     assert pair_of(network(), 1, 3, 8, 7) == {
-        "connected": ("5", (6, 6, 5), own),
-        "pointwise": ("2", (8, 6, 5), own),
+        "connected": ("5", (6, 6, 5), FROM_NETWORK),
+        "pointwise": ("2", (8, 6, 5), FROM_NETWORK),
     }
 
 
-def test_twins_stand_in() -> None:
+def test_a_missing_layer_is_converted_from_the_other() -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 6), nn.ReLU(), nn.Linear(6, 5))
     assert pair_of(linear, 1, 3, 4, 4)["pointwise"] == (
         "3",
         (6, 1, 1),
-        "the converted twin of a linear layer",
+        "converted from a linear layer",
     )
     conv = nn.Sequential(nn.Conv2d(3, 4, 1))
     assert pair_of(conv, 1, 3, 4, 4)["connected"] == (
         "0",
         (3, 1, 1),
-        "the converted twin of a 1×1 convolution",
+        "converted from a 1×1 convolution",
     )
     tokens = nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 6))
     assert pair_of(tokens, 1, 9, 6)["pointwise"][1] == (6, 9, 1)
@@ -180,12 +180,12 @@ def test_strides_subsample_before() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )
-    found = choose(observe(model, torch.randn(1, 3, 9, 6)))
+    found = choose_layers(record_layer_calls(model, torch.randn(1, 3, 9, 6)))
     assert found.pointwise.map_shape == (3, 5, 3)
     assert "stride (2, 2)" in found.pointwise.origin
     assert found.spatial["pooled"].map_shape == (4, 5, 3)
     assert found.spatial["connected"].map_shape == (4, 5, 3)
-    assert found.spatial["connected"].origin.startswith("made for the comparison")
+    assert found.spatial["connected"].origin.startswith("created for the comparison")
 
 
 def test_a_channels_last_flatten_is_put_in_order() -> None:
@@ -198,7 +198,7 @@ def test_a_channels_last_flatten_is_put_in_order() -> None:
             return self.head(self.conv(x).permute(0, 2, 3, 1).flatten(1))
 
     model, x = Last().double(), torch.randn(1, 2, 4, 5, dtype=torch.float64)
-    found = choose(observe(model, x)).connected
+    found = choose_layers(record_layer_calls(model, x)).connected
     assert found.map_shape == (3, 4, 5)
     torch.testing.assert_close(found(model.conv(x)), model(x))
 
@@ -218,12 +218,12 @@ def test_functions_between_the_layers_are_followed() -> None:
             return self.head(torch.relu(self.conv(x)).mean((2, 3)).repeat(1, 2)[:, :5])
 
     assert pair_of(Plain(), 1, 3, 8, 6)["connected"][1] == (4, 3, 2)
-    seen = {s.path: s for s in observe(Pooled(), torch.randn(1, 3, 8, 6))}
+    seen = {s.path: s for s in record_layer_calls(Pooled(), torch.randn(1, 3, 8, 6))}
     assert seen["head"].pooled is None
     mean = nn.Sequential(
         nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)
     )
-    assert observe(mean, torch.randn(1, 3, 8, 6))[-1].pooled == (5, 6, 4)
+    assert record_layer_calls(mean, torch.randn(1, 3, 8, 6))[-1].pooled == (5, 6, 4)
 
 
 def test_channels_last_of_one_place_are_no_row_of_places() -> None:
@@ -238,7 +238,7 @@ def test_channels_last_of_one_place_are_no_row_of_places() -> None:
             x = self.norm(x.mean((2, 3), keepdim=True).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             return self.fc(x.flatten(1))
 
-    assert pair_of(Head(), 1, 6, 5, 5)["connected"] == ("fc", (6, 1, 1), "the network's own")
+    assert pair_of(Head(), 1, 6, 5, 5)["connected"] == ("fc", (6, 1, 1), FROM_NETWORK)
 
 
 def test_an_exported_program_is_compared() -> None:
@@ -256,7 +256,7 @@ def test_an_exported_program_is_compared() -> None:
 def test_chosen_layers_compute_what_the_network_s_do() -> None:
     model = network().double()
     x = IMAGE.double()
-    found = choose(observe(model, x))
+    found = choose_layers(record_layer_calls(model, x))
     maps = model[:2](x)
     assert torch.equal(found.pointwise(maps), model[2](maps))
     maps = model[:4](x)
@@ -267,7 +267,7 @@ def test_a_head_of_zeros_gets_random_weights() -> None:
     model = network()
     with torch.no_grad():
         model[5].weight.zero_()  # type: ignore[operator]
-    op = choose(observe(model, IMAGE)).connected
+    op = choose_layers(record_layer_calls(model, IMAGE)).connected
     assert op.path == "5"
     assert "all zero" in op.origin
     assert bool((op.weight != 0).all())
@@ -275,8 +275,8 @@ def test_a_head_of_zeros_gets_random_weights() -> None:
 
 def test_large_layers_are_sampled() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64 * 8 * 8, 1024), nn.ReLU(), nn.Linear(1024, 3))
-    op = choose(observe(model, torch.randn(1, 64, 8, 8))).connected
-    assert len(op.weight) == MOST_WEIGHTS // 4096
+    op = choose_layers(record_layer_calls(model, torch.randn(1, 64, 8, 8))).connected
+    assert len(op.weight) == MAX_WEIGHTS // 4096
     assert op.sampling == "512 of 1024 outputs"
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from onebyone.comparison import census, complexity
 from onebyone.comparison.claim_result import HOLDS, NOT_AS_SAID, WHEN
-from onebyone.comparison.layer_calls import observe
+from onebyone.comparison.layer_calls import record_layer_calls
 from onebyone.laws import cost
 from onebyone.laws.geometry import Sliding
 from tests.comparison.conftest import network
@@ -32,9 +32,9 @@ def test_counts_are_those_of_the_modules() -> None:
 
 
 def test_fewer_parameters_but_as_many_macs() -> None:
-    verdict = complexity.judge_complexity(complexity.measure_counts(complexity.costs(6, 4), SIZES))
+    verdict = complexity.complexity_verdict(complexity.measure_counts(complexity.costs(6, 4), SIZES))
     assert verdict.text == (
-        "holds when the map has more than one place and parameters are meant, not multiply-accumulates"
+        "holds when the map has more than one position and cost means parameters, not multiply-accumulates"
     )
     assert "15 times the parameters, and as many multiply-accumulates" in verdict.because
 
@@ -42,7 +42,7 @@ def test_fewer_parameters_but_as_many_macs() -> None:
 def test_a_layer_as_small_as_the_other_refutes_it() -> None:
     counted = complexity.costs(6, 4)
     figures = complexity.measure_counts(counted | {"connected": counted["pointwise"]}, SIZES)
-    assert complexity.judge_complexity(figures).text == NOT_AS_SAID
+    assert complexity.complexity_verdict(figures).text == NOT_AS_SAID
 
 
 def test_were_it_dearer_everywhere_it_would_hold_outright() -> None:
@@ -52,7 +52,7 @@ def test_were_it_dearer_everywhere_it_would_hold_outright() -> None:
         return cost.flatten_linear(1, 6, size, 9, bias=False)
 
     assert (
-        complexity.judge_complexity(complexity.measure_counts(counted | {"connected": dearer}, SIZES)).text
+        complexity.complexity_verdict(complexity.measure_counts(counted | {"connected": dearer}, SIZES)).text
         == HOLDS
     )
 
@@ -62,30 +62,30 @@ def test_a_larger_kernel_changes_the_verdict() -> None:
         return cost.convolution(1, 6, 4, [Sliding(3, pad_before=1, pad_after=1)] * 2, size, bias=False)
 
     figures = complexity.measure_counts(complexity.costs(6, 4) | {"pointwise": three}, SIZES)
-    verdict = complexity.judge_complexity(figures)
+    verdict = complexity.complexity_verdict(figures)
     assert verdict.text.startswith(WHEN)
-    assert "no layer of the kind it is called" in verdict.because
+    assert "is not the layer that it is labelled as" in verdict.because
 
 
 def test_times_are_of_the_layers_named() -> None:
     calls = complexity.forms(3, 5, (4, 2))
     values = {name: call() for name, call in calls.items()}
-    places = values["pointwise"].flatten(2).transpose(1, 2)
-    torch.testing.assert_close(values["pointwise as linear"], places)
+    tokens = values["pointwise"].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(values["pointwise as linear"], tokens)
     torch.testing.assert_close(values["connected as convolution"].flatten(1), values["connected"])
 
 
 def test_times_are_repeated_in_turn() -> None:
     found = complexity.measure_times(2, 3, [(1, 1), (2, 2)], seconds=0.0)
-    assert found["repeats"] == complexity.LEAST_REPEATS
+    assert found["repeats"] == complexity.MIN_REPEATS
     assert found["threads"] == torch.get_num_threads()
     for row in found["table"]:
         for spread in row["seconds"].values():
             assert 0 < spread["quartile_low"] <= spread["median"] <= spread["quartile_high"]
-    told = complexity.judge_complexity(
+    told = complexity.complexity_verdict(
         complexity.measure_counts(complexity.costs(2, 3), SIZES) | {"times": found}
     )
-    assert "timed, flatten + FC takes" in told.because
+    assert "measured, flatten + FC takes" in told.because
 
 
 # D6
@@ -93,32 +93,32 @@ def test_times_are_repeated_in_turn() -> None:
 
 def test_a_convolutional_network_with_linear_layers() -> None:
     model = network()
-    seen = observe(model, torch.randn(1, 3, 8, 7))
+    seen = record_layer_calls(model, torch.randn(1, 3, 8, 7))
     figures = census.measure_census(seen, sum(p.numel() for p in model.parameters()), None)
-    assert census.judge_census(figures).text == NOT_AS_SAID
-    places = figures["network"]["places"]
-    assert places["linear layer on a flattened map"]["parameters"] == 181 * 20 - 0
-    assert sum(p["parameters"] for p in places.values()) == figures["network"]["parameters"]
-    assert sum(p["share_of_macs"] for p in places.values()) == pytest.approx(1)
+    assert census.census_verdict(figures).text == NOT_AS_SAID
+    uses = figures["network"]["uses"]
+    assert uses["linear layer on a flattened map"]["parameters"] == 181 * 20 - 0
+    assert sum(p["parameters"] for p in uses.values()) == figures["network"]["parameters"]
+    assert sum(p["share_of_macs"] for p in uses.values()) == pytest.approx(1)
     assert figures["network"]["macs"] == 8 * 6 * 5 * 27 + 6 * 6 * 5 * 8 + 180 * 20 + 80
 
 
 def test_a_feed_forward_network_is_as_is_said() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
-    figures = census.measure_census(observe(model, torch.randn(3, 6)), 47, None)
-    assert census.judge_census(figures).text == HOLDS
+    figures = census.measure_census(record_layer_calls(model, torch.randn(3, 6)), 47, None)
+    assert census.census_verdict(figures).text == HOLDS
     both = census.measure_census(
-        observe(model, torch.randn(3, 6)),
+        record_layer_calls(model, torch.randn(3, 6)),
         47,
         [{"key": "timm:a", "parameters": 9, "linear": 3, "pointwise": 2}],
     )
-    assert census.judge_census(both).text == NOT_AS_SAID
-    tokens = census.measure_census(observe(model, torch.randn(3, 4, 6)), 47, None)
-    assert census.judge_census(tokens).text == NOT_AS_SAID
+    assert census.census_verdict(both).text == NOT_AS_SAID
+    tokens = census.measure_census(record_layer_calls(model, torch.randn(3, 4, 6)), 47, None)
+    assert census.census_verdict(tokens).text == NOT_AS_SAID
 
 
 def test_patches_make_no_convolutional_network() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), nn.Linear(4 * 4 * 3, 2))
-    figures = census.measure_census(observe(model, torch.randn(1, 3, 8, 6)), 1, None)
+    figures = census.measure_census(record_layer_calls(model, torch.randn(1, 3, 8, 6)), 1, None)
     assert not figures["network"]["convolutional"]
-    assert census.judge_census(figures).text == HOLDS
+    assert census.census_verdict(figures).text == HOLDS

@@ -1,4 +1,4 @@
-"""Networks in which a statement is false: the whole of `onebyone.compare` must say so."""
+"""Networks in which a claim is false, which `onebyone.compare` must report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_pruned_network() -> None:
     assert verdicts(model, IMAGE, "S4") == {"S4": NOT_AS_SAID}
 
 
-def test_a_layer_that_weighs_every_place_alike() -> None:
+def test_a_layer_with_equal_weights_at_all_positions() -> None:
     model = network()
     with torch.no_grad():
         weight = model[5].weight.view(20, 6, 30)  # type: ignore[operator]
@@ -53,14 +53,14 @@ def test_a_network_that_keeps_its_dimensions() -> None:
 
 
 class Plus(nn.Linear):
-    """No plain linear layer any more."""
+    """A linear layer with a changed forward, which is not converted."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1
 
 
 class Mixing(nn.Module):
-    """Attention over places."""
+    """Attention over positions."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""S5 and R4: judged on planted figures, and measured on a few steps of training."""
+"""S5 and R4: verdicts on made-up figures, and measurements after a few steps of training."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ def digits() -> DigitSplit:
 
 
 def test_the_digits(digits: DigitSplit) -> None:
-    assert digits.train.shape == (1200, 1, 8, 8)
-    assert digits.test.shape == (597, 1, 8, 8)
-    assert float(digits.train.max()) == 1
-    assert set(digits.test_labels.tolist()) == set(range(10))
+    assert digits.train.images.shape == (1200, 1, 8, 8)
+    assert digits.test.images.shape == (597, 1, 8, 8)
+    assert float(digits.train.ink.max()) == 1
+    ids = torch.cat([digits.train.ids, digits.test.ids])
+    assert sorted(ids.tolist()) == list(range(1797))
+    # stratified: each class's share differs by less than one digit of the smaller part
+    shares = [torch.bincount(part.labels, minlength=10) / len(part) for part in (digits.train, digits.test)]
+    assert float((shares[0] - shares[1]).abs().max()) < 1 / len(digits.test)
 
 
 # S5
@@ -56,21 +60,25 @@ def curves(
     }
 
 
-def test_flexibility_is_judged_by_gains_over_noise() -> None:
-    judge = flexibility.judge_flexibility
-    assert judge(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97])).text == HOLDS
+def test_the_verdict_on_flexibility_compares_gains_with_noise() -> None:
+    verdict_of = flexibility.flexibility_verdict
+    assert verdict_of(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97])).text == HOLDS
     assert (
-        judge(curves([0.9, 0.9, 0.91], [0.7, 0.9, 0.97])).text == "holds when the head is the flattened one"
+        verdict_of(curves([0.9, 0.9, 0.91], [0.7, 0.9, 0.97])).text
+        == "holds when the head is the flattened one"
     )
-    assert judge(curves([0.9, 0.9, 0.9], [0.97, 0.96, 0.97])).text == NOT_AS_SAID
-    assert judge(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97], forms=(0.9, 0.8))).text == NOT_AS_SAID
-    assert judge(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97], spread=0.3)).text == NOT_AS_SAID
+    assert verdict_of(curves([0.9, 0.9, 0.9], [0.97, 0.96, 0.97])).text == NOT_AS_SAID
+    assert verdict_of(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97], forms=(0.9, 0.8))).text == NOT_AS_SAID
+    assert verdict_of(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97], spread=0.3)).text == NOT_AS_SAID
 
 
 def test_the_cheaper_head_is_named() -> None:
-    because = flexibility.judge_flexibility(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97])).because
+    because = flexibility.flexibility_verdict(curves([0.5, 0.8, 0.9], [0.7, 0.9, 0.97])).because
     parameters = [flexibility.head_parameters("pooled", 32), flexibility.head_parameters("flattened", 8)]
-    assert f"takes {parameters[0]} parameters pooled, {parameters[1]} flattened" in because
+    assert (
+        f"requires {parameters[0]} parameters in the pooled head, {parameters[1]} in the flattened one"
+        in because
+    )
 
 
 @pytest.mark.parametrize("kind", flexibility.HEADS)
@@ -86,7 +94,7 @@ def test_flexibility_is_measured(digits: DigitSplit) -> None:
     points = figures["curves"]["flattened"]
     assert [p["width"] for p in points] == [1, 12]
     assert points[1]["accuracy"] > 0.5
-    assert flexibility.judge_flexibility(figures).text == HOLDS
+    assert flexibility.flexibility_verdict(figures).text == HOLDS
 
 
 # R4
@@ -101,17 +109,17 @@ def found(dense: float, windows: float, *, equal: bool = True) -> dict[str, Any]
     }
 
 
-def test_better_is_judged_by_more_than_noise() -> None:
-    judge = dense_inference.judge_detection
+def test_the_verdict_on_detection_compares_the_gain_with_noise() -> None:
+    verdict_of = dense_inference.detection_verdict
     plain = found(0.9, 0.9)
-    assert judge({"unpadded": plain, "padded": found(0.88, 0.9), "own": None}).text == NOT_AS_SAID
-    assert judge({"unpadded": plain, "padded": found(0.92, 0.9), "own": None}).text == NOT_AS_SAID
-    assert judge({"unpadded": plain, "padded": found(0.95, 0.6), "own": None}).text == (
-        "holds when the layers pad, so that places see their true neighbours"
+    assert verdict_of({"unpadded": plain, "padded": found(0.88, 0.9), "own": None}).text == NOT_AS_SAID
+    assert verdict_of({"unpadded": plain, "padded": found(0.92, 0.9), "own": None}).text == NOT_AS_SAID
+    assert verdict_of({"unpadded": plain, "padded": found(0.95, 0.6), "own": None}).text == (
+        "holds when the layers pad, so that positions see their true neighbours"
     )
-    wrong = judge({"unpadded": found(0.9, 0.9, equal=False), "padded": found(0.95, 0.6), "own": None})
+    wrong = verdict_of({"unpadded": found(0.9, 0.9, equal=False), "padded": found(0.95, 0.6), "own": None})
     assert wrong.text == NOT_AS_SAID
-    assert "does not give the numbers of the crops" in wrong.because
+    assert "does not give the scores of the crops" in wrong.because
 
 
 def test_detection_is_measured(digits: DigitSplit) -> None:
@@ -127,7 +135,7 @@ def test_detection_is_measured(digits: DigitSplit) -> None:
 
 
 def test_pages_do_not_overlap(digits: DigitSplit) -> None:
-    page = dense_inference.DigitPage(digits.test, digits.test_labels, 3)
+    page = dense_inference.NoisyPage(digits.test, 3)
     assert len(page.labels) > 20
     apart = (page.corners[:, None] - page.corners[None]).abs().amax(2) + 100 * torch.eye(len(page.labels))
     assert float(apart.min()) >= 10
@@ -137,7 +145,7 @@ def test_pages_do_not_overlap(digits: DigitSplit) -> None:
 
 
 def test_precision_of_a_perfect_and_of_a_doubled_answer(digits: DigitSplit) -> None:
-    page = dense_inference.DigitPage(digits.test, digits.test_labels, 3)
+    page = dense_inference.NoisyPage(digits.test, 3)
     boxes = np.array([[x, y, x + 8, y + 8] for y, x in page.corners.tolist()], dtype=np.float32)
 
     def answer(labels: Any, times: int = 1) -> float:
@@ -156,10 +164,10 @@ def test_precision_of_a_perfect_and_of_a_doubled_answer(digits: DigitSplit) -> N
     assert answer((labels + 1) % 10) == 0
 
 
-def test_the_own_network_is_measured() -> None:
+def test_the_user_s_network_is_measured() -> None:
     model = network()
     dense = lifted(model, torch.randn(1, 3, 8, 7))
-    own = dense_inference.measure_own(dense, model, most=9, seconds=0.0)
+    own = dense_inference.measure_on_network(dense, model, max_windows=9, seconds=0.0)
     assert own["windows"] == 9
     assert own["exact"]
     assert own["same_class"] == 1
@@ -167,7 +175,7 @@ def test_the_own_network_is_measured() -> None:
 
 
 def test_training_gives_the_threads_back() -> None:
-    """It takes one thread, also where it fails, and the same seed gives the same network however many there are."""
+    """It runs on one thread, restores their number even after an error, and its result depends on the seed only."""
     before = torch.get_num_threads()
     images, labels = torch.randn(50, 1, 8, 8), torch.arange(50) % 10
     heads = []

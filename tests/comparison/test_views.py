@@ -1,4 +1,4 @@
-"""What the report's interactive views show: measured at every place, and compared with autograd here."""
+"""The data of the report's interactive views, compared with autograd at every position."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import torch
 from torch import nn
 
 import onebyone
-from onebyone.comparison.layer_calls import observe
-from onebyone.comparison.layer_function import Operation, connected_form, convolution_form
-from onebyone.comparison.layer_pair import choose
-from onebyone.comparison.pixel_influence import MOST_PER_SIDE, SIDE, influence, measure_influence
+from onebyone.comparison.layer_calls import record_layer_calls
+from onebyone.comparison.layer_pair import choose_layers
+from onebyone.comparison.operation import Operation, connected_form, convolution_form
+from onebyone.comparison.pixel_influence import MAX_PER_SIDE, SIDE, influence, measure_influence
 from onebyone.comparison.weight_views import row_and_filter
 from tests.comparison.conftest import connected, kernel, network, pointwise, pooled, random
 
 
 def support(op: Operation) -> list[list[int]]:
-    """By backpropagation through every output: the output places that each input place moves."""
+    """By backpropagation through every output: the output positions that each input position affects."""
     x = op.maps(1, torch.Generator().manual_seed(7)).requires_grad_()
     y = op(x)[0]
-    outputs = y.flatten(1).T if y.dim() == 3 else y[:, None]  # (places, channels)
+    outputs = y.flatten(1).T if y.dim() == 3 else y[:, None]  # (positions, channels)
     reached = torch.stack(
         [
             sum(torch.autograd.grad(v, x, retain_graph=True)[0][0].abs().sum(0) for v in place) > 0
@@ -68,7 +68,7 @@ def test_all_run_on_the_connected_layer_s_map() -> None:
     small = Operation("k×k", convolution_form(), random(2, 3, 11, 11), None, (3, 20, 20))
     found = measure_influence({"connected": large, "pointwise": pointwise(), "kernel": small})
     assert found["pointwise"]["map"] == [SIDE, SIDE]
-    assert len(found["connected"]["places"]) == MOST_PER_SIDE**2
+    assert len(found["connected"]["places"]) == MAX_PER_SIDE**2
     assert found["connected"]["places"][-1] == [39, 32]
     # 11×11 without padding does not go over a map of 5×4: it keeps its own, cut
     few = measure_influence({"connected": connected(), "kernel": small})
@@ -76,7 +76,7 @@ def test_all_run_on_the_connected_layer_s_map() -> None:
 
 
 def test_amounts_are_those_of_the_derivative() -> None:
-    """Of a layer of one channel in and out, the change is |weight| × a number that is the same everywhere."""
+    """For a layer with one input and one output channel, the change is |weight| times a constant."""
     weight = random(1, 1, 3, 3)
     op = Operation("3×3", convolution_form(padding=(1, 1)), weight, None, (1, 5, 5))
     amount = torch.tensor(influence(op)["amount"][12])
@@ -87,7 +87,7 @@ def test_amounts_are_those_of_the_derivative() -> None:
 
 def test_a_row_is_read_from_the_layer_and_a_filter_from_its_kernel() -> None:
     model = network()
-    found = row_and_filter(choose(observe(model, torch.randn(1, 3, 8, 7))))
+    found = row_and_filter(choose_layers(record_layer_calls(model, torch.randn(1, 3, 8, 7))))
     layer = model[5]
     assert isinstance(layer, nn.Linear)
     weight = layer.weight.detach()
@@ -110,7 +110,7 @@ def test_a_flatten_with_channels_last_has_its_own_order() -> None:
             return self.head(self.conv(x).permute(0, 2, 3, 1).flatten(1))
 
     model = Last()
-    found = row_and_filter(choose(observe(model, torch.randn(1, 2, 4, 5))))
+    found = row_and_filter(choose_layers(record_layer_calls(model, torch.randn(1, 2, 4, 5))))
     assert found["order"] == [1, 2, 0]
     assert found["at"][:4] == [[0, 0, 0], [1, 0, 0], [2, 0, 0], [0, 0, 1]]
     assert found["row"] == found["filter"]
@@ -119,11 +119,11 @@ def test_a_flatten_with_channels_last_has_its_own_order() -> None:
 
 def test_of_large_filters_a_part_is_shown() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64 * 7 * 7, 5))
-    found = row_and_filter(choose(observe(model, torch.randn(1, 64, 7, 7))))
+    found = row_and_filter(choose_layers(record_layer_calls(model, torch.randn(1, 64, 7, 7))))
     assert found["shown"] == [12, 7, 7]
     assert found["index"] == list(range(12 * 49))
     wide = nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 2))
-    found = row_and_filter(choose(observe(wide, torch.randn(1, 3, 40, 40))))
+    found = row_and_filter(choose_layers(record_layer_calls(wide, torch.randn(1, 3, 40, 40))))
     assert found["shown"] == [1, 24, 24]
     assert found["index"][24] == 40
     weight = wide[1].weight.detach()  # type: ignore[union-attr]
@@ -134,7 +134,7 @@ def test_a_head_of_zeros_shows_what_stands_in() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     with torch.no_grad():
         model[1].weight.zero_()  # type: ignore[operator, union-attr]
-    found = row_and_filter(choose(observe(model, torch.randn(1, 3, 2, 2))))
+    found = row_and_filter(choose_layers(record_layer_calls(model, torch.randn(1, 3, 2, 2))))
     assert "all zero" in found["origin"]
     assert all(v != 0 for v in found["row"][0])
 
@@ -162,7 +162,7 @@ def test_the_whole_network_is_a_step_of_its_own() -> None:
 
 
 def test_a_large_or_strided_kernel_gets_a_map_on_which_it_acts_locally() -> None:
-    roles = {"connected": connected(), "pointwise": pointwise()}  # over 5×4 places
+    roles = {"connected": connected(), "pointwise": pointwise()}  # over 5×4 positions
     stem = Operation("7×7", convolution_form((2, 2), (3, 3)), random(4, 3, 7, 7), None, (3, 16, 16))
     patch = Operation("4×4", convolution_form((4, 4)), random(4, 3, 4, 4), None, (3, 16, 16))
     for op, moved in ((stem, 16), (patch, 1)):

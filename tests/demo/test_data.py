@@ -1,4 +1,4 @@
-"""The demo's data: what is held out stays out, and what is drawn is where it is said to be."""
+"""The demo's data: held-out data are not used in training, and digits are at their stated positions."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ import numpy as np
 import pytest
 import torch
 
-from onebyone.demo import data, train
-from onebyone.demo.page import compose, scattered
+from onebyone.comparison.digits import Digits, load_digits
+from onebyone.demo import data, pipeline, train
+from onebyone.demo.digit_page import compose, scattered
 
 
 @pytest.fixture(scope="module")
-def split() -> tuple[data.Digits, data.Digits]:
-    return data.load_digits(seed=0)
+def split() -> tuple[Digits, Digits]:
+    digits = load_digits(0, pipeline.HELD_OUT_DIGITS)
+    return digits.train, digits.test
 
 
-def test_every_digit_is_on_one_side(split: tuple[data.Digits, data.Digits]) -> None:
+def test_every_digit_is_on_one_side(split: tuple[Digits, Digits]) -> None:
     train_ids, test_ids = (set(part.ids.tolist()) for part in split)
     assert not train_ids & test_ids
     assert train_ids | test_ids == set(range(1797))
 
 
-def test_both_sides_hold_every_digit_alike(split: tuple[data.Digits, data.Digits]) -> None:
+def test_both_sides_hold_every_digit_alike(split: tuple[Digits, Digits]) -> None:
     shares = [torch.bincount(part.labels, minlength=10) / len(part) for part in split]
     # stratified: each class's share differs by less than one digit of the smaller side
     assert float((shares[0] - shares[1]).abs().max()) < 1 / len(split[1])
 
 
-def test_no_held_out_digit_is_a_copy_of_a_trained_one(split: tuple[data.Digits, data.Digits]) -> None:
+def test_no_held_out_digit_is_a_copy_of_a_trained_one(split: tuple[Digits, Digits]) -> None:
     seen = {one.numpy().tobytes() for one in split[0].ink}
     assert not [one for one in split[1].ink if one.numpy().tobytes() in seen]
 
 
-def test_the_split_depends_on_the_seed_alone(split: tuple[data.Digits, data.Digits]) -> None:
-    again, other = data.load_digits(seed=0)[1], data.load_digits(seed=1)[1]
+def test_the_split_depends_on_the_seed_alone(split: tuple[Digits, Digits]) -> None:
+    again, other = (load_digits(seed, pipeline.HELD_OUT_DIGITS).test for seed in (0, 1))
     assert torch.equal(split[1].ids, again.ids)
     assert not torch.equal(split[1].ids, other.ids)
 
@@ -81,7 +83,7 @@ def test_a_digit_is_drawn_upright_and_in_the_middle() -> None:
     assert float(drawn[:, :margin].max()) == 0
 
 
-def test_a_page_holds_its_digits_where_it_says(split: tuple[data.Digits, data.Digits]) -> None:
+def test_a_page_holds_its_digits_where_it_says(split: tuple[Digits, Digits]) -> None:
     photograph = torch.full((300, 400), 0.8)
     page = compose(photograph, "plain", split[1], count=20, seed=3)
     bare = data.to_bytes(photograph)
@@ -112,7 +114,7 @@ def test_too_many_digits_for_a_page_are_refused() -> None:
         scattered((80, 80), 10, np.random.default_rng(0))
 
 
-def test_batches_are_half_digits_and_repeat_with_the_seed(split: tuple[data.Digits, data.Digits]) -> None:
+def test_batches_are_half_digits_and_repeat_with_the_seed(split: tuple[Digits, Digits]) -> None:
     crops = train.Crops(
         torch.rand(50, 1, data.WINDOW, data.WINDOW, generator=torch.Generator().manual_seed(0))
     )
@@ -124,9 +126,9 @@ def test_batches_are_half_digits_and_repeat_with_the_seed(split: tuple[data.Digi
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
 
 
-def test_off_centre_digits_are_off_by_far_or_more(split: tuple[data.Digits, data.Digits]) -> None:
+def test_off_centre_digits_are_off_by_far_or_more(split: tuple[Digits, Digits]) -> None:
     batches = train.Batches(split[0], train.Crops(torch.zeros(1, 1, data.WINDOW, data.WINDOW)), seed=0)
-    shift = batches._far(2000)
+    shift = batches._far_shifts(2000)
     assert float(shift.abs().amax(dim=1).min()) >= train.FAR
     # all four sides are met
     assert {(int(a), int(s)) for a, s in zip(shift.abs().argmax(1), shift.sum(1).sign(), strict=True)} >= {
@@ -138,7 +140,7 @@ def test_off_centre_digits_are_off_by_far_or_more(split: tuple[data.Digits, data
 
 
 def test_a_shift_moves_the_digit_down_and_right_by_that_many_pixels() -> None:
-    digits = data.Digits(torch.ones(1, 8, 8), torch.tensor([3]), torch.tensor([0]))
+    digits = Digits(torch.ones(1, 8, 8), torch.tensor([3]), torch.tensor([0]))
     batches = train.Batches(digits, train.Crops(torch.full((1, 1, data.WINDOW, data.WINDOW), 0.9)), seed=0)
     centres = []
     for y, x in ((0.0, 0.0), (6.0, -4.0)):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from onebyone.comparison.digits import load_digits
 from onebyone.demo import data, network, train
 from onebyone.laws import cost
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
@@ -70,8 +71,8 @@ def test_the_macs_are_those_that_pytorch_counts() -> None:
 def test_the_work_saved_on_a_page_is_over_twenty_times() -> None:
     layers = network.cost_layers(network.folded(network.build(0)))
     size, stride = (1024, 1024), 4
-    places = [(n - data.WINDOW) // stride + 1 for n in size]
-    windows = cost.every_window(layers, (data.WINDOW,) * 2, places).macs
+    positions = [(n - data.WINDOW) // stride + 1 for n in size]
+    windows = cost.every_window(layers, (data.WINDOW,) * 2, positions).macs
     assert windows / cost.network(layers, size).macs >= 20
 
 
@@ -118,7 +119,7 @@ def test_a_search_that_finds_nothing_gives_no_crops() -> None:
 
 
 def test_training_lowers_the_loss_and_searches_twice() -> None:
-    digits, _ = data.load_digits(0)
+    digits = load_digits(0).train
     crops = train.Crops(torch.rand(64, 1, 40, 40, generator=torch.Generator().manual_seed(0)))
     turns: list[int] = []
 

@@ -1,4 +1,4 @@
-"""What is written: a page that loads nothing from elsewhere, a folder whole or not at all."""
+"""What the demo writes: a page that loads nothing else, in a folder that is written atomically."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from onebyone.demo import data, figures, network
+from onebyone.demo import data, figures, network, pipeline
 from onebyone.demo import run as run_demo
 from onebyone.demo.atomic_folder import atomic_folder
-from onebyone.demo.page import Page
+from onebyone.demo.digit_page import DigitPage
 from onebyone.demo.page_text import scientific
 from onebyone.dense import ScoreMap
 from onebyone.errors import BadInput
@@ -77,7 +77,7 @@ class Reader(HTMLParser):
         "<script src='local.js'></script>",
     ],
 )
-def test_a_page_that_loads_from_elsewhere_is_seen(page: str) -> None:
+def test_a_page_that_loads_something_is_detected(page: str) -> None:
     assert outside_links(page)
 
 
@@ -97,9 +97,9 @@ def test_the_kernels_drawn_are_the_ones_at_work() -> None:
     linears = [layer for layer in plain if isinstance(layer, torch.nn.Linear)]
     assert [tuple(k.shape) for k in kernels[-2:]] == [(64, 32, 5, 5), (11, 64, 1, 1)]
     for linear, kernel in zip(linears, kernels[-2:], strict=True):
-        assert figures.weights_twice(linear, kernel).same
+        assert figures.weight_pictures(linear, kernel).same
     # a kernel in another order is not called the same
-    assert not figures.weights_twice(linears[0], kernels[-2].transpose(2, 3)).same
+    assert not figures.weight_pictures(linears[0], kernels[-2].transpose(2, 3)).same
 
 
 def test_the_stages_have_the_shapes_that_run() -> None:
@@ -123,7 +123,7 @@ def test_a_heat_map_lies_on_the_middles_of_its_windows() -> None:
     dense = convolutionalize(network.folded(network.build(0)), data.WINDOW)
     scores = ScoreMap(np.zeros((11, 3, 5), np.float32), dense.geometry, Labels(), (48, 58))
     drawing = figures.heat_over_page(scores, b"", "heat")
-    # the first window's middle is pixel 20, and a place is 4 pixels: 18 to 22; three rows end at 30
+    # the middle of the first window is pixel 20, and a position is 4 pixels: 18 to 22; three rows end at 30
     assert 'x="18" y="18" width="20" height="12"' in drawing
 
 
@@ -135,15 +135,17 @@ def test_colours_and_tiles() -> None:
     assert data_uri(b"\x00", "image/png") == "data:image/png;base64,AA=="
 
 
-def test_boxes_drawn_are_right_or_wrong_as_matched() -> None:
+def test_boxes_are_drawn_as_correct_or_wrong() -> None:
     from onebyone.detection import Detections
 
-    page = Page(np.zeros((100, 100), np.uint8), np.array([[0, 0, 40, 40]]), np.array([3]), np.array([0]), "x")
+    page = DigitPage(
+        np.zeros((100, 100), np.uint8), np.array([[0, 0, 40, 40]]), np.array([3]), np.array([0]), "x"
+    )
     boxes = np.array([[0, 0, 40, 40], [50, 50, 90, 90], [9, 9, 49, 49]], np.float32)
     found = Detections(
         boxes, np.array([0.95, 0.93, 0.2], np.float32), np.array([3, 4, 5]), data.CLASSES, (100, 100)
     )
-    drawing = figures.boxes(page, found, np.array([0, -1, -1]), shown=0.9)
+    drawing = figures.boxes(page, found, np.array([0, -1, -1]), threshold=0.9)
     assert (drawing.count('class="right"'), drawing.count('class="wrong"')) == (1, 1)
     assert drawing.count("<rect") == 3
 
@@ -181,11 +183,7 @@ def test_an_old_folder_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib
-
-    # `onebyone.demo.run` is the function; its module is reached by name
-    module = importlib.import_module("onebyone.demo.run")
-    monkeypatch.setattr(module, "measure", lambda *a: pytest.fail("worked before looking"))
+    monkeypatch.setattr(pipeline, "measure", lambda *a: pytest.fail("started before the check"))
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="it is not a folder"):
         run_demo(tmp_path / "file")
@@ -193,7 +191,7 @@ def test_a_file_in_the_way_is_refused_before_any_work(
 
 @pytest.mark.slow
 def test_the_whole_demo(tmp_path: Path) -> None:
-    """Everything but speed, which a loaded machine cannot promise."""
+    """Everything except speed, which depends on the load of the machine."""
     summary = run_demo(tmp_path / "demo", seed=0)
     assert summary == json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert {k: type(summary[k]) for k in KEYS} == KEYS

@@ -1,4 +1,4 @@
-"""Scoring: pycocotools, fed by us, against average precision worked out by hand."""
+"""Scores by pycocotools against average precision computed by hand."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import pytest
 
 from onebyone.demo.average_precision import matched, score
 from onebyone.demo.data import CLASSES
-from onebyone.demo.page import Page
+from onebyone.demo.digit_page import DigitPage
 from onebyone.detection import Detections
 
 
-def page_of(places: list[tuple[int, int, int]]) -> Page:
+def page_of(places: list[tuple[int, int, int]]) -> DigitPage:
     """A page with digits at (x, y), label."""
     boxes = np.array([(x, y, x + 40, y + 40) for x, y, _ in places], dtype=np.int64)
     labels = np.array([label for _, _, label in places], dtype=np.int64)
-    return Page(np.zeros((400, 600), np.uint8), boxes, labels, labels, "none")
+    return DigitPage(np.zeros((400, 600), np.uint8), boxes, labels, labels, "none")
 
 
 def found_at(places: list[tuple[int, int, int, float]]) -> Detections:

@@ -1,4 +1,4 @@
-"""Networks to draw: each a shape of input and a network small enough to read in no time."""
+"""Small networks to draw, with the shapes of their inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onebyone.drawing import Drawing, describe
 
 
 class Residual(nn.Module):
-    """Two alike residual blocks with grouped and strided 1×1 convolutions, a pooled head."""
+    """Two identical residual blocks, grouped and strided 1×1 convolutions, and a pooled head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Residual(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A patch embedding, a class token, three alike MLP blocks, a head: it takes one size only."""
+    """A patch embedding, a class token, three identical MLP blocks and a head; it accepts one size only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Tokens(nn.Module):
 
 
 def deep() -> nn.Module:
-    """More fully connected layers in a row, none alike, than F3 draws with their values."""
+    """More successive fully connected layers, all different, than F3 draws with their values."""
     sizes = range(20, 42)
     return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
 

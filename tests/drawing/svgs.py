@@ -1,4 +1,4 @@
-"""What the tests know of SVG: a strict reader, the part of SVG 1.1 that is used, colours and places of texts."""
+"""A strict reader for the part of SVG 1.1 that is used, with the colours and positions of texts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COLOUR = re.compile(r"#[0-9a-f]{6}|none")
 
 
 def faults(svg: bytes) -> list[str]:
-    """What is wrong with a file; nothing, it is hoped."""
+    """The faults of a file; empty for a valid one."""
     root = ElementTree.fromstring(svg)  # strict: raises where it is no XML
     found = [] if root.tag == f"{SVG}svg" else [f"the root is {root.tag}"]
     for element in root.iter():
@@ -85,7 +85,7 @@ def _element(element: ElementTree.Element) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A text as the file places it."""
+    """A text with its position in the file."""
 
     text: str
     x: float

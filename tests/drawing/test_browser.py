@@ -1,4 +1,4 @@
-"""The files in a real browser, with no network: fonts load, texts have the width that was planned, names are read."""
+"""The files in a browser without a network: fonts load, texts have the planned width, names are accessible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain data: what it counts, held against the modules and against what the converted networks really run."""
+"""The plain data behind the figures, compared with the modules and with what the converted networks run."""
 
 from __future__ import annotations
 
@@ -214,8 +214,8 @@ def test_layers_in_a_row() -> None:
 
 def test_why_there_is_no_larger_image() -> None:
     assert "class token" in drawing("tokens").refused[0]
-    assert "no image" in drawing("deep").refused[0]
-    assert drawing("deep").missing == {"window": "the network's input is no image, signal or volume"}
+    assert "not an image" in drawing("deep").refused[0]
+    assert drawing("deep").missing == {"window": "the network's input is not an image, signal or volume"}
     assert drawing("pointwise").missing == {
         "F3": "the network has no fully connected layer that was replaced"
     }

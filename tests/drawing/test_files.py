@@ -1,4 +1,4 @@
-"""PDF and PNG files, the folder, the notebook, and the command."""
+"""PDF and PNG files, saving, notebooks, and the command."""
 
 from __future__ import annotations
 
@@ -95,6 +95,27 @@ def test_save_refuses_before_it_writes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot write in"):
         found.save(tmp_path / "file")
+
+
+def test_a_file_name_takes_one_figure(tmp_path: Path) -> None:
+    one = drawings(drawing("demo"), ["F3"])
+    (written,) = one.save(tmp_path / "deep" / "network.svg")
+    assert written.path == tmp_path / "deep" / "network.svg"
+    assert written.path.read_bytes() == one.render("F3")
+    (written,) = one.save(tmp_path / "network.PDF", ("pdf",))
+    assert written.path.read_bytes().startswith(b"%PDF")
+    for arguments, reason in (
+        ((("svg",), ("light", "dark")), "cannot write 2 pictures to one file"),
+        ((("png",),), "cannot write png to .*network.svg: expected a name that ends in .png"),
+    ):
+        with pytest.raises(BadInput, match=reason):
+            one.save(tmp_path / "network.svg", *arguments)
+    with pytest.raises(BadInput, match="expected a folder, or one figure"):
+        drawings(drawing("demo"), ["F2", "F3"]).save(tmp_path / "network.svg")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "network.PDF"]
+    (tmp_path / "folder.svg").mkdir()
+    (written,) = one.save(tmp_path / "folder.svg")  # a folder that exists stays a folder
+    assert written.path == tmp_path / "folder.svg" / "F3-light.svg"
 
 
 def test_figures_that_are_not_there() -> None:

@@ -1,4 +1,4 @@
-"""Numbers in pictures: shown whole, whatever the width."""
+"""Numbers in figures are never shortened, at any width."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from onebyone import convolutionalize
+from onebyone.comparison.argument_recorder import ArgumentRecorder
 from onebyone.drawing import Drawing, describe, render
 from onebyone.drawing.repeats import common_path
 from onebyone.drawing.scene import fonts, shortened, wrapped
@@ -31,9 +33,33 @@ def network(features: int, outputs: int) -> Drawing:
 def test_the_number_of_weights_is_written_whole(
     features: int, outputs: int, weights: str, width: str | float
 ) -> None:
-    """Right of the arrow, beside the kernel: 64·9·64 = 36,864 and 512·9·1,024 = 4,718,592 weights."""
+    """Beside the kernel: 64·9·64 = 36,864 and 512·9·1,024 = 4,718,592 weights; the uneven pool makes the others 0."""
     texts = [line.text for line in svgs.texts(render(network(features, outputs), "F3", width=width))]
-    assert [t for t in texts if t.endswith(f"{weights} weights")], texts
+    assert [t for t in texts if t in (f"{weights} non-zero weights", f"{weights} non-zero")], texts
+
+
+def test_non_zero_weights_are_those_of_the_kernel_that_runs() -> None:
+    """A pool over uneven bins leaves zeros in the kernel; a pool over even bins, or none, leaves none."""
+    for pool, sparse in (
+        (nn.AdaptiveAvgPool2d(3), True),
+        (nn.AdaptiveAvgPool2d(4), False),
+        (nn.Identity(), False),
+    ):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 5, 1), pool, nn.Flatten(), nn.LazyLinear(7)).eval()
+        image = torch.randn(1, 3, 8, 8)
+        with torch.no_grad():
+            net(image)
+        (layer,) = (r for r in describe(net, image).replaced if r.kernel)
+        dense = convolutionalize(net, 8, 3)
+        with ArgumentRecorder((torch.ops.aten.conv2d.default, torch.conv2d), 1) as recorder, torch.no_grad():
+            dense.model(torch.randn(1, 3, 40, 40))
+        kernel = recorder.arguments[-1]
+        assert tuple(kernel.shape) == layer.kernel
+        assert int(kernel.count_nonzero()) == layer.nonzero
+        assert (layer.nonzero < kernel.numel()) == sparse
+        described = svgs.ElementTree.fromstring(render(describe(net, image), "F3"))[1].text or ""
+        assert ("non-zero weights" in described) == sparse
 
 
 @pytest.mark.parametrize("figure", ["F1", "F2", "F3", "strip"])
@@ -60,11 +86,11 @@ def test_wrapping_breaks_no_number(width: int) -> None:
     assert DIGITS.findall(" ".join(rows)) == ["123456", "36,864"]
 
 
-def test_a_list_of_paths_with_gaps_is_no_number() -> None:
+def test_a_list_of_paths_with_gaps_is_not_a_number() -> None:
     assert common_path([f"a.{n}.x" for n in (1, 3, 5, 64)]) == "a.1,…,64.x"
 
 
-def test_alike_pools_are_told_once() -> None:
+def test_identical_pools_are_mentioned_once() -> None:
     net = nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(49, 4)).eval()
     svg = render(describe(net, torch.randn(1, 1, 18, 18)), "F3", width="page")
     told = re.findall(r"becomes a (\S+) pool", " ".join(line.text for line in svgs.texts(svg)))

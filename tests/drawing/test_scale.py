@@ -1,4 +1,4 @@
-"""What is drawn to scale is: lengths and counts read back out of the files."""
+"""Lengths and counts in the files agree with the data."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_f2_colours_are_the_signs() -> None:
 
 def test_f2_says_which_map_was_flattened() -> None:
     said = {n: " ".join(t.text for t in svgs.texts(render(drawing(n), "F2"))) for n in ("demo", "one layer")}
-    assert "The inputs are the flattened map of 32×5×5." in said["demo"]
+    assert "The inputs are a flattened map of 32×5×5." in said["demo"]
     assert "flattened" not in said["one layer"]
 
 
@@ -109,7 +109,7 @@ def test_f2_can_be_asked_for_a_layer() -> None:
             render(data, figure, layer="nowhere")
     deep = svgs.groups(render(drawing("deep"), "F2"))
     assert sum(k.startswith("edges-") for k in deep) < 21
-    assert "of 21 layers in a row" in " ".join(
+    assert "of 21 successive layers are drawn" in " ".join(
         line.text for line in svgs.texts(render(drawing("deep"), "F2"))
     )
 
@@ -120,18 +120,18 @@ def test_f3_accounts_for_every_layer(name: str) -> None:
     layers = before_after.layers(data)
     said = " ".join(line.text for line in svgs.texts(render(data, "F3")))
     desc = ElementTree.fromstring(render(data, "F3"))[1].text or ""
-    told = sum(int(n) for n in re.findall(r"\((\d+) times alike\)", desc))
+    told = sum(int(n) for n in re.findall(r"\((\d+) identical layers\)", desc))
     once = (
         desc.count(" becomes a ")
-        - len(re.findall(r"times alike\)", desc))
+        - len(re.findall(r"identical layers\)", desc))
         - len(re.findall(r"becomes a \S+ pool", desc))
     )
     assert told + once == len(layers)
-    assert ("×" in said and f"{len(layers)} layers; alike" in said) == (told > 0)
+    assert ("×" in said and f"{len(layers)} layers; identical" in said) == (told > 0)
 
 
-def test_f3_alike_layers_are_alike() -> None:
-    runs = before_after.runs(before_after.layers(drawing("tokens")), before_after._alike)
+def test_f3_merges_identical_layers() -> None:
+    runs = before_after.runs(before_after.layers(drawing("tokens")), before_after._key)
     assert [(run.times, [r.path for r in run.first]) for run in runs] == [
         (3, ["blocks.0.1", "blocks.0.3"]),
         (1, ["head"]),
@@ -139,17 +139,17 @@ def test_f3_alike_layers_are_alike() -> None:
 
 
 @pytest.mark.parametrize("name", BANK)
-def test_the_strip_begins_with_the_input_and_ends_with_the_answer(name: str) -> None:
+def test_the_strip_begins_with_the_input_and_ends_with_the_output(name: str) -> None:
     data = drawing(name)
     values = feature_maps.values(data)
     assert values[0].sizes == data.input
     assert sorted(values[-1].sizes) == sorted(data.steps[-1].output)
-    drawn = sum(len(run.first) for run in feature_maps.runs(values, feature_maps.DrawnValue.key))
+    drawn = sum(len(run.first) for run in feature_maps.runs(values, feature_maps.StripValue.key))
     assert sum(k.startswith("value-") for k in svgs.groups(render(data, "strip"))) == drawn
 
 
 def test_the_strip_counts_repeated_blocks() -> None:
-    runs = feature_maps.runs(feature_maps.values(drawing("tokens")), feature_maps.DrawnValue.key)
+    runs = feature_maps.runs(feature_maps.values(drawing("tokens")), feature_maps.StripValue.key)
     assert [run.times for run in runs if run.times > 1] == [3]
 
 
@@ -187,8 +187,8 @@ def test_the_window_is_in_exact_pixels(name: str) -> None:
             (v - o) / unit for v, o in zip(_rectangle(parts[name_]), (left, top, left, top), strict=True)
         ]
         assert pixels == pytest.approx([x1, y1, x2, y2], abs=0.02 / unit)
-    answers = len(list(parts["answers"].iter(f"{svgs.SVG}circle")))
-    assert answers == np.prod(g.positions((96, 72)))
+    predictions = len(list(parts["predictions"].iter(f"{svgs.SVG}circle")))
+    assert predictions == np.prod(g.positions((96, 72)))
 
 
 def test_an_image_that_does_not_fit() -> None:
@@ -208,23 +208,23 @@ def test_a_network_of_one_size_says_why() -> None:
 
 
 def test_a_long_strip_draws_blocks_as_one() -> None:
-    """Every block narrows and widens by itself, none is like another: too many values for a column."""
+    """All blocks have different channels, so none are merged: too many values for a column."""
     sizes = range(8, 68, 2)
     blocks = (nn.Sequential(nn.Conv2d(a, 3, 1), nn.Conv2d(3, a + 2, 1)) for a in sizes)
     model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Sequential(*blocks))
     data = describe(model, torch.zeros(1, 1, 4, 4))
     values = feature_maps.values(data)
     assert len(values) == 2 + 2 * len(sizes)
-    whole, joined = feature_maps.fitting(values, 1000)
+    whole, joined = feature_maps.strip_runs(values, 1000)
     assert not joined
     assert sum(len(run.first) for run in whole) == len(values)
-    short, joined = feature_maps.fitting(values, 40)
+    short, joined = feature_maps.strip_runs(values, 40)
     assert joined
     drawn = [v for run in short for v in run.first]
     assert [v.channels for v in drawn] == [1, 8, *(a + 2 for a in sizes)]
     assert sum(len(v.steps) for v in drawn) == len(data.steps)  # no step is lost
-    least, _ = feature_maps.fitting(values, 1)
+    least, _ = feature_maps.strip_runs(values, 1)
     assert [v.channels for run in least for v in run.first] == [1, 8, 68]
     svg = render(data, "strip")
-    assert "Of a block, the last value is drawn." in " ".join(line.text for line in svgs.texts(svg))
+    assert "For each block, its last value is drawn." in " ".join(line.text for line in svgs.texts(svg))
     assert svgs.size(svg)[1] < 9 * 72

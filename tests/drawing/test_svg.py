@@ -1,4 +1,4 @@
-"""The files: valid SVG that needs nothing else, readable text, light and dark alike but for colour."""
+"""The files are valid SVG without external resources, with readable text; themes differ in colour only."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 
 import onebyone
 from onebyone.comparison import Comparison
-from onebyone.comparison.claims import STATEMENTS
+from onebyone.comparison.claims import CLAIMS
 from tests.comparison.conftest import network
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -35,7 +35,7 @@ IMAGE = torch.randn(1, 3, 8, 7, generator=torch.Generator().manual_seed(1))
 @pytest.fixture(scope="session")
 def comparison() -> Comparison:
     """All rows but the two that train networks."""
-    return onebyone.compare(network(), IMAGE, budget=20, rows=[r for r in STATEMENTS if r not in LONG])
+    return onebyone.compare(network(), IMAGE, budget=20, rows=[r for r in CLAIMS if r not in LONG])
 
 
 @pytest.fixture(scope="session")

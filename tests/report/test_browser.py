@@ -33,7 +33,7 @@ def test_dragging_the_pixel(page: str, open_page: Open) -> None:
     check_pixel(opened.page, (5, 4))
     mouse.move(*place(opened.page, "pointwise", (2, 2), (6, 5)))  # not pressed: it stays
     check_pixel(opened.page, (5, 4))
-    # the input of another layer moves all as well
+    # the input of another layer selects in all layers as well
     mouse.click(*place(opened.page, "connected", (1, 3), (6, 5)))
     check_pixel(opened.page, (1, 3))
     told = opened.page.locator("#pixel-live").inner_text()
@@ -169,7 +169,7 @@ def check_size(page: Any, comparison: Comparison, side: int) -> None:
         for text, role in zip(cells, ("pointwise", "connected"), strict=False):
             ends = sorted(table[n][role]["median"] for n in (low, high))
             assert ends[0] * 0.99 <= shown(text) <= ends[1] * 1.01
-        assert cells[3].startswith("read between")
+        assert cells[3].startswith("interpolated between")
     assert page.locator("#size-now").inner_text() == f"{side}×{side}"
 
 
@@ -240,7 +240,7 @@ def test_it_prints(page: str, open_page: Open) -> None:
 def test_without_a_script_the_page_still_tells(page: str, open_page: Open) -> None:
     opened = open_page(page, java_script_enabled=False)
     check_pixel(opened.page, (3, 2))
-    assert "Both hold" in opened.page.locator("#order-live").inner_text()
+    assert "Both values are" in opened.page.locator("#order-live").inner_text()
     assert opened.page.locator('#size-table tr[data-measure="parameters"] td').nth(2).inner_text() == "49×"
 
 

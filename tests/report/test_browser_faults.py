@@ -43,7 +43,7 @@ def test_a_changed_number_is_noticed(comparison: Comparison, page: str, open_pag
     assert changed != page
     opened = open_page(changed)
     opened.page.get_by_role("button", name="First").click()
-    assert "They differ" in opened.page.locator("#order-live").inner_text()
+    assert "The values differ" in opened.page.locator("#order-live").inner_text()
     with pytest.raises(AssertionError):
         check_order(opened.page, 0)
 

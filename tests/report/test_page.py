@@ -1,4 +1,4 @@
-"""The page as text: whole, well formed, accessible by construction, and the same data that the comparison has."""
+"""The page as text: complete, well formed, accessible, and with the same data as the comparison."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch import nn
 import onebyone
 from onebyone.comparison import Comparison
 from onebyone.comparison.claim_result import Row
-from onebyone.comparison.claims import STATEMENTS
+from onebyone.comparison.claims import CLAIMS
 from onebyone.errors import BadInput
-from onebyone.report.claim_figures import picture
+from onebyone.report.claim_figures import claim_figure
 from onebyone.report.html import json_in_html, outside_links
-from onebyone.report.interactive_views import counted
+from onebyone.report.interactive_views import cost_counts
 from tests.comparison.conftest import network
 from tests.report.conftest import IMAGE, LONG, require
 
@@ -107,7 +107,7 @@ def test_it_loads_nothing_and_is_small(page: str) -> None:
 def test_every_row_is_there_with_its_words_and_figures(comparison: Comparison, page: str) -> None:
     read = Reader(page)
     cards = [a["id"] for a in read.all("article")]
-    assert cards == [r for r in STATEMENTS if r not in LONG]
+    assert cards == [r for r in CLAIMS if r not in LONG]
     text = " ".join(t for _, t in read.texts)
     for row in comparison.rows:
         assert row.statement in text
@@ -143,14 +143,14 @@ def test_what_was_not_measured_says_why() -> None:
     rows = onebyone.compare(network(), IMAGE, budget=1e-9, rows=["S5", "R1", "R3", "R4"])
     page = rows.to_html()
     text = " ".join(t for _, t in Reader(page).texts)
-    assert text.count("was spent before it: give a larger one") >= 3
-    assert "could not be measured" in text
+    assert text.count("increase the budget") >= 3
+    assert "could not be tested" in text
     assert 'class="view"' not in page
     vector = onebyone.compare(nn.Linear(4, 3), torch.randn(1, 4), budget=2, rows=["D1", "D7", "R1", "R3"])
-    assert "no windows" in vector.to_html()
+    assert "windows require images" in vector.to_html()
 
 
-@pytest.mark.parametrize("row", [r for r in STATEMENTS if r not in LONG])
+@pytest.mark.parametrize("row", [r for r in CLAIMS if r not in LONG])
 def test_any_one_row_makes_a_page(comparison: Comparison, row: str) -> None:
     alone = dataclasses.replace(comparison, rows=(comparison[row],), conversion=None, verification=None)
     assert [a["id"] for a in Reader(alone.to_html()).all("article")] == [row]
@@ -247,9 +247,9 @@ def test_contrast_is_that_of_the_standard() -> None:
 
 
 def made(row: str, figures: dict[str, Any], pictures: dict[str, Any] | None = None) -> str:
-    found = picture(Row(row, "…", "holds", figures, "…", pictures or {}).to_dict())
-    assert found is not None
-    return found.html
+    figure = claim_figure(Row(row, "…", "holds", figures, "…", pictures or {}).to_dict())
+    assert figure is not None
+    return figure.html
 
 
 def test_a_picture_tells_its_numbers() -> None:
@@ -299,7 +299,7 @@ def test_counts_are_the_comparison_s(comparison: Comparison) -> None:
     figures = comparison["D5"].figures
     for row in figures["counts"]:
         if row["size"][0] == row["size"][1]:
-            found = counted(figures, row["size"][0])
+            found = cost_counts(figures, row["size"][0])
             assert found == {k: row[k] for k in ("parameters", "macs", "bytes")}
 
 
@@ -313,7 +313,7 @@ def test_the_file_is_written_whole_or_not_at_all(comparison: Comparison, tmp_pat
     with pytest.raises(BadInput, match="cannot write"):
         comparison.to_html(tmp_path / "no" / "r.html")
     (tmp_path / "p.json").write_text("{")
-    with pytest.raises(BadInput, match="no JSON"):
+    with pytest.raises(BadInput, match="not valid JSON"):
         comparison.to_html(tmp_path / "s.html", plan=tmp_path / "p.json")
     assert not (tmp_path / "s.html").exists()
 
@@ -329,7 +329,7 @@ def test_without_a_browser_tests_are_skipped_but_never_where_changes_are_checked
 def test_the_whole_comparison_on_a_page(tmp_path: Path) -> None:
     found = onebyone.compare(network(), IMAGE, budget=60)
     read = Reader(found.to_html(tmp_path / "r.html"))
-    assert [a["id"] for a in read.all("article")] == list(STATEMENTS)
+    assert [a["id"] for a in read.all("article")] == list(CLAIMS)
     assert all(row.verdict != "not available" for row in found.rows)
 
 

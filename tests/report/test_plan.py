@@ -1,4 +1,4 @@
-"""The plan of `tune` on the page: what is there is shown, what is not a plan is refused in one sentence."""
+"""The plan of `tune` on the page: its parts are shown, and an invalid plan is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_a_plan_comes_from_a_file_or_an_object(tmp_path: Path) -> None:
     assert read_plan(tuned) == PLAN
 
 
-def test_the_plan_that_tune_makes_is_one() -> None:
-    """Its own record, filled with what is here: every key that it writes is taken."""
+def test_the_plan_that_tune_writes_is_accepted() -> None:
+    """The record of `tune` with these entries: every key that it writes is read."""
     record = TuningPlan(
         **{key: PLAN[key] for key in ("machine", "versions", "threads", "choice", "why", "peak_gflops")},
         network={"name": "net"},
@@ -112,11 +112,11 @@ def bad(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "is no JSON"),
-        ("\ufeff", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ("[1]", "is a list; expected the plan that tune writes, an object"),
-        ("{}", "holds neither candidates nor layers"),
+        ("{", "not valid JSON"),
+        ("\ufeff", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1]", "a list; expected a plan of tune, which is an object"),
+        ("{}", "contains neither candidates nor layers"),
         (bad(candidates="x"), 'candidates is "x"; expected a list'),
         (bad(candidates=[3]), "candidates.0. is 3; expected an object"),
         (bad(candidates=[{"median_ms": "fast"}]), 'candidates.0.: median_ms is "fast"; expected a number'),
@@ -138,9 +138,9 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, text: str, reason: str) -> N
 def test_a_file_that_is_not_there_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="cannot read"):
         read_plan(tmp_path / "none.json")
-    monkeypatch.setattr("onebyone.report.tuning_plan.MOST_BYTES", 10)
+    monkeypatch.setattr("onebyone.report.tuning_plan.MAX_BYTES", 10)
     (tmp_path / "plan.json").write_text(json.dumps(PLAN), encoding="utf-8")
-    with pytest.raises(BadInput, match="is larger than"):
+    with pytest.raises(BadInput, match="larger than"):
         read_plan(tmp_path / "plan.json")
 
 
@@ -164,5 +164,5 @@ def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     other = tmp_path / "s.html"
     refused = run_command(*few, "--html", other, "--plan", plan)
     assert refused.code == 2
-    assert "expected the plan that tune writes" in refused.err
+    assert "expected a plan of tune" in refused.err
     assert not other.exists()

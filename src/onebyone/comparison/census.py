@@ -1,4 +1,4 @@
-"""D6: where either layer occurs, counted in the user's own network and in the networks of timm and torchvision."""
+"""D6: where the two layers occur, in the user's network and in the networks of timm and torchvision."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from statistics import fmean
 from typing import Any
 
 from onebyone.comparison.claim_result import Figures, Verdict, holds, not_as_said
-from onebyone.comparison.layer_calls import KERNEL, LINEAR, POINTWISE, Seen
+from onebyone.comparison.layer_calls import KERNEL, LINEAR, POINTWISE, LayerCall
 
 ALL = "all"
-"""Among a network's places: all of its layers that were seen."""
+"""Among the uses of a network's layers: all layers that were recorded."""
 
 
 def read_census() -> list[dict[str, Any]] | None:
-    """The networks of timm and torchvision, as `tools/census.py` counted them; None where the file is missing.
+    """The networks of timm and torchvision, as `tools/census.py` counted them; None if the file is missing.
 
-    Each has `key`, `parameters`, how many `linear` layers and `pointwise` convolutions it has, and, if it was
-    run, `places`: of each place (and of ALL) the layers, their parameters and their MACs.
+    Each has `key`, `parameters`, its number of `linear` layers and `pointwise` convolutions, and, if it was run,
+    `uses`: for each use (and for ALL) the number of layers, their parameters and their MACs.
     """
     file = resources.files("onebyone.comparison").joinpath("census.json")
     if not file.is_file():
@@ -29,49 +29,51 @@ def read_census() -> list[dict[str, Any]] | None:
     return networks
 
 
-def place_of(layer: Seen) -> str:
-    """Where a layer stands: what it reads says it."""
+def layer_use(layer: LayerCall) -> str:
+    """What a layer is used for, by its kind and its input."""
     if layer.kind == KERNEL:
         return "k×k convolution"
     if layer.kind == POINTWISE:
         return "1×1 convolution" if layer.groups == 1 else "grouped 1×1 convolution"
     if layer.tokens:
-        return "linear layer on every token or place"
+        return "linear layer on every token or position"
     if layer.block is not None and prod(layer.block[1:]) > 1:
         return "linear layer on a flattened map"
     return "linear layer on a pooled map" if layer.pooled else "linear layer on a vector"
 
 
-def measure_census(seen: Sequence[Seen], parameters: int, zoo: Sequence[Mapping[str, Any]] | None) -> Figures:
-    """The network's layers by place, with their share of its parameters and MACs; and the zoo's counts.
+def measure_census(
+    calls: Sequence[LayerCall], parameters: int, zoo: Sequence[Mapping[str, Any]] | None
+) -> Figures:
+    """The network's layers by use, with their share of its parameters and MACs; and the counts of the model zoo.
 
-    MACs are those of the linear layers and convolutions seen.
+    MACs are those of the recorded linear layers and convolutions.
     """
-    macs = sum(s.macs for s in seen) or 1
-    places: dict[str, dict[str, float]] = {}
-    for layer in seen:
-        row = places.setdefault(
-            place_of(layer), {"layers": 0, "parameters": 0, "macs": 0, "share_of_parameters": 0.0}
+    macs = sum(c.macs for c in calls) or 1
+    uses: dict[str, dict[str, float]] = {}
+    for layer in calls:
+        row = uses.setdefault(
+            layer_use(layer), {"layers": 0, "parameters": 0, "macs": 0, "share_of_parameters": 0.0}
         )
         row["layers"] += 1
         row["parameters"] += layer.parameters
         row["macs"] += layer.macs
         row["share_of_parameters"] = row["parameters"] / max(1, parameters)
         row["share_of_macs"] = row["macs"] / macs
-    own = {
+    network = {
         "parameters": parameters,
         "macs": macs,
-        "places": places,
-        "convolutional": any(_overlaps(s) for s in seen),
-        "linear": sum(s.kind == LINEAR for s in seen),
-        "pointwise": sum(s.kind == POINTWISE for s in seen),
-        "linear_on_tokens": sum(s.kind == LINEAR and s.tokens for s in seen),
+        "uses": uses,
+        "convolutional": any(_windows_overlap(c) for c in calls),
+        "linear": sum(c.kind == LINEAR for c in calls),
+        "pointwise": sum(c.kind == POINTWISE for c in calls),
+        "linear_on_tokens": sum(c.kind == LINEAR and c.tokens for c in calls),
     }
-    return {"network": own, "zoo": None if zoo is None else _totals(zoo)}
+    return {"network": network, "zoo": None if zoo is None else _totals(zoo)}
 
 
-def _overlaps(layer: Seen) -> bool:
-    """Whether it is a convolution whose windows overlap; cutting an image into patches makes no such network."""
+def _windows_overlap(layer: LayerCall) -> bool:
+    """Whether it is a convolution whose windows overlap; cutting an image into patches does not count as one."""
     if layer.kind != KERNEL:
         return False
     module: Any = layer.module
@@ -91,64 +93,69 @@ def _totals(zoo: Sequence[Mapping[str, Any]]) -> Figures:
 
     groups = sorted({_group(m) for m in zoo})
     by_group = {g: tally([m for m in zoo if _group(m) == g]) for g in groups}
-    run = [m for m in zoo if m.get("places")]
-    return tally(zoo) | {"by_group": by_group, "run": len(run), "places": _places(run)}
+    run = [m for m in zoo if m.get("uses")]
+    return tally(zoo) | {"by_group": by_group, "run": len(run), "uses": _uses(run)}
 
 
 def _group(network: Mapping[str, Any]) -> str:
-    """Where it comes from: timm, torchvision, or structure (of torchvision, counted and not run)."""
+    """The source of a network: timm, torchvision, or structure (torchvision networks that were counted, not run)."""
     return str(network["key"]).split(":")[0]
 
 
-def _places(run: Sequence[Mapping[str, Any]]) -> Figures:
-    """Of each place: how many networks have such layers, how many there are, and what share of a network's
-    parameters and MACs they hold, a mean in which every network that was run counts alike.
+def _uses(run: Sequence[Mapping[str, Any]]) -> Figures:
+    """For each use: the number of networks with such layers, the number of layers, and their share of a network's
+    parameters and MACs, averaged over the networks that were run.
     """
-    names = sorted({place for m in run for place in m["places"] if place != ALL})
+    names = sorted({use for m in run for use in m["uses"] if use != ALL})
     return {
-        place: {
-            "networks": sum(place in m["places"] for m in run),
-            "layers": sum(_of(m, place)[0] for m in run),
-            "share_of_parameters": fmean(_of(m, place)[1] / max(1, m["parameters"]) for m in run),
-            "share_of_macs": fmean(_of(m, place)[2] / max(1, _of(m, ALL)[2]) for m in run),
+        use: {
+            "networks": sum(use in m["uses"] for m in run),
+            "layers": sum(_counts(m, use)[0] for m in run),
+            "share_of_parameters": fmean(_counts(m, use)[1] / max(1, m["parameters"]) for m in run),
+            "share_of_macs": fmean(_counts(m, use)[2] / max(1, _counts(m, ALL)[2]) for m in run),
         }
-        for place in names
+        for use in names
     }
 
 
-def _of(network: Mapping[str, Any], place: str) -> Sequence[int]:
-    found: Sequence[int] = network["places"].get(place, (0, 0, 0))
-    return found
+def _counts(network: Mapping[str, Any], use: str) -> Sequence[int]:
+    """Layers, parameters and MACs of one use."""
+    counts: Sequence[int] = network["uses"].get(use, (0, 0, 0))
+    return counts
 
 
-def judge_census(figures: Figures) -> Verdict:
-    """As said: the one in convolutional networks, the other in feed-forward ones. Networks with both refute it."""
-    own, zoo = figures["network"], figures["zoo"]
-    counted = f"Linear layers and 1×1 convolutions in this network: {own['linear']} and {own['pointwise']}"
+def census_verdict(figures: Figures) -> Verdict:
+    """Holds unless either layer occurs in the networks of the other."""
+    network, zoo = figures["network"], figures["zoo"]
+    counted = (
+        f"This network calls {network['linear']} linear layers and {network['pointwise']} 1×1 convolutions"
+    )
     if zoo:
         counted += f"; {zoo['with_both']} of {zoo['networks']} networks of timm and torchvision have both"
         counted += _shares(zoo)
     else:
-        counted += " (the census is not installed: this network alone was counted)"
+        counted += " (the census of the model zoo is not installed, so only this network was counted)"
     reasons = []
-    if own["linear"] and (own["convolutional"] or own["pointwise"]):
-        reasons.append("a convolutional network with fully connected layers")
-    if own["linear_on_tokens"]:
+    if network["linear"] and (network["convolutional"] or network["pointwise"]):
+        reasons.append("this convolutional network has fully connected layers")
+    if network["linear_on_tokens"]:
         reasons.append(
-            f"{own['linear_on_tokens']} linear layers that act at each token, as 1×1 convolutions do"
+            f"{network['linear_on_tokens']} of its linear layers act on each token, as 1×1 convolutions do"
         )
     if zoo and zoo["with_both"]:
-        reasons.append("networks of timm and torchvision with both")
+        reasons.append("networks of timm and torchvision have both")
     if reasons:
-        return not_as_said(f"either occurs in the other's networks: {', '.join(reasons)}. {counted}")
+        return not_as_said(
+            f"each layer occurs in networks of the other kind: {', '.join(reasons)}. {counted}"
+        )
     return holds(counted)
 
 
 def _shares(zoo: Mapping[str, Any]) -> str:
-    """What either kind holds of a network, on the mean."""
-    told = []
+    """The mean share of a network's parameters and MACs in either kind of layer."""
+    parts = []
     for kind, word in ((LINEAR, "linear layers"), ("1×1 convolution", "1×1 convolutions")):
-        rows = [row for place, row in zoo["places"].items() if kind in place]
+        rows = [row for use, row in zoo["uses"].items() if kind in use]
         parameters, macs = (sum(row[f"share_of_{of}"] for row in rows) for of in ("parameters", "macs"))
-        told.append(f"{word} hold {parameters:.0%} of the parameters and do {macs:.0%} of the MACs")
-    return f"; on the mean of the {zoo['run']} that were run {' and '.join(told)}" if zoo["run"] else ""
+        parts.append(f"{word} hold {parameters:.0%} of the parameters and do {macs:.0%} of the MACs")
+    return f"; averaged over the {zoo['run']} that were run, {' and '.join(parts)}" if zoo["run"] else ""

@@ -1,4 +1,4 @@
-"""One row of the comparison: what is said, what was measured, and the verdict that follows from it."""
+"""The result of testing one claim: the claim, the measured figures, and the verdict derived from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Figures = dict[str, Any]
-"""What an experiment measured: numbers, texts, lists and mappings of such, as JSON holds them."""
+"""What an experiment measured, as JSON holds it: numbers, texts, and lists and mappings of these."""
 
 HOLDS = "holds"
 WHEN = "holds when"
@@ -16,53 +16,44 @@ NOT_AVAILABLE = "not available"
 
 
 class Verdict(NamedTuple):
-    """The verdict in words, and why: one or two sentences made from the figures."""
+    """The verdict, and the reason for it in one or two sentences built from the figures."""
 
     text: str
     because: str
 
 
 def holds(because: str) -> Verdict:
-    """The statement is true as it is usually said."""
+    """The claim is true as it is usually worded."""
     return Verdict(HOLDS, because)
 
 
 def holds_when(condition: str, because: str) -> Verdict:
-    """The statement is true under a condition that the usual wording leaves out.
+    """The claim is true under a condition that its usual wording omits.
 
-    >>> holds_when("the map has more than one place", "…").text
-    'holds when the map has more than one place'
+    >>> holds_when("the map has more than one position", "…").text
+    'holds when the map has more than one position'
     """
     return Verdict(f"{WHEN} {condition}", because)
 
 
 def not_as_said(because: str) -> Verdict:
-    """The statement is not true as it is usually said."""
+    """The claim is not true as it is usually worded."""
     return Verdict(NOT_AS_SAID, because)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "layer"), counted(1200, "layer")
-    ('1 layer', '1,200 layers')
-    """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def not_available(because: str) -> Verdict:
-    """The experiment could not be made; the reason."""
+    """The experiment could not be run, for this reason."""
     return Verdict(NOT_AVAILABLE, because)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A statement about the two layers, measured.
+    """One claim about the two layers, and the result of testing it.
 
-    `id` is that of the project's list (S1 to S5, D1 to D8, R1 to R4); `verdict` one of "holds",
-    "holds when …", "does not hold as usually said", and "not available" where the experiment could not be
-    made. It is computed from `figures` by a function of the experiment, and `because` says in words how.
-    `pictures` are plain arrays (nested lists) to draw: the support of a Jacobian, a map of errors, a sweep.
+    `id` identifies the claim (S1 to S5, D1 to D8, R1 to R4) and `statement` is its text. `verdict` is "holds",
+    "holds when …", "does not hold as usually said", or "not available" where the experiment could not be run;
+    it is computed from `figures` alone, and `because` explains it. `pictures` holds plain arrays to draw (nested
+    lists): the support of a Jacobian, a map of errors, a sweep. `seconds` is the duration of the experiment.
     """
 
     id: str
@@ -75,9 +66,9 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """The verdict without its condition: one of the four words above.
+        """The verdict without its condition: one of the four texts above.
 
-        >>> Row("D8", "…", "holds when the map has more than one place", {}, "…").kind
+        >>> Row("D8", "…", "holds when the map has more than one position", {}, "…").kind
         'holds when'
         """
         return WHEN if self.verdict.startswith(WHEN) else self.verdict

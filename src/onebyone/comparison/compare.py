@@ -1,4 +1,4 @@
-"""`compare`: every experiment on one network."""
+"""`compare`: runs every experiment on one network."""
 
 from __future__ import annotations
 
@@ -12,119 +12,125 @@ from typing import Any
 import torch
 from torch import nn
 
-from onebyone.comparison.census import judge_census
+from onebyone.comparison.census import census_verdict
 from onebyone.comparison.claim_result import Figures, Row, Verdict, not_available
-from onebyone.comparison.claims import STATEMENTS
-from onebyone.comparison.complexity import judge_complexity
-from onebyone.comparison.dense_inference import judge_detection
+from onebyone.comparison.claims import CLAIMS
+from onebyone.comparison.complexity import complexity_verdict
+from onebyone.comparison.dense_inference import detection_verdict
 from onebyone.comparison.differences import (
-    judge_dimensions,
-    judge_permutation,
-    judge_scope,
-    judge_share,
-    judge_shift,
-    judge_sizes,
+    dimensions_verdict,
     measure_dimensions,
     measure_permutation,
     measure_scope,
     measure_shift,
+    permutation_verdict,
+    scope_verdict,
+    share_verdict,
+    shift_verdict,
+    sizes_verdict,
 )
 from onebyone.comparison.experiment_inputs import ExperimentInputs
-from onebyone.comparison.flexibility import judge_flexibility
-from onebyone.comparison.layer_calls import observe
-from onebyone.comparison.layer_pair import choose
-from onebyone.comparison.network_summary import whole_network
+from onebyone.comparison.flexibility import flexibility_verdict
+from onebyone.comparison.layer_calls import record_layer_calls
+from onebyone.comparison.layer_pair import choose_layers
+from onebyone.comparison.network_summary import summarise_network
 from onebyone.comparison.replacements import (
-    judge_chain,
-    judge_classification,
-    judge_replacement,
+    chain_verdict,
+    classification_verdict,
     measure_replacement,
+    replacement_verdict,
 )
 from onebyone.comparison.result import Comparison
 from onebyone.comparison.similarities import (
-    judge_activation,
-    judge_learning,
-    judge_mixing,
-    judge_weighted_sum,
+    activation_verdict,
+    learning_verdict,
     measure_mixing,
     measure_weighted_sum,
+    mixing_verdict,
+    weighted_sum_verdict,
 )
 from onebyone.errors import BadInput, InexactWarning, OnebyoneError
 from onebyone.tuning.machine import describe_machine
 from onebyone.verification.evaluation_context import eval_mode
 
-BUDGET = 120.0
+DEFAULT_BUDGET = 120.0
+"""Seconds."""
 Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """How a row is measured and judged; `long` ones are left out once the budget is spent.
+    """How the claim `id` is tested: `measure` returns figures, and `conclude` derives the verdict from them.
 
-    `first` is the part of a long one that is measured before all rows, so that no budget leaves it out.
+    A `long` experiment is skipped once the budget is spent. `early` measures a part of it before all other
+    experiments, so that this part is never skipped.
     """
 
     id: str
     measure: Callable[[ExperimentInputs], Figures]
-    judge: Callable[[Figures], Verdict]
+    conclude: Callable[[Figures], Verdict]
     long: bool = False
-    first: Callable[[ExperimentInputs], Figures] | None = None
+    early: Callable[[ExperimentInputs], Figures] | None = None
 
 
 EXPERIMENTS = (
     Experiment(
-        "S1", lambda s: measure_weighted_sum([s.pair.connected, s.pair.pointwise], s.seed), judge_weighted_sum
+        "S1",
+        lambda s: measure_weighted_sum([s.pair.connected, s.pair.pointwise], s.seed),
+        weighted_sum_verdict,
     ),
-    Experiment("S2", ExperimentInputs.learning, judge_learning),
-    Experiment("S3", ExperimentInputs.activation, judge_activation),
-    Experiment("S4", lambda s: measure_mixing([s.pair.connected, s.pair.pointwise]), judge_mixing),
-    Experiment("D1", ExperimentInputs.scope, judge_scope),
-    Experiment("D2", ExperimentInputs.sizes, judge_sizes),
-    Experiment("D3", lambda s: measure_permutation(s.pair.spatial, s.seed), judge_permutation),
-    Experiment("D4", lambda s: measure_dimensions(s.layer_sizes()), judge_dimensions),
-    Experiment("D5", ExperimentInputs.complexity, judge_complexity),
-    Experiment("D6", ExperimentInputs.census, judge_census),
-    Experiment("D7", lambda s: measure_shift(s.pair.spatial, s.seed), judge_shift),
-    Experiment("D8", lambda s: measure_scope(s.pair.spatial), judge_share),
-    Experiment("R1", lambda s: measure_replacement(s.model, s.pair.seen, seed=s.seed), judge_replacement),
-    Experiment("R2", ExperimentInputs.chain, judge_chain),
-    Experiment("R3", ExperimentInputs.classification, judge_classification, long=True),
-    Experiment("R4", ExperimentInputs.detection, judge_detection, long=True, first=lambda s: s.own_detection),
-    Experiment("S5", ExperimentInputs.flexibility, judge_flexibility, long=True),
+    Experiment("S2", ExperimentInputs.learning, learning_verdict),
+    Experiment("S3", ExperimentInputs.activation, activation_verdict),
+    Experiment("S4", lambda s: measure_mixing([s.pair.connected, s.pair.pointwise]), mixing_verdict),
+    Experiment("D1", ExperimentInputs.scope, scope_verdict),
+    Experiment("D2", ExperimentInputs.sizes, sizes_verdict),
+    Experiment("D3", lambda s: measure_permutation(s.pair.spatial, s.seed), permutation_verdict),
+    Experiment("D4", lambda s: measure_dimensions(s.layer_sizes()), dimensions_verdict),
+    Experiment("D5", ExperimentInputs.complexity, complexity_verdict),
+    Experiment("D6", ExperimentInputs.census, census_verdict),
+    Experiment("D7", lambda s: measure_shift(s.pair.spatial, s.seed), shift_verdict),
+    Experiment("D8", lambda s: measure_scope(s.pair.spatial), share_verdict),
+    Experiment("R1", lambda s: measure_replacement(s.model, s.pair.calls, seed=s.seed), replacement_verdict),
+    Experiment("R2", ExperimentInputs.chain, chain_verdict),
+    Experiment("R3", ExperimentInputs.classification, classification_verdict, long=True),
+    Experiment(
+        "R4", ExperimentInputs.detection, detection_verdict, long=True, early=lambda s: s.network_detection
+    ),
+    Experiment("S5", ExperimentInputs.flexibility, flexibility_verdict, long=True),
 )
-"""In the order in which they are made: the quick ones first, then the long ones that tell of the network itself."""
+"""In the order in which they run: quick ones first, then the long ones, with those on the network itself first."""
 
 
 def compare(
     model: nn.Module,
     example: Any,
     *,
-    budget: float = BUDGET,
+    budget: float = DEFAULT_BUDGET,
     seed: int = 0,
     rows: Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Measure every statement about the two layers on a network's own layers.
+    """Test common claims about fully connected layers and 1×1 convolutions on a network's own layers.
 
-    A fully connected layer and a pointwise convolution of the network are chosen (or the converted twin of
-    one stands in for the other), as the run on `example` calls them. Experiments run in float64 on the
-    layers' real shapes; of large layers the first outputs are used, which the figures say.
+    A fully connected layer and a pointwise convolution are chosen from those that a run on `example` calls; if the
+    network has only one of the two, the other is obtained by conversion. The experiments run in float64 on the
+    layers' real shapes. Of large layers only the first outputs are used, and the figures say so.
 
     Parameters
     ----------
-    model: the network; left as it is.
-    example: its input: a tensor (N, C, H, W) or other, a tuple of positional or a dict of keyword arguments.
-    budget: seconds to aim at. The proof of the whole network and its dense pass against every window come
-        first; what is measured repeatedly takes its share of the budget, and long experiments that have not
-        begun by then are left out, with that reason.
-    seed: of everything random.
-    rows: ids of the rows wanted; all where None.
-    progress: called with (done, of) after the whole network was converted and verified, and after every row.
+    model: the network; it is not modified.
+    example: its input: a tensor such as (N, C, H, W), a tuple of positional or a dict of keyword arguments.
+    budget: target duration in seconds. Verifying the whole network and timing its dense pass against every
+        window come first. Repeated measurements take a share of the budget, and long experiments that have not
+        started when it is spent are reported as not available.
+    seed: random seed.
+    rows: ids of the rows to compute; None computes all.
+    progress: called with (done, total) after the whole network was converted and verified, and after every row.
 
     Raises
     ------
     BadInput
-        where the network does not run on the example, has neither layer, or an argument does not fit.
+        if the network does not run on the example, has neither kind of layer, or an argument is invalid.
 
     Example
     -------
@@ -133,33 +139,36 @@ def compare(
     >>> r["D4"].verdict
     'does not hold as usually said'
     """
-    wanted = _wanted(rows)
+    wanted = _wanted_ids(rows)
     if not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}: expected a torch.nn.Module")
     if not budget > 0:
         raise BadInput(f"budget={budget}: expected a positive number of seconds")
     start = time.perf_counter()
-    found: dict[str, Row] = {}
+    results: dict[str, Row] = {}
     with eval_mode(model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # torch's own, met where it copies the graph of an exported program
+        # raised by torch when it copies the graph of an exported program
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        warnings.simplefilter("ignore", InexactWarning)  # the rows tell how far dense answers are from crops
+        warnings.simplefilter(
+            "ignore", InexactWarning
+        )  # the rows report how far dense predictions are from crops
         torch.manual_seed(seed)
-        setting = ExperimentInputs(model, example, choose(observe(model, example), seed), seed, budget)
+        pair = choose_layers(record_layer_calls(model, example), seed)
+        inputs = ExperimentInputs(model, example, pair, seed, budget)
         chosen = [e for e in EXPERIMENTS if e.id in wanted]
-        before = int(bool(wanted & {"R1", "R2"}))  # the whole network is a step of its own
-        whole = whole_network(setting, wanted, time.perf_counter() - start)
-        if progress is not None and before:
-            progress(before, before + len(chosen))
-        early = {e.id: e.first(setting) for e in chosen if e.first is not None}
+        summary_steps = int(bool(wanted & {"R1", "R2"}))
+        summary = summarise_network(inputs, wanted, time.perf_counter() - start)
+        if progress is not None and summary_steps:
+            progress(summary_steps, summary_steps + len(chosen))
+        early = {e.id: e.early(inputs) for e in chosen if e.early is not None}
         for experiment in chosen:
             elapsed = time.perf_counter() - start
-            found[experiment.id] = _row(experiment, setting, elapsed, early.get(experiment.id, {}))
+            results[experiment.id] = _row(experiment, inputs, elapsed, early.get(experiment.id, {}))
             if progress is not None:
-                progress(before + len(found), before + len(chosen))
+                progress(summary_steps + len(results), summary_steps + len(chosen))
     return Comparison(
-        rows=tuple(found[name] for name in STATEMENTS if name in found),
-        layers=setting.pair.describe(),
+        rows=tuple(results[name] for name in CLAIMS if name in results),
+        layers=pair.describe(),
         about={
             "network": type(model).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -171,37 +180,38 @@ def compare(
             "torch": torch.__version__,
             "onebyone": version("onebyone"),
         },
-        **whole,
+        **summary,
     )
 
 
-def _wanted(rows: Collection[str] | None) -> set[str]:
+def _wanted_ids(rows: Collection[str] | None) -> set[str]:
     if rows is None:
-        return set(STATEMENTS)
+        return set(CLAIMS)
     wanted = {rows} if isinstance(rows, str) else set(rows)
-    unknown = sorted(wanted - set(STATEMENTS))
+    unknown = sorted(wanted - set(CLAIMS))
     if unknown or not wanted:
-        raise BadInput(f"rows: {', '.join(unknown) or 'none'}; expected some of {', '.join(STATEMENTS)}")
+        raise BadInput(f"rows: {', '.join(unknown) or 'none'}; expected some of {', '.join(CLAIMS)}")
     return wanted
 
 
-def _row(experiment: Experiment, setting: ExperimentInputs, elapsed: float, early: Figures) -> Row:
+def _row(experiment: Experiment, inputs: ExperimentInputs, elapsed: float, early: Figures) -> Row:
     start = time.perf_counter()
     figures: Figures = {}
-    if experiment.long and elapsed > setting.budget:
+    if experiment.long and elapsed > inputs.budget:
         figures = dict(early)
-        late = f"the budget of {setting.budget:g} s was spent before it: give a larger one"
-        verdict = not_available("; ".join([late, *([experiment.judge(early).because] if early else [])]))
+        reasons = [f"the budget of {inputs.budget:g} s was already spent; increase the budget"]
+        reasons += [experiment.conclude(early).because] if early else []
+        verdict = not_available("; ".join(reasons))
     else:
         try:
-            figures = experiment.measure(setting)
-            verdict = experiment.judge(figures)
+            figures = experiment.measure(inputs)
+            verdict = experiment.conclude(figures)
         except OnebyoneError as error:
             verdict = not_available(str(error).splitlines()[0])
     pictures = figures.pop("pictures", {})
     return Row(
         id=experiment.id,
-        statement=STATEMENTS[experiment.id],
+        statement=CLAIMS[experiment.id],
         verdict=verdict.text,
         figures=figures,
         because=verdict.because,

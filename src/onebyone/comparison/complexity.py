@@ -1,4 +1,4 @@
-"""D5: parameters, multiply-accumulates and bytes counted, and time measured, over the size of the map."""
+"""D5: parameters, multiply-accumulates and bytes (counted) and time (measured) over the size of the map."""
 
 from __future__ import annotations
 
@@ -14,108 +14,108 @@ from torch import Tensor
 
 from onebyone.comparison.claim_result import Figures, Verdict, holds, holds_when, not_as_said
 from onebyone.laws.cost import Cost, flatten_linear, pointwise
+from onebyone.records import by
 
-Counted = Callable[[Sequence[int]], Cost]
-"""The cost of a layer on a map of a size (h, w)."""
+CostOfSize = Callable[[Sequence[int]], Cost]
+"""The cost of a layer on a map of size (h, w)."""
 
 SIDES = (1, 2, 4, 7, 14, 28)
-MOST_WEIGHTS = 2**24
+MAX_WEIGHTS = 2**24
 """Weights of the largest layer that is timed."""
-LEAST_REPEATS, MOST_REPEATS = 5, 31
+MIN_REPEATS, MAX_REPEATS = 5, 31
 _SHORTEST = 2e-4  # seconds: calls shorter than this are timed several at a time
 
 
-def costs(channels: int, outputs: int, itemsize: int = 4) -> dict[str, Counted]:
-    """The two costs, without bias, of a layer from `channels` to `outputs`; flatten + FC reads the whole map."""
+def costs(channels: int, outputs: int, itemsize: int = 4) -> dict[str, CostOfSize]:
+    """The costs of both layers from `channels` to `outputs`, without bias; flatten + FC reads the whole map."""
     return {
         "pointwise": lambda size: pointwise(1, channels, outputs, size, bias=False, itemsize=itemsize),
         "connected": lambda size: flatten_linear(1, channels, size, outputs, bias=False, itemsize=itemsize),
     }
 
 
-def measure_counts(counted: Mapping[str, Counted], sizes: Sequence[tuple[int, int]]) -> Figures:
+def measure_counts(cost_of: Mapping[str, CostOfSize], sizes: Sequence[tuple[int, int]]) -> Figures:
     """Counts at each size, and the ratios connected ÷ pointwise."""
     table = []
     for size in sizes:
-        found = {role: count(size) for role, count in counted.items()}
-        one, whole = found["pointwise"], found["connected"]
+        by_role = {role: cost(size) for role, cost in cost_of.items()}
+        pointwise_cost, connected_cost = by_role["pointwise"], by_role["connected"]
         table.append(
             {
                 "size": list(size),
                 "places": size[0] * size[1],
-                "parameters": {role: c.parameters for role, c in found.items()},
-                "macs": {role: c.macs for role, c in found.items()},
-                "bytes": {role: c.bytes_moved for role, c in found.items()},
-                "parameters_ratio": whole.parameters / one.parameters,
-                "macs_ratio": whole.macs / one.macs,
-                "bytes_ratio": whole.bytes_moved / one.bytes_moved,
+                "parameters": {role: c.parameters for role, c in by_role.items()},
+                "macs": {role: c.macs for role, c in by_role.items()},
+                "bytes": {role: c.bytes_moved for role, c in by_role.items()},
+                "parameters_ratio": connected_cost.parameters / pointwise_cost.parameters,
+                "macs_ratio": connected_cost.macs / pointwise_cost.macs,
+                "bytes_ratio": connected_cost.bytes_moved / pointwise_cost.bytes_moved,
             }
         )
     return {"counts": table}
 
 
-def judge_complexity(figures: Figures) -> Verdict:
-    """As said: lower for the one, higher for the other. Judged by the counts; times are told beside them."""
+def complexity_verdict(figures: Figures) -> Verdict:
+    """Holds if the fully connected layer has more parameters and MACs. Based on the counts; times are reported too."""
     table = figures["counts"]
     several = [row for row in table if row["places"] > 1]
     single = [row for row in table if row["places"] == 1]
     more = [row for row in several if row["parameters_ratio"] > 1]
     heavier = [row for row in several if row["macs_ratio"] > 1]
-    times = _told(figures.get("times"))
+    times = _times_in_words(figures.get("times"))
     if not more:
-        return not_as_said(f"the fully connected layer has no more parameters at any size{times}")
+        return not_as_said(f"the fully connected layer does not have more parameters at any size{times}")
     last = more[-1]
     where = f"{last['size'][0]}×{last['size'][1]}"
-    said = f"on a {where} map flatten + FC has {last['parameters_ratio']:g} times the parameters"
+    reason = f"on a {where} map flatten + FC has {last['parameters_ratio']:g} times the parameters"
     equal = all(row["parameters_ratio"] == 1 for row in single)
     if len(heavier) == len(several) and not (single and equal):
-        return holds(f"{said} and {last['macs_ratio']:g} times the multiply-accumulates{times}")
+        return holds(f"{reason} and {last['macs_ratio']:g} times the multiply-accumulates{times}")
     conditions = []
     if single and equal:
-        conditions.append("the map has more than one place")
+        conditions.append("the map has more than one position")
     if len(more) < len(several):
-        conditions.append(f"it is {where} or so")
+        conditions.append(f"its size is about {where}")
     if len(heavier) < len(several):
-        conditions.append("parameters are meant, not multiply-accumulates")
-        said += ", and "
-        said += "as many" if last["macs_ratio"] == 1 else f"{last['macs_ratio']:g} times the"
-        said += " multiply-accumulates"
+        conditions.append("cost means parameters, not multiply-accumulates")
+        reason += ", and "
+        reason += "as many" if last["macs_ratio"] == 1 else f"{last['macs_ratio']:g} times the"
+        reason += " multiply-accumulates"
     if any(row["parameters_ratio"] != row["places"] for row in several):
-        said += " (not h·w times, so one of the two is no layer of the kind it is called)"
-    return holds_when(" and ".join(conditions), said + times)
+        reason += " (not h·w times, so one of the two is not the layer that it is labelled as)"
+    return holds_when(" and ".join(conditions), reason + times)
 
 
-def _told(times: Mapping[str, Any] | None) -> str:
+def _times_in_words(times: Mapping[str, Any] | None) -> str:
     if not times or not times["table"]:
         return ""
     crossings = times["crossings"]
     last = times["table"][-1]
-    point, whole = (last["seconds"][role]["median"] for role in ("pointwise", "connected"))
-    size = "×".join(map(str, last["size"]))
-    said = f"; timed, flatten + FC takes {whole / point:.2g} times as long at {size}"
+    pointwise_time, connected_time = (last["seconds"][role]["median"] for role in ("pointwise", "connected"))
+    ratio = connected_time / pointwise_time
+    text = f"; measured, flatten + FC takes {ratio:.2g} times as long at {by(last['size'])}"
     if crossings:
-        said += ", and the two cross between " + ", ".join(
-            f"{'×'.join(map(str, c['from']))} and {'×'.join(map(str, c['to']))}" for c in crossings
-        )
-    return said
+        text += ", and the two times cross between "
+        text += ", ".join(f"{by(c['from'])} and {by(c['to'])}" for c in crossings)
+    return text
 
 
 # times ------------------------------------------------------------------------------------------------------
 
 
-def sizes_for(own: Sequence[int]) -> list[tuple[int, int]]:
-    """The sizes to count at: squares of `SIDES` and the layer's own.
+def sizes_for(layer_size: Sequence[int]) -> list[tuple[int, int]]:
+    """The map sizes to count at: squares with the sides `SIDES`, and the layer's own size.
 
     >>> sizes_for((5, 6))[2:5]
     [(4, 4), (5, 6), (7, 7)]
     """
-    return sorted({(n, n) for n in SIDES} | {(own[0], own[1])}, key=lambda s: (s[0] * s[1], s))
+    return sorted({(n, n) for n in SIDES} | {(layer_size[0], layer_size[1])}, key=lambda s: (s[0] * s[1], s))
 
 
 def timed_part(
     channels: int, outputs: int, sizes: Sequence[tuple[int, int]]
 ) -> tuple[int, list[tuple[int, int]]]:
-    """How many outputs are timed, and at which sizes: as MOST_WEIGHTS allows, four sizes at the least.
+    """How many outputs are timed, and at which sizes: as many as MAX_WEIGHTS allows, but at least four sizes.
 
     >>> timed_part(64, 128, [(1, 1), (2, 2), (4, 4), (7, 7), (28, 28), (56, 56)])
     (128, [(1, 1), (2, 2), (4, 4), (7, 7), (28, 28)])
@@ -123,27 +123,28 @@ def timed_part(
     (64, [(1, 1), (2, 2), (4, 4), (7, 7)])
     """
     fourth = sizes[min(3, len(sizes) - 1)]
-    while outputs > 1 and channels * outputs * fourth[0] * fourth[1] > MOST_WEIGHTS:
+    while outputs > 1 and channels * outputs * fourth[0] * fourth[1] > MAX_WEIGHTS:
         outputs //= 2
-    return outputs, [s for s in sizes if channels * outputs * s[0] * s[1] <= MOST_WEIGHTS] or [sizes[0]]
+    return outputs, [s for s in sizes if channels * outputs * s[0] * s[1] <= MAX_WEIGHTS] or [sizes[0]]
 
 
 def forms(channels: int, outputs: int, size: Sequence[int], seed: int = 0) -> dict[str, Callable[[], Tensor]]:
-    """Calls to time: both layers at a size, each in two forms of the same function.
+    """The calls to time at one size: both layers, each in two equivalent forms.
 
-    A 1×1 convolution, and it as a linear layer on the places; flatten + FC, and it as an h×w convolution.
+    A 1×1 convolution, and the same as a linear layer on the positions; flatten + FC, and the same as an h×w
+    convolution.
     """
     h, w = size
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(1, channels, h, w, generator=generator)
     tokens = image.flatten(2).transpose(1, 2).contiguous()
     kernel = torch.randn(outputs, channels, 1, 1, generator=generator)
-    whole = torch.randn(outputs, channels * h * w, generator=generator)
-    flat, matrix, window = image.flatten(1), kernel.flatten(1), whole.view(outputs, channels, h, w)
+    flat_weight = torch.randn(outputs, channels * h * w, generator=generator)
+    vector, matrix, window = image.flatten(1), kernel.flatten(1), flat_weight.view(outputs, channels, h, w)
     return {
         "pointwise": lambda: F.conv2d(image, kernel),
         "pointwise as linear": lambda: F.linear(tokens, matrix),
-        "connected": lambda: F.linear(flat, whole),
+        "connected": lambda: F.linear(vector, flat_weight),
         "connected as convolution": lambda: F.conv2d(image, window),
     }
 
@@ -154,7 +155,7 @@ def measure_times(
     """Seconds of each form at each size, float32: medians of repeats that take turns, with their quartiles.
 
     All forms of all sizes run once before any runs again, so that what else the machine does falls on all
-    alike. Repeats go on for `seconds`, from LEAST_REPEATS to MOST_REPEATS.
+    alike. Repeats go on for `seconds`, from MIN_REPEATS to MAX_REPEATS.
     """
     calls = {
         (size, name): call for size in sizes for name, call in forms(channels, outputs, size, seed).items()
@@ -179,7 +180,7 @@ def measure_times(
 
 
 def _enough(repeats: int, spent: float, seconds: float) -> bool:
-    return repeats >= MOST_REPEATS or (repeats >= LEAST_REPEATS and spent > seconds)
+    return repeats >= MAX_REPEATS or (repeats >= MIN_REPEATS and spent > seconds)
 
 
 def _loops(call: Callable[[], Tensor]) -> int:
@@ -201,20 +202,20 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def crossings(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbouring sizes between which the faster of the two layers changes.
+    """Consecutive sizes between which the other of the two layers becomes the faster one.
 
     >>> row = lambda n, p, c: {"size": [n, n], "seconds": {"pointwise": {"median": p}, "connected": {"median": c}}}
     >>> crossings([row(1, 2.0, 1.0), row(2, 2.0, 3.0), row(4, 2.0, 9.0)])
     [{'from': [1, 1], 'to': [2, 2], 'faster_after': 'pointwise'}]
     """
-    found = []
+    changes = []
     for before, after in pairwise(table):
         faster = [_faster(row["seconds"]) for row in (before, after)]
         if faster[0] != faster[1]:
-            found.append({"from": before["size"], "to": after["size"], "faster_after": faster[1]})
-    return found
+            changes.append({"from": before["size"], "to": after["size"], "faster_after": faster[1]})
+    return changes
 
 
 def _faster(seconds: Mapping[str, Mapping[str, float]]) -> str:
-    one, whole = (seconds[role]["median"] for role in ("pointwise", "connected"))
-    return "connected" if whole < one else "pointwise"
+    pointwise_time, connected_time = (seconds[role]["median"] for role in ("pointwise", "connected"))
+    return "connected" if connected_time < pointwise_time else "pointwise"

@@ -1,13 +1,15 @@
-"""Real data that comes with scikit-learn: 1,797 handwritten digits of 8×8 pixels; training on them in a second.
+"""Real data for the experiments and the demo: 1,797 handwritten digits of 8×8 pixels that scikit-learn includes.
 
-E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+The digits are the test part of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI
+Machine Learning Repository, 1998: 8×8 counts of ink from 0 to 16. The same writer may occur among the training
+digits and among the held-out ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,19 +19,40 @@ from torch import Tensor, nn
 from onebyone.errors import MissingExtra
 
 SIDE = 8
+"""Pixels per side of a digit."""
 
 
-class DigitSplit(NamedTuple):
-    """Images (n, 1, 8, 8) float32 in [0, 1] and labels (n,), for training and held out."""
+@dataclass(frozen=True)
+class Digits:
+    """Handwritten digits: `ink` (n, 8, 8) float32 in [0, 1], `labels` (n,) int64, `ids` (n,) rows of the data set."""
 
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
+    ink: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def images(self) -> Tensor:
+        """The digits as images of one channel, (n, 1, 8, 8)."""
+        return self.ink[:, None]
 
 
-def load_digits(seed: int = 0, held_out: int = 597) -> DigitSplit:
-    """The digits, split at random by `seed`.
+@dataclass(frozen=True)
+class DigitSplit:
+    """Digits for training, and held-out digits for testing."""
+
+    train: Digits
+    test: Digits
+
+
+def load_digits(
+    seed: int = 0, held_out: int = 597, purpose: str = "this experiment on real digits"
+) -> DigitSplit:
+    """The 1,797 digits, split at random by `seed` with `held_out` for testing; every class is split in proportion.
+
+    `purpose` names what needs them in the error.
 
     Raises
     ------
@@ -38,33 +61,36 @@ def load_digits(seed: int = 0, held_out: int = 597) -> DigitSplit:
     """
     try:
         import sklearn.datasets
+        import sklearn.model_selection
     except ImportError as error:
-        raise MissingExtra("scikit-learn", "demo", "this experiment on real digits") from error
+        raise MissingExtra("scikit-learn", "demo", purpose) from error
     data = sklearn.datasets.load_digits()
-    images = torch.from_numpy(np.asarray(data.images, dtype=np.float32) / 16)[:, None]
+    ink = torch.from_numpy(np.asarray(data.images, dtype=np.float32) / 16)
     labels = torch.from_numpy(np.asarray(data.target, dtype=np.int64))
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    test, train = order[:held_out], order[held_out:]
-    return DigitSplit(images[train], labels[train], images[test], labels[test])
+    parts = sklearn.model_selection.train_test_split(
+        np.arange(len(labels)), test_size=held_out, random_state=seed, stratify=labels.numpy()
+    )
+    train, test = (torch.from_numpy(np.sort(part)) for part in parts)
+    return DigitSplit(Digits(ink[train], labels[train], train), Digits(ink[test], labels[test], test))
 
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(network, images, labels) -> what is to become small."""
+"""Takes (network, images, labels) and returns the value to minimise."""
 
 
 def cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Of the network's answers."""
+    """Cross-entropy of the network's logits."""
     return F.cross_entropy(network(images), labels)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def train(
@@ -77,10 +103,10 @@ def train(
     rate: float = 3e-3,
     loss: Loss = cross_entropy,
 ) -> nn.Module:
-    """Adam with a one-cycle rate on random batches of 100, in place; gives the network in eval mode.
+    """Train in place by Adam with a one-cycle learning rate, on random batches of 100; returns it in eval mode.
 
-    On one thread: the networks are so small that two only wait for each other, and on a busy machine for long;
-    and the same seed then gives the same network whatever the number of threads.
+    It runs on one thread: for such small networks several threads mostly wait for each other, and one thread
+    makes the result independent of the number of threads.
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=rate)
@@ -99,5 +125,5 @@ def train(
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images whose best class is right; (n, classes, 1, 1) counts as (n, classes)."""
+    """The share of images whose predicted class is right; outputs (n, classes, 1, 1) count as (n, classes)."""
     return float((network(images).flatten(1).argmax(1) == labels).double().mean())

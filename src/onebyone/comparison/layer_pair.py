@@ -1,7 +1,8 @@
-"""The two layers of the network that the comparison is about: a fully connected one and a pointwise one.
+"""Chooses the two layers that a comparison is about: a fully connected layer and a pointwise convolution.
 
-Where the network lacks one of them, the converted twin of the other stands in; where its fully connected
-layer reads a single place, one over a whole map is made for the statements about places. Each says so.
+If the network has only one of the two, the other is obtained by conversion. If its fully connected layer reads a
+single position, a layer over a whole map is created for the claims about positions. `Operation.origin` records
+both.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from onebyone.comparison.layer_calls import KERNEL, LINEAR, POINTWISE, Seen
-from onebyone.comparison.layer_function import (
-    OWN,
+from onebyone.comparison.layer_calls import KERNEL, LINEAR, POINTWISE, LayerCall
+from onebyone.comparison.operation import (
+    FROM_NETWORK,
     Operation,
     connected_form,
     convolution_form,
@@ -25,121 +26,124 @@ from onebyone.comparison.layer_function import (
 from onebyone.errors import BadInput
 from onebyone.laws.flatten import flatten_index, to_kernel
 
-MOST_WEIGHTS = 2**21
-"""Weights of a layer that the experiments use in float64 at most; of a larger layer, its first outputs."""
-MOST_OUTPUTS = 512
+MAX_WEIGHTS = 2**21
+"""Weights, at most, of a layer in the experiments, which run in float64; larger layers keep their first outputs."""
+MAX_OUTPUTS = 512
 SIDE = 16
-"""Places per side of the maps that experiments run on, at most."""
-FALLBACK = (7, 7)
-MADE_OUTPUTS = 64
-TWIN_OF_LINEAR = "the converted twin of a linear layer"
-TWIN_OF_POINTWISE = "the converted twin of a 1×1 convolution"
+"""Positions per side, at most, of the maps that experiments run on."""
+FALLBACK_SIZE = (7, 7)
+"""The map size if no layer of the network has a map of several positions."""
+CREATED_OUTPUTS = 64
+FROM_LINEAR = "converted from a linear layer"
+FROM_POINTWISE = "converted from a 1×1 convolution"
 
 
 @dataclass(frozen=True)
-class ComparedLayers:
+class LayerPair:
     """The layers under comparison, each as a function of a map.
 
-    `connected` and `pointwise` are the chosen two. `spatial` is by role what the statements about places
-    use: a pointwise and a connected layer on maps of several places, a k×k convolution for contrast, and the
-    network's own global pool + FC where it has one. `linear` is the chosen fully connected layer as the
-    network has it; `activation` what follows it.
+    `connected` and `pointwise` are the two chosen layers. `spatial` holds, by role, the layers for the claims about
+    positions: "pointwise" and "connected" on maps of several positions, "kernel", a k×k convolution for contrast,
+    and "pooled", the network's global pool with its fully connected layer, if it has one. `linear` is the recorded
+    call of the chosen fully connected layer, None if there is none; `activation` the module that follows it.
+    `calls` are all recorded calls.
     """
 
     connected: Operation
     pointwise: Operation
     spatial: dict[str, Operation]
-    linear: Seen | None
+    linear: LayerCall | None
     activation: nn.Module
-    seen: tuple[Seen, ...]
+    calls: tuple[LayerCall, ...]
 
     def describe(self) -> dict[str, object]:
-        """Which layers these are."""
+        """The chosen layers as plain data."""
         return {
             "fully connected": self.connected.describe(),
             "pointwise": self.pointwise.describe(),
-            "for statements about places": {role: op.describe() for role, op in self.spatial.items()},
+            "for claims about positions": {role: op.describe() for role, op in self.spatial.items()},
         }
 
 
-def choose(seen: Sequence[Seen], seed: int = 0) -> ComparedLayers:
-    """The pair of a network of which these layers were seen.
+def choose_layers(calls: Sequence[LayerCall], seed: int = 0) -> LayerPair:
+    """Choose the pair of layers from the recorded calls of a network.
 
-    Fully connected: the largest layer that follows a flattened map of several places, else the last that
-    takes a vector, else the twin of a pointwise layer. Pointwise: the ungrouped 1×1 convolution with the
-    most MACs, else the twin of the linear layer on tokens with the most, else that of the largest on a
-    vector.
+    Fully connected: the largest layer after a flattened map of several positions, else the last one on a vector,
+    else a converted pointwise convolution. Pointwise: the ungrouped 1×1 convolution with the most MACs, else,
+    converted, the linear layer on tokens with the most MACs, else the largest linear layer on a vector.
 
     Raises
     ------
     BadInput
-        where there is neither, or where a weight is not finite.
+        if there is neither kind of layer, or if a weight is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    linears = [s for s in seen if s.kind == LINEAR]
-    own = [s for s in seen if s.kind == POINTWISE and s.groups == 1]
-    if not linears and not own:
+    linears = [c for c in calls if c.kind == LINEAR]
+    convolutions = [c for c in calls if c.kind == POINTWISE and c.groups == 1]
+    if not linears and not convolutions:
         raise BadInput(
             "model: the run called no fully connected layer and no ungrouped 1×1 convolution: nothing to compare"
         )
     head = _head(linears)
-    point = _most(own) or _most([s for s in linears if s.tokens]) or _most(_vectors(linears)) or head
+    point = _costliest(convolutions) or _costliest([c for c in linears if c.tokens])
+    point = point or _costliest(_on_vectors(linears)) or head
     assert point is not None
-    connected = _connected(head) if head else _twin_of_pointwise(point)
+    connected = _connected(head) if head else _connected_from_pointwise(point)
     pointwise = _pointwise(point)
-    spatial = _spatial(head, connected, pointwise, list(seen), generator)
+    spatial = _spatial(head, connected, pointwise, list(calls), generator)
     for op in (connected, pointwise):
         if not bool(torch.isfinite(op.weight).all()):
             raise BadInput(f"model: the weight of {op.path} holds NaN or infinity")
-    follows = next((s.activation for s in (head, *seen) if s and s.activation is not None), None)
-    return ComparedLayers(connected, pointwise, spatial, head, follows or nn.ReLU(), tuple(seen))
+    activation = next((c.activation for c in (head, *calls) if c and c.activation is not None), None)
+    return LayerPair(connected, pointwise, spatial, head, activation or nn.ReLU(), tuple(calls))
 
 
-def _most(layers: list[Seen]) -> Seen | None:
-    return max(layers, key=lambda s: (s.macs, s.parameters), default=None)
+def _costliest(calls: list[LayerCall]) -> LayerCall | None:
+    return max(calls, key=lambda c: (c.macs, c.parameters), default=None)
 
 
-def _vectors(linears: list[Seen]) -> list[Seen]:
-    """Linear layers on vectors that are no flattened map of several places."""
-    return [s for s in linears if not s.tokens and (s.block is None or prod(s.block[1:]) == 1)]
+def _on_vectors(linears: list[LayerCall]) -> list[LayerCall]:
+    """Linear layers on vectors, except those on a flattened map of several positions."""
+    return [c for c in linears if not c.tokens and (c.block is None or prod(c.block[1:]) == 1)]
 
 
-def _head(linears: list[Seen]) -> Seen | None:
-    flattened = [s for s in linears if s.block is not None and prod(s.block[1:]) > 1]
+def _head(linears: list[LayerCall]) -> LayerCall | None:
+    """The fully connected layer to compare; see `choose_layers`."""
+    flattened = [c for c in linears if c.block is not None and prod(c.block[1:]) > 1]
     if flattened:
-        return max(flattened, key=lambda s: s.parameters)
-    vectors = [s for s in linears if not s.tokens]
+        return max(flattened, key=lambda c: c.parameters)
+    vectors = [c for c in linears if not c.tokens]
     return vectors[-1] if vectors else (linears[-1] if linears else None)
 
 
-def _rows(per_output: int, outputs: int) -> int:
-    """Outputs of a layer that are used: all, or as many as `MOST_WEIGHTS` allows."""
-    return max(1, min(outputs, MOST_OUTPUTS, MOST_WEIGHTS // max(1, per_output)))
+def _used_outputs(per_output: int, outputs: int) -> int:
+    """How many outputs of a layer are used: all, or as many as `MAX_WEIGHTS` allows."""
+    return max(1, min(outputs, MAX_OUTPUTS, MAX_WEIGHTS // max(1, per_output)))
 
 
-def _sampled(layer: Seen) -> tuple[Tensor, Tensor | None, str]:
-    """The first outputs' weight and bias, float64 copies on the processor, and where they come from.
+def _sampled(layer: LayerCall) -> tuple[Tensor, Tensor | None, str]:
+    """Weight and bias of the outputs that are used, as float64 copies on the CPU, and where they come from.
 
-    A layer that was initialised to zero, as some heads are before training, would compute nothing: random
-    weights stand in.
+    A weight that is all zero, as some heads are before training, is replaced by random values, because a layer of
+    zeros shows nothing.
     """
     weight, bias = layer.weight(), layer.bias()
-    rows = _rows(weight[0].numel(), len(weight))
+    rows = _used_outputs(weight[0].numel(), len(weight))
     kept = None if bias is None else bias[:rows].double().cpu()
     used = weight[:rows].double().cpu()
     if bool((used == 0).all()):
         generator = torch.Generator().manual_seed(0)
         used = torch.randn(used.shape, generator=generator, dtype=torch.float64) / used[0].numel() ** 0.5
-        return used, kept, f"{OWN}, its weights (all zero) replaced by random ones"
-    return used, kept, OWN
+        return used, kept, f"{FROM_NETWORK} (its weights, all zero, were replaced by random ones)"
+    return used, kept, FROM_NETWORK
 
 
-def _connected(layer: Seen) -> Operation:
-    """The fully connected layer on its map: the one that was flattened, or a vector as one of one place."""
+def _connected(layer: LayerCall) -> Operation:
+    """The fully connected layer on the map that was flattened, or on a vector as a map of one position."""
     weight, bias, origin = _sampled(layer)
     features = weight.shape[1]
     block = layer.block if layer.block and not layer.tokens else (features, 1, 1)
-    if layer.order != (0, 1, 2):  # the columns in the order that flattening channels first gives
+    if layer.order != (0, 1, 2):  # reorder the columns to a channels-first flatten
         index = flatten_index(block, layer.order)
         weight = torch.from_numpy(to_kernel(weight.numpy(), index, block).reshape(len(weight), -1).copy())
     return Operation(
@@ -147,7 +151,7 @@ def _connected(layer: Seen) -> Operation:
     )
 
 
-def _twin_of_pointwise(layer: Seen) -> Operation:
+def _connected_from_pointwise(layer: LayerCall) -> Operation:
     weight, bias, origin = _sampled(layer)
     return Operation(
         "fully connected",
@@ -156,85 +160,84 @@ def _twin_of_pointwise(layer: Seen) -> Operation:
         bias,
         (layer.inputs, 1, 1),
         layer.path,
-        origin.replace(OWN, TWIN_OF_POINTWISE),
+        origin.replace(FROM_NETWORK, FROM_POINTWISE),
         layer.outputs,
     )
 
 
-def _pointwise(layer: Seen) -> Operation:
-    """The pointwise convolution on the map it reads; a stride keeps every s-th place of it, before."""
+def _pointwise(layer: LayerCall) -> Operation:
+    """The pointwise convolution on its input map; a stride is applied to the map beforehand by subsampling."""
     weight, bias, origin = _sampled(layer)
     shape = layer.map_shape
     if layer.kind == LINEAR:
-        origin = origin.replace(OWN, TWIN_OF_LINEAR)
+        origin = origin.replace(FROM_NETWORK, FROM_LINEAR)
     elif any(s > 1 for s in layer.stride):
         steps = (*layer.stride, 1)[:2]
         shape = (shape[0], -(-shape[1] // steps[0]), -(-shape[2] // steps[1]))
-        origin = f"{origin}, on the places that its stride {steps} keeps"
+        origin = f"{origin}, on the positions that its stride {steps} keeps"
     kernel = weight.flatten(1)[:, :, None, None]
-    if kernel.shape[1] != shape[0]:  # a flattened map's layer: its vector is an image of one place
+    if kernel.shape[1] != shape[0]:  # a layer on a flattened map: its vector is a map of one position
         shape = (kernel.shape[1], 1, 1)
     return Operation("pointwise", pointwise_form, kernel, bias, shape, layer.path, origin, layer.outputs)
 
 
 def _spatial(
-    head: Seen | None,
+    head: LayerCall | None,
     connected: Operation,
     pointwise: Operation,
-    seen: list[Seen],
+    calls: list[LayerCall],
     generator: torch.Generator,
 ) -> dict[str, Operation]:
-    """The layers by role on maps of several places, at most SIDE to a side."""
-    size = next(
-        (s for s in (pointwise.map_shape[1:], _size_of(head), FALLBACK) if prod(s) > 1),
-        FALLBACK,
-    )
-    roles = {"pointwise": pointwise.on(_cut(size))}
-    if connected.places > 1:
+    """The layers for `LayerPair.spatial`, on maps of several positions, at most SIDE per side."""
+    sizes = (pointwise.map_shape[1:], _size_of(head))
+    size = next((s for s in sizes if prod(s) > 1), FALLBACK_SIZE)
+    roles = {"pointwise": pointwise.on(_limited_size(size))}
+    if connected.positions > 1:
         roles["connected"] = connected
     else:
         block = (head.pooled if head and head.pooled else None) or roles["pointwise"].map_shape
-        roles["connected"] = _made(_fitting(block), generator)
+        roles["connected"] = _created(_within_limits(block), generator)
     if head is not None and head.pooled is not None:
         roles["pooled"] = replace(
             connected, name="global pool + FC", form=pooled_form, map_shape=_limited(head.pooled)
         )
-    kernel = next((s for s in seen if s.kind == KERNEL and _is_kernel(s)), None)
+    kernel = next((c for c in calls if c.kind == KERNEL and _is_plain_kernel(c)), None)
     roles["kernel"] = _kernel(kernel, generator)
     return roles
 
 
-def _size_of(head: Seen | None) -> tuple[int, int]:
+def _size_of(head: LayerCall | None) -> tuple[int, int]:
     block = (head.block or head.pooled) if head else None
     return (1, 1) if block is None else (block[1], block[2])
 
 
-def _cut(size: Sequence[int]) -> tuple[int, int]:
+def _limited_size(size: Sequence[int]) -> tuple[int, int]:
     return min(size[0], SIDE), min(size[1], SIDE)
 
 
 def _limited(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    return (shape[0], *_cut(shape[1:]))
+    return (shape[0], *_limited_size(shape[1:]))
 
 
-def _fitting(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A map on which a fully connected layer of a few outputs stays within MOST_WEIGHTS."""
+def _within_limits(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The map, reduced so that a fully connected layer with eight outputs on it stays within MAX_WEIGHTS."""
     channels, height, width = _limited(shape)
     if height * width == 1:
-        height, width = FALLBACK
-    return min(channels, max(1, MOST_WEIGHTS // (8 * height * width))), height, width
+        height, width = FALLBACK_SIZE
+    return min(channels, max(1, MAX_WEIGHTS // (8 * height * width))), height, width
 
 
-def _made(shape: tuple[int, int, int], generator: torch.Generator) -> Operation:
+def _created(shape: tuple[int, int, int], generator: torch.Generator) -> Operation:
     features = prod(shape)
-    rows = _rows(features, MADE_OUTPUTS)
+    rows = _used_outputs(features, CREATED_OUTPUTS)
     weight = torch.randn(rows, features, generator=generator, dtype=torch.float64) / features**0.5
     bias = torch.randn(rows, generator=generator, dtype=torch.float64)
-    origin = "made for the comparison, over the map before the network's own layer (random weights)"
+    origin = "created for the comparison, over the map before the network's layer (random weights)"
     return Operation("fully connected", connected_form, weight, bias, shape, "", origin, rows)
 
 
-def _is_kernel(layer: Seen) -> bool:
+def _is_plain_kernel(layer: LayerCall) -> bool:
+    """Whether it is an ungrouped, zero-padded k×k convolution on a map larger than its kernel."""
     module = layer.module
     return (
         isinstance(module, nn.Conv2d)
@@ -245,12 +248,14 @@ def _is_kernel(layer: Seen) -> bool:
     )
 
 
-def _kernel(layer: Seen | None, generator: torch.Generator) -> Operation:
-    """The network's first ungrouped k×k convolution, for contrast; a made one where it has none."""
+def _kernel(layer: LayerCall | None, generator: torch.Generator) -> Operation:
+    """The network's first such convolution, for contrast; a random 3×3 convolution if it has none."""
     if layer is None:
         weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
         form = convolution_form(padding=(1, 1))
-        return Operation("3×3 convolution", form, weight, None, (3, *FALLBACK), "", "made for contrast", 4)
+        return Operation(
+            "3×3 convolution", form, weight, None, (3, *FALLBACK_SIZE), "", "created for contrast", 4
+        )
     module = layer.module
     assert isinstance(module, nn.Conv2d)
     weight, bias, origin = _sampled(layer)

@@ -1,4 +1,4 @@
-"""Beside the rows: the whole network converted, verified and described, as plain data for the report."""
+"""The whole network converted, verified and described, as plain data that the report shows beside the rows."""
 
 from __future__ import annotations
 
@@ -12,46 +12,48 @@ from onebyone.errors import OnebyoneError
 from onebyone.pytorch.modules.conversion import ModuleConversion
 from onebyone.verification import verify
 
-SHARE = 0.6
-"""Of the budget: what is spent by then leaves the verification of the whole network out."""
+VERIFICATION_SHARE = 0.6
+"""Share of the time budget; once it is spent, the whole network is no longer verified."""
 
-Plain = Mapping[str, Any]
+PlainData = Mapping[str, Any]
 
 
-def whole_network(
-    setting: ExperimentInputs, wanted: Collection[str], elapsed: float
-) -> dict[str, Plain | None]:
-    """`conversion` and `verification` of the whole network where R1 is wanted, `drawing` where R2 is; else None."""
-    found: dict[str, Plain | None] = {"conversion": None, "verification": None, "drawing": None}
+def summarise_network(
+    inputs: ExperimentInputs, wanted: Collection[str], elapsed: float
+) -> dict[str, PlainData | None]:
+    """`conversion` and `verification` of the whole network if R1 is wanted, `drawing` if R2 is; None otherwise.
+
+    `elapsed` is how many seconds of the budget are already spent.
+    """
+    summary: dict[str, PlainData | None] = {"conversion": None, "verification": None, "drawing": None}
     if "R2" in wanted:
-        found["drawing"] = _or_why_not(lambda: describe(setting.model, setting.example).to_dict())
+        summary["drawing"] = _or_reason(lambda: describe(inputs.model, inputs.example).to_dict())
     if "R1" in wanted:
-        conversion = to_conv(setting.model)
-        found["conversion"] = conversion.to_dict()
-        found["verification"] = _proof(setting, conversion, elapsed)
-    return found
+        conversion = to_conv(inputs.model)
+        summary["conversion"] = conversion.to_dict()
+        summary["verification"] = _verification(inputs, conversion, elapsed)
+    return summary
 
 
-def _proof(setting: ExperimentInputs, conversion: ModuleConversion, elapsed: float) -> Plain:
-    if elapsed > SHARE * setting.budget:
-        late = (
-            f"{elapsed:.0f} s of the budget of {setting.budget:g} s were spent before it: give a larger one"
+def _verification(inputs: ExperimentInputs, conversion: Conversion, elapsed: float) -> PlainData:
+    if elapsed > VERIFICATION_SHARE * inputs.budget:
+        return not_available(
+            f"{elapsed:.0f} s of the budget of {inputs.budget:g} s were already spent; increase the budget"
         )
-        return unavailable(late)
-    # a mapping of named inputs has no place in verify, which then probes the layers alone
-    x = None if isinstance(setting.example, Mapping) else setting.example
-    return _or_why_not(
-        lambda: verify(setting.model, conversion, x, seed=setting.seed, gradients=False).to_dict()
+    # verify takes positional inputs only; for a mapping of keyword arguments it probes the layers alone
+    x = None if isinstance(inputs.example, Mapping) else inputs.example
+    return _or_reason(
+        lambda: verify(inputs.model, conversion, x, seed=inputs.seed, gradients=False).to_dict()
     )
 
 
-def unavailable(reason: str) -> Plain:
-    """What stands where something could not be made."""
+def not_available(reason: str) -> PlainData:
+    """The entry for data that could not be computed."""
     return {"not_available": reason}
 
 
-def _or_why_not(make: Callable[[], Plain]) -> Plain:
+def _or_reason(compute: Callable[[], PlainData]) -> PlainData:
     try:
-        return make()
+        return compute()
     except OnebyoneError as error:
-        return unavailable(str(error).splitlines()[0])
+        return not_available(str(error).splitlines()[0])

@@ -1,4 +1,4 @@
-"""What `compare` gives: the rows, and their renderings as text, Markdown and JSON."""
+"""The result of `compare`: the rows, and how they are written as text, Markdown, JSON and HTML."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _WIDTH = 110
 
 @dataclass(frozen=True)
 class Comparison:
-    """The statements about the two layers, measured on one network.
+    """Common claims about the two layers, tested on one network.
 
-    `layers` says which layers were compared, and where each comes from; `about` the network, the machine and
-    the seed. `conversion` is the table of `convert` over the whole network and `verification` what `verify`
-    found of it (with R1), `drawing` the network as `onebyone.draw` describes it (with R2); each is None where
-    its row was not asked for, and a mapping of "not_available" to the reason where it could not be made.
-    `print(comparison)` is readable; `comparison["D5"]` is a row.
+    `layers` describes the compared layers and where each comes from, `about` the network, the machine and the seed.
+    `conversion` is the result of `convert` on the whole network and `verification` that of `verify` (with row R1);
+    `drawing` is the network as `onebyone.draw` describes it (with row R2). Each is None if its row was not requested,
+    and a mapping from "not_available" to the reason if it could not be computed.
+    `print(comparison)` shows a table; `comparison["D5"]` is one row.
     """
 
     rows: tuple[Row, ...]
@@ -37,18 +37,17 @@ class Comparison:
     drawing: Mapping[str, Any] | None = None
 
     def __getitem__(self, row: str) -> Row:
-        """The row of an id.
+        """The row with an id.
 
         Raises
         ------
         KeyError
-            where there is no such row.
+            if there is no such row.
         """
-        found = {r.id: r for r in self.rows}
-        return found[row]
+        return {r.id: r for r in self.rows}[row]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """The whole comparison as plain data."""
         return {
             "about": dict(self.about),
             "layers": dict(self.layers),
@@ -59,19 +58,19 @@ class Comparison:
         }
 
     def to_json(self, indent: int | None = None) -> str:
-        """All of it as JSON; numbers that JSON cannot hold (infinity) become their names."""
+        """The whole comparison as JSON; infinity and NaN, which JSON cannot hold, are written by name."""
         return json.dumps(finite(self.to_dict()), ensure_ascii=False, allow_nan=False, indent=indent)
 
     def to_markdown(self) -> str:
-        """The rows as a table, and the layers they were measured on."""
-        lines = ["| id | statement | verdict | because |", "|---|---|---|---|"]
+        """The rows as a table, and the layers that they were measured on."""
+        lines = ["| id | claim | verdict | because |", "|---|---|---|---|"]
         cells = [(r.id, r.statement, f"**{r.verdict}**", r.because) for r in self.rows]
         lines += ["| " + " | ".join(_in_cell(c) for c in row) + " |" for row in cells]
         lines += ["", *(f"- {name}: {text}" for name, text in self.described())]
         return "\n".join(lines) + "\n"
 
     def described(self) -> list[tuple[str, str]]:
-        """Which layers were compared, a name and a line each."""
+        """The compared layers as pairs (name, description)."""
         return [
             (name, _layer(layer))
             for name, layer in self.layers.items()
@@ -79,12 +78,12 @@ class Comparison:
         ]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as `.json` or `.md`, whole or not at all.
+        """Write it as `.json` or `.md`, atomically.
 
         Raises
         ------
         BadInput
-            for another suffix, or a path that cannot be written.
+            for another suffix, or if the path cannot be written.
         """
         path = Path(path)
         if path.suffix not in (".json", ".md"):
@@ -98,16 +97,16 @@ class Comparison:
         plan: Any = None,
         title: str | None = None,
     ) -> str:
-        """One self-contained page: the rows with their pictures, interactive views, the proof and the data.
+        """The comparison as one self-contained HTML page: rows, figures, interactive views, verification and data.
 
-        It works from a file without any network. `path` is where to write it, whole or not at all; `plan` one
-        that `onebyone tune` made, to show beside: it, its plain data, or the path of its JSON file; `title` a
-        name for the network, its class where None.
+        The page needs no network connection. If `path` is given, it is written there atomically. `plan` is a plan
+        of `onebyone tune` to include: the plan, its plain data, or the path of its JSON file. `title` is the name
+        of the network on the page; its class if None.
 
         Raises
         ------
         BadInput
-            for a plan that is none, or a path that cannot be written.
+            if `plan` is not a plan of `tune`, or the path cannot be written.
         MissingExtra
             if Jinja2 is not installed.
 
@@ -136,8 +135,8 @@ class Comparison:
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:
-        """The table as a notebook shows it."""
-        head = "".join(f"<th>{name}</th>" for name in ("", "statement", "verdict", "because"))
+        """The rows as an HTML table, for notebooks."""
+        head = "".join(f"<th>{name}</th>" for name in ("", "claim", "verdict", "because"))
         body = "".join(
             "<tr>"
             + "".join(
@@ -151,7 +150,7 @@ class Comparison:
 
 
 def finite(value: Any) -> Any:
-    """`value` as JSON holds it: infinity and NaN by name, lists for tuples.
+    """`value` as JSON can hold it: infinity and NaN by name, tuples as lists.
 
     >>> finite({"a": (1, float("inf"))})
     {'a': [1, 'inf']}

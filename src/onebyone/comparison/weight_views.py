@@ -1,4 +1,4 @@
-"""The same numbers twice: some neurons of a fully connected layer as rows of weights, and as filters."""
+"""Weights of some neurons of a fully connected layer, as rows of its matrix and as convolution filters."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import torch
 from torch import Tensor
 
 from onebyone.comparison.claim_result import Figures
-from onebyone.comparison.layer_pair import ComparedLayers
+from onebyone.comparison.layer_pair import LayerPair
 from onebyone.laws.flatten import flatten_index, to_kernel
 
 NEURONS = 4
-MOST_CELLS = 600
-"""Weights of a neuron that are shown: as many whole channels as that, and a corner of a channel larger than it."""
-_CORNER = 24
+MAX_CELLS = 600
+"""Weights of a neuron that are shown, at most: whole channels, or a corner of a larger channel."""
+_CORNER_SIDE = 24
 
 
-def row_and_filter(pair: ComparedLayers) -> Figures:
-    """Weights of the first neurons of the fully connected layer, read from its row and from its filter.
+def row_and_filter(pair: LayerPair) -> Figures:
+    """Weights of the first neurons of the fully connected layer, read from its matrix and from its filters.
 
-    The row is the layer's own, in the order in which its network flattens the map (C, h, w): `order` names
-    the axes from the slowest to the fastest. The filter is what the law `flatten` makes of the whole row.
-    `index` lists the elements shown, `at` the (c, y, x) that each has in the filter; `row[n][k]` and
-    `filter[n][k]` are neuron n's weight there, read from either side.
+    The row of a neuron has the order in which the network flattens the map (C, h, w); `order` lists the axes from
+    the slowest to the fastest. The filter is computed from the whole row by `laws.flatten`. `index` lists the
+    elements that are shown, `at` the position (c, y, x) of each in the filter; `row[n][k]` and `filter[n][k]` are the
+    same weight of neuron n, read from the matrix and from the filter.
     """
     op, layer = pair.connected, pair.linear
     block = op.map_shape
     order: tuple[int, ...] = (0, 1, 2)
     rows = op.weight[:NEURONS].flatten(1)
-    own = None if layer is None else layer.weight()[:NEURONS].cpu()
-    if layer is not None and own is not None and bool((own != 0).any()):
-        rows = own if own.dtype in (torch.float32, torch.float64) else own.float()
+    weight = None if layer is None else layer.weight()[:NEURONS].cpu()
+    if layer is not None and weight is not None and bool((weight != 0).any()):
+        rows = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
         order = layer.order if layer.block == block else order
-    natural = flatten_index(block, order)
-    kernel = torch.from_numpy(np.array(to_kernel(rows.numpy(), natural, block)))
-    cells = _shown(block)
-    at = np.stack(np.unravel_index(natural, block), axis=1)
+    flattening = flatten_index(block, order)
+    kernel = torch.from_numpy(np.array(to_kernel(rows.numpy(), flattening, block)))
+    cells = _shown_block(block)
+    at = np.stack(np.unravel_index(flattening, block), axis=1)
     index = np.flatnonzero((at < np.array(cells)).all(1))
     c, y, x = at[index].T
     return {
@@ -54,18 +54,18 @@ def row_and_filter(pair: ComparedLayers) -> Figures:
     }
 
 
-def _shown(block: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The part of a filter that is shown.
+def _shown_block(block: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The part (c, h, w) of a filter that is shown.
 
-    >>> _shown((512, 7, 7)), _shown((512, 1, 1)), _shown((3, 28, 28))
+    >>> _shown_block((512, 7, 7)), _shown_block((512, 1, 1)), _shown_block((3, 28, 28))
     ((12, 7, 7), (512, 1, 1), (1, 24, 24))
     """
-    h, w = (n if prod(block[1:]) <= MOST_CELLS else min(n, _CORNER) for n in block[1:])
-    return min(block[0], max(1, MOST_CELLS // (h * w))), h, w
+    h, w = (n if prod(block[1:]) <= MAX_CELLS else min(n, _CORNER_SIDE) for n in block[1:])
+    return min(block[0], max(1, MAX_CELLS // (h * w))), h, w
 
 
 def _exact(values: Tensor) -> list[list[float]]:
-    """As numbers of the fewest digits that still name each value of its own type."""
+    """The values with the fewest digits that identify each of them in its dtype."""
     if values.dtype == torch.float32:
         return [[float(str(v)) for v in row] for row in values.numpy()]
     return values.double().tolist()

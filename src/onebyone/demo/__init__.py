@@ -1,5 +1,5 @@
-"""The whole job on real data, once: train a classifier, turn it into a dense detector, prove it, and show it."""
+"""A complete example on real data: train a classifier, convert it to a dense detector, verify it, show the results."""
 
-from onebyone.demo.run import run
+from onebyone.demo.pipeline import run
 
 __all__ = ["run"]

@@ -1,4 +1,4 @@
-"""A folder written whole or not at all."""
+"""Writes a folder atomically."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from onebyone.errors import BadInput
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder beside `path`; on success its files go to `path`, on any failure it is removed.
+    """Create an empty folder next to `path`; on success its files are moved to `path`, on failure it is removed.
 
-    Files that are already in `path` under other names stay; those of the same names are replaced, each by a
-    rename, so no reader ever finds half a file.
+    Other files in `path` are kept; files of the same names are replaced, each by a rename, so that readers never see
+    an incomplete file.
 
     Raises
     ------
     BadInput
-        if `path` is a file, or its folder is missing or may not be written.
+        if `path` is a file, or its parent folder does not exist or is not writable.
     """
-    target, temporary = _beside(path)
+    target, temporary = _with_temporary(path)
     try:
         yield temporary
         if not target.exists():
@@ -38,13 +38,13 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def require_folder(path: str | os.PathLike[str]) -> None:
-    """Raise BadInput now if `atomic_folder(path)` would later: for checks before long work. Leaves nothing."""
-    _, temporary = _beside(path)
+    """Raise BadInput if `atomic_folder(path)` would raise it; call it before long work. It leaves no files."""
+    _, temporary = _with_temporary(path)
     temporary.rmdir()
 
 
-def _beside(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """The folder asked for, and a new empty one beside it."""
+def _with_temporary(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The requested folder, and a new empty one next to it."""
     target = Path(os.path.abspath(path))
     if target.exists() and not target.is_dir():
         raise BadInput(f"cannot write to {path}: it is not a folder")

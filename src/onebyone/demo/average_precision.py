@@ -1,4 +1,4 @@
-"""Scoring detections as COCO does: average precision at IoU 0.5, with no cap on how many are looked at."""
+"""Scores detections as COCO does: average precision at IoU 0.5, without a limit on the number of detections."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.demo.data import BACKGROUND, CLASSES
-from onebyone.demo.page import Page
+from onebyone.demo.digit_page import DigitPage
 from onebyone.detection import Detections, coco_ground_truth, coco_results
 from onebyone.errors import MissingExtra
 
 
 @dataclass(frozen=True)
 class Score:
-    """`mAP50` is the mean of `ap50` over the digits on the page; `max_detections` was COCO's maxDets.
+    """`mAP50` is the mean of `ap50` over the classes on the page; `max_detections` is the value of COCO's maxDets.
 
-    `ap50` has one value a class, `recall` the share of each class's digits that were found at all, and
-    `precision` (classes, 101) the precision at each hundredth of recall.
+    `ap50` has one value per class, `recall` is the share of each class's digits that were detected, and `precision`
+    (classes, 101) the precision at each hundredth of recall.
     """
 
     mAP50: float  # noqa: N815 (the field's own name)
@@ -30,8 +30,8 @@ class Score:
     precision: NDArray[np.float64]
 
 
-def score(found: Detections, page: Page) -> Score:
-    """Detections against the page's truth, by pycocotools.
+def score(detections: Detections, page: DigitPage) -> Score:
+    """Score detections against the ground truth of the page, by pycocotools.
 
     Raises
     ------
@@ -43,14 +43,14 @@ def score(found: Detections, page: Page) -> Score:
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise MissingExtra("pycocotools", "demo", "scoring the detections") from error
-    # COCO's usual 100 would cap the recall of a page with many objects; the cap is per image and class
-    cap = max(100, len(found), len(page.labels))
+    # COCO's default of 100 detections per image and class would limit the recall on a page with many objects
+    limit = max(100, len(detections), len(page.labels))
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         truth = COCO()
         truth.dataset = coco_ground_truth(page.boxes, page.labels, CLASSES[:BACKGROUND], page.image.shape)
         truth.createIndex()
-        run = COCOeval(truth, coco_results(truth, found.to_coco()), "bbox")
-        run.params.maxDets = [cap]
+        run = COCOeval(truth, coco_results(truth, detections.to_coco()), "bbox")
+        run.params.maxDets = [limit]
         run.params.iouThrs = np.array([0.5])
         run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
         run.evaluate()
@@ -61,22 +61,22 @@ def score(found: Detections, page: Page) -> Score:
     ap = {CLASSES[k]: float(precision[k].mean()) for k in present}
     return Score(
         mAP50=float(np.mean(list(ap.values()))),
-        max_detections=cap,
+        max_detections=limit,
         ap50=ap,
         recall={CLASSES[k]: float(recall[k]) for k in present},
         precision=precision[present],
     )
 
 
-def matched(found: Detections, page: Page, iou: float = 0.5) -> NDArray[np.int64]:
-    """For each detection, the row of the page's digit of its class that it found, or −1: best score first.
+def matched(detections: Detections, page: DigitPage, iou: float = 0.5) -> NDArray[np.int64]:
+    """For each detection, the row of the digit on the page that it matches, or −1 if it matches none.
 
-    The same greedy matching as COCO's, for drawing what was found, missed and mistaken.
+    The same greedy matching as COCO's, best score first, for drawing correct, wrong and missed detections.
     """
     free = np.ones(len(page.labels), dtype=bool)
-    owner = np.full(len(found), -1, dtype=np.int64)
-    for row in np.argsort(-found.scores, kind="stable"):
-        overlap = _iou(found.boxes[row], page.boxes) * (free & (page.labels == found.labels[row]))
+    owner = np.full(len(detections), -1, dtype=np.int64)
+    for row in np.argsort(-detections.scores, kind="stable"):
+        overlap = _iou(detections.boxes[row], page.boxes) * (free & (page.labels == detections.labels[row]))
         best = int(np.argmax(overlap))
         if overlap[best] >= iou:
             owner[row], free[best] = best, False
@@ -85,7 +85,7 @@ def matched(found: Detections, page: Page, iou: float = 0.5) -> NDArray[np.int64
 
 def _iou(box: NDArray[np.float32], boxes: NDArray[np.int64]) -> NDArray[np.float64]:
     low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=1)
-    whole = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    ratio: NDArray[np.float64] = shared / (whole - shared)
+    intersection = np.prod(np.clip(high - low, 0, None), axis=1)
+    area = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    ratio: NDArray[np.float64] = intersection / (area - intersection)
     return ratio

@@ -1,7 +1,8 @@
-"""The demo's pictures: the network before and after, its weights twice, the page, the heat maps."""
+"""The figures of the demo: the network before and after, its weights in both forms, heat maps, and detections."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,25 +10,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from onebyone.comparison.argument_recorder import ArgumentRecorder
 from onebyone.demo.data import BACKGROUND, WINDOW
-from onebyone.demo.page import Page
+from onebyone.demo.digit_page import DigitPage
 from onebyone.dense import ScoreMap
 from onebyone.detection import Detections
-from onebyone.report.html import data_uri
-from onebyone.report.images import png, signed, strength, svg, svg_box, svg_text, tiled
+from onebyone.drawing.scene import (
+    RISE,
+    SLANT,
+    Circle,
+    Picture,
+    Polygon,
+    Rectangle,
+    Scene,
+    Shape,
+    ShapeGroup,
+    Text,
+)
+from onebyone.drawing.svg_writer import to_inline_svg
+from onebyone.report.images import png, signed, strength, tiled
 
 HEAT = (255, 138, 30)
 WIDTH = 1120.0
 """Of a diagram, in its own units."""
 SPREAD = 7
-"""Places, in height and width, over which a small heat map shows each probability."""
+"""Positions, in height and width, over which a small heat map spreads each probability."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One map on the way through the network: what made it, its channels and size per window, and on the page."""
+    """One map of the network: the operation that computes it, before and after the conversion, and its sizes.
+
+    `window` and `page` are its height and width for one window and for the whole page; `connected` is true for the
+    output of a fully connected layer.
+    """
 
     operation: str
     after: str
@@ -38,60 +55,74 @@ class Stage:
 
 
 def stages(network: nn.Sequential, page: tuple[int, int]) -> list[Stage]:
-    """The network's maps in order, from the image; activations are left out, they change no shape."""
+    """The network's maps in order, from the image on; activations are omitted because they change no shape."""
     window = (WINDOW, WINDOW)
-    found = [Stage("image", "image", 1, window, page, connected=False)]
+    result = [Stage("image", "image", 1, window, page, connected=False)]
     for layer in network:
+        last = result[-1]
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             kernel, stride = _square(layer.kernel_size), _square(layer.stride)
-            pool = isinstance(layer, nn.MaxPool2d)
-            name = f"{'pool' if pool else 'conv'} {kernel}×{kernel}" + (
-                f", step {stride}" if stride > 1 else ""
-            )
-            channels = found[-1].channels if pool else int(layer.out_channels)  # type: ignore[arg-type]
+            is_pool = isinstance(layer, nn.MaxPool2d)
+            name = f"{'max-pool' if is_pool else 'conv'} {kernel}×{kernel}"
+            name += f", stride {stride}" if stride > 1 else ""
+            channels = last.channels if is_pool else int(layer.out_channels)  # type: ignore[arg-type]
             sizes = [
-                ((h - kernel) // stride + 1, (w - kernel) // stride + 1)
-                for h, w in (found[-1].window, found[-1].page)
+                ((h - kernel) // stride + 1, (w - kernel) // stride + 1) for h, w in (last.window, last.page)
             ]
-            found.append(Stage(name, name, channels, sizes[0], sizes[1], connected=False))
+            result.append(Stage(name, name, channels, sizes[0], sizes[1], connected=False))
         elif isinstance(layer, nn.Linear):
-            h, w = found[-1].window
+            h, w = last.window
             name = f"FC {layer.in_features} → {layer.out_features}"
-            places = (found[-1].page[0] - h + 1, found[-1].page[1] - w + 1)
-            found.append(Stage(name, f"conv {h}×{w}", layer.out_features, (1, 1), places, connected=True))
-    return found
+            positions = (last.page[0] - h + 1, last.page[1] - w + 1)
+            result.append(Stage(name, f"conv {h}×{w}", layer.out_features, (1, 1), positions, connected=True))
+    return result
 
 
 def _square(value: Any) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def diagram(found: list[Stage], form: str) -> str:
-    """One lane of the network as a drawing: `form` is "before", "after" (on a window) or "page"."""
-    shapes = [(s.operation if form == "before" else s.after, s) for s in found]
-    parts: list[tuple[str, str, str, str]] = []
-    middle = 84.0 if form == "before" else 48.0
-    columns = len(found) + (form == "before")  # before, the map is flattened: one more thing to draw
-    for operation, stage in shapes:
-        if form == "before" and stage.connected and not any("flatten" in part for part in parts):
-            parts.append(
-                ("flatten", *_flattened(found[len(parts) - 1], _column(len(parts), columns), middle))
-            )
-        parts.append((operation, *_drawn(stage, form, _column(len(parts), columns), middle)))
-    body = []
-    for number, (operation, label, part, css) in enumerate(parts):
-        x, low = _column(number, columns), middle + (98 if form == "before" else 68)
-        body += [part, svg_text(x, low, label, f"shape {css}")]
+def diagram(maps: Sequence[Stage], form: str) -> str:
+    """The network as a row of maps: `form` is "before", "after" (both on one window) or "page" (after, on the page)."""
+    before = form == "before"
+    middle = 84.0 if before else 48.0
+    columns = len(maps) + before  # before the conversion, the flattened map is one more column
+    columns_drawn: list[tuple[str, str, str, tuple[Shape, ...]]] = []  # operation, shape, class, drawing
+    for index, stage in enumerate(maps):
+        if before and stage.connected and not maps[index - 1].connected:
+            x = _column(len(columns_drawn), columns)
+            flat = Rectangle(x - 3, middle - 76, 6, 152, css="vector flat")
+            columns_drawn.append(("flatten", str(_elements(maps[index - 1])), "flat", (flat,)))
+        css = "connected" if stage.connected else ""
+        drawing = _map(stage, form, _column(len(columns_drawn), columns), middle)
+        operation = stage.operation if before else stage.after
+        columns_drawn.append((operation, _shape(stage, form), css, drawing))
+    shapes: list[Shape] = []
+    for number, (operation, label, css, drawing) in enumerate(columns_drawn):
+        x, low = _column(number, columns), middle + (98 if before else 68)
+        shapes += [*drawing, _text(x, low, label, f"shape {css}")]
         if number:
-            body.append(svg_text(x, low + 19, operation, f"operation {css}"))
-    words = ", ".join(f"{operation} to {label}" for operation, label, _, _ in parts[1:])
-    title = f"The network from an image of {parts[0][1]}: {words}"
-    return svg("".join(body), WIDTH, middle + (126 if form == "before" else 96), title, "lane")
+            shapes.append(_text(x, low + 19, operation, f"operation {css}"))
+    steps = ", ".join(f"{operation} to {label}" for operation, label, _, _ in columns_drawn[1:])
+    title = f"The network from an image of {columns_drawn[0][1]}: {steps}"
+    return _svg(shapes, WIDTH, middle + (126 if before else 96), title, "lane")
+
+
+def _svg(shapes: Sequence[Shape], width: float, height: float, title: str, css: str) -> str:
+    return to_inline_svg(Scene(css, width, height, title, "", tuple(shapes)), css)
+
+
+def _text(x: float, y: float, words: str, css: str, anchor: str = "middle") -> Text:
+    return Text(x, y, words, anchor=anchor, css=css)
 
 
 def _column(number: int, columns: int) -> float:
     """The middle of a column of the diagram."""
     return (number + 0.5) * WIDTH / columns
+
+
+def _elements(stage: Stage) -> int:
+    return stage.channels * stage.window[0] * stage.window[1]
 
 
 def _shape(stage: Stage, form: str) -> str:
@@ -101,55 +132,44 @@ def _shape(stage: Stage, form: str) -> str:
     return f"{stage.channels} × {height} × {width}"
 
 
-def _drawn(stage: Stage, form: str, x: float, middle: float) -> tuple[str, str, str]:
-    """A map's label, drawing around (x, middle), and style; sides grow as the square root of what they show."""
+def _map(stage: Stage, form: str, x: float, middle: float) -> tuple[Shape, ...]:
+    """A map around (x, middle); lengths grow with the square root of sizes and channels."""
     css = "connected" if stage.connected else ""
     if form == "before" and stage.connected:
         tall = 6 + 9 * stage.channels**0.5
-        part = f'<rect class="vector {css}" x="{x - 5:g}" y="{middle - tall / 2:g}" width="10" height="{tall:g}"/>'
-        return _shape(stage, form), part, css
+        return (Rectangle(x - 5, middle - tall / 2, 10, tall, css=f"vector {css}"),)
     (height, width), scale = (stage.page, 2.0) if form == "page" else (stage.window, 9.5)
     tall, wide = (max(6.0, scale * side**0.5) for side in (height, width))
     depth = 3 + 4.5 * stage.channels**0.5
-    left, top = x - (wide + 0.7 * depth) / 2, middle - tall / 2 + 0.21 * depth
-    return _shape(stage, form), svg_box(left, top, wide, tall, depth, f"box {css}"), css
+    left, top = x - (wide + SLANT * depth) / 2, middle - (tall - RISE * depth) / 2
+    return (_box(left, top, wide, tall, depth, f"box {css}"),)
 
 
-def _flattened(stage: Stage, x: float, middle: float) -> tuple[str, str, str]:
-    count = stage.channels * stage.window[0] * stage.window[1]
-    part = f'<rect class="vector flat" x="{x - 3:g}" y="{middle - 76:g}" width="6" height="152"/>'
-    return str(count), part, "flat"
-
-
-class _Kernels(TorchFunctionMode):
-    """Notes every weight that a convolution is given, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[torch.Tensor] = []
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (torch.conv2d, torch.nn.functional.conv2d, torch.ops.aten.conv2d.default):
-            self.weights.append(args[1])
-        return func(*args, **(kwargs or {}))
+def _box(x: float, y: float, width: float, height: float, depth: float, css: str) -> ShapeGroup:
+    """A box; (x, y) is the upper left corner of its front."""
+    dx, dy = depth * SLANT, -depth * RISE
+    right, low = x + width, y + height
+    top = ((x, y), (x + dx, y + dy), (right + dx, y + dy), (right, y))
+    side = ((right, y), (right + dx, y + dy), (right + dx, low + dy), (right, low))
+    front = Rectangle(x, y, width, height, css="front")
+    return ShapeGroup("box", "", (Polygon(top, css="top"), Polygon(side, css="side"), front), css)
 
 
 def kernels_at_work(dense: nn.Module) -> list[torch.Tensor]:
-    """The weights (O, C, h, w) that the dense network's convolutions really run with, caught as it runs.
+    """The weights (O, C, h, w) with which the convolutions of the dense network run, recorded in a run.
 
-    It runs on an image of many positions: at few, k×k layers are computed as rows (`laws.cost.rows_are_cheaper`).
+    The image has many positions, because at few positions k×k layers are computed as matrix products (see
+    `laws.cost.rows_are_cheaper`).
     """
-    caught = _Kernels()
-    with caught, torch.inference_mode():
+    functions = (torch.conv2d, torch.nn.functional.conv2d, torch.ops.aten.conv2d.default)
+    with ArgumentRecorder(functions, 1) as recorder, torch.inference_mode():
         dense(torch.zeros(1, 1, 3 * WINDOW, 3 * WINDOW))
-    return caught.weights
+    return recorder.arguments
 
 
 @dataclass(frozen=True)
-class WeightsTwice:
-    """One fully connected layer's weights in its two forms, as PNG files; `same` if equal bit for bit."""
+class WeightPictures:
+    """The weights of one fully connected layer in both forms, as PNG files; `same` if they are equal bit for bit."""
 
     rows_shape: tuple[int, ...]
     filters_shape: tuple[int, ...]
@@ -161,20 +181,20 @@ class WeightsTwice:
     same: bool
 
 
-def weights_twice(linear: nn.Linear, kernel: torch.Tensor) -> WeightsTwice:
-    """Draw `linear`'s rows beside `kernel`, the weight of the convolution that replaced it.
+def weight_pictures(linear: nn.Linear, kernel: torch.Tensor) -> WeightPictures:
+    """Draw the rows of `linear` and `kernel`, the weight of the convolution that replaced it.
 
-    Both are drawn from their own tensor, on one colour scale; the filters' channels lie side by side.
+    Each picture is drawn from its own tensor, with the same colour scale; the channels of a filter are side by side.
     """
     matrix, filters = linear.weight.detach().numpy(), kernel.detach().numpy()
     same = matrix.tobytes() == np.ascontiguousarray(filters).tobytes()
     limit = float(np.quantile(np.abs(matrix), 0.995))
     neuron = int(np.abs(matrix).sum(axis=1).argmax())
-    single = filters.shape[-1] == 1
+    pointwise = filters.shape[-1] == 1
     gap = 1
     sheet = np.concatenate([_with_gap(tiled(one, len(one), gap), gap) for one in filters])
-    closeup = tiled(filters[neuron], columns=len(filters[neuron]) if single else 8, gap=gap)
-    return WeightsTwice(
+    closeup = tiled(filters[neuron], columns=len(filters[neuron]) if pointwise else 8, gap=gap)
+    return WeightPictures(
         rows_shape=tuple(matrix.shape),
         filters_shape=tuple(filters.shape),
         rows=png(signed(matrix, limit)),
@@ -191,23 +211,23 @@ def _with_gap(sheet: NDArray[np.float64], gap: int) -> NDArray[np.float64]:
 
 
 def heat_maps(dense: ScoreMap) -> list[bytes]:
-    """Each digit's probability over the page, as a clear PNG of one pixel a window.
+    """The probability of each digit over the page, as transparent PNG files with one pixel per window.
 
-    A digit lights up some 3×3 places of hundreds, too few to see in a small picture: each place shows the
-    largest probability of the SPREAD×SPREAD around it.
+    A digit has a high probability at only about 3×3 positions, which are too small to see; so each position shows the
+    largest probability of the SPREAD×SPREAD positions around it.
     """
     probabilities = torch.from_numpy(dense.probabilities()[:BACKGROUND])
-    wide = nn.functional.max_pool2d(probabilities[None], SPREAD, 1, SPREAD // 2)[0].numpy()
-    return [png(strength(p, HEAT, gamma=0.7), quantised=64) for p in wide]
+    spread = nn.functional.max_pool2d(probabilities[None], SPREAD, 1, SPREAD // 2)[0].numpy()
+    return [png(strength(p, HEAT, gamma=0.7), quantised=64) for p in spread]
 
 
 def any_digit(dense: ScoreMap) -> bytes:
-    """The probability that a window holds a digit at all, 1 − background, place by place."""
+    """The probability that a window contains any digit, 1 − background, at each position."""
     return png(strength(1 - dense.probabilities()[BACKGROUND], HEAT, gamma=0.7), quantised=128)
 
 
-def heat_over_page(dense: ScoreMap, picture: bytes, label: str, rings: str = "") -> str:
-    """A heat map as a drawing in the page's own pixels, each place a square around its window's middle."""
+def heat_over_page(dense: ScoreMap, picture: bytes, label: str, rings: Sequence[Circle] = ()) -> str:
+    """A heat map in the pixels of the page; each position is a square in the middle of its window."""
     (y, below), (x, right) = (
         ((a0 + a1 - stride) / 2, (b0 + b1 + stride) / 2)
         for (a0, a1), (b0, b1), stride in zip(
@@ -217,42 +237,39 @@ def heat_over_page(dense: ScoreMap, picture: bytes, label: str, rings: str = "")
             strict=True,
         )
     )
-    image = (
-        f'<image href="{data_uri(picture)}" x="{x:g}" y="{y:g}" width="{right - x:g}" height="{below - y:g}" '
-        'preserveAspectRatio="none"/>'
-    )
-    return svg(image + rings, dense.image_size[1], dense.image_size[0], label, "heat")
+    heat = Picture(x, y, right - x, below - y, picture)
+    return _svg([heat, *rings], dense.image_size[1], dense.image_size[0], label, "heat")
 
 
-def rings_around(page: Page, digit: int) -> str:
-    """Rings where the page truly has `digit`, in its pixels."""
-    return "".join(
-        f'<circle cx="{(x1 + x2) / 2:g}" cy="{(y1 + y2) / 2:g}" r="40"/>'
+def rings_around(page: DigitPage, digit: int) -> list[Circle]:
+    """Rings around the true positions of `digit`, in the pixels of the page."""
+    return [
+        Circle((x1 + x2) / 2, (y1 + y2) / 2, 40)
         for (x1, y1, x2, y2), label in zip(page.boxes.tolist(), page.labels.tolist(), strict=True)
         if label == digit
-    )
+    ]
 
 
-def boxes(page: Page, found: Detections, owner: NDArray[np.int64], shown: float) -> str:
-    """The page's true boxes and the detections of probability `shown` or more, as a drawing over the page."""
-    height, width = page.image.shape
-    parts = ['<g class="truth">']
-    parts += [_rect(*box) for box in page.boxes.tolist()]
-    parts.append('</g><g class="found">')
-    for box, score, label, which in zip(found.boxes, found.scores, found.labels, owner, strict=True):
-        if score < shown:
+def boxes(page: DigitPage, detections: Detections, owner: NDArray[np.int64], threshold: float) -> str:
+    """The true boxes of the page and the detections with a score of at least `threshold`, drawn over the page.
+
+    `owner` holds for each detection the row of the digit that it matches, or −1.
+    """
+    truth = ShapeGroup("truth", "", tuple(_outline(*box) for box in page.boxes.tolist()), "truth")
+    found: list[Shape] = []
+    matches = zip(detections.boxes, detections.scores, detections.labels, owner, strict=True)
+    for box, score, label, row in matches:
+        if score < threshold:
             continue
         x1, y1, x2, y2 = (float(v) for v in box)
-        css = "right" if which >= 0 else "wrong"
-        above = y1 - 6 if y1 > 26 else y2 + 20
-        parts.append(
-            f'<g class="{css}">{_rect(x1, y1, x2, y2)}{svg_text(x1, above, str(label), "mark", "start")}'
-            f"<title>{label}, probability {score:.3f}</title></g>"
-        )
-    parts.append("</g>")
+        name = _text(x1, y1 - 6 if y1 > 26 else y2 + 20, str(label), "mark", "start")
+        title = f"{label}, score {score:.3f}"
+        shapes = (_outline(x1, y1, x2, y2), name)
+        found.append(ShapeGroup("detection", title, shapes, "right" if row >= 0 else "wrong"))
+    height, width = page.image.shape
     label = f"{len(page.labels)} true boxes and the detections, drawn over the page"
-    return svg("".join(parts), width, height, label, "boxes")
+    return _svg([truth, ShapeGroup("found", "", tuple(found), "found")], width, height, label, "boxes")
 
 
-def _rect(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<rect x="{x1:g}" y="{y1:g}" width="{x2 - x1:g}" height="{y2 - y1:g}"/>'
+def _outline(x1: float, y1: float, x2: float, y2: float) -> Rectangle:
+    return Rectangle(x1, y1, x2 - x1, y2 - y1)

@@ -1,4 +1,4 @@
-"""The demo's network: small, unpadded, with two fully connected layers at its end."""
+"""The demo's network: small, without padding, with two fully connected layers at its end."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HIDDEN = 64
 
 
 def build(seed: int = 0) -> nn.Sequential:
-    """A fresh network: (N, 1, 40, 40) in, (N, 11) class scores (logits) out. No layer pads.
+    """An untrained network from (N, 1, 40, 40) to (N, 11) logits, without padding.
 
-    The first layer strides, because on a whole page its map is the largest: half the side is a quarter of the
-    memory traffic. Channel counts are multiples of 16, what a vector register holds. The batch norms, which
-    make training three times shorter, are gone after :func:`folded`.
+    The first layer has a stride because its map is the largest one on a whole page: half the side is a quarter of the
+    memory traffic. Channel counts are multiples of 16, the size of a vector register. The batch norms shorten training
+    by a factor of three and are removed by :func:`folded`.
 
     >>> build(0).eval()(torch.zeros(2, 1, 40, 40)).shape
     torch.Size([2, 11])
@@ -52,7 +52,7 @@ def _block(channels: int, out_channels: int, kernel: int, stride: int = 1) -> li
 
 
 def folded(network: nn.Sequential) -> nn.Sequential:
-    """A copy, for inference, in which each batch norm has become part of the convolution before it.
+    """A copy for inference, in which each batch norm is folded into the convolution before it.
 
     >>> [type(layer).__name__ for layer in folded(build(0))][:3]
     ['Conv2d', 'ReLU', 'Conv2d']
@@ -64,14 +64,14 @@ def folded(network: nn.Sequential) -> nn.Sequential:
             assert isinstance(conv, nn.Conv2d)
             layer = fuse_conv_bn_eval(conv, layer)
         layers.append(layer)
-    plain = nn.Sequential(*layers).eval().requires_grad_(False)
-    return plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    result = nn.Sequential(*layers).eval().requires_grad_(False)
+    return result.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def cost_layers(network: nn.Sequential) -> list[Layer]:
-    """The network's convolutions, pools and fully connected layers, as the laws of cost take them.
+    """The network's convolutions, pools and fully connected layers, as arguments of `laws.cost`.
 
-    A fully connected layer after the flatten is the convolution over the whole map, those after it 1×1.
+    The fully connected layer after the flatten is a convolution over the whole map, the one after it a 1×1 convolution.
     """
     layers: list[Layer] = []
     size = (WINDOW, WINDOW)

@@ -1,4 +1,4 @@
-"""What the page says: every figure in plain words, every picture with its caption."""
+"""The text of the demo's page: every figure explained in plain words, and every picture with its caption."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from torch import nn
 
 from onebyone.demo import data, figures, train
 from onebyone.demo.average_precision import matched
-from onebyone.demo.run import LEAST, OVERLAP, SHOWN, Results
+from onebyone.demo.results import MAX_IOU, MIN_SCORE, SHOWN_SCORE, DemoResults
+from onebyone.drawing.number_format import superscript
+from onebyone.drawing.scene import Scene, Shape
+from onebyone.drawing.svg_writer import to_inline_svg
+from onebyone.report import charts
 from onebyone.report.html import data_uri
-from onebyone.report.html import render as fill
-from onebyone.report.images import jpeg, png, svg, svg_text
+from onebyone.report.html import render as render_template
+from onebyone.report.images import jpeg, png
 
 
-def render(r: Results, summary: dict[str, Any]) -> str:
-    """The demo's page: one HTML file that loads nothing from elsewhere."""
+def render(r: DemoResults, summary: dict[str, Any]) -> str:
+    """The demo's page: one HTML file that loads nothing else."""
     owner = matched(r.detections, r.page)
-    drawn = r.detections.scores >= SHOWN
+    drawn = r.detections.scores >= SHOWN_SCORE
     right = int((owner[drawn] >= 0).sum())
-    return fill(
+    return render_template(
         "demo.html.j2",
         r=r,
         s=summary,
@@ -30,12 +34,12 @@ def render(r: Results, summary: dict[str, Any]) -> str:
         stages=figures.stages(r.trained.network, _size(r)),
         weights=_weights(r),
         page_picture=data_uri(jpeg(r.page.image), "image/jpeg"),
-        page_boxes=figures.boxes(r.page, r.detections, owner, SHOWN),
+        page_boxes=figures.boxes(r.page, r.detections, owner, SHOWN_SCORE),
         heats=_heats(r),
         any_digit=figures.heat_over_page(
             r.timed.dense,
             figures.any_digit(r.timed.dense),
-            "Probability of any digit over the page: bright spots in the middle of the digits",
+            "Probability of any digit over the page, with bright spots in the middle of the digits",
         ),
         spread=figures.SPREAD,
         thumbnail=data_uri(jpeg(r.page.image[::4, ::4], 80), "image/jpeg"),
@@ -52,13 +56,13 @@ def render(r: Results, summary: dict[str, Any]) -> str:
         train_photographs=data.TRAIN_PHOTOGRAPHS,
         near=f"{train.NEAR:g}",
         far=f"{train.FAR:g}",
-        thresholds={"least": LEAST, "shown": SHOWN, "overlap": OVERLAP},
+        thresholds={"scored": MIN_SCORE, "shown": SHOWN_SCORE, "iou": MAX_IOU},
     )
 
 
 def tiles(s: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The figures that matter most: value, name, remark."""
-    threads = "one processor thread" if s["threads"] == 1 else f"{s['threads']} processor threads"
+    """The most important figures: value, name, remark."""
+    threads = "one CPU thread" if s["threads"] == 1 else f"{s['threads']} CPU threads"
     return [
         (
             f"{s['speedup_dense_over_windows']:.1f}×",
@@ -66,19 +70,19 @@ def tiles(s: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"{s['windows']:,} windows in {s['seconds_dense']:.2f} s",
         ),
         (
-            "bit for bit" if s["integer_probe_bitwise"] else "differs",
+            "bit for bit" if s["integer_probe_bitwise"] else "different",
             "equal on integers",
             "both converted layers",
         ),
-        (scientific(s["max_abs_difference"]), "largest difference", "rounding, over all the windows"),
+        (scientific(s["max_abs_difference"]), "largest difference", "rounding, over all windows"),
         (f"{s['mAP50']:.3f}", "mAP at IoU 0.5", f"{s['digits_on_page']} held-out digits"),
-        (f"{100 * s['accuracy']:.1f} %", "right on single digits", "none of them trained on"),
-        (f"{s['seconds']:.0f} s", "for all of this", f"on {threads}"),
+        (f"{100 * s['accuracy']:.1f} %", "accuracy on single digits", "held out from training"),
+        (f"{s['seconds']:.0f} s", "total duration", f"on {threads}"),
     ]
 
 
 def scientific(value: float) -> str:
-    """A number to two figures, small ones by a power of ten.
+    """A number to two digits, with a power of ten for small and large ones.
 
     >>> scientific(1.907e-6), scientific(1.27), scientific(0.0)
     ('1.9 × 10⁻⁶', '1.3', '0')
@@ -86,133 +90,122 @@ def scientific(value: float) -> str:
     if value == 0 or 0.01 <= abs(value) < 1000:
         return f"{value:.2g}"
     digits, power = f"{value:.1e}".split("e")
-    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{digits} × 10{raised}"
+    return f"{digits} × 10{superscript(int(power))}"
 
 
-def figure_rows(r: Results, s: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The table: what was measured, its value, what it means."""
+def figure_rows(r: DemoResults, s: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The table of figures: what was measured, its value, what it means."""
     ratio = s["speedup_over_mac_ratio"]
     return [
         (
             "Accuracy on held-out digits",
             f"{100 * s['accuracy']:.2f} %",
-            f"Each of the {len(r.trained.test_digits)} digits that were never trained on, alone in a window of plain "
-            "paper. An answer of “background” counts as wrong.",
+            f"The network classifies each of the {len(r.trained.test_digits)} held-out digits, alone in a window with "
+            "a plain background. The prediction “background” counts as wrong.",
         ),
         (
-            "… laid on held-out photographs",
+            "… on held-out photographs",
             f"{100 * s['accuracy_on_photographs']:.2f} %",
-            "The same digits painted over pieces of photographs that were never trained on.",
+            "The same digits, painted over parts of photographs that were not used in training.",
         ),
         (
             "Converted layers, on integers",
             "equal bit for bit" if s["integer_probe_bitwise"] else "different",
-            "Both forms were given whole numbers small enough that no sum is ever rounded. "
-            "Then every bit must agree, in the answers and in the gradients; it did, and planted faults were seen.",
+            "Both forms were run on integers that are small enough for every sum to be exact. Outputs and gradients "
+            "must then agree in every bit. Injected faults, such as a wrong flatten order, were detected.",
         ),
         (
             "Windows on the page",
             f"{s['windows']:,}",
-            f"One every {r.converted.geometry.stride[0]} pixels, {data.WINDOW}×{data.WINDOW} pixels each.",
+            f"One window of {data.WINDOW}×{data.WINDOW} pixels every {r.converted.geometry.stride[0]} pixels.",
         ),
         (
-            "Dense equals windows",
+            "Dense pass equals cropped windows",
             "yes" if s["dense_equals_windows"] else "no",
-            f"All {r.timed.dense.scores.size:,} scores of the dense pass against those of every cropped window, "
-            "each within its own bound.",
+            f"All {r.timed.dense.scores.size:,} scores of the dense pass were compared with those of the cropped "
+            "windows, each against its own bound.",
         ),
         (
             "Largest difference",
             scientific(s["max_abs_difference"]),
-            "Not zero, because the two add up the same products in different orders, and each addition rounds. "
-            f"The best class is the same in {100 * s['same_class']:.4g} % of the windows.",
+            "It is not zero because the two add the same products in a different order, and each addition rounds. "
+            f"The predicted class is the same in {100 * s['same_class']:.4g} % of the windows.",
         ),
         (
             "Bound on the difference",
             scientific(s["bound"]),
-            "What rounding could do at worst, if every error in every layer pushed one way: derived for each score "
-            "from its own weights and pixels (Higham, 2002); this is the smallest. Real errors mostly cancel.",
+            "The largest difference that rounding can cause if all errors add up, derived for each score from its "
+            "weights and pixels (Higham, 2002); this is the smallest of these bounds. Real errors mostly cancel.",
         ),
         (
-            "… the same in float64",
+            "… in float64",
             f"{scientific(s['float64_max_abs_difference'])}, bound {scientific(s['float64_bound'])}",
-            f"On {s['float64_windows']:,} of the windows with 53-bit numbers, where rounding is half a billion times "
-            "smaller: nothing but rounding could hide under this bound.",
+            f"The same comparison on {s['float64_windows']:,} of the windows in 53-bit arithmetic, where rounding is "
+            "half a billion times smaller, so that no other error could stay below the bound.",
         ),
         (
-            "Work saved",
+            "Computation saved",
             f"{s['mac_ratio']:.1f}×",
-            f"{s['macs_windows'] / 1e9:,.0f} billion multiply-adds for all windows apart, "
-            f"{s['macs_dense'] / 1e9:,.1f} billion for one dense pass, tiles and all: "
-            "neighbours share what they have in common.",
+            f"{s['macs_windows'] / 1e9:,.0f} billion multiply-adds for all windows separately, "
+            f"{s['macs_dense'] / 1e9:,.1f} billion for one dense pass including the overlap of tiles: "
+            "neighbouring windows share their common part.",
         ),
         (
             "Time saved",
             f"{s['speedup_dense_over_windows']:.1f}×",
-            f"{s['seconds_windows']:.2f} s against {s['seconds_dense']:.3f} s, medians of runs taken in turn, with "
-            f"windows in the batch size and layout that ran fastest here: {100 * ratio:.0f} % of the work saved.",
+            f"{s['seconds_windows']:.2f} s against {s['seconds_dense']:.3f} s, medians of alternating runs. Windows "
+            f"were run in the fastest batch size and layout. This is {100 * ratio:.0f} % of the computation saved.",
         ),
         (
             "mAP at IoU 0.5",
             f"{s['mAP50']:.3f}",
-            "Mean over the ten digits of the area under the precision–recall curve, by pycocotools; "
-            f"up to {s['maxDets']} detections looked at, so that none is cut off.",
+            "Mean over the ten digits of the area under the precision–recall curve, by pycocotools, with up to "
+            f"{s['maxDets']} detections, so that none is left out.",
         ),
-        ("Seconds in all", f"{s['seconds']:.0f}", "From the first digit read to the last figure."),
+        ("Total duration", f"{s['seconds']:.0f} s", "From loading the data to the last figure."),
     ]
 
 
-def _size(r: Results) -> tuple[int, int]:
+def _size(r: DemoResults) -> tuple[int, int]:
     height, width = r.page.image.shape
     return height, width
 
 
-def _lanes(r: Results) -> list[dict[str, str]]:
-    found = figures.stages(r.trained.network, _size(r))
+def _lanes(r: DemoResults) -> list[dict[str, str]]:
+    stages = figures.stages(r.trained.network, _size(r))
     height, width = _size(r)
     rows, columns = r.timed.dense.positions
     return [
         {
             "title": "Before: fully connected",
-            "text": f"One window of {data.WINDOW}×{data.WINDOW} pixels in, {len(data.CLASSES)} scores out. "
-            "The map is flattened, and from there on no number knows where it came from.",
-            "drawing": figures.diagram(found, "before"),
+            "text": f"The input is one window of {data.WINDOW}×{data.WINDOW} pixels, the output {len(data.CLASSES)} "
+            "scores. The map is flattened, so the spatial position of each value is lost here.",
+            "drawing": figures.diagram(stages, "before"),
         },
         {
             "title": "After: convolutions, on the same window",
-            "text": "The first layer is a convolution as large as the map, the second a 1×1 convolution. "
-            "The same weights, the same products, the same eleven scores.",
-            "drawing": figures.diagram(found, "after"),
+            "text": "The first layer is a convolution with a kernel as large as the map, the second a 1×1 convolution. "
+            "Weights, products and the eleven scores are the same.",
+            "drawing": figures.diagram(stages, "after"),
         },
         {
             "title": "After: on the whole page",
-            "text": f"Nothing in it asks for {data.WINDOW}×{data.WINDOW} any more. On {height}×{width} pixels it gives "
-            f"{rows}×{columns} places with eleven scores each: one place for every window.",
-            "drawing": figures.diagram(found, "page"),
+            "text": f"No layer requires an input of {data.WINDOW}×{data.WINDOW} pixels any more. On {height}×{width} "
+            f"pixels the output has {rows}×{columns} positions with eleven scores each, one position per window.",
+            "drawing": figures.diagram(stages, "page"),
         },
     ]
 
 
-def _weights(r: Results) -> list[dict[str, Any]]:
+def _weights(r: DemoResults) -> list[dict[str, Any]]:
     linears = [layer for layer in r.trained.network if isinstance(layer, nn.Linear)]
     kernels = figures.kernels_at_work(r.converted.model)[-len(linears) :]
-    shown = []
-    for linear, kernel in zip(linears, kernels, strict=True):
-        twice = figures.weights_twice(linear, kernel)
-        shown.append(
-            {
-                "it": twice,
-                **{
-                    name: data_uri(getattr(twice, name))
-                    for name in ("rows", "filters", "one_row", "one_filter")
-                },
-            }
-        )
-    return shown
+    names = ("rows", "filters", "one_row", "one_filter")
+    pictures = [figures.weight_pictures(*pair) for pair in zip(linears, kernels, strict=True)]
+    return [{"it": p, **{name: data_uri(getattr(p, name)) for name in names}} for p in pictures]
 
 
-def _heats(r: Results) -> list[dict[str, Any]]:
+def _heats(r: DemoResults) -> list[dict[str, Any]]:
     pictures = figures.heat_maps(r.timed.dense)
     return [
         {
@@ -222,7 +215,7 @@ def _heats(r: Results) -> list[dict[str, Any]]:
             "drawing": figures.heat_over_page(
                 r.timed.dense,
                 picture,
-                f"Probability of the digit {digit} over the page, with rings where it truly is",
+                f"Probability of the digit {digit} over the page, with rings around its true positions",
                 figures.rings_around(r.page, digit),
             ),
         }
@@ -230,8 +223,8 @@ def _heats(r: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _samples(r: Results) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Two of each held-out digit on the page, as the network sees them, in a strip."""
+def _samples(r: DemoResults) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Two windows of each digit on the page, in two rows."""
     chosen = [int(np.flatnonzero(r.page.labels == digit)[turn]) for turn in range(2) for digit in range(10)]
     crops = []
     for row in chosen:
@@ -241,28 +234,21 @@ def _samples(r: Results) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.concatenate(lines, axis=0)
 
 
-def _curve(r: Results) -> str:
-    """Precision over recall, the mean of the classes: a small drawing."""
-    mean = r.score.precision.mean(axis=0)
+def _curve(r: DemoResults) -> str:
+    """The precision–recall curve, averaged over the classes."""
+    precision = r.score.precision.mean(axis=0).tolist()
     left, top, width, height = 44, 12, 300, 190
-    points = " ".join(
-        f"{left + width * k / 100:.1f},{top + height * (1 - p):.1f}" for k, p in enumerate(mean.tolist())
-    )
-    levels = {v: top + height * (1 - v) for v in (0, 0.5, 1)}
-    grid = "".join(
-        f'<line class="grid" x1="{left}" x2="{left + width}" y1="{y:g}" y2="{y:g}"/>'
-        + svg_text(left - 6, y + 4, f"{v:g}", "tick", "end")
-        for v, y in levels.items()
-    )
-    ticks = "".join(svg_text(left + width * v, top + height + 18, f"{v:g}", "tick") for v in (0, 0.5, 1))
-    words = svg_text(left + width / 2, top + height + 36, "recall", "tick") + svg_text(
-        left + 8, top + height - 8, "precision, mean of ten digits", "tick", "start"
-    )
-    line = f'<polyline class="line" points="{points}"/>'
-    return svg(
-        grid + ticks + words + line,
-        left + width + 16,
-        top + height + 44,
-        f"Precision over recall; its area is {r.score.mAP50:.3f}",
-        "curve",
+    shapes: list[Shape] = []
+    for value in (0, 0.5, 1):
+        y = top + height * (1 - value)
+        shapes.append(charts.line(left, y, left + width, y, "grid"))
+        shapes.append(charts.text(left - 6, y + 4, f"{value:g}", "tick", "end"))
+        shapes.append(charts.text(left + width * value, top + height + 18, f"{value:g}", "tick"))
+    shapes.append(charts.text(left + width / 2, top + height + 36, "recall", "tick"))
+    shapes.append(charts.text(left + 8, top + height - 8, "precision, mean of ten digits", "tick", "start"))
+    points = [(left + width * k / 100, top + height * (1 - p)) for k, p in enumerate(precision)]
+    shapes.append(charts.polyline(points, "line"))
+    title = f"Precision over recall; the area under the curve is {r.score.mAP50:.3f}"
+    return to_inline_svg(
+        Scene("curve", left + width + 16, top + height + 44, title, "", tuple(shapes)), "curve"
     )

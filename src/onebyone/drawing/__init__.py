@@ -1,6 +1,6 @@
 """Pictures of a network: the layers drawn from what they are, as plain data first, then in any format."""
 
-from onebyone.drawing.data import Connected, Drawing, LayerCall, Pointwise, Replaced
+from onebyone.drawing.data import ConnectedLayer, Drawing, PointwiseLayer, ReplacedLayer, TraceStep
 from onebyone.drawing.describe import FIGURES, describe
 from onebyone.drawing.drawings import Drawings, Written, drawings
 from onebyone.drawing.render import FORMATS, WIDTHS, render
@@ -9,12 +9,12 @@ __all__ = [
     "FIGURES",
     "FORMATS",
     "WIDTHS",
-    "Connected",
+    "ConnectedLayer",
     "Drawing",
     "Drawings",
-    "LayerCall",
-    "Pointwise",
-    "Replaced",
+    "PointwiseLayer",
+    "ReplacedLayer",
+    "TraceStep",
     "Written",
     "describe",
     "drawings",

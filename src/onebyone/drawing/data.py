@@ -1,7 +1,7 @@
-"""What the pictures are made of: a network's layers and their replacement as plain, immutable data.
+"""The data behind the figures: a network's layers and their replacement, as plain immutable records.
 
-Shapes are without the batch. A map is `(C, *size)`, channels first; tokens are `(T, C)`; a vector is `(F,)`.
-Everything goes through JSON and back: `Drawing.from_dict(json.loads(json.dumps(d.to_dict()))) == d`.
+Shapes do not include the batch. A map is `(C, *size)`, tokens are `(T, C)`, a vector is `(F,)`. The data survive a
+round trip through JSON: `Drawing.from_dict(json.loads(json.dumps(d.to_dict()))) == d`.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from onebyone.laws.geometry import Geometry
 
 Sizes = tuple[int, ...]
 MAP, TOKENS, VECTOR = "map", "tokens", "vector"
-"""How a value lies: channels first, channels last over places, or features alone."""
+"""The layout of a value: channels first, channels last over positions, or features only."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter of a step: its name there, and its shape."""
+    """A parameter of a step: its name in the module, and its shape."""
 
     name: str
     shape: Sizes
 
     @property
     def count(self) -> int:
-        """Its numbers."""
+        """The number of its elements."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True)
-class LayerCall:
-    """One call of a layer, or of a function between layers, in the order of the run.
+class TraceStep:
+    """One call of a layer, or of a function between layers; steps are in the order of the run.
 
-    `role` is "convolution", "pointwise", "linear", "pool", "activation", "normalisation", "flatten", "sum",
-    "join", "attention", "identity" or "other"; `kind` the module's class or the function's name, and `path` the
-    module, or the one whose forward called the function. `layout` says how `output` lies.
+    `role` is "convolution", "pointwise", "linear", "pool", "activation", "normalisation", "flatten", "sum", "join",
+    "attention", "identity" or "other". `kind` is the module's class or the function's name, and `path` the module,
+    or the one whose forward called the function. `layout` is the layout of `output`.
     """
 
     path: str
@@ -56,17 +56,17 @@ class LayerCall:
 
     @property
     def parameters(self) -> int:
-        """Numbers in its weights and biases."""
+        """The number of its weights and biases."""
         return sum(w.count for w in self.weights)
 
 
 @dataclass(frozen=True)
-class Connected:
+class ConnectedLayer:
     """A fully connected layer, and the part of its weight that is drawn.
 
-    `places` is on how many tokens or places it acts (1: on a vector). `weights[o][i]` is the real weight from
-    input `drawn_inputs[i]` to output `drawn_outputs[o]`, `largest` the greatest magnitude in the whole layer.
-    `twin` says that the network has a 1×1 convolution there, whose converted twin this is.
+    `places` is the number of tokens or positions it acts on (1 for a vector). `weights[o][i]` is the weight from
+    input `drawn_inputs[i]` to output `drawn_outputs[o]`, and `largest` the largest magnitude in the whole layer.
+    `twin` is true if the network has a 1×1 convolution instead, from which this layer was converted.
     """
 
     path: str
@@ -84,17 +84,16 @@ class Connected:
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
+        """The number of its weights and biases."""
         return self.outputs * (self.inputs + self.bias)
 
 
 @dataclass(frozen=True)
-class Pointwise:
-    """A 1×1 convolution on the map `(C, *size)` that it reads, and the size of the map that it gives.
+class PointwiseLayer:
+    """A 1×1 convolution with its input map `(C, *size)` and the size of its output map.
 
-    `twin` says that the network has a fully connected layer there, whose converted twin this is; `tokens`
-    that its places are tokens. `filters[k]` is the real weight (C/groups) of filter `drawn[k]`, from its first
-    channels on.
+    `twin` is true if the network has a fully connected layer instead, from which this one was converted; `tokens` if
+    the positions are tokens. `filters[k]` holds the first weights of filter `drawn[k]`, which has C/groups of them.
     """
 
     path: str
@@ -113,27 +112,28 @@ class Pointwise:
 
     @property
     def inputs(self) -> int:
-        """Channels that it reads."""
+        """Input channels."""
         return self.map[0]
 
     @property
     def per_filter(self) -> int:
-        """Channels that one filter reads."""
+        """Input channels of one filter."""
         return self.map[0] // self.groups
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
+        """The number of its weights and biases."""
         return self.outputs * (self.per_filter + self.bias)
 
 
 @dataclass(frozen=True)
-class Replaced:
-    """One layer before and after the replacement, as the conversion itself tells it.
+class ReplacedLayer:
+    """One layer before and after the replacement, as the conversion describes it.
 
-    `before` and `after` are its descriptions with weight shapes; `weight` and `kernel` these shapes where it
-    is a single weight: (O, F) and (O, C, *k). `map` is the map `(C, *size)` that the new layer reads, tokens
-    as places. `flatten` is the path of the flatten that disappears with it; empty where there is none.
+    `before` and `after` are descriptions with weight shapes. If the layer has a single weight, `weight` and `kernel`
+    are its shapes before and after, (O, F) and (O, C, *k), and `nonzero` is the number of the kernel's elements that
+    come from the weight; the others are zero. `map` is the input map `(C, *size)` of the new layer, with tokens as
+    positions. `flatten` is the path of the flatten that is no longer needed; None if there is none.
     """
 
     path: str
@@ -147,30 +147,31 @@ class Replaced:
     tokens: bool = False
     flatten: str | None = None
     copied_bytes: int = 0
+    nonzero: int = 0
 
     @property
     def weights(self) -> int:
-        """Numbers in the weight, without the bias; 0 where it is not a single one."""
+        """The number of weights, without the bias; 0 if the layer has no single weight."""
         return prod(self.weight) if self.weight else 0
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """All that the pictures of one network tell.
+    """All data that the figures of one network show.
 
-    `by` is what made the replacement, "convolutionalize" or "convert", and `refused` why it was not the
-    former (empty where it was). `chains` are fully connected layers in a row, by path. `missing` holds, for
-    figures that cannot be drawn, why.
+    `by` is the verb that replaced the layers, "convolutionalize" or "convert"; `refused` holds the reasons why it
+    was not "convolutionalize", and is empty if it was. `chains` are successive fully connected layers, by path.
+    `missing` maps the names of figures that cannot be drawn to the reason.
     """
 
     network: str
     input: Sizes
     parameters: int
-    steps: tuple[LayerCall, ...]
-    connected: tuple[Connected, ...]
+    steps: tuple[TraceStep, ...]
+    connected: tuple[ConnectedLayer, ...]
     chains: tuple[tuple[str, ...], ...]
-    pointwise: tuple[Pointwise, ...]
-    replaced: tuple[Replaced, ...]
+    pointwise: tuple[PointwiseLayer, ...]
+    replaced: tuple[ReplacedLayer, ...]
     kept: tuple[str, ...]
     by: str
     refused: tuple[str, ...]
@@ -178,18 +179,18 @@ class Drawing:
     missing: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """The drawing as plain data for JSON."""
         data: dict[str, Any] = _plain(self)
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Drawing:
-        """The drawing that `to_dict` wrote.
+        """Restore the drawing from the data of `to_dict`.
 
         Raises
         ------
         BadInput
-            where an entry is missing or not of its kind.
+            if an entry is missing or has another type.
         """
         try:
             return typing.cast(Drawing, _typed(cls, data))
@@ -208,7 +209,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(kind: Any, value: Any) -> Any:
-    """`value` out of JSON as the annotated type `kind`."""
+    """Convert `value` from JSON to the annotated type `kind`."""
     origin = typing.get_origin(kind)
     if kind is Geometry:
         return Geometry.from_dict(value)
@@ -229,6 +230,6 @@ def _typed(kind: Any, value: Any) -> Any:
     return value
 
 
-def _expect(good: bool, kind: Any, value: Any) -> None:
-    if not good:
+def _expect(valid: bool, kind: Any, value: Any) -> None:
+    if not valid:
         raise TypeError(f"{value!r} is not of type {kind}")

@@ -1,17 +1,18 @@
-"""From a network to the plain data of its pictures: one run, one conversion, and a sample of the real weights."""
+"""Collects the data of a network's figures: one run, one conversion, and a sample of its weights."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from onebyone.drawing.data import MAP, VECTOR, Connected, Drawing, LayerCall, Pointwise, Sizes
-from onebyone.drawing.network_trace import watch
+from onebyone.drawing.data import MAP, VECTOR, ConnectedLayer, Drawing, PointwiseLayer, Sizes, TraceStep
+from onebyone.drawing.network_trace import trace
 from onebyone.drawing.replacement import Replacement, replace_layers
 from onebyone.errors import BadInput
 from onebyone.laws import pointwise
@@ -19,27 +20,27 @@ from onebyone.pytorch.modules import layers
 from onebyone.verification.pytree import leaves
 
 NEURONS = 16
-"""Neurons of a layer that are drawn, at most; an even number: the first half and the last."""
+"""Neurons of a layer that are drawn, at most: the first ones and the last ones, so the number is even."""
 FILTERS = 8
 """Filters of a pointwise convolution that are drawn, at most."""
 CHANNELS = 64
-"""Weights of a filter that are kept, at most."""
+"""Weights of a filter that are stored, at most."""
 FIGURES = ("F1", "F2", "F3", "strip", "window")
 
 
 def describe(model: nn.Module, example: Any, *, window: Sequence[int] | None = None) -> Drawing:
-    """Read a network once, for all its pictures.
+    """Collect the data for all figures of a network.
 
     Parameters
     ----------
-    model: the network; left as it is.
-    example: its input: a tensor (N, C, H, W) or other, a tuple of positional or a dict of keyword arguments.
-    window: pixels that the classifier takes, for its any-size form; the example's where None.
+    model: the network; it is not modified.
+    example: its input: a tensor such as (N, C, H, W), a tuple of positional or a dict of keyword arguments.
+    window: the input size of the classifier in pixels, for its any-size form; None means that of the example.
 
     Raises
     ------
     BadInput
-        where the network does not run on the example, or on a window that was given.
+        if the network does not run on the example, or on the given window.
 
     Example
     -------
@@ -52,13 +53,13 @@ def describe(model: nn.Module, example: Any, *, window: Sequence[int] | None = N
     """
     if not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}: expected a torch.nn.Module")
-    steps = watch(model, example)
+    steps = trace(model, example)
     with warnings.catch_warnings():
-        # torch's own, met where it copies the graph of an exported program
+        # raised by torch when it copies the graph of an exported program
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         replacement = replace_layers(model, example, steps, window)
     modules = dict(model.named_modules())
-    connected, points = _connected(steps, modules), _pointwise(steps, modules)
+    connected, pointwise_layers = _connected(steps, modules), _pointwise(steps, modules)
     shape = _input_shape(example)
     return Drawing(
         network=type(model).__name__,
@@ -67,36 +68,36 @@ def describe(model: nn.Module, example: Any, *, window: Sequence[int] | None = N
         steps=steps,
         connected=connected,
         chains=_chains(steps, {c.path for c in connected if not c.twin}),
-        pointwise=points,
+        pointwise=pointwise_layers,
         replaced=replacement.replaced,
         kept=replacement.kept,
         by=replacement.by,
         refused=replacement.refused,
         geometry=replacement.geometry,
-        missing=_missing(connected, points, replacement, shape),
+        missing=_missing(connected, pointwise_layers, replacement, shape),
     )
 
 
-def drawn(count: int, most: int) -> Sizes:
-    """Which of `count` things are drawn: all, or the first and the last half of `most`.
+def first_and_last(count: int, limit: int) -> Sizes:
+    """The indices of at most `limit` of `count` items: all, or the first ones and the last ones.
 
-    >>> drawn(3, 4), drawn(100, 4)
+    >>> first_and_last(3, 4), first_and_last(100, 4)
     ((0, 1, 2), (0, 1, 98, 99))
     """
-    if count <= most:
+    if count <= limit:
         return tuple(range(count))
-    return (*range(most // 2), *range(count - most // 2, count))
+    return (*range(limit // 2), *range(count - limit // 2, count))
 
 
-def spread(count: int, most: int) -> Sizes:
-    """As `drawn`, but evenly spread, with the first and the last among them.
+def evenly_spaced(count: int, limit: int) -> Sizes:
+    """The indices of at most `limit` of `count` items, evenly spaced, including the first and the last.
 
-    >>> spread(3, 4), spread(100, 4)
+    >>> evenly_spaced(3, 4), evenly_spaced(100, 4)
     ((0, 1, 2), (0, 33, 66, 99))
     """
-    if count <= most:
+    if count <= limit:
         return tuple(range(count))
-    return tuple(round(i * (count - 1) / (most - 1)) for i in range(most))
+    return tuple(round(i * (count - 1) / (limit - 1)) for i in range(limit))
 
 
 def _input_shape(example: Any) -> Sizes:
@@ -104,55 +105,52 @@ def _input_shape(example: Any) -> Sizes:
     return tuple(int(n) for n in tensors[0].shape[1:]) if tensors else ()
 
 
-def _once(steps: Sequence[LayerCall], role: str) -> list[LayerCall]:
-    """The first call of every layer of a role."""
-    found: dict[str, LayerCall] = {}
+def _first_calls(steps: Sequence[TraceStep], role: str) -> list[TraceStep]:
+    """The first call of every layer with a role."""
+    calls: dict[str, TraceStep] = {}
     for step in steps:
         if step.role == role and step.weights:
-            found.setdefault(step.path, step)
-    return list(found.values())
+            calls.setdefault(step.path, step)
+    return list(calls.values())
 
 
 def _weight_of(module: nn.Module) -> Tensor:
-    """The weight as it is multiplied, (O, F)."""
+    """The weight that is multiplied, as (O, F)."""
     rule = layers.rule_of(layers.plain_class(module))
     with torch.no_grad():
-        read = (
-            rule.weight(module)
-            if rule is not None and rule.weight is not None
-            else cast(Tensor, module.weight)
-        )
-        return read.detach().flatten(1)
+        if rule is not None and rule.weight is not None:
+            return rule.weight(module).detach().flatten(1)
+        return cast(Tensor, module.weight).detach().flatten(1)
 
 
-def _connected(steps: Sequence[LayerCall], modules: Mapping[str, nn.Module]) -> tuple[Connected, ...]:
-    found = [
-        _one_connected(s, modules[s.path], steps, False) for s in _once(steps, "linear") if _held(s, modules)
-    ]
-    twins = [s for s in _once(steps, "pointwise") if _held(s, modules) and s.groups == 1]
-    return (*found, *(_one_connected(s, modules[s.path], steps, True) for s in twins))
+def _connected(steps: Sequence[TraceStep], modules: Mapping[str, nn.Module]) -> tuple[ConnectedLayer, ...]:
+    linears = [s for s in _first_calls(steps, "linear") if _has_module(s, modules)]
+    convolutions = [s for s in _first_calls(steps, "pointwise") if _has_module(s, modules) and s.groups == 1]
+    return (
+        *(_connected_layer(s, modules[s.path], steps, False) for s in linears),
+        *(_connected_layer(s, modules[s.path], steps, True) for s in convolutions),
+    )
 
 
-def _held(step: LayerCall, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a module holds the weight of the step."""
+def _has_module(step: TraceStep, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the weight of the step belongs to a module."""
     module = modules.get(step.path)
     return module is not None and layers.kind_of(module) is not None and layers.why_not(module) is None
 
 
-def _one_connected(step: LayerCall, module: nn.Module, steps: Sequence[LayerCall], twin: bool) -> Connected:
+def _connected_layer(
+    step: TraceStep, module: nn.Module, steps: Sequence[TraceStep], twin: bool
+) -> ConnectedLayer:
     weight = _weight_of(module)
     outputs, inputs = weight.shape
-    rows, columns = drawn(outputs, NEURONS), drawn(inputs, NEURONS)
-    places = 1
-    for n in step.input[1:] if step.layout == MAP else step.input[:-1]:
-        places *= n
-    return Connected(
+    rows, columns = first_and_last(outputs, NEURONS), first_and_last(inputs, NEURONS)
+    return ConnectedLayer(
         path=step.path,
         kind=step.kind,
         inputs=inputs,
         outputs=outputs,
         bias=getattr(module, "bias", None) is not None,
-        places=places,
+        places=prod(step.input[1:] if step.layout == MAP else step.input[:-1]),
         drawn_inputs=columns,
         drawn_outputs=rows,
         weights=_sample(weight[list(rows)][:, list(columns)]),
@@ -162,8 +160,8 @@ def _one_connected(step: LayerCall, module: nn.Module, steps: Sequence[LayerCall
     )
 
 
-def _activation_after(step: LayerCall, steps: Sequence[LayerCall]) -> str:
-    """The activation that follows at once, through what keeps the values' meaning."""
+def _activation_after(step: TraceStep, steps: Sequence[TraceStep]) -> str:
+    """The activation that follows directly, or after normalisation and dropout only; empty if there is none."""
     for other in steps[steps.index(step) + 1 :]:
         if other.role == "activation":
             return other.kind
@@ -172,28 +170,28 @@ def _activation_after(step: LayerCall, steps: Sequence[LayerCall]) -> str:
     return ""
 
 
-def _pointwise(steps: Sequence[LayerCall], modules: Mapping[str, nn.Module]) -> tuple[Pointwise, ...]:
-    own = [
-        _one_pointwise(s, modules[s.path], s.input, False)
-        for s in _once(steps, "pointwise")
-        if _held(s, modules)
-    ]
-    twins = [s for s in _once(steps, "linear") if _held(s, modules)]
-    images = [pointwise.image_shape((1, *s.input))[1:] for s in twins]
-    made = [_one_pointwise(s, modules[s.path], i, True) for s, i in zip(twins, images, strict=True)]
-    return (*own, *made)
+def _pointwise(steps: Sequence[TraceStep], modules: Mapping[str, nn.Module]) -> tuple[PointwiseLayer, ...]:
+    convolutions = [s for s in _first_calls(steps, "pointwise") if _has_module(s, modules)]
+    linears = [s for s in _first_calls(steps, "linear") if _has_module(s, modules)]
+    return (
+        *(_pointwise_layer(s, modules[s.path], s.input, False) for s in convolutions),
+        *(
+            _pointwise_layer(s, modules[s.path], pointwise.image_shape((1, *s.input))[1:], True)
+            for s in linears
+        ),
+    )
 
 
-def _one_pointwise(step: LayerCall, module: nn.Module, read: Sizes, twin: bool) -> Pointwise:
+def _pointwise_layer(step: TraceStep, module: nn.Module, image: Sizes, twin: bool) -> PointwiseLayer:
     weight = _weight_of(module)
-    rows = spread(len(weight), FILTERS)
-    return Pointwise(
+    rows = evenly_spaced(len(weight), FILTERS)
+    return PointwiseLayer(
         path=step.path,
         kind=step.kind,
-        map=read,
+        map=image,
         outputs=len(weight),
-        size=read[1:] if twin else step.output[1:],
-        stride=step.stride or (1,) * (len(read) - 1),
+        size=image[1:] if twin else step.output[1:],
+        stride=step.stride or (1,) * (len(image) - 1),
         groups=step.groups,
         bias=getattr(module, "bias", None) is not None,
         drawn=rows,
@@ -206,22 +204,22 @@ def _one_pointwise(step: LayerCall, module: nn.Module, read: Sizes, twin: bool) 
 
 def _largest(weight: Tensor) -> float:
     low, high = weight.aminmax()
-    return _short(max(-float(low), float(high)))
+    return _rounded(max(-float(low), float(high)))
 
 
 def _sample(weight: Tensor) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(_short(v) for v in row) for row in weight.double().tolist())
+    return tuple(tuple(_rounded(v) for v in row) for row in weight.double().tolist())
 
 
-def _short(value: float) -> float:
-    """To five digits, which is more than a picture shows; what is not finite is drawn as nothing."""
+def _rounded(value: float) -> float:
+    """The value to five digits, which is more than a figure shows; 0 for a value that is not finite."""
     return float(f"{value:.5g}") if abs(value) < float("inf") else 0.0
 
 
-def _chains(steps: Sequence[LayerCall], known: set[str]) -> tuple[tuple[str, ...], ...]:
-    """Fully connected layers in a row: nothing between them but activations and the like."""
+def _chains(steps: Sequence[TraceStep], known: set[str]) -> tuple[tuple[str, ...], ...]:
+    """Successive fully connected layers, with only activations, normalisation and dropout between them."""
     chains: list[list[str]] = []
-    last: LayerCall | None = None
+    last: TraceStep | None = None
     taken: set[str] = set()
     for step in steps:
         if step.role == "linear" and step.path in known - taken:
@@ -237,16 +235,19 @@ def _chains(steps: Sequence[LayerCall], known: set[str]) -> tuple[tuple[str, ...
 
 
 def _missing(
-    connected: Sequence[Connected], points: Sequence[Pointwise], replacement: Replacement, shape: Sizes
+    connected: Sequence[ConnectedLayer],
+    pointwise_layers: Sequence[PointwiseLayer],
+    replacement: Replacement,
+    shape: Sizes,
 ) -> dict[str, str]:
     neither = "the run called no fully connected layer and no 1×1 convolution"
-    found = {}
-    if not points:
-        found["F1"] = neither
+    missing = {}
+    if not pointwise_layers:
+        missing["F1"] = neither
     if not connected:
-        found["F2"] = neither
+        missing["F2"] = neither
     if not any(r.kernel or r.kind == "MultiheadAttention" for r in replacement.replaced):
-        found["F3"] = "the network has no fully connected layer that was replaced"
+        missing["F3"] = "the network has no fully connected layer that was replaced"
     if len(shape) < 2 or (replacement.geometry is None and len(shape) > 4):
-        found["window"] = "the network's input is no image, signal or volume"
-    return found
+        missing["window"] = "the network's input is not an image, signal or volume"
+    return missing

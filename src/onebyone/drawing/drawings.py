@@ -1,4 +1,4 @@
-"""The figures of one network, ready to be written in any format, and as a notebook shows them."""
+"""The figures of one network: written as files in any format, and shown in notebooks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Progress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Written:
-    """One file that was written."""
+    """One written file."""
 
     figure: str
     theme: str
@@ -34,9 +34,9 @@ class Written:
 
 @dataclass(frozen=True, eq=False)
 class Drawings:
-    """The figures of a network: `data` behind them, the `figures` there are, and those `missing`, with why.
+    """The figures of a network: their `data`, the available `figures`, and the `missing` ones with the reason.
 
-    In a notebook the figures show themselves, in the page's own theme; `print` gives a table.
+    Notebooks show the figures in the theme of the page; `print` shows a table.
     """
 
     data: Drawing
@@ -47,7 +47,7 @@ class Drawings:
     image: Any = field(default=None, repr=False)
 
     def render(self, figure: str, theme: str = "light", format: str = "svg") -> bytes:  # noqa: A002
-        """One figure as the bytes of a file: see `onebyone.drawing.render`."""
+        """One figure as the bytes of a file; see `onebyone.drawing.render`."""
         return render(
             self.data,
             figure,
@@ -66,29 +66,31 @@ class Drawings:
         *,
         progress: Progress | None = None,
     ) -> tuple[Written, ...]:
-        """Write every figure in every format and theme, as `FIGURE-THEME.FORMAT` in `folder`, which is made.
+        """Write every figure in every format and theme, as `FIGURE-THEME.FORMAT` in `folder`, which is created.
 
-        All are drawn before the first is written, and each is written whole or not at all.
+        If the name of `folder` ends in a format, such as `network.svg`, and there is exactly one figure, format and
+        theme, that one file is written. All figures are drawn before the first is written, each atomically.
 
         Raises
         ------
         BadInput
-            for a format or theme that is not there, or a folder that cannot be written.
+            for an unknown format or theme, for a file name with several figures or another format, or if the folder
+            cannot be written.
         """
-        _known("formats", formats, FORMATS)
-        _known("themes", themes, THEMES)
+        _require_known("formats", formats, FORMATS)
+        _require_known("themes", themes, THEMES)
         wanted = [
             (f, t, k) for f in self.figures for t in dict.fromkeys(themes) for k in dict.fromkeys(formats)
         ]
-        made = []
+        paths = _file_paths(Path(folder), wanted)
+        contents = []
         for number, (figure, theme, kind) in enumerate(wanted):
-            made.append(self.render(figure, theme, kind))
+            contents.append(self.render(figure, theme, kind))
             if progress is not None:
                 progress(number + 1, len(wanted))
-        target = _folder(folder)
+        _create_folder(paths[0].parent)
         written = []
-        for (figure, theme, kind), content in zip(wanted, made, strict=True):
-            path = target / f"{figure}-{theme}.{kind}"
+        for (figure, theme, kind), path, content in zip(wanted, paths, contents, strict=True):
             write_bytes(path, content)
             written.append(Written(figure, theme, kind, path, len(content)))
         return tuple(written)
@@ -103,7 +105,7 @@ class Drawings:
         return table(("figure", ""), rows)
 
     def _repr_html_(self) -> str:
-        """The figures as a notebook shows them: pictures that hold their own text, light or dark as the page is."""
+        """The figures for notebooks, as pictures in the light or dark theme of the page."""
         parts = [self._as_html(figure) for figure in self.figures]
         parts += [f"<p>{html.escape(name)}: {html.escape(why)}</p>" for name, why in self.missing.items()]
         return "".join(parts)
@@ -126,28 +128,28 @@ def drawings(
     layer: str | None = None,
     image: Any = None,
 ) -> Drawings:
-    """The figures of a drawing: those asked for, all that can be drawn where None.
+    """The requested figures of a drawing; None means all that can be drawn.
 
     Raises
     ------
     BadInput
-        for a figure, width or layer that is not there.
+        for an unknown figure, width or layer.
     Refused
-        where none of the figures can be drawn.
+        if none of the figures can be drawn.
     """
     wanted = (
         FIGURES
         if figures is None
         else tuple(dict.fromkeys([figures] if isinstance(figures, str) else figures))
     )
-    _known("figures", wanted, FIGURES)
+    _require_known("figures", wanted, FIGURES)
     points(width)
     _check_layer(data, layer)
     missing = {name: data.missing[name] for name in wanted if name in data.missing}
-    there = tuple(name for name in wanted if name not in missing)
-    if not there:
+    available = tuple(name for name in wanted if name not in missing)
+    if not available:
         raise Refused([Refusal("", n, why) for n, why in missing.items()], "no figure can be drawn")
-    return Drawings(data, there, missing, width, layer, image)
+    return Drawings(data, available, missing, width, layer, image)
 
 
 def _check_layer(data: Drawing, layer: str | None) -> None:
@@ -155,25 +157,39 @@ def _check_layer(data: Drawing, layer: str | None) -> None:
     if layer is not None and layer not in known:
         some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
         raise BadInput(
-            f"layer={layer!r}: no fully connected layer or 1×1 convolution of the run; it called {some}"
+            f"layer={layer!r}: not a fully connected layer or 1×1 convolution that the run called; it called {some}"
         )
 
 
-def _known(name: str, given: Collection[str], known: Collection[str]) -> None:
-    unknown = [g for g in given if g not in known]
-    if unknown or not given:
+def _require_known(name: str, values: Collection[str], known: Collection[str]) -> None:
+    unknown = [v for v in values if v not in known]
+    if unknown or not values:
         raise BadInput(
             f"{name}: {', '.join(map(str, unknown)) or 'none'}; expected some of {', '.join(known)}"
         )
 
 
-def _folder(folder: str | os.PathLike[str]) -> Path:
-    target = Path(folder)
+def _file_paths(target: Path, wanted: Sequence[tuple[str, str, str]]) -> list[Path]:
+    """The paths of the files: in the folder `target`, or `target` itself if its name is that of one picture file."""
+    suffix = target.suffix.removeprefix(".").lower()
+    if suffix not in FORMATS or target.is_dir():
+        return [target / f"{figure}-{theme}.{kind}" for figure, theme, kind in wanted]
+    if len(wanted) > 1:
+        raise BadInput(
+            f"cannot write {len(wanted)} pictures to one file {target}: expected a folder, or one figure"
+        )
+    if wanted[0][2] != suffix:
+        raise BadInput(
+            f"cannot write {wanted[0][2]} to {target}: expected a name that ends in .{wanted[0][2]}"
+        )
+    return [target]
+
+
+def _create_folder(folder: Path) -> None:
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"cannot write in {target}: {error.strerror or error}") from error
-    return target
+        raise BadInput(f"cannot write in {folder}: {error.strerror or error}") from error
 
 
 def _title_of(svg: bytes) -> str:

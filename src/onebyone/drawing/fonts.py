@@ -1,7 +1,7 @@
-"""The pictures' typeface: how wide a text is, and the few glyphs of it that a file needs to carry.
+"""The typeface of the figures: widths of texts, and font files with the glyphs that a figure uses.
 
-DejaVu Sans, as Matplotlib ships it (free to embed and to subset; Bitstream Vera licence), so that a picture
-is laid out the same on every machine.
+DejaVu Sans, as shipped with Matplotlib (free to embed and to subset; Bitstream Vera licence), so that the layout of a
+figure is the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from onebyone.errors import MissingExtra
 _FILES = {False: "DejaVuSans.ttf", True: "DejaVuSans-Bold.ttf"}
 FAMILY = "DejaVu Sans"
 ASCENT, DESCENT = 0.76, 0.24
-"""Of a line above and below its baseline, in parts of its size, as the glyphs used here reach."""
+"""How far the glyphs that are used reach above and below the baseline, relative to the text size."""
 
 
 def path_of(bold: bool = False) -> Path:
-    """The font file."""
+    """The path of the font file."""
     try:
         import matplotlib
     except ImportError as error:
@@ -29,7 +29,7 @@ def path_of(bold: bool = False) -> Path:
 
 
 def width(text: str, size: float, bold: bool = False) -> float:
-    """How wide a line of text is at a size, both in points; without kerning, which the files have not either.
+    """The width of a line of text at a size, both in points, without kerning, because the font files do not contain it.
 
     >>> width("ii", 10.0) == 2 * width("i", 10.0) < width("W", 10.0)
     True
@@ -40,7 +40,7 @@ def width(text: str, size: float, bold: bool = False) -> float:
 
 
 def shown(text: str) -> str:
-    """The text with what the typeface has no glyph for (and no picture shows) as a question mark in a diamond.
+    """The text with characters that the typeface does not contain replaced by U+FFFD.
 
     >>> shown("a×b"), shown("a\\u4e00")
     ('a×b', 'a\ufffd')
@@ -51,7 +51,7 @@ def shown(text: str) -> str:
 
 @cache
 def subset(characters: frozenset[str], bold: bool = False) -> bytes:
-    """A WOFF file of these characters' glyphs alone: the same bytes for the same characters."""
+    """A WOFF file with the glyphs of these characters only; the same characters give the same bytes."""
     path_of(bold)
     from fontTools import subset as tool
 
@@ -61,7 +61,7 @@ def subset(characters: frozenset[str], bold: bool = False) -> bytes:
     options.hinting = False
     options.notdef_outline = True
     options.recalc_timestamp = False
-    options.name_IDs = [0, 1, 2, 13]  # the copyright and the licence travel along
+    options.name_IDs = [0, 1, 2, 13]  # keep the copyright and the licence
     options.drop_tables += ["GPOS", "GSUB", "GDEF", "kern", "FFTM"]
     maker = tool.Subsetter(options)
     maker.populate(unicodes=sorted(ord(c) for c in characters))

@@ -1,4 +1,4 @@
-"""A scene as PDF (text as TrueType glyphs) or PNG, by Matplotlib."""
+"""Writes a scene as PDF (text as TrueType glyphs) or PNG, by Matplotlib."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from onebyone.drawing import fonts
 from onebyone.drawing.embedded_image import pixels_of
-from onebyone.drawing.scene import Circle, Polygon, RasterImage, Scene, Shape, Strokes, Text
+from onebyone.drawing.scene import Circle, Picture, Polygon, Rectangle, Scene, Shape, Strokes, Text
 from onebyone.drawing.theme import colours
 from onebyone.errors import MissingExtra
 
@@ -16,8 +16,8 @@ DPI = 300
 _SETTINGS = {"pdf.fonttype": 42, "pdf.compression": 9, "path.simplify": False, "svg.hashsalt": "onebyone"}
 
 
-def to_canvas(scene: Scene, theme: str, form: str) -> bytes:
-    """The scene as the bytes of a "pdf" or "png" file, without dates: the same scene gives the same bytes."""
+def to_matplotlib(scene: Scene, theme: str, form: str) -> bytes:
+    """The scene as the bytes of a "pdf" or "png" file. It contains no dates: the same scene gives the same bytes."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -67,6 +67,8 @@ def _put(axes: Any, shape: Shape, names: Any, order: int) -> None:
                 alpha=shape.opacity, linestyle=dashes, joinstyle="round", **look,
             )
         )  # fmt: skip
+    elif isinstance(shape, Rectangle):
+        _put(axes, shape.polygon(), names, order)
     elif isinstance(shape, Polygon | Circle):
         paint = {"facecolor": colour[shape.fill], "edgecolor": colour[shape.stroke], "linewidth": shape.line}
         if isinstance(shape, Circle):

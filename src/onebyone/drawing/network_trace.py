@@ -1,4 +1,4 @@
-"""One run of a network, watched: every layer that it calls, and the functions between them that matter."""
+"""Records one run of a network: every layer that it calls, and the relevant functions between the layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from onebyone.drawing.data import MAP, TOKENS, VECTOR, LayerCall, Sizes, Weight
+from onebyone.drawing.data import MAP, TOKENS, VECTOR, Sizes, TraceStep, Weight
 from onebyone.errors import BadInput
 from onebyone.pytorch.modules import layers
 from onebyone.records import by, first_line
@@ -30,7 +30,7 @@ FUNCTIONS = {
     "scaled_dot_product_attention": "attention",
     "linear": "linear",
 }
-"""Functions called outside layers that become steps, by name; what else runs there only moves values about."""
+"""Functions that become steps when called outside layers, by name; all others only rearrange values."""
 
 _ACTIVATIONS = tuple(
     getattr(nn, name)
@@ -44,67 +44,65 @@ _PARTS = {
     "Norm": "normalisation",
     "Pool": "pool",
     "Flatten": "flatten",
-    **dict.fromkeys(("Dropout", "DropPath", "Identity"), "identity"),  # they do nothing in evaluation
+    **dict.fromkeys(("Dropout", "DropPath", "Identity"), "identity"),  # they have no effect in eval mode
 }
-"""What a class is for, by a part of its name: other libraries have their own of each."""
+"""Roles by a part of the class name, because other libraries have their own classes for them."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAST = ("LayerNorm", "RMSNorm", "Linear", "LSTM", "GRU", "RNN", "Embedding")
-"""Classes, by the beginning or end of the name, whose channels are the last axis."""
+_CHANNELS_FIRST = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_CHANNELS_LAST = (nn.RNNBase, nn.Embedding, nn.EmbeddingBag)
 
 
-def watch(model: nn.Module, example: Any) -> tuple[LayerCall, ...]:
+def trace(model: nn.Module, example: Any) -> tuple[TraceStep, ...]:
     """The steps of a run on `example`: a tensor, a tuple of positional or a dict of keyword arguments.
 
     Raises
     ------
     BadInput
-        where the network does not run on the example.
+        if the network does not run on the example.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
-    >>> [(s.path, s.role, s.output) for s in watch(net, torch.zeros(1, 3, 4, 4))]
+    >>> [(s.path, s.role, s.output) for s in trace(net, torch.zeros(1, 3, 4, 4))]
     [('0', 'convolution', (4, 2, 2)), ('1', 'activation', (4, 2, 2)), ('2', 'flatten', (16,)), ('3', 'linear', (5,))]
     """
     tensors = [t for _, t in leaves(example)]
-    seen = _TraceWatcher(len(tensors[0]) if tensors and tensors[0].dim() else 0)
+    recorder = _StepRecorder(len(tensors[0]) if tensors and tensors[0].dim() else 0)
     with ExitStack() as stack:
         stack.enter_context(proof_settings(0, model))
         for path, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(seen.before(path), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(seen.after(path), always_call=True).remove)
+            stack.callback(module.register_forward_pre_hook(recorder.before(path), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(recorder.after(path), always_call=True).remove)
         args, kwargs = arguments(example)
         try:
-            with torch.no_grad(), seen:
+            with torch.no_grad(), recorder:
                 model(*args, **kwargs)
         except Exception as error:
             shape = f" of shape {by(tensors[0].shape)}" if len(tensors) == 1 else ""
             raise BadInput(f"example{shape}: the network does not run on it: {first_line(error)}") from error
-    return tuple(seen.steps)
+    return tuple(recorder.steps)
 
 
-class _TraceWatcher(TorchFunctionMode):
-    """What the hooks and the functions between them write down."""
+class _StepRecorder(TorchFunctionMode):
+    """Records layers through module hooks, and functions that are called between layers."""
 
     def __init__(self, batch: int) -> None:
         super().__init__()
-        self.steps: list[LayerCall] = []
+        self.steps: list[TraceStep] = []
         self.batch = batch
-        self._open: list[
-            tuple[str, bool, Sizes]
-        ] = []  # modules that are running, and whether they are layers
+        self._running: list[tuple[str, bool, Sizes]] = []  # modules: path, whether a layer, input shape
 
     def before(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            given = [t for _, t in leaves((args, kwargs))]
-            self._open.append((path, _is_layer(module), tuple(given[0].shape) if given else ()))
+            inputs = [t for _, t in leaves((args, kwargs))]
+            self._running.append((path, _is_layer(module), tuple(inputs[0].shape) if inputs else ()))
 
         return hook
 
     def after(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            _, is_layer, given = self._open.pop()
+            _, is_layer, input_shape = self._running.pop()
             results = [t for _, t in leaves(output)]
             if is_layer and results and not self._inside_a_layer():
-                self._add(self._of_module(path, module, given, results[0]))
+                self.steps.append(self._module_step(path, module, input_shape, results[0]))
 
         return hook
 
@@ -114,20 +112,20 @@ class _TraceWatcher(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         name = str(getattr(func, "__name__", "")).partition(".")[
             0
-        ]  # an operator of aten names its overload too
+        ]  # without the overload of an aten operator
         role = FUNCTIONS.get(name)
         if role is not None and isinstance(result, Tensor) and not self._inside_a_layer():
-            self._function(name, role, args, result)
+            self._add_function(name, role, args, result)
         return result
 
     def _inside_a_layer(self) -> bool:
-        return any(is_layer for _, is_layer, _ in self._open)
+        return any(is_layer for _, is_layer, _ in self._running)
 
-    def _function(self, name: str, role: str, args: tuple[Any, ...], result: Tensor) -> None:
+    def _add_function(self, name: str, role: str, args: tuple[Any, ...], result: Tensor) -> None:
         tensors = [t for _, t in leaves(args)]
-        given = tensors[0] if tensors else result
-        if role == "flatten" and not (given.dim() > 2 and result.dim() == 2 and len(given) == len(result)):
-            return  # it moves values about, and makes no vector of a map
+        x = tensors[0] if tensors else result
+        if role == "flatten" and not (x.dim() > 2 and result.dim() == 2 and len(x) == len(result)):
+            return  # it does not turn a map into a vector
         weights: tuple[Weight, ...] = ()
         kernel: Sizes = ()
         if role in ("linear", "convolution") and len(tensors) > 1:
@@ -136,21 +134,24 @@ class _TraceWatcher(TorchFunctionMode):
             )
             kernel = tuple(tensors[1].shape[2:])
             role = "pointwise" if kernel and set(kernel) == {1} else role
-        path = self._open[-1][0] if self._open else ""
-        self._add(self._step(path, name, role, tuple(given.shape), result, weights, kernel))
+        path = self._running[-1][0] if self._running else ""
+        self.steps.append(self._step(path, name, role, None, tuple(x.shape), result, weights, kernel))
 
-    def _of_module(self, path: str, module: nn.Module, given: Sizes, result: Tensor) -> LayerCall:
-        held: Any = module
+    def _module_step(self, path: str, module: nn.Module, input_shape: Sizes, result: Tensor) -> TraceStep:
+        layer: Any = module
         is_conv = isinstance(module, _CONVOLUTIONS)
         pooled = role_of(module) == "pool"
-        kernel = _sizes(held.kernel_size, result.dim() - 2) if is_conv or hasattr(held, "kernel_size") else ()
-        stride = _sizes(held.stride, len(kernel)) if (is_conv or pooled) and kernel else ()
+        kernel = (
+            _sizes(layer.kernel_size, result.dim() - 2) if is_conv or hasattr(layer, "kernel_size") else ()
+        )
+        stride = _sizes(layer.stride, len(kernel)) if (is_conv or pooled) and kernel else ()
         weights = tuple(Weight(n, tuple(p.shape)) for n, p in module.named_parameters())
         return self._step(
             path,
             layers.plain_class(module).__name__,
             role_of(module),
-            given,
+            module,
+            input_shape,
             result,
             weights,
             kernel,
@@ -163,46 +164,65 @@ class _TraceWatcher(TorchFunctionMode):
         path: str,
         kind: str,
         role: str,
-        given: Sizes,
+        module: nn.Module | None,
+        input_shape: Sizes,
         result: Tensor,
         weights: tuple[Weight, ...] = (),
         kernel: Sizes = (),
         stride: Sizes = (),
         groups: int = 1,
-    ) -> LayerCall:
+    ) -> TraceStep:
         shape = tuple(int(n) for n in result.shape)
-        if kind == "scaled_dot_product_attention" and len(shape) == 4:  # heads side by side are the channels
+        if kind == "scaled_dot_product_attention" and len(shape) == 4:  # the channels are those of all heads
             shape = (shape[0], shape[2], shape[1] * shape[3])
-        output = self._alone(shape)
-        layout = self._layout(kind, role, output)
-        return LayerCall(
-            path, kind, role, layout, self._alone(given), output, weights, kernel, stride, groups
-        )
+        read, output = self._sample(input_shape), self._sample(shape)
+        is_map = role in ("convolution", "pointwise", "pool") and kind != "mean"
+        layout = MAP if is_map and len(output) > 1 else self._layout(role, module, read, output)
+        return TraceStep(path, kind, role, layout, read, output, weights, kernel, stride, groups)
 
-    def _alone(self, shape: Sizes) -> Sizes:
-        """The shape of one sample."""
+    def _sample(self, shape: Sizes) -> Sizes:
+        """The shape without the batch."""
         return shape[1:] if len(shape) > 1 and shape[0] == self.batch else shape
 
-    def _layout(self, kind: str, role: str, shape: Sizes) -> str:
-        if len(shape) < 2:
+    def _layout(self, role: str, module: nn.Module | None, read: Sizes, output: Sizes) -> str:
+        """The layout of an output: by the kind of layer or its weight, else that of an earlier value of its shape."""
+        if len(output) < 2:
             return VECTOR
-        if role in ("convolution", "pointwise", "pool") and kind != "mean":
-            return MAP
-        if kind.endswith(("1d", "2d", "3d")) or kind.startswith(("InstanceNorm", "GroupNorm")):
-            return MAP
-        if role in ("linear", "attention") or kind.startswith(_LAST) or kind.endswith(_LAST):
+        if role in ("linear", "attention"):
             return TOKENS
-        same = [s for s in reversed(self.steps) if s.output == shape]
-        if same:
-            return same[0].layout
-        return MAP if len(shape) > 2 else TOKENS
+        layout = None if module is None else _layout_by_weight(module, read, output)
+        if layout is not None:
+            return layout
+        for shape in (output, read if len(read) == len(output) else output):
+            for step in reversed(self.steps):
+                if step.output == shape:
+                    return step.layout
+        return MAP if len(output) > 2 else TOKENS
 
-    def _add(self, step: LayerCall) -> None:
-        self.steps.append(step)
+
+def _layout_by_weight(module: nn.Module, read: Sizes, output: Sizes) -> str | None:
+    """MAP if the channels of a layer come first, TOKENS if they come last, None if the layer does not tell.
+
+    A weight (O, F) is that of a linear layer if F and O are the last sizes of input and output. A weight (C) belongs
+    to the axis that has this size, unless both the first and the last axis have it.
+
+    >>> _layout_by_weight(nn.LayerNorm(5), (7, 5), (7, 5)), _layout_by_weight(nn.LayerNorm(5), (5, 7, 7), (5, 7, 7))
+    ('tokens', 'map')
+    """
+    if isinstance(module, _CHANNELS_FIRST):
+        return MAP
+    if isinstance(module, _CHANNELS_LAST):
+        return TOKENS
+    weight = getattr(module, "weight", None)
+    shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+    if len(shape) == 2 and (read[-1:], output[-1:]) == (shape[1:], shape[:1]):
+        return TOKENS
+    first, last = output[:1] == shape, output[-1:] == shape
+    return None if first == last else MAP if first else TOKENS
 
 
 def role_of(module: nn.Module) -> str:
-    """What a layer is for, as `LayerCall.role` has it."""
+    """The role of a layer; see `TraceStep.role`."""
     kind = layers.kind_of(module)
     if kind is not None:
         return "linear" if kind == layers.LINEAR else "pointwise"
@@ -217,11 +237,13 @@ def role_of(module: nn.Module) -> str:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it is looked at as one: what it calls inside is its own affair."""
-    whole = isinstance(module, (nn.MultiheadAttention, *_CONVOLUTIONS)) or layers.kind_of(module) is not None
-    return whole or parametrize.is_parametrized(module) or next(module.children(), None) is None
+    """Whether it is recorded as one layer, so that the calls inside it are ignored."""
+    is_known = (
+        isinstance(module, (nn.MultiheadAttention, *_CONVOLUTIONS)) or layers.kind_of(module) is not None
+    )
+    return is_known or parametrize.is_parametrized(module) or next(module.children(), None) is None
 
 
 def _sizes(value: Any, axes: int) -> Sizes:
-    given = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
-    return given * axes if len(given) == 1 else given
+    sizes = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
+    return sizes * axes if len(sizes) == 1 else sizes

@@ -1,4 +1,4 @@
-"""A figure of a drawing as the bytes of a file."""
+"""Renders a figure as the bytes of a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from onebyone.drawing.data import Drawing
 from onebyone.drawing.describe import FIGURES
 from onebyone.drawing.figures import before_after, feature_maps, neurons, pointwise, receptive_field
-from onebyone.drawing.matplotlib_writer import to_canvas
+from onebyone.drawing.matplotlib_writer import to_matplotlib
 from onebyone.drawing.scene import Scene
 from onebyone.drawing.svg_writer import to_svg
 from onebyone.errors import BadInput, Refused
@@ -15,7 +15,7 @@ from onebyone.records import Refusal
 
 FORMATS = ("svg", "pdf", "png")
 WIDTHS = {"column": 3.3, "page": 7.0}
-"""Inches: a column of a journal, and its page."""
+"""In inches: a column and a page of a journal."""
 _NARROWEST, _WIDEST = 2.8, 40.0
 
 
@@ -24,41 +24,41 @@ def render(
     figure: str,
     *,
     theme: str = "light",
-    format: str = "svg",  # noqa: A002  the word that people use for it
+    format: str = "svg",  # noqa: A002
     width: str | float = "column",
     layer: str | None = None,
     image: Any = None,
 ) -> bytes:
-    """One figure of a network as the bytes of a file; the same data gives the same bytes.
+    """Render one figure of a network as the bytes of a file; the same data gives the same bytes.
 
     Parameters
     ----------
-    data: what `describe` gave.
+    data: the result of `describe`.
     figure: "F1" (a pointwise convolution and its filters), "F2" (fully connected layers as neurons), "F3"
-        (before and after the replacement), "strip" (the whole network) or "window" (what an answer sees).
+        (before and after the replacement), "strip" (the whole network) or "window" (what one prediction sees).
     theme: "light" or "dark".
     format: "svg", "pdf" or "png" (300 pixels per inch).
-    width: "column" (3.3 inches), "page" (7), or inches; text is 6.5 points or more at that width.
+    width: "column" (3.3 inches), "page" (7 inches), or a number of inches; text has at least 6.5 points.
     layer: the path of the layer that F1 and F2 show.
     image: a picture for "window": a path, a Pillow image or an array (H, W) or (H, W, C).
 
     Raises
     ------
     BadInput
-        for an argument that is none of those, a layer that is not there, an image that cannot be read.
+        for an invalid argument, an unknown layer, or an image that cannot be read.
     Refused
-        where the network has nothing that the figure shows.
+        if the network does not have what the figure shows.
     MissingExtra
-        without Matplotlib.
+        if Matplotlib is not installed.
     """
     if format not in FORMATS:
         raise BadInput(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     drawn = scene(data, figure, points(width), layer=layer, image=image)
-    return to_svg(drawn, theme) if format == "svg" else to_canvas(drawn, theme, format)
+    return to_svg(drawn, theme) if format == "svg" else to_matplotlib(drawn, theme, format)
 
 
 def points(width: str | float) -> float:
-    """A width by name or in inches, in points."""
+    """A width, given by name or in inches, in points."""
     inches = WIDTHS.get(width) if isinstance(width, str) else width
     if inches is None or not _NARROWEST <= inches <= _WIDEST:
         raise BadInput(
@@ -68,7 +68,7 @@ def points(width: str | float) -> float:
 
 
 def scene(data: Drawing, figure: str, width: float, *, layer: str | None = None, image: Any = None) -> Scene:
-    """A figure before it is written: shapes in points."""
+    """A figure as a scene, before it is written in a format."""
     if figure not in FIGURES:
         raise BadInput(f"figure={figure!r}: expected one of {', '.join(FIGURES)}")
     if figure in data.missing:

@@ -1,4 +1,4 @@
-"""Runs of alike things, so that a picture draws them once and says how often they occur."""
+"""Finds repeated sequences, so that a figure draws them once and states how often they occur."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run(Generic[T]):
-    """Things in a row that occur `len(repeats)` times in a row; each repeat holds the real ones."""
+    """A sequence of items that occurs `len(repeats)` times in a row; each repeat holds its actual items."""
 
     repeats: tuple[tuple[T, ...], ...]
 
     @property
     def times(self) -> int:
-        """How often."""
+        """The number of repeats."""
         return len(self.repeats)
 
     @property
     def first(self) -> tuple[T, ...]:
-        """The first repeat: what is drawn."""
+        """The first repeat, which is drawn."""
         return self.repeats[0]
 
 
 def runs(items: Sequence[T], key: Callable[[T], Hashable], longest: int = 24) -> tuple[Run[T], ...]:
-    """The items as runs of repeats, greedily: at each place the repeat that takes in the most.
+    """Split the items into runs of repeats, greedily: at each position the run that covers the most items.
 
     >>> [(r.first, r.times) for r in runs("xababay", str)]
     [(('x',), 1), (('a', 'b'), 2), (('a',), 1), (('y',), 1)]
     """
     keys = [key(item) for item in items]
-    found: list[Run[T]] = []
-    place = 0
-    while place < len(items):
+    result: list[Run[T]] = []
+    start = 0
+    while start < len(items):
         period, times = 1, 1
-        for length in range(1, min(longest, (len(items) - place) // 2) + 1):
-            count = _times(keys, place, length)
+        for length in range(1, min(longest, (len(items) - start) // 2) + 1):
+            count = _times(keys, start, length)
             if count > 1 and length * (count - 1) > period * (times - 1):
                 period, times = length, count
-        stop = place + period * times
-        found.append(Run(tuple(tuple(items[i : i + period]) for i in range(place, stop, period))))
-        place = stop
-    return tuple(found)
+        stop = start + period * times
+        result.append(Run(tuple(tuple(items[i : i + period]) for i in range(start, stop, period))))
+        start = stop
+    return tuple(result)
 
 
-def _times(keys: Sequence[Hashable], place: int, length: int) -> int:
-    """How often the `length` keys at `place` follow each other."""
-    pattern = keys[place : place + length]
+def _times(keys: Sequence[Hashable], start: int, length: int) -> int:
+    """How often the `length` keys from `start` on occur in a row."""
+    pattern = keys[start : start + length]
     count = 1
-    while keys[place + count * length : place + (count + 1) * length] == pattern:
+    while keys[start + count * length : start + (count + 1) * length] == pattern:
         count += 1
     return count
 
 
 def common_path(paths: Sequence[str]) -> str:
-    """Dotted paths as one, with a range or a set where they differ.
+    """Several dotted paths as one, with a range or a list where they differ.
 
     >>> common_path(["blocks.0.fc", "blocks.1.fc", "blocks.2.fc"]), common_path(["a.1.x", "a.4.x"])
     ('blocks.0–2.fc', 'a.1,4.x')

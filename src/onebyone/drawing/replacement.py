@@ -1,4 +1,4 @@
-"""The replacement of a network's fully connected layers, as the conversions themselves tell it."""
+"""Describes the replacement of a network's fully connected layers, from the results of the conversions."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
-from onebyone.drawing.data import MAP, VECTOR, LayerCall, Replaced, Sizes
+from onebyone.drawing.data import MAP, VECTOR, ReplacedLayer, Sizes, TraceStep
 from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws import pointwise
 from onebyone.laws.geometry import Geometry
-from onebyone.pytorch.lift.convolutionalize import convolutionalize
-from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
-from onebyone.pytorch.modules.conversion import ModuleConversion
+from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.lifter import WindowPair
+from onebyone.pytorch.modules.conversion import Conversion
 from onebyone.pytorch.modules.convert import convert_module
 from onebyone.records import Change
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """What was replaced, what was kept and why, by which verb, and where the answers lie in the image."""
+    """What was replaced by which verb, what was kept and why, and the geometry of the predictions."""
 
-    replaced: tuple[Replaced, ...]
+    replaced: tuple[ReplacedLayer, ...]
     kept: tuple[str, ...]
     by: str
     refused: tuple[str, ...]
@@ -34,16 +35,16 @@ class Replacement:
 
 
 def replace_layers(
-    model: nn.Module, example: object, steps: Sequence[LayerCall], window: Sequence[int] | None
+    model: nn.Module, example: object, steps: Sequence[TraceStep], window: Sequence[int] | None
 ) -> Replacement:
-    """Convert the network: to any size where that can be done, else each layer by itself.
+    """Convert the network to its any-size form if that is possible, else each layer separately.
 
-    The any-size form is what a flatten disappears in; where it is refused, `refused` holds every reason.
+    Only the any-size form needs no flatten; if it is refused, `refused` holds every reason.
     """
     conversion = convert_module(model, to="conv")
     kept = tuple(str(r) for r in conversion.refused)
     try:
-        dense = _lifted(model, example, window)
+        dense = _any_size(model, example, window)
     except Refused as refused:
         return Replacement(_by_layer(conversion, steps), kept, "convert", _reasons(refused), None)
     except BadInput as error:
@@ -59,67 +60,94 @@ def _reasons(refused: Refused) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(r) for r in refused.refusals))
 
 
-def _lifted(model: nn.Module, example: object, window: Sequence[int] | None) -> ConvolutionalizedModule:
-    """The network for images of any size; with its global context over the window where it has any."""
-    with warnings.catch_warnings():  # nothing is scanned with it
+def _any_size(model: nn.Module, example: object, window: Sequence[int] | None) -> Convolutionalized:
+    """The network for images of any size, with global context over the window if it needs one."""
+    with warnings.catch_warnings():  # irrelevant here, because no image is scanned
         warnings.simplefilter("ignore", InexactWarning)
-        return _any_size(model, example, window)
+        return _convolutionalized(model, example, window)
 
 
-def _any_size(model: nn.Module, example: object, window: Sequence[int] | None) -> ConvolutionalizedModule:
-    given = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
-    if not isinstance(given, Tensor) or not given.is_floating_point() or not 3 <= given.dim() <= 5:
-        what = f"of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
-        raise BadInput(f"the input is {what} and no image (N, C, H, W): it has no windows")
-    size = tuple(window) if window is not None else tuple(int(n) for n in given.shape[2:])
+def _convolutionalized(model: nn.Module, example: object, window: Sequence[int] | None) -> Convolutionalized:
+    x = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not 3 <= x.dim() <= 5:
+        actual = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
+        raise BadInput(f"the input {actual} and is not an image (N, C, H, W), so there are no windows")
+    size = tuple(window) if window is not None else tuple(int(n) for n in x.shape[2:])
     try:
-        return convolutionalize(model, size, int(given.shape[1]))
-    except Refused as plain:
+        return convolutionalize(model, size, int(x.shape[1]))
+    except Refused as without_context:
         try:
-            return convolutionalize(model, size, int(given.shape[1]), context="window")
+            return convolutionalize(model, size, int(x.shape[1]), context="window")
         except Refused:
-            raise plain from None
+            raise without_context from None
 
 
-def _by_dense(dense: ConvolutionalizedModule, steps: Sequence[LayerCall]) -> tuple[Replaced, ...]:
-    """The changes of the any-size form; a linear layer's beside the map that its kernel reads."""
+def _by_dense(dense: Convolutionalized, steps: Sequence[TraceStep]) -> tuple[ReplacedLayer, ...]:
+    """The changes of the any-size form, with the input maps of the kernels that replace linear layers."""
     pairs = iter(dense.pairs)
     flattens = _flattens(steps)
-    found = []
+    layers = []
     for change in dense.changes:
         weight, kernel = _shape_in(change.before), _shape_in(change.after)
-        read: Sizes = ()
+        image: Sizes = ()
+        nonzero = prod(kernel)
         if kernel:
-            read = next(pairs).map_shape
+            pair = next(pairs)
+            image = pair.map_shape
+            nonzero = kernel[0] * _elements_read(pair, weight[-1]) if prod(kernel[2:]) > 1 else prod(kernel)
         last = [s for s in steps if s.path == change.path]
         tokens = bool(last) and last[0].role == "linear" and last[0].layout != VECTOR
         flatten = flattens.get(change.path) if kernel and not tokens else None
         if flatten is None and not tokens and prod(kernel[2:]) > 1:
-            flatten = "flatten"  # by other means than a layer or function of that name
-        found.append(_replaced(change, weight, kernel, read, tokens, flatten))
-    return tuple(found)
+            flatten = "flatten"  # the map was flattened by other operations
+        layers.append(_replaced(change, weight, kernel, image, tokens, flatten, nonzero))
+    return tuple(layers)
 
 
-def _by_layer(conversion: ModuleConversion, steps: Sequence[LayerCall]) -> tuple[Replaced, ...]:
-    """The changes of drop-ins: a vector is an image of 1×1 places, tokens are an image's places."""
-    found = []
+def _elements_read(pair: WindowPair, features: int) -> int:
+    """How many elements of one window of the map a linear layer reads: the support of its Jacobian.
+
+    With all weights 1 no two contributions cancel. The weight may be stored as (O, F) or as (F, O).
+    """
+    crop = torch.zeros(1, *pair.map_shape, requires_grad=True)
+    with torch.enable_grad():
+        try:
+            output = pair.original(crop, {"weight": torch.ones(1, features)})
+        except RuntimeError:
+            output = pair.original(crop, {"weight": torch.ones(features, 1)})
+        (gradient,) = torch.autograd.grad(output.sum(), crop)
+    return int(gradient.count_nonzero())
+
+
+def _by_layer(conversion: Conversion, steps: Sequence[TraceStep]) -> tuple[ReplacedLayer, ...]:
+    """The changes of drop-ins: a vector is an image of 1×1 positions, tokens are the positions of an image."""
+    layers = []
     for change in conversion.changes:
-        paths = (change.path, change.path.rpartition(".")[0])  # attention reads the weight of its projection
-        seen = next((s for p in paths for s in steps if s.path == p and s.weights), None)
+        paths = (
+            change.path,
+            change.path.rpartition(".")[0],
+        )  # attention layers read the weight of their projection
+        call = next((s for p in paths for s in steps if s.path == p and s.weights), None)
         weight = _shape_in(change.before)
-        if len(weight) != 2 or seen is None:
-            found.append(_replaced(change, (), (), (), False, None))
+        if len(weight) != 2 or call is None:
+            layers.append(_replaced(change, (), (), (), False, None, 0))
             continue
-        places = seen.input[:-1] if seen.layout != VECTOR else ()
-        kernel, read = pointwise.conv_shape(weight), pointwise.image_shape((1, *places, weight[1]))[1:]
-        found.append(_replaced(change, weight, kernel, read, seen.layout != VECTOR, None))
-    return tuple(found)
+        positions = call.input[:-1] if call.layout != VECTOR else ()
+        kernel, image = pointwise.conv_shape(weight), pointwise.image_shape((1, *positions, weight[1]))[1:]
+        layers.append(_replaced(change, weight, kernel, image, call.layout != VECTOR, None, prod(kernel)))
+    return tuple(layers)
 
 
 def _replaced(
-    change: Change, weight: Sizes, kernel: Sizes, read: Sizes, tokens: bool, flatten: str | None
-) -> Replaced:
-    return Replaced(
+    change: Change,
+    weight: Sizes,
+    kernel: Sizes,
+    image: Sizes,
+    tokens: bool,
+    flatten: str | None,
+    nonzero: int,
+) -> ReplacedLayer:
+    return ReplacedLayer(
         path=change.path,
         kind=change.kind,
         law=change.law,
@@ -127,31 +155,32 @@ def _replaced(
         after=change.after,
         weight=weight,
         kernel=kernel,
-        map=read,
+        map=image,
         tokens=tokens,
         flatten=flatten,
         copied_bytes=change.copied_bytes,
+        nonzero=nonzero,
     )
 
 
-def _flattens(steps: Sequence[LayerCall]) -> dict[str, str]:
-    """By path of a linear layer, the flatten whose vector it reads, through what leaves the vector's size."""
-    found: dict[str, str] = {}
-    last: LayerCall | None = None
+def _flattens(steps: Sequence[TraceStep]) -> dict[str, str]:
+    """For each linear layer on a flattened map, the path of the flatten; the steps between keep the vector's size."""
+    flattens: dict[str, str] = {}
+    last: TraceStep | None = None
     for step in steps:
         if step.role == "flatten" and step.layout == VECTOR and len(step.input) > 1:
             last = step
         elif step.role == "linear" and last is not None:
             if step.layout == VECTOR and step.input == last.output:
-                found.setdefault(step.path, last.path or last.kind)
+                flattens.setdefault(step.path, last.path or last.kind)
             last = None
         elif step.layout == MAP:
             last = None
-    return found
+    return flattens
 
 
 def _shape_in(text: str) -> Sizes:
-    """The last shape in a description such as `7×7 convolution (8, 3, 7, 7)` or `Linear 10×4`; () without one.
+    """The last shape in a description such as `7×7 convolution (8, 3, 7, 7)` or `Linear 10×4`; () if there is none.
 
     >>> _shape_in("7×7 convolution (8, 3, 7, 7)"), _shape_in("Linear 10×4"), _shape_in("pool over the map")
     ((8, 3, 7, 7), (10, 4), ())

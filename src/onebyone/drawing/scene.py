@@ -1,7 +1,8 @@
-"""A picture as plain shapes in points, before it is written in any format.
+"""A figure as plain shapes, before it is written in any format.
 
-x runs to the right and y down from the upper left corner, in points (1/72 inch). Colours are names that a
-theme fills in. Shapes are drawn in order, later ones above.
+Coordinates are in points (1/72 inch) in a file and in CSS pixels on a page; x increases to the right and y down, from
+the upper left corner. Shapes are drawn in order, later ones on top. Colours are names: in a file a theme maps them to
+values (`theme.py`), and on a page the style sheet colours the classes `css` of the shapes.
 """
 
 from __future__ import annotations
@@ -13,30 +14,54 @@ from dataclasses import dataclass, field, replace
 from onebyone.drawing import fonts
 
 SMALL, BODY, HEAD = 6.5, 7.0, 8.0
-"""Sizes of text in points; a picture is printed at its own width, so none gets smaller."""
+"""Text sizes in points; figures are printed at their own width, so text is never scaled down."""
 LEADING = 1.28
-"""From line to line, in parts of the size."""
+"""Distance between lines of text, relative to the text size."""
 THIN, LINE, THICK = 0.4, 0.7, 1.2
 NUMBER = re.compile(r"(\d(?:[\d,.×]*\d)?(?: [kMG]\b)?)")
-"""A number or a shape with its unit (`25,088`, `512×7×7`, `103 M`): never broken or cut."""
+"""A number or a shape with its unit (`25,088`, `512×7×7`, `103 M`), which is never wrapped or shortened."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Polygon:
-    """A closed shape."""
+    """A closed polygon."""
 
     points: tuple[Point, ...]
     fill: str | None = None
     stroke: str | None = None
     line: float = LINE
     opacity: float = 1.0
+    css: str = ""
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """A rectangle; (x, y) is its upper left corner. `opacity` None leaves it to the style sheet of a page."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    fill: str | None = None
+    stroke: str | None = None
+    line: float = LINE
+    opacity: float | None = None
+    radius: float = 0.0
+    css: str = ""
+
+    def polygon(self) -> Polygon:
+        """The same shape as a polygon, with sharp corners."""
+        right, low = self.x + self.width, self.y + self.height
+        corners = ((self.x, self.y), (right, self.y), (right, low), (self.x, low))
+        opacity = 1.0 if self.opacity is None else self.opacity
+        return Polygon(corners, self.fill, self.stroke, self.line, opacity, self.css)
 
 
 @dataclass(frozen=True)
 class Circle:
-    """A disc of radius r about (x, y)."""
+    """A disc of radius r around (x, y)."""
 
     x: float
     y: float
@@ -44,11 +69,12 @@ class Circle:
     fill: str | None = None
     stroke: str | None = None
     line: float = LINE
+    css: str = ""
 
 
 @dataclass(frozen=True)
 class Strokes:
-    """Lines of one look: each a row of points, bent where `curved` (three control points after the first)."""
+    """Lines of one style: each is a sequence of points, or of the control points of cubic curves if `curved`."""
 
     paths: tuple[tuple[Point, ...], ...]
     stroke: str
@@ -56,11 +82,12 @@ class Strokes:
     opacity: float = 1.0
     dashes: tuple[float, ...] = ()
     curved: bool = False
+    css: str = ""
 
 
 @dataclass(frozen=True)
 class Text:
-    """One line of text; (x, y) is on its baseline, at its start, middle or end."""
+    """One line of text; (x, y) is on its baseline, at its start, middle or end (`anchor`)."""
 
     x: float
     y: float
@@ -69,23 +96,24 @@ class Text:
     fill: str = "ink"
     anchor: str = "start"
     bold: bool = False
+    css: str = ""
 
     @property
     def width(self) -> float:
-        """In points."""
+        """The width in points, in the typeface of the files."""
         return fonts.width(self.text, self.size, self.bold)
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """x1, y1, x2, y2 of the line."""
+        """The bounding box (x1, y1, x2, y2) of the line."""
         left = self.x - self.width * {"start": 0.0, "middle": 0.5, "end": 1.0}[self.anchor]
         up, down = fonts.ASCENT * self.size, fonts.DESCENT * self.size
         return left, self.y - up, left + self.width, self.y + down
 
 
 @dataclass(frozen=True)
-class RasterImage:
-    """A PNG file stretched over a rectangle."""
+class Picture:
+    """A PNG file, stretched to a rectangle whose upper left corner is (x, y)."""
 
     x: float
     y: float
@@ -95,20 +123,21 @@ class RasterImage:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Shapes that belong together: `name` is unique in a picture, `title` says what they are."""
+class ShapeGroup:
+    """Shapes that belong together; `name` is unique in a figure, and `title` describes them."""
 
     name: str
     title: str
     shapes: tuple[Shape, ...]
+    css: str = ""
 
 
-Shape = Polygon | Circle | Strokes | Text | RasterImage | Group
+Shape = Polygon | Rectangle | Circle | Strokes | Text | Picture | ShapeGroup
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole picture: its size, what it is in a line (`title`) and told with its numbers (`desc`)."""
+    """A figure: its size, its content in one line (`title`), and a description with its numbers (`desc`)."""
 
     name: str
     width: float
@@ -118,21 +147,21 @@ class Scene:
     shapes: tuple[Shape, ...]
 
     def flat(self) -> Iterator[Shape]:
-        """The shapes without groups."""
+        """All shapes, those of groups one by one."""
         return _flat(self.shapes)
 
 
 def _flat(shapes: Sequence[Shape]) -> Iterator[Shape]:
     for shape in shapes:
-        if isinstance(shape, Group):
+        if isinstance(shape, ShapeGroup):
             yield from _flat(shape.shapes)
         else:
             yield shape
 
 
 def moved(shape: Shape, dx: float, dy: float) -> Shape:
-    """The shape, moved."""
-    if isinstance(shape, Group):
+    """The shape moved by (dx, dy)."""
+    if isinstance(shape, ShapeGroup):
         return replace(shape, shapes=tuple(moved(s, dx, dy) for s in shape.shapes))
     if isinstance(shape, Polygon):
         return replace(shape, points=tuple((x + dx, y + dy) for x, y in shape.points))
@@ -141,15 +170,8 @@ def moved(shape: Shape, dx: float, dy: float) -> Shape:
     return replace(shape, x=shape.x + dx, y=shape.y + dy)
 
 
-def rect(
-    x: float, y: float, width: float, height: float, fill: str | None, stroke: str | None = None
-) -> Polygon:
-    """A rectangle by its upper left corner."""
-    return Polygon(((x, y), (x + width, y), (x + width, y + height), (x, y + height)), fill, stroke)
-
-
 def line(*points: Point, stroke: str = "line", line: float = LINE, dashes: tuple[float, ...] = ()) -> Strokes:
-    """A line through the points."""
+    """A polyline through the points."""
     return Strokes((points,), stroke, line, dashes=dashes)
 
 
@@ -168,13 +190,13 @@ def arrow(start: Point, end: Point, stroke: str = "line", size: float = 3.2) -> 
 
 
 SLANT, RISE = 0.62, 0.36
-"""Of a length that runs away from the viewer: how far it goes to the right, and up."""
+"""Of a length along the depth axis: how far it extends to the right, and up."""
 
 
 def box(
     x: float, y: float, width: float, height: float, depth: float, colour: str, line: float = THIN
 ) -> tuple[Polygon, Polygon, Polygon]:
-    """A box from the front: (x, y) is its front's upper left corner; it runs `depth` away, to the upper right."""
+    """A box: (x, y) is the upper left corner of its front; it extends by `depth` to the upper right."""
     dx, dy = depth * SLANT, -depth * RISE
     right, low = x + width, y + height
     edge = f"{colour}.edge"
@@ -189,14 +211,14 @@ def box(
 def lines(
     x: float, y: float, rows: Sequence[str], size: float = BODY, fill: str = "ink", anchor: str = "start"
 ) -> tuple[Text, ...]:
-    """Rows of text, the first one's baseline at y."""
+    """Rows of text; the baseline of the first one is at y."""
     return tuple(
         Text(x, y + i * size * LEADING, fonts.shown(row), size, fill, anchor) for i, row in enumerate(rows)
     )
 
 
 def wrapped(text: str, width: float, size: float = BODY) -> list[str]:
-    """The text in rows no wider than `width` points; a word that is wider is broken, at a dot or outside a number.
+    """The text in rows no wider than `width` points; a wider word is broken at a dot, and never inside a number.
 
     >>> all(fonts.width(row, 7) <= 40 for row in wrapped("a few words and averylongwordwithoutend", 40, 7))
     True
@@ -208,9 +230,9 @@ def wrapped(text: str, width: float, size: float = BODY) -> list[str]:
             rows[-1] = joined
             continue
         while fonts.width(word, size) > width and len(word) > 1:
-            fits = max((n for n in range(1, len(word)) if fonts.width(word[:n], size) <= width), default=1)
-            dot = word.rfind(".", 1, fits) + 1
-            cut = _outside_numbers(word, dot if dot > fits // 2 else fits)
+            fitting = max((n for n in range(1, len(word)) if fonts.width(word[:n], size) <= width), default=1)
+            dot = word.rfind(".", 1, fitting) + 1
+            cut = _outside_numbers(word, dot if dot > fitting // 2 else fitting)
             rows.append(word[:cut])
             word = word[cut:]
         rows.append(word)
@@ -218,7 +240,7 @@ def wrapped(text: str, width: float, size: float = BODY) -> list[str]:
 
 
 def _outside_numbers(word: str, cut: int) -> int:
-    """The place nearest before `cut` that is not inside a number; behind the number where the word begins with it."""
+    """The last index up to `cut` that is not inside a number; after the number if the word begins with one."""
     for number in NUMBER.finditer(word):
         if number.start() < cut < number.end():
             return number.start() or number.end()
@@ -226,7 +248,7 @@ def _outside_numbers(word: str, cut: int) -> int:
 
 
 def first_fitting(texts: Sequence[str], width: float, size: float = BODY) -> str:
-    """The first of several wordings that is no wider than `width` points; the last one shortened where none is.
+    """The first of several wordings that is no wider than `width` points; if none is, the last one, shortened.
 
     >>> first_fitting(["the same 36,864 weights", "36,864 weights"], 60)
     '36,864 weights'
@@ -235,25 +257,25 @@ def first_fitting(texts: Sequence[str], width: float, size: float = BODY) -> str
 
 
 def shortened(text: str, width: float, size: float = BODY) -> str:
-    """The text with letters left out where it is wider than `width` points; every number in it stays whole.
+    """The text with letters replaced by an ellipsis if it is wider than `width` points; numbers are never shortened.
 
-    Letters go from the middle of the longest stretch between two numbers, one at a time. Text whose numbers alone
-    are wider than `width` stays wider: a number with digits left out would be another number.
+    Letters are removed from the middle of the longest stretch between two numbers, one at a time. The result may stay
+    wider than `width` if the numbers alone are, because a number without some of its digits would be a wrong one.
 
     >>> shortened("blocks.11.mlp.fc1", 400), len(shortened("blocks.11.mlp.fc1", 30)) < 12
     ('blocks.11.mlp.fc1', True)
     >>> shortened("the same 36,864 weights", 80)
     'the…e 36,864 we…hts'
     """
-    stretches = NUMBER.split(fonts.shown(text))  # words and numbers in turn
+    stretches = NUMBER.split(fonts.shown(text))  # words and numbers alternate
     kept = [len(words) for words in stretches[::2]]
     while True:
         shown = list(stretches)
         shown[::2] = [_without_middle(w, n) for w, n in zip(stretches[::2], kept, strict=True)]
-        most = max(kept)
-        if most == 0 or fonts.width("".join(shown), size) <= width:
+        longest = max(kept)
+        if longest == 0 or fonts.width("".join(shown), size) <= width:
             return "".join(shown)
-        kept[kept.index(most)] -= 1
+        kept[kept.index(longest)] -= 1
 
 
 def _without_middle(words: str, kept: int) -> str:

@@ -1,4 +1,4 @@
-"""Colours by what they stand for, in light and in dark. Nothing but colour differs between the two."""
+"""The colours of the light and the dark theme, by their use. The themes differ in nothing but colour."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ THEMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         ),
     }
 )
-"""Blue, orange and green stay apart in every common colour blindness and by lightness of their edges; text is
-written in ink, quiet, mark, gone, window, field, positive and negative alone, each at 4.5:1 or more on paper and panel
-(WCAG 2.2, 1.4.3)."""
+"""Blue, orange and green are distinguishable with every common colour blindness, also by the lightness of their edges.
+Text uses ink, quiet, mark, gone, window, field, positive and negative only, each with a contrast of at least 4.5:1 on
+paper and panel (WCAG 2.2, 1.4.3)."""
 
 
 def colours(theme: str) -> Mapping[str, str]:
-    """The colours of a theme as #rrggbb, by what they stand for. Raises BadInput where there is no such theme."""
+    """The colours of a theme as #rrggbb, by their use. Raises BadInput if there is no such theme."""
     if theme not in THEMES:
         raise BadInput(f"theme={theme!r}: expected one of {', '.join(THEMES)}")
     return THEMES[theme]

@@ -1,4 +1,4 @@
-"""A comparison as one page: the rows with their pictures, three interactive views, the proof, and the data."""
+"""A comparison as one HTML page: the claims with their figures, interactive views, verification, and the data."""
 
 from __future__ import annotations
 
@@ -6,37 +6,43 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from onebyone.drawing.number_format import counted, number
 from onebyone.records import by
-from onebyone.report.claim_figures import picture
+from onebyone.report.claim_figures import claim_figure
+from onebyone.report.figure_text import rows as figure_rows
+from onebyone.report.figure_text import sentence, words
 from onebyone.report.html import json_in_html, render, script_hash
-from onebyone.report.interactive_views import SIDES, costs, counted, folding, movers
-from onebyone.report.network_figures import network_pictures
-from onebyone.report.number_format import counted as counted_noun
-from onebyone.report.number_format import lines, number, sentence, words
+from onebyone.report.interactive_views import (
+    SIDES,
+    cost_charts,
+    cost_counts,
+    pixel_views,
+    weight_order_view,
+)
+from onebyone.report.network_figures import network_figures
 from onebyone.report.tuning_plan import plan_view
 
 Data = Mapping[str, Any]
 SCRIPTS = ("page.js", "pixel.js", "order.js", "size.js")
 GROUPS = (
-    ("S", "alike", "Said to be alike"),
-    ("D", "differ", "Said to differ"),
-    ("R", "replacing", "Said of replacing"),
+    ("S", "similarities", "Claimed similarities"),
+    ("D", "differences", "Claimed differences"),
+    ("R", "replacement", "Claims about replacement"),
 )
 _KINDS = {
     "holds": ("holds", "✓", "hold"),
     "holds when": ("holds-when", "◐", "hold under a condition"),
     "does not hold as usually said": ("not-as-said", "✗", "do not hold as usually said"),
-    "not available": ("not-available", "–", "could not be measured"),
+    "not available": ("not-available", "–", "could not be tested"),
 }
-"""By verdict: its class, its mark, and how the tally names it."""
+"""By verdict: its class, its mark, and its name in the summary."""
 
 
 def comparison_page(data: Data, plan: Data | None = None, title: str | None = None) -> str:
-    """The page of a comparison's plain data (as `Comparison.to_dict` gives it, finite), and of a checked plan.
+    """The page for a comparison's plain data (`Comparison.to_dict`, finite) and, if given, a checked tuning plan.
 
-    `title` names the network; its class does where it is None.
-
-    It loads nothing: style, script, pictures and data are inside, and its policy lets no other script run.
+    `title` is the name of the network; its class if None. The page loads nothing: it contains its style, script,
+    pictures and data, and its content security policy allows no other script.
 
     Raises
     ------
@@ -45,21 +51,19 @@ def comparison_page(data: Data, plan: Data | None = None, title: str | None = No
     """
     rows = [_row(row) for row in data["rows"]]
     script = "\n".join(_asset(name) for name in SCRIPTS)
-    found = {row["id"]: row for row in data["rows"]}
-    whole = {**data, "plan": plan}
     return render(
         "comparison.html.j2",
         script=script,
         script_hash=script_hash(script),
-        data=json_in_html(whole),
+        data=json_in_html({**data, "plan": plan}),
         about=data["about"],
         title=title or data["about"]["network"],
         rows=rows,
-        tally=_tally(rows),
+        summary=_summary(rows),
         groups=_groups(rows),
         layers=_layers(data["layers"]),
-        **_views(found),
-        pictures=network_pictures(data.get("drawing")),
+        **_views({row["id"]: row for row in data["rows"]}),
+        network_figures=network_figures(data.get("drawing")),
         conversion=_conversion(data.get("conversion")),
         verification=_verification(data.get("verification")),
         plan=None if plan is None else plan_view(dict(plan)),
@@ -85,34 +89,35 @@ def _row(row: Data) -> dict[str, Any]:
         "because": sentence(row["because"]),
         "kind": css,
         "mark": mark,
-        "picture": picture(row),
+        "picture": claim_figure(row),
         "tables": _tables(row),
-        "lines": list(lines({k: v for k, v in row["figures"].items() if k not in _LONG})),
+        "lines": list(figure_rows({k: v for k, v in row["figures"].items() if k not in _LONG})),
         "seconds": number(row["seconds"]),
-        "try_it": _TRY.get(row["id"]) if row["figures"] else None,
+        "try_it": _INTERACTIVE.get(row["id"]) if row["figures"] else None,
     }
 
 
 _LONG = ("sweep", "counts", "sizes", "probes")
-"""Figures that are tables of their own, or that the data file tells better."""
-_TRY = {"D1": "pixel", "D5": "size", "R2": "order"}
+"""Figures that are shown in tables of their own, or are only in the data because they are long."""
+_INTERACTIVE = {"D1": "pixel", "D5": "size", "R2": "order"}
+"""By row: the id of its interactive view."""
 
 
 def _tables(row: Data) -> list[dict[str, Any]]:
-    """Tables that say more than a picture would."""
+    """Tables for the rows that a figure would not explain."""
     figures = row["figures"]
     if row["id"] == "D2" and figures:
         return [_sizes(figures["sweep"]), *_leading(figures["linear_alone"])]
     if row["id"] == "R1" and figures.get("probes"):
         cells = [_probe(p) for p in figures["probes"][:12]]
         more = len(figures["probes"]) - len(cells)
-        caption = "Probed on integers" + (
+        caption = "Layers probed on integers" + (
             f" (the first {len(cells)}; {more} more in the data)" if more else ""
         )
         return [
             {
                 "caption": caption,
-                "heads": ("layer", "weight", "outputs probed", "outputs", "faults caught"),
+                "heads": ("layer", "weight", "outputs probed", "results", "faults caught"),
                 "lines": cells,
             }
         ]
@@ -120,7 +125,7 @@ def _tables(row: Data) -> list[dict[str, Any]]:
 
 
 def _probe(probe: Data) -> tuple[str, ...]:
-    same = "bit for bit" if probe["bitwise"] else "DIFFERS"
+    same = "equal bit for bit" if probe["bitwise"] else "DIFFERENT"
     caught = f"{probe['faults_seen']} of {probe['faults']}"
     return (_path(probe["layer"]), by(probe["weight"]), f"{probe['outputs_probed']:,}", same, caught)
 
@@ -133,7 +138,7 @@ def _sizes(sweep: Sequence[Data]) -> dict[str, Any]:
     sizes = list(dict.fromkeys(tuple(s["size"]) for s in sweep))
     cells = {(s["role"], tuple(s["size"])): s for s in sweep}
     return {
-        "caption": "Maps tried, and the output of each layer",
+        "caption": "Output of each layer on maps of several sizes",
         "heads": ("map", "1×1 convolution", "flatten + FC"),
         "lines": [
             (
@@ -149,15 +154,16 @@ def _sizes(sweep: Sequence[Data]) -> dict[str, Any]:
 def _remark(entry: Data | None) -> str:
     if entry is None:
         return ""
-    own, same = " (flatten + FC's own)", " (as many elements)"
-    return own if entry["own_size"] else same if entry["same_elements"] else ""
+    if entry["own_size"]:
+        return " (size of flatten + FC)"
+    return " (as many elements)" if entry["same_elements"] else ""
 
 
 def _ran(entry: Data | None) -> str:
-    """What a layer gave on a map; the layers' own maps may differ, and then the sizes tried do."""
+    """The output of a layer on a map; the two layers may have been tried at different sizes."""
     if entry is None:
         return "not tried"
-    return f"✓ {by(entry['output'])}" if entry["ran"] else "✗ raises"
+    return f"✓ {by(entry['output'])}" if entry["ran"] else "✗ error"
 
 
 def _leading(alone: Sequence[Data]) -> list[dict[str, Any]]:
@@ -166,75 +172,75 @@ def _leading(alone: Sequence[Data]) -> list[dict[str, Any]]:
     cells = [(by(a["leading"]) or "none", _ran(a)) for a in alone]
     return [
         {
-            "caption": "A linear layer alone, with further axes in front",
+            "caption": "The linear layer without a flatten, with leading axes",
             "heads": ("leading axes", "output"),
             "lines": cells,
         }
     ]
 
 
-def _tally(rows: Sequence[Data]) -> list[tuple[str, int, str]]:
-    counts = [(css, sum(row["kind"] == css for row in rows), said) for css, _, said in _KINDS.values()]
-    return [(css, count, said) for css, count, said in counts if count or css != "not-available"]
+def _summary(rows: Sequence[Data]) -> list[tuple[str, int, str]]:
+    counts = [(css, sum(row["kind"] == css for row in rows), name) for css, _, name in _KINDS.values()]
+    return [(css, count, name) for css, count, name in counts if count or css != "not-available"]
 
 
 def _groups(rows: Sequence[Data]) -> list[dict[str, Any]]:
-    found = [
+    groups = [
         {"id": name, "title": title, "rows": [r for r in rows if r["id"].startswith(letter)]}
         for letter, name, title in GROUPS
     ]
-    return [group for group in found if group["rows"]]
+    return [group for group in groups if group["rows"]]
 
 
 # the interactive views --------------------------------------------------------------------------------------
 
 
-def _views(found: Mapping[str, Data]) -> dict[str, Any]:
-    has = {name: name in found and bool(found[name]["figures"]) for name in ("D1", "D5", "R2")}
-    d5 = found["D5"]["figures"] if has["D5"] else {}
-    shown = found["R2"]["pictures"]["filter"] if has["R2"] else {}
+def _views(rows: Mapping[str, Data]) -> dict[str, Any]:
+    has = {name: name in rows and bool(rows[name]["figures"]) for name in ("D1", "D5", "R2")}
+    d5 = rows["D5"]["figures"] if has["D5"] else {}
+    weights = rows["R2"]["pictures"]["filter"] if has["R2"] else {}
     times = d5.get("times", {})
-    part = times.get("outputs_timed", d5.get("outputs"))
+    timed_outputs = times.get("outputs_timed", d5.get("outputs"))
     return {
         "has_views": any(has.values()),
-        "movers": movers(found["D1"]) if has["D1"] else [],
-        "folding": folding(shown) if has["R2"] else None,
-        "folding_layer": shown.get("layer") or shown.get("origin", ""),
-        "costs": costs(found["D5"]) if has["D5"] else [],
+        "pixel_views": pixel_views(rows["D1"]) if has["D1"] else [],
+        "order": weight_order_view(weights) if has["R2"] else None,
+        "order_layer": weights.get("layer") or weights.get("origin", ""),
+        "costs": cost_charts(rows["D5"]) if has["D5"] else [],
         "channels": d5.get("channels", 0),
         "outputs": d5.get("outputs", 0),
         "size_layer": d5.get("layer") or d5.get("origin", ""),
         "crossing": _crossing(times),
-        "timed_part": "" if part == d5.get("outputs") else f" on the first {part} outputs",
+        "timed_part": "" if timed_outputs == d5.get("outputs") else f" on the first {timed_outputs} outputs",
         "sides": SIDES,
         "size_rows": _size_rows(d5) if has["D5"] else [],
     }
 
 
 def _crossing(times: Data) -> str:
-    """Where the measured times cross, in words."""
+    """Between which sizes the measured times cross."""
     if not times.get("table"):
         return ""
-    found = [
+    crossings = [
         f"between {by(c['from'])} and {by(c['to'])}, after which {_FASTER[c['faster_after']]} is faster"
         for c in times["crossings"]
     ]
     where = (
-        "; ".join(found)
+        "; ".join(crossings)
         or f"nowhere between {by(times['table'][0]['size'])} and {by(times['table'][-1]['size'])}"
     )
-    return f"Parameters are equal on a map of one place, and there alone. The measured times cross {where}."
+    return f"The numbers of parameters are equal only on a map of one position. The measured times cross {where}."
 
 
 _FASTER = {"pointwise": "the 1×1 convolution", "connected": "flatten + FC"}
 
 
 def _size_rows(figures: Data, side: int = 7) -> list[dict[str, Any]]:
-    """The table at one size, as it stands before anyone slides, and on paper without a script."""
-    found = counted(figures, side)
+    """The table at one size, which is shown initially and without a script."""
+    counts = cost_counts(figures, side)
     names = {"parameters": "parameters", "macs": "multiply-accumulates", "bytes": "bytes moved"}
     table = [
-        {"key": key, "name": name, "cells": (*_compared(found[key], number), "exact")}
+        {"key": key, "name": name, "cells": (*_compared(counts[key], number), "exact")}
         for key, name in names.items()
     ]
     timed = next((r for r in figures.get("times", {}).get("table", []) if r["size"] == [side, side]), None)
@@ -245,9 +251,9 @@ def _size_rows(figures: Data, side: int = 7) -> list[dict[str, Any]]:
     return [*table, {"key": "seconds", "name": "time", "cells": cells}]
 
 
-def _compared(values: Mapping[str, float], said: Callable[[float], str]) -> tuple[str, str, str]:
-    one, whole = values["pointwise"], values["connected"]
-    return said(one), said(whole), f"{number(whole / one)}×"
+def _compared(values: Mapping[str, float], text: Callable[[float], str]) -> tuple[str, str, str]:
+    pointwise, connected = values["pointwise"], values["connected"]
+    return text(pointwise), text(connected), f"{number(connected / pointwise)}×"
 
 
 # layers, conversion, verification, method -------------------------------------------------------------------
@@ -255,8 +261,8 @@ def _compared(values: Mapping[str, float], said: Callable[[float], str]) -> tupl
 
 def _layers(layers: Data) -> list[tuple[str, str]]:
     chosen = [(name, v) for name, v in layers.items() if isinstance(v, Mapping) and "origin" in v]
-    places = layers.get("for statements about places", {})
-    chosen += [(f"over places: {v['name']}", v) for v in places.values()]
+    spatial = layers.get("for claims about positions", {})
+    chosen += [(f"over positions: {v['name']}", v) for v in spatial.values()]
     return [(name, _layer(layer)) for name, layer in chosen]
 
 
@@ -272,32 +278,34 @@ def _conversion(conversion: Data | None) -> dict[str, Any] | None:
     copied = conversion["copied_bytes"]
     return {
         "not_available": "",
-        "said": f"{counted_noun(len(changes), 'layer')} converted, {len(refused)} refused; "
-        + ("no weight was copied: both forms share them." if not copied else f"{copied:,} bytes copied."),
+        "result": f"{counted(len(changes), 'layer')} converted, {len(refused)} refused; "
+        + (
+            "no weight was copied, both forms share them." if not copied else f"{copied:,} bytes were copied."
+        ),
         "changes": [{**c, "path": _path(c["path"]), "copied": _bytes(c["copied_bytes"])} for c in changes],
         "refused": [{**r, "path": _path(r["path"])} for r in refused],
     }
 
 
 def _bytes(count: int) -> str:
-    return f"{count:,} bytes" if count else "nothing"
+    return f"{count:,} bytes" if count else "–"
 
 
 _FACTS = {
     "target": "compared",
-    "integer_probe": "integer probes equal bit for bit",
-    "max_error": "largest difference of the whole network",
-    "rounding_ratio": "its error over the original's own, against float64",
-    "float64_error": "difference in float64",
-    "float64_limit": "the limit derived for it",
+    "integer_probe": "integer probes are equal bit for bit",
+    "max_error": "largest difference of the network outputs",
+    "rounding_ratio": "error relative to the original's rounding error (rounding ratio)",
+    "float64_error": "largest difference in float64",
+    "float64_limit": "derived bound for float64",
     "first_difference": "first layer that differs",
 }
 
 
-def _verification(found: Data | None) -> dict[str, Any] | None:
-    if found is None or "not_available" in found:
-        return None if found is None else dict(found)
-    bits = {True: "bit for bit", False: "DIFFER", None: "–"}
+def _verification(verification: Data | None) -> dict[str, Any] | None:
+    if verification is None or "not_available" in verification:
+        return None if verification is None else dict(verification)
+    bits = {True: "equal bit for bit", False: "DIFFERENT", None: "–"}
     layers = [
         {
             "path": _path(layer["path"]),
@@ -307,13 +315,18 @@ def _verification(found: Data | None) -> dict[str, Any] | None:
             "fault": words(layer["planted_fault"]),
             "verdict": ("ok" if layer["ok"] else "FAILS") + (f": {layer['why']}" if layer["why"] else ""),
         }
-        for layer in found["layers"]
+        for layer in verification["layers"]
     ]
-    notes = [f"problem: {p}" for p in found["problems"]] + [f"not verified: {u}" for u in found["unverified"]]
+    notes = [f"problem: {p}" for p in verification["problems"]]
+    notes += [f"not verified: {u}" for u in verification["unverified"]]
     return {
         "not_available": "",
-        "equivalent": found["equivalent"],
-        "facts": [(name, words(found[key])) for key, name in _FACTS.items() if found.get(key) is not None],
+        "equivalent": verification["equivalent"],
+        "facts": [
+            (name, words(verification[key]))
+            for key, name in _FACTS.items()
+            if verification.get(key) is not None
+        ],
         "layers": layers,
         "notes": notes,
     }
@@ -322,16 +335,16 @@ def _verification(found: Data | None) -> dict[str, Any] | None:
 def _method(about: Data) -> list[tuple[str, str]]:
     names = {
         "network": "network",
-        "parameters": "its parameters",
-        "seed": "seed",
-        "seconds": "seconds taken",
+        "parameters": "parameters",
+        "seed": "random seed",
+        "seconds": "duration in seconds",
         "threads": "threads",
         "torch": "torch",
         "onebyone": "onebyone",
     }
     machine = about.get("machine", {})
-    told = [str(machine[k]) for k in ("processor", "system") if machine.get(k)]
+    parts = [str(machine[k]) for k in ("processor", "system") if machine.get(k)]
     return [
         *((name, words(about[key])) for key, name in names.items() if about.get(key) is not None),
-        *([("machine", ", ".join(told))] if told else []),
+        *([("machine", ", ".join(parts))] if parts else []),
     ]

@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: templates filled in, pictures and data carried inside."""
+"""Renders self-contained HTML pages: templates, with pictures and data embedded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CSS = re.compile(r"url\(\s*[\"']?\s*(?:[a-z]+:)?//[^)]*|@import[^;]*", re.IGNOR
 
 
 def render(template: str, **values: Any) -> str:
-    """The template `onebyone/report/templates/<template>` filled in: one HTML page, text escaped.
+    """Render the template `onebyone/report/templates/<template>` as one HTML page, with text escaped.
 
     Raises
     ------
     MissingExtra
         if Jinja2 is not installed.
     BadInput
-        if the page would load something from elsewhere.
+        if the page would load something from another address.
     """
     jinja2 = require_jinja()
     environment = jinja2.Environment(
@@ -39,14 +39,14 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     page: str = environment.get_template(template).render(values)
-    found = outside_links(page)
-    if found:
-        raise BadInput(f"the page would load {found[0]!r} from elsewhere")
+    links = outside_links(page)
+    if links:
+        raise BadInput(f"the page would load {links[0]!r} from another address")
     return page
 
 
 def require_jinja() -> Any:
-    """Jinja2, or MissingExtra; for before long work whose end is a page."""
+    """Import Jinja2 or raise MissingExtra; call it before long work that ends with writing a page."""
     try:
         import jinja2
     except ImportError as error:
@@ -54,8 +54,8 @@ def require_jinja() -> Any:
     return jinja2
 
 
-class _Links(HTMLParser):
-    """What the elements of a page load; their text does not count, whatever it says."""
+class _LinkCollector(HTMLParser):
+    """Collects what the elements of a page load; text content is ignored."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class _Links(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._in_style = tag == "style"
         for name, value in attrs:
-            given = value or ""
-            # a comma parts addresses in a srcset alone: in others it may stand within a data address
-            addresses = given.split(",") if name == "srcset" else [given]
+            text = value or ""
+            # only srcset separates addresses by commas; elsewhere a comma may be part of a data URI
+            addresses = text.split(",") if name == "srcset" else [text]
             outside = name in _LOADING and any(_HOST.match(address) for address in addresses)
             if outside or (tag == "script" and name == "src"):
-                self.found.append(f'{name}="{given[:80]}"')
+                self.found.append(f'{name}="{text[:80]}"')
             if name == "style":
-                self.found += _CSS.findall(given)
+                self.found += _CSS.findall(text)
 
     def handle_endtag(self, tag: str) -> None:
         self._in_style = False
@@ -83,21 +83,21 @@ class _Links(HTMLParser):
 
 
 def outside_links(page: str) -> list[str]:
-    """What a page would load from elsewhere: sources, links, style sheets and scripts with a host.
+    """What a page would load from other addresses: sources, links, style sheets and scripts with a host.
 
     >>> outside_links('<img src="data:image/png;base64,AAAA"><a href="#top">src="//text"</a>')
     []
     >>> outside_links('<img src="//host/a.png">')
     ['src="//host/a.png"']
     """
-    reader = _Links()
+    reader = _LinkCollector()
     reader.feed(page)
     reader.close()
     return reader.found
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
-    """`content` as an address that holds it: for `src` attributes.
+    """`content` as a data URI, for `src` attributes.
 
     >>> data_uri(b"ab", "text/plain")
     'data:text/plain;base64,YWI='
@@ -106,7 +106,7 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
 
 
 def json_in_html(data: Any) -> str:
-    """`data` as JSON that may stand in a `<script>`: nothing in it can end the element or begin a comment.
+    """`data` as JSON for a `<script>` element, escaped so that it cannot end the element or begin a comment.
 
     >>> json_in_html({"name": "</script><b>"})
     '{"name":"\\\\u003c/script\\\\u003e\\\\u003cb\\\\u003e"}'
@@ -118,7 +118,7 @@ def json_in_html(data: Any) -> str:
 
 
 def script_hash(script: str) -> str:
-    """What a Content-Security-Policy calls this script, so that no other may run.
+    """The hash with which a Content-Security-Policy allows this script only.
 
     >>> script_hash("")
     "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"

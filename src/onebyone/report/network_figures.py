@@ -1,4 +1,4 @@
-"""The network's own pictures for the page, from what `onebyone.draw` described: in the light theme and the dark."""
+"""Figures of the network for the page, in the light and the dark theme, from the data of `onebyone.draw`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from onebyone.report.html import data_uri
 _FIGURES = {
     "F3": (
         "Before and after the replacement",
-        "Layer by layer: shapes, weights, and the flatten that disappears. The weights are the same numbers.",
+        "Shapes and weights layer by layer, and the flatten that is no longer needed. The weights keep their values.",
     ),
     "F2": (
         "The fully connected layers as neurons and edges",
-        "Only some of them are drawn; the counts are of all.",
+        "Only some neurons are drawn; the counts are of all.",
     ),
-    "F1": ("A pointwise convolution and its filters", "To scale in channels."),
-    "strip": ("The whole network, as a strip of feature maps", "With the size of every map."),
-    "window": ("What one answer sees", "The window, its stride and the receptive field on an input image."),
+    "F1": ("A pointwise convolution and its filters", "Lengths along channels are to scale."),
+    "strip": ("The whole network as a strip of feature maps", "With the shape of every map."),
+    "window": (
+        "What one prediction sees",
+        "The window, its stride and the receptive field on an input image.",
+    ),
 }
 
 
-def network_pictures(drawing: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """Title, caption, words and both pictures, as addresses that hold them, of each figure.
+def network_figures(drawing: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """For each figure its title, caption, alternative text and the data URIs of its light and dark picture.
 
-    A figure that the network has nothing for has the reason instead (`missing`).
+    A figure that cannot be drawn for the network has the reason (`missing`) instead.
     """
     if drawing is None:
         return []
     if "not_available" in drawing:
-        return [_missing("The network's own pictures", str(drawing["not_available"]))]
+        return [_missing("Figures of the network", str(drawing["not_available"]))]
     data = Drawing.from_dict(drawing)
     return [_figure(data, name, *words) for name, words in _FIGURES.items()]
 

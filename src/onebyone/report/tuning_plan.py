@@ -1,4 +1,4 @@
-"""The plan that `onebyone tune` writes, read for the page: an untrusted file, so every part is checked."""
+"""Reads a plan of `onebyone tune` for the page. The file is not trusted, so every part of it is checked."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from onebyone.atomic_files import require_file
+from onebyone.drawing.number_format import number, percent
 from onebyone.errors import BadInput
 from onebyone.records import by, first_line
-from onebyone.report.number_format import number, percent, sentence, words
+from onebyone.report.figure_text import sentence, words
 
-MOST_BYTES = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 _TEXT, _NUMBER, _LIST, _CHOICE = "text", "a number", "a list", "text or an object"
 _TYPES: dict[str, tuple[type, ...]] = {
     _TEXT: (str,),
@@ -37,40 +38,35 @@ Data = dict[str, Any]
 
 
 def read_plan(plan: Any) -> Data:
-    """The plan as plain data: from a path, a mapping, an object with `to_dict`, or what has one as its `plan`.
+    """The plan as plain data, from a path, a mapping, an object with `to_dict`, or an object with such a `plan`.
 
     Raises
     ------
     BadInput
-        where the file cannot be read, is no JSON, or a part of it is not what a plan holds.
+        if the file cannot be read, is not valid JSON, or a part of it is not what a plan contains.
     """
     if isinstance(plan, str | os.PathLike):
         path = require_file(plan)
         return _checked(_parsed(path), str(path))
     plan = getattr(plan, "plan", plan)
-    given = plan.to_dict() if hasattr(plan, "to_dict") else plan
-    return _checked(given, "plan")
+    return _checked(plan.to_dict() if hasattr(plan, "to_dict") else plan, "plan")
 
 
 def _parsed(path: Path) -> Any:
-    if path.stat().st_size > MOST_BYTES:
-        raise BadInput(
-            f"{path}: is larger than {MOST_BYTES // 2**20} MiB; expected the plan that tune writes"
-        )
+    if path.stat().st_size > MAX_BYTES:
+        raise BadInput(f"{path}: larger than {MAX_BYTES // 2**20} MiB; expected a plan of tune")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"{path}: is no JSON ({first_line(error)}); expected the plan that tune writes"
-        ) from None
+        raise BadInput(f"{path}: not valid JSON ({first_line(error)}); expected a plan of tune") from None
 
 
 def _checked(plan: Any, name: str) -> Data:
     if not isinstance(plan, Mapping):
-        raise BadInput(f"{name}: is {_kind(plan)}; expected the plan that tune writes, an object")
+        raise BadInput(f"{name}: {_kind(plan)}; expected a plan of tune, which is an object")
     _check(plan, _TOP, name)
     if not any(plan.get(key) for key in ("candidates", "layers")):
-        raise BadInput(f"{name}: holds neither candidates nor layers; expected the plan that tune writes")
+        raise BadInput(f"{name}: contains neither candidates nor layers; expected a plan of tune")
     for key, fields in (("candidates", _CANDIDATE), ("layers", _LAYER)):
         for place, entry in enumerate(plan.get(key) or ()):
             where = f"{name}: {key}[{place}]"
@@ -107,7 +103,7 @@ def _kind(value: Any) -> str:
 
 
 def plan_view(plan: Data) -> Data:
-    """What the page shows of a plan: facts, candidates and layers as rows of words, each where it is there."""
+    """The parts of a plan that the page shows, as text: facts, candidates and layers, as far as the plan has them."""
     facts = [
         (name, _fact(plan[name])) for name in ("machine", "versions", "inputs", "threads") if plan.get(name)
     ]
@@ -126,12 +122,12 @@ def plan_view(plan: Data) -> Data:
 
 
 def _choice(choice: Any) -> str:
-    """The chosen form in words: a plan names it, or says its engine, form and dtype."""
+    """The chosen form as text: its name, or its engine, form and dtype."""
     if not isinstance(choice, Mapping):
         return str(choice or "")
     parts = [f"{key} {choice[key]}" for key in ("engine", "form", "dtype") if choice.get(key)]
     layers = choice.get("layers")
-    each = f"{len(layers)} layers with a form of their own" if isinstance(layers, Mapping) and layers else ""
+    each = f"{len(layers)} layers with individual forms" if isinstance(layers, Mapping) and layers else ""
     return ", ".join([*parts, *([each] if each else [])])
 
 
@@ -145,8 +141,8 @@ def _is_chosen(entry: Mapping[str, Any], choice: Any) -> bool:
 
 
 def _speed(candidate: Mapping[str, Any]) -> float:
-    found = candidate.get("median_ms")
-    return float("inf") if found is None else float(found)
+    median = candidate.get("median_ms")
+    return float("inf") if median is None else float(median)
 
 
 def _candidate(entry: Mapping[str, Any], choice: Any) -> Data:
@@ -181,7 +177,7 @@ def _time(entry: Mapping[str, Any]) -> str:
     if entry.get("median_ms") is None:
         return "–"
     spread = entry.get("spread_ms")
-    more = f" (quartiles {number(spread)} apart)" if spread is not None else ""
+    more = f" (interquartile range {number(spread)})" if spread is not None else ""
     return f"{number(entry['median_ms'])} ms{more}"
 
 
@@ -190,7 +186,7 @@ def _sentences(why: Any) -> list[str]:
 
 
 def _fact(value: Any) -> str:
-    """A fact of any form in words: a plan may describe its machine as text or as an object."""
+    """A fact as text; a plan may describe its machine as text or as an object."""
     if isinstance(value, Mapping):
         return ", ".join(f"{str(k).replace('_', ' ')} {_fact(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list | tuple):

@@ -1,12 +1,13 @@
-"""F3: before and after the replacement, layer by layer, with shapes, weights, and the flatten that disappears."""
+"""F3: the layers before and after the replacement, with shapes, weights, and the flatten that is no longer needed."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from math import prod, sqrt
 
-from onebyone.drawing import fonts, phrases
-from onebyone.drawing.data import Drawing, Replaced
+from onebyone.drawing import fonts
+from onebyone.drawing import number_format as fmt
+from onebyone.drawing.data import Drawing, ReplacedLayer
 from onebyone.drawing.repeats import Run, common_path, runs
 from onebyone.drawing.scene import (
     BODY,
@@ -15,147 +16,160 @@ from onebyone.drawing.scene import (
     SLANT,
     SMALL,
     THIN,
-    Group,
+    Rectangle,
     Scene,
     Shape,
+    ShapeGroup,
     Text,
     arrow,
     box,
     first_fitting,
     line,
     lines,
-    rect,
     shortened,
     wrapped,
 )
 
 MARGIN, GUTTER = 6.0, 10.0
 LAYER = 29.0  # points for a layer's three lines
-SHAFT, WORDS = 8.0, 15.0  # where in a lane arrows and their words are
-FLAT = 4.4  # points for the side of one place
+SHAFT, WORDS = 8.0, 15.0  # horizontal positions of arrows and of the text beside them in a lane
+FLAT = 4.4  # points for the side of one position
 TALLEST, LOWER = 26.0, 9.0  # of a map, and of a map in a long picture
-FEW = 6
-MOST = 16
-"""Layers (alike ones once) that are drawn with their values; of more, a table."""
+FEW_LAYERS = 6
+MAX_LAYERS = 16
+"""Layers that are drawn with their values, at most, with identical layers merged; more are listed in a table."""
 
 
 def figure(data: Drawing, width: float) -> Scene:
-    """Two lanes: the fully connected layers to the left, what they became to the right."""
+    """Two lanes: the fully connected layers on the left, the convolutions that replace them on the right."""
     items = layers(data)
-    groups = runs(items, _alike)
+    groups = runs(items, _key)
     drawn = sum(len(run.first) for run in groups)
-    body = _Lanes(data, groups, width) if drawn <= MOST else _Table(groups, width)
+    body = _Lanes(data, groups, width) if drawn <= MAX_LAYERS else _Table(groups, width)
     shapes, bottom = body.shapes()
     notes = wrapped(_note(data, items, drawn), width - 2 * MARGIN, SMALL)
     shapes += lines(MARGIN, bottom + 13, notes, SMALL, "quiet")
     height = bottom + 13 + (len(notes) - 1) * SMALL * LEADING + 5
-    title = f"{phrases.many(len(items), 'fully connected layer')} before and after the replacement by convolutions"
+    title = (
+        f"{fmt.counted(len(items), 'fully connected layer')} before and after the replacement by convolutions"
+    )
     return Scene("F3", width, height, title, _desc(data, groups), tuple(shapes))
 
 
-def layers(data: Drawing) -> list[Replaced]:
-    """What was replaced, without the pools: fully connected layers, and attention's projections."""
+def layers(data: Drawing) -> list[ReplacedLayer]:
+    """The replaced fully connected layers and projections of attention, without pools."""
     return [r for r in data.replaced if not _is_pool(r)]
 
 
-def _is_pool(r: Replaced) -> bool:
+def _is_pool(r: ReplacedLayer) -> bool:
     return not r.kernel and "pool" in r.law
 
 
-def _alike(r: Replaced) -> Hashable:
+def _key(r: ReplacedLayer) -> Hashable:
+    """Equal for layers that are drawn as one."""
     return r.kind, r.before, r.after, r.map, r.tokens, r.flatten is None
 
 
-def _note(data: Drawing, items: Sequence[Replaced], drawn: int) -> str:
+def _note(data: Drawing, items: Sequence[ReplacedLayer], drawn: int) -> str:
     parts = []
     if drawn < len(items):
-        parts.append(f"{len(items)} layers; alike ones are drawn once, with ×.")
+        parts.append(f"{len(items)} layers; identical layers are drawn once, with ×.")
     if data.by == "convert":
-        tokens = ", tokens are places" if any(r.tokens for r in items) else ""
-        parts.append(f"Each layer by itself: a vector is an image of one place{tokens}.")
-        parts += [f"No larger images: {reason.rstrip('.')}." for reason in data.refused[:1]]
-    # an uneven adaptive pool becomes many pools, most of them alike
+        tokens = ", and tokens are positions" if any(r.tokens for r in items) else ""
+        parts.append(f"Each layer is converted separately: a vector is an image of one position{tokens}.")
+        parts += [f"Larger images are not possible: {reason.rstrip('.')}." for reason in data.refused[:1]]
+    # an uneven adaptive pool becomes many pools, most of them identical
     pools = [f"{p.path or 'The global pool'} becomes a {p.after}." for p in data.replaced if _is_pool(p)]
     parts += dict.fromkeys(pools)
     if data.kept:
-        parts.append(f"Not replaced: {phrases.many(len(data.kept), 'layer')}.")
-    parts.append("W: shape of the weight, whose values stay. Lengths by √ of channels, sides by √ of places.")
+        parts.append(f"Not replaced: {fmt.counted(len(data.kept), 'layer')}.")
+    parts.append(
+        "W: shape of the weight; its values do not change. Lengths: √ of channels; sides: √ of positions."
+    )
     return " ".join(parts)
 
 
-def _desc(data: Drawing, groups: Sequence[Run[Replaced]]) -> str:
+def _desc(data: Drawing, groups: Sequence[Run[ReplacedLayer]]) -> str:
     parts = []
     for run in groups:
         for number, first in enumerate(run.first):
-            times = f" ({run.times} times alike)" if run.times > 1 else ""
+            times = f" ({run.times} identical layers)" if run.times > 1 else ""
             gone = (
-                f"; the flatten of {phrases.shape(first.map)} disappears" if first.flatten is not None else ""
+                f"; the flatten of {fmt.shape(first.map)} is no longer needed"
+                if first.flatten is not None
+                else ""
             )
             parts.append(f"{_path(run, number)}{times}: {_before(first)} becomes {_after(first)}{gone}.")
     items = layers(data)
     return " ".join([*parts, _note(data, items, len(items))])
 
 
-def _path(run: Run[Replaced], number: int) -> str:
+def _path(run: Run[ReplacedLayer], number: int) -> str:
     return common_path([repeat[number].path for repeat in run.repeats]) or "(top level)"
 
 
-def _before(r: Replaced) -> str:
+def _before(r: ReplacedLayer) -> str:
     if not r.weight:
         return r.before
-    inputs, outputs = phrases.count(r.weight[1]), phrases.count(r.weight[0])
-    return f"fully connected {inputs} to {outputs}, weight {phrases.shape(r.weight)}"
+    inputs, outputs = fmt.count(r.weight[1]), fmt.count(r.weight[0])
+    return f"fully connected {inputs} to {outputs}, weight {fmt.shape(r.weight)}"
 
 
-def _after(r: Replaced) -> str:
+def _after(r: ReplacedLayer) -> str:
     if not r.kernel:
         return r.after
-    return f"a {phrases.convolution(r.kernel[2:])}, weight {phrases.shape(r.kernel)}"
+    zeros = f" with {fmt.count(r.nonzero)} non-zero weights" if _is_sparse(r) else ""
+    return f"a {fmt.convolution(r.kernel[2:])}, weight {fmt.shape(r.kernel)}{zeros}"
+
+
+def _is_sparse(r: ReplacedLayer) -> bool:
+    """Whether the kernel has zeros besides the weights."""
+    return r.nonzero < prod(r.kernel)
 
 
 class _Value:
-    """A value between layers: as vector or tokens on the left, the same numbers as an image on the right."""
+    """A value between layers: a vector or tokens on the left, the same values as an image on the right."""
 
-    def __init__(self, features: int, item: Replaced) -> None:
+    def __init__(self, features: int, item: ReplacedLayer) -> None:
         self.features = features
-        self.places = item.map[1:] if item.tokens else (1,) * max(1, len(item.map) - 1)
+        self.positions = item.map[1:] if item.tokens else (1,) * max(1, len(item.map) - 1)
         self.tokens = item.tokens
-        self.image = (features, *self.places)
-        lead = tuple(n for n in self.places if n > 1) if item.tokens else ()
-        self.left = phrases.shape((*lead, features)) if item.tokens else phrases.count(features)
+        self.image = (features, *self.positions)
+        lead = tuple(n for n in self.positions if n > 1) if item.tokens else ()
+        self.left = fmt.shape((*lead, features)) if item.tokens else fmt.count(features)
 
     def labels(self) -> tuple[str, str]:
-        return self.left, phrases.shape(self.image)
+        return self.left, fmt.shape(self.image)
 
 
 class _Lanes:
-    """The flow of values and layers, top to bottom, in two lanes."""
+    """Values and layers in two lanes, from top to bottom."""
 
-    def __init__(self, data: Drawing, groups: Sequence[Run[Replaced]], width: float) -> None:
+    def __init__(self, data: Drawing, groups: Sequence[Run[ReplacedLayer]], width: float) -> None:
         self.data, self.groups = data, groups
         times = [f"×{run.times}" for run in groups if run.times > 1]
         room = max((fonts.width(t, BODY) + 10 for t in times), default=0.0)
         self.edge = width - MARGIN - room
         self.lane = (self.edge - MARGIN - GUTTER) / 2
         self.lefts = (MARGIN, MARGIN + self.lane + GUTTER)
-        self.tallest = TALLEST if sum(len(run.first) for run in groups) <= FEW else LOWER
+        self.tallest = TALLEST if sum(len(run.first) for run in groups) <= FEW_LAYERS else LOWER
         self.scale = self._scale()
         self.made: list[Shape] = []
         self.y = MARGIN
 
     def _scale(self) -> float:
-        """Points for the √ of one channel, so that every value fits beside its label."""
-        found = [8.0]
+        """Points per √channel, so that every value fits beside its label."""
+        scales = [8.0]
         for item in (r for run in self.groups for r in run.first if r.weight):
             values = [_Value(n, item) for n in item.weight]
             for label, image in [(t, v.image) for v in values for t in v.labels()] + [(_map(item), item.map)]:
                 room = self.lane - 5 - fonts.width(label, SMALL) - self._sides(image)[1] * SLANT
-                found.append(room / sqrt(image[0]))
-        return max(0.05, min(found))
+                scales.append(room / sqrt(image[0]))
+        return max(0.05, min(scales))
 
     def shapes(self) -> tuple[list[Shape], float]:
         self._heads()
-        previous: Replaced | None = None
+        previous: ReplacedLayer | None = None
         for run in self.groups:
             start = self.y
             for number, item in enumerate(run.first):
@@ -178,25 +192,25 @@ class _Lanes:
         self.made.append(line((MARGIN, self.y + 12), (self.edge, self.y + 12), stroke="rule", line=THIN))
         self.y += 15
 
-    def _follows(self, before: Replaced, after: Replaced) -> bool:
-        """Whether the one reads what the other gave: neighbours in a row of fully connected layers."""
+    def _follows(self, before: ReplacedLayer, after: ReplacedLayer) -> bool:
+        """Whether one layer directly reads the output of the other."""
         pair = (before.path, after.path)
         return any(row[i : i + 2] == pair for row in self.data.chains for i in range(len(row) - 1))
 
     def _pause(self) -> None:
-        """Other layers stand between."""
+        """A gap with dots, for other layers between."""
         for x in self.lefts:
             self.made.append(Text(x + SHAFT, self.y + 8, "⋮", BODY, "quiet", "middle"))
         self.y += 12
 
-    def _source(self, item: Replaced) -> None:
-        """What the layer reads: with the flatten before it on the left, and without on the right."""
+    def _source(self, item: ReplacedLayer) -> None:
+        """The input of the layer: with a flatten on the left, without on the right."""
         if item.flatten is not None:
             self._flattened(item)
         elif item.weight:
             self._value(_Value(item.weight[1], item), "map")
 
-    def _flattened(self, item: Replaced) -> None:
+    def _flattened(self, item: ReplacedLayer) -> None:
         left, right = self.lefts
         tall = max(self._box(item.map, x, self.y + 3, "map", _map(item)) for x in (left, right))
         self.y += 3 + tall + 4
@@ -218,34 +232,37 @@ class _Lanes:
         self.y += 3 + tall + 3
 
     def _sheet(self, value: _Value, x: float, y: float, colour: str) -> None:
-        """A vector as a bar, tokens as a sheet."""
+        """A vector as a bar, or tokens as a sheet."""
         wide, high = max(1.0, sqrt(value.features) * self.scale), self._sides(value.image)[0]
-        what = f"{value.left} tokens" if value.tokens else f"a vector of {value.left}"
-        sheet = rect(x, y, wide, high, colour, f"{colour}.edge")
-        self.made.append(Group(f"before-{len(self.made)}", what, (sheet,)))
+        title = f"{value.left} tokens" if value.tokens else f"a vector of {value.left}"
+        sheet = Rectangle(x, y, wide, high, colour, f"{colour}.edge")
+        self.made.append(ShapeGroup(f"before-{len(self.made)}", title, (sheet,)))
         self.made.append(Text(x + wide + 4, y + high / 2 + 2.3, value.left, SMALL, "quiet"))
 
     def _box(self, shape: Sequence[int], x: float, y: float, colour: str, label: str) -> float:
-        """A map as a box: channels to the right, rows down, columns away; gives how tall it is."""
+        """A map as a box: channels to the right, rows down, columns as depth; returns its height."""
         wide, (high, depth) = max(1.0, sqrt(shape[0]) * self.scale), self._sides(shape)
         up = depth * RISE
-        drawn = Group(
+        drawn = ShapeGroup(
             f"map-{len(self.made)}",
-            f"a map of {phrases.shape(shape)}",
+            f"a map of {fmt.shape(shape)}",
             box(x, y + up, wide, high, depth, colour),
         )
         at = Text(x + wide + depth * SLANT + 4, y + up + high / 2 + 2.3, label, SMALL, "quiet")
         self.made += [drawn, at]
         return up + high
 
-    def _layer(self, item: Replaced, path: str) -> None:
-        """The layer as words beside its arrow, left and right, weights with their shapes."""
+    def _layer(self, item: ReplacedLayer, path: str) -> None:
+        """The text beside the arrows of a layer: its name, sizes and weight shapes."""
         if item.weight:
-            inputs, outputs = (phrases.count(n) for n in (item.weight[1], item.weight[0]))
-            before = (path, f"FC {inputs} → {outputs}", f"W {phrases.shape(item.weight)}")
-            many = f"{phrases.short(item.weights)} weights"
-            same = first_fitting([f"the same {many}", f"same {many}", many], self.lane - WORDS, SMALL)
-            after = (phrases.convolution(item.kernel[2:]), f"W {phrases.shape(item.kernel)}", same)
+            inputs, outputs = (fmt.count(n) for n in (item.weight[1], item.weight[0]))
+            before = (path, f"FC {inputs} → {outputs}", f"W {fmt.shape(item.weight)}")
+            same = first_fitting(_weights_after(item), self.lane - WORDS, SMALL)
+            after = (
+                fmt.convolution(item.kernel[2:]),
+                f"W {fmt.shape(item.kernel)}",
+                same,
+            )
         else:
             before, after = (path, item.kind, item.before), ("1×1 convolutions", item.after, "")
         for x, rows, strong in ((self.lefts[0], before, 2), (self.lefts[1], after, 1)):
@@ -265,7 +282,7 @@ class _Lanes:
         self.made.append(Text(x + 6, (top + low) / 2 + 2.5, f"×{times}", BODY, "ink"))
 
     def _sides(self, shape: Sequence[int]) -> tuple[float, float]:
-        """Height and depth of a map's box, by its places."""
+        """Height and depth of a map's box, by its positions."""
         size = shape[1:]
         if prod(size) == 1:
             return FLAT, FLAT
@@ -275,14 +292,25 @@ class _Lanes:
         return rows, columns
 
 
-def _map(item: Replaced) -> str:
-    return phrases.shape(item.map)
+def _weights_after(item: ReplacedLayer) -> list[str]:
+    """How many weights the convolution has, from the longest wording to the shortest."""
+    if _is_sparse(item):
+        return [
+            f"{fmt.abbreviated(item.nonzero)} non-zero weights",
+            f"{fmt.abbreviated(item.nonzero)} non-zero",
+        ]
+    weights = f"{fmt.abbreviated(item.weights)} weights"
+    return [f"the same {weights}", f"same {weights}", weights]
+
+
+def _map(item: ReplacedLayer) -> str:
+    return fmt.shape(item.map)
 
 
 class _Table:
-    """Many layers: two lines each, alike ones once."""
+    """A table for many layers: two lines each, with identical layers merged."""
 
-    def __init__(self, groups: Sequence[Run[Replaced]], width: float) -> None:
+    def __init__(self, groups: Sequence[Run[ReplacedLayer]], width: float) -> None:
         self.groups, self.width = groups, width
 
     def shapes(self) -> tuple[list[Shape], float]:
@@ -301,13 +329,13 @@ class _Table:
             y += 2
         return made, y - SMALL - 4
 
-    def _rows(self, run: Run[Replaced]) -> Iterator[tuple[str, str]]:
+    def _rows(self, run: Run[ReplacedLayer]) -> Iterator[tuple[str, str]]:
         room = self.width - 2 * MARGIN
         times = f"  ×{run.times}" if run.times > 1 else ""
         for number, first in enumerate(run.first):
             head = shortened(_path(run, number), room - fonts.width(times, SMALL), SMALL) + times
             gone = ", no flatten" if first.flatten is not None else ""
-            shapes = f"W {phrases.shape(first.weight)} → {phrases.shape(first.kernel)}{gone}"
+            shapes = f"W {fmt.shape(first.weight)} → {fmt.shape(first.kernel)}{gone}"
             yield (
                 head,
                 shortened(shapes if first.weight else f"{first.before} → {first.after}", room - 8, SMALL),

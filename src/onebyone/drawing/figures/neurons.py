@@ -1,22 +1,22 @@
-"""F2: fully connected layers in a row as neurons and edges, thinned, with the counts written."""
+"""F2: successive fully connected layers as neurons and edges; only some neurons are drawn, with the total counts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-from onebyone.drawing import phrases
-from onebyone.drawing.data import Connected, Drawing, Sizes
+from onebyone.drawing import number_format as fmt
+from onebyone.drawing.data import ConnectedLayer, Drawing, Sizes
 from onebyone.drawing.scene import (
     BODY,
     LEADING,
     SMALL,
     THIN,
     Circle,
-    Group,
     Point,
     Scene,
     Shape,
+    ShapeGroup,
     Strokes,
     Text,
     line,
@@ -28,26 +28,28 @@ from onebyone.errors import BadInput
 
 MARGIN = 6.0
 HEIGHT = 158.0  # of the columns of neurons
-GAP = 16.0  # where neurons are left out
-LEAST_SPACE = 56.0  # points between columns of neurons
-STRENGTHS = 6  # widths that edges come in
-WIDEST = 1.1
+GAP = 16.0  # in place of neurons that are not drawn
+MIN_SPACE = 56.0  # points between columns of neurons
+STRENGTHS = 6  # different widths of edges
+MAX_EDGE = 1.1
 
 
-def choose(data: Drawing, path: str | None = None) -> list[Connected]:
-    """The layers to draw: the row that holds `path`; else of rows on vectors the longest, else of those on tokens.
+def choose(data: Drawing, path: str | None = None) -> list[ConnectedLayer]:
+    """The layers to draw: the chain that contains `path`, else the longest chain, preferably on vectors.
 
-    Where the network has no fully connected layer, the converted twin of the 1×1 convolution with most weights.
+    If the network has no fully connected layer, the 1×1 convolution with the most weights, converted.
 
     Raises
     ------
     BadInput
-        where there is no such layer.
+        if there is no such layer.
     """
     layers = {c.path: c for c in data.connected}
     if path is not None and path not in layers:
         have = ", ".join(list(layers)[:5]) or "none"
-        raise BadInput(f"layer={path!r}: no fully connected layer or 1×1 convolution; the run called {have}")
+        raise BadInput(
+            f"layer={path!r}: not a fully connected layer or 1×1 convolution; the run called {have}"
+        )
     rows = [[layers[p] for p in chain] for chain in data.chains]
     if path is not None:
         return next((row for row in rows if any(c.path == path for c in row)), [layers[path]])
@@ -57,9 +59,9 @@ def choose(data: Drawing, path: str | None = None) -> list[Connected]:
 
 
 def figure(data: Drawing, width: float, layer: str | None = None) -> Scene:
-    """The layers as columns of neurons with the real weights between those that are drawn."""
+    """The layers as columns of neurons, with the weights between the drawn neurons as edges."""
     row = choose(data, layer)
-    fits = max(1, int((width - 2 * MARGIN - 40) // LEAST_SPACE))
+    fits = max(1, int((width - 2 * MARGIN - 40) // MIN_SPACE))
     shown = _around(row, layer, fits)
     xs = _columns(len(shown) + 1, width)
     top = MARGIN + 25
@@ -79,8 +81,8 @@ def figure(data: Drawing, width: float, layer: str | None = None) -> Scene:
     return Scene("F2", width, height, _title(row), _desc(data, row, shown), tuple(shapes))
 
 
-def _around(row: Sequence[Connected], path: str | None, fits: int) -> list[Connected]:
-    """As many layers of the row as fit: the last ones, or those from the one asked for."""
+def _around(row: Sequence[ConnectedLayer], path: str | None, fits: int) -> list[ConnectedLayer]:
+    """As many layers of the chain as fit: the last ones, or those from the requested layer on."""
     start = max(0, len(row) - fits)
     if path is not None:
         start = min(start, next(i for i, c in enumerate(row) if c.path == path))
@@ -92,13 +94,13 @@ def _columns(count: int, width: float) -> list[float]:
     return [side + i * (width - 2 * side) / (count - 1) for i in range(count)]
 
 
-def _sizes(shown: Sequence[Connected]) -> list[tuple[int, Sizes]]:
-    """Per column of neurons, how many there are and which are drawn."""
+def _sizes(shown: Sequence[ConnectedLayer]) -> list[tuple[int, Sizes]]:
+    """For each column of neurons, their number and which of them are drawn."""
     return [(shown[0].inputs, shown[0].drawn_inputs), *((c.outputs, c.drawn_outputs) for c in shown)]
 
 
-def _places(count: int, drawn: int, top: float) -> list[float]:
-    """The heights of a column's neurons; where some are left out, a gap in the middle."""
+def _neuron_heights(count: int, drawn: int, top: float) -> list[float]:
+    """The vertical positions of the neurons of a column, with a gap in the middle if some are not drawn."""
     if drawn == count:
         space = min(14.0, HEIGHT / max(1, count))
         first = top + (HEIGHT - space * (count - 1)) / 2
@@ -111,10 +113,10 @@ def _radius(count: int) -> float:
     return min(3.0, 0.36 * HEIGHT / max(1, count))
 
 
-def _edges(number: int, layer: Connected, left: float, right: float, top: float) -> Group:
-    """A line for each weight between drawn neurons: its sign in the colour, its size in the width."""
-    from_y = _places(layer.inputs, len(layer.drawn_inputs), top)
-    to_y = _places(layer.outputs, len(layer.drawn_outputs), top)
+def _edges(number: int, layer: ConnectedLayer, left: float, right: float, top: float) -> ShapeGroup:
+    """A line for each weight between drawn neurons; the colour shows its sign, the width its size."""
+    from_y = _neuron_heights(layer.inputs, len(layer.drawn_inputs), top)
+    to_y = _neuron_heights(layer.outputs, len(layer.drawn_outputs), top)
     most = max((abs(w) for row in layer.weights for w in row), default=0.0) or 1.0
     looks: dict[tuple[int, str], list[tuple[Point, ...]]] = {}
     for row, y2 in zip(layer.weights, to_y, strict=True):
@@ -127,21 +129,19 @@ def _edges(number: int, layer: Connected, left: float, right: float, top: float)
         Strokes(
             tuple(paths),
             colour,
-            round(WIDEST * s / STRENGTHS, 3),
+            round(MAX_EDGE * s / STRENGTHS, 3),
             round(0.2 + 0.65 * (s - 1) / (STRENGTHS - 1), 2),
         )
         for (s, colour), paths in sorted(looks.items())
     )
     drawn = sum(len(row) for row in layer.weights)
-    title = (
-        f"{layer.path}: {phrases.count(drawn)} of {phrases.count(layer.inputs * layer.outputs)} weights drawn"
-    )
-    return Group(f"edges-{number}", title, strokes)
+    title = f"{layer.path}: {fmt.count(drawn)} of {fmt.count(layer.inputs * layer.outputs)} weights drawn"
+    return ShapeGroup(f"edges-{number}", title, strokes)
 
 
-def _column(number: int, shown: Sequence[Connected], x: float, top: float) -> list[Shape]:
+def _column(number: int, shown: Sequence[ConnectedLayer], x: float, top: float) -> list[Shape]:
     count, drawn = _sizes(shown)[number]
-    ys = _places(count, len(drawn), top)
+    ys = _neuron_heights(count, len(drawn), top)
     r = _radius(len(drawn))
     colour = "map" if number == 0 else "out"
     discs = tuple(Circle(x, y, r, colour, f"{colour}.edge", THIN) for y in ys)
@@ -149,12 +149,10 @@ def _column(number: int, shown: Sequence[Connected], x: float, top: float) -> li
     if len(drawn) < count:
         middle = (ys[len(drawn) // 2 - 1] + ys[len(drawn) // 2]) / 2
         gap = tuple(Circle(x, middle + d, 0.7, "quiet") for d in (-3.2, 0.0, 3.2))
-    title = (
-        f"{phrases.count(count)} {'inputs' if number == 0 else 'outputs'}, {phrases.some(len(drawn), count)}"
-    )
+    title = f"{fmt.count(count)} {'inputs' if number == 0 else 'outputs'}, {fmt.drawn_of(len(drawn), count)}"
     return [
-        Group(f"neurons-{number}", title, (*discs, *gap)),
-        Text(x, MARGIN + 7, phrases.count(count), BODY, "ink", "middle", bold=True),
+        ShapeGroup(f"neurons-{number}", title, (*discs, *gap)),
+        Text(x, MARGIN + 7, fmt.count(count), BODY, "ink", "middle", bold=True),
         Text(
             x,
             MARGIN + 7 + SMALL * 1.3,
@@ -166,9 +164,13 @@ def _column(number: int, shown: Sequence[Connected], x: float, top: float) -> li
     ]
 
 
-def _names(layer: Connected, x: float, room: float, y: float) -> list[Shape]:
+def _names(layer: ConnectedLayer, x: float, room: float, y: float) -> list[Shape]:
     then = f"then {layer.activation}" if layer.activation else ""
-    rows = [layer.path or layer.kind, f"{phrases.short(layer.inputs * layer.outputs)} weights", then]
+    rows = [
+        layer.path or layer.kind,
+        f"{fmt.abbreviated(layer.inputs * layer.outputs)} weights",
+        then,
+    ]
     return [
         Text(
             x,
@@ -184,11 +186,11 @@ def _names(layer: Connected, x: float, room: float, y: float) -> list[Shape]:
 
 
 def _legend(width: float, y: float) -> tuple[list[Shape], float]:
-    """What the edges' colours and widths mean."""
+    """A legend for the colours and widths of the edges."""
     shapes: list[Shape] = []
     x = MARGIN
-    for colour, text in (("positive", "weight above zero"), ("negative", "below zero")):
-        shapes.append(line((x, y - 2.3), (x + 14, y - 2.3), stroke=colour, line=WIDEST))
+    for colour, text in (("positive", "positive weight"), ("negative", "negative weight")):
+        shapes.append(line((x, y - 2.3), (x + 14, y - 2.3), stroke=colour, line=MAX_EDGE))
         word = Text(x + 17, y, text, SMALL, "quiet")
         shapes.append(word)
         x += 17 + word.width + 9
@@ -198,39 +200,43 @@ def _legend(width: float, y: float) -> tuple[list[Shape], float]:
     return [*shapes, last], max(y, last.y)
 
 
-def _note(data: Drawing, row: Sequence[Connected], shown: Sequence[Connected]) -> str:
+def _note(data: Drawing, row: Sequence[ConnectedLayer], shown: Sequence[ConnectedLayer]) -> str:
     parts = []
     if row[0].twin:
-        parts.append("The network has no fully connected layer: the converted twin of a 1×1 convolution.")
+        parts.append(
+            "The network has no fully connected layer; this one was converted from a 1×1 convolution."
+        )
     if len(shown) < len(row):
-        parts.append(f"{len(shown)} of {len(row)} layers in a row.")
+        parts.append(f"{len(shown)} of {len(row)} successive layers are drawn.")
     thinned = any(len(d) < n for n, d in _sizes(shown))
     if thinned:
-        parts.append("Dots stand for neurons that are not drawn: the first and the last of each layer are.")
-    parts.append("Edges are real weights.")
+        parts.append(
+            "Dots mark neurons that are not drawn; the first and the last ones of each layer are drawn."
+        )
+    parts.append("Edges are weights of the network.")
     read = next((r for r in data.replaced if r.path == shown[0].path and r.flatten is not None), None)
     if read is not None:
-        parts.append(f"The inputs are the flattened map of {phrases.shape(read.map)}.")
+        parts.append(f"The inputs are a flattened map of {fmt.shape(read.map)}.")
     if row[0].places > 1:
-        parts.append(f"Applied at each of {phrases.count(row[0].places)} places alike.")
+        parts.append(f"Applied at each of {fmt.count(row[0].places)} positions.")
     others = len([c for c in data.connected if not c.twin]) - len(row)
     if others > 0:
-        parts.append(f"{phrases.many(others, 'more fully connected layer')} in the network.")
+        parts.append(f"{fmt.counted(others, 'more fully connected layer')} in the network.")
     return " ".join(parts)
 
 
-def _title(row: Sequence[Connected]) -> str:
+def _title(row: Sequence[ConnectedLayer]) -> str:
     if len(row) == 1:
         return f"{row[0].path or row[0].kind}: a fully connected layer as neurons and edges"
     return (
-        f"{row[0].path} to {row[-1].path}: {len(row)} fully connected layers in a row, as neurons and edges"
+        f"{row[0].path} to {row[-1].path}: {len(row)} successive fully connected layers as neurons and edges"
     )
 
 
-def _desc(data: Drawing, row: Sequence[Connected], shown: Sequence[Connected]) -> str:
+def _desc(data: Drawing, row: Sequence[ConnectedLayer], shown: Sequence[ConnectedLayer]) -> str:
     parts = [
-        f"{c.path or c.kind}: {phrases.count(c.inputs)} inputs to {phrases.count(c.outputs)} outputs, "
-        f"{phrases.count(c.inputs * c.outputs)} weights, of which {len(c.drawn_inputs)} × {len(c.drawn_outputs)} are "
+        f"{c.path or c.kind}: {fmt.count(c.inputs)} inputs to {fmt.count(c.outputs)} outputs, "
+        f"{fmt.count(c.inputs * c.outputs)} weights, of which {len(c.drawn_inputs)} × {len(c.drawn_outputs)} are "
         "drawn"
         f"{f', followed by {c.activation}' if c.activation else ''}."
         for c in shown

@@ -15,7 +15,7 @@
   const last = shown.index.length - 1;
   let timer = 0;
 
-  // As Python's "%.5g" has it, with a minus sign.
+  // Like Python's "%.5g", with a minus sign in place of the hyphen.
   function weight(value) {
     const size = Math.abs(value);
     if (size === 0) return "0";
@@ -25,8 +25,8 @@
     return text.replaceAll("-", "−");
   }
 
-  // The index of an element from its place: the axes from the slowest to the fastest.
-  function counted(at) {
+  // The index of an element from its position; axes are listed from the slowest to the fastest.
+  function indexOf(at) {
     const [a, b, c] = shown.order;
     return (at[a] * shown.block[b] + at[b]) * shown.block[c] + at[c];
   }
@@ -47,16 +47,15 @@
     filter.squares.forEach((square, k) => square.classList.toggle("ahead", k > step));
     near.forEach((cells, line) => cells.forEach((cell, column) => {
       const k = step + column - 2;
-      const there = k >= 0 && k <= last;
-      const place = there ? shown.at[k] : [];
-      const values = there ? [shown.index[k], weight(row[k]), `(${place.join(", ")})`, weight(kernel[k])] : [];
+      const exists = k >= 0 && k <= last;
+      const values = exists ? [shown.index[k], weight(row[k]), `(${shown.at[k].join(", ")})`, weight(kernel[k])] : [];
       cell.textContent = values[line] ?? "";
     }));
-    const same = row[step] === kernel[step] && counted(at) === index;
+    const same = row[step] === kernel[step] && indexOf(at) === index;
     slider.setAttribute("aria-valuetext", `element ${index}, channel ${at[0]}, row ${at[1]}, column ${at[2]}`);
     live.textContent = `Element ${index} of the row is channel ${at[0]}, row ${at[1]}, column ${at[2]} of the filter: `
-      + `${formula(at)} = ${counted(at)}. `
-      + (same ? `Both hold ${weight(row[step])}.` : `They differ: ${weight(row[step])} and ${weight(kernel[step])}.`);
+      + `${formula(at)} = ${indexOf(at)}. `
+      + (same ? `Both values are ${weight(row[step])}.` : `The values differ: ${weight(row[step])} and ${weight(kernel[step])}.`);
   }
 
   function colour(squares, values) {
@@ -78,7 +77,7 @@
   function start() {
     if (Number(slider.value) === last) show(0);
     play.textContent = "Pause";
-    live.setAttribute("aria-live", "off"); // or every step would be read out over the last
+    live.setAttribute("aria-live", "off"); // otherwise a screen reader would read out every step
     const pace = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1000 : 120;
     timer = setInterval(() => {
       show(Number(slider.value) + 1);
@@ -97,7 +96,7 @@
     one(`#order-${id}`).addEventListener("click", () => { stop(); show(next(Number(slider.value))); });
   }
   show(Number(slider.value));
-  // a press on the row or on the filter goes to that element
+  // a press on the row or on the filter selects that element
   one(".strip", view).addEventListener("pointerdown", (event) => {
     const box = one(".strip", view).getBoundingClientRect();
     stop();

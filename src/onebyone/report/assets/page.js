@@ -1,4 +1,4 @@
-// What the views share: the data in the page, numbers in words, the theme, the download.
+// Shared by the views: the data in the page, number formats, the theme, the download.
 "use strict";
 
 const data = JSON.parse(document.getElementById("onebyone-data").textContent);
@@ -8,7 +8,7 @@ const one = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-// A number of three digits or so, as the tables of the page have it.
+// A number to three digits, in the format of the tables of the page.
 function number(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
@@ -21,13 +21,13 @@ function number(value) {
   return Number(value.toPrecision(3)).toLocaleString("en");
 }
 
-// Seconds, in the unit that suits them.
+// Seconds in a suitable unit.
 function duration(seconds) {
   const [size, unit] = seconds < 1e-3 ? [1e6, "µs"] : seconds < 1 ? [1e3, "ms"] : [1, "s"];
   return `${Number((seconds * size).toPrecision(3))} ${unit}`;
 }
 
-// Keys that move along a line or over a grid, for a control that is no form field.
+// Keys that move along a line or over a grid, for a control that is not a form field.
 function onKeys(element, moves) {
   element.addEventListener("keydown", (event) => {
     if (!(event.key in moves) || event.altKey || event.ctrlKey || event.metaKey) return;
@@ -36,22 +36,22 @@ function onKeys(element, moves) {
   });
 }
 
-// The theme: as the system has it, until the button says otherwise.
+// The theme of the system, until the button changes it.
 {
   const root = document.documentElement;
   const button = document.getElementById("theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  const tell = () => { button.textContent = isDark() ? "Light theme" : "Dark theme"; };
+  const update = () => { button.textContent = isDark() ? "Light theme" : "Dark theme"; };
   button.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    tell();
+    update();
   });
-  dark.addEventListener("change", tell);
-  tell();
+  dark.addEventListener("change", update);
+  update();
 }
 
-// On paper nothing can be unfolded: the proof and the plan are printed whole.
+// Print the details of the verification and of the plan in full, because they cannot be opened on paper.
 {
   const folded = all("#proof details:not([open]), #plan details:not([open])");
   const open = (whether) => () => folded.forEach((part) => { part.open = whether; });

@@ -1,4 +1,4 @@
-// View 3: slide the size of the map; counts follow their formula, times are those measured.
+// View 3: choose the size of the map; counts are computed, times are measured or interpolated.
 "use strict";
 
 (() => {
@@ -11,7 +11,7 @@
   const roles = ["pointwise", "connected"];
   const charts = Object.fromEntries(all("svg[data-measure]", view).map((svg) => [svg.dataset.measure, chartOf(svg)]));
 
-  // Exact, of one float32 image without a bias: weights, products, and bytes that are read or written once.
+  // Exact, for one float32 image without a bias: weights, products, and bytes if each value is read or written once.
   const exact = {
     parameters: (n) => [C * O, C * n * n * O],
     macs: (n) => [C * n * n * O, C * n * n * O],
@@ -24,7 +24,7 @@
     seconds: roles.map((role) => row.seconds[role].median),
   }));
 
-  // Measured there, or read off the line between two sizes that were; beyond them nothing is known.
+  // Measured at this size, or interpolated between two measured sizes; not extrapolated.
   function seconds(n) {
     const here = measured.find((row) => row.side === n);
     if (here) return { values: here.seconds, how: "measured" };
@@ -33,7 +33,7 @@
     const [low, high] = [measured[after - 1], measured[after]];
     const share = Math.log(n / low.side) / Math.log(high.side / low.side);
     const values = low.seconds.map((v, k) => v * (high.seconds[k] / v) ** share);
-    return { values, how: `read between ${low.size} and ${high.size}` };
+    return { values, how: `interpolated between ${low.size} and ${high.size}` };
   }
 
   function chartOf(svg) {
@@ -57,28 +57,28 @@
     });
   }
 
-  function tell(measure, values, how, words = number) {
-    const [one_, whole, ratio, kind] = all("td", one(`#size-table tr[data-measure="${measure}"]`));
-    one_.textContent = values ? words(values[0]) : "–";
-    whole.textContent = values ? words(values[1]) : "–";
+  function fill(measure, values, how, words = number) {
+    const [pointwise, connected, ratio, method] = all("td", one(`#size-table tr[data-measure="${measure}"]`));
+    pointwise.textContent = values ? words(values[0]) : "–";
+    connected.textContent = values ? words(values[1]) : "–";
     ratio.textContent = values ? `${number(values[1] / values[0])}×` : "–";
-    kind.textContent = how;
+    method.textContent = how;
   }
 
   function show(n) {
     for (const [measure, count] of Object.entries(exact)) {
       draw(measure, n, count(n));
-      tell(measure, count(n), "exact");
+      fill(measure, count(n), "exact");
     }
     const time = seconds(n);
     draw("seconds", n, time.values);
-    tell("seconds", time.values, time.how, duration);
+    fill("seconds", time.values, time.how, duration);
     one("#size-now").textContent = `${n}×${n}`;
-    slider.setAttribute("aria-valuetext", `${n} by ${n} places`);
+    slider.setAttribute("aria-valuetext", `${n} by ${n} positions`);
     const times = time.values
-      ? `${number(time.values[1] / time.values[0])} times the time (${time.how})`
-      : `time ${time.how}`;
-    live.textContent = `On a map of ${n}×${n} places flatten + FC has ${number(n * n)} times the parameters, `
+      ? `takes ${number(time.values[1] / time.values[0])} times as long (${time.how})`
+      : `its time was ${time.how}`;
+    live.textContent = `On a map of ${n}×${n} positions, flatten + FC has ${number(n * n)} times the parameters, `
       + `as many multiply-accumulates, and ${times}.`;
   }
 

@@ -1,4 +1,4 @@
-"""A layer as the experiments see it: a function of a map, with the weights behind it, in float64."""
+"""A layer as the experiments evaluate it: a function of a feature map with explicit weights, in float64."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from torch import Tensor
 from onebyone.laws.bounds import dot_bound, unit_roundoff
 
 Form = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x, weight, bias) -> y: how a weight is put to a batch of maps (N, C, h, w)."""
+"""Computes y from (x, weight, bias), for a batch x of maps (N, C, h, w)."""
 
-OWN = "the network's own"
-U = unit_roundoff("float64")
+FROM_NETWORK = "a layer of the network"
+"""Where an operation comes from, unless it was converted or created for the comparison."""
+UNIT_ROUNDOFF = unit_roundoff("float64")
 
 
 @dataclass(frozen=True)
 class Operation:
-    """`op(x)` takes maps (N, C, h, w) in float64 and gives maps (N, O, h', w') or vectors (N, O).
+    """A layer: `op(x)` takes maps (N, C, h, w) in float64 and returns maps (N, O, h', w') or vectors (N, O).
 
-    `weight` and `bias` may hold only the first of the layer's `outputs` (the layer is then sampled, and
-    `sampling` says so); `origin` tells whether the layer is the network's own, the twin of one, or made.
+    `map_shape` is (C, h, w). `weight` and `bias` may hold only the first of the layer's `outputs`; `sampling` then
+    says so. `origin` states whether it is a layer of the network, was converted from one, or was created for the
+    comparison.
     """
 
     name: str
@@ -34,7 +36,7 @@ class Operation:
     bias: Tensor | None
     map_shape: tuple[int, int, int]
     path: str = ""
-    origin: str = OWN
+    origin: str = FROM_NETWORK
     outputs: int = 0
     groups: int = 1
 
@@ -43,40 +45,40 @@ class Operation:
 
     @property
     def terms(self) -> int:
-        """Products behind one output."""
+        """Products that are summed for one output."""
         return int(self.weight[0].numel())
 
     @property
-    def places(self) -> int:
-        """Places of the map: h·w."""
+    def positions(self) -> int:
+        """Positions of the map: h·w."""
         return prod(self.map_shape[1:])
 
     @property
     def sampling(self) -> str:
-        """How much of the layer the experiments use."""
-        used, whole = len(self.weight), self.outputs or len(self.weight)
-        return f"all {whole} outputs" if used == whole else f"{used} of {whole} outputs"
+        """How many of the layer's outputs the experiments use."""
+        used, total = len(self.weight), self.outputs or len(self.weight)
+        return f"all {total} outputs" if used == total else f"{used} of {total} outputs"
 
     def magnitude(self, x: Tensor) -> Tensor:
-        """|W|·|x| + |b|, in the shape of the output: what rounding errors are relative to."""
+        """|W|·|x| + |b| in the shape of the output: the scale of rounding errors."""
         return self.form(x.abs(), self.weight.abs(), None if self.bias is None else self.bias.abs())
 
-    def bound(self, x: Tensor, more: int = 0) -> Tensor:
-        """How far two right evaluations on x may differ (laws.bounds), each with `more` further roundings."""
-        return dot_bound(self.terms + more, self.magnitude(x), U)
+    def bound(self, x: Tensor, extra_roundings: int = 0) -> Tensor:
+        """The largest difference between two correct evaluations on x, in the shape of the output (laws.bounds)."""
+        return dot_bound(self.terms + extra_roundings, self.magnitude(x), UNIT_ROUNDOFF)
 
     def with_weight(self, weight: Tensor) -> Operation:
-        """The same layer with another weight."""
+        """The same layer with a different weight."""
         return replace(self, weight=weight)
 
     def first(self, outputs: int) -> Operation:
-        """The same layer with its first outputs alone."""
+        """The same layer restricted to its first outputs."""
         bias = None if self.bias is None else self.bias[:outputs]
-        whole = self.outputs or len(self.weight)
-        return replace(self, weight=self.weight[:outputs], bias=bias, outputs=whole)
+        total = self.outputs or len(self.weight)
+        return replace(self, weight=self.weight[:outputs], bias=bias, outputs=total)
 
     def on(self, size: Sequence[int]) -> Operation:
-        """The same layer on a map of another size."""
+        """The same layer on a map of another size (h, w)."""
         return replace(self, map_shape=(self.map_shape[0], size[0], size[1]))
 
     def maps(self, count: int, generator: torch.Generator) -> Tensor:
@@ -84,7 +86,7 @@ class Operation:
         return torch.randn(count, *self.map_shape, generator=generator, dtype=torch.float64)
 
     def describe(self) -> dict[str, object]:
-        """What the layer is and where it comes from, for the figures."""
+        """The layer's name, shapes and origin, for the figures."""
         return {
             "name": self.name,
             "layer": self.path,
@@ -101,12 +103,12 @@ def pointwise_form(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def connected_form(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Flatten, then a fully connected layer: weight (O, C·h·w), x (N, C, h, w) to (N, O)."""
+    """Flatten and a fully connected layer: weight (O, C·h·w), x (N, C, h, w) to (N, O)."""
     return F.linear(x.flatten(1), weight, bias)
 
 
 def pooled_form(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Mean over the map, then a fully connected layer: weight (O, C), x (N, C, h, w) to (N, O)."""
+    """Mean over the map and a fully connected layer: weight (O, C), x (N, C, h, w) to (N, O)."""
     return F.linear(x.mean(dim=(2, 3)), weight, bias)
 
 
@@ -126,18 +128,18 @@ def convolution_form(
 
 
 def middle(size: Sequence[int]) -> tuple[int, ...]:
-    """The place in the middle of a map."""
+    """The position in the middle of a map."""
     return tuple(n // 2 for n in size)
 
 
 def jacobian_rows(op: Operation, outputs: Sequence[int], seed: int = 0) -> Tensor:
-    """∂y[o] / ∂x at a random x, for each of `outputs` at the output's middle place: (len(outputs), C, h, w).
+    """∂y[o] / ∂x at a random x, for each of `outputs` at the output's middle position: (len(outputs), C, h, w).
 
-    By backpropagation through the layer as it is, so nothing about it is assumed.
+    Computed by backpropagation, which assumes nothing about the layer.
 
     >>> weight = torch.ones(1, 2, 1, 1, dtype=torch.float64)
     >>> op = Operation("1×1", pointwise_form, weight, None, (2, 3, 3))
-    >>> int(jacobian_rows(op, [0])[0].count_nonzero())  # two channels at one of nine places
+    >>> int(jacobian_rows(op, [0])[0].count_nonzero())  # two channels at one of nine positions
     2
     """
     x = op.maps(1, torch.Generator().manual_seed(seed)).requires_grad_()
@@ -149,27 +151,27 @@ def jacobian_rows(op: Operation, outputs: Sequence[int], seed: int = 0) -> Tenso
     return torch.stack(rows)
 
 
-def sample(count: int, most: int) -> list[int]:
-    """At most `most` of range(count), evenly spread.
+def sample(count: int, limit: int) -> list[int]:
+    """At most `limit` values of range(count), evenly spaced.
 
     >>> sample(3, 8), sample(100, 4)
     ([0, 1, 2], [0, 33, 66, 99])
     """
-    if count <= most:
+    if count <= limit:
         return list(range(count))
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+    return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]
 
 
 def ratio(error: Tensor, bound: Tensor) -> float:
-    """The largest error ÷ its bound, elementwise; 0 where there is no error at all."""
+    """The largest elementwise quotient error ÷ bound; 0 if all errors are 0."""
     if not error.numel():
         return 0.0
-    worst = torch.where(error == 0, torch.zeros_like(error), error / bound)
-    return float(worst.max())
+    ratios = torch.where(error == 0, torch.zeros_like(error), error / bound)
+    return float(ratios.max())
 
 
 def spread(y: Tensor) -> float:
-    """The standard deviation of outputs; of a single one, its size; never 0, for dividing by.
+    """The standard deviation of outputs, or the magnitude of a single one; never 0, so that one can divide by it.
 
     >>> spread(torch.tensor([1.0, 3.0])), spread(torch.tensor([-4.0])), spread(torch.zeros(2))
     (1.0, 4.0, 1.0)
