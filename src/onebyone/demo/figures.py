@@ -20,8 +20,8 @@ from onebyone.drawing.scene import (
     RISE,
     SLANT,
     Circle,
-    Picture,
     Polygon,
+    RasterImage,
     Rectangle,
     Scene,
     Shape,
@@ -237,7 +237,7 @@ def heat_over_page(dense: ScoreMap, picture: bytes, label: str, rings: Sequence[
             strict=True,
         )
     )
-    heat = Picture(x, y, right - x, below - y, picture)
+    heat = RasterImage(x, y, right - x, below - y, picture)
     return _svg([heat, *rings], dense.image_size[1], dense.image_size[0], label, "heat")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from onebyone.drawing import fonts
 from onebyone.drawing.embedded_image import pixels_of
-from onebyone.drawing.scene import Circle, Picture, Polygon, Rectangle, Scene, Shape, Strokes, Text
+from onebyone.drawing.scene import Circle, Polygon, RasterImage, Rectangle, Scene, Shape, Strokes, Text
 from onebyone.drawing.theme import colours
 from onebyone.errors import MissingExtra
 

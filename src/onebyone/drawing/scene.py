@@ -112,7 +112,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Picture:
+class RasterImage:
     """A PNG file, stretched to a rectangle whose upper left corner is (x, y)."""
 
     x: float
@@ -132,7 +132,7 @@ class ShapeGroup:
     css: str = ""
 
 
-Shape = Polygon | Rectangle | Circle | Strokes | Text | Picture | ShapeGroup
+Shape = Polygon | Rectangle | Circle | Strokes | Text | RasterImage | ShapeGroup
 
 
 @dataclass(frozen=True)

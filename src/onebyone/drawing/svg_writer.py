@@ -18,9 +18,9 @@ from html import escape
 from onebyone.drawing import fonts
 from onebyone.drawing.scene import (
     Circle,
-    Picture,
     Point,
     Polygon,
+    RasterImage,
     Rectangle,
     Scene,
     Shape,
@@ -83,7 +83,7 @@ class _Writer(ABC):
         if isinstance(shape, Text):
             attributes = f'x="{_n(shape.x)}" y="{_n(shape.y)}"{self.text_attributes(shape)}'
             return f"<text {attributes}>{_escaped(shape.text)}</text>{self.newline}"
-        if isinstance(shape, Picture):
+        if isinstance(shape, RasterImage):
             return f"<image {_box(shape)}{self.image_attributes(shape)}/>{self.newline}"
         return self.geometry(shape) + self.newline
 
@@ -99,7 +99,7 @@ class _Writer(ABC):
     def text_attributes(self, text: Text) -> str:
         """The attributes of a text besides its position."""
 
-    def image_attributes(self, picture: Picture) -> str:
+    def image_attributes(self, picture: RasterImage) -> str:
         """The attributes of a picture besides its rectangle."""
         data = base64.b64encode(picture.png).decode()
         return (
@@ -194,7 +194,7 @@ def _line(points: Sequence[Point], css: str) -> str:
     return f'<polyline{css} points="{_points(points)}"/>'
 
 
-def _box(shape: Rectangle | Picture) -> str:
+def _box(shape: Rectangle | RasterImage) -> str:
     return f'x="{_n(shape.x)}" y="{_n(shape.y)}" width="{_n(shape.width)}" height="{_n(shape.height)}"'
 
 

@@ -17,7 +17,6 @@ from onebyone.drawing.scene import (
     THICK,
     THIN,
     Circle,
-    Picture,
     Polygon,
     RasterImage,
     Scene,
