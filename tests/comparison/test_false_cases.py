@@ -65,7 +65,7 @@ def linear_of_integers() -> nn.Linear:
     return made
 
 
-def out_of_order(module: nn.Module) -> Conversion:
+def out_of_order(module: nn.Module) -> ModuleConversion:
     """A conversion that passes every layer its inputs in the wrong order."""
     conversion = r.to_conv(module)
     for pair in conversion.pairs:

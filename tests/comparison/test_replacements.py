@@ -33,7 +33,7 @@ def test_every_layer_is_replaced() -> None:
     assert figures["planted_faults_caught"] == figures["planted_faults"] > 0
 
 
-def wrong(module: nn.Module) -> Conversion:
+def wrong(module: nn.Module) -> ModuleConversion:
     """A conversion whose layers receive their inputs in the wrong order."""
     right = r.to_conv(module)
     for pair in right.pairs:

@@ -20,7 +20,7 @@ from onebyone.comparison.differences import measure_scope, measure_sizes
 from onebyone.comparison.digits import DigitSplit, load_digits
 from onebyone.comparison.flexibility import measure_flexibility
 from onebyone.comparison.layer_calls import LINEAR, POINTWISE
-from onebyone.comparison.layer_pair import LayerPair
+from onebyone.comparison.layer_pair import ComparedLayers
 from onebyone.comparison.pixel_influence import measure_influence
 from onebyone.comparison.replacements import (
     lifted,
@@ -45,7 +45,7 @@ class ExperimentInputs:
 
     model: nn.Module
     example: Any
-    pair: LayerPair
+    pair: ComparedLayers
     seed: int
     budget: float
 
@@ -60,7 +60,7 @@ class ExperimentInputs:
         return window_of(self.example)
 
     @cached_property
-    def dense(self) -> Convolutionalized | Refused:
+    def dense(self) -> ConvolutionalizedModule | Refused:
         """The network for images of any size, or the refusal with the reasons why there is none."""
         try:
             return lifted(self.model, self.image)

@@ -39,7 +39,7 @@ FROM_POINTWISE = "converted from a 1×1 convolution"
 
 
 @dataclass(frozen=True)
-class LayerPair:
+class ComparedLayers:
     """The layers under comparison, each as a function of a map.
 
     `connected` and `pointwise` are the two chosen layers. `spatial` holds, by role, the layers for the claims about
@@ -65,7 +65,7 @@ class LayerPair:
         }
 
 
-def choose_layers(calls: Sequence[LayerCall], seed: int = 0) -> LayerPair:
+def choose_layers(calls: Sequence[LayerCall], seed: int = 0) -> ComparedLayers:
     """Choose the pair of layers from the recorded calls of a network.
 
     Fully connected: the largest layer after a flattened map of several positions, else the last one on a vector,
@@ -95,7 +95,7 @@ def choose_layers(calls: Sequence[LayerCall], seed: int = 0) -> LayerPair:
         if not bool(torch.isfinite(op.weight).all()):
             raise BadInput(f"model: the weight of {op.path} holds NaN or infinity")
     activation = next((c.activation for c in (head, *calls) if c and c.activation is not None), None)
-    return LayerPair(connected, pointwise, spatial, head, activation or nn.ReLU(), tuple(calls))
+    return ComparedLayers(connected, pointwise, spatial, head, activation or nn.ReLU(), tuple(calls))
 
 
 def _costliest(calls: list[LayerCall]) -> LayerCall | None:
@@ -188,7 +188,7 @@ def _spatial(
     calls: list[LayerCall],
     generator: torch.Generator,
 ) -> dict[str, Operation]:
-    """The layers for `LayerPair.spatial`, on maps of several positions, at most SIDE per side."""
+    """The layers for `ComparedLayers.spatial`, on maps of several positions, at most SIDE per side."""
     sizes = (pointwise.map_shape[1:], _size_of(head))
     size = next((s for s in sizes if prod(s) > 1), FALLBACK_SIZE)
     roles = {"pointwise": pointwise.on(_limited_size(size))}

@@ -35,7 +35,7 @@ def summarise_network(
     return summary
 
 
-def _verification(inputs: ExperimentInputs, conversion: Conversion, elapsed: float) -> PlainData:
+def _verification(inputs: ExperimentInputs, conversion: ModuleConversion, elapsed: float) -> PlainData:
     if elapsed > VERIFICATION_SHARE * inputs.budget:
         return not_available(
             f"{elapsed:.0f} s of the budget of {inputs.budget:g} s were already spent; increase the budget"

@@ -41,7 +41,7 @@ MAX_LAYERS = 60
 """Layers that are probed, at most."""
 
 
-def to_conv(module: nn.Module) -> Conversion:
+def to_conv(module: nn.Module) -> ModuleConversion:
     """The result of `onebyone.convert(module)`."""
     return convert_module(module, to="conv")
 
@@ -249,7 +249,7 @@ def window_of(example: Any) -> Tensor:
     return x
 
 
-def lifted(model: nn.Module, image: Tensor, lift: Lift = convolutionalize) -> Convolutionalized:
+def lifted(model: nn.Module, image: Tensor, lift: Lift = convolutionalize) -> ConvolutionalizedModule:
     """The network for images of any size, with context="window" if it needs one.
 
     Raises

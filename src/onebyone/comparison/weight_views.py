@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onebyone.comparison.claim_result import Figures
-from onebyone.comparison.layer_pair import LayerPair
+from onebyone.comparison.layer_pair import ComparedLayers
 from onebyone.laws.flatten import flatten_index, to_kernel
 
 NEURONS = 4
@@ -18,7 +18,7 @@ MAX_CELLS = 600
 _CORNER_SIDE = 24
 
 
-def row_and_filter(pair: LayerPair) -> Figures:
+def row_and_filter(pair: ComparedLayers) -> Figures:
     """Weights of the first neurons of the fully connected layer, read from its matrix and from its filters.
 
     The row of a neuron has the order in which the network flattens the map (C, h, w); `order` lists the axes from

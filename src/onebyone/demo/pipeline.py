@@ -25,7 +25,8 @@ from onebyone.demo.results import MAX_IOU, MIN_SCORE, DemoResults, Difference, T
 from onebyone.dense import normalise, plan_scan, scan, scan_windows
 from onebyone.detection import detect
 from onebyone.laws import cost
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.records import Labels
 from onebyone.verification import Verification, verify
 from onebyone.verification.running_error import RunningError
@@ -99,7 +100,7 @@ def measure(seed: int, progress: Steps) -> DemoResults:
         "train on digits and photographs", lambda advance: train_classifier(seed, advance)
     )
     page = compose_page(trained.test_digits, seed)
-    converted: Convolutionalized = step(
+    converted: ConvolutionalizedModule = step(
         "convert the fully connected layers",
         lambda _: convolutionalize(trained.network, data.WINDOW, labels=LABELS),
     )
@@ -187,7 +188,10 @@ def excerpt(page: DigitPage) -> torch.Tensor:
 
 
 def time_scans(
-    trained: Trained, converted: Convolutionalized, page: DigitPage, advance: Callable[[int, int], object]
+    trained: Trained,
+    converted: ConvolutionalizedModule,
+    page: DigitPage,
+    advance: Callable[[int, int], object],
 ) -> Timed:
     """Time both scans alternately, so that other processes on the machine affect both."""
     dense_seconds, windows_seconds = [], []
@@ -212,7 +216,7 @@ def _advance_turn(advance: Callable[[int, int], object], turn: int, done: int, t
 
 
 def compare_scores(
-    trained: Trained, converted: Convolutionalized, timed: Timed, page: DigitPage
+    trained: Trained, converted: ConvolutionalizedModule, timed: Timed, page: DigitPage
 ) -> Difference:
     """Compare every score of the dense pass with that of the cropped window, against its own derived bound.
 
@@ -240,7 +244,7 @@ def compare_scores(
 
 @torch.no_grad()
 def _compare_in_float64(
-    classifier: nn.Sequential, converted: Convolutionalized, pixels: torch.Tensor
+    classifier: nn.Sequential, converted: ConvolutionalizedModule, pixels: torch.Tensor
 ) -> tuple[int, float, float]:
     """On every FINE_ROWS-th row of windows in float64: the number of windows, the largest |Δ|, the smallest bound."""
     classifier64, dense64 = copy.deepcopy(classifier).double(), copy.deepcopy(converted.model).double()

@@ -12,7 +12,7 @@ from onebyone.demo.average_precision import Score
 from onebyone.demo.digit_page import DigitPage
 from onebyone.dense import ScoreMap
 from onebyone.detection import Detections
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.verification import Verification
 
 MIN_SCORE = 0.05
@@ -76,7 +76,7 @@ class DemoResults:
 
     seed: int
     trained: Trained
-    converted: Convolutionalized
+    converted: ConvolutionalizedModule
     verification: Verification
     page: DigitPage
     timed: Timed

@@ -16,11 +16,12 @@ from onebyone.drawing.data import MAP, VECTOR, ReplacedLayer, Sizes, TraceStep
 from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws import pointwise
 from onebyone.laws.geometry import Geometry
-from onebyone.pytorch.lift.convolutionalize import Convolutionalized, convolutionalize
-from onebyone.pytorch.lift.lifter import WindowPair
-from onebyone.pytorch.modules.conversion import Conversion
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
+from onebyone.pytorch.modules.conversion import ModuleConversion
 from onebyone.pytorch.modules.convert import convert_module
 from onebyone.records import Change
+from onebyone.results.layer_pairs import WindowPair
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,16 @@ def _reasons(refused: Refused) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(r) for r in refused.refusals))
 
 
-def _any_size(model: nn.Module, example: object, window: Sequence[int] | None) -> Convolutionalized:
+def _any_size(model: nn.Module, example: object, window: Sequence[int] | None) -> ConvolutionalizedModule:
     """The network for images of any size, with global context over the window if it needs one."""
     with warnings.catch_warnings():  # irrelevant here, because no image is scanned
         warnings.simplefilter("ignore", InexactWarning)
         return _convolutionalized(model, example, window)
 
 
-def _convolutionalized(model: nn.Module, example: object, window: Sequence[int] | None) -> Convolutionalized:
+def _convolutionalized(
+    model: nn.Module, example: object, window: Sequence[int] | None
+) -> ConvolutionalizedModule:
     x = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
     if not isinstance(x, Tensor) or not x.is_floating_point() or not 3 <= x.dim() <= 5:
         actual = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
@@ -82,7 +85,7 @@ def _convolutionalized(model: nn.Module, example: object, window: Sequence[int] 
             raise without_context from None
 
 
-def _by_dense(dense: Convolutionalized, steps: Sequence[TraceStep]) -> tuple[ReplacedLayer, ...]:
+def _by_dense(dense: ConvolutionalizedModule, steps: Sequence[TraceStep]) -> tuple[ReplacedLayer, ...]:
     """The changes of the any-size form, with the input maps of the kernels that replace linear layers."""
     pairs = iter(dense.pairs)
     flattens = _flattens(steps)
@@ -119,7 +122,7 @@ def _elements_read(pair: WindowPair, features: int) -> int:
     return int(gradient.count_nonzero())
 
 
-def _by_layer(conversion: Conversion, steps: Sequence[TraceStep]) -> tuple[ReplacedLayer, ...]:
+def _by_layer(conversion: ModuleConversion, steps: Sequence[TraceStep]) -> tuple[ReplacedLayer, ...]:
     """The changes of drop-ins: a vector is an image of 1×1 positions, tokens are the positions of an image."""
     layers = []
     for change in conversion.changes:
