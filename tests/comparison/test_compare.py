@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import onebyone
-from onebyone.comparison import Comparison, compare
+from onebyone.comparison import Comparison, experiments
 from onebyone.comparison.claim_result import HOLDS, NOT_AS_SAID, NOT_AVAILABLE, WHEN
 from onebyone.comparison.claims import CLAIMS
 from onebyone.comparison.layer_calls import record_layer_calls
@@ -112,14 +112,14 @@ def test_a_spent_budget_and_a_network_without_windows_are_reasons() -> None:
 def test_a_small_budget_leaves_out_what_matters_least(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock on which every row takes a minute: verification and the network's dense pass are not skipped."""
     now = [0.0]
-    monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    plain = compare._row
+    monkeypatch.setattr(experiments, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    plain = experiments._row
 
     def row(*args: Any) -> Any:
         now[0] += 60
         return plain(*args)
 
-    monkeypatch.setattr(compare, "_row", row)
+    monkeypatch.setattr(experiments, "_row", row)
     r = onebyone.compare(network(), IMAGE, budget=60, rows=["S1", "S5", "D4", "R1", "R3", "R4"])
     assert r.verification is not None
     assert r.verification["equivalent"] is True
@@ -127,7 +127,7 @@ def test_a_small_budget_leaves_out_what_matters_least(monkeypatch: pytest.Monkey
     assert r["R4"].figures["own"]["same_class"] == 1
     assert set(r["S5"].figures) == set(r["R3"].figures) == set()
     assert "Times as fast as cropping every window" in r.to_html()
-    order = [e.id for e in compare.EXPERIMENTS if e.long]
+    order = [e.id for e in experiments.EXPERIMENTS if e.long]
     assert order.index("R4") < order.index("S5")
 
 

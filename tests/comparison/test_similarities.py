@@ -121,7 +121,7 @@ def test_arithmetic_that_rounds_is_noticed() -> None:
 
 def test_real_numbers_stay_close() -> None:
     one = nn.Linear(12, 5)
-    own = s.measure_own_numbers(one, convert_module(copy.deepcopy(one), to="conv").model)
+    own = s.measure_real_learning(one, convert_module(copy.deepcopy(one), to="conv").model)
     assert own["moved"] > 1e-4
     assert own["apart"] < own["moved"]
 

@@ -33,33 +33,43 @@ def network(features: int, outputs: int) -> Drawing:
 def test_the_number_of_weights_is_written_whole(
     features: int, outputs: int, weights: str, width: str | float
 ) -> None:
-    """Beside the kernel: 64·9·64 = 36,864 and 512·9·1,024 = 4,718,592 weights; the uneven pool makes the others 0."""
+    """Beside the kernel: 64·9·64 = 36,864 and 512·9·1,024 = 4,718,592 weights."""
     texts = [line.text for line in svgs.texts(render(network(features, outputs), "F3", width=width))]
-    assert [t for t in texts if t in (f"{weights} non-zero weights", f"{weights} non-zero")], texts
+    assert [t for t in texts if t.endswith(f"{weights} weights")], texts
 
 
-def test_non_zero_weights_are_those_of_the_kernel_that_runs() -> None:
-    """A pool over uneven bins leaves zeros in the kernel; a pool over even bins, or none, leaves none."""
-    for pool, sparse in (
-        (nn.AdaptiveAvgPool2d(3), True),
-        (nn.AdaptiveAvgPool2d(4), False),
-        (nn.Identity(), False),
-    ):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 5, 1), pool, nn.Flatten(), nn.LazyLinear(7)).eval()
-        image = torch.randn(1, 3, 8, 8)
-        with torch.no_grad():
-            net(image)
-        (layer,) = (r for r in describe(net, image).replaced if r.kernel)
-        dense = convolutionalize(net, 8, 3)
-        with ArgumentRecorder((torch.ops.aten.conv2d.default, torch.conv2d), 1) as recorder, torch.no_grad():
-            dense.model(torch.randn(1, 3, 40, 40))
-        kernel = recorder.arguments[-1]
-        assert tuple(kernel.shape) == layer.kernel
-        assert int(kernel.count_nonzero()) == layer.nonzero
-        assert (layer.nonzero < kernel.numel()) == sparse
-        described = svgs.ElementTree.fromstring(render(describe(net, image), "F3"))[1].text or ""
-        assert ("non-zero weights" in described) == sparse
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        (
+            nn.AdaptiveAvgPool2d(4),
+            "560 non-zero weights",
+        ),  # windows of 2 slide by 1: the kernel skips every other
+        (nn.AdaptiveAvgPool2d(3), ""),  # uneven bins become channels
+        (nn.Identity(), ""),
+        (nn.AdaptiveAvgPool2d(16), "2,240 sums of weights"),  # every value of the 8×8 map occurs four times
+    ],
+)
+def test_f3_counts_the_weights_of_the_kernel_that_runs(pool: nn.Module, words: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), pool, nn.Flatten(), nn.LazyLinear(7)).eval()
+    image = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        net(image)
+    data = describe(net, image)
+    (layer,) = (r for r in data.replaced if r.kernel)
+    functions = (torch.ops.aten.conv2d.default, torch.conv2d)
+    with ArgumentRecorder(functions, 1) as recorder, torch.no_grad():
+        convolutionalize(net, 8, 3).model(torch.randn(1, 3, 40, 40))
+    kernel = recorder.arguments[-1]
+    assert tuple(kernel.shape) == layer.kernel
+    assert int(kernel.count_nonzero()) == layer.nonzero
+    described = svgs.ElementTree.fromstring(render(data, "F3"))[1].text or ""
+    texts = " ".join(line.text for line in svgs.texts(render(data, "F3")))
+    for phrase in ("non-zero weights", "sums of weights"):
+        assert (phrase in described) == (phrase in words)
+        assert (phrase in texts) == (phrase in words)
+    assert words in described
 
 
 @pytest.mark.parametrize("figure", ["F1", "F2", "F3", "strip"])

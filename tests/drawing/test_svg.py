@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 
 from onebyone.drawing import FIGURES, render
-from onebyone.drawing.render import points
+from onebyone.drawing.rendering import points
 from onebyone.errors import BadInput, Refused
 from tests.drawing import svgs
 from tests.drawing.networks import MADE, drawing, zoo

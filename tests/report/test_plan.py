@@ -50,7 +50,7 @@ def test_a_plan_is_shown(comparison: Comparison) -> None:
     for text in (
         "1×1 (chosen)",
         "26 ms",
-        "58 ms (quartiles 1.5 apart)",
+        "58 ms (interquartile range 1.5)",
         "too far off",
         "It is the fastest of those that are right.",
     ):

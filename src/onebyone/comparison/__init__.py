@@ -5,7 +5,7 @@ verdict from these figures alone.
 """
 
 from onebyone.comparison.claim_result import Row, Verdict
-from onebyone.comparison.compare import compare
+from onebyone.comparison.experiments import compare
 from onebyone.comparison.result import Comparison
 
 __all__ = ["Comparison", "Row", "Verdict", "compare"]

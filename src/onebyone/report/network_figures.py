@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onebyone.drawing import Drawing
-from onebyone.drawing.render import points, scene
+from onebyone.drawing.rendering import points, scene
 from onebyone.drawing.svg_writer import to_svg
 from onebyone.errors import BadInput, Refused
 from onebyone.report.html import data_uri

@@ -118,13 +118,13 @@ def _before(r: ReplacedLayer) -> str:
 def _after(r: ReplacedLayer) -> str:
     if not r.kernel:
         return r.after
-    zeros = f" with {fmt.count(r.nonzero)} non-zero weights" if _is_sparse(r) else ""
-    return f"a {fmt.convolution(r.kernel[2:])}, weight {fmt.shape(r.kernel)}{zeros}"
+    changed = "" if _same_weights(r) else f" with {_weights_after(r)[0]}"
+    return f"a {fmt.convolution(r.kernel[2:])}, weight {fmt.shape(r.kernel)}{changed}"
 
 
-def _is_sparse(r: ReplacedLayer) -> bool:
-    """Whether the kernel has zeros besides the weights."""
-    return r.nonzero < prod(r.kernel)
+def _same_weights(r: ReplacedLayer) -> bool:
+    """Whether the kernel consists of the weights of the layer, without zeros and without sums of weights."""
+    return r.nonzero == prod(r.kernel) == r.weights
 
 
 class _Value:
@@ -294,11 +294,11 @@ class _Lanes:
 
 def _weights_after(item: ReplacedLayer) -> list[str]:
     """How many weights the convolution has, from the longest wording to the shortest."""
-    if _is_sparse(item):
-        return [
-            f"{fmt.abbreviated(item.nonzero)} non-zero weights",
-            f"{fmt.abbreviated(item.nonzero)} non-zero",
-        ]
+    nonzero = fmt.abbreviated(item.nonzero)
+    if item.nonzero < item.weights:  # the flattened map had several copies of a value
+        return [f"{nonzero} sums of weights", f"{nonzero} sums"]
+    if not _same_weights(item):
+        return [f"{nonzero} non-zero weights", f"{nonzero} non-zero"]
     weights = f"{fmt.abbreviated(item.weights)} weights"
     return [f"the same {weights}", f"same {weights}", weights]
 

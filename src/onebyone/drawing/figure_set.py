@@ -12,8 +12,8 @@ from typing import Any
 
 from onebyone.atomic_files import write_bytes
 from onebyone.drawing.data import Drawing
-from onebyone.drawing.describe import FIGURES
-from onebyone.drawing.render import FORMATS, points, render
+from onebyone.drawing.description import FIGURES
+from onebyone.drawing.rendering import FORMATS, points, render
 from onebyone.drawing.theme import THEMES
 from onebyone.errors import BadInput, Refused
 from onebyone.records import Refusal, table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from onebyone.drawing.data import Drawing
-from onebyone.drawing.describe import FIGURES
+from onebyone.drawing.description import FIGURES
 from onebyone.drawing.figures import before_after, feature_maps, neurons, pointwise, receptive_field
 from onebyone.drawing.matplotlib_writer import to_matplotlib
 from onebyone.drawing.scene import Scene
