@@ -37,7 +37,7 @@ def test_dragging_the_pixel(page: str, open_page: Open) -> None:
     mouse.click(*place(opened.page, "connected", (1, 3), (6, 5)))
     check_pixel(opened.page, (1, 3))
     told = opened.page.locator("#pixel-live").inner_text()
-    assert "Row 1, column 3" in told
+    assert "row 1, column 3" in told
     assert "1×1 convolution 1 of 30" in told
     assert opened.met == []
 

@@ -56,7 +56,7 @@ def test_a_plan_is_shown(comparison: Comparison) -> None:
     ):
         assert text in page
     assert "blocks.0.fc, blocks.1.fc and 1 more" in page
-    assert "<strong>conv 1 ms (quartiles 0.05 apart) (chosen)</strong>" in page
+    assert "<strong>conv 1 ms (interquartile range 0.05) (chosen)</strong>" in page
     assert "93%" in page
     assert "462 GFLOP/s" in page
 

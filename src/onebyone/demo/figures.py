@@ -164,7 +164,8 @@ def kernels_at_work(dense: nn.Module) -> list[torch.Tensor]:
     functions = (torch.conv2d, torch.nn.functional.conv2d, torch.ops.aten.conv2d.default)
     with ArgumentRecorder(functions, 1) as recorder, torch.inference_mode():
         dense(torch.zeros(1, 1, 3 * WINDOW, 3 * WINDOW))
-    return recorder.arguments
+    weights: list[torch.Tensor] = recorder.arguments
+    return weights
 
 
 @dataclass(frozen=True)
