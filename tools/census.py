@@ -79,13 +79,13 @@ def write() -> None:
     """Run the networks and store the census."""
     warnings.simplefilter("ignore")
     networks = counted()
-    places = {}
+    uses = {}
     for number, network in enumerate(networks, 1):
         key = network["key"]
         if not key.startswith("structure:"):
-            places[key] = measured(key)
+            uses[key] = measured(key)
             sys.stderr.write(f"{number} of {len(networks)}: {key}\n")
-    CENSUS.write_text(made(networks, places), encoding="utf-8")
+    CENSUS.write_text(made(networks, uses), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

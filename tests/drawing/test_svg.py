@@ -116,7 +116,8 @@ def test_the_words_tell_the_numbers() -> None:
     title, desc = root[0].text or "", root[1].text or ""
     assert "2 fully connected layers" in title
     assert (
-        "weight 64×800 becomes a 5×5 convolution, weight 64×32×5×5; the flatten of 32×5×5 is no longer needed" in desc
+        "weight 64×800 becomes a 5×5 convolution, weight 64×32×5×5; the flatten of 32×5×5 is no longer needed"
+        in desc
     )
 
 
