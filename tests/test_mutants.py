@@ -1,0 +1,123 @@
+"""The mutation tester: which changes it makes, which it leaves out, and that its forks notice a change."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mutmut")
+
+from tools.mutants import mutations
+
+MODULE = '''"""A module whose text is not mutated."""
+
+from __future__ import annotations
+
+LIMIT = 3
+
+
+def clip(value: int | None, *, low: int = 0) -> int:
+    """The value, or an error."""
+    if value is None or value > LIMIT:
+        raise ValueError("a message that is not mutated")
+    pairs = list(zip([value], [low], strict=True))
+    return max(*pairs[0])
+'''
+
+
+@pytest.fixture
+def changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[mutations.Mutant]:
+    monkeypatch.setattr(mutations, "ROOT", tmp_path)
+    path = tmp_path / "module.py"
+    path.write_text(MODULE)
+    return mutations.mutants_of(path)
+
+
+def test_operators_numbers_and_arguments_are_mutated(changes: list[mutations.Mutant]) -> None:
+    after = {m.after for m in changes}
+    assert {
+        "LIMIT = 4",
+        "if value is not None or value > LIMIT:",
+        "if value is None and value > LIMIT:",
+    } <= after
+    assert "if value is None or value >= LIMIT:" in after
+    assert len({m.key for m in changes}) == len({m.source for m in changes}) == len(changes)
+
+
+def test_messages_annotations_and_strict_are_not(changes: list[mutations.Mutant]) -> None:
+    for mutant in changes:
+        assert 'raise ValueError("a message that is not mutated")' in mutant.source
+        assert "value: int | None" in mutant.source
+        assert '"""The value, or an error."""' in mutant.source
+        if mutant.before.startswith("pairs") and "zip" in mutant.after:
+            assert "strict=True" in mutant.after
+
+
+def test_changes_outside_functions_are_told_apart(changes: list[mutations.Mutant]) -> None:
+    outside = {m.after for m in changes if m.functions is None}
+    assert outside == {"LIMIT = 4", "LIMIT = None", "def clip(value: int | None, *, low: int = 1) -> int:"}
+    assert {m.function for m in changes if m.functions} == {"clip"}
+
+
+def test_a_key_stays_when_other_code_of_the_file_changes(
+    changes: list[mutations.Mutant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "module.py").write_text(MODULE.replace("LIMIT = 3", "\n\nLIMIT = 3  # a comment"))
+    again = mutations.mutants_of(tmp_path / "module.py")
+    functions = {m.key for m in changes if m.functions}
+    assert functions == {m.key for m in again if m.functions}
+
+
+TESTS = """
+from onebyone.thing import FACTOR, double
+
+
+def test_double():
+    assert double(3) == 6
+"""
+
+
+def test_a_room_from_beginning_to_end(tmp_path: Path) -> None:
+    """Two mutants survive: a branch that no test runs, and one that is killed only by importing the module anew."""
+    package = tmp_path / "src" / "onebyone"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "thing.py").write_text(
+        "FACTOR = 2\n\n\ndef double(x):\n    if x < 0:\n        return x - 7\n    return FACTOR * x\n"
+    )
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_thing.py").write_text(TESTS)
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.pytest.ini_options]\naddopts = '--doctest-modules'\nmarkers = ['slow', 'gpu']\n"
+    )
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(tmp_path / "src")!r})
+import tools.mutants.mutations as a, tools.mutants.running as b, tools.mutants.__main__ as c
+root = Path({str(tmp_path)!r})
+a.ROOT = b.ROOT = c.ROOT = root
+c.STORE, c.SUMMARY, c.PRELOADED = root / ".mutants", root / "bench" / "results" / "mutants.json", ("hypothesis",)
+c.ROOMS = {{"thing": c.Room(("src/onebyone/thing.py",), ("tests",))}}
+raise SystemExit(c.main(["thing"]))
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n{script}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    summary = json.loads((tmp_path / "bench" / "results" / "mutants.json").read_text())["rooms"]["thing"]
+    survivors = {s["after"] for s in summary["survivors"]}
+    assert survivors == {"if x <= 0:", "if x < 1:", "return x + 7", "return x - 8"}
+    assert summary["tested"] == summary["mutants"] == summary["killed"] + len(survivors)
+    assert summary["killed"] == 3  # FACTOR = 3, FACTOR = None, FACTOR / x
