@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +13,10 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from onebyone.errors import BadInput, InexactWarning, Refused
-from onebyone.laws.geometry import Field, Geometry
+from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind, read_kind
-from onebyone.lifting.grid import PERIOD, Grid
+from onebyone.lifting.grid import Grid
+from onebyone.lifting.output_geometry import common_stride, joint_geometry, may_have_surplus
 from onebyone.lifting.values import Cannot, Lifted, Unknown
 from onebyone.pytorch.lift import emitter
 from onebyone.pytorch.lift.advice import advice
@@ -46,41 +46,41 @@ def convolutionalize(
     labels: Labels | None = None,
     score_kind: str | ScoreKind | None = None,
 ) -> ConvolutionalizedModule:
-    """Make a classifier of `window` pixels a network that answers for every window of a larger image.
+    """Turn a classifier of `window` pixels into a network that classifies every window of a larger image.
 
-    Flatten and linear layers become convolutions without padding, the linear layers after them 1×1
-    convolutions, pools over
-    the whole map pools over each window's part of it. On an image of H × W pixels the result has
-    ⌊(H − window)/stride⌋ + 1 places per axis. See `Geometry.exact` for whether they equal cropping every window.
+    Flatten and the linear layer after it become a convolution without padding, later linear layers become 1×1
+    convolutions, and pools over the whole map become pools over each window's part of it. On an image of H × W pixels
+    the result has ⌊(H − window)/stride⌋ + 1 positions per axis. `Geometry.exact` says whether its outputs equal those
+    of cropped windows.
 
     Parameters
     ----------
-    model: a network of one image `(N, C, *window)` or, without a channel axis, `(N, *window)`; its structure is not
-        touched.
-    window: the size in pixels that the network was built for, per axis (one number: the same on each axis that its
-        first layer slides over).
-    channels: of the image; taken from the first layer where it tells. An input without a channel axis is tried too.
-    head: "window", the numbers that cropping gives, or "cam", the class map before the last average pool. Where
-        everything after that pool is linear, the map's means over the pool's places are the numbers of "window";
-        where not, `class_map.nonlinear` names what is not.
-    context: what squeeze-and-excitation and the like pool over: "window" (around each place), "image", or
-    None: refused.
-    labels: class names and preprocessing for the result to carry.
+    model: a network that takes one image `(N, C, *window)` or, without a channel axis, `(N, *window)`. It is not
+    changed. window: the size in pixels that the network was built for, per axis. One number is the size of each axis
+        that the first layer slides over.
+    channels: the number of channels of the image. By default it is read from the first layer, if that has one; an input
+        without a channel axis is tried too.
+    head: "window", for the outputs of cropped windows, or "cam", for the class map before the last average pool. If
+        everything after that pool is linear, means of the map over the pool's positions equal the outputs of "window";
+        if not, `class_map.nonlinear` names the operators that are not linear.
+    context: what squeeze-and-excitation and other global pooling inside the network pools over: "window" (around each
+        position) or "image". None refuses such a network.
+    labels: class names and preprocessing that the result carries.
     score_kind: what the outputs are: "logits", "probabilities" or "log-probabilities", alone or followed by
-        ":exclusive" or ":multi-label"; None reads it from each output's last operator, as `.outputs` tells.
+        ":exclusive" or ":multi-label". By default it is read from each output's last operator; see `.outputs`.
 
     Raises
     ------
     Refused
-        naming every operator that cannot be lifted, with its module path.
+        naming every operator that cannot be converted, with its module path.
     BadInput
-        where the network does not run on such a window, or an argument is none of those named.
+        if the network does not run on such a window, or an argument has an unknown value.
 
     Warns
     -----
     InexactWarning
-        where the receptive field of a network that pads is more than four times its window, and where another window
-        close by would make it exact; `.advice` keeps the sentences.
+        if the receptive field of a network that pads is more than four times its window, or if another window close by
+        would make the network exact. `.advice` keeps the sentences.
 
     Example
     -------
@@ -92,26 +92,23 @@ def convolutionalize(
     """
     size = _check(model, window, channels, head, context)
     traced, count = _traced(model, size, channel_guesses(model, size) if channels is None else (channels,))
-    walk = _walk(traced, size, count, head, context, frozenset())
-    if context == "image" and walk.context_pools:
-        walk = _walk(traced, size, count, head, context, frozenset(walk.context_pools))
-    elif head == "cam" and walk.context_pools:
+    lifter = _lift(traced, size, count, head, context, frozenset())
+    if context == "image" and lifter.context_pools:
+        lifter = _lift(traced, size, count, head, context, frozenset(lifter.context_pools))
+    elif head == "cam" and lifter.context_pools:
         raise Refused([Refusal("", "head='cam'", "the network has global context inside; use head='window'")])
-    if walk.refused:
-        raise Refused(
-            walk.refused, f"the network cannot be made to take images of any size (window {by(size)})"
-        )
-    network, geometry, evidence = _finish(walk)
+    _require_no_refusal(lifter)
+    network, geometry, evidence = _finish(lifter)
     outputs = _outputs(traced, read_kind(score_kind))
-    told = (
+    sentences = (
         advice(model, geometry, count, lambda other: _exact_at(model, other, count)) if not evidence else ()
     )
-    for sentence in told:
+    for sentence in sentences:
         warnings.warn(sentence, InexactWarning, stacklevel=2)
     return ConvolutionalizedModule(
         model=network,
         geometry=geometry,
-        changes=tuple(walk.changes),
+        changes=tuple(lifter.changes),
         original=model,
         channels=count or 1,
         bare=count is None,
@@ -121,15 +118,15 @@ def convolutionalize(
         class_map=evidence,
         labels=labels or Labels(),
         outputs=outputs,
-        pairs=tuple(walk.pairs),
-        advice=told,
+        pairs=tuple(lifter.pairs),
+        advice=sentences,
     )
 
 
 def _exact_at(model: nn.Module | ExportedProgram, window: tuple[int, ...], channels: int | None) -> bool:
     """Whether the network would be exact at another window."""
-    walk = _walk(trace(model, window, channels), window, channels, "window", None, frozenset())
-    return not walk.refused and _finish(walk)[1].exact
+    lifter = _lift(trace(model, window, channels), window, channels, "window", None, frozenset())
+    return not lifter.refused and _finish(lifter)[1].exact
 
 
 def _check(
@@ -153,7 +150,7 @@ def _check(
 def _traced(
     model: nn.Module | ExportedProgram, window: tuple[int, ...], guesses: tuple[int | None, ...]
 ) -> tuple[Traced, int | None]:
-    """The network traced with the first number of channels that it runs with; the first one's error if with none."""
+    """The network traced with the first number of channels that it accepts; if it accepts none, the first error."""
     errors: dict[int | None, BadInput] = {}
     for count in guesses:
         try:
@@ -165,14 +162,14 @@ def _traced(
 
 
 def _outputs(traced: Traced, kind: ScoreKind | None) -> tuple[Output, ...]:
-    """The outputs as the graph tells them; of the kind given, where one is."""
+    """The outputs as read from the graph; with `kind`, if it is stated, for all of them."""
     spec = traced.program.call_spec.out_spec
     names = names_of(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
-    told = outputs_of(traced.graph, traced.image, names)
-    return tuple(replace(o, kind=kind) for o in told) if kind else told
+    outputs = outputs_of(traced.graph, traced.image, names)
+    return tuple(replace(o, kind=kind) for o in outputs) if kind else outputs
 
 
-def _walk(
+def _lift(
     traced: Traced,
     window: tuple[int, ...],
     channels: int | None,
@@ -180,126 +177,119 @@ def _walk(
     context: str | None,
     image_wide: frozenset[str],
 ) -> GraphLifter:
-    walk = GraphLifter(traced, window, channels, head, context, image_wide)
-    walk.context_pools |= image_wide
-    walk.run(rule_for, make_pair)
-    return walk
+    lifter = GraphLifter(traced, window, channels, head, context, image_wide)
+    lifter.context_pools |= image_wide
+    lifter.run(rule_for, make_pair)
+    return lifter
 
 
-def _finish(walk: GraphLifter) -> tuple[nn.Module, Geometry, ClassMap | None]:
-    """Crop each output to the places of the windows, close the graph, and give it the network's own tensors."""
-    node = next(n for n in walk.traced.graph.nodes if n.op == "output")
-    leaves = [None if v is None else _answer(walk, i, walk.value(v)) for i, v in enumerate(node.args[0])]
-    results = [leaf for leaf in leaves if leaf is not None]
-    if walk.refused:
-        raise Refused(
-            walk.refused, f"the network cannot be made to take images of any size (window {by(walk.window)})"
-        )
-    stride = tuple(
-        math.lcm(*(math.lcm(r.grid.jump[a], r.grid.align[a]) for r in results)) for a in range(walk.axes)
-    )
-    window, evidence = walk.window, None
-    if walk.head == "cam":
-        evidence, window = _class_map(walk, stride)
-    image = next(n for n in walk.graph.nodes if n.target is emitter.require_window)
+def _finish(lifter: GraphLifter) -> tuple[nn.Module, Geometry, ClassMap | None]:
+    """Crop each output to one position per window, complete the graph, and make a module of it."""
+    node = next(n for n in lifter.traced.graph.nodes if n.op == "output")
+    leaves = [
+        None if v is None else _output_map(lifter, i, lifter.value(v)) for i, v in enumerate(node.args[0])
+    ]
+    _require_no_refusal(lifter)
+    grids = [leaf.grid for leaf in leaves if leaf is not None]
+    stride = common_stride(grids)
+    window, evidence, reasons = lifter.window, None, list(lifter.inexact)
+    if lifter.head == "cam":
+        evidence, window = _class_map(lifter, stride)
+        reasons.append(evidence.reason)
+    image = lifter.proxy(next(n for n in lifter.graph.nodes if n.target is emitter.require_window))
     nodes = [
-        None if leaf is None else _cropped(walk, leaf, window, stride, walk.proxy(image)).handle.node
+        None if leaf is None else _one_position_per_window(lifter, leaf, window, stride, image)
         for leaf in leaves
     ]
-    walk.graph.output(plain_containers(pytree.tree_unflatten(nodes, walk.traced.program.call_spec.out_spec)))
-    fields = results[0].grid.fields
-    for other in results[1:]:
-        fields = tuple(_hull(f, g) for f, g in zip(fields, other.grid.fields, strict=True))
-    reasons = list(walk.inexact)
-    if evidence is not None:
-        reasons.append(evidence.reason)
-    fields = tuple(replace(f, jump=s) for f, s in zip(fields, stride, strict=True))
-    return _module(walk), Geometry.from_fields(window, fields, reasons, bool(walk.image_wide)), evidence
+    out_spec = lifter.traced.program.call_spec.out_spec
+    lifter.graph.output(plain_containers(pytree.tree_unflatten(nodes, out_spec)))
+    geometry = joint_geometry(grids, stride, window, reasons, bool(lifter.image_wide))
+    return _module(lifter), geometry, evidence
 
 
-def _class_map(walk: GraphLifter, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int, ...]]:
-    """The class map, and the pixels of one of its places: the least image it takes from then on."""
-    evidence, jump = class_map(walk)
+def _require_no_refusal(lifter: GraphLifter) -> None:
+    if lifter.refused:
+        what = f"the network cannot be made to take images of any size (window {by(lifter.window)})"
+        raise Refused(lifter.refused, what)
+
+
+def _class_map(lifter: GraphLifter, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int, ...]]:
+    """The class map, and the size in pixels of one of its positions, which is the smallest image that it takes."""
+    evidence, jump = class_map(lifter)
     if stride != jump:
         why = f"the outputs are at stride {by(stride)} and the pool's map at {by(jump)}; use head='window'"
         raise Refused([Refusal("", "head='cam'", why)], "the network has no class map")
-    window = tuple(w - (k - 1) * j for w, k, j in zip(walk.window, evidence.pool, jump, strict=True))
-    for node in walk.graph.nodes:
+    window = tuple(w - (k - 1) * j for w, k, j in zip(lifter.window, evidence.pool, jump, strict=True))
+    for node in lifter.graph.nodes:
         if node.target is emitter.require_window:
             node.args = (node.args[0], window, *node.args[2:])
     return evidence, window
 
 
-def _hull(a: Field, b: Field) -> Field:
-    """What two outputs see together (their strides are evened out afterwards)."""
-    start, stop = min(a.start, b.start), max(a.start + a.size, b.start + b.size)
-    return Field(a.jump, start, stop - start)
-
-
-def _answer(walk: GraphLifter, number: int, value: Any) -> Lifted:
-    """An output as a map of one place per window, its elements as channels."""
+def _output_map(lifter: GraphLifter, number: int, value: Any) -> Lifted:
+    """An output as a map with one position per window, whose channels are the output's elements."""
     if isinstance(value, Lifted) and value.affine is None and not value.grid.image_wide:
         try:
-            if max(value.grid.nominal) > 1 and len(value.shape) == walk.axes + 1 and max(value.shape[1:]) > 1:
-                raise Cannot(f"gives a map of {by(value.shape[1:])} places for one window, not a vector")
-            return walk.at_one_position(value)
+            if (
+                max(value.grid.nominal) > 1
+                and len(value.shape) == lifter.axes + 1
+                and max(value.shape[1:]) > 1
+            ):
+                raise Cannot(f"gives a map of {by(value.shape[1:])} positions for one window, not a vector")
+            return lifter.at_one_position(value)
         except Cannot as reason:
-            walk.refused.append(Refusal("", f"output {number}", str(reason)))
+            lifter.refused.append(Refusal("", f"output {number}", str(reason)))
     elif not isinstance(value, Unknown):
-        walk.refused.append(Refusal("", f"output {number}", "does not depend on the place in the image"))
-    return Lifted(value, Grid.image(1, walk.window))  # never used: a refusal is on record
+        lifter.refused.append(Refusal("", f"output {number}", "does not depend on the position in the image"))
+    return Lifted(value, Grid.image(1, lifter.window))  # never used, because the network is refused
 
 
-def _cropped(
-    walk: GraphLifter, value: Lifted, window: tuple[int, ...], stride: tuple[int, ...], image: fx.Proxy
-) -> Lifted:
-    """The map at the windows' stride, with exactly one place a window."""
-    steps = [s // j for s, j in zip(stride, value.grid.jump, strict=True)]
-    handle = emitter.strided(value.handle, steps)
-    exact = max(stride) <= PERIOD and all(
-        all(-(-have // step) == (size + i - w) // s + 1 for i, have in enumerate(sizes))
-        for sizes, step, s, w, size in zip(value.grid.sizes, steps, stride, window, walk.window, strict=True)
-    )
-    if not exact:
-        have: Any = image.shape
-        counts = [(have[2 + a] - w) // s + 1 for a, (w, s) in enumerate(zip(window, stride, strict=True))]
+def _one_position_per_window(
+    lifter: GraphLifter, value: Lifted, window: tuple[int, ...], stride: tuple[int, ...], image: fx.Proxy
+) -> fx.Node:
+    """The map at the windows' stride, cropped to the number of windows if it may have more positions."""
+    handle = emitter.strided(value.handle, [s // j for s, j in zip(stride, value.grid.jump, strict=True)])
+    if may_have_surplus(value.grid, stride, window, lifter.window):
+        size: Any = image.shape
+        counts = [(size[2 + a] - w) // s + 1 for a, (w, s) in enumerate(zip(window, stride, strict=True))]
         handle = emitter.limit(handle, counts)
-    return replace(value, handle=handle)
+    node: fx.Node = handle.node
+    return node
 
 
-def _module(walk: GraphLifter) -> nn.Module:
-    """The graph as a module that holds the network's parameters and buffers under their own names."""
+def _module(lifter: GraphLifter) -> nn.Module:
+    """The graph as a module with the network's parameters and buffers under their own names."""
     root = nn.Module()
-    for path, module in walk.modules.items():
+    for path, module in lifter.modules.items():
         _attach(root, path, module)
-    for name, tensor in walk.traced.tensors.items():
+    for name, tensor in lifter.traced.tensors.items():
         _attach(root, name, tensor)
-    for name, buffer in walk.recorder.buffers.items():
+    for name, buffer in lifter.recorder.buffers.items():
         root.register_buffer(name, buffer, persistent=False)
-    network = fx.GraphModule(root, walk.graph, "AnySize")
+    network = fx.GraphModule(root, lifter.graph, "AnySize")
     network.graph.eliminate_dead_code()
     network.graph.lint()
     network.recompile()
     for (
         name,
         tensor,
-    ) in walk.traced.tensors.items():  # those that no operator reads stay in the state dict too
+    ) in lifter.traced.tensors.items():  # tensors that no operator reads stay in the state dict too
         _attach(network, name, tensor)
-    for name in walk.recorder.buffers:
-        network.register_buffer(name, walk.recorder.buffers[name], persistent=False)
+    for name in lifter.recorder.buffers:
+        network.register_buffer(name, lifter.recorder.buffers[name], persistent=False)
     return network.eval()
 
 
 def _attach(root: nn.Module, path: str, item: nn.Module | torch.Tensor) -> None:
-    """Put a module or tensor at a dotted path, with plain modules on the way; what is there already stays."""
-    *way, name = path.split(".")
+    """Attach a module or tensor at a dotted path, unless the path is taken; parents are created as plain modules."""
+    *parents, name = path.split(".")
     holder = root
-    for step in way:
-        below = holder._modules.get(step)
-        if below is None:
-            below = nn.Module()
-            holder.add_module(step, below)
-        holder = below
+    for parent in parents:
+        child = holder._modules.get(parent)
+        if child is None:
+            child = nn.Module()
+            holder.add_module(parent, child)
+        holder = child
     if name in holder._parameters or name in holder._buffers or name in holder._modules:
         return
     if isinstance(item, nn.Module):

@@ -1,8 +1,8 @@
-"""Pairs: each lifted linear layer beside what the network itself does there, for the verifier's probes.
+"""Pair each lifted linear layer with the network's own operators at that layer, for the verifier's probes.
 
-The original side runs the network's own operators, flatten and all, from the map to the layer; it does not read the
-index that lifting derived. Element-wise operators on the way are left out on both sides: they commute with any choice
-of elements, and integers stay integers without them.
+The original side runs the network's own operators from the feature map to the layer, including flatten; it does not use
+the index that lifting derived. Element-wise operators in between are left out on both sides: they commute with any
+selection of elements, and without them integers stay integers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ def make_pair(lifter: GraphLifter, node: fx.Node, layer: LinearLayer) -> WindowP
     if value.affine is not None:
         shapes["scale"] = shapes["shift"] = value.shape
     source = next((n for n in node.all_input_nodes if lifter.values[n] is value), None)
-    way = _Way((), torch.from_numpy(value.indices())) if source is None else _way(lifter, source, value)
+    rearrangement = (
+        _Rearrangement((), torch.from_numpy(value.indices()))
+        if source is None
+        else _rearrangement_before(lifter, source, value)
+    )
     return WindowPair(
         path=layer.call.path,
         kind=layer.call.name,
@@ -43,7 +47,7 @@ def make_pair(lifter: GraphLifter, node: fx.Node, layer: LinearLayer) -> WindowP
         map_shape=value.grid.shape,
         step=stencil.step,
         parameter_shapes=shapes,
-        original=partial(_original, way, transposed),
+        original=partial(_original, rearrangement, transposed),
         converted=partial(_converted, stencil, value.grid.channels, transposed, as_convolution),
         unfolded=None
         if stencil.is_pointwise
@@ -51,11 +55,13 @@ def make_pair(lifter: GraphLifter, node: fx.Node, layer: LinearLayer) -> WindowP
     )
 
 
-def _original(way: _Way, transposed: bool, crop: torch.Tensor, params: Params) -> torch.Tensor:
+def _original(
+    rearrange: _Rearrangement, transposed: bool, crop: torch.Tensor, params: Params
+) -> torch.Tensor:
     """The network's own operators on crops `(N, C, h, w)`: shape operators, then the linear layer."""
-    spare = -len(crop) % BATCH  # the operators were traced on batches of BATCH samples
-    padded = torch.cat([crop, crop.new_zeros(spare, *crop.shape[1:])])
-    rows = torch.cat([way(part) for part in torch.split(padded, BATCH)])[: len(crop)]
+    missing = -len(crop) % BATCH  # the operators were traced on batches of BATCH samples
+    padded = torch.cat([crop, crop.new_zeros(missing, *crop.shape[1:])])
+    rows = torch.cat([rearrange(part) for part in torch.split(padded, BATCH)])[: len(crop)]
     if "scale" in params:
         rows = rows * params["scale"] + params["shift"]
     weight = params["weight"].t() if transposed else params["weight"]
@@ -70,7 +76,7 @@ def _converted(
     source: torch.Tensor,
     params: Params,
 ) -> torch.Tensor:
-    """The emitted layer in one of its forms on a map of any size, then each window's elements, `(N, H', W', *out)`."""
+    """The emitted layer in one of its forms on a map of any size, gathered to `(N, H', W', *out)`: one per window."""
     weight = params["weight"].t() if transposed else params["weight"]
     bias = params.get("bias")
     if "scale" in params:
@@ -81,16 +87,19 @@ def _converted(
     axes = len(stencil.nominal)
     for axis, size in enumerate(stencil.nominal):
         out = out.unfold(2 + axis, size, 1)
-    out = out.movedim(1, 1 + axes).flatten(1 + axes)  # (N, places…, O·nominal…)
+    out = out.movedim(1, 1 + axes).flatten(1 + axes)  # (N, positions…, O·nominal…)
     index = torch.from_numpy(stencil.out_index(weight.shape[0]))
     gathered: torch.Tensor = out[..., index]
     return gathered
 
 
 @dataclass(frozen=True)
-class _Way:
-    """The shape operators from a map to a linear layer's input, in order; or, where the way back is not a plain chain
-    (maps were joined on it), the index itself."""
+class _Rearrangement:
+    """The shape operators between a feature map and a linear layer's input, in order.
+
+    `index` selects the elements before the first of them. It is None if they are the only operators; it is needed if
+    they are not a plain chain, for example because maps were concatenated.
+    """
 
     operators: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
     index: torch.Tensor | None
@@ -103,34 +112,35 @@ class _Way:
         return crop
 
 
-def _way(lifter: GraphLifter, source: fx.Node, value: Lifted) -> _Way:
-    """Go back from the layer's input to the map that it came from, over shape operators."""
+def _rearrangement_before(lifter: GraphLifter, source: fx.Node, value: Lifted) -> _Rearrangement:
+    """Follow the shape operators backwards from the layer's input to the feature map."""
     operators: list[Callable[[torch.Tensor], torch.Tensor]] = []
     node = source
     while True:
-        held = lifter.values[node]
-        if held.index is None and held.grid.shape == value.grid.shape:
-            return _Way(tuple(reversed(operators)), None)
+        current = lifter.values[node]
+        if current.index is None and current.grid.shape == value.grid.shape:
+            return _Rearrangement(tuple(reversed(operators)), None)
         previous = node.args[0] if node.args else None
         before = lifter.values.get(previous) if isinstance(previous, fx.Node) else None
         if getattr(before, "grid", None) is None or before.grid.shape != value.grid.shape:  # type: ignore[union-attr]
-            return _Way(tuple(reversed(operators)), torch.from_numpy(held.indices()))
+            return _Rearrangement(tuple(reversed(operators)), torch.from_numpy(current.indices()))
         if node in lifter.rearrangements:
             operators.append(partial(_apply, node))
-        elif held.shape != before.shape:  # type: ignore[union-attr]
-            return _Way(tuple(reversed(operators)), torch.from_numpy(held.indices()))
+        elif current.shape != before.shape:  # type: ignore[union-attr]
+            return _Rearrangement(tuple(reversed(operators)), torch.from_numpy(current.indices()))
         node = previous  # type: ignore[assignment]
 
 
 def _apply(node: fx.Node, tensor: torch.Tensor) -> torch.Tensor:
     """The shape operator at `node` on another tensor of the same shape.
 
-    The tensor is made contiguous first: the network's own copies (`contiguous`, `clone`) are not repeated here, and a
-    `view` asks for a layout that only they give. What a shape operator answers does not depend on the layout.
+    The tensor is made contiguous first, because the network's own copies (`contiguous`, `clone`) are not repeated here
+    and a `view` may need the memory layout that they give. The result of a shape operator does not depend on the
+    layout.
     """
 
     def argument(a: fx.node.Argument) -> fx.node.Argument:
-        # of another value (view_as, expand_as) only the shape counts
+        # another tensor (of view_as, expand_as) matters only by its shape
         return torch.empty(a.meta["val"].shape) if isinstance(a, fx.Node) else a
 
     rest = fx.node.map_aggregate(node.args[1:], argument)
