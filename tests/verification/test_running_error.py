@@ -134,3 +134,61 @@ def test_half_precision_and_constants_are_refused() -> None:
         RunningError(nn.Linear(2, 2).half(), torch.ones(1, 2).half())
     with pytest.raises(NoRuleError, match="does not depend"):
         RunningError(Call(lambda x: torch.ones(2)), torch.ones(2))(torch.ones(2))
+
+
+def test_a_network_that_cannot_be_exported_is_refused_with_the_reason() -> None:
+    def by_value(x: Tensor) -> Tensor:
+        return x + 1 if float(x.sum()) > 0 else x
+
+    bounds, why = error_bound(Call(by_value), torch.randn(2, 3))
+    assert bounds == []
+    assert why.startswith("the network cannot be exported (")
+    assert "\n" not in why
+
+
+def test_a_bound_that_overflows_is_refused() -> None:
+    """In a deep chain that amplifies, an infinite bound would pass every comparison."""
+    layers = [nn.Linear(64, 64, bias=False) for _ in range(12)]
+    for layer in layers:
+        nn.init.constant_(layer.weight, 1e4)
+        with torch.no_grad():
+            layer.weight[:, ::2] *= -1
+    bounds, why = error_bound(nn.Sequential(*layers), torch.ones(1, 64))
+    assert bounds == []
+    assert why == "a bound that overflows: errors grow too much along the network"
+
+
+class Several(nn.Module):
+    """Buffers of both kinds, a constant in the code, sizes, slices of a split, and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor([2.0, -3.0, 0.5]))
+        self.register_buffer("shift", torch.tensor([1.0, 4.0, -2.0]), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = (x * self.scale + self.shift + torch.tensor([0.1, 0.2, 0.3])).split([1, 2], dim=1)
+        return first + torch.zeros_like(first), second / x.shape[1]
+
+
+def test_constants_and_several_outputs() -> None:
+    net, x = Several(), torch.randn(4, 3)
+    (first, first_bound), (second, second_bound) = RunningError(net, x)(x)
+    exact = x.double() * net.scale.double() + net.shift.double() + torch.tensor([0.1, 0.2, 0.3]).double()
+    assert first.shape == first_bound.shape == (4, 1)
+    for value, bound, y in ((first, first_bound, exact[:, :1]), (second, second_bound, exact[:, 1:] / 3)):
+        assert bool(((value.double() - y).abs() <= bound.double()).all())
+        assert 0 < float(bound.max()) < 1e-5
+
+
+def test_casts_to_the_dtype_of_the_export_are_followed_in_float64() -> None:
+    """torch.export writes checks of the traced dtype into the graph; the analysis runs in another one too."""
+
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 0.5).contiguous().to(x.dtype)
+
+    x = torch.randn(2, 3)
+    ((value, _),) = RunningError(Halves(), x)(x.double())
+    assert value.dtype == torch.float64
+    assert torch.equal(value, x.double() * 0.5)
