@@ -190,3 +190,31 @@ def test_no_framework_is_imported() -> None:
     code = "import sys, onebyone.results; print([m for m in ('torch', 'onnx') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_front_end_may_wrap_its_networks_for_the_verifier() -> None:
+    """A network that is not callable by itself, verified through what `runnable` makes of it."""
+    torch = pytest.importorskip("torch")
+    from onebyone.verification import verify
+
+    @dataclass(frozen=True, eq=False)
+    class MatrixConversion(NumbersConversion):
+        def runnable(self, network: list[list[float]]) -> Any:
+            layer = torch.nn.Linear(2, 2, bias=False)
+            layer.weight = torch.nn.Parameter(torch.tensor(network))
+            return layer
+
+        def state_dict_from_original(self, state: Any) -> dict[str, Any]:
+            return dict(state)
+
+        def state_dict_to_original(self, state: Any = None) -> dict[str, Any]:
+            return dict(state)
+
+    matrix, x = [[1.0, 2.0], [3.0, 4.0]], torch.randn(5, 2)
+    right: Any = conversion(MatrixConversion, model=matrix, changes=(), refused=())
+    v = verify(matrix, right, x)
+    assert v.equivalent, str(v)
+    assert v.weights is not None
+    assert v.weights.compared == 1
+    wrong: Any = conversion(MatrixConversion, model=[[1.0, 2.0], [3.0, 5.0]], changes=(), refused=())
+    assert not verify(matrix, wrong, x).equivalent

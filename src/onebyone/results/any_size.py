@@ -131,6 +131,10 @@ class Convolutionalized(Readable, ABC, Generic[Model, Original]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network to a file, with its geometry and labels inside."""
 
+    def runnable(self, network: Any) -> Any:
+        """The original or the any-size network as something that can be called with tensors; by default itself."""
+        return network
+
     def with_labels(self, labels: Labels) -> Self:
         """The same network with other class names and preprocessing. Raises BadInput if they do not fit it."""
         return replace(self, labels=labels)

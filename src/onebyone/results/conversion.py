@@ -59,6 +59,10 @@ class Conversion(Readable, ABC, Generic[Model]):
     def save(self, path: str | os.PathLike[str], example: Any = None) -> Path:
         """Write the converted network to a file, with the report inside it."""
 
+    def runnable(self, network: Any) -> Any:
+        """The original or the converted network as something that can be called with tensors; by default itself."""
+        return network
+
     @property
     def copied_bytes(self) -> int:
         """The new storage that the conversion needed, in bytes."""

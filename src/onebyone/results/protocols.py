@@ -64,6 +64,16 @@ class Converted(Protocol):
         """The converted network."""
         ...
 
+    def runnable(self, network: Any) -> Any:
+        """The original or the converted network as something that the verifier can call with tensors.
+
+        The verifier computes with PyTorch. It handles `nn.Module`, `ExportedProgram` and other callables itself, so
+        that PyTorch results return `network` unchanged. Other front ends wrap their networks. A wrapper that is an
+        `nn.Module` with the network's weights as parameters is also run in float64, differentiated, and compared weight
+        by weight.
+        """
+        ...
+
     @property
     def pairs(self) -> Sequence[LayerPair]:
         """The converted layers that can be checked one by one."""
@@ -127,6 +137,10 @@ class AnySize(Protocol):
     @property
     def class_map(self) -> ClassMap | None:
         """Which average pool the class map leaves out; None unless the outputs are a class map (`head="cam"`)."""
+        ...
+
+    def runnable(self, network: Any) -> Any:
+        """The original or the any-size network as something that the verifier can call; see `Converted.runnable`."""
         ...
 
     @property

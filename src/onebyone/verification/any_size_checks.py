@@ -30,7 +30,7 @@ from onebyone.verification.class_map_checks import of_the_map, why_not_local, wh
 from onebyone.verification.crop_comparison import FLOAT64_WINDOWS, compare_with_crops
 from onebyone.verification.end_to_end import compare_networks
 from onebyone.verification.evaluation_context import proof_settings
-from onebyone.verification.network_run import Grads, Runner
+from onebyone.verification.network_run import Grads, Runner, as_callable
 from onebyone.verification.output_comparison import NetworkCheck
 from onebyone.verification.result import DenseCheck, GradientCheck, LayerCheck, Verification, WeightCheck
 from onebyone.verification.weights import compare_weights
@@ -52,8 +52,9 @@ def verify_any_size(
 ) -> Verification:
     """`verify` for what `convolutionalize` returned."""
     findings = AnySizeFindings()
-    with proof_settings(seed, model, dense.model):
-        setup = prepare(model, dense, x, seed, findings)
+    network = as_callable(dense.runnable(dense.model), "converted.model")
+    with proof_settings(seed, model, network):
+        setup = prepare(model, network, dense, x, seed, findings)
         weights = _compare_weights(setup, findings)
         layers = _check_layers(setup, findings, dense.pairs, report)
         if any("NaN" in problem for problem in findings.problems):

@@ -76,11 +76,16 @@ class AnySizeSetup:
         return self.image.new_zeros(1, self.image.shape[1], *size)
 
 
-def prepare(model: Any, dense: AnySize, x: Any, seed: int, findings: AnySizeFindings) -> AnySizeSetup:
-    """The setup for a network that `convolutionalize` returned. Raises BadInput if `x` is not an image for it."""
-    compared, geometry = dense.model, dense.geometry
+def prepare(
+    model: Any, network: Any, dense: AnySize, x: Any, seed: int, findings: AnySizeFindings
+) -> AnySizeSetup:
+    """The setup for what `convolutionalize` returned; `network` is its any-size network as a callable.
+
+    Raises BadInput if `x` is not an image for it.
+    """
+    compared, geometry = network, dense.geometry
     if dense.class_map is not None:
-        compared, geometry = means_of(dense, dense.class_map)
+        compared, geometry = means_of(network, geometry, dense.nominal, dense.class_map)
     analysed = dense.original if isinstance(dense.original, ExportedProgram) else model
     classifier = model
     if dense.bare:
@@ -95,7 +100,7 @@ def prepare(model: Any, dense: AnySize, x: Any, seed: int, findings: AnySizeFind
         image = torch.randn(2, dense.channels, *size, generator=generator).to(device, dtype)
     return AnySizeSetup(
         model=model,
-        network=dense.model,
+        network=network,
         class_map=dense.class_map,
         compared=compared,
         geometry=geometry,

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from onebyone.laws.geometry import Geometry
 from onebyone.records import by
-from onebyone.results import AnySize, ClassMap
+from onebyone.results import ClassMap
 from onebyone.verification import output_comparison
 from onebyone.verification.network_run import Grads
 from onebyone.verification.pytree import leaves
@@ -48,15 +48,19 @@ class MeansOfMap(nn.Module):
         return means
 
 
-def means_of(dense: AnySize, class_map: ClassMap) -> tuple[nn.Module, Geometry]:
+def means_of(
+    network: nn.Module, geometry: Geometry, window: tuple[int, ...], class_map: ClassMap
+) -> tuple[nn.Module, Geometry]:
     """The any-size network whose outputs for windows are the class map's means, and its geometry.
 
-    The geometry is that of `head="window"`. It is exact if the network's other operators are and the head is linear.
+    `network` and `geometry` are those of the class map, `window` the window that the classifier was built for. The
+    resulting geometry is that of `head="window"`. It is exact if the network's other operators are and the head is
+    linear.
     """
-    others = tuple(r for r in dense.geometry.inexact_because if r != class_map.reason)
+    others = tuple(r for r in geometry.inexact_because if r != class_map.reason)
     reasons = (*others, *((class_map.reason,) if class_map.nonlinear else ()))
-    geometry = replace(dense.geometry, window=dense.nominal, exact=not reasons, inexact_because=reasons)
-    return MeansOfMap(dense.model, class_map.pool), geometry
+    of_windows = replace(geometry, window=window, exact=not reasons, inexact_because=reasons)
+    return MeansOfMap(network, class_map.pool), of_windows
 
 
 def of_the_map(gradients: Grads) -> Grads:

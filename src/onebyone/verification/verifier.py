@@ -67,7 +67,8 @@ def verify(
     True
     """
     report = progress or (lambda done, total: None)
-    original = as_callable(model, "model")
+    known = isinstance(converted, AnySize | Converted)
+    original = as_callable(converted.runnable(model) if known else model, "model")
     if isinstance(converted, AnySize):
         return verify_any_size(original, converted, x, seed, gradients, max_windows, min_agreement, report)
     if isinstance(converted, Converted):
@@ -93,7 +94,7 @@ class _Findings:
 def _verify_conversion(
     model: Any, conversion: Converted, x: Any, seed: int, gradients: bool, report: Progress
 ) -> Verification:
-    after = as_callable(conversion.model, "converted.model")
+    after = as_callable(conversion.runnable(conversion.model), "converted.model")
     findings = _Findings()
     with proof_settings(seed, model, after):
         if isinstance(model, nn.Module) and isinstance(after, nn.Module):
