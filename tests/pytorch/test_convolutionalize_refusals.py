@@ -158,7 +158,7 @@ REFUSED = {
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
         "",
         "output 0",
-        "a map of 6×6 places",
+        "a map of 6×6 positions",
     ),
     "a constant result": (Apply(lambda x: torch.ones(2, 3)), "", "output 0", "does not depend"),
 }
