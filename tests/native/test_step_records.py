@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from onebyone.native.kernels import step_records
+from onebyone.native import step_records
 from onebyone.native.kernels.program import kernel
-from onebyone.native.kernels.step_records import RECORDS, StepRecord
+from onebyone.native.step_records import RECORDS, StepRecord
 from onebyone.native.steps import Activation, BinaryOperation, Kind
 from tests.native.build import needs_compiler
 
-HEADER = re.sub(r"//[^\n]*", "", files(step_records.__package__).joinpath("steps.h").read_text("utf-8"))
+HEADER = re.sub(r"//[^\n]*", "", files("onebyone.native.kernels").joinpath("steps.h").read_text("utf-8"))
 TYPES = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
 
 

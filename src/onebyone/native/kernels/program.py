@@ -16,9 +16,9 @@ from torch import Tensor
 from onebyone.errors import BadInput
 from onebyone.native.kernels.compiler import library
 from onebyone.native.kernels.fork_safety import renew_after_fork, usable_threads
-from onebyone.native.kernels.step_records import StepRecord
 from onebyone.native.maps import Map, whole_lines
 from onebyone.native.memory_plan import assign_memory
+from onebyone.native.step_records import StepRecord
 from onebyone.native.steps import InputStep, Kind, Present, Step
 
 _LARGE_PAGE = 2 << 20  # bytes

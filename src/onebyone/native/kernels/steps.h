@@ -1,5 +1,5 @@
 // The steps of a network as Python passes them to C++: one structure for each kind of step, in a tagged union.
-// onebyone/native/kernels/step_records.py declares the same structures with ctypes; keep the fields in the same order.
+// onebyone/native/step_records.py declares the same structures with ctypes; keep the fields in the same order.
 //
 // Feature maps are float32 and stored channels-last: (samples, height, width, channels). A row is the channels of one
 // position. Sizes without `out_` are those of the input. Pointers marked "or null" are optional. `scratch` is memory

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from onebyone.native.kernels import step_records as records
+from onebyone.native import step_records as records
 from onebyone.native.maps import Map
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from onebyone.native.kernels import step_records as records
+from onebyone.native import step_records as records
 from onebyone.native.maps import Map
 from onebyone.native.steps.base import Activation, Addresses, Kind, Step, Strides
 

@@ -1,4 +1,4 @@
-"""The structures of `steps.h` declared with ctypes: how steps are passed to C++.
+"""The structures of `kernels/steps.h` declared with ctypes: how steps are passed to C++.
 
 Every record has one field per field of its C++ structure, in the same order; `tests/native/test_step_records.py`
 compares the two. `steps.h` documents what each field means.
