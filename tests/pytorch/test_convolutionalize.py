@@ -1,4 +1,4 @@
-"""The any-size form against the network run on every crop, in float64."""
+"""The any-size network against the original on every cropped window, in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any-size networks as files: free sizes, the geometry beside them, and files that are not ours."""
+"""Any-size networks as files: free sizes, the geometry in the file, and files that onebyone did not write."""
 
 from __future__ import annotations
 

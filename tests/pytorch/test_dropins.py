@@ -1,4 +1,4 @@
-"""The drop-in layers against the layers that they stand for: values, layouts, dtypes, transforms."""
+"""The drop-in layers against the layers that they replace: values, memory layouts, dtypes, transforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs in files: what opens, and what an author could plant, refused and not run."""
+"""Programs in files: what is loaded, and what an attacker could add, which is refused and not run."""
 
 from __future__ import annotations
 

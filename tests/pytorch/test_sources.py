@@ -1,4 +1,4 @@
-"""Networks from files, zoos and factories: what opens, what is refused in a sentence, what is never run."""
+"""Networks from files, zoos and factories: what is loaded, what is refused in one sentence, and what is never run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversions written by hand, so that these tests judge the verifier and nothing else."""
+"""Conversions written by hand, so that these tests depend on the verifier and not on `convert`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dense forms: right ones pass under the right name, and each planted fault is caught by the same code."""
+"""Correct any-size networks pass under the right target, and the same code catches every injected fault."""
 
 from __future__ import annotations
 

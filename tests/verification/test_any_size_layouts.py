@@ -1,4 +1,4 @@
-"""Flatten orders written with `view`: right dense forms pass, whatever layout the network's own copies give."""
+"""Flatten orders written with `view`: correct any-size networks pass in every memory layout that the network makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`head="cam"`: what the means of a class map are is true, said and verified; planted faults are caught."""
+"""`head="cam"`: statements about the means of a class map are true and verified, and injected faults are caught."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Right conversions pass, and each planted fault is caught by the same code."""
+"""Correct conversions pass, and the same code catches every injected fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients: what is rounding and what is a fault, also where a gradient is zero in exact arithmetic."""
+"""Gradients: rounding is told from faults, also for gradients that are zero in exact arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported programs: their layers are compared on what really meets their weights; and notes are single sentences."""
+"""Exported programs: layers are compared on the inputs of their weights' products; notes are single sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `convert` really gives, at both levels, on layers that are easily got wrong."""
+"""What `convert` returns, at both levels, for layers that are easy to get wrong."""
 
 from __future__ import annotations
 

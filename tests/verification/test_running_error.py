@@ -1,4 +1,4 @@
-"""Running error bounds hold against float64, are not idle, and refuse what has no rule."""
+"""Running error bounds hold against float64, are close to the error, and refuse operators without a rule."""
 
 from __future__ import annotations
 

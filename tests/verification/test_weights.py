@@ -1,4 +1,4 @@
-"""Weights compared bit for bit: no planted change of a single value stays unseen, at any level, without an example."""
+"""Weights are compared bit for bit: every injected change of one value is seen, at every level, without an example."""
 
 from __future__ import annotations
 
