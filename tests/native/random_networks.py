@@ -1,4 +1,4 @@
-"""Small random networks that the engine `onebyone` serves, the same for the same seed."""
+"""Small random networks that the engine supports; the same seed gives the same network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigm
 
 
 def network(seed: int, threads: int = 1) -> tuple[nn.Module, Tensor]:
-    """A network in eval mode and an input for it; some have rows in numbers that so many threads share out badly."""
+    """A network in evaluation mode and an input; some have numbers of rows that so many threads divide unevenly."""
     pick = random.Random(seed)
     torch.manual_seed(seed)
     kind = pick.choice((_layers, _images, _images, _tokens, _tokens))
-    made, x = _layers(pick, threads) if kind is _layers else kind(pick)
-    if pick.random() < 0.3:  # an outlier: rows are then scaled before their halves are added
+    network_, x = _layers(pick, threads) if kind is _layers else kind(pick)
+    if pick.random() < 0.3:  # an outlier: rows must then be scaled before they are added
         x.view(-1, x.shape[-1])[pick.randrange(x.shape[-2])] *= 1e5
-    return made.eval(), x
+    return network_.eval(), x
 
 
 def _activation(pick: random.Random) -> nn.Module:
@@ -27,16 +27,16 @@ def _activation(pick: random.Random) -> nn.Module:
 
 
 def _layers(pick: random.Random, threads: int) -> tuple[nn.Module, Tensor]:
-    """Fully connected layers on many rows: every depth of Strassen's products, rows shared out in every way."""
+    """Linear layers on many rows: all levels of Strassen's algorithm, and every division of the rows."""
     inputs, hidden = (pick.choice((24, 64, 96, 100, 144, 256, 384, 768)) for _ in range(2))
-    # 321 rows of one thread go through in parts of 161 and 160: those that the sizes of scratch were once wrong for
+    # a thread processes 321 rows in chunks of 161 and 160, for which the size of the scratch was once wrong
     rows = pick.choice((1, 7, 33, 197, 161 * threads, 321 * threads, 481 * threads, pick.randint(1, 800)))
     if pick.random() < 0.2:
         inputs = 1024
-    made = nn.Sequential(
+    network_ = nn.Sequential(
         nn.Linear(inputs, hidden, bias=pick.random() < 0.7), _activation(pick), nn.Linear(hidden, inputs)
     )
-    return made, torch.randn(pick.choice((1, 1, 2)), rows, inputs)
+    return network_, torch.randn(pick.choice((1, 1, 2)), rows, inputs)
 
 
 class _Gate(nn.Module):
@@ -63,7 +63,7 @@ class _Residual(nn.Module):
 
 
 class _Joined(nn.Module):
-    """Branches put together along the channels."""
+    """Branches concatenated along the channels."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()

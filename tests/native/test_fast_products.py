@@ -1,4 +1,4 @@
-"""`fast_products`: off by default, stated, kept in the plan, and honoured where a plan is applied."""
+"""`fast_products`: off by default, reported, saved in the plan, and used when the plan is applied."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)).requires_grad_(False)
 
 
-def spoilt(model: nn.Module, x: torch.Tensor) -> float:
-    """By how much the rows beside one of 10⁶ are wrong, over their size."""
+def error_beside_a_large_row(model: nn.Module, x: torch.Tensor) -> float:
+    """The largest relative error of the rows beside one of size 10⁶."""
     x = x.clone()
     x[0, 5] *= 1e6
     exact = network().double()(x.double())[0]
@@ -36,7 +36,7 @@ def spoilt(model: nn.Module, x: torch.Tensor) -> float:
     return float(error.max())
 
 
-def test_rows_are_kept_apart_unless_asked_otherwise(tmp_path: Path) -> None:
+def test_rows_keep_their_own_bounds_unless_fast_products_is_set(tmp_path: Path) -> None:
     net, x = network(), torch.randn(1, 196, 256)
     t = tuned(net, x, engines="onebyone", budget=1.0)
     plan = dataclasses.replace(
@@ -44,20 +44,20 @@ def test_rows_are_kept_apart_unless_asked_otherwise(tmp_path: Path) -> None:
     )
     assert not plan.fast_products
     assert "fast products" not in str(t)
-    assert spoilt(onebyone.tune(net, x, plan=plan).model, x) < 1e-5
+    assert error_beside_a_large_row(onebyone.tune(net, x, plan=plan).model, x) < 1e-5
     fast = dataclasses.replace(plan, fast_products=True)
     again = onebyone.tune(net, x, plan=fast.save(tmp_path / "plan.json"))
     assert again.plan.fast_products
     assert "fast products: rows may be multiplied together without an error bound for each" in str(again)
-    assert spoilt(again.model, x) > 1e-2
+    assert error_beside_a_large_row(again.model, x) > 1e-2
     asked = tuned(net, x, engines="onebyone", budget=1.0, fast_products=True)
     assert asked.plan.fast_products
     assert asked.plan.to_dict()["fast_products"] is True
 
 
 @pytest.mark.usefixtures("ample")
-def test_the_judge_refuses_products_that_spoil_rows() -> None:
-    """The engine without its guards, which the option alone may choose."""
+def test_the_accuracy_check_refuses_products_without_row_bounds() -> None:
+    """The engine with fast products, although the option is off."""
     net, x = network(), torch.randn(1, 196, 256)
     unguarded = dataclasses.replace(
         engines.engine_named("onebyone"),
@@ -81,6 +81,6 @@ def test_the_worst_row_is_in_the_table_and_in_the_plan() -> None:
     assert headers[6] == "worst row"
     assert float(rows[0][6]) <= 1.0
     assert all(0 < c["row_ratio"] <= 90.5 for c in t.plan.candidates if c["refused"] is None)
-    data = t.plan.to_dict()  # a plan of an earlier version does not say
+    data = t.plan.to_dict()  # a plan of an earlier version has no such key
     assert data.pop("fast_products") is False
     assert not TuningPlan.from_dict(data).fast_products

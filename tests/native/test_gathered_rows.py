@@ -25,7 +25,7 @@ pytestmark = needs_compiler
 )
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_convolutions_as_layers_on_rows(settings: dict[str, Any], samples: int, threads: int) -> None:
-    """Of so many outputs that halves pay: strides, padding, dilation, samples, and each thread with rows of its own."""
+    """So many outputs that Strassen's algorithm is used: strides, padding, dilation, samples and threads."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 256, 1), nn.Conv2d(256, 384, **settings), nn.ReLU())
     x = torch.randn(samples, 3, 21, 18)
@@ -49,7 +49,7 @@ def test_an_image_in_patches() -> None:
 
 
 class Scaled(nn.Module):
-    """A number for each channel and sample, times a map, and a pointwise convolution of that."""
+    """A map times a number for each channel and sample, then a pointwise convolution."""
 
     def __init__(self, inputs: int, outputs: int, form: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Scaled(nn.Module):
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 20), (40, 96), (256, 384)])
 @pytest.mark.parametrize("samples", [1, 5])
-def test_rows_are_scaled_where_they_are_read(inputs: int, outputs: int, samples: int) -> None:
+def test_factors_are_applied_where_the_rows_are_read(inputs: int, outputs: int, samples: int) -> None:
     torch.manual_seed(0)
     network, x = Scaled(inputs, outputs, "pointwise"), torch.randn(samples, 3, 9, 8)
     assert "ELEMENTWISE" not in kinds(network, x)
@@ -78,7 +78,7 @@ def test_rows_are_scaled_where_they_are_read(inputs: int, outputs: int, samples:
 
 
 @pytest.mark.parametrize("form", ["a layer on whole maps", "read twice"])
-def test_and_where_that_cannot_be_they_are_scaled_before(form: str) -> None:
+def test_factors_are_a_step_where_the_next_step_cannot_apply_them(form: str) -> None:
     torch.manual_seed(0)
     network, x = Scaled(24, 24, form), torch.randn(2, 3, 9, 8)
     assert "ELEMENTWISE" in kinds(network, x)

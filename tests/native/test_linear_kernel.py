@@ -1,4 +1,4 @@
-"""Fully connected layers by Strassen's products: exact on integers, within the law's bound on real numbers."""
+"""Linear layers by Strassen's algorithm: exact on integers, within the bound of `laws.strassen` on real numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ shapes = st.tuples(st.integers(1, 130), st.integers(1, 40), st.integers(1, 60))
     threads=st.integers(1, 3),
     fast_products=st.booleans(),
 )
-def test_integers_come_out_exactly(
+def test_integers_are_exact(
     size: tuple[int, int, int], levels: int, seed: int, bias: bool, threads: int, fast_products: bool
 ) -> None:
     """Sums and products of small integers are exact in float32, however they are ordered: any wrong term shows."""
@@ -66,22 +66,22 @@ def test_real_numbers_stay_within_the_bound(size: tuple[int, int, int], levels: 
     rows, k, n = size[0], size[1] * 2**levels, size[2] * 2**levels
     torch.manual_seed(seed)
     x, weight = torch.randn(rows, k), torch.randn(n, k)
-    # which rows meet in a sum depends on how they are shared out: one thread has them all, as the law has
+    # which rows are added depends on how threads divide them: one thread has all of them, as in the law
     got = layer(x, weight, None, levels, threads=1, fast_products=True).double().numpy()
     exact = x.double().numpy() @ weight.double().numpy().T
-    # rows are filled up to a multiple of 2^levels at once; a running sum goes through four products at each level
+    # rows are padded to a multiple of 2^levels; a running sum goes through four products at each level
     gamma = strassen.gamma(k, U32, levels, joined=4**levels)
     filled = np.pad(x.double().numpy(), ((0, -rows % 2**levels), (0, 0)))
     allowed = gamma * strassen.reach(filled, weight.double().numpy(), levels)[:rows]
     assert (np.abs(got - exact) <= allowed).all()
     wrong = weight.clone()
-    wrong[0, 0] += 8.0  # and what is wrong does not
+    wrong[0, 0] += 8.0  # a wrong weight exceeds the bound
     exact = x.double().numpy() @ wrong.double().numpy().T
     assert (np.abs(got - exact) > allowed).any()
 
 
-def test_a_row_is_not_disturbed_by_what_lies_behind_the_last() -> None:
-    """Rows are filled up in pairs and fours: with zeros, not with what memory holds."""
+def test_memory_behind_the_last_row_has_no_effect() -> None:
+    """Rows are padded to pairs and fours with zeros, not with the contents of memory."""
     for levels in (1, 2):
         for rows in (9, 10, 11):
             x = torch.randint(-4, 5, (rows, 32)).float()

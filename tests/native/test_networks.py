@@ -28,7 +28,7 @@ pytestmark = needs_compiler
 @settings(max_examples=60)
 @given(data=st.data())
 def test_convolutions_of_every_geometry(data: st.DataObject) -> None:
-    """Narrow images, pointwise, strided, dilated, padded, by tiles, depthwise: odd channels, odd sizes."""
+    """Few channels, pointwise, strided, dilated, padded, Winograd, depthwise; odd channels and sizes."""
     draw = data.draw
     torch.manual_seed(draw(st.integers(0, 2**31)))
     deep = draw(st.booleans())
@@ -51,7 +51,7 @@ def test_convolutions_of_every_geometry(data: st.DataObject) -> None:
     taps = kernel[0] * kernel[1] * c
     assert error(network, x, draw(st.integers(1, 3))) < 8 * (
         taps + 40
-    )  # γ for that many roundings, of sums of size 1
+    )  # the bound γ for so many roundings, of sums of size 1
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,9 @@ def test_activations(activation: Callable[[], nn.Module]) -> None:
 
 
 @pytest.mark.parametrize(("function", "kind"), [(torch.sigmoid, nn.Sigmoid), (F.silu, nn.SiLU)])
-def test_the_exponential_far_out(function: Callable[[Tensor], Tensor], kind: type[nn.Module]) -> None:
+def test_the_exponential_of_large_arguments(
+    function: Callable[[Tensor], Tensor], kind: type[nn.Module]
+) -> None:
     x = torch.tensor(
         [-200.0, -104.0, -90.0, -60.0, -20.0, -3.0, -1e-4, 0.0, 1e-4, 3.0, 20.0, 60.0, 100.0, 200.0]
     )
@@ -73,12 +75,12 @@ def test_the_exponential_far_out(function: Callable[[Tensor], Tensor], kind: typ
     network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), kind())
     nn.init.ones_(network[0].weight)  # type: ignore[arg-type]
     got, exact = build(network, x)(x).double(), function(x.double())
-    # e⁸⁸ is the most that is divided by: what is smaller comes out as large as that
+    # the kernel divides by e⁸⁸ at most: smaller results are as large as that quotient
     allowed = 8 * U32 * exact.abs() + (1 + 8 * U32) * math.exp(-88) * x.abs().clamp_min(1)
     assert bool(((got - exact).abs() <= allowed).all())
 
 
-def test_what_is_not_finite_stays_so() -> None:
+def test_activations_of_infinities_and_nan() -> None:
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0]).reshape(1, 1, 2, 2)
     for activation in (nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.Sigmoid()):
         network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), activation)
@@ -89,7 +91,7 @@ def test_what_is_not_finite_stays_so() -> None:
         assert bool((got - own)[own.isfinite()].abs().max() < 1e-6)
 
 
-def test_a_flattened_map_that_is_not_only_multiplied() -> None:
+def test_an_activation_between_flatten_and_linear() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Flatten(), nn.ReLU(), nn.Linear(1024, 2))
     x = torch.randn(2, 3, 8, 8)
@@ -136,7 +138,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-def test_a_network_of_all_of_it(samples: int) -> None:
+def test_a_network_of_all_image_steps(samples: int) -> None:
     torch.manual_seed(0)
     network = Block()
     for module in network.modules():
@@ -144,14 +146,14 @@ def test_a_network_of_all_of_it(samples: int) -> None:
             nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
             nn.init.normal_(module.running_mean, 0.0, 0.2)  # type: ignore[arg-type]
     x = torch.randn(samples, 3, 32, 32)
-    found = kinds(network, x)
-    assert found.count("WINOGRAD") == 1  # the other 3×3 has too few places
-    assert found.count("MAX_POOL") == 1  # the other is part of it
-    assert found.count("INPUT") == 1
+    names = kinds(network, x)
+    assert names.count("WINOGRAD") == 1  # the other 3×3 has too few positions
+    assert names.count("MAX_POOL") == 1  # the other is fused into it
+    assert names.count("INPUT") == 1
     assert error(network, x) < 2000
     call = build(network, x)
     assert torch.equal(call(x), call(x))
-    # each thread sums what is its own: other threads, other roundings
+    # another number of threads sums in another order
     assert error(network, x, threads=1) < 2000
 
 
@@ -164,8 +166,8 @@ print(error(Block(), torch.randn(2, 3, 32, 32), threads=2))
 """
 
 
-def test_fewer_threads_than_were_asked_for() -> None:
-    """OpenMP may give fewer: all of the work is done all the same."""
+def test_fewer_threads_than_requested() -> None:
+    """OpenMP may start fewer threads; these do all of the work."""
     env = {**os.environ, "OMP_THREAD_LIMIT": "1"}
     done = subprocess.run(
         [sys.executable, "-c", _FEWER], env=env, capture_output=True, text=True, check=False, timeout=300
@@ -174,7 +176,7 @@ def test_fewer_threads_than_were_asked_for() -> None:
     assert float(done.stdout) < 2000
 
 
-def test_a_shortcut_is_added_where_it_is_computed() -> None:
+def test_a_shortcut_is_an_addend_of_the_product() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -191,7 +193,7 @@ def test_a_shortcut_is_added_where_it_is_computed() -> None:
 
 
 class Twice(nn.Module):
-    """Changes a value in place that it reads again."""
+    """Reads a value again after it was changed in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,22 +221,22 @@ class Mixed(nn.Module):
 
 
 @pytest.mark.parametrize("multiply", [True, False])
-def test_operands_that_broadcast_are_refused(multiply: bool) -> None:
+def test_operands_that_both_broadcast_are_refused(multiply: bool) -> None:
     with pytest.raises(UnsupportedError, match=r"a (sum|product) of"):
         build(Mixed(multiply), torch.randn(2, 3, 8, 8))
 
 
-def test_what_is_changed_in_place_is_read_as_it_was_left() -> None:
+def test_a_value_changed_in_place_is_read_as_it_was_changed() -> None:
     torch.manual_seed(0)
     assert error(Twice(), torch.randn(1, 3, 8, 8)) < 200
 
 
-def test_what_was_changed_in_place_is_not_read_as_it_was() -> None:
+def test_reading_a_value_as_it_was_before_a_change_in_place_is_refused() -> None:
     module = traced(Twice(), torch.randn(1, 3, 8, 8))
     nodes = {n.name: n for n in module.graph.nodes}
     nodes["add"].replace_input_with(
         nodes["relu_"], nodes["conv2d"]
-    )  # torch.export does not, a graph of one's own may
+    )  # torch.export does not do this, but another graph may
     with pytest.raises(UnsupportedError, match="changes a value that is read again"):
         Planner(module).plan(module.graph)
 
@@ -271,7 +273,7 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_by_name(name: str) -> None:
+def test_unsupported_networks_are_refused_with_the_reason(name: str) -> None:
     network, shape, reason = REFUSED[name]
     with pytest.raises(UnsupportedError, match=reason):
         build(network, torch.randn(*shape))
@@ -302,7 +304,7 @@ def test_folded_weights_beyond_the_range_of_float32_are_the_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "reason"),
+    ("make", "reason"),
     [
         (lambda c, n: nn.Sequential(c, nn.ReLU(), n), "it does not follow a convolution"),
         (lambda c, n: Branched(c, n), "another operator reads the convolution's result too"),
@@ -313,10 +315,10 @@ def test_folded_weights_beyond_the_range_of_float32_are_the_reason() -> None:
     ],
 )
 def test_batch_norms_that_cannot_be_folded_are_the_reason(
-    made: Callable[[nn.Module, nn.Module], nn.Module], reason: str
+    make: Callable[[nn.Module, nn.Module], nn.Module], reason: str
 ) -> None:
     with pytest.raises(UnsupportedError, match=reason):
-        build(made(*normed()), torch.randn(1, 3, 8, 8))
+        build(make(*normed()), torch.randn(1, 3, 8, 8))
 
 
 class Branched(nn.Module):
@@ -341,7 +343,7 @@ def test_two_inputs_are_refused() -> None:
         compile_network(exported)
 
 
-def test_other_sizes_are_refused_before_they_are_read() -> None:
+def test_inputs_of_other_shapes_and_dtypes_are_refused() -> None:
     call = build(nn.Conv2d(3, 16, 3), torch.randn(1, 3, 8, 8))
     with pytest.raises(BadInput, match=r"image: is \(1, 3, 9, 9\)"):
         call(torch.randn(1, 3, 9, 9))

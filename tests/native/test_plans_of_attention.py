@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_compiler")
 
 
 class Encoder(nn.Module):
-    """As BERT: norms behind the sums, keys and values by themselves; scores written out where `eager`."""
+    """As in BERT: norms after the sums, separate keys and values; scores computed explicitly if `eager`."""
 
     def __init__(
         self, width: int = 32, heads: int = 4, eager: bool = False, mask: Tensor | None = None
@@ -55,11 +55,11 @@ def test_rows_of_tokens(samples: int, eager: bool, mask: tuple[int, ...] | None)
     network = nn.Sequential(
         *(Encoder(eager=eager, mask=None if mask is None else torch.randn(mask)) for _ in "12")
     )
-    found = planned(network, tokens(samples, 7, 32))
-    assert found == Counter(INPUT=1, LINEAR=12, ATTENTION=2, LAYER_NORM=4)
+    counts = planned(network, tokens(samples, 7, 32))
+    assert counts == Counter(INPUT=1, LINEAR=12, ATTENTION=2, LAYER_NORM=4)
 
 
-def test_a_mask_is_kept_once_for_what_it_is_the_same_for() -> None:
+def test_a_mask_is_stored_once_for_samples_and_heads_that_share_it() -> None:
     for mask, strides in ((torch.randn(7, 7), (0, 0)), (torch.randn(1, 4, 7, 7), (0, 49))):
         steps, _ = read(Encoder(mask=mask), tokens(3, 7, 32))
         (step,) = [s for s in steps if isinstance(s, AttentionStep)]

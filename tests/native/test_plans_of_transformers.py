@@ -1,4 +1,4 @@
-"""Plans of transformers and their like: what their steps mean (`reference_steps`), against the network in float64."""
+"""Plans of transformers and similar networks: their steps in float64 (`reference_steps`) against the network."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ def test_vision_transformer(samples: int, pool: str) -> None:
     timm = pytest.importorskip("timm.models.vision_transformer")
     settings = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     network = timm.VisionTransformer(**settings, num_classes=10, global_pool=pool, class_token=pool != "map")
-    found = planned(network, image(samples), 1e-11 if pool != "map" else 1e-6)  # its query is made in float32
-    assert found["ATTENTION"] == 2 + (pool == "map")
-    assert found["ELEMENTWISE"] == 1  # the positions; every residual is part of a linear layer
+    counts = planned(
+        network, image(samples), 1e-11 if pool != "map" else 1e-6
+    )  # its query is computed in float32
+    assert counts["ATTENTION"] == 2 + (pool == "map")
+    assert counts["ELEMENTWISE"] == 1  # the position embedding; every residual is an addend of a linear step
     if pool == "token":
-        assert found == Counter(
+        assert counts == Counter(
             INPUT=1, CONVOLUTION=2, GATHER=2, ELEMENTWISE=1, LAYER_NORM=5, LINEAR=8, ATTENTION=2
         )
 
 
-def test_only_the_token_that_is_read_is_normed_last() -> None:
+def test_only_the_token_that_is_read_is_normalised_last() -> None:
     import_torchvision()
     timm = pytest.importorskip("timm.models.vision_transformer")
     network = timm.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=3)
@@ -55,9 +57,9 @@ def test_only_the_token_that_is_read_is_normed_last() -> None:
 def test_torchvision_vision_transformer(samples: int) -> None:
     import_torchvision()
     models = pytest.importorskip("torchvision.models.vision_transformer")
-    found = planned(models.VisionTransformer(32, 8, 2, 3, 48, 96, num_classes=10), image(samples))
-    assert found["ATTENTION"] == 2
-    assert found["LINEAR"] == 8
+    counts = planned(models.VisionTransformer(32, 8, 2, 3, 48, 96, num_classes=10), image(samples))
+    assert counts["ATTENTION"] == 2
+    assert counts["LINEAR"] == 8
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -65,10 +67,10 @@ def test_shifted_windows(samples: int) -> None:
     import_torchvision()
     swin = pytest.importorskip("torchvision.models.swin_transformer")
     network = swin.SwinTransformer([2, 2], 24, [2, 2], [2, 4], [4, 4], num_classes=10)
-    found = planned(network, image(samples))
-    assert found["ATTENTION"] == 4
-    assert found["GATHER"] == 4  # the merging of patches; windows and shifts are read from where they are
-    assert found["TRANSPOSE"] == 0
+    counts = planned(network, image(samples))
+    assert counts["ATTENTION"] == 4
+    assert counts["GATHER"] == 4  # the merging of patches; windows and shifts are read where they are
+    assert counts["TRANSPOSE"] == 0
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -76,10 +78,10 @@ def test_mixer(samples: int) -> None:
     import_torchvision()
     timm = pytest.importorskip("timm.models.mlp_mixer")
     network = timm.MlpMixer(img_size=32, patch_size=8, num_blocks=2, embed_dim=40, num_classes=10)
-    found = planned(network, image(samples))
-    assert found["TRANSPOSE"] == 4
-    assert found["ELEMENTWISE"] == 2
-    assert found["GATHER"] == 0
+    counts = planned(network, image(samples))
+    assert counts["TRANSPOSE"] == 4
+    assert counts["ELEMENTWISE"] == 2
+    assert counts["GATHER"] == 0
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -87,12 +89,12 @@ def test_convnext(samples: int) -> None:
     import_torchvision()
     convnext = pytest.importorskip("torchvision.models.convnext")
     blocks = [convnext.CNBlockConfig(16, 24, 2), convnext.CNBlockConfig(24, None, 1)]
-    found = planned(convnext.ConvNeXt(blocks, num_classes=10), image(samples))
-    assert set(found) == {"INPUT", "CONVOLUTION", "DEPTHWISE", "LAYER_NORM", "LINEAR", "MEAN"}
+    counts = planned(convnext.ConvNeXt(blocks, num_classes=10), image(samples))
+    assert set(counts) == {"INPUT", "CONVOLUTION", "DEPTHWISE", "LAYER_NORM", "LINEAR", "MEAN"}
 
 
 class Of(nn.Module):
-    """A linear layer, and a function of what it gives, (N, 5, 16), and of what it is given, (N, 5, 16)."""
+    """A function of a linear layer's output (N, 5, 16) and of the normalised input (N, 5, 16)."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ def gated(y: Tensor, x: Tensor) -> Tensor:
 
 
 def settled(y: Tensor, x: Tensor) -> Tensor:
-    """One reading before an activation, one behind it."""
+    """Reads a value before and after an activation."""
     return y.transpose(1, 2).relu().transpose(1, 2) + y
 
 
@@ -134,7 +136,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "numbers of a place": (lambda y, x: y * torch.arange(5.0).to(y)[:, None], "ELEMENTWISE"),
     "numbers of all places": (lambda y, x: y + torch.arange(80.0).to(y).view(5, 16), "ELEMENTWISE"),
     "a mean of tokens": (lambda y, x: y.mean(1), "MEAN"),
-    "turned at the end": (lambda y, x: y.mT, ""),  # as the answer is turned in any case
+    "turned at the end": (lambda y, x: y.mT, ""),  # the output is copied in any case
     "turned": (lambda y, x: y.mT.mul(torch.arange(80.0).view(16, 5)).roll(1, 2), "ELEMENTWISE GATHER"),
     "rolled": (lambda y, x: y.roll((1, 3), (1, 2)), "GATHER"),
     "picked": (lambda y, x: y[:, [3, 1, 1]], "GATHER"),
@@ -149,13 +151,13 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 
 @pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_is_between_layers(name: str, samples: int) -> None:
+def test_operators_between_layers(name: str, samples: int) -> None:
     torch.manual_seed(0)
     function, more = FUNCTIONS[name]
-    found = planned(Of(function), tokens(samples, 5, 16))
+    counts = planned(Of(function), tokens(samples, 5, 16))
     for kind in ("INPUT", "LINEAR", "LAYER_NORM"):
-        found[kind] = 0
-    assert +found == Counter(more.split())
+        counts[kind] = 0
+    assert +counts == Counter(more.split())
 
 
 class Convolved(nn.Module):
@@ -189,9 +191,9 @@ def test_maps_become_rows(name: str, samples: int) -> None:
     torch.manual_seed(0)
     function, outputs, more = MAPS[name]
     x = torch.randn(samples, 3, 4, 6)
-    found = planned(Convolved(function, outputs), x)
+    counts = planned(Convolved(function, outputs), x)
     if samples == 2 or "half" not in name:
-        assert found == Counter(["INPUT", "CONVOLUTION", *more.split()])
+        assert counts == Counter(["INPUT", "CONVOLUTION", *more.split()])
 
 
 def random(y: Tensor, x: Tensor) -> Tensor:
@@ -231,14 +233,14 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_by_reason(name: str) -> None:
+def test_unsupported_operators_are_refused_with_the_reason(name: str) -> None:
     function, reason = REFUSED[name]
     with pytest.raises(UnsupportedError, match=reason):
         read(Of(function), tokens(2, 5, 16))
 
 
 class Changes(nn.Module):
-    """Changes a buffer of its own."""
+    """Changes one of its buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +254,7 @@ class Changes(nn.Module):
         return out
 
 
-def test_a_networks_own_numbers_are_not_changed() -> None:
+def test_reading_a_graph_does_not_change_the_network() -> None:
     network, x = Changes(), tokens(1, 5, 16)
     module = traced(network, x)
     before = {k: v.clone() for k, v in module.state_dict().items()}
@@ -261,7 +263,7 @@ def test_a_networks_own_numbers_are_not_changed() -> None:
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
 
 
-def test_orders_are_found() -> None:
+def test_orders_of_elements_are_recognised() -> None:
     dense = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
     assert strides_of(dense.transpose(1, 2)) == Strides(0, 60, 5, 20)
     assert strides_of(dense[:, :, 1:, :3]) == Strides(5, 60, 20, 5)

@@ -1,4 +1,4 @@
-"""Linear layers in halves: each row keeps an error bound of its own, whatever the rows beside it hold."""
+"""Linear layers by Strassen's algorithm: each row keeps its own error bound, whatever the other rows contain."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ LEVELS = pytest.mark.parametrize("levels", [1, 2])
 pytestmark = needs_compiler
 
 
-def beyond(found: Tensor, x: Tensor, weight: Tensor, levels: int) -> list[int]:
-    """The rows in which an output is further from the product in float64 than the law's bound."""
+def beyond(result: Tensor, x: Tensor, weight: Tensor, levels: int) -> list[int]:
+    """The rows with an output that is further from the product in float64 than the bound of `laws.scaling`."""
     gamma = strassen.gamma(weight.shape[1], U32, levels, joined=4**levels)
     allowed = gamma * scaling.reach(x.double().numpy(), weight.double().numpy(), levels)
-    error = (found.double() - x.double() @ weight.double().t()).abs().numpy()
+    error = (result.double() - x.double() @ weight.double().t()).abs().numpy()
     return sorted({int(i) for i in np.argwhere(error > allowed + 2.0**-149)[:, 0]})
 
 
-def relative(found: Tensor, x: Tensor, weight: Tensor) -> float:
-    """The largest of the rows' errors ÷ their own size, both in the Euclidean norm."""
+def relative(result: Tensor, x: Tensor, weight: Tensor) -> float:
+    """The largest relative error of a row, in the Euclidean norm."""
     exact = x.double() @ weight.double().t()
-    return float(((found.double() - exact).norm(dim=1) / exact.norm(dim=1)).max())
+    return float(((result.double() - exact).norm(dim=1) / exact.norm(dim=1)).max())
 
 
 def normal(rows: int = 196, k: int = 768, n: int = 768) -> tuple[Tensor, Tensor]:
@@ -44,16 +44,18 @@ def normal(rows: int = 196, k: int = 768, n: int = 768) -> tuple[Tensor, Tensor]
 @LEVELS
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("large", [1e4, 1e6, 1e-6, 1e35])
-def test_one_token_of_196_spoils_no_other(levels: int, threads: int, large: float) -> None:
+def test_a_large_row_does_not_change_the_error_of_others(levels: int, threads: int, large: float) -> None:
     x, weight = normal()
     even = relative(layer(x, weight, None, levels, threads=threads), x, weight)
-    assert even < 4.5**levels * relative(layer(x, weight, None, 0), x, weight)  # (18/4)^L: the law's constant
+    assert even < 4.5**levels * relative(
+        layer(x, weight, None, 0), x, weight
+    )  # (18/4)^L: the constant of the bound
     x[5] *= large
-    found = layer(x, weight, None, levels, threads=threads)
-    assert beyond(found, x, weight, levels) == []
-    assert relative(found, x, weight) < 2 * even  # ρ = 2, as rows are scaled
+    result = layer(x, weight, None, levels, threads=threads)
+    assert beyond(result, x, weight, levels) == []
+    assert relative(result, x, weight) < 2 * even  # ρ = 2, as rows are scaled
     fast = layer(x, weight, None, levels, threads=threads, fast_products=True)
-    assert relative(fast, x, weight) > 1e-4  # the fault that this mends
+    assert relative(fast, x, weight) > 1e-4  # without scaling the rows are wrong
 
 
 @LEVELS
@@ -62,9 +64,9 @@ def test_large_channels_with_small_weights(levels: int) -> None:
     even = relative(layer(x, weight, None, levels), x, weight)
     x[:, :384] *= 1e4
     weight[:, :384] /= 1e4
-    found = layer(x, weight, None, levels)
-    assert beyond(found, x, weight, levels) == []
-    assert relative(found, x, weight) < 4 * even  # ρ·τ = 4
+    result = layer(x, weight, None, levels)
+    assert beyond(result, x, weight, levels) == []
+    assert relative(result, x, weight) < 4 * even  # ρ·τ = 4
     assert relative(layer(x, weight, None, levels, fast_products=True), x, weight) > 1e-3
 
 
@@ -87,19 +89,17 @@ def test_rows_and_channels_of_any_size(
     x[torch.rand(rows) < 0.1] = 0
     if channels:
         by = 10.0 ** torch.randint(-6, 7, (k,))
-        by[torch.rand(k) < 0.1] = torch.inf  # whose weights are zeros
+        by[torch.rand(k) < 0.1] = torch.inf  # channels whose weights are zeros
         weight /= by
         x = torch.where(by.isinf(), x, x * by.nan_to_num(posinf=1.0) ** 0.5)
-    found = layer(x, weight, None, levels, threads=threads)
-    assert beyond(found, x, weight, levels) == []
-    assert bool((found[(x == 0).all(1)] == 0).all())
+    result = layer(x, weight, None, levels, threads=threads)
+    assert beyond(result, x, weight, levels) == []
+    assert bool((result[(x == 0).all(1)] == 0).all())
 
 
 @LEVELS
 @pytest.mark.parametrize("threads", [1, 3])
-def test_infinities_and_nan_stay_in_their_rows_and_are_those_of_a_direct_product(
-    levels: int, threads: int
-) -> None:
+def test_infinities_and_nan_stay_in_their_rows_as_in_a_direct_product(levels: int, threads: int) -> None:
     torch.manual_seed(0)
     x, weight = torch.randint(-4, 5, (37, 36)).float(), torch.randint(-4, 5, (44, 36)).float()
     bias, inf = torch.randint(-9, 10, (44,)).float(), torch.inf
@@ -112,26 +112,26 @@ def test_infinities_and_nan_stay_in_their_rows_and_are_those_of_a_direct_product
     assert exact.isnan().any(1).sum() == 4  # zero weights too
     assert exact.isinf().any(1).sum() >= 2
     assert torch.equal(layer(x, weight, bias, levels, threads=threads).nan_to_num(7.5), exact.nan_to_num(7.5))
-    found = layer(x, weight, bias, levels, activation=Activation.RELU, threads=threads)
-    assert torch.equal(found.nan_to_num(7.5), exact.relu().nan_to_num(7.5))
+    result = layer(x, weight, bias, levels, activation=Activation.RELU, threads=threads)
+    assert torch.equal(result.nan_to_num(7.5), exact.relu().nan_to_num(7.5))
     square = torch.randint(-4, 5, (36, 36)).float()
-    found = layer(x, square, None, levels, add=True, threads=threads)
-    assert torch.equal(found.nan_to_num(7.5), (F.linear(x, square) + x).nan_to_num(7.5))
+    result = layer(x, square, None, levels, add=True, threads=threads)
+    assert torch.equal(result.nan_to_num(7.5), (F.linear(x, square) + x).nan_to_num(7.5))
 
 
 @LEVELS
 def test_rows_at_the_ends_of_the_range(levels: int) -> None:
-    """±3·10³⁸ overflows nowhere where the product does not, and 10⁻³⁸ keeps its digits."""
+    """±3·10³⁸ overflows only where the product does, and 10⁻³⁸ keeps its digits."""
     x, weight = normal(64, 64, 64)
     x = x.sign() * 3e38
     weight /= 8 * weight.abs().max()
     x[7] *= 1e-38
     x[9] *= 1e-38
     x[9] *= 1e-38
-    found = layer(x, weight, None, levels)
-    assert bool(found.isfinite().all())
-    assert beyond(found, x, weight, levels) == []
-    assert relative(found[[0, 7]], x[[0, 7]], weight) < 1e-6
+    result = layer(x, weight, None, levels)
+    assert bool(result.isfinite().all())
+    assert beyond(result, x, weight, levels) == []
+    assert relative(result[[0, 7]], x[[0, 7]], weight) < 1e-6
     tiny = layer(
         x.sign() * 1.2e-38, weight * 2**10, None, levels
     )  # scaled, their products keep all their digits
@@ -143,7 +143,7 @@ def test_rows_at_the_ends_of_the_range(levels: int) -> None:
 @pytest.mark.parametrize("rows", [9, 33, 63, 130, 321])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bias_sum_and_activation_of_scaled_rows(levels: int, rows: int, threads: int) -> None:
-    """Integers times powers of two are exact; rows in no multiple of the parts, in several chunks, for each thread."""
+    """Exact on integers times powers of two; rows that do not fill the parts, in several chunks per thread."""
     torch.manual_seed(rows)
     x, weight = (torch.randint(-3, 4, (n, 256)).float() for n in (rows, 256))
     bias = torch.randint(-9, 10, (256,)).float()
@@ -151,24 +151,24 @@ def test_bias_sum_and_activation_of_scaled_rows(levels: int, rows: int, threads:
     x[1::5] *= 2.0**-9
     for activation, apply in ((Activation.NONE, torch.clone), (Activation.RELU6, F.relu6)):
         exact = apply(F.linear(x.double(), weight.double(), bias.double()) + x.double()).float()
-        found = layer(x, weight, bias, levels, add=True, activation=activation, threads=threads)
-        assert torch.equal(found, exact)
+        result = layer(x, weight, bias, levels, add=True, activation=activation, threads=threads)
+        assert torch.equal(result, exact)
 
 
-def test_weights_that_cannot_be_halved_are_multiplied_directly() -> None:
-    """Infinite weights would reach outputs half of them apart; very large ones overflow in sums."""
+def test_weights_without_a_bound_are_multiplied_directly() -> None:
+    """Infinite weights would reach other outputs; very large ones overflow in sums."""
     for value in (torch.inf, torch.nan, 3e38):
         network = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 512)).requires_grad_(False)
         network[1].weight[3, 4] = value
         x = torch.randn(1, 64, 256)
         linears = [s for s in steps_of(network, x) if isinstance(s, LinearStep)]
         assert [bool(s.levels) for s in linears] == [True, False]
-        found = build(network, x)(x)
-        assert torch.equal(found.isfinite(), network(x).isfinite())
+        result = build(network, x)(x)
+        assert torch.equal(result.isfinite(), network(x).isfinite())
 
 
-def test_rows_put_together_for_a_convolution() -> None:
-    """A large place of an image reaches the places whose windows hold it, and no others."""
+def test_gathered_rows_of_a_convolution() -> None:
+    """A large pixel changes only the positions whose windows contain it."""
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Conv2d(3, 384, 16, 16)), torch.randn(2, 3, 128, 112)
     assert kinds(network, x) == ["INPUT", "LINEAR"]
@@ -177,16 +177,16 @@ def test_rows_put_together_for_a_convolution() -> None:
     for value in (1e6, torch.inf, torch.nan):
         changed = x.clone()
         changed[1, 1, 40, 50] = value
-        found, right = call(changed), exact(changed.double())
-        reached = torch.zeros_like(found, dtype=torch.bool)
+        result, right = call(changed), exact(changed.double())
+        reached = torch.zeros_like(result, dtype=torch.bool)
         reached[1, :, 2, 3] = True
-        assert float((found - before)[~reached].abs().max()) < 1e-5
-        assert torch.equal(found.isnan(), right.isnan())
-        assert torch.equal(found.isinf(), right.isinf())
+        assert float((result - before)[~reached].abs().max()) < 1e-5
+        assert torch.equal(result.isnan(), right.isnan())
+        assert torch.equal(result.isinf(), right.isinf())
 
 
-def test_rows_scaled_where_they_are_read() -> None:
-    """Squeeze-and-excitation: a sample with large numbers, or NaN, changes no other."""
+def test_rows_multiplied_by_factors() -> None:
+    """Squeeze-and-excitation: a sample with large numbers or NaN does not change the others."""
     torch.manual_seed(0)
     network, x = Scaled(256, 384, "pointwise"), torch.randn(3, 3, 9, 8)
     (step,) = (s for s in steps_of(network, x) if isinstance(s, LinearStep) and s.factors is not None)
@@ -196,13 +196,13 @@ def test_rows_scaled_where_they_are_read() -> None:
     for value in (1e6, torch.nan):
         changed = x.clone()
         changed[1] *= value
-        found, right = call(changed), exact(changed.double())
-        assert float((found - before)[[0, 2]].abs().max()) < 1e-5 * float(before.abs().max())
-        assert torch.equal(found.isnan(), right.isnan())
+        result, right = call(changed), exact(changed.double())
+        assert float((result - before)[[0, 2]].abs().max()) < 1e-5 * float(before.abs().max())
+        assert torch.equal(result.isnan(), right.isnan())
 
 
 class Mapped(nn.Module):
-    """Convolutions by tiles, depthwise and strided, squeeze-and-excitation, a mean, a layer."""
+    """Winograd, depthwise and strided convolutions, squeeze-and-excitation, a mean, a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,18 +234,18 @@ class Attending(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("made", "shape"),
+    ("make", "shape"),
     [
         (lambda: nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)), (4, 49, 256)),
         (Mapped, (4, 3, 64, 64)),
         (Attending, (4, 49, 128)),
     ],
 )
-def test_samples_of_a_batch_do_not_reach_each_other(
-    made: Callable[[], nn.Module], shape: tuple[int, ...]
+def test_samples_of_a_batch_do_not_change_each_other(
+    make: Callable[[], nn.Module], shape: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
-    network, x = made().eval(), torch.randn(shape)
+    network, x = make().eval(), torch.randn(shape)
     call = build(network.requires_grad_(False), x)
     before, right = call(x), copy.deepcopy(network).double()(x.double())
     for value in (255.0, 1e6, torch.inf, torch.nan):

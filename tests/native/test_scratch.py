@@ -1,4 +1,4 @@
-"""The scratch memory of linear layers: no part of the rows, of any size, writes beyond what is reserved for it."""
+"""The scratch memory of linear steps: no part of the rows writes beyond what is reserved for it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def overruns(
 @pytest.mark.parametrize("levels", [0, 1, 2])
 @pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("shape", LAYERS)
-def test_scratch_holds_every_part_of_all_rows_to_2000_on_1_to_64_threads(
+def test_no_overrun_up_to_2000_rows_on_up_to_64_threads(
     levels: int, shape: tuple[int, int, int, bool], guarded: bool
 ) -> None:
     assert overruns(range(1, 2001), levels, range(1, 65), shape, guarded) == []
@@ -64,7 +64,7 @@ def test_scratch_holds_every_part_of_all_rows_to_2000_on_1_to_64_threads(
 
 @pytest.mark.parametrize("rows", [321, 481, 801])
 def test_parts_of_unequal_sizes_do_not_disturb_each_other(rows: int) -> None:
-    """321 rows go through in parts of 161 and 160, of which the smaller is divided into longer blocks."""
+    """321 rows are processed in chunks of 161 and 160, of which the smaller is divided into longer blocks."""
     torch.manual_seed(rows)
     x, weight = (torch.randint(-3, 4, (n, 768)).float() for n in (rows, 768))
     exact = x @ weight.t()

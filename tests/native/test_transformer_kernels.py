@@ -37,18 +37,18 @@ def activated(x: Tensor, kind: Activation) -> Tensor:
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_norms_of_rows(data: st.DataObject) -> None:
+def test_layer_norms(data: st.DataObject) -> None:
     draw = data.draw
     torch.manual_seed(draw(st.integers(0, 2**31)))
-    places, c = draw(st.integers(1, 12)), draw(st.integers(1, 140))
+    positions, c = draw(st.integers(1, 12)), draw(st.integers(1, 140))
     far, eps = draw(st.sampled_from([0.0, 0.0, 3.0, 100.0])), draw(st.sampled_from([1e-6, 1e-5]))
-    x = torch.randn(places, c) + far
+    x = torch.randn(positions, c) + far
     weight = torch.randn(c) if draw(st.booleans()) else None
     bias = torch.randn(c) if draw(st.booleans()) else None
     rows = x.double()
     index = None
     if draw(st.booleans()):
-        chosen = torch.randint(places, (draw(st.integers(1, 20)),))
+        chosen = torch.randint(positions, (draw(st.integers(1, 20)),))
         index, rows = chosen * c, rows[chosen]
     norm = partial(
         LayerNormStep,
@@ -73,7 +73,7 @@ def test_norms_of_rows(data: st.DataObject) -> None:
     assert bool(((got.view_as(exact) - exact).abs() <= allowed).all())
 
 
-def test_a_norm_of_what_is_not_finite() -> None:
+def test_layer_norms_of_infinities_and_nan() -> None:
     x = torch.randn(3, 40)
     x[1, 7], x[2, 39] = math.nan, INF
     got = run_one(x, x.numel(), partial(LayerNormStep, rows=3, channels=40, epsilon=1e-5)).view(3, 40)
@@ -129,10 +129,10 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, got: T
     errors = (d + 4) * U32 * sizes
     if mask is not None:
         scores = scores + mask.double()
-        # what is added to what no weight is left of is no matter
+        # errors of scores whose weight underflows do not matter
         errors = torch.where(mask > -90, errors + 2 * U32 * mask.abs(), 0.0)
     weights = scores.softmax(-1)
-    # a score's error is its weight's, relatively; one for the weight, one for their sum; then roundings of both sums
+    # a score's error is its weight's relative error; once for the weight, once for the sum; then roundings of both sums
     errors = (
         2.1 * errors.amax(-1, keepdim=True)
         + (2 * s + 24) * U32
@@ -147,7 +147,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, got: T
 @settings(max_examples=80)
 @given(data=st.data())
 def test_attention_of_every_geometry(data: st.DataObject) -> None:
-    """Few and many rows, of any width, in one map or in three, with masks of many kinds."""
+    """Few and many rows of any width, in one map or in three, with several kinds of masks."""
     draw = data.draw
     torch.manual_seed(draw(st.integers(0, 2**31)))
     b, h = draw(st.integers(1, 3)), draw(st.integers(1, 4))
@@ -173,7 +173,7 @@ def test_attention_over_many_keys() -> None:
     check_attention(q, k, v, None, attended(q, k, v, None))
 
 
-def test_attention_is_the_same_on_any_number_of_threads() -> None:
+def test_attention_on_several_numbers_of_threads() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 50, 3, 24) for _ in range(3))
     alone = attended(q, k, v, None, 1)
@@ -182,7 +182,7 @@ def test_attention_is_the_same_on_any_number_of_threads() -> None:
         assert bool((attended(q, k, v, None, threads) - alone).abs().max() <= 1e-6)
 
 
-def test_rows_of_which_nothing_is_seen_are_nan_and_no_others() -> None:
+def test_only_fully_masked_rows_are_nan() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 20, 2, 16) for _ in range(3))
     mask = torch.zeros(1, 1, 20, 20)
@@ -194,7 +194,7 @@ def test_rows_of_which_nothing_is_seen_are_nan_and_no_others() -> None:
     assert bool(((got[:, 8] - v[:, -1]).abs() <= 4 * U32 * v[:, -1].abs() + 1e-30).all())
 
 
-def test_attention_to_what_is_not_a_number() -> None:
+def test_attention_propagates_nan() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 20, 2, 16) for _ in range(3))
     q[0, 3, 1, 5], v[0, 0, 0, 2] = math.nan, math.nan
@@ -215,15 +215,15 @@ def test_transposes(samples: int, high: int, wide: int, threads: int) -> None:
 @settings(max_examples=30)
 @given(data=st.data())
 def test_rows_gathered_into_parts_of_a_map(data: st.DataObject) -> None:
-    """A constant's rows before a map's, along the tokens of several samples."""
+    """Rows of a constant before rows of a map, for the tokens of several samples."""
     draw = data.draw
     samples, c = draw(st.integers(1, 4)), draw(st.sampled_from([1, 3, 16, 20]))
-    before, behind, places = draw(st.integers(1, 5)), draw(st.integers(1, 9)), 7
-    constant, x = torch.randn(5, c), torch.randn(places, c)
+    before, behind, positions = draw(st.integers(1, 5)), draw(st.integers(1, 9)), 7
+    constant, x = torch.randn(5, c), torch.randn(positions, c)
     first, source = input_step(x)
     block = (before + behind) * c
     y = Map((1, samples * block, 1, 1))
-    chosen = torch.randint(5, (samples, before)), torch.randint(places, (samples, behind))
+    chosen = torch.randint(5, (samples, before)), torch.randint(positions, (samples, behind))
     steps: list[Step] = [first]
     for number, rows in enumerate(chosen):
         step = GatherStep(
@@ -255,26 +255,26 @@ def test_rows_gathered_one_after_another(c: int) -> None:
 @pytest.mark.parametrize("c", [1, 16, 21])
 @pytest.mark.parametrize("operation", [BinaryOperation.SUM, BinaryOperation.PRODUCT])
 def test_a_second_operand_from_elsewhere(c: int, operation: BinaryOperation) -> None:
-    """Rows of a map in another order, a constant, one that repeats, rows of a constant."""
+    """Rows of a map in another order, a constant, one that repeats, rows of a constant, one row per sample."""
     torch.manual_seed(0)
-    places = 12
-    x, constant, few = torch.randn(places, c), torch.randn(places, c), torch.randn(3, c)
-    index = torch.randperm(places)
+    positions = 12
+    x, constant, few = torch.randn(positions, c), torch.randn(positions, c), torch.randn(3, c)
+    index = torch.randperm(positions)
     cases: list[tuple[Tensor, dict[str, Any]]] = [
         (x[index], {"index": index * c}),
         (constant, {"numbers": constant.clone()}),
-        (few.repeat(places // 3, 1), {"numbers": few.clone(), "period": 3}),
+        (few.repeat(positions // 3, 1), {"numbers": few.clone(), "period": 3}),
         (constant[index], {"numbers": constant.clone(), "index": index * c}),
         (x[[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]], {"positions_per_row": 4}),
     ]
     for second, fields in cases:
         first, source = input_step(x)
-        rows = Map((1, c, 1, places), base=source)
+        rows = Map((1, c, 1, positions), base=source)
         y = Map((1, x.numel(), 1, 1))
         other = None if "numbers" in fields else source
         step = ElementwiseStep(input=rows, output=y, other=other, operation=operation, **fields)
         exact = x + second if operation == BinaryOperation.SUM else x * second
-        assert torch.equal(run(x, [first, step], y).view(places, c), exact)
+        assert torch.equal(run(x, [first, step], y).view(positions, c), exact)
 
 
 def gelu64(x: Tensor, kind: Activation) -> Tensor:
@@ -285,7 +285,7 @@ def gelu64(x: Tensor, kind: Activation) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", [Activation.GELU, Activation.GELU_TANH])
-def test_gelu_far_out_and_near(kind: Activation) -> None:
+def test_gelu_of_all_sizes(kind: Activation) -> None:
     sizes = torch.logspace(-30, 30, 3000)
     x = torch.cat([sizes, -sizes, torch.linspace(-20, 20, 40001), torch.zeros(1)])
     got, exact = activated(x, kind).double(), gelu64(x, kind)
@@ -297,9 +297,9 @@ def test_gelu_far_out_and_near(kind: Activation) -> None:
 
 
 @pytest.mark.parametrize("kind", [Activation.GELU, Activation.GELU_TANH])
-def test_gelu_of_what_is_not_finite(kind: Activation) -> None:
+def test_gelu_of_infinities_and_nan(kind: Activation) -> None:
     got = activated(torch.tensor([math.nan, INF, -INF, 1.0, -1.0]), kind)
     assert got[0].isnan()
     assert got[1] == INF
-    assert got[2].isnan()  # as PyTorch has it: -∞ times 0
+    assert got[2].isnan()  # as in PyTorch: -∞ times 0
     assert bool(got[3:].isfinite().all())

@@ -49,14 +49,14 @@ def bound(x: Tensor, w: Tensor, padding: tuple[int, int]) -> Tensor:
 @given(
     n=st.integers(1, 2), size=st.tuples(st.integers(3, 18), st.integers(3, 18)), c=st.sampled_from([16, 48]),
     k=st.sampled_from([16, 32, 80]), padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
-    seed=st.integers(0, 2**31), lying=st.booleans(),
+    seed=st.integers(0, 2**31), channels_last=st.booleans(),
 )  # fmt: skip
 def test_the_kernel_stays_within_the_bound(
-    n: int, size: tuple[int, int], c: int, k: int, padding: tuple[int, int], seed: int, lying: bool
+    n: int, size: tuple[int, int], c: int, k: int, padding: tuple[int, int], seed: int, channels_last: bool
 ) -> None:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, c, *size, generator=g)
-    x = x.contiguous(memory_format=torch.channels_last) if lying else x
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     w = torch.randn(k, c, 3, 3, generator=g)
     y = kernel(x, w, None, padding)
     exact = F.conv2d(x.double(), w.double(), padding=padding)
@@ -77,7 +77,7 @@ def test_a_wrong_weight_is_beyond_the_bound() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (14, 21), (60, 59)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_what_follows_the_convolution_is_part_of_it(size: tuple[int, int], threads: int) -> None:
+def test_relu_and_max_pool_are_fused(size: tuple[int, int], threads: int) -> None:
     g = torch.Generator().manual_seed(1)
     x, w, b = (
         torch.randn(2, 32, *size, generator=g),
@@ -91,15 +91,15 @@ def test_what_follows_the_convolution_is_part_of_it(size: tuple[int, int], threa
     finally:
         torch.set_num_threads(before)
     assert torch.equal(full, F.max_pool2d(F.relu(plain), 2))
-    assert torch.equal(plain, kernel(x, w, b))  # the same numbers on any number of threads
+    assert torch.equal(plain, kernel(x, w, b))  # the same bits on any number of threads
     assert plain.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
     "shape", [(1, 64, 112, 112, 64), (1, 128, 40, 40, 256), (3, 256, 14, 14, 256), (1, 16, 30, 4, 16)]
 )
-def test_every_way_through_the_tiles(shape: tuple[int, ...]) -> None:
-    """Blocks of each thread's own, blocks that threads share, one block for all."""
+def test_every_division_into_blocks(shape: tuple[int, ...]) -> None:
+    """A block for each thread, blocks that threads share, one block for all tiles."""
     n, c, high, wide, k = shape
     g = torch.Generator().manual_seed(2)
     x, w = torch.randn(n, c, high, wide, generator=g), torch.randn(k, c, 3, 3, generator=g) / (9 * c) ** 0.5
@@ -109,7 +109,7 @@ def test_every_way_through_the_tiles(shape: tuple[int, ...]) -> None:
     )  # outputs are of size 1; 18 + C roundings of 6e-8
 
 
-def test_nan_stays_where_relu_and_pool_would_hide_it() -> None:
+def test_relu_and_max_pool_propagate_nan() -> None:
     x = torch.zeros(1, 16, 8, 8)
     x[0, 0, 1, 1] = float("nan")
     y = kernel(x, torch.ones(16, 16, 3, 3), None, relu=True, pool=True)
@@ -117,7 +117,7 @@ def test_nan_stays_where_relu_and_pool_would_hide_it() -> None:
     assert not bool(y[0, :, 2:, 2:].isnan().any())
 
 
-def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
+def test_arguments_that_do_not_fit_are_refused() -> None:
     op: Any = torch.ops.onebyone.winograd_conv2d
     x, w = torch.randn(1, 16, 8, 8), packed(torch.randn(16, 16, 3, 3))
     for wrong in (
@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "reason"),
+    ("convolution", "reason"),
     [
         (nn.Conv2d(16, 16, 5), "its kernel is not 3×3"),
         (nn.Conv2d(16, 16, 3, stride=2), "strides"),
@@ -146,10 +146,10 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
         (nn.Conv2d(16, 16, 3, dtype=torch.float64), "float32"),
     ],
 )
-def test_other_convolutions_are_refused_by_name(made: nn.Conv2d, reason: str) -> None:
+def test_other_convolutions_are_refused_by_name(convolution: nn.Conv2d, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
-        WinogradConvolution(made)
+        WinogradConvolution(convolution)
 
 
-def test_why_not_says_nothing_of_what_can_be() -> None:
+def test_why_not_is_none_for_a_supported_convolution() -> None:
     assert why_not(torch.zeros(32, 16, 3, 3), (1, 1), (1, 1), (1, 1), 1) is None

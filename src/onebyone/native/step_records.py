@@ -179,6 +179,6 @@ class StepRecord(ctypes.Structure):
     @classmethod
     def of(cls, kind: int, fields: Structure) -> StepRecord:
         """The record of a step of that kind."""
-        made = cls(kind=kind)
-        setattr(made.fields, list(RECORDS)[kind], fields)
-        return made
+        record = cls(kind=kind)
+        setattr(record.fields, list(RECORDS)[kind], fields)
+        return record

@@ -150,20 +150,20 @@ def in_panels(weight: Tensor, panel: int) -> Tensor:
 @cache
 def kernel() -> ctypes.CDLL:
     """The compiled library. Raises BadInput if it cannot be compiled."""
-    made = library("program.cpp")
+    compiled = library("program.cpp")
     for name in ("panel", "lanes", "step_bytes", "scratch_floats", "scratch_overrun"):
-        getattr(made, f"onebyone_{name}").restype = ctypes.c_int64
-    for sized in (made.onebyone_scratch_floats, made.onebyone_scratch_overrun):
+        getattr(compiled, f"onebyone_{name}").restype = ctypes.c_int64
+    for sized in (compiled.onebyone_scratch_floats, compiled.onebyone_scratch_overrun):
         sized.argtypes = [ctypes.POINTER(StepRecord), ctypes.c_int]
-    made.onebyone_run.argtypes = [
+    compiled.onebyone_run.argtypes = [
         ctypes.POINTER(StepRecord),
         ctypes.c_int64,
         ctypes.c_void_p,
         ctypes.c_int,
         ctypes.c_void_p,
     ]
-    made.onebyone_run.restype = None
-    made.onebyone_advise_large_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    made.onebyone_advise_large_pages.restype = None
-    assert made.onebyone_step_bytes() == ctypes.sizeof(StepRecord)
-    return made
+    compiled.onebyone_run.restype = None
+    compiled.onebyone_advise_large_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    compiled.onebyone_advise_large_pages.restype = None
+    assert compiled.onebyone_step_bytes() == ctypes.sizeof(StepRecord)
+    return compiled

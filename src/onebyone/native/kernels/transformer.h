@@ -81,7 +81,7 @@ inline void gather(const GatherStep& s, const Team& team) {
 
 // see LayerNormStep in steps.h. The mean is subtracted before squares are taken: otherwise numbers far from 0 would cancel
 inline void layer_norm(const LayerNormStep& s, const Team& team) {
-  const int64_t length = s.channels, whole = length / LANES * LANES, left = length - whole;
+  const int64_t length = s.channels, full = length / LANES * LANES, left = length - full;
   const float one_by_length = 1.0f / (float)length, epsilon = (float)s.epsilon;
   const float *weight = s.weight, *bias = s.bias;
   team.share(s.rows, [&](int64_t i) {
@@ -93,20 +93,20 @@ inline void layer_norm(const LayerNormStep& s, const Team& team) {
       return lane_sum((total[0] + total[1]) + (total[2] + total[3])) * one_by_length;
     };
     int64_t c = 0;
-    for (; c + 4 * LANES <= whole; c += 4 * LANES)
+    for (; c + 4 * LANES <= full; c += 4 * LANES)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) total[j] += load(x + c + j * LANES);
-    for (; c < whole; c += LANES) total[0] += load(x + c);
+    for (; c < full; c += LANES) total[0] += load(x + c);
     if (left) total[3] += load(x + c, left);
     const Vec mean = mean_of_totals();
     for (Vec& t : total) t = Vec{};
-    for (c = 0; c + 4 * LANES <= whole; c += 4 * LANES)
+    for (c = 0; c + 4 * LANES <= full; c += 4 * LANES)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
         const Vec difference = load(x + c + j * LANES) - mean;
         total[j] += difference * difference;
       }
-    for (; c < whole; c += LANES) {
+    for (; c < full; c += LANES) {
       const Vec difference = load(x + c) - mean;
       total[0] += difference * difference;
     }
@@ -115,7 +115,7 @@ inline void layer_norm(const LayerNormStep& s, const Team& team) {
       total[3] += difference * difference;
     }
     const Vec scale = broadcast(1.0f / std::sqrt(mean_of_totals()[0] + epsilon));
-    for (c = 0; c < whole; c += LANES) {
+    for (c = 0; c < full; c += LANES) {
       Vec v = (load(x + c) - mean) * scale;
       if (weight) v *= load(weight + c);
       if (bias) v += load(bias + c);
@@ -197,7 +197,7 @@ struct Attention {
         if (copies_values)
           store(copied_values + t * value_stride + c, load(v + t * vs.row + c, out - c));
         else
-          __builtin_prefetch(v + t * vs.row + c);  // the hardware does not foresee rows that are far apart
+          __builtin_prefetch(v + t * vs.row + c);  // the hardware does not prefetch rows that are far apart
   }
 
   // replaces a row of scores, plus its bias, by e^(score - largest score); returns the reciprocal of their sum
@@ -262,10 +262,10 @@ struct Attention {
       float* y = s.output + ((sample * queries + t) * heads + head) * out;
       for (int64_t c = 0; c < out; c += PANEL) {
         const int64_t columns = std::min<int64_t>(PANEL, out - c);
-        const bool whole = columns % LANES == 0;
-        multiply(n, scores, score_stride, keys, v + c, value_stride, factor, whole ? y + c : tile,
-                 whole ? heads * out : PANEL, columns);
-        for (int64_t r = 0; !whole && r < n; r++) std::copy_n(tile + r * PANEL, columns, y + c + r * heads * out);
+        const bool full = columns % LANES == 0;
+        multiply(n, scores, score_stride, keys, v + c, value_stride, factor, full ? y + c : tile,
+                 full ? heads * out : PANEL, columns);
+        for (int64_t r = 0; !full && r < n; r++) std::copy_n(tile + r * PANEL, columns, y + c + r * heads * out);
       }
     }
   }

@@ -168,10 +168,10 @@ def _empty(x: Tensor, outputs: int, padding: list[int], pool: bool) -> Tensor:
 
 @cache
 def _kernel() -> ctypes.CDLL:
-    made = library("winograd.cpp")
-    made.onebyone_panel.restype = ctypes.c_int64
-    made.onebyone_winograd.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3
-    return made
+    compiled = library("winograd.cpp")
+    compiled.onebyone_panel.restype = ctypes.c_int64
+    compiled.onebyone_winograd.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int] * 3
+    return compiled
 
 
 _library = torch.library.Library("onebyone", "DEF")  # type: ignore[no-untyped-call]
