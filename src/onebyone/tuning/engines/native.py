@@ -32,7 +32,7 @@ def _build(network: torch.nn.Module, signature: CallSignature, settings: EngineS
         return compiled.times(x)
 
     call.survives_fork = True  # type: ignore[attr-defined]
-    call.times = times  # type: ignore[attr-defined]
+    call.program, call.times = compiled.program, times  # type: ignore[attr-defined]
     return call
 
 
