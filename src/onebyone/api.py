@@ -133,12 +133,14 @@ def convolutionalize(
     >>> onebyone.convolutionalize(m, window=(8, 8)).model(torch.randn(1, 3, 20, 31)).shape
     torch.Size([1, 10, 13, 24])
     """
+    from onebyone.loading import score_kind_of
     from onebyone.pytorch.lift.convolutionalize import convolutionalize as lift
 
     network = require_network(model)
     source_labels = preprocessing_of(model, network)
     labels = labels.with_preprocessing(source_labels) if labels else source_labels
-    return lift(network, window, channels, head=head, context=context, labels=labels, score_kind=score_kind)
+    kind = score_kind or score_kind_of(model)
+    return lift(network, window, channels, head=head, context=context, labels=labels, score_kind=kind)
 
 
 def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **options: Any) -> Verification:

@@ -109,6 +109,16 @@ def preprocessing_of(spec: object, network: Network) -> Labels | None:
     return zoo_preprocessing(os.fspath(spec), network) if isinstance(spec, str | os.PathLike) else None
 
 
+def score_kind_of(spec: object) -> str | None:
+    """The kind of the scores that a dense file carries; None for networks from elsewhere."""
+    from onebyone.pytorch.lift.dense_file import score_kind_in
+
+    if not isinstance(spec, str | os.PathLike) or Path(spec).suffix != ".pt2":
+        return None
+    kind = score_kind_in(spec)
+    return None if kind is None else str(kind)
+
+
 def example_input(network: Network, shape: Sequence[int], *, seed: int = 0) -> torch.Tensor:
     """A random input of `shape`, standard normal, in the dtype of the network's first floating-point tensor.
 

@@ -83,13 +83,18 @@ class Labels:
 
         >>> Labels(scale=1 / 255, mean=(0.5,), std=(0.25,)).preprocessing()
         '(v · 0.00392157 − 0.5) / 0.25'
+        >>> Labels(std=(1.0,)).preprocessing()
+        'values go in as they are'
         """
         if not self.states_preprocessing:
             return "none stated: values are used unchanged"
         text = "v" if self.scale == 1 else f"v · {self.scale:.6g}"
         if self.mean:
             text = f"({text} − {_numbers(self.mean)})"
-        text = f"{text} / {_numbers(self.std)}" if self.std else text
+        if any(v != 1 for v in self.std):
+            text = f"{text} / {_numbers(self.std)}"
+        if text == "v":
+            text = "values go in as they are"
         return text if self.colour_order == "RGB" else f"{text}, {self.colour_order}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -176,3 +176,58 @@ def test_a_class_map_has_no_windows_to_crop() -> None:
         onebyone.scan(d, image, mode="windows")
     with pytest.raises(BadInput, match="expected 'dense' or 'windows'"):
         onebyone.scan(d, image, mode="crops")
+
+
+class TwoHeads(torch.nn.Module):
+    """A padded network that gives scores and box regressions."""
+
+    def __init__(self, probabilities: bool) -> None:
+        super().__init__()
+        self.trunk = torch.nn.Conv2d(1, 4, 5, padding=2)
+        self.scores, self.boxes = torch.nn.Conv2d(4, 2, 8), torch.nn.Conv2d(4, 4, 8)
+        self.probabilities = probabilities
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = torch.relu(self.trunk(x))
+        scores = self.scores(y).flatten(1)
+        return {
+            "boxes": self.boxes(y).flatten(1),
+            "scores": scores.softmax(1) if self.probabilities else scores,
+        }
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "classes", "reason"),
+    [
+        (True, (), "because output 'scores' gives probabilities"),
+        (False, ("none", "face"), "because it has 4 channels for 2 named classes"),
+    ],
+)
+def test_box_regressions_are_not_compared_by_their_largest_number(
+    probabilities: bool, classes: tuple[str, ...], reason: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    d = convolutionalize(TwoHeads(probabilities), 8, labels=onebyone.Labels(classes))
+    image = np.random.default_rng(0).normal(size=(30, 30, 1)).astype(np.float32)
+    boxes = onebyone.scan(d, image, output="boxes", out=tmp_path / "boxes.npz")
+    assert boxes.agreement is None
+    assert reason in boxes.agreement_skipped
+    assert f"agreement with crops: not measured; {boxes.agreement_skipped}" in str(boxes)
+    assert ScoreMap.load(tmp_path / "boxes.npz").agreement_skipped == boxes.agreement_skipped
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InexactWarning)  # of a small share, which is not the subject here
+        scores = onebyone.scan(d, image, output="scores", min_agreement=0)
+        stated = onebyone.scan(d, image, output="boxes", score_kind="logits", min_agreement=0)
+    assert scores.agreement is not None
+    assert scores.agreement_skipped == ""
+    assert stated.agreement is not None, "numbers that are stated to be logits are compared"
+    assert onebyone.scan(d, image, output="boxes", compared=0).agreement_skipped == ""
+
+
+def test_two_outputs_of_logits_are_both_compared() -> None:
+    d = convolutionalize(TwoHeads(False), 8)
+    image = np.random.default_rng(0).normal(size=(30, 30, 1)).astype(np.float32)
+    for output in ("boxes", "scores"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InexactWarning)
+            assert onebyone.scan(d, image, output=output, min_agreement=0).agreement is not None

@@ -266,3 +266,15 @@ def test_operators_in_place(last: list[nn.Module], kind: ScoreKind | None) -> No
     trunk = [nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 36, 4)]
     (output,) = onebyone.convolutionalize(nn.Sequential(*trunk, *last).eval(), 8).outputs
     assert output.kind == kind
+
+
+@pytest.mark.parametrize("stated", ["logits:multi-label", None])
+def test_a_saved_network_keeps_its_stated_kind_when_it_is_convolutionalized_again(
+    stated: str | None, tmp_path: Path
+) -> None:
+    network_ = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    onebyone.convolutionalize(network_, window=8, score_kind=stated).save(tmp_path / "d.pt2")
+    again = onebyone.convolutionalize(tmp_path / "d.pt2", window=8)
+    assert [str(o.kind) for o in again.outputs] == [stated or "logits"]
+    other = onebyone.convolutionalize(tmp_path / "d.pt2", window=8, score_kind="log-probabilities")
+    assert [str(o.kind) for o in other.outputs] == ["log-probabilities"]

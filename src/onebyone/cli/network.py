@@ -217,7 +217,7 @@ def convolutionalize(
                     colour_order=colour_order,
                     carried=loading.preprocessing_of(source, network),
                 ),
-                score_kind=score_kind,
+                score_kind=score_kind or loading.score_kind_of(source),
             )
         data = render.dense_data(dense, source, notes)
         equivalent = True

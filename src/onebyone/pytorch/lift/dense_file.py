@@ -21,6 +21,7 @@ from torch.fx.experimental import _config as symbolic
 
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
+from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.files.exporting import quiet
 from onebyone.pytorch.files.program_file import NOTE, load_program, save_program
 from onebyone.pytorch.lift.window_linear import choose_forms_again
@@ -113,12 +114,32 @@ def load_dense(path: str | os.PathLike[str]) -> ConvolutionalizedModule:
 def labels_in(path: str | os.PathLike[str]) -> Labels | None:
     """The labels that the file of an any-size network carries, read without its program; None for any other file."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            name = next((n for n in archive.namelist() if n.endswith(f"/extra/{NOTE}")), None)
-            note = None if name is None else json.loads(archive.read(name))
-        return None if note is None or note.get("onebyone") == "conversion" else _labels(note["labels"])
+        note = _note_in(path)
+        return None if note is None else _labels(note["labels"])
     except (OSError, zipfile.BadZipFile, ValueError, AttributeError, KeyError, TypeError):
         return None
+
+
+def score_kind_in(path: str | os.PathLike[str]) -> ScoreKind | None:
+    """The kind that all outputs of a dense network's file have in common, without loading its program.
+
+    None where they differ or are not known, and for other files.
+    """
+    try:
+        note = _note_in(path)
+        outputs = [] if note is None else [Output.from_dict(o) for o in note["outputs"]]
+    except (OSError, zipfile.BadZipFile, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    kinds = {output.kind for output in outputs}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _note_in(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
+    """The note of a dense network's file; None for another exported program. Raises what reading a file raises."""
+    with zipfile.ZipFile(path) as archive:
+        name = next((n for n in archive.namelist() if n.endswith(f"/extra/{NOTE}")), None)
+        note: Mapping[str, Any] | None = None if name is None else json.loads(archive.read(name))
+    return None if note is None or note.get("onebyone") == "conversion" else note
 
 
 def _note(path: str | os.PathLike[str], text: str) -> Mapping[str, Any]:
