@@ -250,7 +250,8 @@ def _fits(glob: str, path: str, _: nn.Module) -> bool:
 
 def _none_chosen(candidates: list[LocatedModule], to: str) -> str:
     some = ", ".join(p.path or "(top level)" for p in candidates[:5]) + (", …" if len(candidates) > 5 else "")
-    return f"matches no {NAMES[SOURCE[to]]} of the network; it has {some or 'none'}"
+    kinds = {layers.CONV: "linear layer", layers.LINEAR: "1×1 convolution or convolution on patches"}
+    return f"matches no {kinds[to]} of the network; it has {some or 'none'}"
 
 
 class _Builder:
