@@ -133,6 +133,7 @@ def run_room(name: str, deadline: float, survivors: bool) -> dict[str, Any]:
         ledger.outcomes = {key: outcome for key, outcome in ledger.outcomes.items() if key not in again}
         ledger.path.write_text(json.dumps(ledger.outcomes))
     pending = [m for m in mutants if m.key not in ledger.outcomes]
+    pending.sort(key=lambda m: m.key)  # a random order, so that an interrupted run is a fair sample
     say(f"{name}: {len(mutants)} mutants, {len(pending)} to run")
     if pending:
         baseline = Baseline(room.files, ledger.calls_path)

@@ -1,6 +1,7 @@
 """The mutants of a file: mutmut's mutations, applied to the whole module."""
 
 from __future__ import annotations
+import __future__
 
 import hashlib
 from collections.abc import Sequence
@@ -97,34 +98,40 @@ def mutants_of(path: Path) -> list[Mutant]:
     """The distinct mutants of a file."""
     text = path.read_text(encoding="utf-8")
     module = cst.parse_module(text)
-    original = compile(text, str(path), "exec", dont_inherit=True)
     statements = [module.code_for_node(statement) for statement in module.body]
     start = text.index(statements[0]) if statements else 0
     mutants: dict[str, Mutant] = {}
     sources: set[str] = set()
     for number, statement in enumerate(module.body):
         head, tail = text[:start] + "".join(statements[:number]), "".join(statements[number + 1 :])
+        original = _compiled(path, head, statements[number])
         collector = Collector()
         statement.visit(collector)
         for node, new in collector.changes:
             changed = statement.deep_replace(node, new)
             assert isinstance(changed, cst.CSTNode)
-            source = head + module.code_for_node(changed) + tail
-            mutant = None if source in sources else _mutant(path, text, source, original)
+            code = module.code_for_node(changed)
+            source = head + code + tail
+            if source in sources:
+                continue
             sources.add(source)
-            if mutant is not None:
+            try:
+                difference = _difference(original, _compiled(path, head, code))
+            except SyntaxError:
+                continue
+            if difference is not None:
+                mutant = _mutant(path, text, source, difference)
                 mutants[mutant.key] = mutant
     return list(mutants.values())
 
 
-def _mutant(path: Path, text: str, source: str, original: CodeType) -> Mutant | None:
-    try:
-        mutated = compile(source, str(path), "exec", dont_inherit=True)
-    except SyntaxError:
-        return None
-    difference = _difference(original, mutated)
-    if difference is None:
-        return None
+def _compiled(path: Path, head: str, statement: str) -> CodeType:
+    """The code of a top-level statement that follows `head`, with its line numbers."""
+    padded = "\n" * head.count("\n") + statement
+    return compile(padded, str(path), "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+
+
+def _mutant(path: Path, text: str, source: str, difference: tuple[CodeType, CodeType]) -> Mutant:
     functions = None if difference is MODULE else difference
     old, new = text.splitlines(), source.splitlines()
     line = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), 0)
