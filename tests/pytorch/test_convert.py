@@ -159,7 +159,10 @@ def test_a_module_used_twice_stays_one():
         ({"only": []}, r"only=\[\]: expected a glob"),
         ({"only": [3]}, r"only=\[3\]: expected a glob"),
         ({"optimizer": "sgd"}, "optimizer is a str: expected a torch.optim.Optimizer"),
-        ({"to": "linear", "only": "head"}, "matches no 1×1 convolution or convolution on patches of the network; it has none"),
+        (
+            {"to": "linear", "only": "head"},
+            "matches no 1×1 convolution or convolution on patches of the network; it has none",
+        ),
     ],
 )
 def test_bad_input(arguments, message):
