@@ -55,7 +55,7 @@ class Transformer(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution, then an MLP over the channels, permuted there and back."""
+    """A depthwise convolution, then an MLP over the channels, with a permute before and after it."""
 
     def __init__(self, dim: int = 6, linear: bool = True) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def mlp(dim: int, hidden: int) -> nn.Sequential:
 
 
 class Tied(nn.Module):
-    """An embedding whose weight is the head's too."""
+    """An embedding and a head that share one weight."""
 
     def __init__(self) -> None:
         super().__init__()

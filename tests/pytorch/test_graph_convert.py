@@ -1,4 +1,4 @@
-"""Whole programs converted at graph level compute what they did, layer by layer and as a whole."""
+"""Programs converted at graph level compute the same function, layer by layer and as a whole."""
 
 from __future__ import annotations
 
@@ -34,19 +34,18 @@ def wide(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def assert_same_function(model: nn.Module, args: tuple[Tensor, ...], after: ExportedProgram) -> None:
-    """`after` is a conversion of `model` in float64. Its error must be a float64 error: no more than the
-    error that the original makes in float32, scaled down by the ratio of the two roundoffs, with a factor for
-    another order of sums.
+    """`after` is a conversion of `model` in float64. Its error is at most the error that the original makes in float32,
+    scaled by the ratio of the two unit roundoffs, and by 16 for sums in another order.
     """
     exact = run(export(copy.deepcopy(model).double(), wide(args)), wide(args))
-    rough = run(export(copy.deepcopy(model).float(), args), args)
+    rounded = run(export(copy.deepcopy(model).float(), args), args)
     ratio = unit_roundoff("float64") / unit_roundoff("float32")
-    for right, narrow, got in zip(exact, rough, run(after, wide(args)), strict=True):
+    for right, narrow, got in zip(exact, rounded, run(after, wide(args)), strict=True):
         assert got.shape == right.shape
-        own_error = float((narrow.double() - right).abs().max()) + unit_roundoff("float32") * float(
+        float32_error = float((narrow.double() - right).abs().max()) + unit_roundoff("float32") * float(
             right.abs().max()
         )
-        assert float((got - right).abs().max()) <= 16 * ratio * own_error
+        assert float((got - right).abs().max()) <= 16 * ratio * float32_error
 
 
 def products_left(program: ExportedProgram, to: str) -> int:
@@ -93,7 +92,7 @@ def test_every_spelling_of_a_product_becomes_a_convolution(how: str) -> None:
 
 
 def test_integers_come_out_bit_for_bit() -> None:
-    """Small integers: every sum is exact, so any order of summing gives the very same numbers."""
+    """With small integers every sum is exact, so the result does not depend on the order of summation."""
     torch.manual_seed(1)
 
     class Exact(nn.Module):
@@ -116,7 +115,7 @@ def test_integers_come_out_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("name", ["encoder", "ConvNeXt, convolutions", "squeeze, linear", "bottleneck"])
 def test_each_product_stays_within_its_bound(name: str) -> None:
-    """On its own input: |Δ| ≤ 2γ(|W||x| + |b|); and a weight put in wrongly is far outside."""
+    """On the layer's own input, |Δ| ≤ 2γ(|W||x| + |b|); with a flipped weight the error is far larger."""
     model, _ = BLOCKS[name]
     to = "linear" if name in ("ConvNeXt, convolutions", "bottleneck") else "conv"
     model = copy.deepcopy(model).double()
@@ -142,7 +141,7 @@ def test_each_product_stays_within_its_bound(name: str) -> None:
 
 
 def test_a_transposed_weight_is_seen() -> None:
-    """The check of this file catches the fault it is there for."""
+    """`assert_same_function` fails for a converted program with a wrong weight."""
     torch.manual_seed(2)
     model, args = mlp(12, 12), (torch.randn(2, 5, 12),)
     c = convert_graph(copy.deepcopy(model).double(), to="conv", example=wide(args))
@@ -156,7 +155,7 @@ def test_a_transposed_weight_is_seen() -> None:
     "name", ["mlp", "encoder", "transformer", "ConvNeXt, linear", "bottleneck", "MultiheadAttention"]
 )
 @pytest.mark.parametrize("to", ["conv", "linear"])
-def test_a_free_batch_stays_free(name: str, to: str) -> None:
+def test_a_dynamic_batch_stays_dynamic(name: str, to: str) -> None:
     model, args = BLOCKS[name]
     axis = 1 if name == "MultiheadAttention" else 0
     batch = Dim("batch", min=2, max=64)
@@ -172,7 +171,7 @@ def test_a_free_batch_stays_free(name: str, to: str) -> None:
     assert c.layout_after.total() <= c.layout_before.total()
 
 
-def test_the_mlp_of_a_transformer_and_of_convnext_gain_no_layout_operator() -> None:
+def test_the_mlps_of_a_transformer_and_of_convnext_need_no_more_layout_operators() -> None:
     tokens = convert_graph(mlp(12, 20), to="conv", example=torch.randn(2, 5, 12))
     assert (tokens.layout_before.total(), tokens.layout_after.total()) == (0, 0)
     image = convert_graph(BLOCKS["ConvNeXt, linear"][0], to="conv", example=BLOCKS["ConvNeXt, linear"][1])
@@ -184,7 +183,7 @@ def test_the_mlp_of_a_transformer_and_of_convnext_gain_no_layout_operator() -> N
 
 
 def test_a_transformer_runs_as_images() -> None:
-    """No convolution of the result has its tokens in the batch axis; the patches' transpose is gone."""
+    """No convolution of the result has the tokens in its batch axis, and the transpose of the patches is removed."""
     model, args = BLOCKS["transformer"]
     c = convert_graph(model, to="conv", example=args)
     pointwise = [n for n in c.model.graph.nodes if "conv2d" in str(n.target)][1:]
@@ -192,7 +191,7 @@ def test_a_transformer_runs_as_images() -> None:
     assert c.layout_after.total() <= c.layout_before.total()
 
 
-def test_layout_operators_are_counted_by_the_stated_list() -> None:
+def test_layout_operators_are_counted_by_their_definition() -> None:
     class Layouts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             x = x.permute(0, 2, 1)  # counts
@@ -201,8 +200,8 @@ def test_layout_operators_are_counted_by_the_stated_list() -> None:
             x = x.transpose(1, 2).contiguous().contiguous()  # transpose and the first contiguous count
             return x.unsqueeze(1).squeeze(1)[:, :2].clone()  # clone counts
 
-    found = layout_operators(export(Layouts(), (torch.randn(2, 3, 4),)))
-    assert dict(found) == {"permute": 1, "reshape": 1, "transpose": 1, "contiguous": 1, "clone": 1}
+    counts = layout_operators(export(Layouts(), (torch.randn(2, 3, 4),)))
+    assert dict(counts) == {"permute": 1, "reshape": 1, "transpose": 1, "contiguous": 1, "clone": 1}
 
 
 def test_tied_weights_stay_one_tensor() -> None:
@@ -264,11 +263,11 @@ def test_only_chooses_by_path() -> None:
         .path
         == "attn.qkv"
     )
-    with pytest.raises(BadInput, match=r"only='nothing' chooses no product"):
+    with pytest.raises(BadInput, match=r"only='nothing' selects no product"):
         convert_graph(model, to="conv", example=args, only="nothing")
 
 
-def test_nothing_to_convert_gives_the_program_back() -> None:
+def test_a_program_with_nothing_to_convert_is_returned() -> None:
     model, args = BLOCKS["mixer"]
     program = export(model, args)
     c: GraphConversion = convert_graph(program, to="linear")

@@ -1,4 +1,4 @@
-"""At graph level: operators that take an index, and those whose result's size depends on the values."""
+"""Graph level: operators that take an index, and operators whose result size depends on the values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.pytorch.integer_networks import exact, integer
 
 
 class Net(nn.Module):
-    """`body(self, *inputs)`, which calls the linear layers `a` (4 → 6) and `b` (6 → 4) once each."""
+    """A network whose forward is `body`, which calls the linear layers `a` (4 → 6) and `b` (6 → 4) once each."""
 
     def __init__(self, body: Callable[..., Any]) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 
 def through(middle: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`middle` between the two layers: it takes and gives rows of six."""
+    """A forward with `middle` between the two layers; its input and output are rows of six."""
     return lambda net, x, *rest: net.b(middle(net.a(x), *rest))
 
 
@@ -40,10 +40,10 @@ def put(y: Tensor, index: Tensor) -> Tensor:
 torch.manual_seed(0)
 X, Y = exact(5, 4), exact(5, 4)
 PAIRS, OTHER_PAIRS = torch.tensor([0, 2]), torch.tensor([3, 1])
-PLACES = torch.tensor([[0, 1, 2, 3, 4, 0], [1, 1, 0, 4, 2, 3]])
-OTHERS = ((Y, PLACES.flip(1)), (X, PLACES.roll(1, 0)))
+POSITIONS = torch.tensor([[0, 1, 2, 3, 4, 0], [1, 1, 0, 4, 2, 3]])
+OTHER_POSITIONS = ((Y, POSITIONS.flip(1)), (X, POSITIONS.roll(1, 0)))
 INDEXED = (X, PAIRS), (Y, OTHER_PAIRS)
-PLACED = (X, PLACES), *OTHERS
+WITH_POSITIONS = (X, POSITIONS), *OTHER_POSITIONS
 ALONE = (X,), (Y,)
 ZERO = torch.zeros(5, 6)
 
@@ -62,14 +62,14 @@ BETWEEN: dict[str, tuple[Callable[..., Tensor], tuple[tuple[Tensor, ...], ...]]]
     "where of three": (lambda y: torch.where(y > 0, y, 0.5), ALONE),
     "masked_fill": (lambda y: y.masked_fill(y > 1, 0), ALONE),
     "masked_scatter": (lambda y: y.masked_scatter(y > 0, y.flip(0)), ALONE),
-    "gather": (lambda y, g: y.gather(0, g), PLACED),
+    "gather": (lambda y, g: y.gather(0, g), WITH_POSITIONS),
     "gather, computed": (lambda y: y.gather(1, y.sort(dim=1, stable=True)[1]), ALONE),
     "take_along_dim": (lambda y: y.take_along_dim(y.sort(dim=0, stable=True)[1], 0), ALONE),
-    "take": (lambda y, g: y.take(g), PLACED),
+    "take": (lambda y, g: y.take(g), WITH_POSITIONS),
     "embedding": (lambda y, i: F.embedding(i, y), INDEXED),
-    "scatter": (lambda y, g: y.scatter(0, g[:1], y[:1]), PLACED),
-    "scatter_add": (lambda y, g: ZERO.scatter_add(0, g, y[:2]), PLACED),
-    "scatter_reduce": (lambda y, g: ZERO.scatter_reduce(0, g, y[:2], "amax"), PLACED),
+    "scatter": (lambda y, g: y.scatter(0, g[:1], y[:1]), WITH_POSITIONS),
+    "scatter_add": (lambda y, g: ZERO.scatter_add(0, g, y[:2]), WITH_POSITIONS),
+    "scatter_reduce": (lambda y, g: ZERO.scatter_reduce(0, g, y[:2], "amax"), WITH_POSITIONS),
     "index_add": (lambda y, i: ZERO.index_add(0, i, y[:2]), INDEXED),
     "index_copy": (lambda y, i: ZERO.index_copy(0, i, y[:2]), INDEXED),
     "index_fill": (lambda y, i: y.index_fill(0, i, 1.0), INDEXED),
@@ -95,8 +95,8 @@ BETWEEN: dict[str, tuple[Callable[..., Tensor], tuple[tuple[Tensor, ...], ...]]]
 
 @pytest.mark.parametrize("name", BETWEEN)
 def test_converted_and_right_for_other_values_too(name):
-    """Both layers are converted, and the program gives the network's own numbers on inputs whose indices, masks and
-    counts are not the example's."""
+    """Both layers are converted, and the program computes what the network does, also on inputs whose indices, masks
+    and counts differ from the example's."""
     middle, calls = BETWEEN[name]
     net = integer(Net(through(middle))).eval()
     c = onebyone.convert(net, level="graph", example=calls[0])
@@ -123,12 +123,12 @@ def test_the_counts_really_differ():
     mask = torch.tensor([0, 1, 0, 1, 0])
     c = onebyone.convert(net, level="graph", example=(X, mask))
     for other, count in ((mask, 2), (mask * 0, 0), (1 - mask, 3), (mask * 0 + 1, 5)):
-        found = c.model.module()(X, other)
-        assert found.shape == (count, 4)
-        assert torch.equal(found, net(X, other))
+        result = c.model.module()(X, other)
+        assert result.shape == (count, 4)
+        assert torch.equal(result, net(X, other))
 
 
-def test_convolutions_on_a_number_of_images_that_the_values_tell():
+def test_convolutions_on_a_number_of_images_that_depends_on_the_values():
     def chosen(net: Net, x: Tensor) -> Tensor:
         return net.d(net.c(x)[x[:, 0, 0, 0] > 0].relu())
 

@@ -1,4 +1,4 @@
-"""Products with axes of size one, which a frame holds in no order: found by the fuzz and by the zoo."""
+"""Products with axes of size 1, which are not part of an order. Both networks were found by the fuzz tests."""
 
 from __future__ import annotations
 

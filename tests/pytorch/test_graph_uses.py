@@ -1,6 +1,4 @@
-"""What a graph-level result can be used for: saved, unflattened, compiled, exported to ONNX, trained on; and
-what is refused.
-"""
+"""Uses of a graph-level result: saving, unflattening, compiling, exporting to ONNX, further training; and refusals."""
 
 from __future__ import annotations
 
@@ -88,10 +86,9 @@ def steps(
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["transformer", "ConvNeXt, convolutions"])
-def test_training_goes_on(name: str, kind: str) -> None:
-    """20 steps after converting mid-training equal 20 steps without. The bound is the distance that one
-    rounding of every weight, made at the same moment, grows to in those steps; converting may not part the
-    two by more than 64 of it.
+def test_training_continues(name: str, kind: str) -> None:
+    """20 training steps after a conversion equal 20 steps without it. The bound is the difference to which one rounding
+    of every weight, made instead of the conversion, grows in those steps, times 64.
     """
     torch.manual_seed(3)
     model, args = BLOCKS[name]
@@ -142,7 +139,7 @@ def test_state_that_depends_on_the_shape_is_refused() -> None:
 
 
 class Odd(nn.Module):
-    """Products that are not a layer's."""
+    """Products that are not layers."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -177,7 +174,7 @@ class Odd(nn.Module):
         ("lstm", "conv", "recurrent"),
         ("vector", "conv", "vector weight on the left"),
         ("padded", "linear", "padding"),
-        ("block", "conv", "graph of its own"),
+        ("block", "conv", "block with its own graph"),
     ],
 )
 def test_refused_by_name_with_the_reason(how: str, to: str, reason: str) -> None:
@@ -189,7 +186,7 @@ def test_refused_by_name_with_the_reason(how: str, to: str, reason: str) -> None
     assert reason in str(c)
 
 
-def test_a_product_of_two_inputs_is_no_layer() -> None:
+def test_a_product_of_two_inputs_is_not_a_layer() -> None:
     c = convert_graph(Odd("computed"), to="conv", example=torch.randn(2, 3, 4))
     assert not c.changes
     assert not c.refused
@@ -206,8 +203,8 @@ def test_bad_arguments() -> None:
         convert_graph(mlp(3, 4), example=torch.randn(2, 5))
 
 
-def test_a_write_that_is_seen_elsewhere_is_functionalised() -> None:
-    """A view of a tensor that is later written to: replacing the write alone would be wrong."""
+def test_a_write_that_a_view_observes_is_functionalised() -> None:
+    """A view of the tensor is read after the write: replacing this operator alone would be wrong."""
 
     class Writes(nn.Module):
         def __init__(self) -> None:

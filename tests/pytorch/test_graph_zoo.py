@@ -1,4 +1,4 @@
-"""Trained architectures' graphs, small: one of each kind of layout, both ways."""
+"""Small versions of timm architectures, one for each kind of layout, in both directions."""
 
 from __future__ import annotations
 

@@ -15,9 +15,11 @@ from onebyone.pytorch.files.exporting import export_program
 from onebyone.pytorch.graph.conversion import GraphConversion
 from onebyone.pytorch.graph.counting import layout_operators
 from onebyone.pytorch.graph.functional import functional_program
+from onebyone.pytorch.graph.nodes import graph_values
 from onebyone.pytorch.graph.optimizer import carry
 from onebyone.pytorch.graph.pairs import pairs_of
-from onebyone.pytorch.graph.rewrite import MatchedProduct, Rewritten, find_products, rewrite
+from onebyone.pytorch.graph.products import MatchedProduct, find_products
+from onebyone.pytorch.graph.rewrite import Rewritten, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
 from onebyone.pytorch.lift.exported_graph import require_plain_names
 from onebyone.records import Change
@@ -34,20 +36,33 @@ def convert_graph(
     only: Only | None = None,
     optimizer: Optimizer | None = None,
 ) -> GraphConversion:
-    """Every product with a constant weight as a 1×1 convolution (`to="conv"`), or every 1×1 convolution as a
-    linear map.
+    """Convert every product with a constant weight to a 1×1 convolution, or every 1×1 convolution to a linear layer.
 
-    `model` is an exported program, or a module that is exported in eval mode with `example` (its input, a tuple
-    of positional arguments, a dict of keyword arguments, or a pair of both). It is left as it is. Values are
-    stored in the axis order that needs the fewest layout operators, and never more of them than the original
-    had where that can be had. Parameters keep their names; weights are stored as (O, I, 1, 1), as views of the
-    original's storage, so training one trains the other. `only` chooses layers: a glob on dotted paths, several
-    of them, or a function (path, module) → bool (module None where a program was given). `optimizer` is handed
-    over to the new parameters, with its elementwise state.
+    Values are stored in the axis order that needs the fewest layout operators: no more than the original has, wherever
+    such a plan exists. Parameters keep their names. Weights are stored as (O, I, 1, 1) for `to="conv"` and as (O, I)
+    for `to="linear"`, as views of the original's storage where possible, so training one trains the other.
 
-    Raises:
-        BadInput: an argument that cannot be used, among them an `only` that chooses nothing.
-        Refused: the optimizer's state depends on the parameters' shape.
+    Parameters
+    ----------
+    model
+        An exported program, or a module, which is exported in eval mode. It is not changed.
+    to
+        "conv" or "linear".
+    example
+        The input with which a module is exported: a tensor, a tuple of positional arguments, a dict of keyword
+        arguments, or a pair of both.
+    only
+        The layers to convert: a glob on dotted paths, several of them, or a function `(path, module) → bool`, whose
+        module is None where `model` is a program.
+    optimizer
+        An optimizer of the model's parameters. It is updated to hold the new parameters, with its elementwise state.
+
+    Raises
+    ------
+    BadInput
+        An argument cannot be used, or `only` selects nothing.
+    Refused
+        The optimizer's state depends on the shapes of the parameters.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -63,19 +78,20 @@ def convert_graph(
         raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
     program = exported(model, example)
     original = functional_program(program)
-    found, refused = find_products(original, to, _selection(only, model))
-    converted = [f for f in found if f.convert]
+    values = graph_values(original.graph)
+    products, refused = find_products(original, values, to, _selection(only, model))
+    converted = [match for match in products if match.convert]
     if only is not None and not converted and not refused:
         raise BadInput(
-            f"only={only!r} chooses no {'product with a constant weight' if to == 'conv' else '1×1 convolution'}"
+            f"only={only!r} selects no {'product with a constant weight' if to == 'conv' else '1×1 convolution'}"
         )
     before = layout_operators(program)
     result = Rewritten(program, StoredWeights(), before.total(), {})
     if converted:
-        result = rewrite(original, found, before.total())
+        result = rewrite(original, values, products, before.total())
     conversion = GraphConversion(
         model=result.program,
-        changes=tuple(_change(f, to, result.weights, original) for f in converted),
+        changes=tuple(_change(match, to, result.weights, original) for match in converted),
         refused=tuple(refused),
         to=to,
         level="graph",
@@ -90,7 +106,7 @@ def convert_graph(
 
 
 def exported(model: nn.Module | ExportedProgram, example: Any = None) -> ExportedProgram:
-    """The program of a module in eval mode, exported with an example; a program is given back as it is."""
+    """The program of a module in eval mode, exported with an example; an exported program is returned unchanged."""
     if isinstance(model, ExportedProgram):
         return model
     if not isinstance(model, nn.Module):
@@ -111,17 +127,18 @@ def _selection(only: Only | None, model: nn.Module | ExportedProgram) -> Callabl
     return lambda path: any(fnmatchcase(path, glob) for glob in globs)
 
 
-def _change(found: MatchedProduct, to: str, weights: StoredWeights, program: ExportedProgram) -> Change:
-    inputs, outputs = found.product.channels
-    grouped = f", {found.product.groups} groups" if found.product.groups > 1 else ""
-    strided = f", stride {found.product.stride}" if any(s != 1 for s in found.product.stride) else ""
+def _change(match: MatchedProduct, to: str, weights: StoredWeights, program: ExportedProgram) -> Change:
+    product = match.product
+    inputs, outputs = product.inputs, product.outputs
+    grouped = f", {product.groups} groups" if product.groups > 1 else ""
+    strided = f", stride {product.stride}" if any(step != 1 for step in product.stride) else ""
     before, after = f"linear {inputs}→{outputs}", f"1×1 convolution ({outputs}, {inputs}, 1, 1)"
     if to == "linear":
         before = f"1×1 convolution {inputs}→{outputs}{grouped}{strided}"
-        after = f"linear ({outputs}, {inputs // found.product.groups}){grouped}{strided}"
-    shape = weights.shapes.get(found.weight_name or "")
+        after = f"linear ({outputs}, {inputs // product.groups}){grouped}{strided}"
+    shape = weights.shapes.get(match.weight_name or "")
     copied = 0
     if shape is not None and shape.copied:
-        value = program.state_dict.get(found.weight_name or "")
+        value = program.state_dict.get(match.weight_name or "")
         copied = value.numel() * value.element_size() if isinstance(value, Tensor) else 0
-    return Change(found.path, found.product.kind, LAW[to], before, after, copied)
+    return Change(match.path, match.operator, LAW[to], before, after, copied)

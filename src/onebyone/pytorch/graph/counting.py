@@ -1,20 +1,17 @@
-"""Layout operators: the stated list, and a counter that runs on any exported program.
+"""The definition of a layout operator, and a counter that runs on any exported program.
 
-A layout operator is one that only rearranges a tensor that depends on the program's inputs, or copies it:
+A layout operator only rearranges or copies a tensor:
 
-- `permute`, `transpose`, `t`, `movedim`, `swapaxes` and their like (each counts, whether or not the machine
-  moves data for it);
-- `reshape`, `view`, `flatten`, `unflatten` where it moves data, that is, where its result does not share its
-  input's storage;
-- `contiguous` where it moves data, and `clone`;
-- padding to a layout: `constant_pad_nd` by a program's rewriting (the original's own padding is arithmetic
-  and is in both counts).
+- `permute`, `transpose`, `t`, `movedim`, `swapaxes` and the like, each of them, whether or not data is moved for it;
+- `reshape`, `view`, `flatten`, `unflatten`, `contiguous` where they move data, that is, where the result does not
+  share its input's storage;
+- `clone`;
+- `constant_pad_nd` and `pad` (padding of the original network is counted before and after).
 
-Squeezing, unsqueezing, selecting, slicing and reshaping in place move nothing and are not layout operators.
-Rearrangements of parameters alone are counted too, unless they were made once at conversion.
-`layout_operators` reads the strides that export recorded; `copies_at_run_time` runs the program under the
-profiler and counts the copies that its kernels really make, those hidden inside `linear` and `conv2d`
-included.
+Squeezing, unsqueezing, selecting, slicing and reshaping to a view move nothing and are not layout operators.
+Rearrangements of parameters are counted, unless they were made once at conversion. `layout_operators` reads the
+storages that export recorded; `copies_at_run_time` runs the program under the profiler and counts the copies that its
+kernels really make, including those inside `linear` and `conv2d`.
 """
 
 from __future__ import annotations
@@ -26,6 +23,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
+
+from onebyone.pytorch.graph.nodes import operator_name, tensor_value
 
 PERMUTES = frozenset(
     [
@@ -65,21 +64,13 @@ RESHAPES = frozenset(
 COPIES = frozenset(["clone", "constant_pad_nd", "pad"])
 
 
-def operator_name(node: Node) -> str:
-    """`aten.permute.default` → `permute`; other callables by their name; empty for nodes that call nothing."""
-    if node.op != "call_function":
-        return ""
-    packet = getattr(node.target, "_overloadpacket", None)
-    return str(getattr(packet or node.target, "__name__", node.target))
-
-
 def moves_data(node: Node) -> bool:
     """Whether a reshape, flatten or contiguous copies: its recorded result shares no storage with its input."""
-    source, result = node.args[0], node.meta.get("val")
-    given = source.meta.get("val") if isinstance(source, Node) else None
-    if not isinstance(given, torch.Tensor) or not isinstance(result, torch.Tensor):
+    source = node.args[0]
+    before, after = tensor_value(source) if isinstance(source, Node) else None, tensor_value(node)
+    if before is None or after is None:
         return False
-    return bool(given.untyped_storage()._cdata != result.untyped_storage()._cdata)
+    return bool(before.untyped_storage()._cdata != after.untyped_storage()._cdata)
 
 
 def layout_operators(program: ExportedProgram) -> Counter[str]:
@@ -90,21 +81,22 @@ def layout_operators(program: ExportedProgram) -> Counter[str]:
     >>> layout_operators(torch.export.export(Net(), (torch.ones(2, 3, 4),), strict=False))
     Counter({'permute': 1, 'reshape': 1})
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 name = operator_name(node)
                 if name in PERMUTES or name in COPIES or (name in RESHAPES and moves_data(node)):
-                    found[name] += 1
-    return found
+                    counts[name] += 1
+    return counts
 
 
 def copies_at_run_time(
     program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> Counter[str]:
-    """Whole tensors copied while the program runs, kernels' own copies included: the profiler's `aten::clone`
-    events, which every `contiguous`, every reshape that moves data and every clone ends in.
+    """The tensors copied while the program runs, including the copies that kernels make.
+
+    These are the profiler's `aten::clone` events: every `contiguous`, reshape or clone that moves data ends in one.
     """
     module = program.module()
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

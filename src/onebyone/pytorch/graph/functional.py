@@ -1,8 +1,8 @@
-"""Operators that write into their input, replaced by those that don't, so that values can be stored anew.
+"""Replaces in-place operators by their functional forms, so that every value can be stored in another layout.
 
-`relu_` and `+=` are common in trained networks. Where nothing but the written value itself can see the write,
-the operator's functional twin says the same; where a view of it is read later, torch's own functionalisation
-does the whole program.
+In-place operators such as `relu_` and `+=` are common in trained networks. Where no other value observes the write, the
+operator is replaced by its functional form. Where a view of the written tensor is read later, the whole program is
+functionalised by torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onebyone.pytorch.graph.program import with_graph
 
 
 def functional_program(program: ExportedProgram) -> ExportedProgram:
-    """The program without operators that write into their inputs; itself where there are none.
+    """The program without in-place operators; the program itself where it has none.
 
     >>> class Net(torch.nn.Module):
     ...     def forward(self, x): return torch.relu_(x + 1)
@@ -29,9 +29,9 @@ def functional_program(program: ExportedProgram) -> ExportedProgram:
     if not any(_writes(node) for node in program.graph.nodes):
         return program
     graph = copied(program.graph)
-    place = {node: i for i, node in enumerate(graph.nodes)}
+    positions = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if _writes(node) and not _replaced(node, place):
+        if _writes(node) and not _made_functional(node, positions):
             with quiet():
                 functional: ExportedProgram = program.run_decompositions({})
             return functional
@@ -40,12 +40,11 @@ def functional_program(program: ExportedProgram) -> ExportedProgram:
 
 def copied(graph: Graph) -> Graph:
     """A copy of a graph that keeps every node's name and recorded value."""
-    new, twins = Graph(), dict[Node, Node]()
+    copy, copies = Graph(), dict[Node, Node]()
     for node in graph.nodes:
-        twin = new.node_copy(node, lambda n: twins[n])
-        twin.name = node.name
-        twins[node] = twin
-    return new
+        copies[node] = copy.node_copy(node, lambda n: copies[n])
+        copies[node].name = node.name
+    return copy
 
 
 def _writes(node: Node) -> bool:
@@ -53,37 +52,37 @@ def _writes(node: Node) -> bool:
     return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
 
 
-def _replaced(node: Node, place: dict[Node, int]) -> bool:
-    """Put the functional twin in the node's place, if nothing else sees the write."""
-    twin, source = functional_twin(node), node.args[0] if node.args else None
-    if twin is None or not isinstance(source, Node) or _storage(source) is None:
+def _made_functional(node: Node, positions: dict[Node, int]) -> bool:
+    """Make the operator functional, unless another value observes the write; returns whether it was done."""
+    functional, source = functional_form(node), node.args[0] if node.args else None
+    if functional is None or not isinstance(source, Node) or _storage(source) is None:
         return False
-    sharing = [n for n in place if _storage(n) == _storage(source)]
+    sharing = [n for n in positions if _storage(n) == _storage(source)]
     if any(n.op == "placeholder" for n in sharing):
         return False
-    now = place[node]
-    seen = [n for n in sharing if place[n] < now and n is not source and any(place[u] > now for u in n.users)]
-    if seen:
+    now = positions[node]
+    views = [n for n in sharing if positions[n] < now and n is not source]
+    if any(positions[user] > now for view in views for user in view.users):
         return False
-    later = [user for user in source.users if place[user] > now]
+    later = [user for user in source.users if positions[user] > now]
     for user in later:
         user.replace_input_with(source, node)
-    node.target = twin
+    node.target = functional
     return True
 
 
-def functional_twin(node: Node) -> Any:
-    """`aten.relu_.default` → `aten.relu.default`; None where there is no operator of the same arguments."""
+def functional_form(node: Node) -> Any:
+    """`aten.relu_.default` → `aten.relu.default`; None where no operator has the same arguments."""
     target = node.target
     packet, overload = getattr(target, "_overloadpacket", None), getattr(target, "_overloadname", "")
     name = str(getattr(packet, "__name__", ""))
     if not name.endswith("_") or name.endswith("__"):
         return None
-    other = getattr(getattr(torch.ops.aten, name[:-1], None), overload, None)
-    if other is None:
+    functional = getattr(getattr(torch.ops.aten, name[:-1], None), overload, None)
+    if functional is None:
         return None
-    given = [a.name for a in target._schema.arguments]  # type: ignore[union-attr]
-    return other if [a.name for a in other._schema.arguments] == given else None
+    arguments = [a.name for a in target._schema.arguments]  # type: ignore[union-attr]
+    return functional if [a.name for a in functional._schema.arguments] == arguments else None
 
 
 def _storage(node: Node) -> Any:

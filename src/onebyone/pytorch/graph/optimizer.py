@@ -1,4 +1,4 @@
-"""An optimizer's state, carried to parameters in new shapes."""
+"""Moves an optimizer to the parameters of a converted program."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from onebyone.pytorch.modules.state import carry_optimizer, check_optimizer
 def carry(
     optimizer: Optimizer, before: ExportedProgram, after: ExportedProgram, weights: StoredWeights
 ) -> None:
-    """Let `optimizer` go on with the parameters of `after`; elementwise state moves as the parameters'
-    elements did.
+    """Replace the parameters of `before` in an optimizer by those of `after`.
 
-    Raises:
-        Refused: state that depends on the parameters' shape; nothing is changed then.
+    Elementwise state, such as momentum, is rearranged as the parameters were.
+
+    Raises
+    ------
+    Refused
+        State that depends on the shapes of the parameters; the optimizer is unchanged then.
     """
     check_optimizer(optimizer)
     successors: list[tuple[str, nn.Parameter, nn.Parameter]] = []
-    moved: dict[nn.Parameter, dict[str, Any]] = {}
+    states: dict[nn.Parameter, dict[str, Any]] = {}
     for name, old in before.state_dict.items():
         new = after.state_dict[name]
         if isinstance(old, nn.Parameter) and isinstance(new, nn.Parameter) and old is not new:
             successors.append((name, old, new))
             shape = weights.shapes[name]
-            moved[new] = {
+            states[new] = {
                 key: shape.store(value)
                 for key, value in optimizer.state.get(old, {}).items()
                 if isinstance(value, torch.Tensor) and value.shape == old.shape
             }
     carry_optimizer(optimizer, successors)
-    for new, state in moved.items():
+    for new, state in states.items():
         if new in optimizer.state:
             optimizer.state[new].update(state)

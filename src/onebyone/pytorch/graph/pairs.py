@@ -1,5 +1,6 @@
-"""Each converted product by itself, before and after, for the verifier's probes: the converted side holds the
-new program's weight.
+"""Each converted product as a pair of modules, before and after, for the layer-by-layer verification.
+
+The module after the conversion holds the weight of the new program.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from onebyone.pytorch.graph.orders import order_of
-from onebyone.pytorch.graph.rewrite import MatchedProduct, Rewritten
+from onebyone.layout.orders import order_of
+from onebyone.pytorch.graph.products import MatchedProduct
+from onebyone.pytorch.graph.rewrite import Rewritten
 from onebyone.pytorch.graph.weights import StoredShape, tensor_named
 from onebyone.pytorch.modules.module_pair import ModulePair
 
@@ -28,12 +30,12 @@ class LinearMap(nn.Module):
         self.out_features, self.in_features = weight.shape[::-1] if inputs_first else weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., I)` to `(..., O)`."""
+        """`(..., I)` → `(..., O)`."""
         return F.linear(x, self.weight.t() if self.inputs_first else self.weight, self.bias)
 
 
 class PointwiseImage(nn.Module):
-    """The same map as a 1×1 convolution: the last axis becomes the channels of an image, and goes back."""
+    """The same map as a 1×1 convolution: the last axis is moved to the channels of an image, and back."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -41,16 +43,14 @@ class PointwiseImage(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., I)` to `(..., O)`."""
+        """`(..., I)` → `(..., O)`."""
         rows = x.reshape(1, -1, 1, x.shape[-1])
         y = F.conv2d(rows.permute(0, 3, 1, 2), self.weight, self.bias)
         return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.weight.shape[0])
 
 
 class ChannelMap(nn.Module):
-    """A 1×1 convolution as a product: W (O, I) from the left, over axis 1, grouped and strided as the
-    convolution was.
-    """
+    """A 1×1 convolution as a product: W (O, I) from the left, with the groups and stride of the convolution."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, groups: int, stride: tuple[int, ...]) -> None:
         super().__init__()
@@ -59,55 +59,61 @@ class ChannelMap(nn.Module):
         self.groups, self.stride = groups, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., I, *spatial)` to `(..., O, *spatial)`."""
+        """`(..., I, *spatial)` → `(..., O, *spatial)`."""
         spatial = len(self.stride)
         for i, step in enumerate(self.stride):
             x = x.movedim(i - spatial, 0)[::step].movedim(0, i - spatial)
         outputs, inputs = self.weight.shape[0], self.weight.shape[1]
-        lead, places = x.shape[: x.dim() - spatial - 1], x.shape[x.dim() - spatial :]
+        leading, positions = x.shape[: x.dim() - spatial - 1], x.shape[x.dim() - spatial :]
         weight = self.weight.reshape(self.groups, outputs // self.groups, inputs)
-        y = torch.matmul(weight, x.reshape(*lead, self.groups, inputs, -1)).reshape(*lead, outputs, *places)
+        y = torch.matmul(weight, x.reshape(*leading, self.groups, inputs, -1))
+        y = y.reshape(*leading, outputs, *positions)
         return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * spatial)
 
 
 def pairs_of(
-    found: list[MatchedProduct], program: ExportedProgram, result: Rewritten
+    products: list[MatchedProduct], program: ExportedProgram, result: Rewritten
 ) -> tuple[ModulePair, ...]:
-    """One pair for each converted product whose weight is a parameter of its own and whose bias is plain."""
-    made: dict[str, ModulePair] = {}
-    for f in found:
-        shape = result.weights.shapes.get(f.weight_name or "")
-        if f.path in made or f.weight_name is None or shape is None or not f.product.plain_bias:
+    """One pair for each converted product whose weight is one parameter and whose bias is plain."""
+    pairs: dict[str, ModulePair] = {}
+    for match in products:
+        name, shape = match.weight_name, result.weights.shapes.get(match.weight_name or "")
+        if match.path in pairs or name is None or shape is None or not match.product.has_plain_bias:
             continue
-        if f.product.bias is not None and f.bias_name is None:
+        if match.product.bias is not None and match.bias_name is None:
             continue
-        before = tensor_named(program, f.weight_name)
-        after = tensor_named(result.program, f.weight_name)
-        bias = None if f.bias_name is None else tensor_named(program, f.bias_name)
-        pair = _pair(f, shape, before, after, bias)
+        before, after = tensor_named(program, name), tensor_named(result.program, name)
+        bias = None if match.bias_name is None else tensor_named(program, match.bias_name)
+        pair = _pair(match, shape, before, after, bias)
         if pair is not None:
-            made[f.path] = pair
-    return tuple(made.values())
+            pairs[match.path] = pair
+    return tuple(pairs.values())
 
 
 def _pair(
-    f: MatchedProduct, shape: StoredShape, before: Tensor, after: Tensor, bias: Tensor | None
+    match: MatchedProduct, shape: StoredShape, before: Tensor, after: Tensor, bias: Tensor | None
 ) -> ModulePair | None:
-    p = f.product
-    names = {n: name for n, name in (("weight", f.weight_name), ("bias", f.bias_name)) if name is not None}
-    if f.form == "conv":
-        outputs, inputs = p.channels[1], p.channels[0]
+    product = match.product
+    inputs, outputs = product.inputs, product.outputs
+    parameters = (("weight", match.weight_name), ("bias", match.bias_name))
+    names = {attribute: name for attribute, name in parameters if name is not None}
+    if match.form == "conv":
         if before.dim() != 2 or tuple(after.shape) != (outputs, inputs, 1, 1):
             return None
-        # an axis of size one has no order in the frame: the sizes tell, and where they are equal the frame does
-        same = outputs == inputs
-        inputs_first = order_of(shape.frame) == (1, 0) if same else tuple(before.shape) == (inputs, outputs)
-        return ModulePair(f.path, LinearMap(before, bias, inputs_first), PointwiseImage(after, bias), names)
+        # An axis of size 1 is not in the layout's order, so the sizes decide, and the layout only where they are equal.
+        square = outputs == inputs
+        inputs_first = (
+            order_of(shape.layout) == (1, 0) if square else tuple(before.shape) == (inputs, outputs)
+        )
+        return ModulePair(
+            match.path, LinearMap(before, bias, inputs_first), PointwiseImage(after, bias), names
+        )
     if after.dim() != 2:
         return None
-    kind = CONVOLUTIONS[len(p.stride)]
+    convolution = CONVOLUTIONS[len(product.stride)]
+    groups, stride = product.groups, product.stride
     with torch.device("meta"):
-        layer = kind(p.channels[0], p.channels[1], 1, stride=p.stride, groups=p.groups, bias=bias is not None)  # type: ignore[arg-type]
+        layer = convolution(inputs, outputs, 1, stride=stride, groups=groups, bias=bias is not None)  # type: ignore[arg-type]
     layer.weight = nn.Parameter(before.detach(), requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return ModulePair(f.path, layer, ChannelMap(after, bias, p.groups, p.stride), names)
+    return ModulePair(match.path, layer, ChannelMap(after, bias, groups, stride), names)

@@ -1,321 +1,145 @@
-"""Products with a constant weight: finding them in an exported program, and writing them as convolutions or
-as linear maps.
-
-y[…, o] = Σ_i W[o, i] · x[…, i] + b[o]. With the channels stored second, W of shape (O, I, 1, 1) makes it a
-1×1 convolution; with the channels last, W of shape (O, I) makes it a linear layer; with the channels anywhere
-else, W multiplies from the left.
-"""
+"""All products of an exported program with the layer that each belongs to, and all that cannot be converted."""
 
 from __future__ import annotations
 
-import operator
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
+from torch.export import ExportedProgram
 from torch.fx import Node
 
-from onebyone.pytorch.graph.orders import (
-    UNIT,
-    Frame,
-    Order,
-    natural_frame,
-    restrict_frame,
-    strip_leading_units,
-)
-from onebyone.pytorch.graph.reshaping import reshaped, sizes_product
-from onebyone.pytorch.graph.rules import Emitter, Free, Inputs, axes_of, shape, tensor
-
-CHANNEL = -2  # the channel's place in an order that names the input's and the output's at once
-aten = torch.ops.aten
-POOLS = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
-
-
-def image_frame(full: Order) -> Frame:
-    """The frame of a convolution's input: batch, channels, and at least two spatial axes, units before the
-    others.
-
-    Units in front of a single spatial axis keep (B, T, C) storage recognisable as a channels-last image (B,
-    C, 1, T).
-
-    >>> image_frame((0, CHANNEL, 1)), image_frame((CHANNEL, 1, 2))
-    ((0, -2, -1, 1), (-1, -2, 1, 2))
-    """
-    at = full.index(CHANNEL)
-    lead, trail = full[:at], full[at + 1 :]
-    return (*(lead or (UNIT,)), CHANNEL, *(UNIT,) * max(0, 2 - len(trail)), *trail)
+from onebyone.layout.products import WeightProduct
+from onebyone.layout.values import GraphValue
+from onebyone.pytorch.graph.constants import constant_placeholders
+from onebyone.pytorch.graph.counting import PERMUTES
+from onebyone.pytorch.graph.nodes import module_path, operator_name
+from onebyone.pytorch.graph.product_matching import CONVOLUTIONS, ProductMatcher, products_inside
+from onebyone.pytorch.graph.weights import tied_names
+from onebyone.records import Refusal
 
 
 @dataclass(frozen=True)
-class Product:
-    """One product with a constant weight, told apart from how the graph spells it. Axes are logical ones.
+class MatchedProduct:
+    """A product, and the layer that it belongs to."""
 
-    `x` is the operand that is not constant, its channels on axis `x_channel`; the result's are on
-    `out_channel` (None where a vector weight leaves no such axis). `weight` is a matrix up to axes of size 1,
-    outputs on `weight_out`, inputs on `weight_in`.
-    """
-
-    node: Node
-    kind: str
-    x: Node
-    x_channel: int
-    out_channel: int | None
-    weight: Node
-    weight_out: int | None
-    weight_in: int
-    bias: Node | None = None
-    alpha: float = 1.0
-    beta: float = 1.0
-    groups: int = 1
-    stride: tuple[int, ...] = ()
-
-    @property
-    def channels(self) -> tuple[Any, Any]:
-        """(inputs, outputs)."""
-        outs = 1 if self.out_channel is None else shape(self.node)[self.out_channel]
-        return shape(self.x)[self.x_channel], outs
-
-    @property
-    def plain_bias(self) -> bool:
-        """Whether the bias is one number for each output, added as it is."""
-        if self.bias is None:
-            return True
-        size = shape(self.bias)
-        return self.alpha == self.beta == 1 and len(size) == 1 and size[0] == self.channels[1]
+    path: str  # of the layer
+    operator: str  # such as aten.linear.default
+    product: WeightProduct
+    form: str  # "conv" or "linear": how it is written in the new program
+    convert: bool  # False if it has this form already, or was not selected
+    weight_name: str | None = None  # the parameter that is the weight, up to the order of its axes
+    bias_name: str | None = None
 
 
-@dataclass
-class ProductRule(Free):
-    """A product that is written as a convolution (`to="conv"`) or as a linear map; `convert` is False for one
-    that already is.
-    """
+class LayerNames:
+    """The layer that each product of a program belongs to."""
 
-    product: Product
-    to: str
-    convert: bool
-    merge_penalty: float = 0.05
+    _WEIGHT = re.compile(r"\.(weight(_g|_v|_orig|_mask)?|parametrizations\.weight\.(original\d*|\d+\.\w+))$")
 
-    def _full_orders(self, out: Order) -> list[Order]:
-        """`out` with CHANNEL in the channels' place; every place where the result has no such axis to tell
-        it.
+    def __init__(self, program: ExportedProgram) -> None:
+        self._placeholders = constant_placeholders(program)
+        self._ties = tied_names(program)
+
+    def layer(self, node: Node, weight: Node | None) -> str:
+        """The path of a product: of the layer that its weight belongs to, else of its module, else the node's name.
+
+        A weight may have several names (tied), or be made from several tensors (such as a direction and a norm). The
+        module in which the product is computed decides between them; otherwise the first tensor named as a weight.
         """
-        p = self.product
-        if p.out_channel in out:
-            return [tuple(CHANNEL if a == p.out_channel else a for a in out)]
-        return [(*out[:i], CHANNEL, *out[i:]) for i in range(len(out), -1, -1)]
+        path = module_path(node)
+        sources = [
+            self._placeholders[n.name] for n in _placeholders_of(weight) if n.name in self._placeholders
+        ]
+        if path in {self._owner(name) for source in sources for name in self._ties.get(source, [source])}:
+            return path
+        owners = [self._owner(source) for source in sources]
+        if len(sources) > 1:
+            owners = [owner for owner, source in zip(owners, sources, strict=True) if owner != source]
+        return owners[0] if owners else path or node.name
 
-    def _x_order(self, full: Order) -> Order:
-        channel = self.product.x_channel
-        has = channel in axes_of(self.product.x)
-        return tuple(channel if a == CHANNEL else a for a in full if a != CHANNEL or has)
+    def parameter(self, value: GraphValue | None) -> str | None:
+        """The name of the parameter, buffer or constant that a value is, up to the order of its axes."""
+        if value is None:
+            return None
+        node: Node = value.origin
+        while operator_name(node) in PERMUTES and len(node.all_input_nodes) == 1:
+            node = node.all_input_nodes[0]
+        return self._placeholders.get(node.name)
 
-    def _gone(self) -> set[int]:
-        """Axes that a stride leaves a single place of; such a product is written in the original order."""
-        kept = (*self.axes, self.product.x_channel)
-        return {a for a in axes_of(self.product.x) if a not in kept}
+    def _owner(self, name: str) -> str:
+        """The layer whose weight, or part of it, a tensor is; the name itself if it is not named as a weight."""
+        return self._WEIGHT.sub("", name)
 
-    def _weight_order(self) -> Order:
-        p = self.product
-        return tuple(a for a in (p.weight_out, p.weight_in) if a in axes_of(p.weight))
 
-    def _bias_order(self, out: Order) -> tuple[Order, ...]:
-        bias = self.product.bias
-        if bias is None:
-            return ()
-        if self.product.plain_bias:
-            return (axes_of(bias),)
-        shift = len(shape(self.node)) - len(shape(bias))
-        return (tuple(a - shift for a in out if a - shift in axes_of(bias)),)
+def _placeholders_of(weight: Node | None) -> list[Node]:
+    """The placeholders from which a value is computed, in the order of the arguments."""
+    visited: dict[Node, None] = {}
+    pending = [] if weight is None else [weight]
+    while pending:
+        node = pending.pop()
+        if node not in visited:
+            visited[node] = None
+            pending.extend(reversed(node.all_input_nodes))
+    return [n for n in visited if n.op == "placeholder"]
 
-    def inputs_for(self, out: Order) -> list[Inputs]:
-        if self._gone():
-            return (
-                [(axes_of(self.product.x), self._weight_order(), *self._bias_order(out))]
-                if out == self.axes
-                else []
-            )
-        xs = dict.fromkeys(self._x_order(full) for full in self._full_orders(out))
-        return [(x, self._weight_order(), *self._bias_order(out)) for x in xs]
 
-    def outputs_for(self, i: int, order: Order) -> list[Order]:
-        if i != 0:
-            return []
-        if self._gone():
-            return [self.axes]
-        p = self.product
-        if p.x_channel in order or p.out_channel not in self.axes:
-            renamed = (p.out_channel if a == p.x_channel else a for a in order)
-            return [tuple(a for a in renamed if a in self.axes)]
-        assert p.out_channel is not None
-        return [(*order[:k], p.out_channel, *order[k:]) for k in range(len(order) + 1)]
+def find_products(
+    program: ExportedProgram,
+    values: Mapping[Node, GraphValue],
+    to: str,
+    selected: Callable[[str], bool],
+) -> tuple[list[MatchedProduct], list[Refusal]]:
+    """Every product with a constant weight, and every one that cannot be converted, with the reason.
 
-    def wanted(self) -> list[Order]:
-        channel = self.product.out_channel
-        if channel not in self.axes or self._gone():
-            return [self.axes]
-        rest = tuple(a for a in self.axes if a != channel)
-        if self.to == "linear":
-            return [(*rest, channel), self.axes]
-        first = 1 if rest[:1] == (0,) else 0
-        return [(*rest[:first], channel, *rest[first:]), self.axes]
+    `values` are those of the program's graph, `to` is "conv" or "linear", and `selected` says by path which layers are
+    to be converted.
+    """
+    matcher, names = ProductMatcher.of(program, values), LayerNames(program)
+    products: list[MatchedProduct] = []
+    refused: list[Refusal] = []
+    for node in program.graph.nodes:
+        refused.extend(_refusals(program, node, to, selected, matcher, names))
+        for product, form in ((matcher.linear(node), "linear"), (matcher.convolution(node), "conv")):
+            if isinstance(product, WeightProduct):
+                path = names.layer(node, product.weight.origin)
+                convert = form != to and selected(path)
+                if convert or (product.groups == 1 and all(step == 1 for step in product.stride)):
+                    products.append(
+                        MatchedProduct(
+                            path,
+                            str(node.target),
+                            product,
+                            to if convert else form,
+                            convert,
+                            names.parameter(product.weight),
+                            names.parameter(product.bias),
+                        )
+                    )
+    return products, refused
 
-    def penalty(self, out: Order, inputs: Inputs) -> float:
-        full = self._full(out, inputs[0])
-        lead, trail = full[: full.index(CHANNEL)], full[full.index(CHANNEL) + 1 :]
-        if self.to == "linear":
-            return self.merge_penalty if trail and self.product.groups == 1 else 0.0
-        if lead in ((), (0,)):
-            return 0.0
-        if not trail:
-            return self.merge_penalty
-        return 0.0002 if len(lead) == 1 else 0.0003
 
-    def _full(self, out: Order, x: Order) -> Order:
-        if self._gone():
-            channel = self.product.x_channel
-            return tuple(CHANNEL if a == channel else a for a in sorted({*self.axes, channel}))
-        return next(f for f in self._full_orders(out) if self._x_order(f) == x)
-
-    # -- writing
-    # ---------------------------------------------------------------------------------------------------------------
-
-    def emit(self, em: Emitter, out: Order, inputs: Inputs) -> tuple[Any, Frame]:
-        natural = out == self.axes and inputs[0] == axes_of(self.product.x)
-        if natural and not self.convert:
-            return super().emit(em, out, inputs)
-        full = self._full(out, inputs[0])
-        write = self._convolution if self.to == "conv" else self._linear
-        bias = self.product.bias if self.product.plain_bias else None
-        y, frame = write(em, full, bias)
-        return (y, frame) if self.product.plain_bias else (self._scaled(em, y, frame), frame)
-
-    def _x_frame(self, frame: Frame) -> Frame:
-        """A frame with CHANNEL in it, for the input."""
-        has = self.product.x_channel in axes_of(self.product.x)
-        return tuple((self.product.x_channel if has else UNIT) if a == CHANNEL else a for a in frame)
-
-    def _out_frame(self, frame: Frame) -> Frame:
-        channel = self.product.out_channel
-        has = channel is not None and channel in self.axes
-        return tuple((channel if has else UNIT) if a == CHANNEL else a for a in frame)  # type: ignore[misc]
-
-    def weight_frame(self, spatial: int) -> Frame:
-        """The frame the weight is asked for: (O, I), and as many units as there are spatial axes."""
-        p = self.product
-        have = axes_of(p.weight)
-        pair = tuple(UNIT if a is None or a not in have else a for a in (p.weight_out, p.weight_in))
-        return (*pair, *(UNIT,) * spatial)
-
-    def _bias(self, em: Emitter, bias: Node | None) -> Node | None:
-        return None if bias is None else em.get(bias, (0,) if axes_of(bias) else (UNIT,))
-
-    def _size(self, em: Emitter, axis: int) -> Any:
-        """The size of an axis that the product leaves alone."""
-        return em.size(self.product.x, axis)
-
-    def _convolution(self, em: Emitter, full: Order, bias: Node | None) -> tuple[Node, Frame]:
-        at = full.index(CHANNEL)
-        lead, trail = full[:at], full[at + 1 :]
-        merged = len(lead) > 1 or len(trail) > 3
-        spatial = max(2, len(trail)) if len(trail) <= 3 else 2
-        frame = image_frame(full)
-        x = em.get(self.product.x, self._x_frame(full if merged else frame))
-        if merged:
-            before = sizes_product(em, [self._size(em, a) for a in lead])
-            after = [self._size(em, a) for a in trail]
-            after = after if len(after) <= 3 else [sizes_product(em, after)]
-            x = reshaped(em, x, [before, self.product.channels[0], *after, *[1] * (spatial - len(after))])
-        target = aten.conv2d.default if spatial == 2 else aten.conv3d.default
-        weight = em.get(self.product.weight, self.weight_frame(spatial))
-        y = em.call(target, (x, weight, self._bias(em, bias)))
-        if merged:
-            sizes = [self.product.channels[1] if a == CHANNEL else self._size(em, a) for a in full]
-            return reshaped(em, y, sizes), self._out_frame(full)
-        return y, self._out_frame(frame)
-
-    def _linear(self, em: Emitter, full: Order, bias: Node | None) -> tuple[Node, Frame]:
-        at = full.index(CHANNEL)
-        lead, trail = full[:at], full[at + 1 :]
-        p = self.product
-        x = self._subsampled(em, full)
-        weight = em.get(p.weight, self.weight_frame(0))
-        if not trail and p.groups == 1:
-            return em.call(aten.linear.default, (x, weight, self._bias(em, bias))), self._out_frame(full)
-        inputs, outputs = p.channels
-        front, spots = self._spots(em, lead), self._spots(em, trail)
-        split = [p.groups] if p.groups > 1 else []
-        if len(spots) != 1 or split:
-            x = reshaped(em, x, [*front, *split, inputs // p.groups, sizes_product(em, spots)])
-        if split:
-            weight = em.call(
-                aten.reshape.default, (weight, [p.groups, outputs // p.groups, inputs // p.groups])
-            )
-        y = em.call(aten.matmul.default, (weight, x))
-        if len(spots) != 1 or split:
-            y = reshaped(em, y, [*front, outputs, *spots])
-        if bias is not None:
-            y = em.call(
-                aten.add.Tensor,
-                (y, em.get(bias, (*((0,) if axes_of(bias) else (UNIT,)), *(UNIT,) * len(spots)))),
-            )
-        return y, self._out_frame(full)
-
-    def _strided(self) -> dict[int, int]:
-        """Steps along logical spatial axes."""
-        first = len(shape(self.product.x)) - len(self.product.stride)
-        return {first + i: s for i, s in enumerate(self.product.stride) if s != 1}
-
-    def _spots(self, em: Emitter, axes: Order) -> list[Any]:
-        """Sizes of axes of the result."""
-        return [self._after(em, a) for a in axes]
-
-    def _after(self, em: Emitter, axis: int) -> Any:
-        size = shape(self.node)[axis]
-        if isinstance(size, int):
-            return size
-        step = self._strided().get(axis, 1)
-        given = self._size(em, axis)
-        if step == 1:
-            return given
-        return em.call(
-            operator.add, (em.call(operator.floordiv, (em.call(operator.sub, (given, 1)), step)), 1)
-        )
-
-    def _subsampled(self, em: Emitter, full: Order) -> Node:
-        """The input in order `full`. A stride keeps every s-th place: a 1×1 average pool of stride s where the
-        axes are those of an image, slices elsewhere.
-        """
-        p, gone, steps = self.product, self._gone(), self._strided()
-        value = tensor(p.x)
-        assert value is not None
-        frame = natural_frame(value.dim(), axes_of(p.x)) if gone else self._x_frame(full)
-        x = em.get(p.x, frame)
-        if not steps:
-            return x
-        spatial = len(p.stride)
-        places = range(value.dim() - spatial, value.dim())
-        # an axis of size one stands anywhere as a unit, so a place that is in the frame must be at its own spot
-        as_image = all(
-            a == place or (a == UNIT and place not in frame)
-            for a, place in zip(frame[-spatial:], places, strict=False)
-        )
-        if as_image and len(frame) in (spatial + 1, spatial + 2) and not value.is_complex():
-            x = em.call(POOLS[spatial], (x, [1] * spatial, list(p.stride)))
-        else:
-            for axis, step in steps.items():
-                if axis in frame:
-                    x = em.call(aten.slice.Tensor, (x, frame.index(axis), 0, 2**63 - 1, step))
-        units = [i for i, a in enumerate(frame) if a in gone or (a == UNIT and i != p.x_channel)]
-        return em.call(aten.squeeze.dims, (x, units)) if gone else x
-
-    def _scaled(self, em: Emitter, y: Node, frame: Frame) -> Node:
-        """α·(x W) + β·bias, as addmm has it."""
-        p = self.product
-        assert p.bias is not None
-        if p.alpha != 1:
-            y = em.call(aten.mul.Tensor, (y, p.alpha))
-        if p.beta == 0:
-            return y
-        shift = len(shape(self.node)) - len(shape(p.bias))
-        bias = em.get(p.bias, strip_leading_units(restrict_frame(frame, axes_of(p.bias), shift)))
-        return em.call(aten.add.Tensor, (y, bias), {"alpha": p.beta})
+def _refusals(
+    program: ExportedProgram,
+    node: Node,
+    to: str,
+    selected: Callable[[str], bool],
+    matcher: ProductMatcher,
+    names: LayerNames,
+) -> list[Refusal]:
+    """Why a node that multiplies by a weight is not converted; empty for all other nodes."""
+    refused: list[Refusal] = []
+    match = matcher.linear(node) if to == "conv" else matcher.convolution(node)
+    reason = match if isinstance(match, str) else None
+    if match is None and (operator_name(node) in CONVOLUTIONS) == (to == "linear"):
+        reason = matcher.changing_weight(node)
+    if reason is None and to == "conv":
+        reason = matcher.unsupported(node)
+    if reason is not None:
+        path = names.layer(node, matcher.weight_of(node))
+        if selected(path):
+            refused.append(Refusal(path, str(node.target), reason))
+    path = module_path(node)
+    if selected(path) and products_inside(program, node, to):
+        refused.append(Refusal(path or node.name, str(node.target), "a block with its own graph is not read"))
+    return refused

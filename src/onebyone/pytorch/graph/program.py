@@ -19,9 +19,10 @@ def with_graph(
     state: Mapping[str, torch.Tensor] | None = None,
     constants: Mapping[str, Any] | None = None,
 ) -> ExportedProgram:
-    """The same inputs and outputs around another graph, with the same parameters unless others are given.
+    """A program with the inputs and outputs of `program` and another graph.
 
-    Placeholders must keep their names; outputs may have new ones.
+    `state` and `constants` replace the parameters and constants. Placeholders must keep their names; the nodes that are
+    returned may have new ones.
     """
     signature = program.graph_signature
     returned = next(n for n in reversed(module.graph.nodes) if n.op == "output").args[0]

@@ -1,0 +1,287 @@
+"""Products with a constant weight, written in every order, as convolutions and as linear layers."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from typing import Any
+
+import numpy as np
+import pytest
+import sympy
+
+from onebyone.layout.orders import UNIT, natural_layout, order_of
+from onebyone.layout.products import (
+    CHANNEL,
+    ProductRule,
+    WeightProduct,
+    image_layout,
+    product_of_factors,
+)
+from onebyone.layout.stored_tensors import StoredTensors
+from onebyone.layout.values import GraphValue
+from tests.layout.numpy_emitter import NumpyEmitter, stored
+from tests.layout.numpy_program import NumpyProgram
+
+SHAPES = [(4,), (2, 4), (2, 3, 4), (2, 1, 4), (1, 3, 4), (2, 3, 2, 4), (2, 1, 3, 4), (2, 3, 2, 2, 4)]
+
+
+def check(program: NumpyProgram, value: GraphValue) -> int:
+    """Write a product in every order that its rule allows; returns how many there were."""
+    rule = program.rules[value]
+    assert isinstance(rule, ProductRule)
+    program.output(value)
+    (right,) = program.direct()
+    x = rule.product.x
+    count = 0
+    for order in permutations(rule.axes):
+        for operand_orders in rule.operand_orders(tuple(order)):
+            layouts = [operand_orders[0], (UNIT, *operand_orders[0])]
+            if operand_orders[0] == x.axes:
+                layouts.append(natural_layout(x.rank, x.axes))
+            for layout in layouts:
+                emitter = NumpyEmitter(program)
+                tensors: StoredTensors[Any] = StoredTensors(emitter, program.constants)
+                tensors.put(x, layout, stored(program.arrays[x], layout))
+                for parameter in rule.operands[1:]:
+                    tensors.put(parameter, parameter.natural_layout, program.arrays[parameter])
+                    emitter.not_counted.append(program.arrays[parameter])
+                written, result_layout = rule.write(tensors, tuple(order), operand_orders)
+                assert order_of(result_layout) == order
+                assert np.array_equal(written, stored(right, result_layout))
+                assert emitter.permutes == 0
+                count += 1
+    return count
+
+
+@pytest.mark.parametrize("to", ["conv", "linear"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_written_in_every_order_it_is_the_same_product(shape: tuple[int, ...], to: str) -> None:
+    for channel, bias in product(range(-len(shape), 0), (False, True)):
+        program = NumpyProgram()
+        x = program.input(*shape)
+        assert check(program, program.product(x, 3, to=to, channel=channel, bias=bias)) > 0
+
+
+@pytest.mark.parametrize("to", ["conv", "linear"])
+def test_axes_of_size_one(to: str) -> None:
+    """One input channel, one output channel, or both: the channel axis is in no order then."""
+    for inputs, outputs in ((1, 3), (3, 1), (1, 1)):
+        for shape, channel in (((2, 3, inputs), 2), ((2, inputs, 3), 1), ((inputs, 5), 0)):
+            program = NumpyProgram()
+            value = program.product(program.input(*shape), outputs, to=to, channel=channel, bias=True)
+            assert check(program, value) > 0
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+def test_groups_and_strides_as_linear(spatial: int) -> None:
+    size = (4, 3, 5)[:spatial]
+    for groups, batch, step in product((1, 2), ((), (2,), (1,)), (1, 2, 3)):
+        program = NumpyProgram()
+        stride = tuple(step if i % 2 == 0 else 1 for i in range(spatial))
+        channel = -1 - spatial
+        x = program.input(*batch, 4, *size)
+        value = program.product(x, 6, to="linear", channel=channel, bias=True, groups=groups, stride=stride)
+        assert check(program, value) > 0
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_stride_that_leaves_one_position_keeps_the_original_order(step: int) -> None:
+    program = NumpyProgram()
+    x = program.input(2, 4, 3, 3)
+    value = program.product(x, 6, to="linear", channel=1, stride=(step, 1), bias=True)
+    rule = program.rules[value]
+    assert value.shape == (2, 6, 1, 3)
+    assert rule.axes == (0, 1, 3)
+    assert [order for order in permutations(rule.axes) if rule.operand_orders(tuple(order))] == [(0, 1, 3)]
+    assert rule.result_orders(0, (3, 2, 1, 0)) == rule.preferred_orders() == [(0, 1, 3)]
+    assert check(program, value) > 0
+
+
+def test_a_product_that_has_its_form_is_repeated_in_its_natural_order() -> None:
+    program = NumpyProgram()
+    value = program.product(program.input(2, 3, 4), 5, to="linear", convert=False)
+    rule = program.rules[value]
+    assert isinstance(rule, ProductRule)
+    x, weight = rule.operands
+    for own, fused in (((0, 1, 2), True), ((1, 0, 2), False)):
+        emitter = NumpyEmitter(program)
+        tensors: StoredTensors[Any] = StoredTensors(emitter)
+        tensors.put(x, own, stored(program.arrays[x], own))
+        tensors.put(weight, (0, 1), program.arrays[weight])
+        rule.write(tensors, own, (own, (0, 1)))
+        assert (value in emitter.fused) == fused
+
+
+def test_a_converted_product_is_never_repeated() -> None:
+    program = NumpyProgram()
+    value = program.product(program.input(2, 3, 4), 5, to="conv")
+    rule = program.rules[value]
+    assert isinstance(rule, ProductRule)
+    emitter = NumpyEmitter(program)
+    tensors: StoredTensors[Any] = StoredTensors(emitter)
+    for operand in rule.operands:
+        tensors.put(operand, operand.axes, program.arrays[operand])
+    rule.write(tensors, (0, 1, 2), ((0, 1, 2), (0, 1)))
+    assert emitter.fused == []
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (2.0, 1.0), (1.0, 3.0), (2.0, 0.0)])
+@pytest.mark.parametrize("shape", [(3, 5), (5,), (3, 1), (1, 1), ()])
+def test_scaled_and_broadcast_biases(shape: tuple[int, ...], alpha: float, beta: float) -> None:
+    """alpha · x W + beta · bias, as addmm computes it, with the result in either order."""
+    program = NumpyProgram()
+    x, weight, bias = program.input(3, 4), program.constant(4, 5), program.constant(*shape)
+    result = GraphValue("result", (3, 5))
+    for to in ("conv", "linear"):
+        matched = product_of_factors(result, x, weight, False, bias, alpha, beta)
+        assert isinstance(matched, WeightProduct)
+        assert matched.has_plain_bias == (alpha == beta == 1 and shape == (5,))
+        rule = ProductRule(result, matched.operands, matched, to, True)
+        arrays = program.arrays
+        right = alpha * arrays[x] @ arrays[weight] + beta * np.broadcast_to(arrays[bias], (3, 5))
+        for order in permutations((0, 1)):
+            for operand_orders in rule.operand_orders(tuple(order)):
+                tensors: StoredTensors[Any] = StoredTensors(NumpyEmitter(program))
+                for operand, own in zip(rule.operands, operand_orders, strict=True):
+                    tensors.put(operand, own, stored(arrays[operand], own))
+                written, layout = rule.write(tensors, tuple(order), operand_orders)
+                assert order_of(layout) == order
+                assert np.array_equal(written, stored(right, layout))
+
+
+def test_a_vector_weight_leaves_no_channel_axis() -> None:
+    program = NumpyProgram()
+    x, weight = program.input(2, 3, 4), program.constant(4)
+    result = GraphValue("result", (2, 3))
+    matched = product_of_factors(result, x, weight, False)
+    assert isinstance(matched, WeightProduct)
+    assert (matched.inputs, matched.outputs, matched.out_channel, matched.weight_out) == (4, 1, None, None)
+    for to in ("conv", "linear"):
+        rule = ProductRule(result, matched.operands, matched, to, True)
+        right = program.arrays[x] @ program.arrays[weight]
+        orders = 0
+        for order in permutations((0, 1)):
+            assert rule.result_orders(0, (2, *order)) == [order]
+            for operand_orders in rule.operand_orders(tuple(order)):
+                tensors: StoredTensors[Any] = StoredTensors(NumpyEmitter(program))
+                tensors.put(x, operand_orders[0], stored(program.arrays[x], operand_orders[0]))
+                tensors.put(weight, (0,), program.arrays[weight])
+                written, layout = rule.write(tensors, tuple(order), operand_orders)
+                assert order_of(layout) == order
+                assert np.array_equal(written, stored(right, layout))
+                orders += 1
+        assert orders == 6
+        assert rule.preferred_orders() == [(0, 1)]
+
+
+def value(*shape: Any) -> GraphValue:
+    return GraphValue("v", shape)
+
+
+def test_the_axes_of_a_product_of_two_factors() -> None:
+    right = product_of_factors(value(2, 3, 5), value(2, 3, 4), value(4, 5), False)
+    assert isinstance(right, WeightProduct)
+    assert (right.x_channel, right.out_channel, right.weight_out, right.weight_in) == (2, 2, 1, 0)
+    assert (right.inputs, right.outputs) == (4, 5)
+    left = product_of_factors(value(2, 5, 3), value(2, 4, 3), value(5, 4), True)
+    assert isinstance(left, WeightProduct)
+    assert (left.x_channel, left.out_channel, left.weight_out, left.weight_in) == (1, 1, 0, 1)
+    batched = product_of_factors(value(2, 5, 3), value(2, 4, 3), value(1, 5, 4), True)
+    assert isinstance(batched, WeightProduct)
+    assert (batched.weight_out, batched.weight_in) == (1, 2)
+    vector = product_of_factors(value(5), value(4), value(5, 4), True)
+    assert isinstance(vector, WeightProduct)
+    assert (vector.x_channel, vector.out_channel) == (0, 0)
+    assert right.operands == (right.x, right.weight)
+    assert right.has_plain_bias
+
+
+def test_products_that_are_not_layers_have_a_reason() -> None:
+    assert product_of_factors(value(3), value(4, 3), value(4), True) == (
+        "a vector weight on the left leaves no channels"
+    )
+    assert product_of_factors(value(1, 3, 5), value(3, 4), value(1, 4, 5), False) == (
+        "the weight has more axes than the input"
+    )
+    n = sympy.Symbol("n")
+    assert product_of_factors(value(n, 3, 5), value(1, 3, 4), value(1, 4, 5), False) == (
+        "the weight broadcasts the input"
+    )
+
+
+def test_images_have_a_batch_and_two_spatial_dimensions() -> None:
+    assert image_layout((CHANNEL,)) == (UNIT, CHANNEL, UNIT, UNIT)
+    assert image_layout((0, CHANNEL)) == (0, CHANNEL, UNIT, UNIT)
+    assert image_layout((0, CHANNEL, 1)) == (0, CHANNEL, UNIT, 1)
+    assert image_layout((CHANNEL, 1)) == (UNIT, CHANNEL, UNIT, 1)
+    assert image_layout((0, CHANNEL, 3, 1)) == (0, CHANNEL, 3, 1)
+    assert image_layout((0, CHANNEL, 3, 1, 2)) == (0, CHANNEL, 3, 1, 2)
+
+
+def test_preferred_orders_and_penalties() -> None:
+    def rule(shape: tuple[int, ...], to: str, channel: int = -1, **settings: Any) -> ProductRule:
+        program = NumpyProgram()
+        made = program.rules[
+            program.product(program.input(*shape), 6, to=to, channel=channel, penalty=0.25, **settings)
+        ]
+        assert isinstance(made, ProductRule)
+        return made
+
+    conv = rule((2, 3, 4), "conv")
+    assert conv.preferred_orders() == [(0, 2, 1), (0, 1, 2)]
+    assert conv.penalty((0, 2, 1), ((0, 2, 1),)) == conv.penalty((2, 0, 1), ((2, 0, 1),)) == 0
+    assert conv.penalty((0, 1, 2), ((0, 1, 2),)) == 0.25
+    one_before = conv.penalty((1, 2, 0), ((1, 2, 0),))
+    assert 0 < one_before < 0.001
+    more_before = rule((2, 3, 5, 4), "conv").penalty((0, 1, 3, 2), ((0, 1, 3, 2),))
+    assert one_before < more_before < 0.001
+    linear = rule((2, 4, 3), "linear", channel=1)
+    assert linear.preferred_orders() == [(0, 2, 1), (0, 1, 2)]
+    assert linear.penalty((0, 2, 1), ((0, 2, 1),)) == 0
+    assert linear.penalty((0, 1, 2), ((0, 1, 2),)) == 0.25
+    assert rule((2, 4, 3), "linear", channel=1, groups=2).penalty((0, 1, 2), ((0, 1, 2),)) == 0
+    assert rule((1, 3, 4), "conv").preferred_orders() == [(2, 1), (1, 2)]
+    assert rule((4,), "conv").preferred_orders() == [(0,), (0,)]
+
+
+def test_result_orders() -> None:
+    program = NumpyProgram()
+    rule = program.rules[program.product(program.input(2, 3, 4), 5, to="conv", bias=True)]
+    assert rule.result_orders(0, (1, 2, 0)) == [(1, 2, 0)]
+    assert rule.result_orders(1, (0, 1)) == rule.result_orders(2, (0,)) == []
+    widened = program.rules[program.product(program.input(2, 3, 1), 5, to="conv")]
+    assert widened.result_orders(0, (1, 0)) == [(2, 1, 0), (1, 2, 0), (1, 0, 2)]
+    narrowed = program.rules[program.product(program.input(2, 3, 4), 1, to="conv")]
+    assert narrowed.result_orders(0, (1, 2, 0)) == [(1, 0)]
+    assert narrowed.operand_orders((1, 0)) == [
+        ((1, 0, 2), (1,)),
+        ((1, 2, 0), (1,)),
+        ((2, 1, 0), (1,)),
+    ]
+
+
+def test_weight_layouts_have_a_unit_dimension_for_each_missing_axis() -> None:
+    program = NumpyProgram()
+    rule = program.rules[program.product(program.input(2, 4), 5, to="conv")]
+    assert isinstance(rule, ProductRule)
+    assert rule.weight_layout(0) == (0, 1)
+    assert rule.weight_layout(2) == (0, 1, UNIT, UNIT)
+    one = program.rules[program.product(program.input(2, 4), 1, to="conv")]
+    assert isinstance(one, ProductRule)
+    assert one.weight_layout(2) == (UNIT, 1, UNIT, UNIT)
+
+
+@pytest.mark.parametrize("stride", [(), (2,)])
+def test_symbolic_sizes(stride: tuple[int, ...]) -> None:
+    """Batch and length are symbols to the planner; merged and strided forms read the sizes from the tensor."""
+    n, m = sympy.symbols("n m")
+    for to in ("conv", "linear") if not stride else ("linear",):
+        for groups in (1, 2) if to == "linear" else (1,):
+            program = NumpyProgram()
+            x = program.input(3, 4, 5, 7, symbolic={0: n, 3: m})
+            steps = (1, *stride) if stride else ()
+            length = sympy.floor((m - 1) / 2) + 1 if stride else m
+            result = program.product(
+                x, 6, to=to, channel=1, bias=True, groups=groups, stride=steps, shape=(n, 6, 5, length)
+            )
+            assert check(program, result) > 0

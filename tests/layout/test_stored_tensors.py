@@ -1,0 +1,80 @@
+"""Tensors in several layouts: made once, kept, and with no more permutes than there are orders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import sympy
+
+from onebyone.layout.orders import UNIT
+from onebyone.layout.stored_tensors import RenamedConstant, StoredTensors
+from onebyone.layout.values import GraphValue
+from tests.layout.numpy_emitter import NumpyEmitter, stored
+from tests.layout.numpy_program import NumpyProgram
+
+
+def tensors_with(value: GraphValue, array: np.ndarray) -> tuple[StoredTensors[Any], NumpyEmitter]:
+    emitter = NumpyEmitter(NumpyProgram())
+    tensors: StoredTensors[Any] = StoredTensors(emitter)
+    tensors.put(value, value.natural_layout, array)
+    return tensors, emitter
+
+
+def test_layouts_are_made_once_and_each_order_takes_one_permute() -> None:
+    value, array = GraphValue("x", (2, 1, 3, 4)), np.arange(24.0).reshape(2, 1, 3, 4)
+    tensors, emitter = tensors_with(value, array)
+    for count, order in enumerate(permutations((0, 2, 3))):
+        for layout in (order, (UNIT, *order), (*order, UNIT, UNIT)):
+            got = tensors.get(value, layout)
+            assert np.array_equal(got, stored(array, layout))
+            assert tensors.get(value, layout) is got
+        assert emitter.permutes == count  # the first order is the original one
+    assert tensors.natural(value) is array
+
+
+def test_an_available_layout_of_an_order_is_preferred() -> None:
+    value, array = GraphValue("x", (2, 1, 3)), np.arange(6.0).reshape(2, 1, 3)
+    tensors, _ = tensors_with(value, array)
+    assert tensors.layout_with(value, (0, 2)) == (0, UNIT, 2)
+    assert tensors.layout_with(value, (2, 0)) == (2, 0)
+    tensors.get(value, (2, UNIT, 0))
+    assert tensors.layout_with(value, (2, 0)) == (2, UNIT, 0)
+    assert tensors.layout_with(GraphValue("other", (2,)), (0,)) == (0,)
+
+
+def test_sizes_are_integers_or_read_from_the_tensor() -> None:
+    value = GraphValue("x", (sympy.Symbol("n"), 3))
+    emitter = NumpyEmitter(NumpyProgram())
+    tensors: StoredTensors[Any] = StoredTensors(emitter)
+    tensors.put(value, (1, UNIT, 0), np.zeros((3, 1, 7)))
+    assert (tensors.size(value, 0), tensors.size(value, 1)) == (7, 3)
+
+
+def test_lists_and_tensors_of_unknown_rank_are_given_as_they_are() -> None:
+    pieces = GraphValue("pieces", None)
+    tensors: StoredTensors[Any] = StoredTensors(NumpyEmitter(NumpyProgram()))
+    content = (np.zeros(2), np.zeros(3))
+    tensors.put(pieces, (0, 1), content)
+    assert tensors.natural(pieces) is content
+    assert tensors.get(pieces, (0, 1)) is content
+
+
+def test_demands_of_constants_are_counted_in_the_layout_of_their_source() -> None:
+    constant, view, other = (GraphValue(name, (2, 3)) for name in ("constant", "view", "other"))
+    emitter = NumpyEmitter(NumpyProgram())
+    axes = {0: 1, 1: 0}
+    tensors: StoredTensors[Any] = StoredTensors(
+        emitter, {constant, view}, {view: RenamedConstant(constant, axes)}
+    )
+    array = np.arange(6.0).reshape(2, 3)
+    tensors.put(constant, (0, 1), array)
+    tensors.put(other, (0, 1), array)
+    tensors.get(constant, (0, 1))
+    assert np.array_equal(tensors.get(view, (UNIT, 1, 0)), array[None])
+    assert np.array_equal(tensors.get(view, (0, 1)), array.T)
+    assert np.array_equal(tensors.get(constant, (1, 0)), array.T)
+    tensors.get(other, (1, 0))
+    assert tensors.demands == {constant: Counter({(1, 0): 2, (0, 1): 1, (UNIT, 0, 1): 1})}
