@@ -1,0 +1,362 @@
+"""Read and rewrite the constants of a graph, wherever an exporter put them.
+
+A weight may be an initializer, or computed from initializers by Identity, Transpose, Reshape, Cast, DequantizeLinear or
+arithmetic with another constant. A rewritten weight (transposed, reshaped) is made from the initializers themselves, so
+that a quantised weight stays quantised: its arithmetic is repeated on the rewritten parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from onebyone.onnx.graph_writer import GraphWriter
+
+#: One step of a rewriting: ("transpose", permutation), ("reshape", shape) or ("scale", (factor,)).
+Step: TypeAlias = "tuple[str, tuple[Any, ...]]"
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+_SHAPE_OPERATORS = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+_ARITHMETIC = {"Mul", "Div", "Sub", "Add"}
+
+
+class NotRewritable(Exception):
+    """A constant that cannot be rewritten; the message says why."""
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether a value is an initializer, or computed from initializers by operators that this module reads.
+
+    An initializer that is also an input of its graph is not: whoever runs the model may replace it.
+    """
+    if value is None:
+        return False
+    if value.const_value is not None:
+        return not value.is_graph_input()
+    node = value.producer()
+    if node is None or node.domain not in ("", "com.microsoft"):
+        return False
+    if node.op_type in _SHAPE_OPERATORS | _ARITHMETIC | {"Cast", "DequantizeLinear"}:
+        return all(is_constant(operand) for operand in node.inputs if operand is not None)
+    return False
+
+
+def overridable(value: ir.Value | None) -> ir.Value | None:
+    """The initializer behind a value that is also a graph input, and therefore not a constant; None without one."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return value if value.is_graph_input() else None
+    node = value.producer()
+    if node is None or node.op_type not in _SHAPE_OPERATORS | _ARITHMETIC | {"Cast", "DequantizeLinear"}:
+        return None
+    return next((found for operand in node.inputs if (found := overridable(operand)) is not None), None)
+
+
+def array_of(value: ir.Value) -> Array:
+    """The numbers of a constant, computed where it is an expression.
+
+    Raises:
+        NotRewritable: the value is not a constant.
+    """
+    if value.const_value is not None:
+        return np.asarray(value.const_value.numpy())
+    node = value.producer()
+    if node is None:
+        raise NotRewritable("it is not a constant")
+    return _evaluate(node)
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape of a value where every size is known, else None."""
+    if value.const_value is not None:
+        return tuple(int(size) for size in value.const_value.shape.numpy())
+    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+        return None
+    return tuple(int(size) for size in value.shape if isinstance(size, int))
+
+
+@dataclass
+class WeightRewriter:
+    """Rewrites constants by transposes and reshapes; the same rewriting of one constant is made once.
+
+    `entries` maps the name of each new initializer to the name of the one that it was made from, and the steps.
+    """
+
+    entries: dict[str, tuple[str, tuple[Step, ...]]]
+    _made: dict[tuple[int, int, tuple[Step, ...]], ir.Value]
+
+    def __init__(self) -> None:
+        self.entries = {}
+        self._made = {}
+
+    def rewrite(self, writer: GraphWriter, value: ir.Value, steps: Sequence[Step]) -> ir.Value:
+        """The value after `steps`, as a new constant or an expression of new constants.
+
+        Raises:
+            NotRewritable: a scale or an operand of the expression would not keep an axis of its own.
+        """
+        kept = tuple(step for step in steps if not _is_trivial(step))
+        if not kept:
+            return value
+        key = (id(value), id(writer.container), kept)
+        if key not in self._made:
+            self._made[key] = self._rewritten(writer, value, kept)
+        return self._made[key]
+
+    def _rewritten(self, writer: GraphWriter, value: ir.Value, steps: tuple[Step, ...]) -> ir.Value:
+        if value.const_value is not None:
+            new = writer.constant(_lazily(value.const_value, steps), "weight")
+            self.entries[str(new.name)] = (str(value.name), steps)
+            return new
+        node = value.producer()
+        if node is None:
+            raise NotRewritable("it is not a constant")
+        operand = node.inputs[0]
+        assert operand is not None
+        if node.op_type not in _SHAPE_OPERATORS and any(kind == "scale" for kind, _ in steps):
+            raise NotRewritable("a factor cannot be taken into a computed weight")
+        if node.op_type in _SHAPE_OPERATORS:
+            return self.rewrite(writer, operand, (_step_of(node), *steps))
+        if node.op_type == "Cast":
+            new = self.rewrite(writer, operand, steps)
+            return writer.op("Cast", [new], _attributes(node), dtype=value.dtype, shape=shape_of(new))
+        if node.op_type == "DequantizeLinear":
+            return self._dequantised(writer, node, steps)
+        return self._arithmetic(writer, node, steps)
+
+    def _dequantised(self, writer: GraphWriter, node: ir.Node, steps: tuple[Step, ...]) -> ir.Value:
+        quantised, scale, *rest = node.inputs
+        if quantised is None or scale is None:
+            raise NotRewritable("its DequantizeLinear has no scale")
+        shape = _known(quantised)
+        attributes = _attributes(node)
+        scales = _known(scale)
+        block = int(attributes.get("block_size", 0) or 0)
+        parameters = [scale, *(value for value in rest if value is not None)]
+        if scales and (prod(scales) > 1 or block):
+            axis = int(attributes.get("axis", 1)) % len(shape)
+            attributes["axis"] = _tracked(axis, shape, steps)
+            if block:
+                parameters = [
+                    self.rewrite(writer, p, _on_blocks(shape, _known(p), steps)) for p in parameters
+                ]
+        new = self.rewrite(writer, quantised, steps)
+        output = node.outputs[0]
+        return writer.op(
+            "DequantizeLinear", [new, *parameters], attributes, dtype=output.dtype or scale.dtype
+        )
+
+    def _arithmetic(self, writer: GraphWriter, node: ir.Node, steps: tuple[Step, ...]) -> ir.Value:
+        left, right = node.inputs
+        if left is None or right is None:
+            raise NotRewritable(f"its {node.op_type} lacks an operand")
+        shape = tuple(np.broadcast_shapes(_known(left), _known(right)))
+        operands = []
+        for operand in (left, right):
+            own = _known(operand)
+            if prod(own) == 1:
+                operands.append(operand)
+                continue
+            full = (1,) * (len(shape) - len(own)) + own
+            lifted: tuple[Step, ...] = (("reshape", full), *_on_broadcast(shape, full, steps))
+            operands.append(self.rewrite(writer, operand, lifted))
+        return writer.op(node.op_type, operands, dtype=node.outputs[0].dtype)
+
+
+def _is_trivial(step: Step) -> bool:
+    kind, numbers = step
+    return kind == "transpose" and numbers == tuple(range(len(numbers)))
+
+
+def _apply(array: Array, steps: Sequence[Step]) -> Array:
+    """Carry out the steps; one copy at most, where the order of the numbers changes."""
+    for kind, numbers in steps:
+        if kind == "scale":
+            array = array * array.dtype.type(numbers[0])
+        else:
+            array = array.transpose(numbers) if kind == "transpose" else array.reshape(numbers)
+    return np.ascontiguousarray(array)
+
+
+def _lazily(tensor: ir.TensorProtocol, steps: tuple[Step, ...]) -> ir.TensorProtocol:
+    """A tensor that is made when it is read: a large model's new weights are never all in memory."""
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    for kind, numbers in steps:
+        if kind != "scale":
+            shape = tuple(shape[a] for a in numbers) if kind == "transpose" else numbers
+
+    def make() -> ir.TensorProtocol:
+        return ir.tensor(_apply(np.asarray(tensor.numpy()), steps), dtype=tensor.dtype)
+
+    return ir.LazyTensor(make, tensor.dtype, ir.Shape(shape), cache=False, name=tensor.name)
+
+
+def _step_of(node: ir.Node) -> Step:
+    """What a shape operator does to a constant, as one step."""
+    operand = node.inputs[0]
+    assert operand is not None
+    shape = _known(operand)
+    if node.op_type == "Identity":
+        return ("transpose", tuple(range(len(shape))))
+    if node.op_type == "Transpose":
+        permutation = node.attributes.get_ints("perm") or tuple(reversed(range(len(shape))))
+        return ("transpose", tuple(permutation))
+    return ("reshape", _evaluate(node).shape)
+
+
+def _tracked(axis: int, shape: tuple[int, ...], steps: Sequence[Step]) -> int:
+    """Where an axis is after the steps. Raises NotRewritable where it is merged with another axis or split."""
+    for kind, numbers in steps:
+        if kind == "transpose":
+            shape, axis = tuple(shape[a] for a in numbers), numbers.index(axis)
+            continue
+        before, size = prod(shape[:axis]), shape[axis]
+        places = [a for a in range(len(numbers)) if numbers[a] == size and prod(numbers[:a]) == before]
+        if not places:
+            raise NotRewritable(f"the axis of its scales, of size {size}, is no axis of {list(numbers)}")
+        shape, axis = numbers, places[0]
+    return axis
+
+
+def _on_broadcast(shape: tuple[int, ...], own: tuple[int, ...], steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps for an operand of shape `own` that is broadcast to `shape`; both have the same rank."""
+    wide = [axis for axis, size in enumerate(own) if size > 1]
+    out: list[Step] = []
+    positions = {axis: axis for axis in wide}
+    current, current_own = shape, own
+    for kind, numbers in steps:
+        positions = {axis: _tracked(now, current, [(kind, numbers)]) for axis, now in positions.items()}
+        current = tuple(current[a] for a in numbers) if kind == "transpose" else numbers
+        if kind == "transpose":
+            out.append((kind, numbers))
+            current_own = tuple(current_own[a] for a in numbers)
+        else:
+            sizes = [1] * len(numbers)
+            for axis, now in positions.items():
+                sizes[now] = own[axis]
+            current_own = tuple(sizes)
+            out.append(("reshape", current_own))
+    return tuple(out)
+
+
+def _on_blocks(shape: tuple[int, ...], own: tuple[int, ...], steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps for block-wise scales: transposes, and reshapes that only insert or remove axes of size one."""
+    out: list[Step] = []
+    for kind, numbers in steps:
+        if kind == "transpose":
+            out.append((kind, numbers))
+            shape, own = tuple(shape[a] for a in numbers), tuple(own[a] for a in numbers)
+            continue
+        wide = [size for size in shape if size > 1]
+        if [size for size in numbers if size > 1] != wide:
+            raise NotRewritable("its block-wise scales do not fit a merged or split axis")
+        blocks = iter([b for b, size in zip(own, shape, strict=True) if size > 1])
+        own = tuple(next(blocks) if size > 1 else 1 for size in numbers)
+        shape = numbers
+        out.append(("reshape", own))
+    return tuple(out)
+
+
+def _known(value: ir.Value) -> tuple[int, ...]:
+    shape = shape_of(value)
+    return array_of(value).shape if shape is None else shape
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def _axes(node: ir.Node) -> tuple[int, ...] | None:
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        return tuple(int(axis) for axis in array_of(node.inputs[1]).reshape(-1))
+    axes = node.attributes.get_ints("axes")
+    return None if axes is None else tuple(axes)
+
+
+def _evaluate(node: ir.Node) -> Array:
+    """Compute one node of a constant expression with NumPy."""
+    operand = node.inputs[0]
+    assert operand is not None
+    return _EVALUATORS[node.op_type](node, array_of(operand))
+
+
+def _reshaped(node: ir.Node, array: Array) -> Array:
+    target = node.inputs[1]
+    assert target is not None
+    keep_zero = bool(node.attributes.get_int("allowzero", 0))
+    shape = [int(size) for size in array_of(target)]
+    sizes = [array.shape[i] if size == 0 and not keep_zero else size for i, size in enumerate(shape)]
+    return array.reshape(sizes)
+
+
+def _flattened(node: ir.Node, array: Array) -> Array:
+    axis = node.attributes.get_int("axis", 1)
+    axis += array.ndim if axis < 0 else 0
+    return array.reshape(prod(array.shape[:axis]), -1)
+
+
+def _squeezed(node: ir.Node, array: Array) -> Array:
+    return np.squeeze(array, _axes(node))
+
+
+def _unsqueezed(node: ir.Node, array: Array) -> Array:
+    axes = _axes(node)
+    assert axes is not None
+    return np.expand_dims(array, axes)
+
+
+def _cast(node: ir.Node, array: Array) -> Array:
+    return array.astype(ir.DataType(node.attributes.get_int("to", 1)).numpy())
+
+
+def _transposed(node: ir.Node, array: Array) -> Array:
+    return array.transpose(node.attributes.get_ints("perm") or tuple(reversed(range(array.ndim))))
+
+
+def _dequantised(node: ir.Node, array: Array) -> Array:
+    scale_value = node.inputs[1]
+    assert scale_value is not None
+    scale = array_of(scale_value)
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    offset = np.zeros_like(scale, dtype=np.float32) if zero is None else array_of(zero).astype(np.float32)
+    axis = node.attributes.get_int("axis", 1) % max(array.ndim, 1)
+    block = node.attributes.get_int("block_size", 0)
+    if block:
+        scale, offset = (
+            np.repeat(p, block, axis=axis).take(range(array.shape[axis]), axis) for p in (scale, offset)
+        )
+    elif scale.size > 1:
+        shape = [-1 if a == axis else 1 for a in range(array.ndim)]
+        scale, offset = scale.reshape(shape), offset.reshape(shape)
+    return ((array.astype(np.float32) - offset) * scale).astype(scale.dtype)
+
+
+def _binary(operator: Callable[[Array, Array], Array]) -> Callable[[ir.Node, Array], Array]:
+    def evaluate(node: ir.Node, array: Array) -> Array:
+        other = node.inputs[1]
+        assert other is not None
+        return operator(array, array_of(other))
+
+    return evaluate
+
+
+_EVALUATORS: dict[str, Callable[[ir.Node, Array], Array]] = {
+    "Identity": lambda node, array: array,
+    "Transpose": _transposed,
+    "Reshape": _reshaped,
+    "Flatten": _flattened,
+    "Squeeze": _squeezed,
+    "Unsqueeze": _unsqueezed,
+    "Cast": _cast,
+    "DequantizeLinear": _dequantised,
+    "Mul": _binary(np.multiply),
+    "Div": _binary(np.divide),
+    "Sub": _binary(np.subtract),
+    "Add": _binary(np.add),
+}

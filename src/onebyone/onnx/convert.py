@@ -1,0 +1,172 @@
+"""Convert the fully connected layers of an ONNX model to convolutions, or its 1×1 convolutions to matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+from onebyone.onnx import linear_products, to_matrix_product
+from onebyone.onnx.constants import NotRewritable, WeightRewriter, shape_of
+from onebyone.onnx.graph_writer import GraphWriter
+from onebyone.onnx.shapes import infer_shapes
+from onebyone.onnx.to_convolution import write_convolution
+from onebyone.records import Change, Refusal, by
+
+Container = ir.Graph | ir.Function
+
+
+@dataclass(frozen=True)
+class RewrittenLayer:
+    """One converted layer, named by the values that its original and its converted form share."""
+
+    path: str
+    data: str
+    output: str
+
+
+@dataclass(frozen=True, eq=False)
+class Rewriting:
+    """A converted model with what was changed, what was refused, and where new weights come from."""
+
+    model: ir.Model
+    changes: tuple[Change, ...]
+    refused: tuple[Refusal, ...]
+    layers: tuple[RewrittenLayer, ...]
+    entries: dict[str, tuple[str, tuple[tuple[str, tuple[float, ...]], ...]]]
+
+
+def convert_model(model: ir.Model, to: str = "conv", only: str | Sequence[str] | None = None) -> Rewriting:
+    """Return a converted copy of a model; the model itself is not changed, and large constants are shared.
+
+    Args:
+        model: any model of onnx-ir.
+        to: "conv" (products with a constant to convolutions) or "linear" (1×1 convolutions to matrix products).
+        only: patterns of paths, as `fnmatch` reads them; everything where None.
+    """
+    patterns = None if only is None else [only] if isinstance(only, str) else list(only)
+    copy = model.clone()
+    _lift_constants(copy)
+    infer_shapes(copy)
+    rewriter = WeightRewriter()
+    changes: list[Change] = []
+    refused: list[Refusal] = []
+    layers: list[RewrittenLayer] = []
+    for path, node, opset in list(_nodes(copy)):
+        if patterns is not None and not any(fnmatchcase(path, pattern) for pattern in patterns):
+            continue
+        if node.graph is None:
+            continue  # an earlier conversion took it in, as the Add of a bias
+        writer = GraphWriter(node, f"{path}/{to}", opset)
+        try:
+            result = (
+                _to_convolution(node, writer, rewriter)
+                if to == "conv"
+                else _to_linear(node, writer, rewriter)
+            )
+        except NotRewritable as error:
+            result = str(error)
+            _discard(writer.nodes)
+        if result is None:
+            continue
+        if isinstance(result, str):
+            refused.append(Refusal(path, node.op_type, result))
+            continue
+        value, replaced, data, law, before, after = result
+        layers.append(RewrittenLayer(path, str(data.name), str(replaced[-1].outputs[0].name)))
+        _replace(replaced, value)
+        changes.append(Change(path, node.op_type, law, before, after))
+    return Rewriting(copy, tuple(changes), tuple(refused), tuple(layers), dict(rewriter.entries))
+
+
+def _lift_constants(model: ir.Model) -> None:
+    """Turn Constant nodes into initializers, so that a weight is found in one place whoever exported it.
+
+    A clone shares its tensors with the original, and lifting names them: so each is wrapped first.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and node.domain == "" and "value" in node.attributes:
+            tensor = node.attributes["value"].as_tensor()
+            wrapped = ir.LazyTensor(lambda t=tensor: t, tensor.dtype, tensor.shape, name=tensor.name)
+            node.attributes["value"] = ir.AttrTensor("value", wrapped)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+Written = tuple[ir.Value, tuple[ir.Node, ...], ir.Value, str, str, str]
+
+
+def _to_convolution(node: ir.Node, writer: GraphWriter, rewriter: WeightRewriter) -> Written | str | None:
+    read = linear_products.read_product(node)
+    if read is None or isinstance(read, str):
+        return read
+    value, law, after = write_convolution(read, writer, rewriter)
+    before = f"{node.op_type} {by(shape_of(read.weight) or ())}"
+    return value, read.nodes, read.data, law, before, after
+
+
+def _to_linear(node: ir.Node, writer: GraphWriter, rewriter: WeightRewriter) -> Written | str | None:
+    read = to_matrix_product.read_convolution(node)
+    if read is None or isinstance(read, str):
+        return read
+    value, law, after = to_matrix_product.write_matrix_product(read, writer, rewriter)
+    before = f"Conv {by(shape_of(read.weight) or ())}"
+    return value, (node,), read.data, law, before, after
+
+
+def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node, int]]:
+    """Every node, subgraphs and functions included, with its path and the version of the default domain."""
+    opset = model.opset_imports.get("", 1)
+    yield from _nodes_of(model.graph, "", opset)
+    for function in model.functions.values():
+        version = function.opset_imports.get("", opset)
+        yield from _nodes_of(function, f"{function.name}/", version)
+
+
+def _nodes_of(container: Container, prefix: str, opset: int) -> Iterator[tuple[str, ir.Node, int]]:
+    for node in container:
+        name = node.name or next((output.name for output in node.outputs if output.name), node.op_type)
+        path = f"{prefix}{name}"
+        yield path, node, opset
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _nodes_of(attribute.as_graph(), f"{path}/{attribute.name}/", opset)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for index, graph in enumerate(attribute.as_graphs()):
+                    yield from _nodes_of(graph, f"{path}/{attribute.name}_{index}/", opset)
+
+
+def _replace(nodes: Sequence[ir.Node], value: ir.Value) -> None:
+    """Put `value` in the place of the last node's output, under its name, and remove what nothing reads any more."""
+    old = nodes[-1].outputs[0]
+    name, shape, kind = old.name, old.shape, old.type
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    old.name = f"{name}/replaced"
+    value.name = name
+    value.type = kind or value.type
+    if shape is not None:
+        value.shape = shape
+    value.metadata_props.update(old.metadata_props)
+    _discard(list(reversed(nodes)))
+
+
+def _discard(nodes: Sequence[ir.Node]) -> None:
+    """Remove nodes that nothing reads, and whatever only they read."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop(0)
+        container = node.graph
+        if container is None or any(output.uses() or output.is_graph_output() for output in node.outputs):
+            continue
+        operands = [operand for operand in node.inputs if operand is not None]
+        container.remove(node, safe=True)
+        for operand in operands:
+            if operand.uses() or operand.is_graph_output():
+                continue
+            producer = operand.producer()
+            if producer is not None:
+                waiting.append(producer)
+            elif operand.is_initializer() and not operand.is_graph_input() and operand.graph is not None:
+                operand.graph.initializers.pop(str(operand.name), None)

@@ -1,0 +1,98 @@
+"""Insert nodes and constants into a graph of onnx-ir, with types and shapes, for any opset from 11."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+#: From this opset on, the axes of Squeeze and Unsqueeze are an input and no longer an attribute.
+AXES_ARE_AN_INPUT = 13
+
+
+class GraphWriter:
+    """Inserts nodes in front of one node of a graph or function; new names derive from `name`.
+
+    Args:
+        anchor: the node in front of which everything is inserted. It must belong to a graph or function.
+        name: prefix of the names of new nodes and values, unique within the model.
+        opset: version of the default domain.
+    """
+
+    def __init__(self, anchor: ir.Node, name: str, opset: int) -> None:
+        container = anchor.graph
+        if container is None:
+            raise ValueError(f"{anchor.name}: the node belongs to no graph")
+        self.anchor = anchor
+        self.container: ir.Graph | ir.Function = container
+        self.name = name
+        self.opset = opset
+        self.nodes: list[ir.Node] = []
+        self._count = 0
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        shape: Sequence[int | str | None] | None = None,
+        dtype: ir.DataType | None = None,
+        output: str | None = None,
+    ) -> ir.Value:
+        """Insert a node with one output, and return that output.
+
+        Args:
+            shape: of the output, where it is known: integers, names, or None for an unknown size.
+            dtype: of the output; that of the first input where None.
+            output: name of the output; derived from the writer's name where None.
+        """
+        label = f"{self.name}/{op_type}_{self._count}"
+        self._count += 1
+        value = ir.Value(name=output or label)
+        kind = dtype or (inputs[0].dtype if inputs and inputs[0] is not None else None)
+        if kind is not None:
+            value.type = ir.TensorType(kind)
+        if shape is not None:
+            value.shape = ir.Shape(shape)
+        node = ir.node(op_type, list(inputs), attributes or {}, outputs=[value], name=label)
+        self.container.insert_before(self.anchor, [node])
+        self.nodes.append(node)
+        return value
+
+    def constant(self, array: np.ndarray[Any, Any] | ir.TensorProtocol, label: str = "constant") -> ir.Value:
+        """Add a constant: an initializer of a graph, or a Constant node of a function, which has no initializers."""
+        tensor = ir.tensor(array) if isinstance(array, np.ndarray) else array
+        name = f"{self.name}/{label}_{self._count}"
+        self._count += 1
+        if isinstance(self.container, ir.Function):
+            value = self.op("Constant", [], {"value": tensor}, dtype=tensor.dtype, output=name)
+            value.shape = ir.Shape(tensor.shape)
+            return value
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        )
+        tensor.name = name
+        self.container.register_initializer(value)
+        return value
+
+    def integers(self, values: Sequence[int], label: str = "shape") -> ir.Value:
+        """Add a one-dimensional int64 constant."""
+        return self.constant(np.asarray(values, dtype=np.int64), label)
+
+    def unsqueeze(self, value: ir.Value, axes: Sequence[int], shape: Sequence[int | str | None]) -> ir.Value:
+        """Insert axes of size one; `axes` are positions in the output."""
+        return self._with_axes("Unsqueeze", value, axes, shape)
+
+    def squeeze(self, value: ir.Value, axes: Sequence[int], shape: Sequence[int | str | None]) -> ir.Value:
+        """Remove axes of size one; `axes` are positions in the input."""
+        return self._with_axes("Squeeze", value, axes, shape)
+
+    def _with_axes(
+        self, op_type: str, value: ir.Value, axes: Sequence[int], shape: Sequence[int | str | None]
+    ) -> ir.Value:
+        if self.opset >= AXES_ARE_AN_INPUT:
+            return self.op(op_type, [value, self.integers(axes, "axes")], shape=shape)
+        return self.op(op_type, [value], {"axes": list(axes)}, shape=shape)

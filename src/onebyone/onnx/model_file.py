@@ -1,0 +1,195 @@
+"""Read and write ONNX files: an untrusted file is checked before anything of its size is allocated.
+
+Tensors in external files are read only from the model's own folder, links resolved; a model is written beside its target
+and moved into place, its external data with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onebyone.atomic_files import atomic_path, kind_of_file, require_file
+from onebyone.errors import BadInput
+
+#: Protocol buffers hold less than 2 GiB; larger models keep their tensors in a file beside.
+LARGEST_FILE = 2_000_000_000
+#: Tensors smaller than this stay in the model's file.
+SMALLEST_EXTERNAL = 1024
+
+
+def open_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
+    """A model of onnx-ir from a path, a `ModelProto` or such a model itself, which is returned as it is.
+
+    Raises:
+        BadInput: the file is truncated, not ONNX, or damaged; a tensor's external data is missing, too short or
+            outside the model's folder; a node reads a value that nothing computes before it.
+    """
+    if isinstance(source, ir.Model):
+        model, name = source, "model"
+    elif isinstance(source, onnx.ModelProto):
+        model, name = _decoded(source, "model"), "model"
+    else:
+        model, name = _from_file(Path(source)), str(source)
+    _require_sound(model, name)
+    return model
+
+
+def save_model(model: ir.Model, path: str | os.PathLike[str]) -> Path:
+    """Write a model, whole or not at all; large tensors go to `PATH.data`, where the model is too large or had such.
+
+    Raises:
+        BadInput: the path cannot be written, or a tensor cannot be read any more.
+    """
+    path = Path(path)
+    external = bytes_of_weights(model) > LARGEST_FILE or any(
+        isinstance(tensor, ir.ExternalTensor) for _, tensor in _tensors(model)
+    )
+    data = path.with_name(f"{path.name}.data") if external else None
+    existed = data is not None and data.exists()
+    try:
+        with atomic_path(path) as temporary:
+            ir.save(
+                model,
+                temporary,
+                format="protobuf",
+                external_data=None if data is None else data.name,
+                size_threshold_bytes=SMALLEST_EXTERNAL,
+            )
+    except BaseException:
+        if data is not None and not existed:
+            with suppress(OSError):
+                data.unlink()
+        raise
+    return path
+
+
+def bytes_of_weights(model: ir.Model) -> int:
+    """Bytes of all initializers, in memory and in files."""
+    return sum(int(tensor.nbytes) for _, tensor in _tensors(model))
+
+
+def _from_file(path: Path) -> ir.Model:
+    require_file(path)
+    if path.stat().st_size == 0:
+        raise BadInput(f"{path} is empty; an ONNX model was expected")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        kind = kind_of_file(path)
+        raise BadInput(f"{path} is not an ONNX model or is damaged (the file is {kind}): {error}") from error
+    model = _decoded(proto, str(path))
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
+
+
+def _decoded(proto: onnx.ModelProto, name: str) -> ir.Model:
+    if proto.ir_version <= 0 or not proto.HasField("graph"):
+        raise BadInput(f"{name} is not an ONNX model: it has no IR version or no graph")
+    for tensor in _protos(proto.graph):
+        _require_size(tensor, name)
+    try:
+        return ir.serde.deserialize_model(proto)
+    except Exception as error:
+        raise BadInput(f"{name} is not a valid ONNX model: {_reason(error)}") from error
+
+
+def _protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph: initializers and attributes, subgraphs included."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for subgraph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _protos(subgraph)
+
+
+def _require_size(tensor: onnx.TensorProto, name: str) -> None:
+    """The tensor's data is as long as its shape says; nothing is allocated for it."""
+    if any(size < 0 for size in tensor.dims):
+        raise BadInput(
+            f"{name}: the tensor {tensor.name!r} has a negative size in its shape {list(tensor.dims)}"
+        )
+    if not tensor.HasField("raw_data") or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    try:
+        bits = ir.DataType(tensor.data_type).bitwidth
+    except (ValueError, TypeError) as error:
+        raise BadInput(
+            f"{name}: the tensor {tensor.name!r} has an unknown type {tensor.data_type}"
+        ) from error
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    if len(tensor.raw_data) != -(-count * bits // 8):
+        raise BadInput(
+            f"{name}: the tensor {tensor.name!r} of shape {list(tensor.dims)} needs {-(-count * bits // 8):,} bytes "
+            f"and holds {len(tensor.raw_data):,}"
+        )
+
+
+def _require_sound(model: ir.Model, name: str) -> None:
+    if not model.graph.inputs:
+        raise BadInput(f"{name}: its graph has no input")
+    for value_name, tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _require_external(tensor, value_name, name)
+    _require_order(model.graph, set(), name)
+
+
+def _tensors(model: ir.Model) -> Iterator[tuple[str, Any]]:
+    for graph in model.graphs():
+        for value_name, value in graph.initializers.items():
+            if value.const_value is not None:
+                yield str(value_name), value.const_value
+
+
+def _require_external(tensor: ir.ExternalTensor, value_name: str, name: str) -> None:
+    """The data of a tensor in another file is there, long enough, and inside the model's folder."""
+    what = f"{name}: the external data of {value_name!r}"
+    folder, path = os.path.realpath(tensor.base_dir or "."), os.path.realpath(tensor.path)
+    if os.path.isabs(str(tensor.location)) or os.path.commonpath([folder, path]) != folder:
+        raise BadInput(f"{what}, {str(tensor.location)!r}, lies outside the model's folder; it is not read")
+    if not os.path.isfile(path):
+        raise BadInput(f"{what} is missing: {tensor.location} is not a file beside the model")
+    offset, size = tensor.offset or 0, os.path.getsize(path)
+    count = 1
+    for axis in tensor.shape:
+        count *= int(axis)  # type: ignore[arg-type]
+    needed = -(-count * tensor.dtype.bitwidth // 8)
+    if offset < 0 or offset + needed > size:
+        raise BadInput(
+            f"{what} ends at byte {offset + needed:,} of {tensor.location}, which has {size:,} bytes; is it truncated?"
+        )
+
+
+def _require_order(graph: ir.Graph, outer: set[ir.Value], name: str) -> None:
+    """Every value that a node reads is an input, an initializer, or computed before: no cycle, nothing dangling."""
+    known = outer | set(graph.inputs) | set(graph.initializers.values())
+    for node in graph:
+        for operand in node.inputs:
+            if operand is not None and operand not in known:
+                raise BadInput(
+                    f"{name}: the node {node.name or node.op_type!r} reads {operand.name!r}, which nothing computes "
+                    "before it (a cycle, or a missing node)"
+                )
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                _require_order(attribute.as_graph(), known, name)
+        known |= set(node.outputs)
+    for output in graph.outputs:
+        if output not in known:
+            raise BadInput(f"{name}: its output {output.name!r} is computed by no node")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,197 @@
+"""Write a product with a constant weight as a convolution of kernel 1×1, or h×w behind a flattened map.
+
+The data (batch, positions, channels in any order) becomes a map (N, C, H, W): the first free axis is the batch, the
+others are the positions, and two of them keep an axis each. Source: the identities of `onebyone.laws.pointwise`,
+`onebyone.laws.grouped` and `onebyone.laws.flatten`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from onebyone.onnx import axes
+from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter, array_of
+from onebyone.onnx.flattened_maps import FlattenedMap, flattened_map
+from onebyone.onnx.graph_writer import GraphWriter
+from onebyone.onnx.linear_products import LinearProduct, bias_shape
+
+POINTWISE, GROUPED, FLATTEN = (
+    "linear = pointwise convolution",
+    "batched product = grouped convolution",
+    "flatten, then linear = convolution",
+)
+
+
+def write_convolution(
+    product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter
+) -> tuple[ir.Value, str, str]:
+    """Insert the convolution; return its result in the product's shape, the law's name and a description.
+
+    Raises:
+        NotRewritable: the weight cannot take the convolution's shape.
+    """
+    source = None if product.grouped else flattened_map(product)
+    if source is not None:
+        value, description = _on_the_map(product, source, writer, rewriter)
+        return value, FLATTEN if prod(source.kernel) > 1 else POINTWISE, description
+    value, description = _pointwise(product, writer, rewriter)
+    return value, GROUPED if product.grouped else POINTWISE, description
+
+
+def _pointwise(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter) -> tuple[ir.Value, str]:
+    free = product.free
+    batch, rest = free[:1], free[1:]
+    positions = (rest[:1], rest[1:]) if len(rest) == 2 else ((), rest)
+    channels = (*product.grouped, *product.contracted)
+    data = axes.merged(
+        writer, product.data, product.data_labels, [batch, channels, *positions], product.sizes
+    )
+    value, description = _convolution(product, data, (), (1, 1), writer, rewriter)
+    outputs = (*product.grouped, *product.features)
+    sources = {label: (product.data, axis) for axis, label in enumerate(product.data_labels)}
+    groups: list[axes.Group] = [batch, outputs, *positions]
+    value = axes.split(writer, value, groups, product.output_labels, product.sizes, sources)
+    return _finished(product, value, writer), description
+
+
+def _on_the_map(
+    product: LinearProduct, source: FlattenedMap, writer: GraphWriter, rewriter: WeightRewriter
+) -> tuple[ir.Value, str]:
+    steps: list[Step] = [
+        ("reshape", (_features(product), *(source.sizes[axis] for axis in source.order))),
+        ("transpose", (0, *(1 + source.order.index(axis) for axis in range(len(source.order))))),
+    ]
+    value, description = _convolution(product, source.value, steps, source.kernel, writer, rewriter)
+    ones = list(range(2, 2 + len(source.kernel)))
+    shape = [product.sizes[label] for label in (*product.free, *product.features)]
+    return _finished(product, writer.squeeze(value, ones, shape), writer), description
+
+
+def _convolution(
+    product: LinearProduct,
+    data: ir.Value,
+    kernel_steps: Sequence[Step],
+    kernel: tuple[int, ...],
+    writer: GraphWriter,
+    rewriter: WeightRewriter,
+) -> tuple[ir.Value, str]:
+    groups = prod(product.sizes[label] or 1 for label in product.grouped)
+    outputs, inputs = (
+        groups * _features(product),
+        prod(product.sizes[label] or 1 for label in product.contracted),
+    )
+    steps = weight_steps(product, (*product.grouped, *product.features, *product.contracted))
+    if kernel_steps:
+        steps += [("reshape", (outputs, inputs)), *kernel_steps]
+    else:
+        steps.append(("reshape", (outputs, inputs, *kernel)))
+    weight, scale = _scaled(product, steps, writer, rewriter)
+    bias, addend = _bias(product, outputs, scale, writer, rewriter)
+    attributes = {
+        "kernel_shape": list(kernel),
+        "group": groups,
+        "strides": [1] * len(kernel),
+        "dilations": [1] * len(kernel),
+        "pads": [0] * (2 * len(kernel)),
+    }
+    operands = [data, weight] + ([bias] if bias is not None else [])
+    sizes = [None, outputs, *(None for _ in kernel)] if data.shape is None else [data.shape[0], outputs]
+    if data.shape is not None:
+        sizes += [1] * len(kernel) if kernel_steps else list(data.shape[2:])
+    shape = [size if isinstance(size, int) else None for size in sizes]
+    value = writer.op("Conv", operands, attributes, shape=shape)
+    if scale != 1.0:
+        factor = writer.constant(
+            np.asarray(scale, dtype=data.dtype.numpy() if data.dtype else np.float32), "alpha"
+        )
+        value = writer.op("Mul", [value, factor], shape=shape)
+    if addend is not None:
+        value = writer.op("Add", [value, addend], shape=shape)
+    described = "×".join(map(str, kernel))
+    return (
+        value,
+        f"{described} convolution {outputs}×{inputs // max(prod(kernel), 1) if kernel_steps else inputs}",
+    )
+
+
+def weight_steps(product: LinearProduct, order: Sequence[str]) -> list[Step]:
+    """Bring the weight's axes into an order of labels, without the axes of size one that broadcast."""
+    labels = product.weight_labels
+    steps: list[Step] = []
+    if len(labels) != len(product.weight_axes):
+        steps.append(("reshape", tuple(product.sizes[label] or 1 for label in labels)))
+    steps.append(("transpose", tuple(labels.index(label) for label in order)))
+    return steps
+
+
+def _scaled(
+    product: LinearProduct, steps: list[Step], writer: GraphWriter, rewriter: WeightRewriter
+) -> tuple[ir.Value, float]:
+    """The weight in its new shape, and the factor that is left to be applied after the convolution.
+
+    A factor other than one goes into the weight, except where the weight is an expression (quantised, cast).
+    """
+    if product.scale != 1.0:
+        try:
+            return rewriter.rewrite(writer, product.weight, [*steps, ("scale", (product.scale,))]), 1.0
+        except NotRewritable:
+            pass
+    return rewriter.rewrite(writer, product.weight, steps), product.scale
+
+
+def _bias(
+    product: LinearProduct, outputs: int, scale: float, writer: GraphWriter, rewriter: WeightRewriter
+) -> tuple[ir.Value | None, ir.Value | None]:
+    """The bias of the convolution, or what is to be added to its scaled result; at most one is not None."""
+    shape = bias_shape(product)
+    if product.bias is None or shape is None or product.bias_scale == 0:
+        return None, None
+    labels = [*product.grouped, *product.features]
+    order = [product.output_labels.index(label) for label in labels]
+    wanted = tuple(product.sizes[label] or 1 for label in labels)
+    if product.bias_scale == 1 and prod(shape) == outputs:
+        steps: list[Step] = [
+            ("reshape", shape),
+            ("transpose", (*order, *(a for a in range(len(shape)) if a not in order))),
+            ("reshape", (outputs,)),
+        ]
+        try:
+            vector = rewriter.rewrite(writer, product.bias, steps)
+        except NotRewritable:
+            vector = None
+    else:
+        vector = None
+    if vector is None:
+        numbers = array_of(product.bias)
+        kept = numbers.reshape(shape).transpose((*order, *(a for a in range(len(shape)) if a not in order)))
+        wide = np.broadcast_to(kept.reshape(kept.shape[: len(order)]), wanted).reshape(outputs)
+        vector = writer.constant(
+            (wide * np.asarray(product.bias_scale, wide.dtype)).astype(wide.dtype), "bias"
+        )
+    if scale == 1.0:
+        return vector, None
+    return None, writer.unsqueeze(vector, [1, 2], [outputs, 1, 1])
+
+
+def _finished(product: LinearProduct, value: ir.Value, writer: GraphWriter) -> ir.Value:
+    """Add what is not a bias of a convolution, and apply the activation of a fused operator."""
+    shape = None if value.shape is None else list(value.shape)
+    if product.bias is not None and bias_shape(product) is None and product.bias_scale != 0:
+        addend = product.bias
+        if product.bias_scale != 1:
+            dtype = addend.dtype.numpy() if addend.dtype else np.float32
+            factor = writer.constant(np.asarray(product.bias_scale, dtype=dtype), "beta")
+            addend = writer.op("Mul", [addend, factor])
+        value = writer.op("Add", [value, addend])
+    if product.activation is not None:
+        name, attributes = product.activation
+        value = writer.op(name, [value], attributes, shape=shape)
+    return value
+
+
+def _features(product: LinearProduct) -> int:
+    return prod(product.sizes[label] or 1 for label in product.features)

@@ -1,0 +1,206 @@
+"""Write a 1×1 convolution as a matrix product, and a convolution over the whole map as one behind a flatten.
+
+Source: the identities of `onebyone.laws.pointwise`, `onebyone.laws.strided`, `onebyone.laws.grouped` and
+`onebyone.laws.flatten`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from onebyone.onnx import axes
+from onebyone.onnx.constants import Step, WeightRewriter, is_constant, overridable, shape_of
+from onebyone.onnx.graph_writer import GraphWriter
+from onebyone.onnx.linear_products import FLOATS
+
+POINTWISE = "pointwise convolution = linear"
+STRIDED = "strided pointwise convolution = subsample, then linear"
+GROUPED = "grouped pointwise convolution = batched product"
+WHOLE_MAP = "convolution over the whole map = flatten, then linear"
+
+
+@dataclass(frozen=True, eq=False)
+class LinearConvolution:
+    """A convolution that is a linear layer at each position, or one linear layer over its whole map."""
+
+    node: ir.Node
+    data: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    groups: int
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def output(self) -> ir.Value:
+        """The convolution's result."""
+        return self.node.outputs[0]
+
+    @property
+    def covers_the_map(self) -> bool:
+        """Whether it has one position, which sees the whole map."""
+        return prod(self.kernel) > 1
+
+
+Reading: TypeAlias = "LinearConvolution | str"
+
+
+def read_convolution(node: ir.Node) -> Reading | None:
+    """Read a Conv as a linear layer; a reason where a 1×1 Conv cannot be; None for other nodes and other kernels."""
+    if node.op_type != "Conv" or node.domain != "" or len(node.inputs) < 2:
+        return None
+    data, weight = node.inputs[0], node.inputs[1]
+    if data is None or weight is None:
+        return None
+    shape = shape_of(weight)
+    pointwise = shape is not None and prod(shape[2:]) == 1
+    if not is_constant(weight):
+        behind = overridable(weight)
+        if pointwise and behind is not None:
+            return f"its weight {behind.name!r} is also an input of the graph (--freeze-initialisers)"
+        return None
+    if shape is None:
+        return None
+    spatial = len(shape) - 2
+    strides = tuple(node.attributes.get_ints("strides") or [1] * spatial)
+    padded = any(node.attributes.get_ints("pads") or [])
+    sizes = [] if data.shape is None else list(data.shape[2:])
+    whole = not pointwise and sizes == list(shape[2:]) and not padded
+    if not pointwise and not whole:
+        return None
+    groups = node.attributes.get_int("group", 1)
+    if padded:
+        return "it pads its input: the border positions have no linear layer"
+    if data.shape is None:
+        return f"the rank of its input {data.name!r} is not known"
+    if whole and (groups > 1 or node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")):
+        return None
+    if data.dtype is not None and data.dtype not in FLOATS:
+        return f"its element type {data.dtype.name.lower()} is not a floating one"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return LinearConvolution(node, data, weight, bias, groups, tuple(shape[2:]), strides)
+
+
+def write_matrix_product(
+    convolution: LinearConvolution, writer: GraphWriter, rewriter: WeightRewriter
+) -> tuple[ir.Value, str, str]:
+    """Insert the matrix product; return its result in the convolution's shape, the law's name and a description.
+
+    Raises:
+        NotRewritable: the weight cannot take the matrix's shape.
+    """
+    weight = shape_of(convolution.weight)
+    assert weight is not None
+    outputs, inputs = weight[0], prod(weight[1:])
+    if convolution.covers_the_map:
+        return _whole_map(convolution, writer, rewriter), WHOLE_MAP, f"linear {outputs}×{inputs}"
+    data = _subsampled(convolution, writer)
+    if convolution.groups == 1:
+        value = _pointwise(convolution, data, writer, rewriter)
+        law = STRIDED if data is not convolution.data else POINTWISE
+        return value, law, f"linear {outputs}×{inputs}"
+    value = _grouped(convolution, data, writer, rewriter)
+    return value, GROUPED, f"{convolution.groups} products {outputs // convolution.groups}×{inputs}"
+
+
+def _subsampled(convolution: LinearConvolution, writer: GraphWriter) -> ir.Value:
+    """The positions that the convolution's strides visit."""
+    data, strides = convolution.data, convolution.strides
+    moved = [axis for axis, stride in enumerate(strides) if stride > 1]
+    if not moved:
+        return data
+    assert data.shape is not None
+    shape = [size if isinstance(size, int) else None for size in data.shape]
+    for axis in moved:
+        size = shape[2 + axis]
+        shape[2 + axis] = None if size is None else -(-size // strides[axis])
+    operands = [
+        data,
+        writer.integers([0] * len(moved), "starts"),
+        writer.integers([np.iinfo(np.int64).max] * len(moved), "ends"),
+        writer.integers([2 + axis for axis in moved], "axes"),
+        writer.integers([strides[axis] for axis in moved], "steps"),
+    ]
+    return writer.op("Slice", operands, shape=shape)
+
+
+def _labels(data: ir.Value) -> tuple[list[str], dict[str, int | None]]:
+    assert data.shape is not None
+    labels = ["n", "c", *(f"s{axis}" for axis in range(len(data.shape) - 2))]
+    sizes = {
+        label: size if isinstance(size, int) else None for label, size in zip(labels, data.shape, strict=True)
+    }
+    return labels, sizes
+
+
+def _pointwise(
+    convolution: LinearConvolution, data: ir.Value, writer: GraphWriter, rewriter: WeightRewriter
+) -> ir.Value:
+    weight = shape_of(convolution.weight)
+    assert weight is not None
+    labels, sizes = _labels(data)
+    last = ["n", *labels[2:], "c"]
+    rows = axes.merged(writer, data, labels, [(label,) for label in last], sizes)
+    steps: list[Step] = [("reshape", weight[:2]), ("transpose", (1, 0))]
+    matrix = rewriter.rewrite(writer, convolution.weight, steps)
+    sizes = sizes | {"c": weight[0]}
+    value = writer.op("MatMul", [rows, matrix], shape=[sizes[label] for label in last])
+    if convolution.bias is not None:
+        value = writer.op("Add", [value, convolution.bias], shape=[sizes[label] for label in last])
+    return axes.split(writer, value, [(label,) for label in last], labels, sizes, {})
+
+
+def _grouped(
+    convolution: LinearConvolution, data: ir.Value, writer: GraphWriter, rewriter: WeightRewriter
+) -> ir.Value:
+    weight = shape_of(convolution.weight)
+    assert weight is not None
+    labels, sizes = _labels(data)
+    groups, outputs, inputs = convolution.groups, weight[0] // convolution.groups, weight[1]
+    sizes = sizes | {"g": groups, "k": inputs, "o": outputs}
+    sources = {label: (data, axis) for axis, label in enumerate(labels)}
+    positions = tuple(labels[2:])
+    channels = ("g", "k")
+    apart = axes.split(
+        writer,
+        data,
+        [("n",), channels, *((p,) for p in positions)],
+        ["n", *channels, *positions],
+        sizes,
+        sources,
+    )
+    rows = axes.merged(
+        writer, apart, ["n", *channels, *positions], [("n",), ("g",), positions, ("k",)], sizes
+    )
+    steps: list[Step] = [("reshape", (groups, outputs, inputs)), ("transpose", (0, 2, 1))]
+    matrices = rewriter.rewrite(writer, convolution.weight, steps)
+    shape = [sizes["n"], groups, axes.group_size(positions, sizes), outputs]
+    value = writer.op("MatMul", [rows, matrices], shape=shape)
+    if convolution.bias is not None:
+        bias = rewriter.rewrite(writer, convolution.bias, [("reshape", (groups, 1, outputs))])
+        value = writer.op("Add", [value, bias], shape=shape)
+    split = axes.split(
+        writer, value, [("n",), ("g",), positions, ("o",)], ["n", "g", "o", *positions], sizes, sources
+    )
+    return axes.merged(
+        writer, split, ["n", "g", "o", *positions], [("n",), ("g", "o"), *((p,) for p in positions)], sizes
+    )
+
+
+def _whole_map(convolution: LinearConvolution, writer: GraphWriter, rewriter: WeightRewriter) -> ir.Value:
+    weight = shape_of(convolution.weight)
+    assert weight is not None and convolution.data.shape is not None
+    outputs, inputs = weight[0], prod(weight[1:])
+    first = convolution.data.shape[0]
+    batch = first if isinstance(first, int) else None
+    vector = writer.op("Flatten", [convolution.data], {"axis": 1}, shape=[batch, inputs])
+    matrix = rewriter.rewrite(writer, convolution.weight, [("reshape", (outputs, inputs))])
+    operands = [vector, matrix] + ([convolution.bias] if convolution.bias is not None else [])
+    value = writer.op("Gemm", operands, {"transB": 1}, shape=[batch, outputs])
+    ones = list(range(2, 2 + len(convolution.kernel)))
+    return writer.unsqueeze(value, ones, [batch, outputs, *(1 for _ in ones)])

@@ -1,0 +1,140 @@
+"""Damaged and hostile files are one clear sentence; models with external data travel with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+
+from onebyone.errors import BadInput
+from onebyone.onnx.convert import convert_model
+from onebyone.onnx.model_file import open_model, save_model
+from tests.onnx.models import integers, model, run
+
+TEXT = "g (int64[N] i) => (float[N,32] y) { x = Gather(table, i) y = MatMul(x, w) }"
+
+
+@pytest.fixture
+def small() -> ir.Model:
+    return model(TEXT, {"w": integers(64, 32), "table": integers(100, 64)})
+
+
+@pytest.fixture
+def external(tmp_path: Path, small: ir.Model) -> Path:
+    path = tmp_path / "in" / "model.onnx"
+    path.parent.mkdir()
+    ir.save(small, path, external_data="model.data", size_threshold_bytes=16)
+    return path
+
+
+def test_a_converted_model_takes_its_external_data_along(external: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    i = np.array([3, 99, 0])
+    expected = integers(100, 64)[i] @ integers(64, 32)
+    converted = convert_model(open_model(external)).model
+    save_model(converted, target / "new.onnx")
+    for file in external.parent.iterdir():
+        file.unlink()
+    assert sorted(p.name for p in target.iterdir()) == ["new.onnx", "new.onnx.data"]
+    again = open_model(target / "new.onnx")
+    ir.external_data.load_to_model(again)
+    np.testing.assert_array_equal(run(again, {"i": i})[0], expected)
+
+
+def test_a_model_without_external_data_is_one_file(tmp_path: Path, small: ir.Model) -> None:
+    save_model(convert_model(small).model, tmp_path / "new.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["new.onnx"]
+    onnx.checker.check_model(str(tmp_path / "new.onnx"), full_check=True)
+
+
+def test_saving_where_nothing_can_be_written_leaves_nothing(external: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="missing"):
+        save_model(convert_model(open_model(external)).model, tmp_path / "missing" / "new.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 0.99])
+def test_truncated(share: float, tmp_path: Path, small: ir.Model) -> None:
+    data = ir.serde.serialize_model(small).SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(BadInput, match="model.onnx"):
+        open_model(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, world", b"PK\x03\x04rest", b"\x89PNG\r\n\x1a\n" + bytes(64), bytes(1000)]
+)
+def test_not_onnx(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="not an ONNX model"):
+        open_model(path)
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "link.bin", "folder/../../secret.bin"])
+def test_external_data_outside_the_folder(location: str, external: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.bin").write_bytes(bytes(64 * 32 * 4))
+    os.symlink(tmp_path / "secret.bin", external.parent / "link.bin")
+    with pytest.raises(BadInput, match="outside the model's folder"):
+        open_model(_with_location(external, location))
+
+
+def test_external_data_that_is_missing_or_short(external: Path) -> None:
+    data = external.parent / "model.data"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(BadInput, match="truncated"):
+        open_model(external)
+    data.unlink()
+    with pytest.raises(BadInput, match="is missing"):
+        open_model(external)
+
+
+def test_absurd_sizes(tmp_path: Path) -> None:
+    tensor = numpy_helper.from_array(np.zeros(4, np.float32), "w")
+    tensor.dims[:] = [2**40, 2**20]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["N", 4])],
+        [helper.make_tensor_value_info("y", 1, None)],
+        [tensor],
+    )
+    with pytest.raises(BadInput, match="needs .* bytes and holds 16"):
+        open_model(helper.make_model(graph))
+    tensor.dims[:] = [-1, 4]
+    graph.initializer[0].CopyFrom(tensor)
+    with pytest.raises(BadInput, match="negative size"):
+        open_model(helper.make_model(graph))
+
+
+def test_cycles_dangling_values_and_no_input() -> None:
+    inputs = [helper.make_tensor_value_info("x", 1, [2])]
+    outputs = [helper.make_tensor_value_info("y", 1, [2])]
+    cycle = [
+        helper.make_node("Add", ["x", "b"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    with pytest.raises(BadInput, match="reads 'b', which nothing computes before it"):
+        open_model(helper.make_model(helper.make_graph(cycle, "g", inputs, outputs)))
+    dangling = [helper.make_node("Add", ["x", "nowhere"], ["y"])]
+    with pytest.raises(BadInput, match="nowhere"):
+        open_model(helper.make_model(helper.make_graph(dangling, "g", inputs, outputs)))
+    constant = [helper.make_node("Constant", [], ["y"], value_floats=[1.0, 2.0])]
+    with pytest.raises(BadInput, match="has no input"):
+        open_model(helper.make_model(helper.make_graph(constant, "g", [], outputs)))
+
+
+def _with_location(path: Path, location: str) -> Path:
+    proto = onnx.load(path, load_external_data=False)
+    (entry,) = [e for e in proto.graph.initializer[0].external_data if e.key == "location"]
+    entry.value = location
+    path.write_bytes(proto.SerializeToString())
+    return path

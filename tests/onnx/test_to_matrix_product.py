@@ -1,0 +1,72 @@
+"""1×1 convolutions become matrix products that give the same integers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onebyone.onnx.convert import convert_model
+from tests.onnx.models import integers, model, operators, run
+
+W = {"w": integers(6, 4, 1, 1)}
+CASES = {
+    "two dimensions": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { y = Conv(x, w) }", W, (2, 4, 3, 5)),
+    "one dimension": ("g (float[N,4,T] x) => (float[N,6,T] y) { y = Conv(x, w) }", {"w": integers(6, 4, 1)}, (2, 4, 3)),
+    "three dimensions": ("g (float[N,4,D,H,V] x) => (float[N,6,D,H,V] y) { y = Conv(x, w) }", {"w": integers(6, 4, 1, 1, 1)}, (2, 4, 3, 5, 2)),
+    "bias": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { y = Conv(x, w, b) }", W | {"b": integers(6)}, (2, 4, 3, 5)),
+    "stride": ("g (float[N,4,7,6] x) => (float[N,6,4,2] y) { y = Conv<strides=[2,3]>(x, w) }", W, (2, 4, 7, 6)),
+    "dilation, which a kernel of one does not see": ("g (float[N,4,7,6] x) => (float[N,6,7,6] y) { y = Conv<dilations=[2,3]>(x, w) }", W, (2, 4, 7, 6)),
+    "groups": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { y = Conv<group=2>(x, w, b) }", {"w": integers(6, 2, 1, 1), "b": integers(6)}, (2, 4, 3, 5)),
+    "depthwise": ("g (float[N,4,T] x) => (float[N,4,T] y) { y = Conv<group=4>(x, w) }", {"w": integers(4, 1, 1)}, (2, 4, 3)),
+    "groups and stride": ("g (float[N,4,5] x) => (float[N,6,3] y) { y = Conv<group=2, strides=[2]>(x, w) }", {"w": integers(6, 2, 1)}, (2, 4, 5)),
+    "the whole map": ("g (float[N,2,3,4] x) => (float[N,5,1,1] y) { y = Conv(x, w, b) }", {"w": integers(5, 2, 3, 4), "b": integers(5)}, (2, 2, 3, 4)),
+    "int8 weight": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { d = DequantizeLinear<axis=0>(w, s) y = Conv(x, d) }", {"w": integers(6, 4, 1, 1, dtype=np.int8), "s": np.float32([1, 2, 4, 8, 0.5, 1])}, (2, 4, 3, 5)),
+    "opset 11": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { y = Conv<group=2>(x, w) }", {"w": integers(6, 2, 1, 1)}, (2, 4, 3, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_integers(name: str) -> None:
+    text, weights, shape = CASES[name]
+    m = model(text, weights, opset=11 if "11" in name else 20)
+    result = convert_model(m, "linear")
+    assert not result.refused
+    assert len(result.changes) == 1
+    names = Counter(operators(result.model))
+    assert names["Conv"] == 0
+    assert names["MatMul"] + names["Gemm"] == 1
+    onnx.checker.check_model(ir.serde.serialize_model(result.model), full_check=True)
+    x = integers(*shape, seed=1)
+    (found,), (expected,) = run(result.model, {"x": x}), run(m, {"x": x})
+    assert found.shape == expected.shape
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_padding_is_refused_by_name() -> None:
+    m = model(
+        "g (float[N,4,5] x) => (float[N,6,7] y) { y = Conv<pads=[1,1]>(x, w) }", {"w": integers(6, 4, 1)}
+    )
+    result = convert_model(m, "linear")
+    assert not result.changes
+    assert "pads" in result.refused[0].reason
+
+
+def test_larger_kernels_are_left_alone() -> None:
+    m = model("g (float[N,4,5] x) => (float[N,6,3] y) { y = Conv(x, w) }", {"w": integers(6, 4, 3)})
+    result = convert_model(m, "linear")
+    assert not result.changes
+    assert not result.refused
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("the whole map",)])
+def test_there_and_back(name: str) -> None:
+    text, weights, shape = CASES[name]
+    m = model(text, weights)
+    back = convert_model(convert_model(m, "linear").model, "conv")
+    assert len(back.changes) == 1
+    x = integers(*shape, seed=1)
+    np.testing.assert_array_equal(run(back.model, {"x": x})[0], run(m, {"x": x})[0])
