@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onebyone.onnx.graph_writer import GraphWriter
 
-#: One step of a rewriting: ("transpose", permutation), ("reshape", shape) or ("scale", (factor,)).
+#: One step of a rewriting: ("transpose", permutation), ("reshape", shape), ("broadcast", shape) or ("scale", (factor,)).
 Step: TypeAlias = "tuple[str, tuple[Any, ...]]"
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -119,8 +119,8 @@ class WeightRewriter:
             raise NotRewritable("it is not a constant")
         operand = node.inputs[0]
         assert operand is not None
-        if node.op_type not in _SHAPE_OPERATORS and any(kind == "scale" for kind, _ in steps):
-            raise NotRewritable("a factor cannot be taken into a computed weight")
+        if node.op_type not in _SHAPE_OPERATORS and any(kind in ("scale", "broadcast") for kind, _ in steps):
+            raise NotRewritable("a computed constant takes no factor and is not repeated")
         if node.op_type in _SHAPE_OPERATORS:
             return self.rewrite(writer, operand, (_step_of(node), *steps))
         if node.op_type == "Cast":
@@ -174,14 +174,22 @@ def _is_trivial(step: Step) -> bool:
     return kind == "transpose" and numbers == tuple(range(len(numbers)))
 
 
-def _apply(array: Array, steps: Sequence[Step]) -> Array:
-    """Carry out the steps; one copy at most, where the order of the numbers changes."""
+def apply_steps(array: Array, steps: Sequence[Step]) -> Array:
+    """Carry out the steps on an array; one copy at most, where the order of the numbers changes.
+
+    >>> apply_steps(np.arange(6), [("reshape", (2, 3)), ("transpose", (1, 0)), ("scale", (2,))]).tolist()
+    [[0, 6], [2, 8], [4, 10]]
+    """
     for kind, numbers in steps:
         if kind == "scale":
             array = array * array.dtype.type(numbers[0])
+        elif kind == "transpose":
+            array = array.transpose(numbers)
+        elif kind == "broadcast":
+            array = np.broadcast_to(array, numbers)
         else:
-            array = array.transpose(numbers) if kind == "transpose" else array.reshape(numbers)
-    return np.ascontiguousarray(array)
+            array = array.reshape(numbers)
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def _lazily(tensor: ir.TensorProtocol, steps: tuple[Step, ...]) -> ir.TensorProtocol:
@@ -189,10 +197,10 @@ def _lazily(tensor: ir.TensorProtocol, steps: tuple[Step, ...]) -> ir.TensorProt
     shape = tuple(int(size) for size in tensor.shape.numpy())
     for kind, numbers in steps:
         if kind != "scale":
-            shape = tuple(shape[a] for a in numbers) if kind == "transpose" else numbers
+            shape = tuple(shape[a] for a in numbers) if kind == "transpose" else tuple(numbers)
 
     def make() -> ir.TensorProtocol:
-        return ir.tensor(_apply(np.asarray(tensor.numpy()), steps), dtype=tensor.dtype)
+        return ir.tensor(apply_steps(np.asarray(tensor.numpy()), steps), dtype=tensor.dtype)
 
     return ir.LazyTensor(make, tensor.dtype, ir.Shape(shape), cache=False, name=tensor.name)
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.onnx import axes
-from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter, array_of
+from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter
 from onebyone.onnx.flattened_maps import FlattenedMap, flattened_map
 from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.linear_products import LinearProduct, bias_shape
@@ -152,26 +152,15 @@ def _bias(
         return None, None
     labels = [*product.grouped, *product.features]
     order = [product.output_labels.index(label) for label in labels]
-    wanted = tuple(product.sizes[label] or 1 for label in labels)
-    if product.bias_scale == 1 and prod(shape) == outputs:
-        steps: list[Step] = [
-            ("reshape", shape),
-            ("transpose", (*order, *(a for a in range(len(shape)) if a not in order))),
-            ("reshape", (outputs,)),
-        ]
-        try:
-            vector = rewriter.rewrite(writer, product.bias, steps)
-        except NotRewritable:
-            vector = None
-    else:
-        vector = None
-    if vector is None:
-        numbers = array_of(product.bias)
-        kept = numbers.reshape(shape).transpose((*order, *(a for a in range(len(shape)) if a not in order)))
-        wide = np.broadcast_to(kept.reshape(kept.shape[: len(order)]), wanted).reshape(outputs)
-        vector = writer.constant(
-            (wide * np.asarray(product.bias_scale, wide.dtype)).astype(wide.dtype), "bias"
-        )
+    full = (*order, *(axis for axis in range(len(shape)) if axis not in order))
+    steps: list[Step] = [("reshape", shape), ("transpose", full)]
+    if prod(shape) != outputs:
+        sizes = tuple(product.sizes[label] or 1 for label in labels)
+        steps += [("reshape", tuple(shape[axis] for axis in order)), ("broadcast", sizes)]
+    steps.append(("reshape", (outputs,)))
+    if product.bias_scale != 1:
+        steps.append(("scale", (product.bias_scale,)))
+    vector = rewriter.rewrite(writer, product.bias, steps)
     if scale == 1.0:
         return vector, None
     return None, writer.unsqueeze(vector, [1, 2], [outputs, 1, 1])
