@@ -5,27 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import prod
+from typing import TypeAlias
 
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from onebyone.onnx import linear_products, to_matrix_product
-from onebyone.onnx.constants import NotRewritable, WeightRewriter, shape_of
-from onebyone.onnx.graph_writer import GraphWriter
+from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter, shape_of
+from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.records import Change, Refusal, by
 
-Container = ir.Graph | ir.Function
+Container: TypeAlias = ir.Graph | ir.Function
 
 
 @dataclass(frozen=True)
 class RewrittenLayer:
-    """One converted layer, named by the values that its original and its converted form share."""
+    """One converted layer. Its original and its converted form compute the value `output` from the value `data`.
+
+    `terms` is the number of products that are summed for one number of the output.
+    """
 
     path: str
+    kind: str
+    law: str
     data: str
     output: str
+    terms: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +44,7 @@ class Rewriting:
     changes: tuple[Change, ...]
     refused: tuple[Refusal, ...]
     layers: tuple[RewrittenLayer, ...]
-    entries: dict[str, tuple[str, tuple[tuple[str, tuple[float, ...]], ...]]]
+    entries: dict[str, tuple[str, tuple[Step, ...]]]
 
 
 def convert_model(model: ir.Model, to: str = "conv", only: str | Sequence[str] | None = None) -> Rewriting:
@@ -48,9 +56,7 @@ def convert_model(model: ir.Model, to: str = "conv", only: str | Sequence[str] |
         only: patterns of paths, as `fnmatch` reads them; everything where None.
     """
     patterns = None if only is None else [only] if isinstance(only, str) else list(only)
-    copy = model.clone()
-    _lift_constants(copy)
-    infer_shapes(copy)
+    copy = prepared(model)
     rewriter = WeightRewriter()
     changes: list[Change] = []
     refused: list[Refusal] = []
@@ -75,11 +81,21 @@ def convert_model(model: ir.Model, to: str = "conv", only: str | Sequence[str] |
         if isinstance(result, str):
             refused.append(Refusal(path, node.op_type, result))
             continue
-        value, replaced, data, law, before, after = result
-        layers.append(RewrittenLayer(path, str(data.name), str(replaced[-1].outputs[0].name)))
-        _replace(replaced, value)
-        changes.append(Change(path, node.op_type, law, before, after))
+        written, replaced, weight, terms = result
+        names = str(written.data.name), str(replaced[-1].outputs[0].name)
+        layers.append(RewrittenLayer(path, node.op_type, written.law, *names, terms))
+        _replace(replaced, written.result)
+        before = f"{node.op_type} {by(shape_of(weight) or ())}"
+        changes.append(Change(path, node.op_type, written.law, before, written.description))
     return Rewriting(copy, tuple(changes), tuple(refused), tuple(layers), dict(rewriter.entries))
+
+
+def prepared(model: ir.Model) -> ir.Model:
+    """A copy with its constants as initializers, and with shapes and types as far as they can be inferred."""
+    copy = model.clone()
+    _lift_constants(copy)
+    infer_shapes(copy)
+    return copy
 
 
 def _lift_constants(model: ir.Model) -> None:
@@ -95,25 +111,24 @@ def _lift_constants(model: ir.Model) -> None:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
-Written = tuple[ir.Value, tuple[ir.Node, ...], ir.Value, str, str, str]
+#: A new form, the nodes that it replaces, the weight, and the number of terms of one sum.
+Written: TypeAlias = "tuple[WrittenLayer, tuple[ir.Node, ...], ir.Value, int]"
 
 
 def _to_convolution(node: ir.Node, writer: GraphWriter, rewriter: WeightRewriter) -> Written | str | None:
     read = linear_products.read_product(node)
     if read is None or isinstance(read, str):
         return read
-    value, law, after = write_convolution(read, writer, rewriter)
-    before = f"{node.op_type} {by(shape_of(read.weight) or ())}"
-    return value, read.nodes, read.data, law, before, after
+    terms = prod(read.sizes[label] or 1 for label in read.contracted)
+    return write_convolution(read, writer, rewriter), read.nodes, read.weight, terms
 
 
 def _to_linear(node: ir.Node, writer: GraphWriter, rewriter: WeightRewriter) -> Written | str | None:
     read = to_matrix_product.read_convolution(node)
     if read is None or isinstance(read, str):
         return read
-    value, law, after = to_matrix_product.write_matrix_product(read, writer, rewriter)
-    before = f"Conv {by(shape_of(read.weight) or ())}"
-    return value, (node,), read.data, law, before, after
+    terms = prod((shape_of(read.weight) or (1,))[1:])
+    return to_matrix_product.write_matrix_product(read, writer, rewriter), (node,), read.weight, terms
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,16 @@ import onnx_ir as ir
 
 #: From this opset on, the axes of Squeeze and Unsqueeze are an input and no longer an attribute.
 AXES_ARE_AN_INPUT = 13
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenLayer:
+    """A layer in its new form: the value that it reads, its result, the law applied, and a short description."""
+
+    data: ir.Value
+    result: ir.Value
+    law: str
+    description: str
 
 
 class GraphWriter:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onebyone.onnx import axes
 from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter
 from onebyone.onnx.flattened_maps import FlattenedMap, flattened_map
-from onebyone.onnx.graph_writer import GraphWriter
+from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import LinearProduct, bias_shape
 
 POINTWISE, GROUPED, FLATTEN = (
@@ -26,10 +26,8 @@ POINTWISE, GROUPED, FLATTEN = (
 )
 
 
-def write_convolution(
-    product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter
-) -> tuple[ir.Value, str, str]:
-    """Insert the convolution; return its result in the product's shape, the law's name and a description.
+def write_convolution(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter) -> WrittenLayer:
+    """Insert the convolution, with its result in the product's shape.
 
     Raises:
         NotRewritable: the weight cannot take the convolution's shape.
@@ -37,9 +35,10 @@ def write_convolution(
     source = None if product.grouped else flattened_map(product)
     if source is not None:
         value, description = _on_the_map(product, source, writer, rewriter)
-        return value, FLATTEN if prod(source.kernel) > 1 else POINTWISE, description
+        law = FLATTEN if prod(source.kernel) > 1 else POINTWISE
+        return WrittenLayer(source.value, value, law, description)
     value, description = _pointwise(product, writer, rewriter)
-    return value, GROUPED if product.grouped else POINTWISE, description
+    return WrittenLayer(product.data, value, GROUPED if product.grouped else POINTWISE, description)
 
 
 def _pointwise(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter) -> tuple[ir.Value, str]:

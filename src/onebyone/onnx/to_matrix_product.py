@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onebyone.onnx import axes
 from onebyone.onnx.constants import Step, WeightRewriter, is_constant, overridable, shape_of
-from onebyone.onnx.graph_writer import GraphWriter
+from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import FLOATS
 
 POINTWISE = "pointwise convolution = linear"
@@ -88,8 +88,8 @@ def read_convolution(node: ir.Node) -> Reading | None:
 
 def write_matrix_product(
     convolution: LinearConvolution, writer: GraphWriter, rewriter: WeightRewriter
-) -> tuple[ir.Value, str, str]:
-    """Insert the matrix product; return its result in the convolution's shape, the law's name and a description.
+) -> WrittenLayer:
+    """Insert the matrix product, with its result in the convolution's shape.
 
     Raises:
         NotRewritable: the weight cannot take the matrix's shape.
@@ -98,14 +98,16 @@ def write_matrix_product(
     assert weight is not None
     outputs, inputs = weight[0], prod(weight[1:])
     if convolution.covers_the_map:
-        return _whole_map(convolution, writer, rewriter), WHOLE_MAP, f"linear {outputs}×{inputs}"
+        value = _whole_map(convolution, writer, rewriter)
+        return WrittenLayer(convolution.data, value, WHOLE_MAP, f"linear {outputs}×{inputs}")
     data = _subsampled(convolution, writer)
     if convolution.groups == 1:
         value = _pointwise(convolution, data, writer, rewriter)
         law = STRIDED if data is not convolution.data else POINTWISE
-        return value, law, f"linear {outputs}×{inputs}"
+        return WrittenLayer(convolution.data, value, law, f"linear {outputs}×{inputs}")
     value = _grouped(convolution, data, writer, rewriter)
-    return value, GROUPED, f"{convolution.groups} products {outputs // convolution.groups}×{inputs}"
+    description = f"{convolution.groups} products {outputs // convolution.groups}×{inputs}"
+    return WrittenLayer(convolution.data, value, GROUPED, description)
 
 
 def _subsampled(convolution: LinearConvolution, writer: GraphWriter) -> ir.Value:

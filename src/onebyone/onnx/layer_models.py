@@ -1,0 +1,157 @@
+"""One layer of an ONNX model as a model of its own, with constants that the caller chooses.
+
+It is cut out between two named values, so that the original and the converted model give the same layer in two forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
+
+#: Floating types that are computed in another one while a layer is probed.
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+class NotSeparable(Exception):
+    """A layer that cannot be run by itself; the message says why."""
+
+
+class LayerModel:
+    """The part of a model that computes `output` from `data`.
+
+    Attributes:
+        inputs: names of what has to be given, `data` first, then values that the layer also depends on.
+        constants: the tensors that the layer reads, by name.
+    """
+
+    def __init__(self, model: ir.Model, data: str, output: str) -> None:
+        values = _values(model)
+        if data not in values or output not in values:
+            missing = data if data not in values else output
+            raise NotSeparable(f"the value {missing!r} is not in the model")
+        self._start, self._end = values[data], values[output]
+        self._nodes: list[ir.Node] = []
+        self._free: list[ir.Value] = [self._start]
+        self._constants: dict[str, ir.Value] = {}
+        self._collect(self._end)
+        container = self._end.producer()
+        if container is None:
+            raise NotSeparable(f"the value {output!r} is computed by no node")
+        self._opsets = dict(model.opset_imports)
+        self.inputs = tuple(str(value.name) for value in self._free)
+        self.constants: dict[str, ir.TensorProtocol] = {
+            name: value.const_value
+            for name, value in self._constants.items()
+            if value.const_value is not None
+        }
+
+    def shapes(self, free_sizes: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        """Shapes for the inputs; an unknown first size becomes the first of `free_sizes`, the others the second.
+
+        Raises:
+            NotSeparable: the rank of an input is not known.
+        """
+        found = {}
+        for value in self._free:
+            if value.shape is None:
+                raise NotSeparable(f"the rank of {value.name!r} is not known")
+            sizes = enumerate(value.shape)
+            found[str(value.name)] = tuple(
+                size if isinstance(size, int) else free_sizes[min(axis, 1)] for axis, size in sizes
+            )
+        return found
+
+    def with_constants(self, constants: Mapping[str, Array], dtype: ir.DataType | None) -> onnx.ModelProto:
+        """The layer as a model, each named constant replaced, and every floating value in `dtype`.
+
+        `dtype` None keeps the types as they are.
+        """
+        replaced: dict[int, ir.Value] = {}
+        for value in self._free:
+            replaced[id(value)] = ir.Value(
+                name=value.name, type=ir.TensorType(_cast(value.dtype, dtype)), shape=value.shape
+            )
+        initializers = []
+        for name, tensor in self.constants.items():
+            array = np.asarray(constants[name] if name in constants else tensor.numpy())
+            kind = _cast(tensor.dtype, dtype)
+            new = ir.tensor(array.astype(kind.numpy()), dtype=kind, name=name)
+            value = ir.Value(
+                name=name, type=ir.TensorType(kind), shape=ir.Shape(array.shape), const_value=new
+            )
+            replaced[id(self._constants[name])] = value
+            initializers.append(value)
+        nodes = []
+        for node in self._nodes:
+            attributes = [_cast_attribute(attribute, dtype) for attribute in node.attributes.values()]
+            inputs = [None if v is None else replaced[id(v)] for v in node.inputs]
+            outputs = [ir.Value(name=v.name) for v in node.outputs]
+            replaced.update({id(old): new for old, new in zip(node.outputs, outputs, strict=True)})
+            nodes.append(
+                ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=node.name)
+            )
+        end = replaced[id(self._end)]
+        end.type = ir.TensorType(_cast(self._end.dtype or self._start.dtype, dtype))
+        graph = ir.Graph(
+            [replaced[id(value)] for value in self._free],
+            [end],
+            nodes=nodes,
+            initializers=initializers,
+            opset_imports=self._opsets,
+            name="layer",
+        )
+        return ir.serde.serialize_model(ir.Model(graph, ir_version=10))
+
+    def _collect(self, value: ir.Value) -> None:
+        """Add what computes a value, in an order in which it can run."""
+        waiting: list[tuple[ir.Value, bool]] = [(value, False)]
+        done: set[int] = {id(self._start)}
+        while waiting:
+            now, is_ready = waiting.pop()
+            node = now.producer()
+            if is_ready and node is not None:
+                if node not in self._nodes:
+                    self._nodes.append(node)
+                continue
+            if id(now) in done:
+                continue
+            done.add(id(now))
+            if now.const_value is not None:
+                self._constants[str(now.name)] = now
+            elif node is None:
+                self._free.append(now)
+            else:
+                if any(
+                    a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+                    for a in node.attributes.values()
+                ):
+                    raise NotSeparable(f"it depends on {node.op_type}, which has a graph of its own")
+                waiting.append((now, True))
+                waiting.extend((operand, False) for operand in node.inputs if operand is not None)
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    found: dict[str, ir.Value] = {}
+    for graph in model.graphs():
+        for value in (*graph.inputs, *graph.initializers.values()):
+            found[str(value.name)] = value
+        for node in graph:
+            found.update({str(value.name): value for value in node.outputs})
+    return found
+
+
+def _cast(dtype: ir.DataType | None, target: ir.DataType | None) -> ir.DataType:
+    kind = dtype or ir.DataType.FLOAT
+    return target if target is not None and kind in _FLOATS else kind
+
+
+def _cast_attribute(attribute: ir.Attr, target: ir.DataType | None) -> ir.Attr:
+    if attribute.name == "to" and attribute.type == ir.AttributeType.INT:
+        return ir.AttrInt64("to", int(_cast(ir.DataType(attribute.as_int()), target)))
+    return attribute

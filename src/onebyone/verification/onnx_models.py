@@ -1,0 +1,392 @@
+"""Verify a converted ONNX model: integer probes and real weights layer by layer, then the whole model.
+
+- Integer probe: both forms of a layer run on small odd integers in float64, by the ONNX reference implementation; every
+  sum is exact, so they must agree bit for bit (`laws.bounds`).
+- Real weights: both forms run in ONNX Runtime on what the original reads there, and may differ by 2·γ_{n+3}·(|W||x|+|b|):
+  besides the sum of n products and a bias, a factor (alpha, beta) may be applied before or after it.
+- The whole model runs in ONNX Runtime, optimised and not, and in float64 by the reference implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onebyone.errors import BadInput, MissingExtra
+from onebyone.laws import bounds
+from onebyone.onnx.constants import Step, apply_steps
+from onebyone.onnx.convert import Rewriting, RewrittenLayer, prepared
+from onebyone.onnx.evaluators import NotRunnable, run_onnx_runtime, run_reference
+from onebyone.onnx.layer_models import LayerModel, NotSeparable
+from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
+
+Array = np.ndarray[Any, Any]
+
+#: Significand bits for the probe's sums; the other eight of float64 are left for factors such as alpha and a scale.
+PROBE_BITS = 45
+#: The largest factor (alpha, beta) that these eight bits allow.
+LARGEST_FACTOR = 2**8
+#: Sizes that stand for unknown ones: batch first, then positions.
+FREE_SIZES = (2, 3)
+#: Terms beyond the products: a bias, and two factors.
+EXTRA_TERMS = 2
+_WHOLE_LIMIT = 2_000_000_000  # bytes; a model in memory must be shorter than this
+
+
+def verify_onnx(
+    model: ir.Model,
+    rewriting: Rewriting,
+    feeds: Mapping[str, Array] | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Whether a converted model computes what the original computes.
+
+    Args:
+        model: the original.
+        rewriting: what `onebyone.onnx.convert.convert_model` returned for it.
+        feeds: an array for each input; without them the layers are still probed.
+        seed: of the probes.
+        progress: called with (done, total) after every layer.
+    """
+    original = prepared(model)
+    recorded, problems, unverified = _recorded(original, rewriting, feeds)
+    checks = []
+    for done, layer in enumerate(rewriting.layers, 1):
+        try:
+            checks.append(_check_layer(original, rewriting, layer, recorded, seed + done, unverified))
+        except (NotSeparable, NotRunnable) as error:
+            unverified.append(f"{layer.path}: {error}")
+        if progress is not None:
+            progress(done, len(rewriting.layers))
+    whole = _Whole()
+    if feeds is None:
+        unverified.append("without an example input: the whole model, and the layers on their own inputs")
+    else:
+        whole = _compare_whole(original, rewriting.model, feeds, problems, unverified)
+    problems += [f"{check.path}: {check.why}" for check in checks if not check.ok]
+    probed = any(check.bitwise is not None for check in checks)
+    nothing = not probed and whole.max_error is None and not problems
+    if nothing:
+        problems.append(
+            "nothing was verified: no layer was converted"
+            if not rewriting.layers
+            else "nothing was verified: no converted layer could be probed and there is no example input"
+        )
+    return Verification(
+        equivalent=not problems,
+        target=SAME_FUNCTION,
+        max_error=whole.max_error,
+        rounding_ratio=whole.rounding_ratio,
+        float64_error=whole.float64_error,
+        float64_limit=whole.float64_limit,
+        layers=tuple(checks),
+        first_difference=next((check.path for check in checks if not check.ok), None),
+        problems=tuple(problems),
+        unverified=tuple(dict.fromkeys(unverified)),
+        nothing_verified=nothing,
+    )
+
+
+def _check_layer(
+    original: ir.Model,
+    rewriting: Rewriting,
+    layer: RewrittenLayer,
+    recorded: Mapping[str, Array],
+    seed: int,
+    unverified: list[str],
+) -> LayerCheck:
+    before = LayerModel(original, layer.data, layer.output)
+    after = LayerModel(rewriting.model, layer.data, layer.output)
+    check = _probe(before, after, rewriting, layer, seed)
+    if check.ok and check.bitwise and layer.data in recorded:
+        return _on_real_weights(before, after, rewriting, layer, recorded, check, unverified)
+    return check
+
+
+def _probe(
+    before: LayerModel, after: LayerModel, rewriting: Rewriting, layer: RewrittenLayer, seed: int
+) -> LayerCheck:
+    check = LayerCheck(layer.path, layer.kind, law=layer.law)
+    factors = [float(s[1][0]) for _, steps in rewriting.entries.values() for s in steps if s[0] == "scale"]
+    if any(factor != int(factor) or abs(factor) > LARGEST_FACTOR for factor in factors):
+        return replace(check, why="no integer probe: its alpha or beta is not a small integer")
+    rng = np.random.default_rng(seed)
+    magnitude = bounds.probe_range(layer.terms, PROBE_BITS)
+    constants = _integer_constants(before, magnitude, rng)
+    feeds = {
+        name: _odd_integers(shape, magnitude, rng).astype(np.float64)
+        for name, shape in before.shapes(FREE_SIZES).items()
+    }
+    expected = _run64(before, constants, feeds)
+    actual = _run64(after, _converted(constants, after, rewriting.entries), feeds)
+    equal, why = _same(expected, actual)
+    if not equal:
+        return replace(check, bitwise=False, ok=False, why=f"integer probe: {why}")
+    faults = []
+    for name, faulty in _faults(
+        _converted(constants, after, rewriting.entries), after, rewriting.entries
+    ).items():
+        seen = not _same(expected, _run64(after, faulty, feeds))[0]
+        faults.append(Fault(name, seen_by_integers=seen))
+    hidden = [fault.name for fault in faults if not fault.seen_by_integers]
+    if hidden:
+        why = f"the integer probe cannot see: {', '.join(hidden)}"
+        return replace(check, bitwise=True, ok=False, why=why, faults=tuple(faults))
+    return replace(check, bitwise=True, faults=tuple(faults))
+
+
+def _integer_constants(layer: LayerModel, magnitude: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Fresh integers for the layer's numbers; int64 constants are shapes and axes, and stay.
+
+    Where a weight is quantised, its integers stay within their type, and the scales are small powers of two.
+    """
+    kinds = {name: tensor.dtype for name, tensor in layer.constants.items()}
+    quantised = any(kind.is_integer() and kind != ir.DataType.INT64 for kind in kinds.values())
+    found: dict[str, Array] = {}
+    for name, tensor in layer.constants.items():
+        shape = tuple(int(size) for size in tensor.shape.numpy())
+        kind = kinds[name]
+        if kind.is_floating_point():
+            numbers = 2.0 ** rng.integers(0, 3, shape) if quantised else _odd_integers(shape, magnitude, rng)
+            found[name] = np.asarray(numbers, dtype=np.float64)
+        elif kind.is_integer() and kind != ir.DataType.INT64:
+            bits = min(kind.bitwidth, 8)
+            low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if kind.is_signed() else (0, 2**bits)
+            found[name] = rng.integers(low, high, shape).astype(kind.numpy())
+    return found
+
+
+def _odd_integers(shape: tuple[int, ...], magnitude: int, rng: np.random.Generator) -> Array:
+    half = (magnitude + 1) // 2
+    return np.clip(2 * rng.integers(-half, half, shape) + 1, -magnitude, magnitude).astype(np.float64)
+
+
+def _converted(
+    constants: Mapping[str, Array], after: LayerModel, entries: Mapping[str, tuple[str, tuple[Step, ...]]]
+) -> dict[str, Array]:
+    """The same numbers as the converted layer stores them."""
+    found = {}
+    for name in after.constants:
+        source, steps = entries.get(name, (name, ()))
+        if source in constants:
+            found[name] = apply_steps(constants[source], steps)
+    return found
+
+
+def _faults(
+    constants: dict[str, Array], after: LayerModel, entries: Mapping[str, tuple[str, tuple[Step, ...]]]
+) -> dict[str, dict[str, Array]]:
+    """Faults that a conversion could make, each as the constants that it would leave."""
+    named = {name: array for name, array in constants.items() if name in entries}
+    if not named:
+        return {}
+    weight = max(named, key=lambda name: named[name].size)
+    faults: dict[str, dict[str, Array]] = {}
+    axis = next(
+        (
+            a
+            for a in (1, 0, *range(2, named[weight].ndim))
+            if named[weight].ndim > a and named[weight].shape[a] > 1
+        ),
+        None,
+    )
+    if axis is not None:
+        rolled = np.roll(named[weight], 1, axis)
+        if not np.array_equal(rolled, named[weight]):
+            faults["weight order shifted by one"] = constants | {weight: rolled}
+    kernel = named[weight].shape
+    if len(kernel) > 3 and min(kernel[-2:]) > 1:
+        swapped = named[weight].swapaxes(-1, -2).reshape(kernel)
+        if not np.array_equal(swapped, named[weight]):
+            faults["kernel order swapped (height and width)"] = constants | {weight: swapped}
+    biases = [name for name, array in named.items() if name != weight and array.dtype == np.float64]
+    if len(biases) == 1 and len(after.constants) and np.any(named[biases[0]]):
+        faults["bias dropped"] = constants | {biases[0]: np.zeros_like(named[biases[0]])}
+    return faults
+
+
+def _run64(layer: LayerModel, constants: Mapping[str, Array], feeds: Mapping[str, Array]) -> Array:
+    return run_reference(layer.with_constants(constants, ir.DataType.DOUBLE), feeds)[0]
+
+
+def _same(expected: Array, actual: Array) -> tuple[bool, str]:
+    if expected.shape != actual.shape:
+        return False, f"the outputs have shapes {expected.shape} and {actual.shape}"
+    if np.array_equal(expected, actual):
+        return True, ""
+    return False, f"the outputs differ in {int((expected != actual).sum())} of {expected.size} values"
+
+
+def _on_real_weights(
+    before: LayerModel,
+    after: LayerModel,
+    rewriting: Rewriting,
+    layer: RewrittenLayer,
+    recorded: Mapping[str, Array],
+    check: LayerCheck,
+    unverified: list[str],
+) -> LayerCheck:
+    missing = [name for name in before.inputs if name not in recorded]
+    kinds = {tensor.dtype for tensor in before.constants.values()}
+    floats = {kind for kind in kinds if kind.is_floating_point()}
+    if missing or floats != {ir.DataType.FLOAT} or kinds - floats - {ir.DataType.INT64}:
+        why = f"its input {missing[0]!r} was not recorded" if missing else "its weight is not plain float32"
+        unverified.append(f"{layer.path}: no bound on real weights: {why}")
+        return check
+    feeds = {name: recorded[name] for name in before.inputs}
+    if not all(np.isfinite(array).all() for array in feeds.values()):
+        return replace(check, ok=False, why="its recorded input is not finite")
+    expected = run_onnx_runtime(before.with_constants({}, None), feeds)[0].astype(np.float64)
+    actual = run_onnx_runtime(after.with_constants({}, None), feeds)[0].astype(np.float64)
+    sizes = {
+        name: np.abs(np.asarray(tensor.numpy(), dtype=np.float64))
+        for name, tensor in before.constants.items()
+        if tensor.dtype.is_floating_point()
+    }
+    reach = _run64(before, sizes, {name: np.abs(array.astype(np.float64)) for name, array in feeds.items()})
+    unit = bounds.unit_roundoff("float32")
+    tiny = float(np.finfo(np.float32).tiny * np.finfo(np.float32).eps)
+    bound = bounds.dot_bound(layer.terms + EXTRA_TERMS, np.abs(reach), unit) + 2 * (layer.terms + 2) * tiny
+    if expected.shape != actual.shape or not np.isfinite(actual).all():
+        return replace(check, ok=False, why=f"outputs {expected.shape} and {actual.shape}, or not finite")
+    error = np.abs(expected - actual)
+    ratio = float(np.max(np.divide(error, bound, out=np.zeros_like(error), where=error > 0), initial=0.0))
+    return replace(
+        check,
+        max_error=float(error.max(initial=0.0)),
+        bound=float(bound.max(initial=0.0)),
+        error_ratio=ratio,
+        compared=error.size,
+        arithmetic="float32 sums",
+        ok=ratio <= 1,
+        why="" if ratio <= 1 else f"|Δ| is {ratio:.3g} times its bound",
+    )
+
+
+def _recorded(
+    original: ir.Model, rewriting: Rewriting, feeds: Mapping[str, Array] | None
+) -> tuple[dict[str, Array], list[str], list[str]]:
+    """What the layers read when the original runs on the example; the original must run."""
+    if feeds is None:
+        return {}, [], []
+    expected = {str(value.name) for value in original.graph.inputs}
+    if set(feeds) != expected:
+        raise BadInput(f"x: has the inputs {sorted(feeds)}; the model takes {sorted(expected)}")
+    graph_values = {str(v.name) for node in original.graph for v in node.outputs} | expected
+    wanted = sorted({layer.data for layer in rewriting.layers} & graph_values)
+    watched = original.clone()
+    outputs = {str(value.name) for value in watched.graph.outputs}
+    for node in watched.graph:
+        for value in node.outputs:
+            if str(value.name) in wanted and str(value.name) not in outputs:
+                watched.graph.outputs.append(value)
+    try:
+        values = run_onnx_runtime(
+            _proto(watched), feeds, outputs=[w for w in wanted if w not in expected] or None
+        )
+    except MissingExtra as error:
+        return {}, [], [f"the whole model, and the layers on their own inputs: {error}"]
+    except NotRunnable as error:
+        raise BadInput(f"the model fails on x: {error}") from error
+    names = [w for w in wanted if w not in expected]
+    recorded = dict(zip(names, values, strict=True)) if names else {}
+    return recorded | {name: np.asarray(array) for name, array in feeds.items()}, [], []
+
+
+class _Whole:
+    """What the comparison of the whole models measured."""
+
+    max_error: float | None = None
+    rounding_ratio: float | None = None
+    float64_error: float | None = None
+    float64_limit: float | None = None
+
+
+def _compare_whole(
+    original: ir.Model,
+    converted: ir.Model,
+    feeds: Mapping[str, Array],
+    problems: list[str],
+    unverified: list[str],
+) -> _Whole:
+    whole = _Whole()
+    try:
+        first = run_onnx_runtime(_proto(original), feeds)
+    except (MissingExtra, NotRunnable) as error:
+        unverified.append(f"the whole model: {error}")
+        return whole
+    names = [str(value.name) for value in original.graph.outputs]
+    exact = [_exact(original, name, feeds, unverified) for name in names]
+    unit, shorter = bounds.unit_roundoff("float32"), 2.0**-11
+    for optimised in (True, False):
+        try:
+            second = run_onnx_runtime(_proto(converted), feeds, optimised=optimised)
+        except NotRunnable as error:
+            problems.append(f"the converted model, {'' if optimised else 'not '}optimised: {error}")
+            continue
+        for name, y, z, reference in zip(names, first, second, exact, strict=True):
+            _compare_output(whole, name, y, z, reference, (unit, shorter), problems)
+    return whole
+
+
+def _compare_output(
+    whole: _Whole,
+    name: str,
+    y: Array,
+    z: Array,
+    reference: Array | None,
+    units: tuple[float, float],
+    problems: list[str],
+) -> None:
+    if y.shape != z.shape:
+        problems.append(f"output {name} has shape {z.shape}, the original's has {y.shape}")
+        return
+    if not np.issubdtype(y.dtype, np.floating):
+        if not np.array_equal(y, z):
+            problems.append(f"output {name} ({y.dtype}) differs")
+        return
+    if not np.isfinite(z).all() or not np.isfinite(y).all():
+        problems.append(f"output {name} holds NaN or infinity")
+        return
+    wide, other = y.astype(np.float64), z.astype(np.float64)
+    unit, shorter = units
+    difference = float(np.abs(wide - other).max(initial=0.0))
+    whole.max_error = max(whole.max_error or 0.0, difference)
+    own = unit * float(np.abs(wide).max(initial=0.0))
+    error = difference
+    if reference is not None:
+        own = max(own, float(np.abs(wide - reference).max(initial=0.0)))
+        error = float(np.abs(other - reference).max(initial=0.0))
+    ratio = error / own if own else (1.0 if error == 0 else np.inf)
+    whole.rounding_ratio = max(whole.rounding_ratio or 0.0, ratio)
+    allowed = (shorter / unit) ** 0.5
+    if ratio > allowed:
+        problems.append(
+            f"output {name} has {ratio:.3g} times the original's rounding error, limit {allowed:.3g}"
+        )
+
+
+def _exact(model: ir.Model, output: str, feeds: Mapping[str, Array], unverified: list[str]) -> Array | None:
+    """The original's output in float64; None where the reference implementation cannot give it."""
+    try:
+        first = str(model.graph.inputs[0].name)
+        layer = LayerModel(model, first, output)
+        wide = {
+            name: array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
+            for name, array in feeds.items()
+            if name in layer.inputs
+        }
+        return _run64(layer, {}, wide)
+    except (NotSeparable, NotRunnable) as error:
+        unverified.append(f"output {output} in float64: {error}")
+        return None
+
+
+def _proto(model: ir.Model) -> Any:
+    return ir.serde.serialize_model(model)
