@@ -27,6 +27,11 @@ def model(text: str, weights: Mapping[str, Array] | None = None, opset: int = 20
     return ir.serde.deserialize_model(proto)
 
 
+def graph(x: str, y: str, nodes: str) -> str:
+    """The text of a graph from one float input to one float output, by their sizes."""
+    return f"g (float[{x}] x) => (float[{y}] y) {{ {nodes} }}"
+
+
 def integers(*shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
     """Random integers from -4 to 4, none of them zero."""
     rng = np.random.default_rng((seed, *shape))

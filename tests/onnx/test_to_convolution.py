@@ -10,73 +10,217 @@ import onnx_ir as ir
 import pytest
 
 from onebyone.onnx.convert import convert_model
-from tests.onnx.models import integers, model, operators, run
+from tests.onnx.models import graph, integers, model, operators, run
 
 W = {"w": integers(3, 5)}
 CASES = {
-    "matmul of rank 1": ("g (float[3] x) => (float[M] y) { y = MatMul(x, w) }", W, (3,)),
-    "matmul of rank 2": ("g (float[N,3] x) => (float[N,5] y) { y = MatMul(x, w) }", W, (4, 3)),
-    "matmul of rank 3": ("g (float[N,T,3] x) => (float[N,T,5] y) { y = MatMul(x, w) }", W, (2, 4, 3)),
-    "matmul of rank 4": ("g (float[N,H,V,3] x) => (float[N,H,V,5] y) { y = MatMul(x, w) }", W, (2, 4, 6, 3)),
-    "matmul of rank 5": ("g (float[N,A,B,C,3] x) => (float[N,A,B,C,5] y) { y = MatMul(x, w) }", W, (2, 4, 6, 2, 3)),
-    "constant on the left": ("g (float[N,5,T] x) => (float[N,3,T] y) { y = MatMul(w, x) }", W, (2, 5, 4)),
-    "constant on the left of a vector": ("g (float[5] x) => (float[3] y) { y = MatMul(w, x) }", W, (5,)),
-    "constant vector on the right": ("g (float[N,T,3] x) => (float[N,T] y) { y = MatMul(x, v) }", {"v": integers(3)}, (2, 4, 3)),
-    "constant vector on the left": ("g (float[N,3,T] x) => (float[N,T] y) { y = MatMul(v, x) }", {"v": integers(3)}, (2, 3, 4)),
-    "batch of weights": ("g (float[N,2,T,3] x) => (float[N,2,T,5] y) { y = MatMul(x, w) }", {"w": integers(2, 3, 5)}, (4, 2, 6, 3)),
-    "weights with an axis of one": ("g (float[N,T,3] x) => (float[N,T,5] y) { y = MatMul(x, w) }", {"w": integers(1, 3, 5)}, (4, 6, 3)),
-    "vector times a batch of weights": ("g (float[3] x) => (float[2,5] y) { y = MatMul(x, w) }", {"w": integers(2, 3, 5)}, (3,)),
-    "bias after": ("g (float[N,T,3] x) => (float[N,T,5] y) { z = MatMul(x, w) y = Add(z, b) }", W | {"b": integers(5)}, (2, 4, 3)),
-    "bias before the product in the Add": ("g (float[N,T,3] x) => (float[N,T,5] y) { z = MatMul(x, w) y = Add(b, z) }", W | {"b": integers(1, 5)}, (2, 4, 3)),
-    "scalar bias": ("g (float[N,3] x) => (float[N,5] y) { z = MatMul(x, w) y = Add(b, z) }", W | {"b": integers()}, (2, 3)),
-    "bias of a constant on the left": ("g (float[N,5,T] x) => (float[N,3,T] y) { z = MatMul(w, x) y = Add(z, b) }", W | {"b": integers(3, 1)}, (2, 5, 4)),
-    "an addend that is no bias": ("g (float[N,4,3] x) => (float[N,4,5] y) { z = MatMul(x, w) y = Add(z, b) }", W | {"b": integers(4, 5)}, (2, 4, 3)),
-    "an addend that makes the output larger": ("g (float[1,3] x) => (float[4,5] y) { z = MatMul(x, w) y = Add(z, b) }", W | {"b": integers(4, 5)}, (1, 3)),
-    "gemm": ("g (float[N,3] x) => (float[N,5] y) { y = Gemm(x, w, b) }", W | {"b": integers(5)}, (4, 3)),
-    "gemm, transB": ("g (float[N,3] x) => (float[N,5] y) { y = Gemm<transB=1>(x, w, b) }", {"w": integers(5, 3), "b": integers(1, 5)}, (4, 3)),
-    "gemm, transA": ("g (float[3,N] x) => (float[N,5] y) { y = Gemm<transA=1>(x, w, b) }", W | {"b": integers(5)}, (3, 4)),
-    "gemm, constant first": ("g (float[3,N] x) => (float[5,N] y) { y = Gemm(w, x, b) }", {"w": integers(5, 3), "b": integers(5, 1)}, (3, 4)),
-    "gemm, constant first, both transposed": ("g (float[N,3] x) => (float[5,N] y) { y = Gemm<transA=1, transB=1>(w, x) }", W, (4, 3)),
-    "gemm, alpha and beta": ("g (float[N,3] x) => (float[N,5] y) { y = Gemm<alpha=2.0, beta=3.0>(x, w, b) }", W | {"b": integers(5)}, (4, 3)),
-    "gemm, alpha 0": ("g (float[N,3] x) => (float[N,5] y) { y = Gemm<alpha=0.0>(x, w, b) }", W | {"b": integers(5)}, (4, 3)),
-    "gemm, beta 0": ("g (float[N,3] x) => (float[N,5] y) { y = Gemm<beta=0.0>(x, w, b) }", W | {"b": integers(5)}, (4, 3)),
-    "gemm, scalar C": ("g (float[N,3] x) => (float[N,5] y) { y = Gemm<beta=2.0>(x, w, b) }", W | {"b": integers()}, (4, 3)),
-    "gemm, C by rows": ("g (float[4,3] x) => (float[4,5] y) { y = Gemm<beta=2.0>(x, w, b) }", W | {"b": integers(4, 1)}, (4, 3)),
-    "gemm, full C": ("g (float[4,3] x) => (float[4,5] y) { y = Gemm(x, w, b) }", W | {"b": integers(4, 5)}, (4, 3)),
-    "gemm, C depends on the input": ("g (float[N,3] x) => (float[N,5] y) { s = ReduceSum<keepdims=1>(x, one) y = Gemm<beta=2.0>(x, w, s) }", W | {"one": np.array([1])}, (4, 3)),
-    "einsum": ('g (float[N,T,3] x) => (float[N,T,5] y) { y = Einsum<equation="ntc,co->nto">(x, w) }', W, (2, 4, 3)),
-    "einsum, constant first, output transposed": ('g (float[N,T,3] x) => (float[5,T,N] y) { y = Einsum<equation="co,ntc->otn">(w, x) }', W, (2, 4, 3)),
-    "einsum over two axes": ('g (float[N,2,3] x) => (float[N,5] y) { y = Einsum<equation="nhd,hdo->no">(x, w) }', {"w": integers(2, 3, 5)}, (4, 2, 3)),
-    "einsum with two outputs": ('g (float[N,T,3] x) => (float[N,2,T,5] y) { y = Einsum<equation="ntc,chd->nhtd">(x, w) }', {"w": integers(3, 2, 5)}, (4, 6, 3)),
-    "einsum by heads": ('g (float[N,T,2,3] x) => (float[N,T,2,5] y) { y = Einsum<equation="nthc,hco->ntho">(x, w) }', {"w": integers(2, 3, 5)}, (4, 6, 2, 3)),
-    "einsum without an arrow": ('g (float[N,3] x) => (float[N,5] y) { y = Einsum<equation="nc,co">(x, w) }', W, (4, 3)),
-    "fused matmul": ("g (float[N,3,T] x) => (float[N,T,5] y) { y = com.microsoft.FusedMatMul<alpha=2.0, transA=1, transB=1>(x, w) }", {"w": integers(5, 3)}, (2, 3, 4)),
-    "transposed weight": ("g (float[N,3] x) => (float[N,5] y) { t = Transpose<perm=[1,0]>(w) y = MatMul(x, t) }", {"w": integers(5, 3)}, (4, 3)),
-    "weight by identity and reshape": ("g (float[N,3] x) => (float[N,5] y) { i = Identity(w) t = Reshape(i, s) y = MatMul(x, t) }", {"w": integers(15), "s": np.array([3, 5])}, (4, 3)),
-    "weight in a Constant node": ("g (float[N,2] x) => (float[N,1] y) { w = Constant<value = float[2,1] {3, -2}>() y = MatMul(x, w) }", {}, (4, 2)),
-    "float16 weight cast to float32": ("g (float[N,3] x) => (float[N,5] y) { c = Cast<to=1>(w) y = MatMul(x, c) }", {"w": integers(3, 5, dtype=np.float16)}, (4, 3)),
-    "int8 weight by Cast and Mul": ("g (float[N,3] x) => (float[N,5] y) { c = Cast<to=1>(w) d = Mul(c, s) y = MatMul(x, d) }", {"w": integers(3, 5, dtype=np.int8), "s": np.float32([1, 2, 4, 8, 0.5])}, (4, 3)),
-    "int8 weight by DequantizeLinear": ("g (float[N,3] x) => (float[N,5] y) { d = DequantizeLinear<axis=1>(w, s, z) y = MatMul(x, d) }", {"w": integers(3, 5, dtype=np.int8), "s": np.float32([1, 2, 4, 8, 0.5]), "z": np.int8([0, 1, -1, 2, 0])}, (4, 3)),
-    "int8 weight with one scale": ("g (float[N,3] x) => (float[N,5] y) { d = DequantizeLinear(w, s) y = MatMul(x, d) }", {"w": integers(3, 5, dtype=np.int8), "s": np.float32(2)}, (4, 3)),
-    "scales of the input channels": ("g (float[N,3] x) => (float[N,5] y) { d = DequantizeLinear<axis=0>(w, s) y = MatMul(x, d) }", {"w": integers(3, 5, dtype=np.int8), "s": np.float32([1, 2, 4])}, (4, 3)),
-    "flattened map": ("g (float[N,2,3,4] x) => (float[N,5] y) { f = Flatten(x) y = Gemm<transB=1>(f, w, b) }", {"w": integers(5, 24), "b": integers(5)}, (2, 2, 3, 4)),
-    "flattened map, channels last": ("g (float[N,2,3,4] x) => (float[N,5] y) { t = Transpose<perm=[0,2,3,1]>(x) f = Reshape(t, s) y = MatMul(f, w) }", {"w": integers(24, 5), "s": np.array([-1, 24])}, (2, 2, 3, 4)),
-    "flattened map, zero and minus one": ("g (float[N,2,3,4] x) => (float[N,5] y) { f = Reshape(x, s) y = MatMul(f, w) }", {"w": integers(24, 5), "s": np.array([0, -1])}, (2, 2, 3, 4)),
+    "matmul of rank 1": (graph("3", "M", "y = MatMul(x, w)"), W, (3,)),
+    "matmul of rank 2": (graph("N,3", "N,5", "y = MatMul(x, w)"), W, (4, 3)),
+    "matmul of rank 3": (graph("N,T,3", "N,T,5", "y = MatMul(x, w)"), W, (2, 4, 3)),
+    "matmul of rank 4": (graph("N,H,V,3", "N,H,V,5", "y = MatMul(x, w)"), W, (2, 4, 6, 3)),
+    "matmul of rank 5": (graph("N,A,B,C,3", "N,A,B,C,5", "y = MatMul(x, w)"), W, (2, 4, 6, 2, 3)),
+    "constant on the left": (graph("N,5,T", "N,3,T", "y = MatMul(w, x)"), W, (2, 5, 4)),
+    "constant on the left of a vector": (graph("5", "3", "y = MatMul(w, x)"), W, (5,)),
+    "constant vector on the right": (
+        graph("N,T,3", "N,T", "y = MatMul(x, v)"),
+        {"v": integers(3)},
+        (2, 4, 3),
+    ),
+    "constant vector on the left": (graph("N,3,T", "N,T", "y = MatMul(v, x)"), {"v": integers(3)}, (2, 3, 4)),
+    "batch of weights": (
+        graph("N,2,T,3", "N,2,T,5", "y = MatMul(x, w)"),
+        {"w": integers(2, 3, 5)},
+        (4, 2, 6, 3),
+    ),
+    "weights with an axis of one": (
+        graph("N,T,3", "N,T,5", "y = MatMul(x, w)"),
+        {"w": integers(1, 3, 5)},
+        (4, 6, 3),
+    ),
+    "vector times a batch of weights": (
+        graph("3", "2,5", "y = MatMul(x, w)"),
+        {"w": integers(2, 3, 5)},
+        (3,),
+    ),
+    "bias after": (
+        graph("N,T,3", "N,T,5", "z = MatMul(x, w) y = Add(z, b)"),
+        W | {"b": integers(5)},
+        (2, 4, 3),
+    ),
+    "bias before the product in the Add": (
+        graph("N,T,3", "N,T,5", "z = MatMul(x, w) y = Add(b, z)"),
+        W | {"b": integers(1, 5)},
+        (2, 4, 3),
+    ),
+    "scalar bias": (graph("N,3", "N,5", "z = MatMul(x, w) y = Add(b, z)"), W | {"b": integers()}, (2, 3)),
+    "bias of a constant on the left": (
+        graph("N,5,T", "N,3,T", "z = MatMul(w, x) y = Add(z, b)"),
+        W | {"b": integers(3, 1)},
+        (2, 5, 4),
+    ),
+    "an addend that is no bias": (
+        graph("N,4,3", "N,4,5", "z = MatMul(x, w) y = Add(z, b)"),
+        W | {"b": integers(4, 5)},
+        (2, 4, 3),
+    ),
+    "an addend that makes the output larger": (
+        graph("1,3", "4,5", "z = MatMul(x, w) y = Add(z, b)"),
+        W | {"b": integers(4, 5)},
+        (1, 3),
+    ),
+    "gemm": (graph("N,3", "N,5", "y = Gemm(x, w, b)"), W | {"b": integers(5)}, (4, 3)),
+    "gemm, transB": (
+        graph("N,3", "N,5", "y = Gemm<transB=1>(x, w, b)"),
+        {"w": integers(5, 3), "b": integers(1, 5)},
+        (4, 3),
+    ),
+    "gemm, transA": (graph("3,N", "N,5", "y = Gemm<transA=1>(x, w, b)"), W | {"b": integers(5)}, (3, 4)),
+    "gemm, constant first": (
+        graph("3,N", "5,N", "y = Gemm(w, x, b)"),
+        {"w": integers(5, 3), "b": integers(5, 1)},
+        (3, 4),
+    ),
+    "gemm, constant first, both transposed": (
+        graph("N,3", "5,N", "y = Gemm<transA=1, transB=1>(w, x)"),
+        W,
+        (4, 3),
+    ),
+    "gemm, alpha and beta": (
+        graph("N,3", "N,5", "y = Gemm<alpha=2.0, beta=3.0>(x, w, b)"),
+        W | {"b": integers(5)},
+        (4, 3),
+    ),
+    "gemm, alpha 0": (graph("N,3", "N,5", "y = Gemm<alpha=0.0>(x, w, b)"), W | {"b": integers(5)}, (4, 3)),
+    "gemm, beta 0": (graph("N,3", "N,5", "y = Gemm<beta=0.0>(x, w, b)"), W | {"b": integers(5)}, (4, 3)),
+    "gemm, scalar C": (graph("N,3", "N,5", "y = Gemm<beta=2.0>(x, w, b)"), W | {"b": integers()}, (4, 3)),
+    "gemm, C by rows": (
+        graph("4,3", "4,5", "y = Gemm<beta=2.0>(x, w, b)"),
+        W | {"b": integers(4, 1)},
+        (4, 3),
+    ),
+    "gemm, full C": (graph("4,3", "4,5", "y = Gemm(x, w, b)"), W | {"b": integers(4, 5)}, (4, 3)),
+    "gemm, C depends on the input": (
+        graph("N,3", "N,5", "s = ReduceSum<keepdims=1>(x, one) y = Gemm<beta=2.0>(x, w, s)"),
+        W | {"one": np.array([1])},
+        (4, 3),
+    ),
+    "einsum": (graph("N,T,3", "N,T,5", 'y = Einsum<equation="ntc,co->nto">(x, w)'), W, (2, 4, 3)),
+    "einsum, constant first, output transposed": (
+        graph("N,T,3", "5,T,N", 'y = Einsum<equation="co,ntc->otn">(w, x)'),
+        W,
+        (2, 4, 3),
+    ),
+    "einsum over two axes": (
+        graph("N,2,3", "N,5", 'y = Einsum<equation="nhd,hdo->no">(x, w)'),
+        {"w": integers(2, 3, 5)},
+        (4, 2, 3),
+    ),
+    "einsum with two outputs": (
+        graph("N,T,3", "N,2,T,5", 'y = Einsum<equation="ntc,chd->nhtd">(x, w)'),
+        {"w": integers(3, 2, 5)},
+        (4, 6, 3),
+    ),
+    "einsum by heads": (
+        graph("N,T,2,3", "N,T,2,5", 'y = Einsum<equation="nthc,hco->ntho">(x, w)'),
+        {"w": integers(2, 3, 5)},
+        (4, 6, 2, 3),
+    ),
+    "einsum without an arrow": (graph("N,3", "N,5", 'y = Einsum<equation="nc,co">(x, w)'), W, (4, 3)),
+    "fused matmul": (
+        graph("N,3,T", "N,T,5", "y = com.microsoft.FusedMatMul<alpha=2.0, transA=1, transB=1>(x, w)"),
+        {"w": integers(5, 3)},
+        (2, 3, 4),
+    ),
+    "transposed weight": (
+        graph("N,3", "N,5", "t = Transpose<perm=[1,0]>(w) y = MatMul(x, t)"),
+        {"w": integers(5, 3)},
+        (4, 3),
+    ),
+    "weight by identity and reshape": (
+        graph("N,3", "N,5", "i = Identity(w) t = Reshape(i, s) y = MatMul(x, t)"),
+        {"w": integers(15), "s": np.array([3, 5])},
+        (4, 3),
+    ),
+    "weight in a Constant node": (
+        graph("N,2", "N,1", "w = Constant<value = float[2,1] {3, -2}>() y = MatMul(x, w)"),
+        {},
+        (4, 2),
+    ),
+    "float16 weight cast to float32": (
+        graph("N,3", "N,5", "c = Cast<to=1>(w) y = MatMul(x, c)"),
+        {"w": integers(3, 5, dtype=np.float16)},
+        (4, 3),
+    ),
+    "int8 weight by Cast and Mul": (
+        graph("N,3", "N,5", "c = Cast<to=1>(w) d = Mul(c, s) y = MatMul(x, d)"),
+        {"w": integers(3, 5, dtype=np.int8), "s": np.float32([1, 2, 4, 8, 0.5])},
+        (4, 3),
+    ),
+    "int8 weight by DequantizeLinear": (
+        graph("N,3", "N,5", "d = DequantizeLinear<axis=1>(w, s, z) y = MatMul(x, d)"),
+        {
+            "w": integers(3, 5, dtype=np.int8),
+            "s": np.float32([1, 2, 4, 8, 0.5]),
+            "z": np.int8([0, 1, -1, 2, 0]),
+        },
+        (4, 3),
+    ),
+    "int8 weight with one scale": (
+        graph("N,3", "N,5", "d = DequantizeLinear(w, s) y = MatMul(x, d)"),
+        {"w": integers(3, 5, dtype=np.int8), "s": np.float32(2)},
+        (4, 3),
+    ),
+    "scales of the input channels": (
+        graph("N,3", "N,5", "d = DequantizeLinear<axis=0>(w, s) y = MatMul(x, d)"),
+        {"w": integers(3, 5, dtype=np.int8), "s": np.float32([1, 2, 4])},
+        (4, 3),
+    ),
+    "flattened map": (
+        graph("N,2,3,4", "N,5", "f = Flatten(x) y = Gemm<transB=1>(f, w, b)"),
+        {"w": integers(5, 24), "b": integers(5)},
+        (2, 2, 3, 4),
+    ),
+    "flattened map, channels last": (
+        graph("N,2,3,4", "N,5", "t = Transpose<perm=[0,2,3,1]>(x) f = Reshape(t, s) y = MatMul(f, w)"),
+        {"w": integers(24, 5), "s": np.array([-1, 24])},
+        (2, 2, 3, 4),
+    ),
+    "flattened map, zero and minus one": (
+        graph("N,2,3,4", "N,5", "f = Reshape(x, s) y = MatMul(f, w)"),
+        {"w": integers(24, 5), "s": np.array([0, -1])},
+        (2, 2, 3, 4),
+    ),
     "flattened map, computed shape": (
-        "g (float[N,2,3,4] x) => (float[N,5] y) { s = Shape(x) n = Gather(s, zero) r = Concat<axis=0>(n, rest) f = Reshape(x, r) y = MatMul(f, w) }",
+        graph(
+            "N,2,3,4",
+            "N,5",
+            "s = Shape(x) n = Gather(s, zero) r = Concat<axis=0>(n, rest) f = Reshape(x, r) y = MatMul(f, w)",
+        ),
         {"w": integers(24, 5), "zero": np.array([0]), "rest": np.array([-1])},
         (2, 2, 3, 4),
     ),
-    "flattened signal": ("g (float[N,2,7] x) => (float[N,5] y) { f = Flatten(x) y = MatMul(f, w) }", {"w": integers(14, 5)}, (3, 2, 7)),
-    "flattened volume": ("g (float[N,2,3,2,4] x) => (float[N,5] y) { f = Flatten(x) y = MatMul(f, w) }", {"w": integers(48, 5)}, (3, 2, 3, 2, 4)),
-    "pooled map": ("g (float[N,3,4,6] x) => (float[N,5] y) { p = ReduceSum<keepdims=1>(x, a) f = Flatten(p) y = MatMul(f, w) }", W | {"a": np.array([2, 3])}, (2, 3, 4, 6)),
+    "flattened signal": (
+        graph("N,2,7", "N,5", "f = Flatten(x) y = MatMul(f, w)"),
+        {"w": integers(14, 5)},
+        (3, 2, 7),
+    ),
+    "flattened volume": (
+        graph("N,2,3,2,4", "N,5", "f = Flatten(x) y = MatMul(f, w)"),
+        {"w": integers(48, 5)},
+        (3, 2, 3, 2, 4),
+    ),
+    "pooled map": (
+        graph("N,3,4,6", "N,5", "p = ReduceSum<keepdims=1>(x, a) f = Flatten(p) y = MatMul(f, w)"),
+        W | {"a": np.array([2, 3])},
+        (2, 3, 4, 6),
+    ),
     "flattened int8 weight": (
-        "g (float[N,2,3,4] x) => (float[N,5] y) { f = Flatten(x) d = DequantizeLinear<axis=0>(w, s) y = Gemm<transB=1>(f, d) }",
+        graph("N,2,3,4", "N,5", "f = Flatten(x) d = DequantizeLinear<axis=0>(w, s) y = Gemm<transB=1>(f, d)"),
         {"w": integers(5, 24, dtype=np.int8), "s": np.float32([1, 2, 4, 8, 0.5])},
         (2, 2, 3, 4),
     ),
-    "opset 11": ("g (float[N,T,3] x) => (float[N,T,5] y) { y = MatMul(x, w) }", W, (2, 4, 3)),
-}  # fmt: skip
+    "opset 11": (graph("N,T,3", "N,T,5", "y = MatMul(x, w)"), W, (2, 4, 3)),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -160,7 +304,7 @@ def test_a_weight_that_something_else_reads_is_kept() -> None:
 REFUSED = {
     "g (float[N,3] x, float[3,5] v) => (float[N,5] y) { y = MatMul(x, v) }": None,
     "g (int32[N,3] x) => (int32[N,5] y) { y = MatMul(x, i) }": "int32",
-    "g (float[N,3] x) => (float[N,5] y, float[3,3] z) { y = MatMul(x, w) z = MatMul(u, u) }": "both operands are constants",
+    "g (float[N,3] x) => (float[N,5] y, float[3,3] z) { y = MatMul(x, w) z = MatMul(u, u) }": "both operands",
     "g (float[N,B,T,3] x) => (float[N,B,T,5] y) { y = MatMul(x, q) }": "of unknown size",
     'g (float[N,3] x) => (float[N] y) { y = Einsum<equation="nc,co->n">(x, w) }': "sums over an axis",
 }  # fmt: skip
@@ -186,7 +330,8 @@ def test_products_in_subgraphs_are_converted() -> None:
     text = """g (float[N,3] x, bool c) => (float[N,5] y) {
         y = If (c) <
             then_branch = t () => (float[N,5] a) { a = MatMul(x, w) },
-            else_branch = e () => (float[N,5] b) { k = Constant<value = float[3] {1, -2, 3}>() s = Mul(x, k) b = MatMul(s, w) }
+            else_branch = e () => (float[N,5] b) {
+                k = Constant<value = float[3] {1, -2, 3}>() s = Mul(x, k) b = MatMul(s, w) }
         > }"""
     m = model(text, W)
     result = convert_model(m)
@@ -207,3 +352,10 @@ def test_names_of_inputs_and_outputs_stay() -> None:
     assert [v.name for v in converted.graph.inputs] == ["x"]
     assert converted.metadata_props["author"] == "someone"
     assert [str(size) for size in converted.graph.inputs[0].shape or ()] == ["N", "3"]
+
+
+def test_quantised_products_are_refused_by_name() -> None:
+    text = "g (uint8[N,3] x) => (int32[N,5] y) { y = MatMulInteger(x, w) }"
+    result = convert_model(model(text, {"w": integers(3, 5, dtype=np.int8)}))
+    assert not result.changes
+    assert "MatMulInteger" in result.refused[0].reason

@@ -10,23 +10,51 @@ import onnx_ir as ir
 import pytest
 
 from onebyone.onnx.convert import convert_model
-from tests.onnx.models import integers, model, operators, run
+from tests.onnx.models import graph, integers, model, operators, run
 
 W = {"w": integers(6, 4, 1, 1)}
 CASES = {
-    "two dimensions": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { y = Conv(x, w) }", W, (2, 4, 3, 5)),
-    "one dimension": ("g (float[N,4,T] x) => (float[N,6,T] y) { y = Conv(x, w) }", {"w": integers(6, 4, 1)}, (2, 4, 3)),
-    "three dimensions": ("g (float[N,4,D,H,V] x) => (float[N,6,D,H,V] y) { y = Conv(x, w) }", {"w": integers(6, 4, 1, 1, 1)}, (2, 4, 3, 5, 2)),
-    "bias": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { y = Conv(x, w, b) }", W | {"b": integers(6)}, (2, 4, 3, 5)),
-    "stride": ("g (float[N,4,7,6] x) => (float[N,6,4,2] y) { y = Conv<strides=[2,3]>(x, w) }", W, (2, 4, 7, 6)),
-    "dilation, which a kernel of one does not see": ("g (float[N,4,7,6] x) => (float[N,6,7,6] y) { y = Conv<dilations=[2,3]>(x, w) }", W, (2, 4, 7, 6)),
-    "groups": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { y = Conv<group=2>(x, w, b) }", {"w": integers(6, 2, 1, 1), "b": integers(6)}, (2, 4, 3, 5)),
-    "depthwise": ("g (float[N,4,T] x) => (float[N,4,T] y) { y = Conv<group=4>(x, w) }", {"w": integers(4, 1, 1)}, (2, 4, 3)),
-    "groups and stride": ("g (float[N,4,5] x) => (float[N,6,3] y) { y = Conv<group=2, strides=[2]>(x, w) }", {"w": integers(6, 2, 1)}, (2, 4, 5)),
-    "the whole map": ("g (float[N,2,3,4] x) => (float[N,5,1,1] y) { y = Conv(x, w, b) }", {"w": integers(5, 2, 3, 4), "b": integers(5)}, (2, 2, 3, 4)),
-    "int8 weight": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { d = DequantizeLinear<axis=0>(w, s) y = Conv(x, d) }", {"w": integers(6, 4, 1, 1, dtype=np.int8), "s": np.float32([1, 2, 4, 8, 0.5, 1])}, (2, 4, 3, 5)),
-    "opset 11": ("g (float[N,4,H,V] x) => (float[N,6,H,V] y) { y = Conv<group=2>(x, w) }", {"w": integers(6, 2, 1, 1)}, (2, 4, 3, 5)),
-}  # fmt: skip
+    "two dimensions": (graph("N,4,H,V", "N,6,H,V", "y = Conv(x, w)"), W, (2, 4, 3, 5)),
+    "one dimension": (graph("N,4,T", "N,6,T", "y = Conv(x, w)"), {"w": integers(6, 4, 1)}, (2, 4, 3)),
+    "three dimensions": (
+        graph("N,4,D,H,V", "N,6,D,H,V", "y = Conv(x, w)"),
+        {"w": integers(6, 4, 1, 1, 1)},
+        (2, 4, 3, 5, 2),
+    ),
+    "bias": (graph("N,4,H,V", "N,6,H,V", "y = Conv(x, w, b)"), W | {"b": integers(6)}, (2, 4, 3, 5)),
+    "stride": (graph("N,4,7,6", "N,6,4,2", "y = Conv<strides=[2,3]>(x, w)"), W, (2, 4, 7, 6)),
+    "dilation, which a kernel of one does not see": (
+        graph("N,4,7,6", "N,6,7,6", "y = Conv<dilations=[2,3]>(x, w)"),
+        W,
+        (2, 4, 7, 6),
+    ),
+    "groups": (
+        graph("N,4,H,V", "N,6,H,V", "y = Conv<group=2>(x, w, b)"),
+        {"w": integers(6, 2, 1, 1), "b": integers(6)},
+        (2, 4, 3, 5),
+    ),
+    "depthwise": (graph("N,4,T", "N,4,T", "y = Conv<group=4>(x, w)"), {"w": integers(4, 1, 1)}, (2, 4, 3)),
+    "groups and stride": (
+        graph("N,4,5", "N,6,3", "y = Conv<group=2, strides=[2]>(x, w)"),
+        {"w": integers(6, 2, 1)},
+        (2, 4, 5),
+    ),
+    "the whole map": (
+        graph("N,2,3,4", "N,5,1,1", "y = Conv(x, w, b)"),
+        {"w": integers(5, 2, 3, 4), "b": integers(5)},
+        (2, 2, 3, 4),
+    ),
+    "int8 weight": (
+        graph("N,4,H,V", "N,6,H,V", "d = DequantizeLinear<axis=0>(w, s) y = Conv(x, d)"),
+        {"w": integers(6, 4, 1, 1, dtype=np.int8), "s": np.float32([1, 2, 4, 8, 0.5, 1])},
+        (2, 4, 3, 5),
+    ),
+    "opset 11": (
+        graph("N,4,H,V", "N,6,H,V", "y = Conv<group=2>(x, w)"),
+        {"w": integers(6, 2, 1, 1)},
+        (2, 4, 3, 5),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from onebyone.errors import BadInput
-from onebyone.onnx.convert import Rewriting, convert_model
+from onebyone.onnx.conversion import OnnxConversion
+from onebyone.onnx.convert import convert_model
 from onebyone.verification.onnx_models import verify_onnx
 from tests.onnx import test_to_convolution, test_to_matrix_product
 from tests.onnx.models import integers, model
@@ -65,7 +66,7 @@ def test_every_convolution_is_probed(name: str) -> None:
     assert v.integer_probe is True, str(v)
 
 
-def _with(rewriting: Rewriting, name: str, change: object) -> Rewriting:
+def _with(rewriting: OnnxConversion, name: str, change: object) -> OnnxConversion:
     """The same conversion with the numbers of one constant changed in the file."""
     copy = rewriting.model.clone()
     value = copy.graph.initializers[name]

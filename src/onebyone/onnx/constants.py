@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onebyone.onnx.graph_writer import GraphWriter
 
-#: One step of a rewriting: ("transpose", permutation), ("reshape", shape), ("broadcast", shape) or ("scale", (factor,)).
+#: One step of a rewriting: ("transpose", permutation), ("reshape", shape), ("broadcast", shape), ("scale", (factor,)).
 Step: TypeAlias = "tuple[str, tuple[Any, ...]]"
 Array: TypeAlias = "np.ndarray[Any, Any]"
 

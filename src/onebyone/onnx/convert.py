@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TypeAlias
@@ -12,8 +11,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from onebyone.onnx import linear_products, to_matrix_product
-from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter, shape_of
+from onebyone.onnx.constants import NotRewritable, WeightRewriter, shape_of
+from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
+from onebyone.onnx.model_file import bytes_of_weights
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.records import Change, Refusal, by
@@ -21,33 +22,9 @@ from onebyone.records import Change, Refusal, by
 Container: TypeAlias = ir.Graph | ir.Function
 
 
-@dataclass(frozen=True)
-class RewrittenLayer:
-    """One converted layer. Its original and its converted form compute the value `output` from the value `data`.
-
-    `terms` is the number of products that are summed for one number of the output.
-    """
-
-    path: str
-    kind: str
-    law: str
-    data: str
-    output: str
-    terms: int
-
-
-@dataclass(frozen=True, eq=False)
-class Rewriting:
-    """A converted model with what was changed, what was refused, and where new weights come from."""
-
-    model: ir.Model
-    changes: tuple[Change, ...]
-    refused: tuple[Refusal, ...]
-    layers: tuple[RewrittenLayer, ...]
-    entries: dict[str, tuple[str, tuple[Step, ...]]]
-
-
-def convert_model(model: ir.Model, to: str = "conv", only: str | Sequence[str] | None = None) -> Rewriting:
+def convert_model(
+    model: ir.Model, to: str = "conv", only: str | Sequence[str] | None = None
+) -> OnnxConversion:
     """Return a converted copy of a model; the model itself is not changed, and large constants are shared.
 
     Args:
@@ -87,7 +64,17 @@ def convert_model(model: ir.Model, to: str = "conv", only: str | Sequence[str] |
         _replace(replaced, written.result)
         before = f"{node.op_type} {by(shape_of(weight) or ())}"
         changes.append(Change(path, node.op_type, written.law, before, written.description))
-    return Rewriting(copy, tuple(changes), tuple(refused), tuple(layers), dict(rewriter.entries))
+    _restore_value_infos(copy, model)
+    return OnnxConversion(
+        copy,
+        tuple(changes),
+        tuple(refused),
+        to=to,
+        level="graph",
+        layers=tuple(layers),
+        entries=dict(rewriter.entries),
+        weight_bytes=(bytes_of_weights(model), bytes_of_weights(copy)),
+    )
 
 
 def prepared(model: ir.Model) -> ir.Model:
@@ -165,6 +152,23 @@ def _replace(nodes: Sequence[ir.Node], value: ir.Value) -> None:
         value.shape = shape
     value.metadata_props.update(old.metadata_props)
     _discard(list(reversed(nodes)))
+
+
+def _restore_value_infos(converted: ir.Model, original: ir.Model) -> None:
+    """Drop the shapes that only inference added: a file carries those that the original carried.
+
+    Inputs, outputs and initializers keep theirs.
+    """
+    named = {
+        str(value.name)
+        for node in original.graph.all_nodes()
+        for value in node.outputs
+        if value.type is not None or value.shape is not None
+    }
+    for node in converted.graph.all_nodes():
+        for value in node.outputs:
+            if str(value.name) not in named and not value.is_graph_output():
+                value.type, value.shape = None, None
 
 
 def _discard(nodes: Sequence[ir.Node]) -> None:

@@ -101,7 +101,9 @@ def read_product(node: ir.Node) -> Reading | None:
     graph input is refused with a reason.
     """
     reader = _READERS.get((node.domain, node.op_type))
-    if reader is None or len(node.inputs) < 2:
+    if reader is None:
+        return _quantised(node)
+    if len(node.inputs) < 2:
         return None
     first, second = node.inputs[0], node.inputs[1]
     constant = (is_constant(first), is_constant(second))
@@ -126,6 +128,29 @@ def read_product(node: ir.Node) -> Reading | None:
         return f"the shape of its weight {weight.name!r} is not known"
     read = reader(node, data, weight, constant[0])
     return read if isinstance(read, str) else _with_bias(read)
+
+
+#: Products of quantised numbers, and which of their inputs are the two operands.
+_QUANTISED = {
+    ("", "QLinearMatMul"): (0, 3),
+    ("", "MatMulInteger"): (0, 1),
+    (MICROSOFT, "QGemm"): (0, 3),
+    (MICROSOFT, "MatMulIntegerToFloat"): (0, 1),
+    (MICROSOFT, "DynamicQuantizeMatMul"): (0, 1),
+    (MICROSOFT, "MatMulNBits"): (0, 1),
+    (MICROSOFT, "QAttention"): (0, 1),
+}
+
+
+def _quantised(node: ir.Node) -> str | None:
+    """A reason for a product of quantised numbers with a constant; None for any other node."""
+    operands = _QUANTISED.get((node.domain, node.op_type))
+    if operands is None:
+        return None
+    values = [node.inputs[index] for index in operands if index < len(node.inputs)]
+    if not any(is_constant(value) for value in values):
+        return None
+    return f"{node.op_type} multiplies quantised numbers, and no convolution is written for it yet"
 
 
 def _sizes(value: ir.Value) -> list[int | None]:

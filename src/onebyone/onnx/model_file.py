@@ -1,7 +1,7 @@
 """Read and write ONNX files: an untrusted file is checked before anything of its size is allocated.
 
-Tensors in external files are read only from the model's own folder, links resolved; a model is written beside its target
-and moved into place, its external data with it.
+Tensors in external files are read only from the model's own folder, links resolved. A model is written beside its
+target and moved into place, its external data with it.
 """
 
 from __future__ import annotations

@@ -52,6 +52,8 @@ Reading: TypeAlias = "LinearConvolution | str"
 
 def read_convolution(node: ir.Node) -> Reading | None:
     """Read a Conv as a linear layer; a reason where a 1×1 Conv cannot be; None for other nodes and other kernels."""
+    if (node.domain, node.op_type) in _OTHER_CONVOLUTIONS:
+        return _other(node)
     if node.op_type != "Conv" or node.domain != "" or len(node.inputs) < 2:
         return None
     data, weight = node.inputs[0], node.inputs[1]
@@ -84,6 +86,20 @@ def read_convolution(node: ir.Node) -> Reading | None:
         return f"its element type {data.dtype.name.lower()} is not a floating one"
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     return LinearConvolution(node, data, weight, bias, groups, tuple(shape[2:]), strides)
+
+
+#: Convolutions that are not written as products, and the index of their weight.
+_OTHER_CONVOLUTIONS = {("", "QLinearConv"): 3, ("", "ConvInteger"): 1, ("com.microsoft", "FusedConv"): 1}
+
+
+def _other(node: ir.Node) -> str | None:
+    """A reason for a 1×1 convolution of another kind; None where its kernel is larger or not known."""
+    index = _OTHER_CONVOLUTIONS[node.domain, node.op_type]
+    weight = node.inputs[index] if index < len(node.inputs) else None
+    shape = None if weight is None else shape_of(weight)
+    if shape is None or prod(shape[2:]) != 1:
+        return None
+    return f"no matrix product is written for {node.op_type} yet"
 
 
 def write_matrix_product(
@@ -196,7 +212,8 @@ def _grouped(
 
 def _whole_map(convolution: LinearConvolution, writer: GraphWriter, rewriter: WeightRewriter) -> ir.Value:
     weight = shape_of(convolution.weight)
-    assert weight is not None and convolution.data.shape is not None
+    assert weight is not None
+    assert convolution.data.shape is not None
     outputs, inputs = weight[0], prod(weight[1:])
     first = convolution.data.shape[0]
     batch = first if isinstance(first, int) else None

@@ -2,8 +2,8 @@
 
 - Integer probe: both forms of a layer run on small odd integers in float64, by the ONNX reference implementation; every
   sum is exact, so they must agree bit for bit (`laws.bounds`).
-- Real weights: both forms run in ONNX Runtime on what the original reads there, and may differ by 2·γ_{n+3}·(|W||x|+|b|):
-  besides the sum of n products and a bias, a factor (alpha, beta) may be applied before or after it.
+- Real weights: both forms run in ONNX Runtime on what the original reads there, and may differ by
+  2·γ_{n+3}·(|W||x|+|b|): beside the sum of n products and a bias, a factor (alpha, beta) may be applied.
 - The whole model runs in ONNX Runtime, optimised and not, and in float64 by the reference implementation.
 """
 
@@ -19,7 +19,8 @@ import onnx_ir as ir
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.laws import bounds
 from onebyone.onnx.constants import Step, apply_steps
-from onebyone.onnx.convert import Rewriting, RewrittenLayer, prepared
+from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
+from onebyone.onnx.convert import prepared
 from onebyone.onnx.evaluators import NotRunnable, run_onnx_runtime, run_reference
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
 from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
@@ -39,7 +40,7 @@ _WHOLE_LIMIT = 2_000_000_000  # bytes; a model in memory must be shorter than th
 
 def verify_onnx(
     model: ir.Model,
-    rewriting: Rewriting,
+    rewriting: OnnxConversion,
     feeds: Mapping[str, Array] | None = None,
     *,
     seed: int = 0,
@@ -95,7 +96,7 @@ def verify_onnx(
 
 def _check_layer(
     original: ir.Model,
-    rewriting: Rewriting,
+    rewriting: OnnxConversion,
     layer: RewrittenLayer,
     recorded: Mapping[str, Array],
     seed: int,
@@ -110,7 +111,7 @@ def _check_layer(
 
 
 def _probe(
-    before: LayerModel, after: LayerModel, rewriting: Rewriting, layer: RewrittenLayer, seed: int
+    before: LayerModel, after: LayerModel, rewriting: OnnxConversion, layer: RewrittenLayer, seed: int
 ) -> LayerCheck:
     check = LayerCheck(layer.path, layer.kind, law=layer.law)
     factors = [float(s[1][0]) for _, steps in rewriting.entries.values() for s in steps if s[0] == "scale"]
@@ -226,7 +227,7 @@ def _same(expected: Array, actual: Array) -> tuple[bool, str]:
 def _on_real_weights(
     before: LayerModel,
     after: LayerModel,
-    rewriting: Rewriting,
+    rewriting: OnnxConversion,
     layer: RewrittenLayer,
     recorded: Mapping[str, Array],
     check: LayerCheck,
@@ -270,7 +271,7 @@ def _on_real_weights(
 
 
 def _recorded(
-    original: ir.Model, rewriting: Rewriting, feeds: Mapping[str, Array] | None
+    original: ir.Model, rewriting: OnnxConversion, feeds: Mapping[str, Array] | None
 ) -> tuple[dict[str, Array], list[str], list[str]]:
     """What the layers read when the original runs on the example; the original must run."""
     if feeds is None:

@@ -1,0 +1,81 @@
+"""What `convert` returns for an ONNX model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onebyone.errors import BadInput
+from onebyone.onnx.constants import Step, apply_steps
+from onebyone.onnx.model_file import save_model
+from onebyone.results import Conversion
+
+
+@dataclass(frozen=True)
+class RewrittenLayer:
+    """One converted layer. Its original and its converted form compute the value `output` from the value `data`.
+
+    `terms` is the number of products that are summed for one number of the output.
+    """
+
+    path: str
+    kind: str
+    law: str
+    data: str
+    output: str
+    terms: int
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxConversion(Conversion[ir.Model]):
+    """A converted ONNX model; `print(conversion)` is a table.
+
+    Attributes:
+        layers: the converted layers, named by the values that both forms share.
+        entries: for each new constant, the constant that it was made from and the steps.
+        weight_bytes: bytes of all constants before and after.
+    """
+
+    layers: tuple[RewrittenLayer, ...] = ()
+    entries: Mapping[str, tuple[str, tuple[Step, ...]]] = field(default_factory=dict, repr=False)
+    weight_bytes: tuple[int, int] = (0, 0)
+
+    def state_dict_from_original(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Constants of the original by name, as the converted model names and stores them."""
+        found = {}
+        for name in self.model.graph.initializers:
+            source, steps = self.entries.get(str(name), (str(name), ()))
+            if source in state:
+                found[str(name)] = apply_steps(np.asarray(state[source]), steps)
+        return found
+
+    def state_dict_to_original(self, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Not available: a bias that was repeated, or a factor that was taken in, has no inverse."""
+        raise BadInput("state_dict_to_original: an ONNX conversion maps constants from the original only")
+
+    def save(self, path: str | os.PathLike[str], example: Any = None) -> Path:
+        """Write the model, whole or not at all; large tensors go to `PATH.data` where the model is over 2 GB.
+
+        Raises:
+            BadInput: the suffix is not `.onnx`, or the path cannot be written.
+        """
+        if Path(path).suffix != ".onnx":
+            raise BadInput(f"path: {os.fspath(path)!r} does not end in .onnx")
+        return save_model(self.model, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data for JSON."""
+        before, after = self.weight_bytes
+        return super().to_dict() | {"weight_bytes_before": before, "weight_bytes_after": after}
+
+    def headline(self) -> str:
+        """One line: how many layers were converted and refused, and the bytes of the weights before and after."""
+        before, after = self.weight_bytes
+        head = f"to {self.to}: {len(self.changes)} converted, {len(self.refused)} refused"
+        return f"{head}, weights {before:,} → {after:,} bytes"
