@@ -34,6 +34,7 @@ def convert_model(
     """
     patterns = None if only is None else [only] if isinstance(only, str) else list(only)
     copy = prepared(model)
+    bytes_before = bytes_of_weights(copy)
     rewriter = WeightRewriter()
     changes: list[Change] = []
     refused: list[Refusal] = []
@@ -73,7 +74,7 @@ def convert_model(
         level="graph",
         layers=tuple(layers),
         entries=dict(rewriter.entries),
-        weight_bytes=(bytes_of_weights(model), bytes_of_weights(copy)),
+        weight_bytes=(bytes_before, bytes_of_weights(copy)),
     )
 
 
