@@ -14,7 +14,6 @@ from onebyone.onnx.convert import convert_model, prepared
 from onebyone.verification.onnx_models import verify_onnx
 from tests.onnx.exported import NETWORKS, exported
 
-
 #: The networks that are exported with a free batch.
 FREE = ("Classifier", "Encoder", "Recurrent")
 
