@@ -81,6 +81,13 @@ def shape_of(value: ir.Value) -> tuple[int, ...] | None:
     return tuple(int(size) for size in value.shape if isinstance(size, int))
 
 
+def sizes_of(value: ir.Value) -> list[int | None] | None:
+    """The size of each axis, None where it is unknown; None alone where the rank is unknown."""
+    if value.shape is None:
+        return None
+    return [size if isinstance(size, int) else None for size in value.shape]
+
+
 @dataclass
 class WeightRewriter:
     """Rewrites constants by transposes and reshapes; the same rewriting of one constant is made once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from math import prod
 from typing import TypeAlias
 
@@ -94,7 +95,8 @@ def _lift_constants(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         if node.op_type == "Constant" and node.domain == "" and "value" in node.attributes:
             tensor = node.attributes["value"].as_tensor()
-            wrapped = ir.LazyTensor(lambda t=tensor: t, tensor.dtype, tensor.shape, name=tensor.name)
+            shape = ir.Shape(tensor.shape.numpy())
+            wrapped = ir.LazyTensor(partial(_itself, tensor), tensor.dtype, shape, name=tensor.name)
             node.attributes["value"] = ir.AttrTensor("value", wrapped)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
@@ -117,6 +119,10 @@ def _to_linear(node: ir.Node, writer: GraphWriter, rewriter: WeightRewriter) -> 
         return read
     terms = prod((shape_of(read.weight) or (1,))[1:])
     return to_matrix_product.write_matrix_product(read, writer, rewriter), (node,), read.weight, terms
+
+
+def _itself(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return tensor
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node, int]]:

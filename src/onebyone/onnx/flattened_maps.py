@@ -132,7 +132,7 @@ def _copied(
         replaced[id(value)] = ir.Value(
             name=f"constant_{value.name}",
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
     return replaced[id(value)]

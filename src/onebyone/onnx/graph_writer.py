@@ -80,10 +80,13 @@ class GraphWriter:
         self._count += 1
         if isinstance(self.container, ir.Function):
             value = self.op("Constant", [], {"value": tensor}, dtype=tensor.dtype, output=name)
-            value.shape = ir.Shape(tensor.shape)
+            value.shape = ir.Shape(tensor.shape.numpy())
             return value
         value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
         )
         tensor.name = name
         self.container.register_initializer(value)

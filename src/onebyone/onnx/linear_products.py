@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onebyone.onnx.constants import is_constant, overridable, shape_of
+from onebyone.onnx.constants import is_constant, overridable, shape_of, sizes_of
 
 #: The domain of ONNX Runtime's own operators.
 MICROSOFT = "com.microsoft"
@@ -154,8 +154,9 @@ def _quantised(node: ir.Node) -> str | None:
 
 
 def _sizes(value: ir.Value) -> list[int | None]:
-    assert value.shape is not None
-    return [size if isinstance(size, int) else None for size in value.shape]
+    sizes = sizes_of(value)
+    assert sizes is not None
+    return sizes
 
 
 def _weight_shape(weight: ir.Value) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onebyone.atomic_files import atomic_path, kind_of_file, require_file
 from onebyone.errors import BadInput

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.onnx import axes
-from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter
+from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter, sizes_of
 from onebyone.onnx.flattened_maps import FlattenedMap, flattened_map
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import LinearProduct, bias_shape
@@ -98,10 +98,9 @@ def _convolution(
         "pads": [0] * (2 * len(kernel)),
     }
     operands = [data, weight] + ([bias] if bias is not None else [])
-    sizes = [None, outputs, *(None for _ in kernel)] if data.shape is None else [data.shape[0], outputs]
-    if data.shape is not None:
-        sizes += [1] * len(kernel) if kernel_steps else list(data.shape[2:])
-    shape = [size if isinstance(size, int) else None for size in sizes]
+    sizes = sizes_of(data)
+    assert sizes is not None
+    shape = [sizes[0], outputs, *([1] * len(kernel) if kernel_steps else sizes[2:])]
     value = writer.op("Conv", operands, attributes, shape=shape)
     if scale != 1.0:
         factor = writer.constant(
@@ -167,7 +166,7 @@ def _bias(
 
 def _finished(product: LinearProduct, value: ir.Value, writer: GraphWriter) -> ir.Value:
     """Add what is not a bias of a convolution, and apply the activation of a fused operator."""
-    shape = None if value.shape is None else list(value.shape)
+    shape = sizes_of(value)
     if product.bias is not None and bias_shape(product) is None and product.bias_scale != 0:
         addend = product.bias
         if product.bias_scale != 1:
