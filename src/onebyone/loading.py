@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebyone.errors import BadInput
+from onebyone.errors import BadInput, MissingExtra
 from onebyone.memory import require_memory
 from onebyone.records import Labels, by
 
@@ -36,6 +36,41 @@ def open_network(
 
     network = load_source(spec, weights, seed=seed)
     return network, _notes(nonfinite_weights(network))
+
+
+def open_model(
+    spec: str,
+    weights: str | os.PathLike[str] | None = None,
+    shape: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+) -> tuple[Any, tuple[str, ...], Any]:
+    """`open_with_example`, for functions that take ONNX models too: then the example is a dict by input name."""
+    model = onnx_model(spec)
+    if model is None:
+        return open_with_example(spec, weights, shape, seed=seed)
+    if weights is not None:
+        raise BadInput(f"weights={os.fspath(weights)!r}: {spec} is an ONNX model, which has its own weights")
+    from onebyone.onnx.evaluators import random_feeds
+
+    return model, (), None if shape is None else random_feeds(model, shape, seed)
+
+
+def onnx_model(source: object) -> Any:
+    """The onnx-ir model of a path that ends in .onnx, of a `ModelProto` or of an onnx-ir model; None for all else.
+
+    Raises MissingExtra if onnx-ir is not installed, and BadInput if the model cannot be used.
+    """
+    if isinstance(source, str | os.PathLike):
+        if Path(source).suffix.lower() != ".onnx":
+            return None
+    elif type(source).__module__.partition(".")[0] not in ("onnx", "onnx_ir"):
+        return None
+    try:
+        from onebyone.onnx import model_file
+    except ImportError as error:
+        raise MissingExtra("onnx-ir", "onnx", "reading an ONNX model") from error
+    return model_file.open_model(source)
 
 
 def open_with_example(
@@ -167,6 +202,10 @@ def require_network(model: Source, *, allow_torchscript: bool = False) -> Networ
         if not allow_torchscript:
             require_python(network)
         return network
+    if onnx_model(model) is not None:
+        raise BadInput(
+            "model: is an ONNX model, which only convert and verify read; expected a PyTorch network"
+        )
     raise BadInput(
         f"model: is not a network but of type {type(model).__name__}; expected a torch.nn.Module, "
         f"an ExportedProgram, or the name of a source"

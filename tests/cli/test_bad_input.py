@@ -44,7 +44,6 @@ def complain(run: Run, *words: object, code: int = 2) -> str:
         ("nowhere.at_all:net", "there is no module named 'nowhere'"),
         ("torchvision:", "does not name a network; expected file.pt2, torchvision:NAME"),
         ("resnet18", "does not name a network"),
-        ("net.onnx", "does not read ONNX files yet"),
         ("net.pt2", "there is no such file"),
         ("net.pth", "holds weights, not a network"),
     ],
@@ -54,6 +53,19 @@ def test_a_source_that_is_no_network(
     run: Run, folder: Path, verb: tuple[str, ...], source: str, said: str
 ) -> None:
     assert said in complain(run, *verb, source)
+    assert list(folder.iterdir()) == []
+
+
+def test_an_onnx_file_where_it_is_read_and_where_it_is_not(run: Run, folder: Path) -> None:
+    for verb in ("convert", "verify"):
+        assert "cannot read net.onnx: No such file" in complain(run, verb, "net.onnx")
+    for words in (
+        ["convolutionalize", "--window", "16"],
+        ["tune", "--shape", "1,3,8,8"],
+        ["compare"],
+        ["draw"],
+    ):
+        assert "which only convert and verify read" in complain(run, *words, "net.onnx")
     assert list(folder.iterdir()) == []
 
 

@@ -94,7 +94,7 @@ def convert(
         for path in filter(None, (output, report)):
             atomic_files.require_writable(path)
         with run.step(f"Opening {source}"):
-            network, notes, example = loading.open_with_example(source, weights, shape, seed=seed)
+            network, notes, example = loading.open_model(source, weights, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
                 network, to.value, level=level and level.value, only=only, example=example
@@ -132,7 +132,7 @@ def verify(
         from onebyone.cli import render
 
         with run.step(f"Opening {source}"):
-            network, notes, example = loading.open_with_example(source, weights, shape, seed=seed)
+            network, notes, example = loading.open_model(source, weights, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
                 network, to.value, level=level and level.value, only=only, example=example

@@ -40,6 +40,8 @@ def conversion_tables(data: Data) -> list[RenderableType]:
     changes, refused = data["changes"], data["refused"]
     copied = _bytes(data["copied_bytes"]) if data["copied_bytes"] else "nothing"
     summary = f"{len(changes)} {_plural('layer', changes)} converted, {len(refused)} refused, {copied} copied"
+    if "weight_bytes_before" in data:
+        summary += f", weights {_bytes(data['weight_bytes_before'])} → {_bytes(data['weight_bytes_after'])}"
     if "layout_before" in data:
         before, after = (sum(data[name].values()) for name in ("layout_before", "layout_after"))
         summary += f", layout operators {before} → {after}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from math import prod
@@ -11,6 +11,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from onebyone.errors import BadInput
 from onebyone.onnx import linear_products, to_matrix_product
 from onebyone.onnx.constants import NotRewritable, WeightRewriter, shape_of
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
@@ -20,20 +21,23 @@ from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.records import Change, Refusal, by
 
+Only: TypeAlias = "str | Sequence[str] | Callable[..., bool] | None"
 Container: TypeAlias = ir.Graph | ir.Function
 
 
-def convert_model(
-    model: ir.Model, to: str = "conv", only: str | Sequence[str] | None = None
-) -> OnnxConversion:
+def convert_model(model: ir.Model, to: str = "conv", only: Only = None) -> OnnxConversion:
     """Return a converted copy of a model; the model itself is not changed, and large constants are shared.
 
     Args:
         model: any model of onnx-ir.
         to: "conv" (products with a constant to convolutions) or "linear" (1×1 convolutions to matrix products).
-        only: patterns of paths, as `fnmatch` reads them; everything where None.
+        only: patterns of paths, as `fnmatch` reads them, or a function of a path; everything where None.
+
+    Raises:
+        BadInput: `to` has another value.
     """
-    patterns = None if only is None else [only] if isinstance(only, str) else list(only)
+    if to not in ("conv", "linear"):
+        raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
     copy = prepared(model)
     bytes_before = bytes_of_weights(copy)
     rewriter = WeightRewriter()
@@ -41,7 +45,7 @@ def convert_model(
     refused: list[Refusal] = []
     layers: list[RewrittenLayer] = []
     for path, node, opset in list(_nodes(copy)):
-        if patterns is not None and not any(fnmatchcase(path, pattern) for pattern in patterns):
+        if not _wanted(path, only):
             continue
         if node.graph is None:
             continue  # an earlier conversion took it in, as the Add of a bias
@@ -77,6 +81,15 @@ def convert_model(
         entries=dict(rewriter.entries),
         weight_bytes=(bytes_before, bytes_of_weights(copy)),
     )
+
+
+def _wanted(path: str, only: Only) -> bool:
+    if only is None:
+        return True
+    if callable(only):
+        return bool(only(path))
+    patterns = [only] if isinstance(only, str) else only
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def prepared(model: ir.Model) -> ir.Model:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from onebyone.errors import MissingExtra
+from onebyone.errors import BadInput, MissingExtra
 from onebyone.records import first_line
 
 Array = np.ndarray[Any, Any]
@@ -23,6 +24,43 @@ Array = np.ndarray[Any, Any]
 
 class NotRunnable(Exception):
     """A model that an evaluator cannot run; the message says why."""
+
+
+def random_feeds(model: ir.Model, shape: Sequence[int], seed: int) -> dict[str, Array]:
+    """A random array of `shape` for the model's input: standard normal, or 0 and 1 for integers.
+
+    Raises:
+        BadInput: the model has several inputs.
+    """
+    inputs = model.graph.inputs
+    if len(inputs) != 1:
+        names = ", ".join(str(value.name) for value in inputs)
+        raise BadInput(f"shape: the model has {len(inputs)} inputs ({names}), and one shape was given")
+    rng = np.random.default_rng(seed)
+    kind = inputs[0].dtype or ir.DataType.FLOAT
+    values = (
+        rng.standard_normal(tuple(shape)) if kind.is_floating_point() else rng.integers(0, 2, tuple(shape))
+    )
+    return {str(inputs[0].name): values.astype(kind.numpy())}
+
+
+def feeds_of(model: ir.Model, x: Any) -> dict[str, Array]:
+    """An example as one array per input: of an array or tensor, a sequence in the inputs' order, or a dict by name.
+
+    Raises:
+        BadInput: another number of values than the model has inputs.
+    """
+    names = [str(value.name) for value in model.graph.inputs]
+    if isinstance(x, Mapping):
+        return {str(name): _array(value) for name, value in x.items()}
+    values = list(x) if isinstance(x, tuple | list) else [x]
+    if len(values) != len(names):
+        raise BadInput(f"x: holds {len(values)} values, and the model has the inputs {', '.join(names)}")
+    return {name: _array(value) for name, value in zip(names, values, strict=True)}
+
+
+def _array(value: Any) -> Array:
+    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
 
 
 def run_reference(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
@@ -55,7 +93,7 @@ def run_onnx_runtime(
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtra("onnxruntime", "onnx", "running an ONNX model") from error
+        raise MissingExtra("onnxruntime", "engines", "running an ONNX model") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if not optimised:

@@ -14,7 +14,6 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onebyone.atomic_files import atomic_path, kind_of_file, require_file
 from onebyone.errors import BadInput
@@ -82,7 +81,7 @@ def _from_file(path: Path) -> ir.Model:
         raise BadInput(f"{path} is empty; an ONNX model was expected")
     try:
         proto = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
+    except Exception as error:  # protobuf has errors of several kinds
         kind = kind_of_file(path)
         raise BadInput(f"{path} is not an ONNX model or is damaged (the file is {kind}): {error}") from error
     model = _decoded(proto, str(path))

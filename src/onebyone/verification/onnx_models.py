@@ -21,8 +21,10 @@ from onebyone.laws import bounds
 from onebyone.onnx.constants import Step, apply_steps
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import prepared
-from onebyone.onnx.evaluators import NotRunnable, run_onnx_runtime, run_reference
+from onebyone.onnx.evaluators import NotRunnable, feeds_of, run_onnx_runtime
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
+from onebyone.onnx.model_file import open_model
+from onebyone.verification.onnx_outputs import WholeModel, compare_outputs, proto_of, run64
 from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
 
 Array = np.ndarray[Any, Any]
@@ -65,11 +67,11 @@ def verify_onnx(
             unverified.append(f"{layer.path}: {error}")
         if progress is not None:
             progress(done, len(rewriting.layers))
-    whole = _Whole()
+    whole = WholeModel()
     if feeds is None:
         unverified.append("without an example input: the whole model, and the layers on their own inputs")
     else:
-        whole = _compare_whole(original, rewriting.model, feeds, problems, unverified)
+        whole = compare_outputs(original, rewriting.model, feeds, problems, unverified)
     problems += [f"{check.path}: {check.why}" for check in checks if not check.ok]
     probed = any(check.bitwise is not None for check in checks)
     nothing = not probed and whole.max_error is None and not problems
@@ -91,6 +93,49 @@ def verify_onnx(
         problems=tuple(problems),
         unverified=tuple(dict.fromkeys(unverified)),
         nothing_verified=nothing,
+    )
+
+
+def verify_onnx_source(
+    model: ir.Model, converted: Any, x: Any = None, *, seed: int = 0, **options: Any
+) -> Verification:
+    """Verify a conversion of an ONNX model, or compare the outputs of two models.
+
+    Args:
+        model: the original.
+        converted: what `convert` returned, or another ONNX model: then only outputs are compared.
+        x: an example: an array or tensor, a sequence in the order of the inputs, or a dict by name.
+        seed: of the probes.
+        options: progress; gradients and the options of any-size networks do not apply.
+
+    Raises:
+        BadInput: `converted` is no ONNX model, or there is no example for two bare models.
+    """
+    feeds = None if x is None else feeds_of(model, x)
+    if isinstance(converted, OnnxConversion):
+        return verify_onnx(model, converted, feeds, seed=seed, progress=options.get("progress"))
+    if type(converted).__module__.partition(".")[0] not in ("onnx", "onnx_ir") and not isinstance(
+        converted, str
+    ):
+        raise BadInput(
+            f"converted: is of type {type(converted).__name__}; expected a conversion or an ONNX model"
+        )
+    if feeds is None:
+        raise BadInput("x is missing: two models can only be compared on an example input")
+    other = open_model(converted)
+    problems: list[str] = []
+    unverified = ["the layers one by one: which became which is known of a conversion only"]
+    whole = compare_outputs(model, other, feeds, problems, unverified)
+    if whole.max_error is None and not problems:
+        problems.append("nothing was verified: the models were not compared")
+    return Verification(
+        equivalent=not problems,
+        target=SAME_FUNCTION,
+        max_error=whole.max_error,
+        rounding_ratio=whole.rounding_ratio,
+        problems=tuple(problems),
+        unverified=tuple(unverified),
+        nothing_verified=whole.max_error is None and not problems,
     )
 
 
@@ -124,8 +169,8 @@ def _probe(
         name: _odd_integers(shape, magnitude, rng).astype(np.float64)
         for name, shape in before.shapes(FREE_SIZES).items()
     }
-    expected = _run64(before, constants, feeds)
-    actual = _run64(after, _converted(constants, after, rewriting.entries), feeds)
+    expected = run64(before, constants, feeds)
+    actual = run64(after, _converted(constants, after, rewriting.entries), feeds)
     equal, why = _same(expected, actual)
     if not equal:
         return replace(check, bitwise=False, ok=False, why=f"integer probe: {why}")
@@ -133,7 +178,7 @@ def _probe(
     for name, faulty in _faults(
         _converted(constants, after, rewriting.entries), after, rewriting.entries
     ).items():
-        seen = not _same(expected, _run64(after, faulty, feeds))[0]
+        seen = not _same(expected, run64(after, faulty, feeds))[0]
         faults.append(Fault(name, seen_by_integers=seen))
     hidden = [fault.name for fault in faults if not fault.seen_by_integers]
     if hidden:
@@ -212,10 +257,6 @@ def _faults(
     return faults
 
 
-def _run64(layer: LayerModel, constants: Mapping[str, Array], feeds: Mapping[str, Array]) -> Array:
-    return run_reference(layer.with_constants(constants, ir.DataType.DOUBLE), feeds)[0]
-
-
 def _same(expected: Array, actual: Array) -> tuple[bool, str]:
     if expected.shape != actual.shape:
         return False, f"the outputs have shapes {expected.shape} and {actual.shape}"
@@ -250,7 +291,7 @@ def _on_real_weights(
         for name, tensor in before.constants.items()
         if tensor.dtype.is_floating_point()
     }
-    reach = _run64(before, sizes, {name: np.abs(array.astype(np.float64)) for name, array in feeds.items()})
+    reach = run64(before, sizes, {name: np.abs(array.astype(np.float64)) for name, array in feeds.items()})
     unit = bounds.unit_roundoff("float32")
     tiny = float(np.finfo(np.float32).tiny * np.finfo(np.float32).eps)
     bound = bounds.dot_bound(layer.terms + EXTRA_TERMS, np.abs(reach), unit) + 2 * (layer.terms + 2) * tiny
@@ -289,7 +330,7 @@ def _recorded(
                 watched.graph.outputs.append(value)
     try:
         values = run_onnx_runtime(
-            _proto(watched), feeds, outputs=[w for w in wanted if w not in expected] or None
+            proto_of(watched), feeds, outputs=[w for w in wanted if w not in expected] or None
         )
     except MissingExtra as error:
         return {}, [], [f"the whole model, and the layers on their own inputs: {error}"]
@@ -298,96 +339,3 @@ def _recorded(
     names = [w for w in wanted if w not in expected]
     recorded = dict(zip(names, values, strict=True)) if names else {}
     return recorded | {name: np.asarray(array) for name, array in feeds.items()}, [], []
-
-
-class _Whole:
-    """What the comparison of the whole models measured."""
-
-    max_error: float | None = None
-    rounding_ratio: float | None = None
-    float64_error: float | None = None
-    float64_limit: float | None = None
-
-
-def _compare_whole(
-    original: ir.Model,
-    converted: ir.Model,
-    feeds: Mapping[str, Array],
-    problems: list[str],
-    unverified: list[str],
-) -> _Whole:
-    whole = _Whole()
-    try:
-        first = run_onnx_runtime(_proto(original), feeds)
-    except (MissingExtra, NotRunnable) as error:
-        unverified.append(f"the whole model: {error}")
-        return whole
-    names = [str(value.name) for value in original.graph.outputs]
-    exact = [_exact(original, name, feeds, unverified) for name in names]
-    unit, shorter = bounds.unit_roundoff("float32"), 2.0**-11
-    for optimised in (True, False):
-        try:
-            second = run_onnx_runtime(_proto(converted), feeds, optimised=optimised)
-        except NotRunnable as error:
-            problems.append(f"the converted model, {'' if optimised else 'not '}optimised: {error}")
-            continue
-        for name, y, z, reference in zip(names, first, second, exact, strict=True):
-            _compare_output(whole, name, y, z, reference, (unit, shorter), problems)
-    return whole
-
-
-def _compare_output(
-    whole: _Whole,
-    name: str,
-    y: Array,
-    z: Array,
-    reference: Array | None,
-    units: tuple[float, float],
-    problems: list[str],
-) -> None:
-    if y.shape != z.shape:
-        problems.append(f"output {name} has shape {z.shape}, the original's has {y.shape}")
-        return
-    if not np.issubdtype(y.dtype, np.floating):
-        if not np.array_equal(y, z):
-            problems.append(f"output {name} ({y.dtype}) differs")
-        return
-    if not np.isfinite(z).all() or not np.isfinite(y).all():
-        problems.append(f"output {name} holds NaN or infinity")
-        return
-    wide, other = y.astype(np.float64), z.astype(np.float64)
-    unit, shorter = units
-    difference = float(np.abs(wide - other).max(initial=0.0))
-    whole.max_error = max(whole.max_error or 0.0, difference)
-    own = unit * float(np.abs(wide).max(initial=0.0))
-    error = difference
-    if reference is not None:
-        own = max(own, float(np.abs(wide - reference).max(initial=0.0)))
-        error = float(np.abs(other - reference).max(initial=0.0))
-    ratio = error / own if own else (1.0 if error == 0 else np.inf)
-    whole.rounding_ratio = max(whole.rounding_ratio or 0.0, ratio)
-    allowed = (shorter / unit) ** 0.5
-    if ratio > allowed:
-        problems.append(
-            f"output {name} has {ratio:.3g} times the original's rounding error, limit {allowed:.3g}"
-        )
-
-
-def _exact(model: ir.Model, output: str, feeds: Mapping[str, Array], unverified: list[str]) -> Array | None:
-    """The original's output in float64; None where the reference implementation cannot give it."""
-    try:
-        first = str(model.graph.inputs[0].name)
-        layer = LayerModel(model, first, output)
-        wide = {
-            name: array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
-            for name, array in feeds.items()
-            if name in layer.inputs
-        }
-        return _run64(layer, {}, wide)
-    except (NotSeparable, NotRunnable) as error:
-        unverified.append(f"output {output} in float64: {error}")
-        return None
-
-
-def _proto(model: ir.Model) -> Any:
-    return ir.serde.serialize_model(model)

@@ -1,4 +1,4 @@
-"""The public functions of onebyone.
+"""The public functions on networks: convert, verify, convolutionalize, compare, draw and tune.
 
 Each function opens what the caller names (a network object, or the name of one) and calls the package that does the
 work. Heavy libraries are imported inside the functions, so that `import onebyone` and `onebyone --help` are fast.
@@ -10,12 +10,18 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebyone.errors import BadInput, InexactWarning
-from onebyone.loading import example_of, open_dense, original_of, preprocessing_of, require_network, runnable
-from onebyone.records import LEAST_AGREEMENT, Labels
+from onebyone.errors import BadInput
+from onebyone.loading import (
+    example_of,
+    onnx_model,
+    original_of,
+    preprocessing_of,
+    require_network,
+    runnable,
+)
+from onebyone.records import Labels
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +29,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from onebyone.comparison import Comparison
-    from onebyone.dense import Dense, ScoreMap
-    from onebyone.detection import Detections
     from onebyone.drawing import Drawings
     from onebyone.results import Conversion, Convolutionalized
     from onebyone.tuning import Tuned, TuningPlan
@@ -47,11 +51,12 @@ def convert(
     With `to="linear"`, levels "layers" and "native" also convert convolutions whose kernel equals their stride.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or the name of a source (see `onebyone --help`).
+        model: an `nn.Module`, an `ExportedProgram`, an ONNX model (a path that ends in .onnx, a `ModelProto` or a
+            model of onnx-ir), or the name of a source (see `onebyone --help`).
         to: "conv" or "linear".
         level: "layers" replaces layers with drop-in modules that share the parameters; "native" replaces them with
             `nn.Conv2d` / `nn.Linear`; "graph" rewrites the exported graph and needs an `example` for a module. None
-            selects "layers" for a module and "graph" for a program.
+            selects "layers" for a module and "graph" for a program or an ONNX model.
         example: an example input: a tensor, a tuple of positional or a dict of keyword arguments, or a pair of both.
         copy: copy the parameters, so that the result shares none with the original.
         only: which layers to convert: a glob over layer paths (`"*.head"`), several globs, or a function
@@ -69,6 +74,16 @@ def convert(
     >>> [change.path for change in c.changes], c.model(torch.ones(2, 4)).shape
     (['0'], torch.Size([2, 3]))
     """
+    onnx = onnx_model(model)
+    if onnx is not None:
+        from onebyone.onnx.convert import convert_model
+
+        if level not in (None, "graph"):
+            raise BadInput(
+                f"level={level!r}: an ONNX model has no modules to replace; expected level='graph'"
+            )
+        return convert_model(onnx, to, only)
+
     from torch import nn
 
     # the levels that replace modules list TorchScript parts as refused instead of failing
@@ -147,7 +162,7 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     """Verify that `converted` computes the same function as `model`.
 
     Args:
-        model: the original network.
+        model: the original network, or the original ONNX model.
         converted: the result of `convert` or `convolutionalize`, or any callable (then only outputs are compared).
         x: an example input: a tensor, a tuple of positional or a dict of keyword arguments, or a pair of both.
             Without one, the example stored in a program is used; if there is none, layers are tested individually.
@@ -163,6 +178,12 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     >>> onebyone.verify(m, onebyone.convert(m), torch.randn(2, 4)).equivalent
     True
     """
+    onnx = onnx_model(model)
+    if onnx is not None:
+        from onebyone.verification.onnx_models import verify_onnx_source
+
+        return verify_onnx_source(onnx, converted, x, seed=seed, **options)
+
     from onebyone.verification import verify as run_verification
 
     original = original_of(model, converted)
@@ -315,85 +336,4 @@ def tune(
         progress=progress,
         plan=plan,
         force=force,
-    )
-
-
-def scan(
-    d: Dense | str | os.PathLike[str],
-    image: Any,
-    *,
-    out: str | os.PathLike[str] | None = None,
-    min_agreement: float = LEAST_AGREEMENT,
-    **options: Any,
-) -> ScoreMap:
-    """Run a dense network over an image and return the scores of every class for every window.
-
-    Args:
-        d: the result of `convolutionalize`, or the path of a saved one (`.pt2`).
-        image: a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W).
-        out: path of the score map to write (`.npz`); None writes nothing.
-        min_agreement: minimum share of sampled windows whose best class must be the same as for the cropped window
-            (`.agreement`), for networks that are not exact. A share below 0.95 causes a warning.
-        options: labels, device, batch, shifts, tile, output, score_kind, softmax, page, mode ("dense", or "windows"
-            to crop every window), compared, progress: see `onebyone.dense.scan`.
-
-    Returns:
-        A `ScoreMap`: `.scores` of shape (classes, H', W'), with the geometry, the labels and the kind of scores.
-
-    Raises:
-        BadInput: the image is smaller than the window, has another number of channels or values that are not finite,
-            or a file cannot be read or written.
-        NotEquivalent: the agreement is below `min_agreement`; the score map is written before this is raised.
-    """
-    from onebyone import atomic_files, dense
-
-    if out is not None:
-        if Path(out).suffix.lower() != ".npz":
-            raise BadInput(f"out={os.fspath(out)!r}: a score map is saved as .npz")
-        atomic_files.require_writable(out)
-    network = open_dense(d)[0] if isinstance(d, str | os.PathLike) else d
-    scores = dense.scan(network, image, **options)
-    if out is not None:
-        scores.save(out)
-    if scores.agreement is not None:
-        scores.agreement.require(min_agreement)
-    return scores
-
-
-def detect(
-    scores: ScoreMap | str | os.PathLike[str],
-    *,
-    threshold: float = 0.5,
-    iou: float = 0.3,
-    background: Sequence[str | int] = (),
-    boxes: ScoreMap | str | os.PathLike[str] | None = None,
-    min_agreement: float = LEAST_AGREEMENT,
-    **options: Any,
-) -> Detections:
-    """Detect objects in a score map: boxes (x1, y1, x2, y2) in pixels, scores and labels.
-
-    Args:
-        scores: the result of `scan`, or the path of a saved one (`.npz`).
-        threshold: confidence threshold: the minimum probability of a detection.
-        iou: IoU threshold for non-maximum suppression (NMS).
-        background: classes to treat as background, in addition to those of the labels.
-        boxes: box regressions of the same scan, for networks that predict them as another output; or their `.npz`.
-        min_agreement: as for `scan`, if the score map carries an agreement with cropped windows.
-        options: per_class, max_detections, refine, score_kind, box_format: see `onebyone.detection.detect`.
-
-    Raises:
-        BadInput: a file is not a score map, or a class does not exist.
-        NotEquivalent: the agreement is below `min_agreement`.
-    """
-    from onebyone.dense import ScoreMap
-    from onebyone.detection import detect as detect_objects
-
-    score_map = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
-    if score_map.agreement is not None:
-        score_map.agreement.require(min_agreement)
-        if not score_map.agreement.enough:
-            warnings.warn(score_map.agreement.advice, InexactWarning, stacklevel=2)
-    offsets = ScoreMap.load(boxes) if isinstance(boxes, str | os.PathLike) else boxes
-    return detect_objects(
-        score_map, threshold=threshold, iou=iou, background=tuple(background), boxes=offsets, **options
     )

@@ -1,0 +1,10 @@
+"""The public functions of onebyone.
+
+Each function opens what the caller names (a network object, or the name of one) and calls the package that does the
+work.
+"""
+
+from onebyone.api.images import detect, scan
+from onebyone.api.networks import compare, convert, convolutionalize, draw, tune, verify
+
+__all__ = ["compare", "convert", "convolutionalize", "detect", "draw", "scan", "tune", "verify"]
