@@ -295,3 +295,34 @@ def test_strided_and_grouped_convolutions_become_linear(layer: nn.Module, shape:
     assert products_left(c.model, "linear") == 0
     assert_same_function(layer, (x,), c.model)
     assert c.layout_after.total() == 0
+
+
+class Reduced(nn.Module):
+    """A linear layer, and a reduction of its result."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.fc, self.how = nn.Linear(4, 6), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return REDUCTIONS[self.how](self.fc(x))
+
+
+REDUCTIONS: dict[str, Any] = {
+    "logsumexp over one axis": lambda y: y.logsumexp(2),
+    "logsumexp over two axes": lambda y: y.logsumexp((1, 2)),
+    "mean over two axes": lambda y: y.mean((0, 2), keepdim=True),
+    "norm over two axes": lambda y: torch.linalg.vector_norm(y, dim=(1, 2)),
+    "deviation of all": lambda y: torch.ops.aten.std.default(y, False),
+    "rolled": lambda y: y.roll((1, 2), (2, 1)),
+}
+
+
+@pytest.mark.parametrize("how", REDUCTIONS)
+def test_operators_along_several_axes_keep_all_of_them(how: str) -> None:
+    """The result of the converted layer is stored with its channels second: every axis has another position."""
+    torch.manual_seed(6)
+    model, x = Reduced(how), torch.randn(2, 3, 4)
+    c = convert_graph(copy.deepcopy(model).double(), to="conv", example=x.double())
+    assert len(c.changes) == 1
+    assert_same_function(model, (x,), c.model)

@@ -19,7 +19,7 @@ POINTWISE = frozenset(
         "sign", "exp", "exp2", "expm1", "log", "log2", "log1p", "log10", "sqrt", "rsqrt", "reciprocal",
         "square", "sin", "cos", "tan", "tanh", "sinh", "cosh", "atan", "asin", "acos", "erf", "erfc", "sigmoid",
         "logit", "relu", "relu6", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "hardtanh",
-        "hardswish", "hardsigmoid", "softplus", "softshrink", "hardshrink", "tanhshrink",
+        "hardswish", "hardsigmoid", "softplus", "softshrink", "hardshrink",
         "threshold", "log_sigmoid", "clamp", "clamp_min", "clamp_max", "clip", "maximum", "minimum", "fmax",
         "fmin", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "eq", "ne", "lt", "le", "gt", "ge",
         "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not",
