@@ -84,7 +84,7 @@ class Labels:
         >>> Labels(scale=1 / 255, mean=(0.5,), std=(0.25,)).preprocessing()
         '(v · 0.00392157 − 0.5) / 0.25'
         >>> Labels(std=(1.0,)).preprocessing()
-        'values go in as they are'
+        'values are used unchanged'
         """
         if not self.states_preprocessing:
             return "none stated: values are used unchanged"
@@ -94,7 +94,7 @@ class Labels:
         if any(v != 1 for v in self.std):
             text = f"{text} / {_numbers(self.std)}"
         if text == "v":
-            text = "values go in as they are"
+            text = "values are used unchanged"
         return text if self.colour_order == "RGB" else f"{text}, {self.colour_order}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -149,4 +149,4 @@ def test_raw_pixels_are_said(run: Run, folder: Path) -> None:
     assert "--scale, --mean, --std" in note
     stated = run(*words, "--scale", 1).json
     assert "notes" not in stated or not stated["notes"]
-    assert stated["preprocessing"] == "values go in as they are"
+    assert stated["preprocessing"] == "values are used unchanged"
