@@ -10,8 +10,8 @@ on. They are applied in memory, and the tests of the room run in forks of a proc
 1. One run without a mutation records how long each test takes and which functions it calls.
 2. For a mutation inside a function, a fork replaces the function's code and runs the tests that call the function, the
    fastest first, up to the first failure.
-3. Mutations outside functions (constants, default values), and those that survive step 2, run in a fork that imports
-   the mutated module from the beginning.
+3. Mutations outside functions (constants, default values), and those that survive step 2 in functions that are called
+   while modules are imported, run in a fork that imports the mutated module.
 
 Not mutated: docstrings, annotations, decorators, texts of messages (f-strings, `raise`, strings with spaces), and
 `strict=` of `zip`, which is an assertion. Mutations that do not change the bytecode are not counted.
@@ -144,7 +144,7 @@ def run_room(name: str, deadline: float, survivors: bool) -> dict[str, Any]:
             raise SystemExit(f"a test of {name} fails without a mutation: {calls['failed']}")
         seconds = sum(duration for duration, _ in calls.values())
         say(f"{name}: {len(calls)} tests, {seconds:.0f} CPU seconds")
-        campaign = Campaign(room.files, pending, calls, functools.partial(ledger.report, final=False))
+        campaign = Campaign(room.files, pending, calls, ledger.report)
         forked(functools.partial(run_pytest, room.test_paths, campaign), silent=False)
         ledger.load()
         for mutant in pending:

@@ -31,6 +31,8 @@ QUICK = 1.0
 
 Calls = dict[str, tuple[float, list[str]]]
 """By test: its CPU seconds, and the functions of the mutated files that it calls."""
+COLLECTION = "(collection)"
+"""The entry of `Calls` for the import of the tests and sources."""
 
 
 def forked(task: Callable[[], int], seconds: float = math.inf, *, silent: bool = True) -> int | None:
@@ -125,31 +127,43 @@ class Baseline(Tests):
     def __init__(self, files: Sequence[Path], output: Path) -> None:
         self.outermost = dict(pair for file in files for pair in _outermost(file))
         self.output = output
+        self.calls: Calls = {}
+
+    def pytest_collection(self) -> None:
+        """Called before the collection."""
+        super().pytest_collection()
+        self._start(COLLECTION)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Called in place of pytest's loop over the tests."""
-        calls: Calls = {}
+        self._stop()
         for item in session.items:
-            called: set[str] = set()
-            begin = time.process_time()
-            with_trace = functools.partial(self._trace, called)
-            threading.settrace(with_trace)
-            sys.settrace(with_trace)
+            self._start(item.nodeid)
             failed = self.failure(item, None)
-            sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
+            self._stop()
             if failed:
                 self.output.write_text(json.dumps({"failed": failed}))
                 return True
-            calls[item.nodeid] = (time.process_time() - begin, sorted(called))
-        self.output.write_text(json.dumps(calls))
+        self.output.write_text(json.dumps(self.calls))
         return True
 
-    def _trace(self, called: set[str], frame: FrameType, event: str, argument: object) -> None:
-        outer = self.outermost.get(name_of(frame.f_code))
-        if outer is not None:
-            called.add(outer)
+    def _start(self, name: str) -> None:
+        """Begin to record the functions that are called, under `name`."""
+        self.name, self.begin, self.called = name, time.process_time(), set[str]()
+
+        def trace(frame: FrameType, event: str, argument: object) -> None:
+            outer = self.outermost.get(name_of(frame.f_code))
+            if outer is not None:
+                self.called.add(outer)
+
+        threading.settrace(trace)
+        sys.settrace(trace)
+
+    def _stop(self) -> None:
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        self.calls[self.name] = (time.process_time() - self.begin, sorted(self.called))
 
 
 class Campaign(Tests):
@@ -169,11 +183,12 @@ class Campaign(Tests):
             before, after = mutant.functions or MODULE
             live = functions.get(name_of(before), [])
             names = [name for name in names_of_tests(mutant, self.calls) if name in items]
-            if not live or not names:
+            if not live or not names or len(before.co_freevars) != len(after.co_freevars):
                 continue
             selected = [items[name] for name in names]
             task = functools.partial(self.run, selected, live, after, caches)
-            if not self.report(mutant, forked(task, time_limit(names, self.calls))):
+            code = forked(task, time_limit(names, self.calls))
+            if not self.report(mutant, code, final=name_of(before) not in self.calls[COLLECTION][1]):
                 break
         return True
 
@@ -196,12 +211,9 @@ class Campaign(Tests):
         code: CodeType,
         caches: Sequence[Any],
     ) -> int:
-        """Replace the function's code and run the tests: 1 at the first failure, 0 if it cannot be replaced."""
-        try:
-            for function in live:
-                function.__code__ = code
-        except ValueError:  # another number of closure variables
-            return 0
+        """Replace the function's code and run the tests; 1 at the first failure."""
+        for function in live:
+            function.__code__ = code
         for cache in caches:
             cache.cache_clear()
         return int(any(self.failure(a, b) for a, b in zip(items, [*items[1:], None], strict=True)))
@@ -233,7 +245,7 @@ def names_of_tests(mutant: Mutant, calls: Calls, *, quick: bool = False) -> list
     With `quick`, other fast tests follow: they may notice a constant without calling a function.
     """
     prefix = name_of(mutant.functions[0]) if mutant.functions else f"{mutant.path}:"
-    ordered = sorted(calls, key=lambda name: calls[name][0])
+    ordered = sorted(calls.keys() - {COLLECTION}, key=lambda name: calls[name][0])
     callers = [name for name in ordered if any(called.startswith(prefix) for called in calls[name][1])]
     others = [name for name in ordered if calls[name][0] < QUICK] if quick else []
     return list(dict.fromkeys([*callers, *others]))
