@@ -39,3 +39,12 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_folders_that_pages_name_exist(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    source = ROOT if name == "CONTRIBUTING.md" else ROOT / "src" / "onebyone"
+    paths = re.findall(r"^\| .*`(src/[\w/]+)` \|$", text, re.M) or re.findall(r"^\| `(\w+/)` \|", text, re.M)
+    assert len(paths) >= 10
+    assert [path for path in paths if not (source / path).is_dir()] == []
