@@ -42,6 +42,6 @@ ENGINE = register_engine(
         _build,
         group=TORCH,
         tries_form=lambda form: form == "original",
-        why_unavailable=cpu_and_fixed_batch("its steps serve the sizes that they were made for alone"),
+        why_unavailable=cpu_and_fixed_batch("it takes only the shapes that it was compiled for"),
     )
 )
