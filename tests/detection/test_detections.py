@@ -15,9 +15,10 @@ from pycocotools.cocoeval import COCOeval
 
 from onebyone.dense import ScoreMap
 from onebyone.detection import Detections, coco_ground_truth, coco_results, detect
-from onebyone.detection.overlay import PALETTE
+from onebyone.detection.overlay import PALETTE, colour_of
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
+from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
 
 GEOMETRY = Geometry((8, 6), (4, 2), (0, 0), (8, 6), (0, 0), True)
@@ -240,3 +241,64 @@ def test_boxes_of_every_size_can_be_drawn_anywhere() -> None:
     boxes = np.float32([[0, 0, 1, 1], [-5, -5, 300, 300], [38, 46, 40, 48], [3, 3, 3, 3]])
     detections = Detections(boxes, np.ones(4, np.float32), np.arange(4), tuple("abcd"), SIZE)
     detections.draw(np.zeros(SIZE, np.uint8))
+
+
+def test_a_score_of_exactly_the_threshold_is_a_detection() -> None:
+    scores = score_map({(0, 1, 2): 0.625})
+    assert len(detect(scores, threshold=0.625)) == 1
+    assert len(detect(scores, threshold=float(np.nextafter(np.float32(0.625), np.float32(1))))) == 0
+
+
+def test_as_many_candidates_as_allowed_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[detect.__module__], "MAX_CANDIDATES", 5)
+    scores = score_map({(0, 1, 3 * k): 0.75 for k in range(5)})
+    assert len(detect(scores, iou=1)) == 5
+    with pytest.raises(BadInput, match="6 windows reach it; expected at most 5"):
+        detect(score_map({(0, 1, k): 0.75 for k in range(6)}))
+
+
+def test_boxes_of_a_network_with_a_window_offset() -> None:
+    """The window of position (i, j) starts at (4i − 3, 2j + 1); what is outside the image is clipped."""
+    geometry = Geometry((8, 6), (4, 2), (3, -1), (8, 6), (3, -1), True)
+    values = np.zeros((1, *geometry.positions(SIZE)), np.float32)
+    values[0, 2, 5] = values[0, 0, 17] = 0.75
+    scores = ScoreMap(values, geometry, Labels(), SIZE, kind=ScoreKind("probabilities"))
+    assert sorted(detect(scores).boxes.tolist()) == [[11, 5, 17, 13], [35, 0, 40, 5]]
+
+
+def test_refined_boxes_are_means_within_their_class() -> None:
+    """Suppression across classes, but a box of another class does not move the one that suppressed it."""
+    scores = score_map({(0, 1, 2): 0.75, (0, 1, 3): 0.25, (1, 1, 1): 0.5})
+    detections = detect(scores, threshold=0.2, iou=0.3, refine=True, per_class=False)
+    np.testing.assert_array_equal(detections.boxes, [[4.5, 4, 10.5, 12]])
+
+
+def test_refined_boxes_of_equal_scores_are_sorted_by_their_new_coordinates() -> None:
+    """The window at column 2 comes before the one at column 2 of a later row until it is moved to the right."""
+    scores = score_map({(0, 1, 2): 0.75, (0, 1, 3): 0.25, (0, 7, 2): 0.75})
+    detections = detect(scores, threshold=0.2, refine=True)
+    np.testing.assert_array_equal(detections.boxes, [[4, 28, 10, 36], [4.5, 4, 10.5, 12]])
+
+
+def test_refining_boxes_of_zero_probability() -> None:
+    """At a threshold of 0 every window is a candidate; those without any probability keep finite boxes."""
+    detections = detect(score_map({(0, 1, 2): 0.9}), threshold=0, refine=True)
+    assert np.isfinite(detections.boxes).all()
+
+
+def test_the_number_after_the_last_class_is_not_a_class() -> None:
+    with pytest.raises(BadInput, match="background=3: expected one of the classes"):
+        detect(score_map(PROBABILITIES), background=3)
+
+
+@pytest.mark.parametrize(("count", "last_line"), [(20, None), (21, "… and 1 more"), (25, "… and 5 more")])
+def test_twenty_rows_are_printed(count: int, last_line: str | None) -> None:
+    boxes = np.tile(np.float32([0, 0, 4, 4]), (count, 1))
+    detections = Detections(boxes, np.ones(count, np.float32), np.zeros(count, int), ("a",), SIZE)
+    lines = str(detections).splitlines()
+    assert sum(line.startswith("a ") for line in lines) == min(count, 20)
+    assert (lines[-1] == last_line) == (last_line is not None)
+
+
+def test_colours_repeat_after_the_last() -> None:
+    assert [colour_of(k) for k in range(16)] == [*PALETTE, *PALETTE]

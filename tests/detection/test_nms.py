@@ -97,9 +97,36 @@ def test_votes_are_weighted_means() -> None:
     np.testing.assert_array_equal(means, [[1, 0, 11, 10], [50, 50, 60, 60]])
 
 
+def test_boxes_without_scores_have_a_plain_mean() -> None:
+    boxes = np.array([[0.0, 0, 10, 10], [4, 0, 14, 10]])
+    np.testing.assert_array_equal(list(vote(boxes, np.zeros(2), [np.array([0, 1])])), [[2, 0, 12, 10]])
+
+
+def test_an_overlap_of_exactly_the_threshold_is_kept() -> None:
+    boxes = np.array([[0.0, 0, 2, 1], [1, 0, 3, 1]])  # IoU 1 / 3
+    scores, labels = np.array([0.9, 0.8]), np.zeros(2, int)
+    assert len(nms(boxes, scores, labels, 1 / 3)[0]) == 2
+    assert len(nms(boxes, scores, labels, np.nextafter(1 / 3, 0))[0]) == 1
+    assert len(nms(boxes[[0, 0]], scores, labels, 1.0)[0]) == 2
+    assert len(nms(boxes[[0, 0]], scores, labels, np.nextafter(1, 0))[0]) == 1
+
+
+def test_neighbouring_cells_are_compared_in_every_direction() -> None:
+    """Boxes of 10×10 around one at (15, 15), which overlap it by one pixel from the eight neighbouring cells."""
+    for dy in (-9, 0, 9):
+        for dx in (-9, 0, 9):
+            boxes = [
+                ((15, 15, 25, 25), 2, 0),
+                ((15 + dx, 15 + dy, 25 + dx, 25 + dy), 1, 0),
+                ((0, 0, 1, 1), 0, 1),
+            ]
+            assert run(boxes, 0.0, True) == [boxes[0], boxes[2]]
+
+
 def test_bad_values_are_refused() -> None:
     box, one = np.zeros((1, 4)), np.ones(1)
     with pytest.raises(BadInput, match=r"iou=1\.5: expected a number from 0 to 1"):
         nms(box, one, one.astype(int), 1.5)
-    with pytest.raises(BadInput, match="must be finite"):
-        nms(box, one * np.nan, one.astype(int), 0.5)
+    for bad_boxes, bad_scores in ((box, one * np.nan), (box + np.inf, one)):
+        with pytest.raises(BadInput, match="must be finite"):
+            nms(bad_boxes, bad_scores, one.astype(int), 0.5)

@@ -122,7 +122,7 @@ class _Cells:
             return
         sides = np.maximum((boxes[:, 2:] - boxes[:, :2]).max(axis=0), 1e-9)
         cells = np.floor((boxes[:, :2] - boxes[:, :2].min(axis=0)) / sides).astype(np.int64) + 1
-        self._columns, rows = (int(n) + 2 for n in cells.max(axis=0))
+        self._columns, rows = (int(n) + 1 for n in cells.max(axis=0))
         classes = np.unique(labels, return_inverse=True)[1]
         keys = (classes * rows + cells[:, 1]) * self._columns + cells[:, 0]
         self._sorted = np.argsort(keys, kind="stable")
