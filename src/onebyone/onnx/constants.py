@@ -1,8 +1,8 @@
 """Read and rewrite the constants of a graph, wherever an exporter put them.
 
-A weight may be an initializer, or computed from initializers by Identity, Transpose, Reshape, Cast, DequantizeLinear or
-arithmetic with another constant. A rewritten weight (transposed, reshaped) is made from the initializers themselves, so
-that a quantised weight stays quantised: its arithmetic is repeated on the rewritten parts.
+A weight may be an initializer, or computed from initializers. Behind Identity, Transpose, Reshape, Cast, DequantizeLinear
+and arithmetic, a rewritten weight (transposed, reshaped) is made from the initializers themselves, so that a quantised
+weight stays quantised. What other operators compute is transposed and reshaped in the graph.
 """
 
 from __future__ import annotations
@@ -23,14 +23,36 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _SHAPE_OPERATORS = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 _ARITHMETIC = {"Mul", "Div", "Sub", "Add"}
+_RANDOM = {"RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+#: Keys under which `mark_constants` keeps what it found.
+_CONSTANT, _OVERRIDABLE = "onebyone constant", "onebyone overridable"
 
 
 class NotRewritable(Exception):
     """A constant that cannot be rewritten; the message says why."""
 
 
+def mark_constants(model: ir.Model) -> None:
+    """Find every value that is computed from initializers alone, for `is_constant` and `overridable`.
+
+    One pass over the nodes. Operators with graphs of their own and random ones give no constants.
+    """
+    for node in model.graph.all_nodes():
+        operands = [operand for operand in node.inputs if operand is not None]
+        has_graph = any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+        )
+        if not operands or has_graph or node.op_type in _RANDOM:
+            continue
+        behind = [overridable(operand) for operand in operands]
+        if all(is_constant(operand) or name for operand, name in zip(operands, behind, strict=True)):
+            name = next((name for name in behind if name), None)
+            for output in node.outputs:
+                output.meta[_OVERRIDABLE if name else _CONSTANT] = name or True
+
+
 def is_constant(value: ir.Value | None) -> bool:
-    """Whether a value is an initializer, or computed from initializers by operators that this module reads.
+    """Whether a value is an initializer, or was found by `mark_constants` to be computed from initializers.
 
     An initializer that is also an input of its graph is not: whoever runs the model may replace it.
     """
@@ -38,24 +60,16 @@ def is_constant(value: ir.Value | None) -> bool:
         return False
     if value.const_value is not None:
         return not value.is_graph_input()
-    node = value.producer()
-    if node is None or node.domain not in ("", "com.microsoft"):
-        return False
-    if node.op_type in _SHAPE_OPERATORS | _ARITHMETIC | {"Cast", "DequantizeLinear"}:
-        return all(is_constant(operand) for operand in node.inputs if operand is not None)
-    return False
+    return bool(value.meta.get(_CONSTANT))
 
 
-def overridable(value: ir.Value | None) -> ir.Value | None:
-    """The initializer behind a value that is also a graph input, and therefore not a constant; None without one."""
+def overridable(value: ir.Value | None) -> str | None:
+    """The name of an initializer behind a value that is also a graph input, so that the value is not a constant."""
     if value is None:
         return None
     if value.const_value is not None:
-        return value if value.is_graph_input() else None
-    node = value.producer()
-    if node is None or node.op_type not in _SHAPE_OPERATORS | _ARITHMETIC | {"Cast", "DequantizeLinear"}:
-        return None
-    return next((found for operand in node.inputs if (found := overridable(operand)) is not None), None)
+        return str(value.name) if value.is_graph_input() else None
+    return value.meta.get(_OVERRIDABLE)
 
 
 def array_of(value: ir.Value) -> Array:
@@ -126,6 +140,11 @@ class WeightRewriter:
             raise NotRewritable("it is not a constant")
         operand = node.inputs[0]
         assert operand is not None
+        if node.domain != "" or node.op_type not in _SHAPE_OPERATORS | _ARITHMETIC | {
+            "Cast",
+            "DequantizeLinear",
+        }:
+            return _in_the_graph(writer, value, steps)
         if node.op_type not in _SHAPE_OPERATORS and any(kind in ("scale", "broadcast") for kind, _ in steps):
             raise NotRewritable("a computed constant takes no factor and is not repeated")
         if node.op_type in _SHAPE_OPERATORS:
@@ -174,6 +193,23 @@ class WeightRewriter:
             lifted: tuple[Step, ...] = (("reshape", full), *_on_broadcast(shape, full, steps))
             operands.append(self.rewrite(writer, operand, lifted))
         return writer.op(node.op_type, operands, dtype=node.outputs[0].dtype)
+
+
+def _in_the_graph(writer: GraphWriter, value: ir.Value, steps: Sequence[Step]) -> ir.Value:
+    """Transposes and reshapes as nodes, for a constant that some other operator computes."""
+    shape = shape_of(value)
+    if shape is None:
+        raise NotRewritable("it is computed in the graph, and its shape is not known")
+    for kind, numbers in steps:
+        if kind == "transpose":
+            shape = tuple(shape[axis] for axis in numbers)
+            value = writer.op("Transpose", [value], {"perm": list(numbers)}, shape=shape)
+        elif kind == "reshape":
+            shape = tuple(numbers)
+            value = writer.op("Reshape", [value, writer.integers(shape)], shape=shape)
+        else:
+            raise NotRewritable("it is computed in the graph, and takes no factor and is not repeated")
+    return value
 
 
 def _is_trivial(step: Step) -> bool:

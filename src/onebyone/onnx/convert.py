@@ -13,7 +13,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from onebyone.errors import BadInput
 from onebyone.onnx import linear_products, to_matrix_product
-from onebyone.onnx.constants import NotRewritable, WeightRewriter, shape_of
+from onebyone.onnx.constants import NotRewritable, WeightRewriter, mark_constants, shape_of
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.model_file import bytes_of_weights
@@ -97,6 +97,7 @@ def prepared(model: ir.Model) -> ir.Model:
     copy = model.clone()
     _lift_constants(copy)
     infer_shapes(copy)
+    mark_constants(copy)
     return copy
 
 

@@ -112,7 +112,7 @@ def read_product(node: ir.Node) -> Reading | None:
         if behind is None:
             return None
         return (
-            f"its weight {behind.name!r} is also an input of the graph, so that a caller may replace it; "
+            f"its weight {behind!r} is also an input of the graph, so that a caller may replace it; "
             "freeze the initializers first (--freeze-initialisers)"
         )
     if all(constant):

@@ -64,7 +64,7 @@ def read_convolution(node: ir.Node) -> Reading | None:
     if not is_constant(weight):
         behind = overridable(weight)
         if pointwise and behind is not None:
-            return f"its weight {behind.name!r} is also an input of the graph (--freeze-initialisers)"
+            return f"its weight {behind!r} is also an input of the graph (--freeze-initialisers)"
         return None
     if shape is None:
         return None
