@@ -324,6 +324,20 @@ def test_an_initializer_that_a_caller_may_replace_is_refused_by_name() -> None:
     result = convert_model(m)
     assert not result.changes
     assert "'w' is also an input" in result.refused[0].reason
+    frozen = convert_model(m, freeze_initialisers=True)
+    assert len(frozen.changes) == 1
+    assert [value.name for value in frozen.model.graph.inputs] == ["x"]
+    x = integers(4, 3, seed=6)
+    np.testing.assert_array_equal(run(frozen.model, {"x": x})[0], x @ W["w"])
+
+
+def test_a_weight_that_another_operator_computes() -> None:
+    text = graph("N,4", "N,3", "w = Concat<axis=0>(a, b) y = MatMul(x, w)")
+    m = model(text, {"a": integers(1, 3), "b": integers(3, 3)})
+    result = convert_model(m)
+    assert len(result.changes) == 1
+    x = integers(2, 4, seed=7)
+    np.testing.assert_array_equal(run(result.model, {"x": x})[0], run(m, {"x": x})[0])
 
 
 def test_products_in_subgraphs_are_converted() -> None:

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from onebyone.errors import BadInput
 from onebyone.onnx.convert import convert_model
 from tests.onnx.models import graph, integers, model, operators, run
 
@@ -98,3 +99,17 @@ def test_there_and_back(name: str) -> None:
     assert len(back.changes) == 1
     x = integers(*shape, seed=1)
     np.testing.assert_array_equal(run(back.model, {"x": x})[0], run(m, {"x": x})[0])
+
+
+def test_old_opsets() -> None:
+    strided = model(graph("N,4,7", "N,6,4", "y = Conv<strides=[2]>(x, w)"), {"w": integers(6, 4, 1)}, opset=9)
+    assert "from opset 10 on" in convert_model(strided, "linear").refused[0].reason
+    plain = model(
+        graph("N,4,7", "N,6,7", "y = Conv(x, w, b)"), {"w": integers(6, 4, 1), "b": integers(6)}, opset=9
+    )
+    x = integers(2, 4, 7)
+    np.testing.assert_array_equal(
+        run(convert_model(plain, "linear").model, {"x": x})[0], run(plain, {"x": x})[0]
+    )
+    with pytest.raises(BadInput, match="has opset 6"):
+        convert_model(model(graph("N,4,7", "N,6,7", "y = Conv(x, w)"), {"w": integers(6, 4, 1)}, opset=6))

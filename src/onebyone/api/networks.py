@@ -46,6 +46,7 @@ def convert(
     copy: bool = False,
     only: str | Sequence[str] | Callable[..., bool] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    freeze_initialisers: bool = False,
 ) -> Conversion[Any]:
     """Convert linear layers to 1×1 convolutions (`to="conv"`), or 1×1 convolutions to linear layers (`to="linear"`).
     With `to="linear"`, levels "layers" and "native" also convert convolutions whose kernel equals their stride.
@@ -61,6 +62,7 @@ def convert(
         copy: copy the parameters, so that the result shares none with the original.
         only: which layers to convert: a glob over layer paths (`"*.head"`), several globs, or a function
             (path, module) -> bool; at level "graph" (path) -> bool.
+        freeze_initialisers: for an ONNX model whose weights are also inputs of its graph: make them constants first.
         optimizer: an optimizer of the original whose parameter groups and state are moved to new parameters.
 
     Returns:
@@ -82,7 +84,7 @@ def convert(
             raise BadInput(
                 f"level={level!r}: an ONNX model has no modules to replace; expected level='graph'"
             )
-        return convert_model(onnx, to, only)
+        return convert_model(onnx, to, only, freeze_initialisers)
 
     from torch import nn
 

@@ -55,6 +55,13 @@ AtLevel = Annotated[
         show_default="layers; graph for a .pt2",
     ),
 ]
+Freeze = Annotated[
+    bool,
+    typer.Option(
+        "--freeze-initialisers",
+        help="For ONNX models whose weights are also inputs of the graph: make them constants first.",
+    ),
+]
 Only = Annotated[
     str | None,
     typer.Option("--only", metavar="GLOB", help="Convert only layers whose path matches: 'classifier.*'."),
@@ -67,6 +74,7 @@ def convert(
     to: To = Form.conv,
     level: AtLevel = None,
     only: Only = None,
+    freeze: Freeze = False,
     shape: o.Shape = None,
     weights: o.Weights = None,
     seed: o.Seed = 0,
@@ -97,7 +105,12 @@ def convert(
             network, notes, example = loading.open_model(source, weights, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
-                network, to.value, level=level and level.value, only=only, example=example
+                network,
+                to.value,
+                level=level and level.value,
+                only=only,
+                example=example,
+                freeze_initialisers=freeze,
             )
         data = render.conversion_data(conversion, source, notes)
         if output is not None:
@@ -116,6 +129,7 @@ def verify(
     to: To = Form.conv,
     level: AtLevel = None,
     only: Only = None,
+    freeze: Freeze = False,
     shape: o.Shape = None,
     weights: o.Weights = None,
     seed: o.Seed = 0,
@@ -135,7 +149,12 @@ def verify(
             network, notes, example = loading.open_model(source, weights, shape, seed=seed)
         with run.step("Converting"):
             conversion = api.convert(
-                network, to.value, level=level and level.value, only=only, example=example
+                network,
+                to.value,
+                level=level and level.value,
+                only=only,
+                example=example,
+                freeze_initialisers=freeze,
             )
         with run.progress("Verifying") as progress:
             verification = api.verify(network, conversion, example, seed=seed, progress=progress)

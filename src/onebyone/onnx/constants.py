@@ -1,8 +1,8 @@
 """Read and rewrite the constants of a graph, wherever an exporter put them.
 
-A weight may be an initializer, or computed from initializers. Behind Identity, Transpose, Reshape, Cast, DequantizeLinear
-and arithmetic, a rewritten weight (transposed, reshaped) is made from the initializers themselves, so that a quantised
-weight stays quantised. What other operators compute is transposed and reshaped in the graph.
+A weight may be an initializer, or computed from initializers. Behind Identity, Transpose, Reshape, Cast,
+DequantizeLinear and arithmetic, a rewritten weight (transposed, reshaped) is made from the initializers themselves, so
+that a quantised weight stays quantised. What other operators compute is transposed and reshaped in the graph.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def _step_of(node: ir.Node) -> Step:
     if node.op_type == "Transpose":
         permutation = node.attributes.get_ints("perm") or tuple(reversed(range(len(shape))))
         return ("transpose", tuple(permutation))
-    return ("reshape", _evaluate(node).shape)
+    return ("reshape", _known(node.outputs[0]))
 
 
 def _tracked(axis: int, shape: tuple[int, ...], steps: Sequence[Step]) -> int:
@@ -334,7 +334,10 @@ def _evaluate(node: ir.Node) -> Array:
     """Compute one node of a constant expression with NumPy."""
     operand = node.inputs[0]
     assert operand is not None
-    return _EVALUATORS[node.op_type](node, array_of(operand))
+    evaluator = _EVALUATORS.get(node.op_type) if node.domain == "" else None
+    if evaluator is None:
+        raise NotRewritable(f"it is computed by {node.op_type}")
+    return evaluator(node, array_of(operand))
 
 
 def _reshaped(node: ir.Node, array: Array) -> Array:

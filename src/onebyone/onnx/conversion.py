@@ -40,11 +40,13 @@ class OnnxConversion(Conversion[ir.Model]):
         layers: the converted layers, named by the values that both forms share.
         entries: for each new constant, the constant that it was made from and the steps.
         weight_bytes: bytes of all constants before and after.
+        frozen: whether initializers were removed from the graph's inputs.
     """
 
     layers: tuple[RewrittenLayer, ...] = ()
     entries: Mapping[str, tuple[str, tuple[Step, ...]]] = field(default_factory=dict, repr=False)
     weight_bytes: tuple[int, int] = (0, 0)
+    frozen: bool = False
 
     def state_dict_from_original(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Constants of the original by name, as the converted model names and stores them."""

@@ -9,7 +9,7 @@ from math import prod
 from typing import TypeAlias
 
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveInitializersFromInputsPass
 
 from onebyone.errors import BadInput
 from onebyone.onnx import linear_products, to_matrix_product
@@ -21,24 +21,35 @@ from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.records import Change, Refusal, by
 
+#: The first opset in which arithmetic broadcasts its operands.
+OLDEST_OPSET = 7
 Only: TypeAlias = "str | Sequence[str] | Callable[..., bool] | None"
 Container: TypeAlias = ir.Graph | ir.Function
 
 
-def convert_model(model: ir.Model, to: str = "conv", only: Only = None) -> OnnxConversion:
+def convert_model(
+    model: ir.Model, to: str = "conv", only: Only = None, freeze_initialisers: bool = False
+) -> OnnxConversion:
     """Return a converted copy of a model; the model itself is not changed, and large constants are shared.
 
     Args:
         model: any model of onnx-ir.
         to: "conv" (products with a constant to convolutions) or "linear" (1×1 convolutions to matrix products).
         only: patterns of paths, as `fnmatch` reads them, or a function of a path; everything where None.
+        freeze_initialisers: remove initializers from the graph's inputs first, so that they are constants. Old files
+            (IR version 3) list every weight as an input.
 
     Raises:
-        BadInput: `to` has another value.
+        BadInput: `to` has another value, or the model's opset is older than 7, where operands do not broadcast.
     """
     if to not in ("conv", "linear"):
         raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
-    copy = prepared(model)
+    opset = model.opset_imports.get("", OLDEST_OPSET)
+    if opset < OLDEST_OPSET:
+        raise BadInput(
+            f"model: has opset {opset}; expected {OLDEST_OPSET} or newer (see onnx.version_converter)"
+        )
+    copy = prepared(model, freeze_initialisers)
     bytes_before = bytes_of_weights(copy)
     rewriter = WeightRewriter()
     changes: list[Change] = []
@@ -80,6 +91,7 @@ def convert_model(model: ir.Model, to: str = "conv", only: Only = None) -> OnnxC
         layers=tuple(layers),
         entries=dict(rewriter.entries),
         weight_bytes=(bytes_before, bytes_of_weights(copy)),
+        frozen=freeze_initialisers,
     )
 
 
@@ -92,9 +104,14 @@ def _wanted(path: str, only: Only) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def prepared(model: ir.Model) -> ir.Model:
+def prepared(model: ir.Model, freeze_initialisers: bool = False) -> ir.Model:
     """A copy with its constants as initializers, and with shapes and types as far as they can be inferred."""
     copy = model.clone()
+    if freeze_initialisers:
+        copy.ir_version = max(
+            copy.ir_version or 0, 4
+        )  # the first version whose initializers need not be inputs
+        RemoveInitializersFromInputsPass()(copy)
     _lift_constants(copy)
     infer_shapes(copy)
     mark_constants(copy)

@@ -14,9 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.onnx import axes
-from onebyone.onnx.constants import Step, WeightRewriter, is_constant, overridable, shape_of
+from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter, is_constant, overridable, shape_of
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import FLOATS
+
+#: The opset from which Slice takes steps.
+OPSET_OF_STEPS = 10
 
 POINTWISE = "pointwise convolution = linear"
 STRIDED = "strided pointwise convolution = subsample, then linear"
@@ -132,6 +135,10 @@ def _subsampled(convolution: LinearConvolution, writer: GraphWriter) -> ir.Value
     moved = [axis for axis, stride in enumerate(strides) if stride > 1]
     if not moved:
         return data
+    if writer.opset < OPSET_OF_STEPS:
+        raise NotRewritable(
+            f"its stride needs Slice with steps, from opset {OPSET_OF_STEPS} on; the model has {writer.opset}"
+        )
     assert data.shape is not None
     shape = [size if isinstance(size, int) else None for size in data.shape]
     for axis in moved:

@@ -57,7 +57,7 @@ def verify_onnx(
         seed: of the probes.
         progress: called with (done, total) after every layer.
     """
-    original = prepared(model)
+    original = prepared(model, rewriting.frozen)
     recorded, problems, unverified = _recorded(original, rewriting, feeds)
     checks = []
     for done, layer in enumerate(rewriting.layers, 1):
