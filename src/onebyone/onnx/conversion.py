@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.errors import BadInput
-from onebyone.onnx.constants import Step, apply_steps
 from onebyone.onnx.model_file import save_model
+from onebyone.onnx.weight_rewriting import Step, apply_steps
 from onebyone.results import Conversion
 
 

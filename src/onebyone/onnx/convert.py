@@ -13,12 +13,13 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveInitial
 
 from onebyone.errors import BadInput
 from onebyone.onnx import linear_products, to_matrix_product
-from onebyone.onnx.constants import NotRewritable, WeightRewriter, mark_constants, shape_of
+from onebyone.onnx.constant_values import NotRewritable, mark_constants, shape_of
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.model_file import bytes_of_weights
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
+from onebyone.onnx.weight_rewriting import WeightRewriter
 from onebyone.records import Change, Refusal, by
 
 #: The first opset in which arithmetic broadcasts its operands.

@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onebyone.onnx.constants import is_constant, overridable, shape_of, sizes_of
+from onebyone.onnx.constant_values import is_constant, overridable, shape_of, sizes_of
 
 #: The domain of ONNX Runtime's own operators.
 MICROSOFT = "com.microsoft"

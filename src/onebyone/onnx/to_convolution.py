@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.onnx import axes
-from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter, sizes_of
+from onebyone.onnx.constant_values import NotRewritable, sizes_of
 from onebyone.onnx.flattened_maps import FlattenedMap, flattened_map
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import LinearProduct, bias_shape
+from onebyone.onnx.weight_rewriting import Step, WeightRewriter
 
 POINTWISE, GROUPED, FLATTEN = (
     "linear = pointwise convolution",

@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.onnx import axes
-from onebyone.onnx.constants import NotRewritable, Step, WeightRewriter, is_constant, overridable, shape_of
+from onebyone.onnx.constant_values import NotRewritable, is_constant, overridable, shape_of
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import FLOATS
+from onebyone.onnx.weight_rewriting import Step, WeightRewriter
 
 #: The opset from which Slice takes steps.
 OPSET_OF_STEPS = 10

@@ -18,12 +18,12 @@ import onnx_ir as ir
 
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.laws import bounds
-from onebyone.onnx.constants import Step, apply_steps
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import prepared
 from onebyone.onnx.evaluators import NotRunnable, feeds_of, run_onnx_runtime
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
 from onebyone.onnx.model_file import open_model
+from onebyone.onnx.weight_rewriting import Step, apply_steps
 from onebyone.verification.onnx_outputs import WholeModel, compare_outputs, proto_of, run64
 from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
 

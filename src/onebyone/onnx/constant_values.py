@@ -1,0 +1,189 @@
+"""Which values of a graph are constants, their shapes, and their numbers where an expression computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+_RANDOM = {"RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+#: Keys under which `mark_constants` keeps what it found.
+_CONSTANT, _OVERRIDABLE = "onebyone constant", "onebyone overridable"
+
+
+class NotRewritable(Exception):
+    """A constant that cannot be rewritten; the message says why."""
+
+
+def mark_constants(model: ir.Model) -> None:
+    """Find every value that is computed from initializers alone, for `is_constant` and `overridable`.
+
+    One pass over the nodes. Operators with graphs of their own and random ones give no constants.
+    """
+    for node in model.graph.all_nodes():
+        operands = [operand for operand in node.inputs if operand is not None]
+        has_graph = any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+        )
+        if not operands or has_graph or node.op_type in _RANDOM:
+            continue
+        behind = [overridable(operand) for operand in operands]
+        if all(is_constant(operand) or name for operand, name in zip(operands, behind, strict=True)):
+            name = next((name for name in behind if name), None)
+            for output in node.outputs:
+                output.meta[_OVERRIDABLE if name else _CONSTANT] = name or True
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether a value is an initializer, or was found by `mark_constants` to be computed from initializers.
+
+    An initializer that is also an input of its graph is not: whoever runs the model may replace it.
+    """
+    if value is None:
+        return False
+    if value.const_value is not None:
+        return not value.is_graph_input()
+    return bool(value.meta.get(_CONSTANT))
+
+
+def overridable(value: ir.Value | None) -> str | None:
+    """The name of an initializer behind a value that is also a graph input, so that the value is not a constant."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return str(value.name) if value.is_graph_input() else None
+    return value.meta.get(_OVERRIDABLE)
+
+
+def array_of(value: ir.Value) -> Array:
+    """The numbers of a constant, computed where it is an expression.
+
+    Raises:
+        NotRewritable: the value is not a constant.
+    """
+    if value.const_value is not None:
+        return np.asarray(value.const_value.numpy())
+    node = value.producer()
+    if node is None:
+        raise NotRewritable("it is not a constant")
+    return _evaluate(node)
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape of a value where every size is known, else None."""
+    if value.const_value is not None:
+        return tuple(int(size) for size in value.const_value.shape.numpy())
+    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+        return None
+    return tuple(int(size) for size in value.shape if isinstance(size, int))
+
+
+def sizes_of(value: ir.Value) -> list[int | None] | None:
+    """The size of each axis, None where it is unknown; None alone where the rank is unknown."""
+    if value.shape is None:
+        return None
+    return [size if isinstance(size, int) else None for size in value.shape]
+
+
+def known_shape(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a constant, computed where it is not stored."""
+    shape = shape_of(value)
+    return array_of(value).shape if shape is None else shape
+
+
+def _axes(node: ir.Node) -> tuple[int, ...] | None:
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        return tuple(int(axis) for axis in array_of(node.inputs[1]).reshape(-1))
+    axes = node.attributes.get_ints("axes")
+    return None if axes is None else tuple(axes)
+
+
+def _evaluate(node: ir.Node) -> Array:
+    """Compute one node of a constant expression with NumPy."""
+    operand = node.inputs[0]
+    assert operand is not None
+    evaluator = _EVALUATORS.get(node.op_type) if node.domain == "" else None
+    if evaluator is None:
+        raise NotRewritable(f"it is computed by {node.op_type}")
+    return evaluator(node, array_of(operand))
+
+
+def _reshaped(node: ir.Node, array: Array) -> Array:
+    target = node.inputs[1]
+    assert target is not None
+    keep_zero = bool(node.attributes.get_int("allowzero", 0))
+    shape = [int(size) for size in array_of(target)]
+    sizes = [array.shape[i] if size == 0 and not keep_zero else size for i, size in enumerate(shape)]
+    return array.reshape(sizes)
+
+
+def _flattened(node: ir.Node, array: Array) -> Array:
+    axis = node.attributes.get_int("axis", 1)
+    axis += array.ndim if axis < 0 else 0
+    return array.reshape(prod(array.shape[:axis]), -1)
+
+
+def _squeezed(node: ir.Node, array: Array) -> Array:
+    return np.squeeze(array, _axes(node))
+
+
+def _unsqueezed(node: ir.Node, array: Array) -> Array:
+    axes = _axes(node)
+    assert axes is not None
+    return np.expand_dims(array, axes)
+
+
+def _cast(node: ir.Node, array: Array) -> Array:
+    return array.astype(ir.DataType(node.attributes.get_int("to", 1)).numpy())
+
+
+def _transposed(node: ir.Node, array: Array) -> Array:
+    return array.transpose(node.attributes.get_ints("perm") or tuple(reversed(range(array.ndim))))
+
+
+def _dequantised(node: ir.Node, array: Array) -> Array:
+    scale_value = node.inputs[1]
+    assert scale_value is not None
+    scale = array_of(scale_value)
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    offset = np.zeros_like(scale, dtype=np.float32) if zero is None else array_of(zero).astype(np.float32)
+    axis = node.attributes.get_int("axis", 1) % max(array.ndim, 1)
+    block = node.attributes.get_int("block_size", 0)
+    if block:
+        scale, offset = (
+            np.repeat(p, block, axis=axis).take(range(array.shape[axis]), axis) for p in (scale, offset)
+        )
+    elif scale.size > 1:
+        shape = [-1 if a == axis else 1 for a in range(array.ndim)]
+        scale, offset = scale.reshape(shape), offset.reshape(shape)
+    return ((array.astype(np.float32) - offset) * scale).astype(scale.dtype)
+
+
+def _binary(operator: Callable[[Array, Array], Array]) -> Callable[[ir.Node, Array], Array]:
+    def evaluate(node: ir.Node, array: Array) -> Array:
+        other = node.inputs[1]
+        assert other is not None
+        return operator(array, array_of(other))
+
+    return evaluate
+
+
+_EVALUATORS: dict[str, Callable[[ir.Node, Array], Array]] = {
+    "Identity": lambda node, array: array,
+    "Transpose": _transposed,
+    "Reshape": _reshaped,
+    "Flatten": _flattened,
+    "Squeeze": _squeezed,
+    "Unsqueeze": _unsqueezed,
+    "Cast": _cast,
+    "DequantizeLinear": _dequantised,
+    "Mul": _binary(np.multiply),
+    "Div": _binary(np.divide),
+    "Sub": _binary(np.subtract),
+    "Add": _binary(np.add),
+}
