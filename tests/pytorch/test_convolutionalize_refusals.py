@@ -128,7 +128,7 @@ REFUSED = {
         body(Apply(lambda x: (x.flatten(2) @ x.new_ones(36, 36).triu()).unflatten(2, (6, 6)))),
         "1",
         "aten.matmul",
-        "places are mixed channel by channel",
+        "positions are mixed channel by channel",
     ),
     "zeros that lie among the places": (
         body(Apply(lambda x: torch.cat([x, torch.zeros_like(x[:, :, :1])], 2)), nn.Conv2d(4, 4, 3)),
@@ -237,7 +237,7 @@ def test_global_context_by_choice(name: str, context: str) -> None:
     d, error = deviation(model, 8, context=context)
     assert not d.geometry.exact
     assert any(f"taken over the {context}" in reason for reason in d.geometry.inexact_because)
-    assert error > 1e-4, "neighbouring windows share their places"
+    assert error > 1e-4, "neighbouring windows share their positions"
     image = image_for(d, (8, 8))
     with torch.no_grad():
         assert (d.model(image)[..., 0, 0] - model(image)).abs().max() < 1e-10

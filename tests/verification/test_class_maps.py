@@ -203,7 +203,7 @@ class TwoBranches(nn.Module):
         (TwoBranches("another output"), "output 1 does not come through"),
         (
             TwoBranches("a pool at another stride"),
-            "pools that differ: 11×11 places at stride 1×1 and 6×6 places at stride 2×2",
+            "pools that differ: 11×11 positions at stride 1×1 and 6×6 positions at stride 2×2",
         ),
     ],
 )

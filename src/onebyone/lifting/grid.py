@@ -1,7 +1,7 @@
-"""Grids: what is known of a map whose size is not.
+"""Grids: what is known about a map whose size is not known.
 
-A window that begins at pixel i·stride owns the places [i·stride/jump, + nominal) of a map, on each axis. So maps of
-equal jump align place by place, whatever their receptive fields are, and only their extents can differ.
+A window that begins at pixel i·stride owns the positions [i·stride/jump, + nominal) of a map, on each axis. So maps of
+equal jump align position by position, whatever their receptive fields are, and only their extents can differ.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from onebyone.laws.geometry import Field, Sliding
 
 Integers = NDArray[np.int64]
 
-#: Image sizes, from the window up, at which extents are compared. A chain with jump j gives one more place for j more
-#: pixels, so equal extents over one jump are equal at every size; maps of larger jumps are cropped in any case.
+#: Image sizes, from the window up, at which extents are compared. A chain with jump j gives one more position for j
+#: more pixels, so equal extents over one jump are equal at every size; maps of larger jumps are cropped in any case.
 PERIOD = 512
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A map of `channels` channels: `nominal` places per axis in one window, the `fields` of its places, and its
-    `sizes`, the number of places per axis at image sizes window, window + 1, …, window + PERIOD - 1.
+    """A map of `channels` channels: `nominal` positions per axis in one window, the `fields` of its positions, and its
+    `sizes`, the number of positions per axis at image sizes window, window + 1, …, window + PERIOD - 1.
 
-    `image_wide` marks a map of one place that speaks for the whole image. Windows must lie at multiples of
-    `align` pixels,
-    beyond what the jump asks: an interpolated map is finer than what it was made of.
+    `image_wide` marks a map of one position, which is computed from the whole image. Windows must lie at multiples of
+    `align` pixels as well as of the jump, because an interpolated map is finer than the map it was made from.
     """
 
     channels: int
@@ -41,13 +40,13 @@ class Grid:
 
     @classmethod
     def image(cls, channels: int, window: Sequence[int]) -> Grid:
-        """The image itself: one place a pixel."""
+        """The image itself: one position per pixel."""
         sizes = tuple(tuple(range(size, size + PERIOD)) for size in window)
         return cls(channels, tuple(window), (Field(),) * len(window), sizes, align=(1,) * len(window))
 
     @property
     def jump(self) -> tuple[int, ...]:
-        """Pixels per place, on each axis."""
+        """Pixels per position, on each axis."""
         return tuple(f.jump for f in self.fields)
 
     @property
@@ -73,7 +72,7 @@ class Grid:
     def gathered(
         self, channels: int, starts: Sequence[tuple[int, int]], steps: Sequence[int], nominal: Sequence[int]
     ) -> Grid:
-        """The grid after taking, from the places `starts` (lowest and highest over the channels), every `steps`-th."""
+        """The grid of every `steps`-th position from `starts` on (lowest and highest start over the channels)."""
         fields = []
         for f, (low, high), step in zip(self.fields, starts, steps, strict=True):
             hull = replace(f, start=f.start + low * f.jump, size=f.size + (high - low) * f.jump)
@@ -85,7 +84,9 @@ class Grid:
         return replace(self, channels=channels, nominal=tuple(nominal), fields=tuple(fields), sizes=sizes)
 
     def joined(self, other: Grid) -> Grid | None:
-        """The grid where two maps meet place by place, cropped to the common extent; None where the jumps differ."""
+        """The grid of two maps that are combined position by position; None where the jumps differ.
+
+        The extent is the smaller one at every image size, the fields are hulls, and windows are aligned with both."""
         fields = []
         for a, b in zip(self.fields, other.fields, strict=True):
             field = a.join(b)

@@ -1,8 +1,8 @@
 """Indices: which element of a window's part of a map each element of a value is.
 
 An index is an integer array of the value's shape (without the batch) into the flattened `(channels, *nominal)`. The
-functions here recognise the patterns that a map can be made to hold: a gather (channels chosen, places cropped and
-strided), a stencil (the same pattern of places and channels, repeated on a grid), a reduction.
+functions here recognise the patterns that a map can be made to hold: a gather (channels selected, positions cropped
+and strided), a stencil (the same pattern of positions and channels, repeated on a grid), a reduction.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ def identity(shape: Sequence[int]) -> Integers:
 
 
 def decode(index: Integers, grid: Grid) -> tuple[Integers, Integers]:
-    """Channels, shape as `index`, and places, shape `(axes, *index.shape)`."""
+    """Channels, shape as `index`, and positions, shape `(axes, *index.shape)`."""
     # on a broadcast view of more than 8,192 elements, numpy 2.4's unravel_index reads beyond it
-    channel, *places = np.unravel_index(np.ascontiguousarray(index), grid.shape)
-    return np.asarray(channel), np.stack([np.asarray(p) for p in places])
+    channel, *positions = np.unravel_index(np.ascontiguousarray(index), grid.shape)
+    return np.asarray(channel), np.stack([np.asarray(p) for p in positions])
 
 
 @dataclass(frozen=True)
 class Gather:
-    """Out channel k at place q is in channel `channels[k]` at place `starts[:, k] + q * steps`.
+    """Output channel k at position q is in channel `channels[k]` at position `starts[:, k] + q * steps`.
 
-    `broadcast` names the axes on which one place serves all (a value per window that meets a value per place).
+    `broadcast` names the axes on which one position is used for all (a value per window, combined with a value per
+    position).
     """
 
     channels: Integers
@@ -59,29 +60,29 @@ class Gather:
 
 
 def as_gather(index: Integers, grid: Grid) -> Gather | str:
-    """Read an index of shape `(K, *places)` as a gather from the map, or say why it is none."""
+    """Read an index of shape `(K, *positions)` as a gather from the map, or return the reason why it is not one."""
     axes = len(grid.nominal)
     if index.ndim != axes + 1:
         return f"a value of shape {index.shape} is not a map with {axes} spatial axes"
     if not index.size:
         return "a value without elements"
-    channel, place = decode(index, grid)
+    channel, position = decode(index, grid)
     origin = (slice(None),) + (0,) * axes
-    channels, starts = channel[origin], place[(slice(None), *origin)]
+    channels, starts = channel[origin], position[(slice(None), *origin)]
     if not (channel == channels.reshape((-1,) + (1,) * axes)).all():
-        return "channels and places are mixed (tokens regrouped for attention over places, for one)"
+        return "channels and positions are mixed (tokens regrouped for attention over positions, for example)"
     steps, broadcast = [], []
     for axis in range(axes):
         length = index.shape[axis + 1]
         one = tuple(int(a == axis) for a in range(axes))
-        step = int(place[axis][(0, *one)] - starts[axis, 0]) if length > 1 else 1
+        step = int(position[axis][(0, *one)] - starts[axis, 0]) if length > 1 else 1
         expected = starts[axis].reshape((-1,) + (1,) * axes) + step * np.arange(length).reshape(
             (1, *(length if a == axis else 1 for a in range(axes)))
         )
-        if not (place[axis] == expected).all():
-            return "places do not follow one another in steps"
+        if not (position[axis] == expected).all():
+            return "positions are not equally spaced"
         if step < 0:
-            return "places run backwards (a spatial flip)"
+            return "positions are in reverse order (a spatial flip)"
         if step == 0:
             broadcast.append(axis)
         steps.append(max(step, 1))
@@ -91,10 +92,10 @@ def as_gather(index: Integers, grid: Grid) -> Gather | str:
 
 @dataclass(frozen=True)
 class Stencil:
-    """Rows of features that repeat over a grid of places.
+    """Rows of features that repeat over a grid of positions.
 
-    Feature f of the row at out place q is in channel `channels[f]` at place `start + q * step + offsets[:, f]`;
-    `lead` gives each row's out place, flattened over `nominal`.
+    Feature f of the row at output position q is in channel `channels[f]`, at position
+    `start + q * step + offsets[:, f]`; `lead` gives each row's output position, flattened over `nominal`.
     """
 
     channels: Integers  # (F,)
@@ -135,23 +136,26 @@ class Stencil:
 
     def out_index(self, features: int) -> Integers:
         """The index of rows of `features` new features, shape `(*lead, features)`, into `(features, *nominal)`."""
-        places = int(np.prod(self.nominal))
-        return np.asarray(np.arange(features, dtype=np.int64) * places + self.lead[..., None])
+        positions = int(np.prod(self.nominal))
+        return np.asarray(np.arange(features, dtype=np.int64) * positions + self.lead[..., None])
 
 
 def as_stencil(index: Integers, grid: Grid) -> Stencil | str:
-    """Read an index of shape `(*lead, F)` as a stencil, or say why it is none."""
+    """Read an index of shape `(*lead, F)` as a stencil, or return the reason why it is not one."""
     if not index.size:
         return "a value without elements"
     rows = index.reshape(-1, index.shape[-1])
-    channel, place = decode(rows, grid)
+    channel, position = decode(rows, grid)
     if not (channel == channel[:1]).all():
-        return "the features of different rows are in different channels (places are mixed channel by channel, for one)"
-    relative = place - place[:, :, :1]
+        return (
+            "the features of different rows are in different channels "
+            "(positions are mixed channel by channel, for example)"
+        )
+    relative = position - position[:, :, :1]
     if not (relative == relative[:, :1]).all():
-        return "the features of different rows lie differently in the map"
+        return "the features of different rows are laid out differently in the map"
     low = relative[:, 0].min(axis=1)  # (axes,)
-    base = place[:, :, 0] + low[:, None]  # (axes, rows)
+    base = position[:, :, 0] + low[:, None]  # (axes, rows)
     start = base.min(axis=1)
     steps, nominal, lead = [], [], np.zeros(rows.shape[0], dtype=np.int64)
     for axis in range(len(grid.nominal)):
@@ -173,9 +177,9 @@ def as_stencil(index: Integers, grid: Grid) -> Stencil | str:
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows of features in `count` groups, each a stencil on one common grid of places.
+    """Rows of features in `count` groups, each a stencil on one common grid of positions.
 
-    `gather` puts the features of all groups side by side as channels, group by group; `lead` gives each row's place
+    `gather` puts the features of all groups side by side as channels, group by group; `lead` gives each row's position
     in `(count, *nominal)`, flattened.
     """
 
@@ -185,15 +189,17 @@ class Groups:
 
     def out_index(self, features: int) -> Integers:
         """The index of rows of new features, shape `(*lead, features)`, into `(count · features, *nominal)`."""
-        places = int(np.prod(self.gather.nominal))
-        group, place = np.divmod(self.lead[..., None], places)
-        return np.asarray((group * features + np.arange(features, dtype=np.int64)) * places + place)
+        positions = int(np.prod(self.gather.nominal))
+        group, position = np.divmod(self.lead[..., None], positions)
+        return np.asarray((group * features + np.arange(features, dtype=np.int64)) * positions + position)
 
 
 def as_groups(index: Integers, grid: Grid) -> Groups | str:
-    """Read an index of shape `(*lead, F)` as stencils, one for each choice of channels, or say why it is none.
+    """Read an index of shape `(*lead, F)` as stencils, one for each choice of channels.
 
-    Rows of one group differ only in where they lie. Groups must lie alike: as many places, as far apart.
+    Returns the reason as a string where it cannot be read so.
+
+    Rows of one group differ only in their position. All groups must have equally many positions, at equal distances.
     """
     if not index.size:
         return "a value without elements"
@@ -208,7 +214,7 @@ def as_groups(index: Integers, grid: Grid) -> Groups | str:
         if isinstance(stencil, str):
             return stencil
         if stencils and (stencil.nominal, stencil.step) != (stencils[0].nominal, stencils[0].step):
-            return "groups of channels lie differently in the map"
+            return "groups of channels are laid out differently in the map"
         stencils.append(stencil)
         lead[order == group] = group * int(np.prod(stencil.nominal)) + stencil.lead
     plans = [s.gather() for s in stencils]
@@ -223,7 +229,7 @@ def as_groups(index: Integers, grid: Grid) -> Groups | str:
 
 @dataclass(frozen=True)
 class Window:
-    """A reduction over a full rectangle of places, channel by channel: a pool of `kernel` places at stride 1.
+    """A reduction over a full rectangle of positions, channel by channel: a pool of `kernel` positions at stride 1.
 
     `index` is the result's index into the pooled map, whose nominal size is `nominal - kernel + 1`.
     """
@@ -233,22 +239,23 @@ class Window:
 
 
 def as_window(index: Integers, grid: Grid) -> Window | str:
-    """Read an index of shape `(*lead, R)`, reduced over R, as a windowed pool, or say why it is none."""
+    """Read an index of shape `(*lead, R)`, reduced over R, as a windowed pool, or return the reason why it is
+    not one."""
     rows = index.reshape(-1, index.shape[-1])
-    channel, place = decode(rows, grid)
+    channel, position = decode(rows, grid)
     if not (channel == channel[:, :1]).all():
-        return "the reduction mixes channels and places"
-    relative = place - place[:, :, :1]
+        return "the reduction mixes channels and positions"
+    relative = position - position[:, :, :1]
     if not (relative == relative[:, :1]).all():
-        return "the reduction takes other places for other elements"
+        return "different elements are reduced over different sets of positions"
     low = relative[:, 0].min(axis=1)
     offsets = relative[:, 0] - low[:, None]
     kernel = tuple(int(o.max()) + 1 for o in offsets)
     flat = np.ravel_multi_index(tuple(offsets), kernel)
     if len(flat) != int(np.prod(kernel)) or len(np.unique(flat)) != len(flat):
-        return "the reduction does not take every place of a rectangle once"
+        return "the reduction does not cover each position of a rectangle exactly once"
     shape = (grid.channels, *(n - k + 1 for n, k in zip(grid.nominal, kernel, strict=True)))
-    base = place[:, :, 0] + low[:, None]
+    base = position[:, :, 0] + low[:, None]
     new = np.ravel_multi_index((channel[:, 0], *base), shape).astype(np.int64)
     return Window(kernel, new.reshape(index.shape[:-1]))
 
@@ -279,7 +286,7 @@ def batched(index: Integers, size: int, batch: int) -> Integers:
 def unbatched(result: Integers, size: int, batch: int) -> Integers | str:
     """The index of one sample after a shape operator, or a reason: samples were mixed, or the batch axis moved."""
     if result.ndim == 0 or result.shape[0] != batch:
-        return "the batch axis is merged with another or moved (windows of attention as a batch, for one)"
+        return "the batch axis is merged with another or moved (windows of attention as a batch, for example)"
     first: Integers = result[0]
     same = all(np.array_equal(result[b], first + b * size) for b in range(1, batch))
     if not same or (first.size and (first.min() < 0 or first.max() >= size)):

@@ -25,9 +25,9 @@ from onebyone.records import Change, Refusal
 #: How many elements of one window may become the channels of a map.
 MOST_CHANNELS = 65536
 #: Why only a linear layer may follow a batch norm on a flattened map.
-BY_POSITION = "constants that depend on the position in a flattened map are only taken in by a linear layer"
+BY_POSITION = "only a linear layer can absorb constants that depend on the position in a flattened map"
 #: Why a pool with ceil_mode is not exact at a window; at another it may be.
-PARTIAL = "ceil_mode makes a last place that is partial in a crop and whole in a larger image"
+PARTIAL = "the last position of a ceil_mode pool is partial in a crop and complete in a larger image"
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Lifter:
         if isinstance(plan, str):
             raise Cannot(plan)
         if plan.broadcast:
-            raise Cannot("a value per window is repeated over places")
+            raise Cannot("a value per window is repeated over positions")
         return self.gathered(value, plan)
 
     def at_one_position(self, value: Lifted) -> Lifted:
@@ -91,7 +91,7 @@ class Lifter:
         if isinstance(stencil, str):
             raise Cannot(stencil)
         if stencil.channels.size > MOST_CHANNELS:
-            raise Cannot(f"{stencil.channels.size} elements of different places would each need a channel")
+            raise Cannot(f"{stencil.channels.size} elements of different positions would each need a channel")
         return self.gathered(value, stencil.gather())
 
     def with_channels(self, value: Lifted, axes: Sequence[int]) -> Lifted:
@@ -144,7 +144,7 @@ class Lifter:
             joined = grid.joined(other.grid)
             if joined is None:
                 raise Cannot(
-                    f"maps meet that have different strides: {grid.jump} and {other.grid.jump} pixels"
+                    f"maps of different strides are combined: {grid.jump} and {other.grid.jump} pixels"
                 )
             grid = joined
         if not grid.extents_known or any(v.grid.sizes != grid.sizes for v in values):
@@ -183,14 +183,12 @@ class Lifter:
                 for op in ops
             ]
             amounts = sides[0] if len(set(sides)) == 1 else "×".join(sides)
-            self.not_exact(
-                call, f"padding {amounts}: a crop has a border there that the middle of an image has not"
-            )
+            self.not_exact(call, f"padding {amounts} affects crops but not the interior of a larger image")
         if any(op.partial_last(n) for op, n in zip(ops, grid.nominal, strict=True)):
             self.not_exact(call, PARTIAL)
         after = grid.through(ops, channels)
         if any(n < 1 for n in after.nominal):
-            raise Cannot("the window is too small: no place is left")
+            raise Cannot("the window is too small: no position is left")
         return after
 
     def change(self, call: Call, law: str, before: str, after: str, copied_bytes: int = 0) -> None:

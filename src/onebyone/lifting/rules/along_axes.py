@@ -64,7 +64,7 @@ def _windows(
     grid = value.grid.through([Sliding(k) for k in kernel])
     if over_window and call.key in lifter.image_wide:
         if not operator.any_extent:
-            raise Cannot(f"context='image' of {name}, which depends on the number of places")
+            raise Cannot(f"context='image' of {name}, which depends on the number of positions")
         handle = lifter.emit.single_positions(value.handle, lifter.axes)
         grid = image_wide(grid)
     else:

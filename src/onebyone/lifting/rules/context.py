@@ -19,20 +19,20 @@ from onebyone.lifting.rules.window_pools import pooled
 from onebyone.lifting.values import Cannot, Const, Lifted
 
 CHOOSE = (
-    "global context: a value pooled over the whole window acts on every place of it; choose context='window' "
-    "(pooled over the window around each place) or context='image' (over the whole image)"
+    "global context: a value pooled over the whole window acts on every position of it; choose context='window' "
+    "(pooled over the window around each position) or context='image' (over the whole image)"
 )
 
 
 def in_context(lifter: Lifter, call: Call, value: Lifted, plan: Gather, nominal: tuple[int, ...]) -> Lifted:
     """A value per window, for maps of `nominal` positions per window, taken over the chosen context."""
     if not value.pooled:
-        raise Cannot("a value of one place is repeated over places, and it is no pool over the window")
+        raise Cannot("a value of one position that is not pooled over the window is repeated over positions")
     if lifter.context is None:
         raise Cannot(CHOOSE)
     lifter.context_pools |= value.pooled
     lifter.not_exact(
-        call, f"global context, taken over the {lifter.context}: neighbouring windows share their places"
+        call, f"global context, taken over the {lifter.context}: neighbouring windows share their positions"
     )
     gathered = lifter.gathered(value, plan)
     if gathered.grid.image_wide:

@@ -17,7 +17,7 @@ def at_each_position(lifter: Lifter, call: Call) -> Lifted:
     Legal only for operators that treat the samples of a batch independently, with the batch as their first axis.
     """
     if len(call.shapes) != 1:
-        raise Cannot("several results")
+        raise Cannot("an operator with several results, on values of one position each")
     values = [lifter.lifted(v) for v in call.operands if isinstance(v, Lifted)]
     maps, grid = lifter.aligned([lifter.at_one_position(v) for v in values])
     batches = iter(

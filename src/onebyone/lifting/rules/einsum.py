@@ -78,9 +78,9 @@ def einsum(lifter: Lifter, call: Call, operator: Einsum) -> Lifted:
     """An einsum of one value, of a value and a constant, or of two values where one has all the axes."""
     result = operator.result
     if any(len(set(term)) < len(term) for term in operator.terms):
-        raise Cannot("a diagonal")
+        raise Cannot("an einsum that takes a diagonal")
     if len(operator.operands) > 2:
-        raise Cannot("a product of more than two")
+        raise Cannot("a product of more than two operands")
     operands = list(zip(operator.operands, operator.terms, strict=True))
     values = [(v, t) for v, t in operands if isinstance(v, Lifted)]
     constants = [(v, t) for v, t in operands if not isinstance(v, Lifted)]

@@ -30,10 +30,10 @@ def combined(lifter: Lifter, call: Call, operator: Elementwise, shape: tuple[int
     if any(v.affine is not None for v in values):
         raise Cannot(BY_POSITION)
     if not values:
-        raise Cannot("constants alone")
+        raise Cannot("an element-wise operator on constants alone")
     anchor = _anchor(values, shape)
     if anchor.grid.image_wide and not all(v.grid.image_wide for v in values):
-        raise Cannot("a value of the whole image is spread over windows")
+        raise Cannot("a value of the whole image is broadcast over windows")
     ids = [_element_ids(v, shape) if isinstance(v, Const) else None for v in operands]
     same_layout = all(
         v.grid.shape == anchor.grid.shape and v.shape == shape and _same_index(v, anchor) for v in values
@@ -85,21 +85,21 @@ def _constant(lifter: Lifter, constant: Const, ids: Integers, anchor: Lifted) ->
     ids = ids.reshape(anchor.grid.channels, -1)
     if not (ids == ids[:, :1]).all():
         raise Cannot(
-            "a constant that depends on the position is combined with the map (a position embedding, for one)"
+            "a constant that depends on the position is combined with the map (a position embedding, for example)"
         )
     return lifter.emit.per_channel(constant.handle, ids[:, 0], lifter.axes)
 
 
 def _element_ids(constant: Const, shape: tuple[int, ...]) -> Integers:
     """Which element of the constant is combined with each element of a value of `shape`."""
-    own = constant.shape
+    dims = constant.shape
     if constant.single is not None:
         return np.zeros(shape, dtype=np.int64)
-    if len(own) > len(shape):
-        if own[0] != 1 or len(own) != len(shape) + 1:
-            raise Cannot("a constant made for each sample of the batch (a position encoding, for one)")
-        own = own[1:]
-    numbers = np.arange(int(np.prod(own)), dtype=np.int64).reshape(own)
+    if len(dims) > len(shape):
+        if dims[0] != 1 or len(dims) != len(shape) + 1:
+            raise Cannot("a constant made for each sample of the batch (a position encoding, for example)")
+        dims = dims[1:]
+    numbers = np.arange(int(np.prod(dims)), dtype=np.int64).reshape(dims)
     return np.asarray(np.broadcast_to(numbers, shape))
 
 
@@ -124,7 +124,7 @@ def _in_layout(lifter: Lifter, call: Call, value: Lifted, anchor: Lifted, shape:
     index = index if anchor.index is None else in_layout_of(index, anchor.index, anchor.grid)
     plan = as_gather(index, value.grid)
     if isinstance(plan, str):
-        raise Cannot(f"two values meet that lie differently in the image: {plan}")
+        raise Cannot(f"two values are combined whose elements are laid out differently in the image: {plan}")
     if (plan.channels == plan.channels[0]).all() and (plan.starts == plan.starts[:, :1]).all():
         plan = replace(plan, channels=plan.channels[:1], starts=plan.starts[:, :1])  # one channel for all
     if not plan.broadcast:

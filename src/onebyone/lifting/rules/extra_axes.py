@@ -59,7 +59,7 @@ def convolution_along(
         if axis + 1 not in kept:
             tap, rest = divmod(ops[axis].pad_before, ops[axis].dilation)
             if rest or tap >= ops[axis].kernel or ops[axis].out_size(1) != 1:
-                raise Cannot("a convolution that makes several places of one")
+                raise Cannot("a convolution that makes several positions of one")
             kernel = lifter.emit.tap(kernel, 2 + axis, tap)
     along = [ops[axis - 1] for axis in kept]
     source = lifter.as_map(without_extra_axes(value, kept))
@@ -70,7 +70,7 @@ def convolution_along(
 
 
 def pool_other_axes(lifter: Lifter, call: Call, operator: Pool) -> Lifted:
-    """A pool over other axes than the image's (over channels, for one), as a reduction of windows of the index."""
+    """A pool over other axes than the image's (over channels, for example), as a reduction of windows of the index."""
     value = lifter.lifted(operator.source)
     if max(value.grid.nominal) == 1:
         return at_each_position(lifter, call)

@@ -13,7 +13,7 @@ from onebyone.lifting.operators import Call, Linear, LinearLayer
 from onebyone.lifting.values import Cannot, Const, Lifted
 from onebyone.records import by
 
-ATTENTION = "two values that depend on the image are multiplied as matrices (attention, for one)"
+ATTENTION = "two values that depend on the image are multiplied as matrices (attention, for example)"
 
 
 def linear(lifter: Lifter, call: Call, operator: Linear) -> Lifted:

@@ -109,11 +109,11 @@ def _uneven(
     count = int(np.prod(shape))
     if count * channels > MOST_BINS:
         raise Cannot(
-            f"adaptive pooling from {value.grid.nominal} to {shape} places, in bins of different sizes"
+            f"adaptive pooling from {value.grid.nominal} to {shape} positions, in bins of different sizes"
         )
     one, parts = (1,) * lifter.axes, []
-    for place in np.ndindex(*shape):
-        pairs = [spans[axis][p] for axis, p in enumerate(place)]
+    for position in np.ndindex(*shape):
+        pairs = [spans[axis][p] for axis, p in enumerate(position)]
         part = pooled(lifter, call, value, tuple(stop - start for start, stop in pairs), reduction)
         starts = np.tile(np.asarray([[start] for start, _ in pairs]), (1, channels))
         parts.append(lifter.gathered(part, Gather(np.arange(channels), starts, one, one)))

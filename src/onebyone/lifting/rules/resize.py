@@ -17,13 +17,17 @@ def resize(lifter: Lifter, call: Call, operator: Resize) -> Lifted:
     value, size = lifter.as_map(lifter.lifted(operator.source)), tuple(operator.size)
     axes = zip(size, value.grid.nominal, value.grid.jump, strict=True)
     if value.grid.image_wide or any(m % n or j % (m // n) for m, n, j in axes):
-        raise Cannot(f"interpolation from {value.grid.nominal} to {size} places, which is no whole factor")
+        raise Cannot(
+            f"interpolation from {value.grid.nominal} to {size} positions, which is not a whole factor"
+        )
     factors = tuple(m // n for m, n in zip(size, value.grid.nominal, strict=True))
     if operator.mode == "nearest":
         handle = lifter.emit.repeat_positions(value.handle, factors)
         return replace(value, handle=handle, grid=_finer(value.grid, factors, 0))
     handle = lifter.emit.interpolate(value.handle, factors)
-    lifter.not_exact(call, "interpolation: a crop has a border there that the middle of an image has not")
+    lifter.not_exact(
+        call, "interpolation reads beyond the border of a crop, where a larger image has neighbours"
+    )
     return replace(value, handle=handle, grid=_finer(value.grid, factors, 1))
 
 

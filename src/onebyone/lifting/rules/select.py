@@ -23,7 +23,7 @@ def select(lifter: Lifter, _call: Call, operator: Select) -> Lifted:
     if len(index.shape) != 1:
         raise Cannot("an index that a checkpoint can change (a buffer), over more than one axis")
     if operator.axis < 0:
-        raise Cannot("samples of the batch are chosen by an index")
+        raise Cannot("an index selects samples of the batch")
     grouped, groups = lifter.with_groups(value, (operator.axis,))
     split = lifter.emit.split_channels(grouped.handle, (groups.count, -1))
     handle = lifter.emit.merge_channels(lifter.emit.select(split, 2, index.handle), 2)

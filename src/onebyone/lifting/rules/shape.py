@@ -19,7 +19,7 @@ def rearrange(_lifter: Lifter, _call: Call, operator: Rearrange) -> Any:
     """Run the operator on integers that number the elements of a batch: what comes out is the new index."""
     value = operator.source
     if not isinstance(value, Lifted):
-        raise Cannot("a constant takes its shape from a value that depends on the image")
+        raise Cannot("a constant is reshaped to the shape of a value that depends on the image")
     size = int(np.prod(value.grid.shape))
     result = operator.run(batched(value.indices(), size, BATCH))
     if isinstance(result, (list, tuple)):
@@ -79,11 +79,13 @@ def _with_filled_constants(lifter: Lifter, parts: list[Value], axis: int) -> lis
 
 def _joined(lifter: Lifter, parts: list[Value], join: Callable[[list[Integers]], Integers]) -> Lifted:
     if not all(isinstance(p, Lifted) and p.affine is None for p in parts):
-        raise Cannot("a constant is put beside values that depend on the image (a class token, for one)")
+        raise Cannot(
+            "a constant is concatenated with values that depend on the image (a class token, for example)"
+        )
     if all(p.handle is parts[0].handle for p in parts):  # parts of one map
         return _join_indices(parts[0], [p.indices() for p in parts], join)
     if len({p.grid.image_wide for p in parts}) > 1:
-        raise Cannot("a value of the whole image is put beside values of a window")
+        raise Cannot("a value of the whole image is concatenated with values of a window")
     compact = [
         p if p.index is None or p.index.size >= int(np.prod(p.grid.shape)) else lifter.compact(p)
         for p in parts

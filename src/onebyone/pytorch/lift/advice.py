@@ -1,4 +1,4 @@
-"""What to tell of a network that is not exact: why its answers may be far from its crops', and what would be exact."""
+"""Advice on a network that is not exact: why its results may be far from those of crops, and what would be exact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onebyone.lifting.lifter import PARTIAL
 from onebyone.pytorch.lift.exported_graph import evaluating
 from onebyone.records import by
 
-#: A receptive field of more than so many windows: three quarters of what an answer depends on lie outside its window.
+#: From this ratio of the receptive field to the window on, three quarters of a result's inputs lie outside its window.
 FAR = 4
 _RUNS, _LIFTS = 200, 8  # windows that are tried on shapes alone, and those of them that are lifted
 
@@ -30,7 +30,7 @@ def advice(
     channels: int | None,
     exact_at: Callable[[tuple[int, ...]], bool],
 ) -> tuple[str, ...]:
-    """Sentences on a result of `head="window"`; none for one that is exact.
+    """Sentences of advice on a result of `head="window"`; none if it is exact.
 
     `exact_at` tells whether the network is exact at another window; it may raise what lifting raises.
     """
@@ -49,8 +49,8 @@ def advice(
         near = exact_window(model, geometry, channels, exact_at)
         if near is not None:
             said.append(
-                f"the network is not exact at a window of {by(geometry.window)}, where a ceil_mode pool's last place "
-                f"is partial; at a window of {by(near)} it would be"
+                f"the network is not exact at a window of {by(geometry.window)}, where the last position of "
+                f"a ceil_mode pool is partial; at a window of {by(near)} it would be"
             )
     return tuple(said)
 
@@ -63,7 +63,7 @@ def exact_window(
 ) -> tuple[int, ...] | None:
     """The nearest window, less than a stride away on each axis, that gives as many numbers and is exact; or None.
 
-    Padding never goes away with the window; partial places of ceil_mode pools do.
+    Padding is the same at every window; partial positions of ceil_mode pools are not.
     """
     if isinstance(model, ExportedProgram):
         return None  # it runs on the window that it was exported for alone
@@ -82,13 +82,13 @@ def exact_window(
 
 
 def _shapes(model: nn.Module, window: Sequence[int], channels: int | None) -> list[tuple[int, ...]] | None:
-    """The shapes of what the network gives for a window, found without computing; None where it does not run."""
+    """The shapes of the network's outputs for a window, on fake tensors; None where it does not run."""
     reference = next(iter(model.parameters()), torch.empty(0))
     dtype = reference.dtype if reference.is_floating_point() else torch.get_default_dtype()
     try:
         with evaluating(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             size = (2, *window) if channels is None else (2, channels, *window)
-            given = torch.empty(*size, dtype=dtype, device=reference.device)
-            return [tuple(t.shape) for t in pytree.tree_leaves(model(given)) if isinstance(t, torch.Tensor)]
+            example = torch.empty(*size, dtype=dtype, device=reference.device)
+            return [tuple(t.shape) for t in pytree.tree_leaves(model(example)) if isinstance(t, torch.Tensor)]
     except Exception:
         return None

@@ -1,8 +1,8 @@
-"""Class maps (`head="cam"`): the average pool before the classifier is left out, and the head runs at each place.
+"""Class maps (`head="cam"`): the average pool before the classifier is left out; the head runs at each position.
 
 An average commutes with what is affine (`laws/pooling.py`): where everything after the pool is, the means of the map
-over the pool's places are the window's numbers. Where something is not (a ReLU between two layers, a softmax, a norm
-over channels), the map still shows which places speak for a class, but its means are other numbers.
+over the pool's positions are the window's results. Where something is not (a ReLU between two layers, a softmax, a norm
+over channels), the map still shows which positions support a class, but its means differ from the window's results.
 
 Source: Zhou et al., "Learning Deep Features for Discriminative Localization", 2016, §2.
 """
@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 def class_map(lifter: GraphLifter) -> tuple[ClassMap, tuple[int, ...]]:
-    """The class map of a finished walk, and the jump of its places in pixels.
+    """The class map of a lifted graph, and the jump of its positions in pixels.
 
     Raises
     ------
@@ -35,12 +35,12 @@ def class_map(lifter: GraphLifter) -> tuple[ClassMap, tuple[int, ...]]:
     pools = {n: pool for n, pool in lifter.left_out.items() if n not in lifter.context_pools}
     if not pools:
         raise _refused(
-            "the network has no average pool over all of several places before its classifier, which alone a "
-            "class map leaves out; use head='window'"
+            "the network has no average pool over several positions before its classifier, and only such a pool can be "
+            "left out; use head='window'"
         )
     if len(set(pools.values())) > 1:
         said = " and ".join(
-            f"{by(kernel)} places at stride {by(jump)}" for kernel, jump in set(pools.values())
+            f"{by(kernel)} positions at stride {by(jump)}" for kernel, jump in set(pools.values())
         )
         raise _refused(f"pools that differ: {said}; use head='window'")
     ((kernel, jump),) = set(pools.values())
@@ -70,7 +70,9 @@ def _after(lifter: GraphLifter, pools: set[str]) -> tuple[set[fx.Node], tuple[st
         after.add(node)
         if not after.issuperset(inputs):
             name = f"{module_path(node) or node.name} ({op_name(node.target)})"
-            raise _refused(f"at {name} the pooled map meets values that do not come through the pool")
+            raise _refused(
+                f"at {name} the pooled map is combined with values that do not come through the pool"
+            )
         if not _affine(node, after):
             named.append(f"{module_path(node) or node.name} ({op_name(node.target)})")
     return after, tuple(dict.fromkeys(named))

@@ -54,7 +54,7 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
     `(N, *window)` where `channels` is None.
 
     A network in training mode is traced in eval mode. One in eval mode is traced as it is, so that a part which
-    was left in training mode on purpose (dropout that samples, for one) is seen.
+    was left in training mode on purpose (dropout that samples, for example) is seen.
 
     Raises
     ------
@@ -89,10 +89,10 @@ def trace(model: nn.Module | ExportedProgram, window: Sequence[int], channels: i
 
 def _require_traceable(model: nn.Module) -> None:
     """Raise Refused for modules of PyTorch's own whose graph torch.export gets wrong or not at all."""
-    found = [path for path, module in model.named_modules() if isinstance(module, nn.CrossMapLRN2d)]
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.CrossMapLRN2d)]
     why = "torch.export cannot follow it; nn.LocalResponseNorm of an odd size computes the same and is converted"
-    if found:
-        raise Refused([Refusal(path, "CrossMapLRN2d", why) for path in found])
+    if paths:
+        raise Refused([Refusal(path, "CrossMapLRN2d", why) for path in paths])
 
 
 def read(program: ExportedProgram) -> Traced:
@@ -121,8 +121,8 @@ def module_path(node: fx.Node) -> str:
 
 def user_input(program: ExportedProgram) -> fx.Node:
     name = program.graph_signature.user_inputs[0]
-    found: fx.Node = next(n for n in program.graph.nodes if n.name == name)
-    return found
+    node: fx.Node = next(n for n in program.graph.nodes if n.name == name)
+    return node
 
 
 def _sample(window: Sequence[int], channels: int | None) -> list[int]:
@@ -154,7 +154,7 @@ def _fits(program: ExportedProgram, window: Sequence[int], channels: int | None)
 
 
 def _why_not(model: nn.Module, example: torch.Tensor, error: Exception) -> str:
-    """One sentence on why the network cannot be traced on the example: where its own forward fails, that place.
+    """One sentence on why the network cannot be traced on the example: the module whose forward fails, where one does.
 
     The forward runs on shapes alone, so that a window far too large costs no more than another.
     """
@@ -169,10 +169,10 @@ def _why_not(model: nn.Module, example: torch.Tensor, error: Exception) -> str:
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
             model(fake.from_tensor(example))
-    except Exception as own:
-        if not depends_on_values(own):  # shapes alone cannot tell whether such a network runs
+    except Exception as failure:
+        if not depends_on_values(failure):  # shapes alone cannot tell whether such a network runs
             path, module, inputs = running[-1] if running else ("", model, ())
-            what = _mismatch(module, inputs) or first_line(own)
+            what = _mismatch(module, inputs) or first_line(failure)
             return (
                 f"window: the network does not run on a {size} image{f' (at {path})' if path else ''}: {what}"
             )
@@ -183,10 +183,12 @@ def _why_not(model: nn.Module, example: torch.Tensor, error: Exception) -> str:
 
 
 def _mismatch(module: nn.Module, inputs: tuple[Any, ...]) -> str:
-    """What a linear layer was built for and what it got, where that is the matter; else nothing."""
-    given = inputs[0].shape[-1] if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim else None
-    if isinstance(module, nn.Linear) and given is not None and given != module.in_features:
-        return f"it takes {module.in_features} features and gets {given}"
+    """The features that a linear layer takes and those that it gets, where they differ; else an empty string."""
+    features = (
+        inputs[0].shape[-1] if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim else None
+    )
+    if isinstance(module, nn.Linear) and features is not None and features != module.in_features:
+        return f"it takes {module.in_features} features and gets {features}"
     return ""
 
 
@@ -218,12 +220,12 @@ def is_inplace(target: Any) -> bool:
 
 
 def unread(graph: fx.Graph) -> set[fx.Node]:
-    """The operators whose results nothing reads (a part taken for its size alone, for one)."""
-    found: set[fx.Node] = set()
+    """The operators whose results nothing reads (a part taken for its size alone, for example)."""
+    dead: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "call_function" and not is_inplace(node.target) and all(u in found for u in node.users):
-            found.add(node)
-    return found
+        if node.op == "call_function" and not is_inplace(node.target) and all(u in dead for u in node.users):
+            dead.add(node)
+    return dead
 
 
 def is_random(node: fx.Node) -> bool:
@@ -231,10 +233,12 @@ def is_random(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
-    given = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
-    given.update({a.name: v for a, v in zip(target._schema.arguments, node.args, strict=False)})
-    given.update(node.kwargs)
-    switches = [given[name] for name in ("train", "training", "dropout_p", "dropout", "p") if name in given]
+    arguments = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    arguments.update({a.name: v for a, v in zip(target._schema.arguments, node.args, strict=False)})
+    arguments.update(node.kwargs)
+    switches = [
+        arguments[name] for name in ("train", "training", "dropout_p", "dropout", "p") if name in arguments
+    ]
     return all(switch is None or bool(switch) for switch in switches)
 
 

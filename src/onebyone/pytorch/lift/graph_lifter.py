@@ -26,8 +26,8 @@ from onebyone.pytorch.lift.exported_graph import Traced, is_inplace, is_random, 
 
 #: Why dropout that is always on, noise and the like are refused.
 RANDOM = (
-    "random at every call, so no window has one answer (a dropout is: pass training=self.training to its function, "
-    "and call eval() on the network)"
+    "random at every call, so a window has no single result (for dropout, pass training=self.training to its "
+    "function, and call eval() on the network)"
 )
 
 #: Says what a node's operator is: a neutral operator, or the node's value.
@@ -78,7 +78,7 @@ class GraphLifter(Lifter):
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node)
             elif node.op == "get_attr":
-                # a graph within the graph (autocast, for one): its caller is refused by name
+                # a graph within the graph (autocast, for example): its caller is refused by name
                 self.values[node] = node.target
             elif node.op == "call_function":
                 self.values[node] = self._call_function(node)

@@ -1,6 +1,6 @@
 """A linear layer on every window of a map: as a convolution, or at few positions as a product of rows.
 
-Equation, for the windows x_p of `C × kernel` elements that lie `step` apart, and a weight W (O, F) whose feature f is
+Equation, for the windows x_p of `C × kernel` elements at a distance of `step`, and a weight W (O, F) whose feature f is
 element order[f] of a window:
 
     y[n, :, p] = W · x_p[order] + b = conv(x; K, b, step)[n, :, p],     K[:, e] = Σ_{f: order[f] = e} W[:, f]
@@ -32,9 +32,9 @@ def linear_on_windows(
     shape: Sequence[int],
     step: Sequence[int],
 ) -> Tensor:
-    """A linear layer with weight (O, F) on each window of `source` (N, C, *places), in the cheaper form.
+    """A linear layer with weight (O, F) on each window of `source` (N, C, *positions), in the cheaper form.
 
-    `shape` is the window's, (C, *kernel), and `step` how far windows lie apart. `order` (F) says which element of a
+    `shape` is the window's, (C, *kernel), and `step` the distance between windows. `order` (F) says which element of a
     window each feature is, None for their own order; `back` is its inverse, or None where features repeat elements or
     leave some out. Gives (N, O, *positions).
 

@@ -19,11 +19,11 @@ _MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def batch_norm(lifter: GraphLifter, node: fx.Node) -> BatchNorm:
     """A batch-norm module over the network's own tensors where they belong to one module, so that training goes on."""
-    given = lifter.arguments(node)
-    mean, variance, weight, bias = (given[n] for n in ("running_mean", "running_var", "weight", "bias"))
-    if given.get("training"):
+    arguments = lifter.arguments(node)
+    mean, variance, weight, bias = (arguments[n] for n in ("running_mean", "running_var", "weight", "bias"))
+    if arguments.get("training"):
         raise Cannot("a batch norm that takes its statistics from the batch")
-    epsilon, momentum = float(given["eps"]), float(given["momentum"])
+    epsilon, momentum = float(arguments["eps"]), float(arguments["momentum"])
 
     def apply(handle: Any) -> Any:
         path = _module_of(mean, variance, weight, bias)
@@ -35,7 +35,7 @@ def batch_norm(lifter: GraphLifter, node: fx.Node) -> BatchNorm:
         tensors = [handle_or_none(t) for t in (mean, variance, weight, bias)]
         return lifter.call(F.batch_norm, handle, *tensors, False, momentum, epsilon)
 
-    return BatchNorm(given["input"], mean, variance, weight, bias, epsilon, apply)
+    return BatchNorm(arguments["input"], mean, variance, weight, bias, epsilon, apply)
 
 
 def _module_of(mean: Const, variance: Const, weight: Const | None, bias: Const | None) -> str | None:
@@ -60,29 +60,31 @@ def _module(
 
 
 def layer_norm(lifter: GraphLifter, node: fx.Node) -> LayerNorm:
-    given = lifter.arguments(node)
-    axes, is_rms = len(given["normalized_shape"]), "rms_norm" in str(node.target)
+    arguments = lifter.arguments(node)
+    axes, is_rms = len(arguments["normalized_shape"]), "rms_norm" in str(node.target)
     return LayerNorm(
-        given["input"],
+        arguments["input"],
         axes,
-        given.get("weight"),
-        given.get("bias"),
-        given.get("eps"),
+        arguments.get("weight"),
+        arguments.get("bias"),
+        arguments.get("eps"),
         root_mean_square=is_rms,
     )
 
 
 def instance_norm(lifter: GraphLifter, node: fx.Node) -> GroupNorm:
-    given = lifter.arguments(node)
-    if not given["use_input_stats"]:
+    arguments = lifter.arguments(node)
+    if not arguments["use_input_stats"]:
         raise Cannot("an instance norm with running statistics")
-    return GroupNorm(given["input"], None, given["weight"], given["bias"], given["eps"])
+    return GroupNorm(arguments["input"], None, arguments["weight"], arguments["bias"], arguments["eps"])
 
 
 def group_norm(lifter: GraphLifter, node: fx.Node) -> GroupNorm:
-    given = lifter.arguments(node)
-    groups = int(given["num_groups"] if "num_groups" in given else given["group"])
-    return GroupNorm(lifter.value(node.args[0]), groups, given["weight"], given["bias"], given["eps"])
+    arguments = lifter.arguments(node)
+    groups = int(arguments["num_groups"] if "num_groups" in arguments else arguments["group"])
+    return GroupNorm(
+        lifter.value(node.args[0]), groups, arguments["weight"], arguments["bias"], arguments["eps"]
+    )
 
 
 DECODERS: dict[Any, Decoder] = {

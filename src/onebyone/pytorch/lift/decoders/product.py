@@ -17,16 +17,16 @@ aten = torch.ops.aten
 
 
 def linear(lifter: GraphLifter, node: fx.Node) -> Linear:
-    given = lifter.arguments(node)
-    return Linear(given["input"], given["weight"], given["bias"])
+    arguments = lifter.arguments(node)
+    return Linear(arguments["input"], arguments["weight"], arguments["bias"])
 
 
 def addmm(lifter: GraphLifter, node: fx.Node) -> Linear:
     """`b + x W`."""
-    given = lifter.arguments(node)
-    if given["alpha"] != 1 or given["beta"] != 1:
+    arguments = lifter.arguments(node)
+    if arguments["alpha"] != 1 or arguments["beta"] != 1:
         raise Cannot("alpha or beta is not 1")
-    return Linear(given["mat1"], given["mat2"], given["self"], transposed=True)
+    return Linear(arguments["mat1"], arguments["mat2"], arguments["self"], transposed=True)
 
 
 def einsum(lifter: GraphLifter, node: fx.Node) -> Einsum:

@@ -45,16 +45,16 @@ def extremum(lifter: GraphLifter, node: fx.Node) -> Reduce | AxisOperator:
 
 def vector_norm(lifter: GraphLifter, node: fx.Node) -> Reduce | AxisOperator:
     """A norm of order 2 is a reduction that pools can compute; of another order the operator itself runs."""
-    given = lifter.arguments(node)
-    if given["ord"] != 2 or given["dtype"] is not None:
+    arguments = lifter.arguments(node)
+    if arguments["ord"] != 2 or arguments["dtype"] is not None:
         return any_order(lifter, node)
     return _reduction(lifter, node, "norm")
 
 
 def _reduction(lifter: GraphLifter, node: fx.Node, reduction: Reduction) -> Reduce:
-    given, value = lifter.arguments(node), lifter.lifted(node.args[0])
-    axes = axes_without_batch(given["dim"], len(value.shape) + 1)
-    return Reduce(value, reduction, axes, bool(given["keepdim"]))
+    arguments, value = lifter.arguments(node), lifter.lifted(node.args[0])
+    axes = axes_without_batch(arguments["dim"], len(value.shape) + 1)
+    return Reduce(value, reduction, axes, bool(arguments["keepdim"]))
 
 
 def ordered(lifter: GraphLifter, node: fx.Node) -> AxisOperator:
@@ -66,8 +66,8 @@ def any_order(lifter: GraphLifter, node: fx.Node) -> AxisOperator:
 
 
 def _along(lifter: GraphLifter, node: fx.Node, any_order: bool) -> AxisOperator:
-    given, value = lifter.arguments(node), lifter.lifted(node.args[0])
-    axes = axes_without_batch(given["dim"], len(value.shape) + 1)
+    arguments, value = lifter.arguments(node), lifter.lifted(node.args[0])
+    axes = axes_without_batch(arguments["dim"], len(value.shape) + 1)
     name = op_name(node.target).removeprefix("aten.")
 
     def apply(handle: Any, dims: Any) -> list[Any]:
@@ -75,19 +75,19 @@ def _along(lifter: GraphLifter, node: fx.Node, any_order: bool) -> AxisOperator:
         meta = node.meta["val"]
         return [result] if isinstance(meta, torch.Tensor) else [result[i] for i in range(len(meta))]
 
-    reduces = any_order or "keepdim" in given
+    reduces = any_order or "keepdim" in arguments
     return AxisOperator(value, axes, apply, reduces, any_order, any_extent=name.startswith(("var", "std")))
 
 
 def _over_other_axes(lifter: GraphLifter, node: fx.Node, handle: Any, dims: list[int]) -> Any:
     """The node's own operator on `handle` over `dims`, without keeping reduced axes."""
-    given = lifter.arguments(node)
-    if any(isinstance(v, (Const, Lifted)) for v in list(given.values())[1:]):
+    arguments = lifter.arguments(node)
+    if any(isinstance(v, (Const, Lifted)) for v in list(arguments.values())[1:]):
         raise Cannot("an argument that is a tensor")
     target = functional(node.target)
     args, kwargs = [handle], {}
     for argument in list(target._schema.arguments)[1:]:
-        value = given[argument.name]
+        value = arguments[argument.name]
         if argument.name == "dim":
             value = dims if "List" in str(argument.type) else dims[0]
         elif argument.name == "keepdim":

@@ -52,7 +52,7 @@ def getitem(lifter: GraphLifter, node: fx.Node) -> Any:
     result = lifter.value(node.args[0])[node.args[1]]
     if result is None and node.users:
         raise Cannot(
-            "a second result that depends on where the window lies (the indices of a max-pool, for one)"
+            "a second result that depends on where the window lies (the indices of a max-pool, for example)"
         )
     return result
 
@@ -126,5 +126,5 @@ DECODERS: dict[Any, Decoder] = {
 }  # fmt: skip
 
 REFUSED = {
-    "places taken apart into patches by im2col (unfold)": (aten.im2col, aten.col2im),
+    "im2col (unfold), which copies positions into patches": (aten.im2col, aten.col2im),
 }

@@ -16,22 +16,22 @@ aten = torch.ops.aten
 
 
 def convolution(lifter: GraphLifter, node: fx.Node) -> Convolution:
-    given = lifter.arguments(node)
-    weight = given["weight"]
+    arguments = lifter.arguments(node)
+    weight = arguments["weight"]
     if not isinstance(weight, Const):
         raise Cannot("a kernel that depends on the image")
-    if given.get("transposed"):
+    if arguments.get("transposed"):
         raise Cannot("a transposed convolution gives a finer map than it reads")
     kernel = weight.shape[2:]
-    dilation = per_axis(given["dilation"], len(kernel))
+    dilation = per_axis(arguments["dilation"], len(kernel))
     return Convolution(
-        given["input"],
+        arguments["input"],
         weight,
-        given["bias"],
-        per_axis(given["stride"], len(kernel)),
-        padding_of(given["padding"], kernel, dilation),
+        arguments["bias"],
+        per_axis(arguments["stride"], len(kernel)),
+        padding_of(arguments["padding"], kernel, dilation),
         dilation,
-        given["groups"],
+        arguments["groups"],
     )
 
 
@@ -44,19 +44,19 @@ def mean_pool(lifter: GraphLifter, node: fx.Node) -> Pool:
 
 
 def _pool(lifter: GraphLifter, node: fx.Node, reduction: Any) -> Pool:
-    given = lifter.arguments(node)
+    arguments = lifter.arguments(node)
     axes = next(int(c) for c in str(node.target).partition("pool")[2] if c.isdigit())
-    kernel = per_axis(given["kernel_size"], axes)
+    kernel = per_axis(arguments["kernel_size"], axes)
     return Pool(
         lifter.value(node.args[0]),
         reduction,
         kernel,
-        per_axis(given["stride"] or kernel, axes),
-        [(n, n) for n in per_axis(given["padding"], axes)],
-        per_axis(given.get("dilation", 1), axes),
-        bool(given["ceil_mode"]),
-        bool(given.get("count_include_pad", True)),
-        given.get("divisor_override"),
+        per_axis(arguments["stride"] or kernel, axes),
+        [(n, n) for n in per_axis(arguments["padding"], axes)],
+        per_axis(arguments.get("dilation", 1), axes),
+        bool(arguments["ceil_mode"]),
+        bool(arguments.get("count_include_pad", True)),
+        arguments.get("divisor_override"),
     )
 
 
@@ -75,12 +75,12 @@ def _bins(lifter: GraphLifter, node: fx.Node) -> list[int]:
 
 def pad(lifter: GraphLifter, node: fx.Node) -> Pad:
     """PyTorch gives the amounts from the last axis on."""
-    given, name = lifter.arguments(node), str(node.target)
+    arguments, name = lifter.arguments(node), str(node.target)
     sides = [int(n) for n in lifter.value(node.args[1])]
     amounts = [(sides[i], sides[i + 1]) for i in range(0, len(sides), 2)][::-1]
-    mode = given.get("mode", "constant")
+    mode = arguments.get("mode", "constant")
     mode = "reflect" if "reflection" in name else "replicate" if "replication" in name else mode
-    return Pad(lifter.value(node.args[0]), amounts, mode, given.get("value") or 0.0)
+    return Pad(lifter.value(node.args[0]), amounts, mode, arguments.get("value") or 0.0)
 
 
 def nearest(lifter: GraphLifter, node: fx.Node) -> Resize:
@@ -123,10 +123,10 @@ DECODERS: dict[Any, Decoder] = {
 }  # fmt: skip
 
 REFUSED = {
-    "interpolation that reads more than the neighbouring places": (
+    "interpolation that reads more than the neighbouring positions": (
         aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa,
     ),
-    "a transposed convolution: which of its kernel's phases a place gets depends on where the window begins": (
+    "a transposed convolution: which of its kernel's phases a position gets depends on where the window begins": (
         aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
     ),
 }  # fmt: skip
