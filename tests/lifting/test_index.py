@@ -6,8 +6,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from onebyone.laws.geometry import Sliding
 from onebyone.lifting.grid import PERIOD, Grid
@@ -71,13 +69,13 @@ def test_a_slice_is_the_gather_that_makes_it(where: tuple[slice, ...]) -> None:
 @pytest.mark.parametrize(
     ("index", "why"),
     [
-        (identity(SHAPE)[:, ::-1], "backwards"),
+        (identity(SHAPE)[:, ::-1], "reverse order"),
         (identity(SHAPE).transpose(1, 0, 2), "mixed"),
         (identity(SHAPE).reshape(4, 30), "not a map"),
-        (identity(SHAPE)[:, [0, 1, 3]], "steps"),
+        (identity(SHAPE)[:, [0, 1, 3]], "equally spaced"),
     ],
 )
-def test_what_is_no_gather_says_why(index: np.ndarray, why: str) -> None:
+def test_the_reason_why_an_index_is_not_a_gather(index: np.ndarray, why: str) -> None:
     reason = as_gather(index, GRID)
     assert isinstance(reason, str)
     assert why in reason
@@ -94,8 +92,9 @@ def test_a_flattened_map_in_any_order_is_one_stencil(order: tuple[int, ...]) -> 
 
 def test_patches_are_a_stencil_with_a_stride() -> None:
     grid = Grid.image(3, (4, 6))
-    image = torch.arange(3 * 4 * 6, dtype=torch.float64).reshape(1, 3, 4, 6)
-    rows = F.unfold(image, 2, stride=2)[0].T.long().numpy()  # (6 patches, 12 features)
+    image = np.arange(3 * 4 * 6).reshape(3, 4, 6)
+    patches = [image[:, y : y + 2, x : x + 2].reshape(-1) for y in (0, 2) for x in (0, 2, 4)]
+    rows = np.stack(patches)  # (6 patches, 12 features)
     stencil = as_stencil(rows.reshape(2, 3, 12), grid)
     assert not isinstance(stencil, str)
     assert (stencil.kernel, stencil.step, stencil.nominal) == ((2, 2), (2, 2), (2, 3))
@@ -103,29 +102,29 @@ def test_patches_are_a_stencil_with_a_stride() -> None:
     assert (stencil.out_index(2)[..., 1] == 6 + stencil.lead).all()
 
 
-def test_rows_that_differ_are_no_stencil() -> None:
+def test_rows_that_differ_are_not_a_stencil() -> None:
     rows = identity(SHAPE).reshape(4, 30)
     assert "different channels" in str(as_stencil(rows, GRID))
-    assert "lie differently" in str(as_stencil(np.array([[0, 1], [0, 2]]), GRID))
+    assert "laid out differently" in str(as_stencil(np.array([[0, 1], [0, 2]]), GRID))
 
 
-def test_windows_are_full_rectangles_alone() -> None:
-    whole = as_window(identity(SHAPE).reshape(4, 30), GRID)
-    assert not isinstance(whole, str)
-    assert whole.kernel == (5, 6)
-    assert (whole.index == np.arange(4)).all()
+def test_only_full_rectangles_are_windows() -> None:
+    window = as_window(identity(SHAPE).reshape(4, 30), GRID)
+    assert not isinstance(window, str)
+    assert window.kernel == (5, 6)
+    assert (window.index == np.arange(4)).all()
     assert "rectangle" in str(as_window(identity(SHAPE).reshape(4, 30)[:, :-1], GRID))
     assert "mixes" in str(as_window(identity(SHAPE).transpose(1, 2, 0), GRID))
 
 
 def test_bijections_and_layouts() -> None:
-    turned = identity(SHAPE).transpose(1, 2, 0)
-    assert is_bijection(turned, GRID)
+    permuted = identity(SHAPE).transpose(1, 2, 0)
+    assert is_bijection(permuted, GRID)
     assert not is_bijection(identity(SHAPE)[:, :, :5], GRID)
     assert not is_bijection(np.zeros(SHAPE, dtype=np.int64), GRID)
-    values = np.random.default_rng(1).permutation(120).reshape(turned.shape)
-    laid = in_layout_of(values, turned, GRID)
-    assert (laid.transpose(1, 2, 0) == values).all()
+    values = np.random.default_rng(1).permutation(120).reshape(permuted.shape)
+    rearranged = in_layout_of(values, permuted, GRID)
+    assert (rearranged.transpose(1, 2, 0) == values).all()
 
 
 def test_mixing_the_batch_is_seen() -> None:
