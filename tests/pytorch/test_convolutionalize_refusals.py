@@ -45,7 +45,7 @@ class Squeeze(nn.Module):
 
 
 def body(*middle: nn.Module) -> nn.Sequential:
-    """A small trunk over 8×8 windows with something in the middle: 6×6 places, 4 channels."""
+    """A small trunk over 8×8 windows with something in the middle: 6×6 positions, 4 channels."""
     return nn.Sequential(nn.Conv2d(3, 4, 3), *middle, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
 
@@ -124,17 +124,17 @@ REFUSED = {
         "aten.einsum",
         "the batch axis",
     ),
-    "places mixed by a matrix": (
+    "positions mixed by a matrix": (
         body(Apply(lambda x: (x.flatten(2) @ x.new_ones(36, 36).triu()).unflatten(2, (6, 6)))),
         "1",
         "aten.matmul",
         "positions are mixed channel by channel",
     ),
-    "zeros that lie among the places": (
+    "zeros that lie among the positions": (
         body(Apply(lambda x: torch.cat([x, torch.zeros_like(x[:, :, :1])], 2)), nn.Conv2d(4, 4, 3)),
         "2",
         "aten.conv2d",
-        "places",
+        "channels and positions are mixed",
     ),
     "a pool over channels and places": (
         body(Apply(lambda x: F.avg_pool3d(x, 3, 1, 1))),
