@@ -123,11 +123,15 @@ def decode(op: Op, operands: Sequence[Any], call: operators.Call, nominal: Array
 
 
 def any_size(
-    network: Sequence[Op], constants: Mapping[str, Array], image: Array, window: tuple[int, ...]
+    network: Sequence[Op],
+    constants: Mapping[str, Array],
+    image: Array,
+    window: tuple[int, ...],
+    context: str | None = None,
 ) -> tuple[Array, tuple[int, ...], Lifter]:
     """The last value of the network at every window of a larger image, `(N, K, *positions)`; the stride in pixels."""
     nominal = run(network, constants, np.zeros((BATCH, image.shape[1], *window)))
-    lifter = Lifter(numpy_emitter, window)  # type: ignore[arg-type]
+    lifter = Lifter(numpy_emitter, window, context=context)  # type: ignore[arg-type]
     values: dict[str, Any] = {name: Const(array, array.shape, name) for name, array in constants.items()}
     values["image"] = Lifted(image, Grid.image(image.shape[1], window))
     for op in network:

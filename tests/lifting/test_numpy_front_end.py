@@ -225,6 +225,19 @@ def test_flattened_maps_side_by_side() -> None:
     assert_equals_crops(network, constants, (5, 4), (8, 9))
 
 
+def test_maps_one_above_the_other() -> None:
+    """Along the height: the rows of each window's two maps are features of the linear layer, not a larger map."""
+    network = [
+        *CONVOLVED,
+        Op("four", "slice", ("other",), {"window": (slice(None), slice(1, 5))}),
+        Op("both", "concatenate", ("four", "conv"), {"axis": 2}),
+        Op("flat", "reshape", ("both",), {"shape": (4 * 6 * 2,)}),
+        Op("last", "linear", ("flat", "weight", "bias")),
+    ]
+    constants = CONVOLVED_CONSTANTS | {"weight": normal(3, 48), "bias": normal(3)}
+    assert_equals_crops(network, constants, (5, 4), (8, 9))
+
+
 @pytest.mark.parametrize("axes", [(1,), (2,), (3,), (1, 3), (1, 2, 3)])
 def test_means_over_channels_and_positions(axes: tuple[int, ...]) -> None:
     network = [

@@ -27,7 +27,7 @@ from onebyone.pytorch.lift.graph_lifter import GraphLifter
 from onebyone.pytorch.lift.input_shapes import channel_guesses, hint, window_of
 from onebyone.pytorch.lift.lifted_pairs import make_pair
 from onebyone.pytorch.lift.outputs import names_of, outputs_of, plain_containers
-from onebyone.pytorch.lift.rules import rule_for
+from onebyone.pytorch.lift.rules import decoder_for
 from onebyone.pytorch.modules.structure import require_python
 from onebyone.records import Labels, Refusal, by
 from onebyone.results.any_size import ClassMap, Output
@@ -179,7 +179,7 @@ def _lift(
 ) -> GraphLifter:
     lifter = GraphLifter(traced, window, channels, head, context, image_wide)
     lifter.context_pools |= image_wide
-    lifter.run(rule_for, make_pair)
+    lifter.run(decoder_for, make_pair)
     return lifter
 
 

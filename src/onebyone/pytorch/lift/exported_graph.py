@@ -96,7 +96,7 @@ def _require_traceable(model: nn.Module) -> None:
 
 
 def read(program: ExportedProgram) -> Traced:
-    """The parts of an exported program that the walk needs."""
+    """The parts of an exported program that lifting needs."""
     names, tensors, images, fixed = {}, {}, [], set()
     for spec in program.graph_signature.input_specs:
         name = getattr(spec.arg, "name", "")

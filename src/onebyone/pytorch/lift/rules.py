@@ -80,7 +80,7 @@ def elementwise(*operators: Any) -> None:
     register(*operators)(elementwise_decoders.each_element)
 
 
-def rule_for(operator: Any) -> Decoder | None:
+def decoder_for(operator: Any) -> Decoder | None:
     """The decoder of an operator, or None. What PyTorch itself marks as element-wise needs none of its own."""
     if operator not in _DECODERS and torch.Tag.pointwise in getattr(operator, "tags", ()):
         return elementwise_decoders.each_element
