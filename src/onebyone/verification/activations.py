@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from onebyone.pytorch.modules.calls import first_input, observe_modules, observe_operators
 from onebyone.verification.pytree import leaves, wide
 
 #: A layer's bound is checked on about this many products, and on at most `POSITIONS` positions.
@@ -30,21 +30,15 @@ def record_inputs(
     """
     inputs: dict[str, Tensor] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
+    called = {path: modules[path] for path in modules.keys() & layers.keys()}
     weight_uses = _WeightUses(model, layers)
 
-    def hook(path: str) -> Callable[..., None]:
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = next(iter(args), None) if args else next(iter(kwargs.values()), None)
-            if path not in inputs and isinstance(x, Tensor):
-                inputs[path] = sample(x.detach(), module)
+    def keep(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = first_input(args, kwargs)
+        if path not in inputs and isinstance(x, Tensor):
+            inputs[path] = sample(x.detach(), module)
 
-        return keep
-
-    with ExitStack() as stack:
-        for path in modules.keys() & layers.keys():
-            handle = modules[path].register_forward_pre_hook(hook(path), with_kwargs=True)
-            stack.callback(handle.remove)
-        stack.enter_context(weight_uses)
+    with observe_modules(called, before=keep), observe_operators(before=weight_uses.keep):
         run()
     recognised = weight_uses.inputs.items()
     return inputs | {p: x for p, x in recognised if p not in inputs and _accepts(layers[p], x)}
@@ -60,14 +54,13 @@ def _accepts(layer: nn.Module, x: Tensor) -> bool:
     return True
 
 
-class _WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _WeightUses:
     """Keeps, for each layer, the first value that an operator reads together with the layer's weight.
 
     The value must be a floating tensor that is not a weight or buffer of the network itself.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.layers = layers
         self.inputs: dict[str, Tensor] = {}
         self.paths: dict[Any, list[str]] = {}
@@ -77,10 +70,9 @@ class _WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.paths.setdefault(_address(weight), []).append(path)
         self.weights = {_address(t) for t in [*model.parameters(), *model.buffers()]}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        tensors = [t for t in pytree.tree_leaves((args, kwargs or {})) if isinstance(t, Tensor)]
+    def keep(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before each operator, which may change its arguments in place."""
+        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         for t in tensors if len(tensors) > 1 else ():
             for path in self.paths.get(_address(t), ()):
                 values = (
@@ -92,7 +84,6 @@ class _WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 x = next(values, None)
                 if x is not None and path not in self.inputs:
                     self.inputs[path] = sample(x.detach(), self.layers[path])
-        return func(*args, **(kwargs or {}))
 
 
 def _address(t: Tensor) -> Any:
@@ -177,18 +168,10 @@ def _watch(
     """Call `stop((path, number of the call), outputs)` after each call of a module, until it returns True."""
     calls: dict[str, int] = {}
 
-    def hook(path: str) -> Callable[..., None]:
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            calls[path] = calls.get(path, -1) + 1
-            if stop((path, calls[path]), [wide(t).clone() for _, t in leaves(output)]):
-                raise _FirstDifferenceError
+    def after(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls[path] = calls.get(path, -1) + 1
+        if stop((path, calls[path]), [wide(t).clone() for _, t in leaves(output)]):
+            raise _FirstDifferenceError
 
-        return after
-
-    with ExitStack() as stack:
-        for path in paths:
-            stack.callback(modules[path].register_forward_hook(hook(path)).remove)
-        try:
-            run()
-        except _FirstDifferenceError:
-            return
+    with suppress(_FirstDifferenceError), observe_modules({p: modules[p] for p in paths}, after=after):
+        run()

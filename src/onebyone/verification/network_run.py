@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.errors import BadInput
+from onebyone.pytorch.modules.calls import observe_operators
 from onebyone.records import first_line
 from onebyone.verification.pytree import arguments, cast, leaves, map_tensors
 
@@ -101,6 +101,14 @@ class Observation:
         short = [t.dtype for _, t in self.outputs if t.is_floating_point() and t.dtype != torch.float64]
         return f"its output is {short[0]}" if short else ""
 
+    def record_operator(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record whether an operator may be random, or casts from float64 to a shorter type."""
+        if torch.Tag.nondeterministic_seeded in operator.tags:
+            self.random = True
+        if operator is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+            to = kwargs.get("dtype")
+            self.narrowed |= to is not None and to.is_floating_point and to != torch.float64
+
 
 def observe(runner: Runner, gradients: bool = False) -> Observation:
     """Run the network once.
@@ -137,7 +145,7 @@ def in_one_line(error: BaseException) -> str:
 def _plain(runner: Runner) -> Observation:
     observation = Observation()
     try:
-        with torch.no_grad(), _RunWatcher(observation):
+        with torch.no_grad(), observe_operators(before=observation.record_operator):
             observation.outputs = leaves(runner())
     except Exception as error:
         observation.error = in_one_line(error)
@@ -156,7 +164,7 @@ def _with_gradients(runner: Runner) -> Observation:
     try:
         for p in parameters:
             p.requires_grad_(True)
-        with torch.enable_grad(), _RunWatcher(observation):
+        with torch.enable_grad(), observe_operators(before=observation.record_operator):
             outputs = leaves(runner.on(example))
         observation.outputs = [(path, t.detach()) for path, t in outputs]
         _differentiate([t for _, t in outputs if t.requires_grad], sources, runner.seed, observation)
@@ -194,25 +202,3 @@ def _differentiable(t: Tensor) -> Tensor:
 def _signs(t: Tensor, generator: torch.Generator) -> Tensor:
     signs = torch.randint(2, t.shape, generator=generator) * 2 - 1
     return signs.to(device=t.device, dtype=t.dtype)
-
-
-class _RunWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records whether operators may be random, and casts from float64 to shorter types."""
-
-    def __init__(self, observation: Observation) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.observation = observation
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            self.observation.random = True
-        if func is _TO_COPY and args[0].dtype == torch.float64:
-            to = kwargs.get("dtype")
-            self.observation.narrowed |= to is not None and to.is_floating_point and to != torch.float64
-        return func(*args, **kwargs)
-
-
-_TO_COPY = torch.ops.aten._to_copy.default
