@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from onebyone import convolutionalize
-from onebyone.comparison.argument_recorder import ArgumentRecorder
 from onebyone.drawing import Drawing, describe, render
 from onebyone.drawing.repeats import common_path
 from onebyone.drawing.scene import fonts, shortened, wrapped
+from onebyone.pytorch.modules.calls import record_arguments
 from tests.drawing import svgs
 
 NARROWEST = 2.8
@@ -59,9 +59,9 @@ def test_f3_counts_the_weights_of_the_kernel_that_runs(pool: nn.Module, words: s
     data = describe(net, image)
     (layer,) = (r for r in data.replaced if r.kernel)
     functions = (torch.ops.aten.conv2d.default, torch.conv2d)
-    with ArgumentRecorder(functions, 1) as recorder, torch.no_grad():
+    with record_arguments(functions, 1) as arguments, torch.no_grad():
         convolutionalize(net, 8, 3).model(torch.randn(1, 3, 40, 40))
-    kernel = recorder.arguments[-1]
+    kernel = arguments[-1]
     assert tuple(kernel.shape) == layer.kernel
     assert int(kernel.count_nonzero()) == layer.nonzero
     described = svgs.ElementTree.fromstring(render(data, "F3"))[1].text or ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from onebyone.comparison.claim_result import Figures, Verdict, holds, holds_when, not_as_said
 from onebyone.laws.cost import Cost, flatten_linear, pointwise
 from onebyone.records import by
+from onebyone.tuning.clock import Clock
 
 CostOfSize = Callable[[Sequence[int]], Cost]
 """The cost of a layer on a map of size (h, w)."""
@@ -23,7 +23,6 @@ SIDES = (1, 2, 4, 7, 14, 28)
 MAX_WEIGHTS = 2**24
 """Weights of the largest layer that is timed."""
 MIN_REPEATS, MAX_REPEATS = 5, 31
-_SHORTEST = 2e-4  # seconds: calls shorter than this are timed several at a time
 
 
 def costs(channels: int, outputs: int, itemsize: int = 4) -> dict[str, CostOfSize]:
@@ -152,48 +151,31 @@ def forms(channels: int, outputs: int, size: Sequence[int], seed: int = 0) -> di
 def measure_times(
     channels: int, outputs: int, sizes: Sequence[tuple[int, int]], seconds: float, seed: int = 0
 ) -> Figures:
-    """Seconds of each form at each size, float32: medians of repeats that take turns, with their quartiles.
+    """Seconds of each form at each size in float32: medians and quartiles, by the clock of `onebyone.tune`.
 
-    All forms of all sizes run once before any runs again, so that what else the machine does falls on all
-    alike. Repeats go on for `seconds`, from MIN_REPEATS to MAX_REPEATS.
+    All forms of all sizes take turns in each round, so that disturbances affect them alike. There are MIN_REPEATS to
+    MAX_REPEATS rounds, within about `seconds`.
     """
     calls = {
-        (size, name): call for size in sizes for name, call in forms(channels, outputs, size, seed).items()
+        f"{by(size)} {name}": call
+        for size in sizes
+        for name, call in forms(channels, outputs, size, seed).items()
     }
     with torch.no_grad():
-        loops = {key: _loops(call) for key, call in calls.items()}
-        found: dict[Any, list[float]] = {key: [] for key in calls}
-        start = time.perf_counter()
-        while not _enough(len(found[next(iter(calls))]), time.perf_counter() - start, seconds):
-            for key, call in calls.items():
-                found[key].append(_timed(call, loops[key]))
-    names = list(dict.fromkeys(name for _, name in calls))
-    table = [{"size": list(s), "seconds": {n: _spread(found[s, n]) for n in names}} for s in sizes]
+        timings = Clock(seed=seed).interleave(calls, seconds, rounds=MAX_REPEATS, least=MIN_REPEATS)
+    names = list(forms(1, 1, (1, 1)))
+    table = [
+        {"size": list(size), "seconds": {n: _spread(timings.samples[f"{by(size)} {n}"]) for n in names}}
+        for size in sizes
+    ]
     return {
         "table": table,
         "crossings": crossings(table),
-        "repeats": len(found[next(iter(calls))]),
+        "repeats": len(next(iter(timings.samples.values()))),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "batch": 1,
     }
-
-
-def _enough(repeats: int, spent: float, seconds: float) -> bool:
-    return repeats >= MAX_REPEATS or (repeats >= MIN_REPEATS and spent > seconds)
-
-
-def _loops(call: Callable[[], Tensor]) -> int:
-    """Calls per measurement; the first call also warms up."""
-    call()
-    return max(1, min(100, round(_SHORTEST / max(_timed(call, 1), 1e-7))))
-
-
-def _timed(call: Callable[[], Tensor], loops: int) -> float:
-    start = time.perf_counter()
-    for _ in range(loops):
-        call()
-    return (time.perf_counter() - start) / loops
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

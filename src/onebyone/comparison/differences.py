@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onebyone.comparison.argument_recorder import ArgumentRecorder
 from onebyone.comparison.claim_result import (
     Figures,
     Verdict,
@@ -25,6 +24,7 @@ from onebyone.comparison.claim_result import (
 )
 from onebyone.comparison.operation import Operation, jacobian_rows, ratio, sample, spread
 from onebyone.drawing.number_format import counted
+from onebyone.pytorch.modules.calls import record_arguments
 from onebyone.records import by
 
 SEVERAL_POSITIONS = "the map has more than one position"
@@ -351,9 +351,9 @@ def recovers_map(op: Operation, x: Tensor) -> bool:
 
     The elements of a random map are distinct, so it suffices that all of them occur among these values.
     """
-    with ArgumentRecorder((F.linear, F.conv2d), 0) as recorder:
+    with record_arguments((F.linear, F.conv2d), 0) as arguments:
         op(x)
-    values = torch.cat([tensor.flatten() for tensor in recorder.arguments] or [x.new_empty(0)])
+    values = torch.cat([tensor.flatten() for tensor in arguments] or [x.new_empty(0)])
     return bool(torch.isin(x, values).all())
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from onebyone.errors import BadInput
 from onebyone.laws import pointwise
 from onebyone.pytorch.modules import layers
+from onebyone.pytorch.modules.calls import first_input, observe_functions, observe_modules
 from onebyone.records import first_line
 from onebyone.verification.evaluation_context import eval_mode
 
@@ -93,13 +92,10 @@ def record_layer_calls(model: nn.Module, example: Any) -> tuple[LayerCall, ...]:
     [('0', 'pointwise', None), ('2', 'linear', (4, 2, 2))]
     """
     recorder = _CallRecorder()
-    with ExitStack() as stack:
-        stack.enter_context(eval_mode(model))
-        for path, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(recorder.before(path), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(recorder.after(path)).remove)
+    modules = dict(model.named_modules())
+    with eval_mode(model), observe_modules(modules, before=recorder.before, after=recorder.after):
         try:
-            with torch.no_grad(), recorder:
+            with torch.no_grad(), observe_functions(recorder.after_function):
                 run(model, example)
         except Exception as error:
             raise BadInput(
@@ -119,56 +115,48 @@ def run(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple | list) else model(example)
 
 
-class _CallRecorder(TorchFunctionMode):
-    """Records layer calls through module hooks, and recent maps also from functions called between modules."""
+class _CallRecorder:
+    """Records layer calls, and recent maps: inputs of modules and results of functions between them."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.calls: dict[str, LayerCall] = {}
         self._maps: deque[Tensor] = deque(maxlen=_RECENT_MAPS)
         self._last: str | None = None  # path of the previous module, if it was a recorded layer
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def after_function(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Keep a map that a function returned."""
         if isinstance(result, Tensor) and result.dim() == 4 and not self._is_view(result):
             self._maps.append(result)
-        return result
 
     def _is_view(self, result: Tensor) -> bool:
         """Whether it shares its storage with a recent map, its axes perhaps in another order."""
         pointer = result.untyped_storage().data_ptr()
         return any(m.untyped_storage().data_ptr() == pointer for m in self._maps)
 
-    def before(self, path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = next(iter(args), None) if args else next(iter(kwargs.values()), None)
-            if not isinstance(x, Tensor):
-                return
-            if x.dim() == 4 and not self._is_view(x):
-                self._maps.append(x)
-            if path in self.calls:
-                return
-            call = _layer_call(path, module, x)
-            if call is not None:
-                self.calls[path] = self._with_source(call, x)
+    def before(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record the first call of a layer."""
+        x = first_input(args, kwargs)
+        if not isinstance(x, Tensor):
+            return
+        if x.dim() == 4 and not self._is_view(x):
+            self._maps.append(x)
+        if path in self.calls:
+            return
+        call = _layer_call(path, module, x)
+        if call is not None:
+            self.calls[path] = self._with_source(call, x)
 
-        return hook
-
-    def after(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if path in self.calls:
-                if self.calls[path].macs == 0 and isinstance(output, Tensor):
-                    self.calls[path] = _with_cost(self.calls[path], output)
-                self._last = path
-            elif self._last is not None and not list(module.children()):
-                if isinstance(module, ACTIVATIONS):
-                    call = self.calls[self._last]
-                    self.calls[self._last] = replace(call, activation=call.activation or module)
-                self._last = None
-
-        return hook
+    def after(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Add the cost of a layer, or the activation that follows it."""
+        if path in self.calls:
+            if self.calls[path].macs == 0 and isinstance(output, Tensor):
+                self.calls[path] = _with_cost(self.calls[path], output)
+            self._last = path
+        elif self._last is not None and not list(module.children()):
+            if isinstance(module, ACTIVATIONS):
+                call = self.calls[self._last]
+                self.calls[self._last] = replace(call, activation=call.activation or module)
+            self._last = None
 
     def _with_source(self, call: LayerCall, x: Tensor) -> LayerCall:
         """The call with the most recent map that was flattened, or averaged, into its input vector `x`."""

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from onebyone.comparison.argument_recorder import ArgumentRecorder
 from onebyone.demo.data import BACKGROUND, WINDOW
 from onebyone.demo.digit_page import DigitPage
 from onebyone.dense import ScoreMap
@@ -29,6 +28,7 @@ from onebyone.drawing.scene import (
     Text,
 )
 from onebyone.drawing.svg_writer import to_inline_svg
+from onebyone.pytorch.modules.calls import record_arguments
 from onebyone.report.images import png, signed, strength, tiled
 
 HEAT = (255, 138, 30)
@@ -162,9 +162,8 @@ def kernels_at_work(dense: nn.Module) -> list[torch.Tensor]:
     `laws.cost.rows_are_cheaper`).
     """
     functions = (torch.conv2d, torch.nn.functional.conv2d, torch.ops.aten.conv2d.default)
-    with ArgumentRecorder(functions, 1) as recorder, torch.inference_mode():
+    with record_arguments(functions, 1) as weights, torch.inference_mode():
         dense(torch.zeros(1, 1, 3 * WINDOW, 3 * WINDOW))
-    weights: list[torch.Tensor] = recorder.arguments
     return weights
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
 from onebyone.drawing.data import MAP, TOKENS, VECTOR, Sizes, TraceStep, Weight
 from onebyone.errors import BadInput
 from onebyone.pytorch.modules import layers
+from onebyone.pytorch.modules.calls import observe_functions, observe_modules
 from onebyone.records import by, first_line
 from onebyone.verification.evaluation_context import proof_settings
 from onebyone.verification.pytree import arguments, leaves
@@ -66,14 +65,14 @@ def trace(model: nn.Module, example: Any) -> tuple[TraceStep, ...]:
     """
     tensors = [t for _, t in leaves(example)]
     recorder = _StepRecorder(len(tensors[0]) if tensors and tensors[0].dim() else 0)
-    with ExitStack() as stack:
-        stack.enter_context(proof_settings(0, model))
-        for path, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(recorder.before(path), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(recorder.after(path), always_call=True).remove)
+    modules = dict(model.named_modules())
+    with (
+        proof_settings(0, model),
+        observe_modules(modules, before=recorder.before, after=recorder.after, even_if_raising=True),
+    ):
         args, kwargs = arguments(example)
         try:
-            with torch.no_grad(), recorder:
+            with torch.no_grad(), observe_functions(recorder.after_function):
                 model(*args, **kwargs)
         except Exception as error:
             shape = f" of shape {by(tensors[0].shape)}" if len(tensors) == 1 else ""
@@ -81,42 +80,32 @@ def trace(model: nn.Module, example: Any) -> tuple[TraceStep, ...]:
     return tuple(recorder.steps)
 
 
-class _StepRecorder(TorchFunctionMode):
-    """Records layers through module hooks, and functions that are called between layers."""
+class _StepRecorder:
+    """Records the layers that are called, and the functions that are called between layers."""
 
     def __init__(self, batch: int) -> None:
-        super().__init__()
         self.steps: list[TraceStep] = []
         self.batch = batch
         self._running: list[tuple[str, bool, Sizes]] = []  # modules: path, whether a layer, input shape
 
-    def before(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            inputs = [t for _, t in leaves((args, kwargs))]
-            self._running.append((path, _is_layer(module), tuple(inputs[0].shape) if inputs else ()))
+    def before(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note that a module runs."""
+        inputs = [t for _, t in leaves((args, kwargs))]
+        self._running.append((path, _is_layer(module), tuple(inputs[0].shape) if inputs else ()))
 
-        return hook
+    def after(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Record a module that is a layer, unless it is inside another layer."""
+        _, is_layer, input_shape = self._running.pop()
+        results = [t for _, t in leaves(output)]
+        if is_layer and results and not self._inside_a_layer():
+            self.steps.append(self._module_step(path, module, input_shape, results[0]))
 
-    def after(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            _, is_layer, input_shape = self._running.pop()
-            results = [t for _, t in leaves(output)]
-            if is_layer and results and not self._inside_a_layer():
-                self.steps.append(self._module_step(path, module, input_shape, results[0]))
-
-        return hook
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = str(getattr(func, "__name__", "")).partition(".")[
-            0
-        ]  # without the overload of an aten operator
+    def after_function(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        """Record one of FUNCTIONS, unless a layer called it."""
+        name = str(getattr(function, "__name__", "")).partition(".")[0]  # without the overload of an operator
         role = FUNCTIONS.get(name)
         if role is not None and isinstance(result, Tensor) and not self._inside_a_layer():
             self._add_function(name, role, args, result)
-        return result
 
     def _inside_a_layer(self) -> bool:
         return any(is_layer for _, is_layer, _ in self._running)
