@@ -19,9 +19,17 @@ PAGES = [
 ]
 
 
+SHORT_BUDGETS = """\
+import onebyone
+for verb in (onebyone.tune, onebyone.compare):
+    verb.__kwdefaults__["budget"] = 2.0
+"""
+"""Run before each page: without it, an example that leaves `tune` its default budget takes a minute."""
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
-    code = "\n".join(BLOCK.findall(page.read_text("utf-8")))
+    code = SHORT_BUDGETS + "\n".join(BLOCK.findall(page.read_text("utf-8")))
     script = tmp_path / "page.py"
     script.write_text(code, "utf-8")
     ran = subprocess.run(

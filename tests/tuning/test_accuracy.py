@@ -250,6 +250,23 @@ def test_bfloat16_is_measured_by_bfloat16() -> None:
     assert check.rounding_ratio > 100
     assert checker.check(lambda x: narrow(x.bfloat16()).float()).problem
     assert checker.check(lambda x: 1.5 * narrow(x.bfloat16()).float(), torch.bfloat16).problem
+    by_output = AccuracyChecker(network, calling, short=torch.bfloat16, by_row=False)
+    assert by_output.check(lambda x: narrow(x.bfloat16()).float(), torch.bfloat16).problem == ""
+    assert by_output.check(lambda x: 1.5 * narrow(x.bfloat16()).float(), torch.bfloat16).problem
+
+
+def test_candidates_in_bfloat16_run_on_inputs_without_outliers_only() -> None:
+    network, x = networks.tokens().eval(), torch.randn(2, 4, 8)
+    checker = AccuracyChecker(network, CallSignature.of(network, x), short=torch.bfloat16, now=Time().now)
+    sizes = []
+
+    def candidate(x: Tensor) -> Tensor:
+        sizes.append(float(x.abs().max()))
+        return network(x)  # type: ignore[no-any-return]
+
+    assert checker.check(candidate, torch.bfloat16).problem == ""
+    assert len(sizes) == 2 + 2 + 2 + 2  # the example and its shuffled copy
+    assert max(sizes) == float(x.abs().max())
 
 
 def test_a_network_that_does_not_run_or_is_not_finite() -> None:

@@ -59,6 +59,12 @@ def test_if_every_round_is_disturbed_they_are_used_and_counted() -> None:
     assert (times.disturbed, times.kept_disturbed) == (5, 3)
 
 
+def test_disturbed_rounds_do_not_prolong_the_measurement() -> None:
+    time = Time()
+    times = clock(time, *[True] * 100).interleave({"a": time.spend("a", 10.0)}, 1.0, rounds=30, least=3)
+    assert (times["a"].runs, times.disturbed, times.kept_disturbed) == (3, 3, 3)
+
+
 def test_of_disturbed_rounds_the_fastest_are_used() -> None:
     time = Time()
     rounds = [2.0, 1.0, 9.0, 1.5, 7.0]

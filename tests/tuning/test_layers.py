@@ -12,9 +12,11 @@ from onebyone.errors import BadInput
 from onebyone.laws import cost
 from onebyone.laws.bounds import gamma
 from onebyone.tuning.call_signature import CallSignature
+from onebyone.tuning.clock import Timing
 from onebyone.tuning.layer_forms import LayerForm, assigned, layer_forms, register_layer_form
 from onebyone.tuning.layer_groups import group_layers
 from onebyone.tuning.layer_times import (
+    LayerTimes,
     layer_call,
     measure_group,
     measure_groups,
@@ -246,6 +248,31 @@ def test_the_largest_groups_are_measured_first_and_the_others_predicted() -> Non
         assert other is not None
         saved = 1e3 * (cost.DEFAULT.seconds(own) - cost.DEFAULT.seconds(other))
         assert f.saved_ms("conv") == pytest.approx(saved if f.group.kind == "linear" else 0.0)
+
+
+def test_savings_count_every_call_of_a_group() -> None:
+    network = networks.tokens().eval()
+    group = group_layers(network, CallSignature.of(network, torch.randn(1, 4, 8)))[0]
+    times = LayerTimes(group, {"linear": Timing(2.0, 0.0, 5), "conv": Timing(1.5, 0.0, 5)}, ())
+    assert (times.saved_ms("conv"), times.saved_ms("linear")) == (3 * 0.5, 0.0)
+    assert times.fastest() == "conv"
+    assert times.gflops("conv") == pytest.approx(2 * 4 * 8 * 16 / 1.5e-3 / 1e9)
+    assert times.gflops("bmm") is None
+
+
+def test_attention_costs_its_four_projections() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.attention(x, x, x, need_weights=False)[0]
+            return y
+
+    (group,) = group_layers(Attends().eval(), CallSignature.of(Attends(), torch.randn(2, 5, 8)))
+    assert (group.kind, group.weight, group.macs) == ("attention", (32, 8), 4 * 2 * 5 * 8 * 8)
+    assert ranking_of(group) == ()
 
 
 def test_the_peak_rate() -> None:

@@ -327,7 +327,11 @@ def test_engines_that_cannot_be_used_are_skipped_with_the_reason() -> None:
 
 def test_layers_that_are_faster_in_a_form() -> None:
     _, times = layer_times(
-        {"*.fc1": {"linear": 1.0, "conv": 0.9}, "*.fc2": {"linear": 1.0, "conv": 1.1}, "*": {}}
+        {
+            "*.fc1": {"linear": 1.0, "conv": 0.9},
+            "*.fc2": {"linear": 1.0, "conv": 1.1},
+            "*": {"linear": 1.0, "conv": 0.5},
+        }
     )
     times = [replace(t, ranking=("conv",)) for t in times]
     times[2] = replace(times[2], ranking=())  # the form does not exist for the last layer
@@ -346,3 +350,47 @@ def test_layers_that_are_faster_in_a_form() -> None:
 def test_the_search_ignores_gains_within_the_noise(timing: Timing | None, noise: float) -> None:
     trial = Trial(Candidate("eager", "original"), BASELINE, timing=timing)
     assert selection._noise(trial) == pytest.approx(noise)
+
+
+def test_the_fastest_four_are_kept_however_slow() -> None:
+    world = World(lambda c: {"original": 1.0, "conv": 5.0, "linear": 9.0}[c.form])
+    world.try_forms(["eager"])
+    assert all(trial.run is not None for trial in world.contest.trials.values())
+
+
+def search_from(fastest: Candidate, forms: tuple[str, ...], dtypes: Any = (None,)) -> World:
+    """Search after `fastest` was found to be twice as fast as every other network form."""
+    target, times = layer_times({})
+    world = World(lambda c: 0.5 if c == fastest else 1.0)
+    selection.try_network_forms(world.contest, engines_named("eager"), forms, dtypes)
+    selection.search_layers(world.contest, Builder(target), times, engines_named("eager"))  # type: ignore[arg-type]
+    return world
+
+
+def assigned(world: World) -> list[Candidate]:
+    return [t.candidate for t in world.contest.trials.values() if t.candidate.layers]
+
+
+def test_the_start_is_measured_if_it_is_more_than_an_assignment() -> None:
+    """A rewritten graph may differ from the same forms of single layers."""
+    every = {f"{i}.{name}": "conv" for i in range(3) for name in ("fc1", "fc2")} | {"3": "conv"}
+    graph = search_from(Candidate("eager", "graph-conv"), ("original", "conv", "graph-conv"))
+    assert assigned(graph)[0].assignment == every
+    drop_ins = search_from(Candidate("eager", "conv"), ("original", "conv"))
+    assert every not in [c.assignment for c in assigned(drop_ins)]
+
+
+@pytest.mark.parametrize("form", ["conv", "conv+channels_last"])
+def test_the_search_keeps_the_memory_format_of_its_start(form: str) -> None:
+    world = search_from(Candidate("eager", form), ("original", "conv", "conv+channels_last"))
+    assert {c.form for c in assigned(world)} == {form.replace("conv", "layers")}
+
+
+def test_the_search_starts_from_the_networks_own_dtype() -> None:
+    world = search_from(Candidate("eager", "conv", "bfloat16"), ("original", "conv"), (None, "bfloat16"))
+    assert world.contest.viable()[0].candidate.dtype == "bfloat16"
+    first = assigned(world)[0]
+    assert (first.dtype, len(first.layers)) == (
+        None,
+        3,
+    )  # three layers of one group, changed from the original
