@@ -389,8 +389,8 @@ def test_the_search_keeps_the_memory_format_of_its_start(form: str) -> None:
 def test_the_search_starts_from_the_networks_own_dtype() -> None:
     world = search_from(Candidate("eager", "conv", "bfloat16"), ("original", "conv"), (None, "bfloat16"))
     assert world.contest.viable()[0].candidate.dtype == "bfloat16"
-    first = assigned(world)[0]
-    assert (first.dtype, len(first.layers)) == (
-        None,
-        3,
-    )  # three layers of one group, changed from the original
+    assert all(c.dtype is None for c in assigned(world))
+    one_group = {f"{i}.fc1": "conv" for i in range(3)}
+    assert one_group in [
+        c.assignment for c in assigned(world)
+    ]  # a change of the original, not of its conv form
