@@ -16,7 +16,6 @@ from onebyone.tuning.clock import Timing
 from onebyone.tuning.layer_forms import LayerForm, assigned, layer_forms, register_layer_form
 from onebyone.tuning.layer_groups import group_layers
 from onebyone.tuning.layer_times import (
-    layer_call,
     LayerTimes,
     layer_call,
     measure_group,
