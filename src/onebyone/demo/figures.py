@@ -28,8 +28,8 @@ from onebyone.drawing.scene import (
     Text,
 )
 from onebyone.drawing.svg_writer import to_inline_svg
-from onebyone.pytorch.modules.calls import record_arguments
 from onebyone.report.images import png, signed, strength, tiled
+from onebyone.verification.calls import record_arguments
 
 HEAT = (255, 138, 30)
 WIDTH = 1120.0

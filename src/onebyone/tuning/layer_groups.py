@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from onebyone.laws.cost import Cost
 from onebyone.pytorch.modules.attention import why_not_attention
-from onebyone.pytorch.modules.calls import first_input, observe_modules
 from onebyone.pytorch.modules.layers import CONVOLUTIONS, has_patches, kind_of, sample_weight, why_not
 from onebyone.tuning.call_signature import CallSignature
 from onebyone.tuning.layer_forms import ATTENTION, CONV, KERNEL, LINEAR, PATCHES
+from onebyone.verification.calls import first_input, observe_modules
 from onebyone.verification.evaluation_context import eval_mode
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.pytorch.modules.calls import observe_operators
 from onebyone.tuning.background_load import available_cores
+from onebyone.verification.calls import observe_operators
 
 LIBRARIES = ("onebyone", "torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 _VECTOR_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")

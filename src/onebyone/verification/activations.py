@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from onebyone.pytorch.modules.calls import first_input, observe_modules, observe_operators
+from onebyone.verification.calls import first_input, observe_modules, observe_operators
 from onebyone.verification.pytree import leaves, wide
 
 #: A layer's bound is checked on about this many products, and on at most `POSITIONS` positions.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.modules.calls import observe_operators
 from onebyone.records import first_line
+from onebyone.verification.calls import observe_operators
 from onebyone.verification.pytree import arguments, cast, leaves, map_tensors
 
 Named = list[tuple[str, Tensor]]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.pytorch.modules.calls import first_input, observe_functions, observe_modules, observe_operators
+from onebyone.verification.calls import first_input, observe_functions, observe_modules, observe_operators
 
 
 class ByName(nn.Module):
