@@ -139,3 +139,22 @@ def test_the_smallest_integer_is_not_overlooked():
     lowest = np.array([-(2**31)], np.int32)  # whose absolute value int32 does not hold
     with pytest.raises(BadInput, match=f"up to {2**31}"):
         bounds.assert_exact(lowest, [2**23], terms=1)
+
+
+def test_a_dtype_may_have_any_prefix():
+    assert bounds.significand_bits("jax.numpy.float32") == 24
+
+
+def test_the_limit_of_exact_sums_is_included():
+    """1·1·2 = 2 = 2^1, with one term and without a bias: allowed; one more in any argument is not."""
+    bounds.assert_exact([1.0], [2.0], terms=1, significand_bits=1)
+    for weight, x, bias, terms in (
+        ([2], [2], None, 1),
+        ([1], [3], None, 1),
+        ([1], [2], [1], 1),
+        ([1], [2], None, 2),
+    ):
+        with pytest.raises(BadInput, match="not exact"):
+            bounds.assert_exact(weight, x, bias, terms=terms, significand_bits=1)
+    with pytest.raises(BadInput, match="not exact"):
+        bounds.assert_exact([0], [0], terms=0)

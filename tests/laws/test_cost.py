@@ -222,3 +222,36 @@ def test_what_cannot_be_predicted_or_fitted() -> None:
         cost.fit([(cost.Work("a", "linear", 1, 1), 1.0)])
     with pytest.raises(BadInput, match="expected positive seconds"):
         cost.fit([(cost.Work(p, p, 1, 1), 0.0) for p in cost.PATHS])
+
+
+def test_costs_add_up_field_by_field() -> None:
+    assert Cost(1, 2, 3, 4) + Cost(10, 20, 30, 40) == Cost(11, 22, 33, 44)
+    assert Cost(1, 2, 3, 4).bytes_moved == 7
+    assert Cost(5, 6, 7, 8).repeated(3) == Cost(5, 18, 21, 24)
+
+
+def test_the_size_of_elements_counts_in_networks() -> None:
+    layers = [Layer(2, 3, (Sliding(3),)), Layer(3, 4, (Sliding(2),), bias=False)]
+    first, second = (
+        cost.convolution(5, 2, 3, [Sliding(3)], (9,), itemsize=2),
+        cost.convolution(5, 3, 4, [Sliding(2)], (7,), bias=False, itemsize=2),
+    )
+    assert cost.network(layers, (9,), batch=5, itemsize=2) == first + second
+
+
+def test_few_positions_are_cheaper_as_rows() -> None:
+    """The limit is one sixteenth of the outputs, at least 1 and at most 64."""
+    for outputs, limit in ((1, 1), (31, 1), (32, 2), (47, 2), (256, 16), (1024, 64), (10**6, 64)):
+        assert cost.rows_are_cheaper(limit, outputs)
+        assert not cost.rows_are_cheaper(limit + 1, outputs)
+
+
+def test_a_processor_may_be_given_and_counts_its_measurements() -> None:
+    rates = dict.fromkeys(cost.PATHS, 1e-09)
+    slow_product = cost.Processor({**rates, "linear": 1e-3}, rates, rates, 1e-9, 1e-9)
+    works = [cost.Work("product", "linear", 10**6, 1), cost.Work("convolution", "conv", 10**6, 1)]
+    assert cost.rank(works, slow_product) == ("convolution", "product")
+    measured = [
+        (cost.Work(p, p, 10**6 * k, 10**5, 10**4 * k), 1e-3 * k) for p in cost.PATHS for k in (1, 2, 3)
+    ]
+    assert cost.fit(measured).measurements == len(measured) == 12

@@ -132,3 +132,9 @@ def test_image_shape_names_the_channels_last_memory_of_every_rank():
         assert image.is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(BadInput, match="at least one axis"):
         pointwise.image_shape(())
+
+
+@pytest.mark.parametrize("dims", [0, 4])
+def test_kernels_of_other_dimensions_are_refused(dims):
+    with pytest.raises(BadInput, match=f"a convolution has 1, 2 or 3 dimensions, not {dims}"):
+        pointwise.to_conv(np.ones((2, 3)), dims)

@@ -151,3 +151,18 @@ def test_a_place_of_padding_alone_has_no_average():
         pooling.pooling_matrix(Sliding(1, pad_before=1), 2, count_include_pad=False)
     with pytest.raises(BadInput, match="expected 1 numbers, one per axis"):
         pooling.why_not_commute("average", [Sliding(2)], [2, 3])
+
+
+def test_the_size_of_the_map_decides_where_it_is_known():
+    """A padding or a partial window that no position reads at this size does not matter."""
+    unread = [Sliding(2, stride=2, pad_after=1)]
+    assert pooling.why_not_commute("average", unread, (4,)) is None
+    assert "padding is included" in str(pooling.why_not_commute("average", unread, (5,)))
+    assert "padding is included" in str(pooling.why_not_commute("average", unread))
+    partial = [Sliding(2, stride=2, ceil_mode=True)]
+    assert pooling.why_not_commute("average", partial, (4,), divisor_override=2) is None
+    for sizes in ((5,), None):
+        assert "divisor_override 2" in str(
+            pooling.why_not_commute("average", partial, sizes, divisor_override=2)
+        )
+    assert pooling.why_not_commute("average", [Sliding(2), Sliding(3)], divisor_override=6) is None

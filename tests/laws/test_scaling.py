@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onebyone.laws import bounds, strassen
 from onebyone.laws.scaling import (
     CHANNELS,
+    MIDDLE,
     channel_scales,
     multiply,
     nonfinite_rows,
@@ -164,3 +165,41 @@ def test_weights_that_are_multiplied_directly() -> None:
     x, w = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1e30, np.inf], [0.0, 1e30]])
     with np.errstate(invalid="ignore", over="ignore"):
         assert np.array_equal(multiply(x, w, 1), x @ w.T, equal_nan=True)
+
+
+def test_the_range_of_weights_includes_its_limits() -> None:
+    for size in (MIDDLE, 1 / MIDDLE):
+        assert why_not(np.full((2, 2), size)) is None
+    for size in (np.nextafter(MIDDLE, np.inf), np.nextafter(1 / MIDDLE, 0)):
+        assert "is not between" in str(why_not(np.full((2, 2), size)))
+
+
+def test_scales_bring_channels_just_above_a_power_of_two_below_the_next_one() -> None:
+    """log2 of the number after 4 is rounded down to 2; its channel has the size 8, the other 1/8."""
+    scales = channel_scales(np.array([[np.nextafter(4.0, 5.0), 0.1]]))
+    assert scales is not None
+    assert scales.tolist() == [1.0, 2.0**-6]
+
+
+def test_channels_of_zeros_and_rows_without_channels() -> None:
+    assert scaled_weight(np.array([[1.0, 5.0]]), np.array([0.5, 0.0])).tolist() == [[2.0, 0.0]]
+    assert row_scales(np.zeros((2, 0))).tolist() == [0.0, 0.0]
+
+
+def test_products_are_computed_in_the_dtype_of_the_factors() -> None:
+    """Bit for bit Strassen's product in float32 of the scaled factors, scaled back by powers of two."""
+    draw = np.random.default_rng(0)
+    x, w = (draw.normal(size=(n, 8)).astype(np.float32) for n in (6, 4))
+    rows = row_scales(x)
+    scaled = (x * rows[:, None]).astype(np.float32)
+    expected = strassen.multiply(scaled, w, 1) / rows[:, None].astype(np.float32)
+    assert multiply(x, w, 1).tobytes() == expected.astype(np.float32).tobytes()
+
+
+def test_factors_of_the_bound_in_exact_numbers() -> None:
+    """K = 2, one level: `strassen.reach` of ones is at most 18; ρ = 4; τ = 2 for uneven channels, else 16."""
+    x, uneven_w = np.array([[64.0, 1.0]]), np.array([[1.0, 64.0], [1.0, 64.0]])
+    assert reach(x, uneven_w, 1).tolist() == [[4 * 64 * 18, 4 * 64 * 18]]
+    assert row_reach(x, uneven_w, 1).tolist() == [18 * 4 * 2 * 64]
+    even_w = np.array([[1.0, 16.0], [1.0, 16.0]])
+    assert row_reach(x, even_w, 1).tolist() == [18 * 4 * 16 * 64]

@@ -250,3 +250,19 @@ def test_cost() -> None:
 def test_what_does_not_divide_or_fit_is_refused(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: weights(np.ones(2), 1), r"b=\(2,\): expected a matrix \(K, N\)"),
+        (lambda: weights(np.ones((3, 4)), 1), "K=3: expected a multiple of 2"),
+        (lambda: weights(np.ones((4, 3)), 1), "N=3: expected a multiple of 2"),
+        (lambda: multiply(np.ones((2, 4)), np.ones(4), 1), r"w=\(4,\): expected a matrix \(N, K\)"),
+        (lambda: reach(np.ones((2, 4)), np.ones((4, 4, 1)), 1), r"w=\(4, 4, 1\): expected a matrix \(N, K\)"),
+        (lambda: gamma(7, UNIT, 1), "K=7: expected a multiple of 2, for levels=1"),
+    ],
+)
+def test_messages_name_the_argument_and_its_axes(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        call()

@@ -103,3 +103,19 @@ def test_other_numbers_of_points_are_refused(points: tuple[int, ...]) -> None:
 def test_a_bound_that_bounds_nothing_is_refused() -> None:
     with pytest.raises(BadInput, match="no bound exists"):
         F4X3.gamma(2**24, 2.0**-24, 18)
+
+
+def test_savings_and_gamma_in_exact_numbers() -> None:
+    assert winograd(2, 3, (0, 1, -1)).saving == Fraction(9, 4)  # (2·3 / 4)²
+    assert F4X3.gamma(3, 0.125, 1) == 1.0  # 0.5 / (1 - 0.5)
+    assert F4X3.gamma(0, 0.125, 0) == 0.0
+    for channels in (7, 8):
+        with pytest.raises(BadInput, match="no bound exists"):
+            F4X3.gamma(channels, 0.125, 1)
+
+
+def test_the_wider_dtype_is_used() -> None:
+    tiles, weight = np.ones((1, 1, 6, 6), np.float32), np.ones((1, 1, 3, 3))
+    assert F4X3.correlate(tiles, weight).dtype == np.float64
+    assert F4X3.correlate(tiles.astype(np.float64), weight.astype(np.float32)).dtype == np.float64
+    assert F4X3.correlate(tiles, weight.astype(np.float32)).dtype == np.float32
