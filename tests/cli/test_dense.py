@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onebyone.cli import render
 from onebyone.dense import ScoreMap
+from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
+from onebyone.records import Labels
 from tests.cli.conftest import Run
 
 
@@ -150,3 +153,13 @@ def test_raw_pixels_are_said(run: Run, folder: Path) -> None:
     stated = run(*words, "--scale", 1).json
     assert "notes" not in stated or not stated["notes"]
     assert stated["preprocessing"] == "values are used unchanged"
+
+
+@pytest.mark.parametrize("skipped", ["", "output 'boxes' is not taken for class scores"])
+def test_an_agreement_that_was_not_measured_is_explained(skipped: str) -> None:
+    geometry = Geometry((4, 4), (2, 2), (0, 0), (8, 8), (2, 2), False, ("padding",))
+    scores = ScoreMap(np.zeros((4, 3, 3), np.float32), geometry, Labels(), (8, 8), agreement_skipped=skipped)
+    data = render.scores_data(scores, "d.pt2", "x.npy", None)
+    assert data["agreement_skipped"] == skipped
+    lines = [str(part) for part in render.scores_tables(data)]
+    assert (f"agreement with cropped windows: not measured; {skipped}" in lines) == bool(skipped)

@@ -208,6 +208,7 @@ def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: 
         "counted": "probability at least 0.5" if independent else "best class",
         "classes": dict(zip(scores.classes, counts, strict=True)),
         "agreement": None if scores.agreement is None else scores.agreement.to_dict(),
+        "agreement_skipped": scores.agreement_skipped,
         "output": None if output is None else str(output),
     }
 
@@ -225,14 +226,14 @@ def scores_tables(data: Data) -> list[RenderableType]:
         Text(f"scores: {data['scores_are']}"),
         _table(data["counted"].capitalize(), ("class", "windows", "share"), rows),
         *geometry_tables(data["geometry"]),
-        *_agreement(data["agreement"]),
+        *_agreement(data["agreement"], data["agreement_skipped"]),
         _summary(summary, data),
     ]
 
 
-def _agreement(agreement: Data | None) -> list[RenderableType]:
+def _agreement(agreement: Data | None, skipped: str) -> list[RenderableType]:
     if agreement is None:
-        return []
+        return [Text(f"agreement with cropped windows: not measured; {skipped}")] if skipped else []
     counted = f"{agreement['same']} of {agreement['windows']} sampled ({agreement['share']:.0%})"
     return [_pairs([("same best class as when cropped", counted)], "Agreement with cropped windows")]
 
