@@ -13,7 +13,7 @@ from onebyone import convolutionalize
 from onebyone.drawing import Drawing, describe, render
 from onebyone.drawing.repeats import common_path
 from onebyone.drawing.scene import fonts, shortened, wrapped
-from onebyone.verification.calls import record_arguments
+from onebyone.pytorch.modules.calls import observe_operators
 from tests.drawing import svgs
 
 NARROWEST = 2.8
@@ -58,10 +58,11 @@ def test_f3_counts_the_weights_of_the_kernel_that_runs(pool: nn.Module, words: s
         net(image)
     data = describe(net, image)
     (layer,) = (r for r in data.replaced if r.kernel)
-    functions = (torch.ops.aten.conv2d.default, torch.conv2d)
-    with record_arguments(functions, 1) as arguments, torch.no_grad():
+    kernels = []
+    observe = observe_operators(lambda op, args, _: kernels.append(args[1]) if "conv" in str(op) else None)
+    with observe, torch.no_grad():
         convolutionalize(net, 8, 3).model(torch.randn(1, 3, 40, 40))
-    kernel = arguments[-1]
+    kernel = kernels[-1]
     assert tuple(kernel.shape) == layer.kernel
     assert int(kernel.count_nonzero()) == layer.nonzero
     described = svgs.ElementTree.fromstring(render(data, "F3"))[1].text or ""

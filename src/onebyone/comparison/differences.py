@@ -24,6 +24,7 @@ from onebyone.comparison.claim_result import (
 )
 from onebyone.comparison.operation import Operation, jacobian_rows, ratio, sample, spread
 from onebyone.drawing.number_format import counted
+from onebyone.pytorch.modules.calls import observe_functions
 from onebyone.records import by
 from onebyone.verification.calls import record_arguments
 
@@ -351,9 +352,15 @@ def recovers_map(op: Operation, x: Tensor) -> bool:
 
     The elements of a random map are distinct, so it suffices that all of them occur among these values.
     """
-    with record_arguments((F.linear, F.conv2d), 0) as arguments:
+    multiplied: list[Tensor] = []
+
+    def record(function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        if function in (F.linear, F.conv2d):
+            multiplied.append(args[0])
+
+    with observe_functions(record):
         op(x)
-    values = torch.cat([tensor.flatten() for tensor in arguments] or [x.new_empty(0)])
+    values = torch.cat([tensor.flatten() for tensor in multiplied] or [x.new_empty(0)])
     return bool(torch.isin(x, values).all())
 
 

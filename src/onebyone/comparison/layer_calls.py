@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.laws import pointwise
 from onebyone.pytorch.modules import layers
+from onebyone.pytorch.modules.calls import Args, Kwargs, first_input, observe_functions, observe_modules
 from onebyone.records import first_line
 from onebyone.verification.calls import first_input, observe_functions, observe_modules
 from onebyone.verification.evaluation_context import eval_mode
@@ -85,7 +86,7 @@ def record_layer_calls(model: nn.Module, example: Any) -> tuple[LayerCall, ...]:
     Raises
     ------
     BadInput
-        where the network does not run on the example.
+        if the network does not run on the example.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 2 * 2, 5))
     >>> [(s.path, s.kind, s.block) for s in record_layer_calls(net, torch.zeros(1, 3, 2, 2))]
@@ -93,14 +94,18 @@ def record_layer_calls(model: nn.Module, example: Any) -> tuple[LayerCall, ...]:
     """
     recorder = _CallRecorder()
     modules = dict(model.named_modules())
-    with eval_mode(model), observe_modules(modules, before=recorder.before, after=recorder.after):
-        try:
-            with torch.no_grad(), observe_functions(recorder.after_function):
-                run(model, example)
-        except Exception as error:
-            raise BadInput(
-                f"example{_shape(example)}: the network does not run on it: {first_line(error)}"
-            ) from error
+    try:
+        with (
+            eval_mode(model),
+            observe_modules(modules, before=recorder.before_module, after=recorder.after_module),
+            observe_functions(recorder.after_function),
+            torch.no_grad(),
+        ):
+            run(model, example)
+    except Exception as error:
+        raise BadInput(
+            f"example{_shape(example)}: the network does not run on it: {first_line(error)}"
+        ) from error
     return tuple(recorder.calls.values())
 
 
@@ -116,15 +121,14 @@ def run(model: nn.Module, example: Any) -> Any:
 
 
 class _CallRecorder:
-    """Records layer calls, and recent maps: inputs of modules and results of functions between them."""
+    """Records layer calls and recent maps from the observed calls of modules and functions."""
 
     def __init__(self) -> None:
         self.calls: dict[str, LayerCall] = {}
         self._maps: deque[Tensor] = deque(maxlen=_RECENT_MAPS)
         self._last: str | None = None  # path of the previous module, if it was a recorded layer
 
-    def after_function(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Keep a map that a function returned."""
+    def after_function(self, function: Any, args: Args, kwargs: Kwargs, result: Any) -> None:
         if isinstance(result, Tensor) and result.dim() == 4 and not self._is_view(result):
             self._maps.append(result)
 
@@ -133,8 +137,7 @@ class _CallRecorder:
         pointer = result.untyped_storage().data_ptr()
         return any(m.untyped_storage().data_ptr() == pointer for m in self._maps)
 
-    def before(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Record the first call of a layer."""
+    def before_module(self, path: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         x = first_input(args, kwargs)
         if not isinstance(x, Tensor):
             return
@@ -146,8 +149,7 @@ class _CallRecorder:
         if call is not None:
             self.calls[path] = self._with_source(call, x)
 
-    def after(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Add the cost of a layer, or the activation that follows it."""
+    def after_module(self, path: str, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
         if path in self.calls:
             if self.calls[path].macs == 0 and isinstance(output, Tensor):
                 self.calls[path] = _with_cost(self.calls[path], output)

@@ -28,6 +28,7 @@ from onebyone.drawing.scene import (
     Text,
 )
 from onebyone.drawing.svg_writer import to_inline_svg
+from onebyone.pytorch.modules.calls import observe_functions
 from onebyone.report.images import png, signed, strength, tiled
 from onebyone.verification.calls import record_arguments
 
@@ -162,7 +163,13 @@ def kernels_at_work(dense: nn.Module) -> list[torch.Tensor]:
     `laws.cost.rows_are_cheaper`).
     """
     functions = (torch.conv2d, torch.nn.functional.conv2d, torch.ops.aten.conv2d.default)
-    with record_arguments(functions, 1) as weights, torch.inference_mode():
+    weights: list[torch.Tensor] = []
+
+    def record(function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        if function in functions:
+            weights.append(args[1])
+
+    with observe_functions(record), torch.inference_mode():
         dense(torch.zeros(1, 1, 3 * WINDOW, 3 * WINDOW))
     return weights
 

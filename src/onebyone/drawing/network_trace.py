@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from onebyone.drawing.data import MAP, TOKENS, VECTOR, Sizes, TraceStep, Weight
 from onebyone.errors import BadInput
 from onebyone.pytorch.modules import layers
+from onebyone.pytorch.modules.calls import Args, Kwargs, observe_functions, observe_modules
 from onebyone.records import by, first_line
 from onebyone.verification.calls import observe_functions, observe_modules
 from onebyone.verification.evaluation_context import proof_settings
@@ -65,44 +66,43 @@ def trace(model: nn.Module, example: Any) -> tuple[TraceStep, ...]:
     """
     tensors = [t for _, t in leaves(example)]
     recorder = _StepRecorder(len(tensors[0]) if tensors and tensors[0].dim() else 0)
-    modules = dict(model.named_modules())
-    with (
-        proof_settings(0, model),
-        observe_modules(modules, before=recorder.before, after=recorder.after, even_if_raising=True),
-    ):
-        args, kwargs = arguments(example)
-        try:
-            with torch.no_grad(), observe_functions(recorder.after_function):
-                model(*args, **kwargs)
-        except Exception as error:
-            shape = f" of shape {by(tensors[0].shape)}" if len(tensors) == 1 else ""
-            raise BadInput(f"example{shape}: the network does not run on it: {first_line(error)}") from error
+    args, kwargs = arguments(example)
+    observed = observe_modules(
+        dict(model.named_modules()),
+        before=recorder.before_module,
+        after=recorder.after_module,
+        even_if_raising=True,
+    )
+    try:
+        with proof_settings(0, model), observed, torch.no_grad(), observe_functions(recorder.after_function):
+            model(*args, **kwargs)
+    except Exception as error:
+        shape = f" of shape {by(tensors[0].shape)}" if len(tensors) == 1 else ""
+        raise BadInput(f"example{shape}: the network does not run on it: {first_line(error)}") from error
     return tuple(recorder.steps)
 
 
 class _StepRecorder:
-    """Records the layers that are called, and the functions that are called between layers."""
+    """Records layers, and functions that are called between layers, from the observed calls."""
 
     def __init__(self, batch: int) -> None:
         self.steps: list[TraceStep] = []
         self.batch = batch
         self._running: list[tuple[str, bool, Sizes]] = []  # modules: path, whether a layer, input shape
 
-    def before(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Note that a module runs."""
+    def before_module(self, path: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         inputs = [t for _, t in leaves((args, kwargs))]
         self._running.append((path, _is_layer(module), tuple(inputs[0].shape) if inputs else ()))
 
-    def after(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Record a module that is a layer, unless it is inside another layer."""
+    def after_module(self, path: str, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
         _, is_layer, input_shape = self._running.pop()
         results = [t for _, t in leaves(output)]
         if is_layer and results and not self._inside_a_layer():
             self.steps.append(self._module_step(path, module, input_shape, results[0]))
 
-    def after_function(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
-        """Record one of FUNCTIONS, unless a layer called it."""
-        name = str(getattr(function, "__name__", "")).partition(".")[0]  # without the overload of an operator
+    def after_function(self, function: Any, args: Args, kwargs: Kwargs, result: Any) -> None:
+        # the name of an aten operator ends in its overload
+        name = str(getattr(function, "__name__", "")).partition(".")[0]
         role = FUNCTIONS.get(name)
         if role is not None and isinstance(result, Tensor) and not self._inside_a_layer():
             self._add_function(name, role, args, result)
