@@ -102,7 +102,7 @@ def test_a_file_name_takes_one_figure(tmp_path: Path) -> None:
     (written,) = one.save(tmp_path / "deep" / "network.svg")
     assert written.path == tmp_path / "deep" / "network.svg"
     assert written.path.read_bytes() == one.render("F3")
-    (written,) = one.save(tmp_path / "network.PDF", ("pdf",))
+    (written,) = one.save(tmp_path / "network.PDF")
     assert written.path.read_bytes().startswith(b"%PDF")
     for arguments, reason in (
         ((("svg",), ("light", "dark")), "cannot write 2 pictures to one file"),
@@ -176,6 +176,13 @@ def test_the_command(tmp_path: Path) -> None:
     )
     assert done.code == 0
     assert "F3-dark.pdf" in done.out.replace("\n", "")
+    one = ("draw", ":plain", "--shape", "1,3,16,16", "--figures", "F3", "-o")
+    assert run_command(*one, tmp_path / "d.png").code == 0
+    assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
+    several = run_command("draw", ":plain", "--shape", "1,3,16,16", "-o", tmp_path / "d.svg")
+    assert several.code == 2
+    assert "expected a folder, or one figure" in " ".join(several.err.split())
+    assert not (tmp_path / "d.svg").exists()
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,13 @@ def draw(
     weights: o.Weights = None,
     seed: o.Seed = 0,
     output: Annotated[
-        Path, o.output_option("Folder to write to.", "--output", "-o", metavar="FOLDER")
+        Path,
+        o.output_option(
+            "Folder to write to, or one file such as network.svg if one figure is requested.",
+            "--output",
+            "-o",
+            metavar="FOLDER|FILE",
+        ),
     ] = Path("pictures"),
     as_json: o.Json = False,
 ) -> None:
@@ -94,7 +100,7 @@ def draw(
             )
         with run.progress("Drawing") as progress:
             files = drawings.save(
-                output, tuple(formats or ("svg",)), tuple(themes or ("light",)), progress=progress
+                output, tuple(formats) if formats else None, tuple(themes or ("light",)), progress=progress
             )
         run.notes(notes)
         data = {

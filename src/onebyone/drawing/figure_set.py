@@ -61,7 +61,7 @@ class Drawings:
     def save(
         self,
         folder: str | os.PathLike[str],
-        formats: Sequence[str] = ("svg",),
+        formats: Sequence[str] | None = None,
         themes: Sequence[str] = ("light",),
         *,
         progress: Progress | None = None,
@@ -69,7 +69,8 @@ class Drawings:
         """Write every figure in every format and theme, as `FIGURE-THEME.FORMAT` in `folder`, which is created.
 
         If the name of `folder` ends in a format, such as `network.svg`, and there is exactly one figure, format and
-        theme, that one file is written. All figures are drawn before the first is written, each atomically.
+        theme, that one file is written. `formats` None means the format in which the name ends, else SVG. All figures
+        are drawn before the first is written, each atomically.
 
         Raises
         ------
@@ -77,6 +78,8 @@ class Drawings:
             for an unknown format or theme, for a file name with several figures or another format, or if the folder
             cannot be written.
         """
+        suffix = Path(folder).suffix.removeprefix(".").lower()
+        formats = (suffix if suffix in FORMATS else "svg",) if formats is None else formats
         _require_known("formats", formats, FORMATS)
         _require_known("themes", themes, THEMES)
         wanted = [
