@@ -11,6 +11,7 @@ from typing import Any
 
 from onebyone.comparison.claim_result import Figures, Verdict, holds, not_as_said
 from onebyone.comparison.layer_calls import KERNEL, LINEAR, POINTWISE, LayerCall
+from onebyone.drawing.number_format import counted
 
 ALL = "all"
 """Among the uses of a network's layers: all layers that were recorded."""
@@ -127,14 +128,13 @@ def _counts(network: Mapping[str, Any], use: str) -> Sequence[int]:
 def census_verdict(figures: Figures) -> Verdict:
     """Holds unless either layer occurs in the networks of the other."""
     network, zoo = figures["network"], figures["zoo"]
-    counted = (
-        f"This network calls {network['linear']} linear layers and {network['pointwise']} 1×1 convolutions"
-    )
+    kinds = ("linear layer", network["linear"]), ("pointwise convolution", network["pointwise"])
+    counts = f"This network calls {' and '.join(counted(number, kind) for kind, number in kinds)}"
     if zoo:
-        counted += f"; {zoo['with_both']} of {zoo['networks']} networks of timm and torchvision have both"
-        counted += _shares(zoo)
+        counts += f"; {zoo['with_both']} of {zoo['networks']} networks of timm and torchvision have both"
+        counts += _shares(zoo)
     else:
-        counted += " (the census of the model zoo is not installed, so only this network was counted)"
+        counts += " (the census of the model zoo is not installed, so only this network was counted)"
     reasons = []
     if network["linear"] and (network["convolutional"] or network["pointwise"]):
         reasons.append("this convolutional network has fully connected layers")
@@ -146,9 +146,9 @@ def census_verdict(figures: Figures) -> Verdict:
         reasons.append("networks of timm and torchvision have both")
     if reasons:
         return not_as_said(
-            f"each layer occurs in networks of the other kind: {', '.join(reasons)}. {counted}"
+            f"each layer occurs in networks of the other kind: {', and '.join(reasons)}. {counts}"
         )
-    return holds(counted)
+    return holds(counts)
 
 
 def _shares(zoo: Mapping[str, Any]) -> str:

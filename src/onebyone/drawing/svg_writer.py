@@ -56,13 +56,13 @@ def to_inline_svg(scene: Scene, css: str = "", attributes: Mapping[str, str] | N
     cy="5" r="2"/></svg>'
     """
     wide, high = _n(scene.width), _n(scene.height)
-    given = {"class": css} if css else {}
-    given |= {"viewBox": f"0 0 {wide} {high}", "width": wide, "height": high}
-    given |= {"role": "img", "aria-label": scene.title} if scene.title else {"aria-hidden": "true"}
-    given |= attributes or {}
+    values = {"class": css} if css else {}
+    values |= {"viewBox": f"0 0 {wide} {high}", "width": wide, "height": high}
+    values |= {"role": "img", "aria-label": scene.title} if scene.title else {"aria-hidden": "true"}
+    values |= attributes or {}
     writer = _PageWriter()
     body = "".join(writer.write(shape) for shape in scene.shapes)
-    return f"<svg{_attributes(given)}>{body}</svg>"
+    return f"<svg{_attributes(values)}>{body}</svg>"
 
 
 def _attributes(values: Mapping[str, str]) -> str:

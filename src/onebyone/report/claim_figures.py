@@ -218,9 +218,9 @@ _USES = {
 
 def _census(figures: Data, _: Data) -> ClaimFigure:
     network, zoo = figures["network"]["uses"], figures.get("zoo") or {}
-    stacks = [("parameters", network, "of this network"), ("macs", network, "of this network")]
+    stacks = [(of, network, "share in this network") for of in ("parameters", "macs")]
     if zoo.get("uses"):
-        stacks += [(of, zoo["uses"], "of the model zoo, on average") for of in ("parameters", "macs")]
+        stacks += [(of, zoo["uses"], "mean share in the model zoo") for of in ("parameters", "macs")]
     html = _stacked(stacks)
     shown = [use for use in _USES if use in network or use in zoo.get("uses", {})]
     names = [(f"{use} ({network[use]['layers']})" if use in network else use, _USES[use]) for use in shown]
@@ -243,20 +243,20 @@ def _census(figures: Data, _: Data) -> ClaimFigure:
 
 
 def _stacked(stacks: Sequence[tuple[str, Data, str]]) -> str:
-    """Shares of the parameters or MACs by use, one stacked bar for each (quantity, uses, of which networks)."""
+    """Shares of the parameters or MACs by use, one stacked bar for each (quantity, uses, name of the share)."""
     shapes: list[Shape] = []
     values = []
-    for row, (of, uses, owner) in enumerate(stacks):
+    for row, (of, uses, share_name) in enumerate(stacks):
         top, left, key = 46.0 * row, 0.0, f"share_of_{of}"
         quantity = of.replace("macs", "MACs")
-        shapes.append(charts.text(0, top + 14, f"share of the {quantity} {owner}", "name", "start"))
+        shapes.append(charts.text(0, top + 14, f"{quantity}: {share_name}", "name", "start"))
         shapes.append(charts.rect(0, top + 20, charts.WIDTH, 16, "rail"))
         for use in [u for u in _USES if u in uses]:
             share = uses[use][key]
             width = charts.WIDTH * min(1.0, share)
             shapes.append(charts.rect(left, top + 20, max(0.0, width - 1), 16, _USES[use]))
             left += width
-            values.append(f"{use}: {percent(share)} of the {quantity} {owner}")
+            values.append(f"{use}: {percent(share)} of the {quantity} ({share_name})")
     return charts.chart(shapes, 46.0 * len(stacks), f"Uses of the layers. {'; '.join(values)}")
 
 

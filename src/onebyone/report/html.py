@@ -59,7 +59,7 @@ class _LinkCollector(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
         self._in_style = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -70,16 +70,16 @@ class _LinkCollector(HTMLParser):
             addresses = text.split(",") if name == "srcset" else [text]
             outside = name in _LOADING and any(_HOST.match(address) for address in addresses)
             if outside or (tag == "script" and name == "src"):
-                self.found.append(f'{name}="{text[:80]}"')
+                self.links.append(f'{name}="{text[:80]}"')
             if name == "style":
-                self.found += _CSS.findall(text)
+                self.links += _CSS.findall(text)
 
     def handle_endtag(self, tag: str) -> None:
         self._in_style = False
 
     def handle_data(self, data: str) -> None:
         if self._in_style:
-            self.found += _CSS.findall(data)
+            self.links += _CSS.findall(data)
 
 
 def outside_links(page: str) -> list[str]:
@@ -93,7 +93,7 @@ def outside_links(page: str) -> list[str]:
     reader = _LinkCollector()
     reader.feed(page)
     reader.close()
-    return reader.found
+    return reader.links
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:

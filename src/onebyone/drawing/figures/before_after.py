@@ -154,7 +154,7 @@ class _Lanes:
         self.lefts = (MARGIN, MARGIN + self.lane + GUTTER)
         self.tallest = TALLEST if sum(len(run.first) for run in groups) <= FEW_LAYERS else LOWER
         self.scale = self._scale()
-        self.made: list[Shape] = []
+        self.drawn: list[Shape] = []
         self.y = MARGIN
 
     def _scale(self) -> float:
@@ -184,12 +184,12 @@ class _Lanes:
                 previous = item
             if run.times > 1:
                 self._bracket(run.times, start + 2, self.y)
-        return self.made, self.y
+        return self.drawn, self.y
 
     def _heads(self) -> None:
         for x, text in zip(self.lefts, ("before: fully connected", "after: convolutions"), strict=True):
-            self.made.append(Text(x, self.y + 7, shortened(text, self.lane, BODY), BODY, "ink"))
-        self.made.append(line((MARGIN, self.y + 12), (self.edge, self.y + 12), stroke="rule", line=THIN))
+            self.drawn.append(Text(x, self.y + 7, shortened(text, self.lane, BODY), BODY, "ink"))
+        self.drawn.append(line((MARGIN, self.y + 12), (self.edge, self.y + 12), stroke="rule", line=THIN))
         self.y += 15
 
     def _follows(self, before: ReplacedLayer, after: ReplacedLayer) -> bool:
@@ -200,7 +200,7 @@ class _Lanes:
     def _pause(self) -> None:
         """A gap with dots, for other layers between."""
         for x in self.lefts:
-            self.made.append(Text(x + SHAFT, self.y + 8, "⋮", BODY, "quiet", "middle"))
+            self.drawn.append(Text(x + SHAFT, self.y + 8, "⋮", BODY, "quiet", "middle"))
         self.y += 12
 
     def _source(self, item: ReplacedLayer) -> None:
@@ -214,12 +214,12 @@ class _Lanes:
         left, right = self.lefts
         tall = max(self._box(item.map, x, self.y + 3, "map", _map(item)) for x in (left, right))
         self.y += 3 + tall + 4
-        self.made += [
+        self.drawn += [
             *self._arrow(left, self.y, self.y + 15),
             *self._arrow(right, self.y, self.y + 15 + 14.5),
         ]
-        self.made.append(Text(left + WORDS, self.y + 9.5, "flatten", SMALL, "ink"))
-        self.made.append(Text(right + WORDS, self.y + 9.5, "no flatten", SMALL, "gone"))
+        self.drawn.append(Text(left + WORDS, self.y + 9.5, "flatten", SMALL, "ink"))
+        self.drawn.append(Text(right + WORDS, self.y + 9.5, "no flatten", SMALL, "gone"))
         self.y += 15
         self._sheet(_Value(item.weight[1], item), left, self.y + 3, "map")
         self.y += FLAT + 7
@@ -236,20 +236,20 @@ class _Lanes:
         wide, high = max(1.0, sqrt(value.features) * self.scale), self._sides(value.image)[0]
         title = f"{value.left} tokens" if value.tokens else f"a vector of {value.left}"
         sheet = Rectangle(x, y, wide, high, colour, f"{colour}.edge")
-        self.made.append(ShapeGroup(f"before-{len(self.made)}", title, (sheet,)))
-        self.made.append(Text(x + wide + 4, y + high / 2 + 2.3, value.left, SMALL, "quiet"))
+        self.drawn.append(ShapeGroup(f"before-{len(self.drawn)}", title, (sheet,)))
+        self.drawn.append(Text(x + wide + 4, y + high / 2 + 2.3, value.left, SMALL, "quiet"))
 
     def _box(self, shape: Sequence[int], x: float, y: float, colour: str, label: str) -> float:
         """A map as a box: channels to the right, rows down, columns as depth; returns its height."""
         wide, (high, depth) = max(1.0, sqrt(shape[0]) * self.scale), self._sides(shape)
         up = depth * RISE
         drawn = ShapeGroup(
-            f"map-{len(self.made)}",
+            f"map-{len(self.drawn)}",
             f"a map of {fmt.shape(shape)}",
             box(x, y + up, wide, high, depth, colour),
         )
         at = Text(x + wide + depth * SLANT + 4, y + up + high / 2 + 2.3, label, SMALL, "quiet")
-        self.made += [drawn, at]
+        self.drawn += [drawn, at]
         return up + high
 
     def _layer(self, item: ReplacedLayer, path: str) -> None:
@@ -269,8 +269,8 @@ class _Lanes:
             for i, text in enumerate(filter(None, rows)):
                 row = shortened(text, self.lane - WORDS, SMALL)
                 y = self.y + 8 + i * SMALL * LEADING
-                self.made.append(Text(x + WORDS, y, row, SMALL, "ink" if i < strong else "quiet"))
-            self.made += self._arrow(x, self.y + 1, self.y + LAYER)
+                self.drawn.append(Text(x + WORDS, y, row, SMALL, "ink" if i < strong else "quiet"))
+            self.drawn += self._arrow(x, self.y + 1, self.y + LAYER)
         self.y += LAYER
 
     def _arrow(self, x: float, top: float, low: float) -> tuple[Shape, ...]:
@@ -278,8 +278,8 @@ class _Lanes:
 
     def _bracket(self, times: int, top: float, low: float) -> None:
         x = self.edge + 2
-        self.made.append(line((x, top), (x + 3, top), (x + 3, low), (x, low), stroke="quiet"))
-        self.made.append(Text(x + 6, (top + low) / 2 + 2.5, f"×{times}", BODY, "ink"))
+        self.drawn.append(line((x, top), (x + 3, top), (x + 3, low), (x, low), stroke="quiet"))
+        self.drawn.append(Text(x + 6, (top + low) / 2 + 2.5, f"×{times}", BODY, "ink"))
 
     def _sides(self, shape: Sequence[int]) -> tuple[float, float]:
         """Height and depth of a map's box, by its positions."""
@@ -314,20 +314,20 @@ class _Table:
         self.groups, self.width = groups, width
 
     def shapes(self) -> tuple[list[Shape], float]:
-        made: list[Shape] = []
+        drawn: list[Shape] = []
         y = MARGIN + SMALL
         for run in self.groups:
             for head, body in self._rows(run):
-                made.append(Text(MARGIN, y, head, SMALL, "ink"))
+                drawn.append(Text(MARGIN, y, head, SMALL, "ink"))
                 beside = Text(self.width - MARGIN, y, body, SMALL, "quiet", "end")
                 if MARGIN + fonts.width(head, SMALL) + 8 > beside.x - beside.width:
                     y += SMALL * LEADING
                     beside = Text(MARGIN + 8, y, body, SMALL, "quiet")
-                made.append(beside)
+                drawn.append(beside)
                 y += SMALL * LEADING + 2
-            made.append(line((MARGIN, y - 6.5), (self.width - MARGIN, y - 6.5), stroke="rule", line=THIN))
+            drawn.append(line((MARGIN, y - 6.5), (self.width - MARGIN, y - 6.5), stroke="rule", line=THIN))
             y += 2
-        return made, y - SMALL - 4
+        return drawn, y - SMALL - 4
 
     def _rows(self, run: Run[ReplacedLayer]) -> Iterator[tuple[str, str]]:
         room = self.width - 2 * MARGIN

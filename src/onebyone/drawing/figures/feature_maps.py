@@ -79,16 +79,16 @@ def values(data: Drawing) -> list[StripValue]:
     layout = (
         VECTOR if len(data.input) < 2 else TOKENS if first is not None and first.role == "linear" else MAP
     )
-    found = [StripValue(layout, data.input, ())]
+    items = [StripValue(layout, data.input, ())]
     for step in data.steps:
         if step.role not in (*SHOWN, "sum") and step.output == step.input:
             continue
-        last, new = found[-1], StripValue.of(step.layout, step.output, (step,))
+        last, new = items[-1], StripValue.of(step.layout, step.output, (step,))
         if (new.layout, new.sizes) == (last.layout, last.sizes) and _together(last.steps, step):
-            found[-1] = StripValue(last.layout, last.sizes, (*last.steps, step))
+            items[-1] = StripValue(last.layout, last.sizes, (*last.steps, step))
         elif step.role in SHOWN or (step.role == "other" and step.output != step.input):
-            found.append(new)
-    return found
+            items.append(new)
+    return items
 
 
 def _together(before: Sequence[TraceStep], step: TraceStep) -> bool:
@@ -112,25 +112,25 @@ def _block(step: TraceStep) -> str:
     return ".".join(names)
 
 
-def strip_runs(found: Sequence[StripValue], limit: int) -> tuple[tuple[Run[StripValue], ...], bool]:
+def strip_runs(items: Sequence[StripValue], limit: int) -> tuple[tuple[Run[StripValue], ...], bool]:
     """The values as runs of repeats; if there are more than about `limit`, the values of each block become one.
 
     Blocks are given by the leading names of the paths; the largest number of names is used with which the values fit.
     Also returns whether values were merged.
     """
-    plain = runs(found, StripValue.key)
+    plain = runs(items, StripValue.key)
     for depth in (None, 5, 4, 3, 2, 1):
-        strip = plain if depth is None else runs(_joined(found, depth), StripValue.key)
+        strip = plain if depth is None else runs(_joined(items, depth), StripValue.key)
         if sum(len(run.first) for run in strip) <= limit:
             break
     return strip, sum(len(run.first) for run in strip) < sum(len(run.first) for run in plain)
 
 
-def _joined(found: Sequence[StripValue], depth: int) -> list[StripValue]:
+def _joined(items: Sequence[StripValue], depth: int) -> list[StripValue]:
     """Merge successive values whose paths begin with the same `depth` module names; the last value is kept."""
     joined: list[StripValue] = []
     before: tuple[str, ...] = ()
-    for value in found:
+    for value in items:
         block = _holders(value.steps[0])[:depth] if value.steps else ()
         if joined and len(block) == depth and block == before:
             last = joined.pop()

@@ -53,13 +53,13 @@ def choose(data: Drawing, path: str | None = None) -> PointwiseLayer:
         if the network has no such layer.
     """
     if path is not None:
-        found = next((p for p in data.pointwise if p.path == path), None)
-        if found is None:
+        layer = next((p for p in data.pointwise if p.path == path), None)
+        if layer is None:
             have = ", ".join(p.path for p in data.pointwise[:5]) or "none"
             raise BadInput(
                 f"layer={path!r}: not a 1×1 convolution or fully connected layer; the run called {have}"
             )
-        return found
+        return layer
     larger = {r.path for r in data.replaced if set(r.kernel[2:]) - {1}}  # layers that become k×k convolutions
     return max(
         data.pointwise,
@@ -104,7 +104,7 @@ def _note(p: PointwiseLayer) -> str:
     tokens = "Tokens are drawn as positions. " if _are_tokens(p) else ""
     stride = "" if set(p.stride) <= {1} else f"Stride {fmt.shape(p.stride)}. "
     groups = "" if p.groups == 1 else f"{p.groups} groups: each filter reads {p.per_filter} channels. "
-    marked = ", the marked position is enlarged" if prod(p.size) > 1 else ""
+    marked = "; the marked position is enlarged" if prod(p.size) > 1 else ""
     return (
         f"{twin}{stride}{groups}{tokens}Lengths along channels are to scale{marked}. The marked output channels "
         f"are those of the drawn filters. {fmt.count(p.parameters)} parameters."

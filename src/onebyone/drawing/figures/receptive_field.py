@@ -113,13 +113,13 @@ class _View:
         unit = self.scale.unit
         kind = "signal" if self.flat else "image"
         label = f"{kind} {fmt.shape(self.size)}, {fmt.shape(self.positions)} predictions"
-        made: list[Shape] = [Text(MARGIN, MARGIN + 6, label, SMALL, "ink")]
-        made += self._ground()
-        made.append(self._dots())
-        made += self._windows()
-        made.append(self._field())
+        shapes: list[Shape] = [Text(MARGIN, MARGIN + 6, label, SMALL, "ink")]
+        shapes += self._ground()
+        shapes.append(self._dots())
+        shapes += self._windows()
+        shapes.append(self._field())
         rows, _ = self.hull
-        return made, self.scale.top + (rows[1] - rows[0]) * unit
+        return shapes, self.scale.top + (rows[1] - rows[0]) * unit
 
     def _ground(self) -> list[Shape]:
         corners = self.scale.corners(*self.image)
@@ -136,10 +136,10 @@ class _View:
             *(((self._x(c), y1), (self._x(c), y2)) for c in xs),
             *(((x1, self._y(r)), (x2, self._y(r))) for r in ys),
         ]
-        made: list[Shape] = [Polygon(corners, "panel", None)]
+        shapes: list[Shape] = [Polygon(corners, "panel", None)]
         if grid:
-            made.append(Strokes(tuple(grid), "grid", THIN))
-        return [*made, Polygon(corners, None, "line", LINE)]
+            shapes.append(Strokes(tuple(grid), "grid", THIN))
+        return [*shapes, Polygon(corners, None, "line", LINE)]
 
     def _x(self, column: float) -> float:
         return self.scale.left + (column - self.scale.x0) * self.scale.unit
@@ -202,13 +202,13 @@ class _View:
         wash = Polygon(corners, "wash", None, opacity=0.13)
         edge = Polygon(corners, None, "window", THICK)
         inside: tuple[Shape, ...] = (wash, *self._casing(_closed(corners)), edge)
-        made: list[Shape] = [ShapeGroup("window", f"window {fmt.shape(self.g.window)} pixels", inside)]
+        shapes: list[Shape] = [ShapeGroup("window", f"window {fmt.shape(self.g.window)} pixels", inside)]
         if after != self.index:
-            made.insert(
+            shapes.insert(
                 0,
                 ShapeGroup("next-window", f"the next window, {self.g.stride[-1]} pixels further", (nearby,)),
             )
-        return [*made, Circle(*self._middle(self.index), 1.9, "window")]
+        return [*shapes, Circle(*self._middle(self.index), 1.9, "window")]
 
     def _casing(self, corners: tuple[tuple[float, float], ...]) -> tuple[Strokes, ...]:
         """On a photograph, a wider line of the background colour below a line, which makes it visible everywhere."""
@@ -229,14 +229,14 @@ class _View:
                 f"receptive field {seen}, offset {fmt.shape(self.g.receptive_field_offset)}",
             ),
         ]
-        made: list[Shape] = []
+        shapes: list[Shape] = []
         for i, (colour, wide, dashes, text) in enumerate(rows):
             at = y + i * SMALL * 1.4
-            made.append(
+            shapes.append(
                 Strokes((((MARGIN, at - 2.3), (MARGIN + 14, at - 2.3)),), colour, wide, dashes=dashes)
             )
-            made += _legend_text(text, at, self.width)
-        return len(rows) * SMALL * 1.4, made
+            shapes += _legend_text(text, at, self.width)
+        return len(rows) * SMALL * 1.4, shapes
 
 
 def _legend_text(text: str, y: float, width: float) -> list[Shape]:
@@ -299,15 +299,15 @@ def _single_window(data: Drawing, width: float, picture: EmbeddedImage | None) -
     )
     corners = view.scale.corners(*view.image)
     (x1, y1), _, (x2, y2), _ = corners
-    made: list[Shape] = [Text(MARGIN, MARGIN + 6, f"input {fmt.shape(size)}: one window", SMALL, "ink")]
+    shapes: list[Shape] = [Text(MARGIN, MARGIN + 6, f"input {fmt.shape(size)}: one window", SMALL, "ink")]
     if picture is not None:
-        made.append(RasterImage(x1, y1, x2 - x1, y2 - y1, picture.png))
-    made.append(Polygon(corners, None if picture else "panel", "window", THICK))
+        shapes.append(RasterImage(x1, y1, x2 - x1, y2 - y1, picture.png))
+    shapes.append(Polygon(corners, None if picture else "panel", "window", THICK))
     reasons = "The network accepts no other size. " + " ".join(r.rstrip(".") + "." for r in data.refused)
     notes = wrapped(reasons, width - 2 * MARGIN, SMALL)
-    made.append(line((MARGIN, y2 + 8), (width - MARGIN, y2 + 8), stroke="rule", line=THIN))
-    made += lines(MARGIN, y2 + 18, notes, SMALL, "quiet")
+    shapes.append(line((MARGIN, y2 + 8), (width - MARGIN, y2 + 8), stroke="rule", line=THIN))
+    shapes += lines(MARGIN, y2 + 18, notes, SMALL, "quiet")
     height = y2 + 18 + (len(notes) - 1) * SMALL * LEADING + 5
     title = f"{data.network}: the window is the whole image"
     desc = f"The window is the whole image of {fmt.shape(size)} pixels. {reasons}"
-    return Scene("window", width, height, title, desc, tuple(made))
+    return Scene("window", width, height, title, desc, tuple(shapes))
