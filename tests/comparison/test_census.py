@@ -49,7 +49,7 @@ def test_it_is_that_of_the_zoo_s_results() -> None:
 
 
 def test_its_sums_are_those_of_the_zoo_s_results() -> None:
-    """Counted here from the file itself, by no function of the package."""
+    """Counted from the file without functions of the package."""
     both: Counter[str] = Counter()
     layers: Counter[str] = Counter()
     for model in ZOO["models"]:
@@ -99,7 +99,7 @@ def test_what_is_stale_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_small_and_installed() -> None:
-    """Among the files that an installation copies, by the project's own patterns."""
+    """It matches the patterns of the files that an installation includes."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     patterns = settings["package-data"]["onebyone"]
     package = ROOT / settings["packages"]["find"]["where"][0] / "onebyone"
@@ -128,7 +128,7 @@ def test_without_it_the_network_alone_is_counted(tmp_path: Path, monkeypatch: py
 @pytest.mark.zoo
 @pytest.mark.parametrize("key", ["timm:resnet", "torchvision:vgg11", "timm:mlp_mixer"])
 def test_a_network_is_measured_as_pytorch_counts_it(key: str) -> None:
-    """All MACs by the counter of torch, all parameters of layers by their class."""
+    """MACs by the FLOP counter of torch, and parameters of layers by their class."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from bench.zoo.models import build, entries, example

@@ -226,8 +226,8 @@ def test_functions_between_the_layers_are_followed() -> None:
     assert record_layer_calls(mean, torch.randn(1, 3, 8, 6))[-1].pooled == (5, 6, 4)
 
 
-def test_channels_last_of_one_place_are_no_row_of_places() -> None:
-    """As in ConvNeXt's head: pooled, normalised with the channels last, flattened."""
+def test_one_position_stored_channels_last_is_not_a_row_of_positions() -> None:
+    """As in the head of ConvNeXt: pooled, normalised channels-last, flattened."""
 
     class Head(nn.Module):
         def __init__(self) -> None:

@@ -61,7 +61,7 @@ def test_photographs_come_with_the_packages_and_nothing_is_fetched(monkeypatch: 
 
 
 def test_photographs_differ() -> None:
-    """No photograph of one side is another's copy under a new name: their thumbnails are not alike."""
+    """No held-out photograph is a copy of a training photograph: their thumbnails are not similar."""
 
     def thumbnail(name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         small = torch.nn.functional.interpolate(data.load_photograph(name)[None, None], (16, 16), mode="area")

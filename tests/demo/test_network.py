@@ -19,7 +19,7 @@ from onebyone.verification.running_error import error_bound
 
 @pytest.fixture(scope="module")
 def trained_a_little() -> nn.Sequential:
-    """A network whose batch norms have statistics and weights of their own."""
+    """A network whose batch norms have random statistics and weights."""
     net = network.build(0)
     generator = torch.Generator().manual_seed(1)
     for module in net:
@@ -84,7 +84,7 @@ def test_the_dense_form_has_the_window_the_network_has() -> None:
 
 
 def test_the_dense_form_learns_along(trained_a_little: nn.Sequential) -> None:
-    """The searcher inside training shares its weights with the network being trained."""
+    """The dense form that searches during training shares its weights with the network that is trained."""
     dense = convolutionalize(trained_a_little, data.WINDOW)
     x = torch.zeros(1, 1, data.WINDOW, data.WINDOW)
     with torch.no_grad():

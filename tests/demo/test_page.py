@@ -38,7 +38,7 @@ KEYS = {
 
 
 class Reader(HTMLParser):
-    """Collects what a page loads, its pictures without words, and its unclosed elements."""
+    """Collects what a page loads, its pictures without a text alternative, and its open elements."""
 
     VOID = frozenset({"meta", "img", "input", "br", "hr", "link"})
 

@@ -89,14 +89,14 @@ ZOO = ("torchvision:vgg11", "timm:vit_small_patch16_224", "torchvision:resnet18"
 
 
 def zoo(*names: str) -> list[Any]:
-    """Networks of the zoo as parameters of a test; the large ones that show nothing new only where asked for."""
+    """Networks of the zoo as parameters of a test; large ones only with the marker for the zoo."""
     extra = {name: [pytest.mark.slow] if name in ZOO[2:] else [] for name in names or ZOO}
     return [pytest.param(name, marks=[pytest.mark.zoo, *more]) for name, more in extra.items()]
 
 
 @cache
 def network(name: str) -> tuple[nn.Module, Tensor]:
-    """A network of the bank, its weights the same every time, and an example."""
+    """A network by name, with the same weights in every run, and an example."""
     torch.manual_seed(0)
     if ":" in name:
         from onebyone.pytorch.files.sources import load_source
@@ -110,5 +110,5 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
 
 @cache
 def drawing(name: str) -> Drawing:
-    """What the pictures of a network of the bank are made of."""
+    """The data of the figures of a network, by name."""
     return describe(*network(name))

@@ -73,7 +73,7 @@ def test_counts_are_the_modules_own(name: str) -> None:
 
 
 class Shapes(TorchDispatchMode):
-    """The shapes of all that aten computes, in order: another way of watching than the hooks."""
+    """Records the shapes of the results of all aten operators, independently of module hooks."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -115,7 +115,7 @@ def test_the_weights_drawn_are_the_network_s(name: str) -> None:
 
 
 class Kernels(TorchDispatchMode):
-    """The kernels of all convolutions that a network really runs."""
+    """Records the kernels of all convolutions that a network runs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -152,7 +152,7 @@ def test_the_replacement_is_what_the_any_size_network_runs(name: str) -> None:
 
 
 class Calls(TorchFunctionMode):
-    """The kernels that `F.conv2d` is called with."""
+    """Records the kernels with which `F.conv2d` is called."""
 
     def __init__(self) -> None:
         super().__init__()

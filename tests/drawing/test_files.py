@@ -51,7 +51,7 @@ def test_a_pdf_holds_truetype_and_no_date(figure: str) -> None:
 
 
 def _streams(pdf: bytes) -> Iterator[bytes]:
-    """The compressed streams of a PDF, unpacked; each ends where its own format says."""
+    """The decompressed streams of a PDF."""
     for start in re.finditer(rb"stream\r?\n(?=\x78)", pdf):
         yield zlib.decompressobj().decompress(pdf[start.end() :])
 
@@ -219,7 +219,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.zoo
 @pytest.mark.parametrize("shelf", ["vgg11", "vit"])
 def test_the_pictures_of_the_documentation_are_up_to_date(shelf: str) -> None:
-    """Made by `onebyone draw`, as docs/pictures.md says: they tell what they would tell today."""
+    """They are made by `onebyone draw`, as docs/pictures.md says, and show the same texts as a new figure."""
     name = {"vgg11": "torchvision:vgg11", "vit": "timm:vit_small_patch16_224"}[shelf]
     kept = sorted((Path(__file__).parents[2] / "docs" / "pictures").glob(f"{shelf}-*.svg"))
     assert kept

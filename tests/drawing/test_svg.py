@@ -101,7 +101,7 @@ def test_the_width_is_the_one_asked_for() -> None:
 
 
 def test_several_pictures_stand_on_one_page() -> None:
-    """Ids and families of fonts must not clash where the files are put into one document."""
+    """Ids and font families must not clash if several files are put into one document."""
     files = [*pictures("demo", themes=("light", "dark")), *pictures("tokens", themes=("light", "dark"))]
     ids = [i for svg in files for i in re.findall(r' id="([^"]+)"', svg.decode())]
     assert len(ids) == len(set(ids))
@@ -134,7 +134,7 @@ def test_what_is_not_there_is_refused_by_name() -> None:
 
 
 def test_names_from_outside_cannot_break_the_file() -> None:
-    """A module's name is text and stays text; characters without a glyph become a visible mark."""
+    """The name of a module remains text; characters without a glyph become a visible mark."""
     from torch import nn, zeros
 
     from onebyone.drawing import describe

@@ -1,4 +1,4 @@
-"""A small comparison and its page; a browser that is cut off from every network, and says what it met."""
+"""A small comparison and its page, and an offline browser that records errors and requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IMAGE = torch.randn(1, 3, 8, 7, generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(scope="session")
 def comparison() -> Comparison:
-    """All rows but the two that train networks."""
+    """All rows except the two that train networks."""
     return onebyone.compare(network(), IMAGE, budget=20, rows=[r for r in CLAIMS if r not in LONG])
 
 
@@ -45,7 +45,7 @@ def page(comparison: Comparison) -> str:
 
 @dataclass
 class Opened:
-    """A page in the browser; `met` is all that went wrong: errors, warnings, requests to anywhere."""
+    """A page in the browser; `met` lists console messages, errors, dialogs, and requests to other addresses."""
 
     page: Any
     met: list[str] = field(default_factory=list)
@@ -66,9 +66,9 @@ Open = Callable[..., Opened]
 
 
 def require(chromium: Path, environment: Mapping[str, str]) -> Any:
-    """Playwright, where there is a browser for it. A user's machine may lack either; one that checks changes may not.
+    """Playwright, if there is a browser; without either, tests are skipped on a user's machine and fail under CI=true.
 
-    The browser is Debian's: Playwright's own is never fetched.
+    The browser is that of Debian; Playwright's own browser is never downloaded.
     """
     try:
         from playwright import sync_api
@@ -94,7 +94,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Write HTML to a file and open it from there, the network cut off; whatever it asks for is refused."""
+    """Write HTML to a file and open it offline; every request to another address is aborted."""
     contexts = []
 
     def open_it(html: str, **options: Any) -> Opened:

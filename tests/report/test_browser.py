@@ -1,4 +1,4 @@
-"""The page in headless Chromium, from disk, with the network cut off: what it shows, by mouse, touch and keyboard."""
+"""The page in headless Chromium, opened offline from a file, and used by mouse, touch and keyboard."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_stepping_through_the_order(page: str, open_page: Open) -> None:
 
 
 def until(page: Any, true: Callable[[], bool]) -> None:
-    """Wait for it, ten seconds at most; the page's policy lets no script of ours wait inside it."""
+    """Wait for a condition, at most ten seconds, from outside, because the page's policy allows no other script."""
     for _ in range(200):
         if true():
             return
@@ -129,7 +129,7 @@ def test_play_and_pause(page: str, open_page: Open) -> None:
 
 
 def shown(text: str) -> float:
-    """A number of the page, as a number: superscripts, units and thousands undone."""
+    """Parse a number of the page with superscripts, units and thousands separators."""
     if "·10" in text:
         digits, power = text.split("·10")
         power = power.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
@@ -139,7 +139,7 @@ def shown(text: str) -> float:
 
 
 def check_size(page: Any, comparison: Comparison, side: int) -> None:
-    """The table at this size against laws/cost.py, and against the times that were measured."""
+    """Compare the table at this size with laws/cost.py and with the measured times."""
     figures = comparison["D5"].figures
     c, o = figures["channels"], figures["outputs"]
     one = cost.pointwise(1, c, o, (side, side), bias=False)

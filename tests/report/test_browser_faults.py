@@ -1,4 +1,4 @@
-"""Pages with planted faults, which must be noticed, and pages of other networks, which must not be in trouble."""
+"""Pages with injected faults, which must be detected, and pages of other networks, which must have none."""
 
 from __future__ import annotations
 

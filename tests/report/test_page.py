@@ -31,7 +31,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
 class Reader(HTMLParser):
-    """The elements of a page, with what each stands in; fails where one is closed that is not the last opened."""
+    """The elements of a page with their parents; fails if an element is closed that is not the last opened one."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Reader(HTMLParser):
 
 
 def data_of(page: str) -> Any:
-    """What a program reads from the page."""
+    """The data that the page contains."""
     found = re.search(r'<script type="application/json" id="onebyone-data">(.*?)</script>', page, re.S)
     assert found
     return json.loads(found.group(1))
@@ -202,7 +202,7 @@ def test_outside_links_are_those_of_elements(html: str, count: int) -> None:
 
 
 def themes() -> dict[str, dict[str, tuple[float, float, float]]]:
-    """The colours of either theme, as the style sheets have them."""
+    """The colours of both themes, from the style sheets."""
     assets = files("onebyone.report") / "assets"
     light = (assets / "comparison.css").read_text("utf-8").split("}", 1)[0]
     found = {"light": light, "dark": (assets / "dark.css").read_text("utf-8")}
@@ -288,7 +288,7 @@ def test_bars_and_dots_stand_where_their_values_are(comparison: Comparison) -> N
     assert [x > mark for x in xs] == [r > 1 for r in ratios]
 
 
-def test_the_support_is_drawn_place_by_place(comparison: Comparison) -> None:
+def test_the_support_is_drawn_position_by_position(comparison: Comparison) -> None:
     row = comparison["D1"]
     drawn = made("D1", dict(row.figures), dict(row.pictures))
     for role in ("pointwise", "kernel", "connected"):
