@@ -13,7 +13,7 @@ from onebyone import convolutionalize
 from onebyone.drawing import Drawing, describe, render
 from onebyone.drawing.repeats import common_path
 from onebyone.drawing.scene import fonts, shortened, wrapped
-from onebyone.pytorch.modules.calls import observe_operators
+from onebyone.verification.calls import observe_operators
 from tests.drawing import svgs
 
 NARROWEST = 2.8

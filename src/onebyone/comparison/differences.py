@@ -24,9 +24,8 @@ from onebyone.comparison.claim_result import (
 )
 from onebyone.comparison.operation import Operation, jacobian_rows, ratio, sample, spread
 from onebyone.drawing.number_format import counted
-from onebyone.pytorch.modules.calls import observe_functions
 from onebyone.records import by
-from onebyone.verification.calls import record_arguments
+from onebyone.verification.calls import observe_functions
 
 SEVERAL_POSITIONS = "the map has more than one position"
 Operations = Mapping[str, Operation]

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.laws import pointwise
 from onebyone.pytorch.modules import layers
-from onebyone.pytorch.modules.calls import Args, Kwargs, first_input, observe_functions, observe_modules
 from onebyone.records import first_line
-from onebyone.verification.calls import first_input, observe_functions, observe_modules
+from onebyone.verification.calls import Args, Kwargs, first_input, observe_functions, observe_modules
 from onebyone.verification.evaluation_context import eval_mode
 
 LINEAR, POINTWISE, KERNEL = "linear", "pointwise", "convolution"

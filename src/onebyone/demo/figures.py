@@ -28,9 +28,8 @@ from onebyone.drawing.scene import (
     Text,
 )
 from onebyone.drawing.svg_writer import to_inline_svg
-from onebyone.pytorch.modules.calls import observe_functions
 from onebyone.report.images import png, signed, strength, tiled
-from onebyone.verification.calls import record_arguments
+from onebyone.verification.calls import observe_functions
 
 HEAT = (255, 138, 30)
 WIDTH = 1120.0

@@ -11,9 +11,8 @@ from torch.nn.utils import parametrize
 from onebyone.drawing.data import MAP, TOKENS, VECTOR, Sizes, TraceStep, Weight
 from onebyone.errors import BadInput
 from onebyone.pytorch.modules import layers
-from onebyone.pytorch.modules.calls import Args, Kwargs, observe_functions, observe_modules
 from onebyone.records import by, first_line
-from onebyone.verification.calls import observe_functions, observe_modules
+from onebyone.verification.calls import Args, Kwargs, observe_functions, observe_modules
 from onebyone.verification.evaluation_context import proof_settings
 from onebyone.verification.pytree import arguments, leaves
 
