@@ -158,3 +158,7 @@ def test_the_limit_of_exact_sums_is_included():
             bounds.assert_exact(weight, x, bias, terms=terms, significand_bits=1)
     with pytest.raises(BadInput, match="not exact"):
         bounds.assert_exact([0], [0], terms=0)
+
+
+def test_an_empty_argument_has_no_largest_value():
+    bounds.assert_exact([], [5.0], [1], terms=1, significand_bits=1)

@@ -255,3 +255,16 @@ def test_a_processor_may_be_given_and_counts_its_measurements() -> None:
         (cost.Work(p, p, 10**6 * k, 10**5, 10**4 * k), 1e-3 * k) for p in cost.PATHS for k in (1, 2, 3)
     ]
     assert cost.fit(measured).measurements == len(measured) == 12
+
+
+def test_a_bias_and_four_bytes_are_the_defaults() -> None:
+    assert cost.convolution(1, 2, 3, [Sliding(1)], (1,)) == Cost(9, 6, 4 * 11, 4 * 3)
+    assert cost.pointwise(1, 2, 3, (1,)) == cost.linear(1, 2, 3) == Cost(9, 6, 4 * 11, 4 * 3)
+
+
+def test_cropped_windows_in_batches() -> None:
+    """5 windows in batches of 2: two full ones and one of a single window; parameters are stored once."""
+    layers = [Layer(1, 2, (Sliding(3),))]
+    one, two = (cost.network(layers, (4,), batch, itemsize=2) for batch in (1, 2))
+    expected = Cost(one.parameters, 5 * one.macs, 2 * two.bytes_read + one.bytes_read, 5 * one.bytes_written)
+    assert cost.every_window(layers, (4,), (5,), batch=2, itemsize=2) == expected

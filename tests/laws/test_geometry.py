@@ -391,3 +391,28 @@ def test_messages_name_what_has_the_wrong_axes() -> None:
     for call, what in ((g.positions, "image size"), (g.window_at, "index"), (g.receptive_field_at, "index")):
         with pytest.raises(BadInput, match=rf"^{what}=\(9,\): expected 2 axes, not 1$"):
             call((9,))
+
+
+def test_reasons_before_and_inside_of_branches_are_all_listed() -> None:
+    padded = Sliding(3, pad_before=1, pad_after=2)
+    assert why_not_exact([padded, Parallel(((padded,), (), (padded, padded)))], 9) == (
+        "step 0: padding 1 before and 2 after",
+        "step 1, step 0: padding 1 before and 2 after",
+        "step 1, step 0: padding 1 before and 2 after",
+        "step 1, step 1: padding 1 before and 2 after",
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "no reason given"),
+        (2, "r0; r1"),
+        (3, "r0; r1; r2"),
+        (4, "r0; r1; r2; and 1 more"),
+        (6, "r0; r1; r2; and 3 more"),
+    ],
+)
+def test_print_shows_three_reasons(count: int, text: str) -> None:
+    g = Geometry((8,), (2,), (0,), (8,), (0,), False, tuple(f"r{i}" for i in range(count)))
+    assert str(g).splitlines()[-1] == f"not exact: {text}"

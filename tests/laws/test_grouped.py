@@ -86,3 +86,15 @@ def test_transforms_refuse():
         grouped.split_channels(integers(1, 8, 2), 3)
     with pytest.raises(BadInput, match="expected matrices"):
         grouped.to_grouped(integers(8, 2))
+
+
+def test_every_axis_of_the_kernel_must_be_one():
+    for kernel in ((3, 1), (1, 3)):
+        assert "reads neighbours" in str(grouped.why_not_batched((8, 2, *kernel), 4))
+
+
+def test_maps_without_positions_have_groups_too():
+    assert grouped.split_channels(np.ones((5, 6)), 3).shape == (5, 3, 2)
+    for shape, groups in (((6,), 3), ((5, 6), 0), ((5, 6), 4)):
+        with pytest.raises(BadInput, match="does not divide"):
+            grouped.split_channels(np.ones(shape), groups)

@@ -138,3 +138,12 @@ def test_image_shape_names_the_channels_last_memory_of_every_rank():
 def test_kernels_of_other_dimensions_are_refused(dims):
     with pytest.raises(BadInput, match=f"a convolution has 1, 2 or 3 dimensions, not {dims}"):
         pointwise.to_conv(np.ones((2, 3)), dims)
+
+
+def test_other_numbers_of_axes_are_refused():
+    with pytest.raises(
+        BadInput, match=r"expected an image \(B, C, H, W\), not an array of shape \(1, 2, 3\)"
+    ):
+        pointwise.image_to_tokens(np.ones((1, 2, 3)))
+    with pytest.raises(BadInput, match=r"expected tokens \(B, T, C\), not an array of shape \(1, 2\)"):
+        pointwise.tokens_to_image(np.ones((1, 2)))

@@ -166,3 +166,7 @@ def test_the_size_of_the_map_decides_where_it_is_known():
             pooling.why_not_commute("average", partial, sizes, divisor_override=2)
         )
     assert pooling.why_not_commute("average", [Sliding(2), Sliding(3)], divisor_override=6) is None
+
+
+def test_a_dilated_pool_averages_its_taps():
+    assert pooling.pooling_matrix(Sliding(2, dilation=2), 4).tolist() == [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]]

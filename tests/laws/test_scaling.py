@@ -203,3 +203,20 @@ def test_factors_of_the_bound_in_exact_numbers() -> None:
     assert row_reach(x, uneven_w, 1).tolist() == [18 * 4 * 2 * 64]
     even_w = np.array([[1.0, 16.0], [1.0, 16.0]])
     assert row_reach(x, even_w, 1).tolist() == [18 * 4 * 16 * 64]
+
+
+def test_scales_are_relative_to_the_largest_channel_that_is_not_zero() -> None:
+    scales = channel_scales(np.array([[0.25, 2.0**-9, 0.0]]))
+    assert scales is not None
+    assert scales.tolist() == [1.0, 2.0**-7, 0.0]
+    assert "is not between" in str(why_not(np.zeros((2, 0))))
+
+
+def test_rows_that_are_not_finite_enter_as_zeros() -> None:
+    scaled, rows = scaled_rows(np.array([[np.inf, 2.0], [3.0, 0.0]]), None)
+    assert (scaled.tolist(), rows.tolist()) == ([[0.0, 0.0], [1.5, 0.0]], [0.0, 0.5])
+
+
+def test_a_product_that_is_too_large_is_infinite_without_a_warning() -> None:
+    y = multiply(np.full((2, 2), 3e38, np.float32), np.ones((2, 2), np.float32), 1)
+    assert np.isposinf(y).all()

@@ -266,3 +266,10 @@ def test_what_does_not_divide_or_fit_is_refused(call: Callable[[], Any], message
 def test_messages_name_the_argument_and_its_axes(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         call()
+
+
+def test_integers_are_never_converted() -> None:
+    """2⁶⁰ + 1 is no number of float64."""
+    assert int(weights(np.array([[0, 0], [0, 2**60 + 1]]), 1)[6].item()) == 2**60 + 1
+    with pytest.raises(BadInput, match="K=3: expected a multiple of 2"):
+        macs(4, 3, 4, 1)

@@ -67,3 +67,8 @@ def test_bad_arguments():
         strided.out_size((2, 2), (1,))
     with pytest.raises(BadInput, match="expected a map"):
         strided.subsample(integers(3), ())
+
+
+def test_a_map_without_positions_is_kept():
+    x = np.ones((2, 3))
+    assert np.shares_memory(strided.subsample(x, ()), x)
