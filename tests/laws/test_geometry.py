@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from itertools import product
 
 import pytest
@@ -362,37 +361,6 @@ def test_bad_arguments_name_the_argument():
         geometry.window_at((1,))
 
 
-AXES = ("window", "stride", "window_offset", "receptive_field", "receptive_field_offset")
-
-
-def test_plain_data_of_a_geometry() -> None:
-    wide = Geometry.from_fields((8,), [Field(2, -3, 12)], ("pool",), image_wide=True)
-    assert wide == Geometry((8,), (2,), (0,), (12,), (3,), False, ("pool",), True)
-    data = wide.to_dict()
-    assert data == {
-        "window": [8], "stride": [2], "window_offset": [0], "receptive_field": [12], "receptive_field_offset": [3],
-        "exact": False, "inexact_because": ["pool"], "image_wide": True,
-    }  # fmt: skip
-    assert Geometry.from_dict(data) == wide
-    del data["image_wide"]  # files of earlier versions
-    assert Geometry.from_dict(data).image_wide is False
-
-
-@pytest.mark.parametrize("name", AXES)
-def test_every_axis_needs_every_number(name: str) -> None:
-    numbers = dict.fromkeys(AXES, (9, 9)) | {name: (9,)}
-    given = ", ".join(f"{axis} {values}" for axis, values in numbers.items())
-    with pytest.raises(BadInput, match=re.escape(f"a geometry needs one number per axis in each of {given}")):
-        Geometry(**numbers, exact=True)
-
-
-def test_messages_name_what_has_the_wrong_axes() -> None:
-    g = Geometry((8, 8), (2, 2), (0, 0), (8, 8), (0, 0), True)
-    for call, what in ((g.positions, "image size"), (g.window_at, "index"), (g.receptive_field_at, "index")):
-        with pytest.raises(BadInput, match=rf"^{what}=\(9,\): expected 2 axes, not 1$"):
-            call((9,))
-
-
 def test_reasons_before_and_inside_of_branches_are_all_listed() -> None:
     padded = Sliding(3, pad_before=1, pad_after=2)
     assert why_not_exact([padded, Parallel(((padded,), (), (padded, padded)))], 9) == (
@@ -401,18 +369,3 @@ def test_reasons_before_and_inside_of_branches_are_all_listed() -> None:
         "step 1, step 0: padding 1 before and 2 after",
         "step 1, step 1: padding 1 before and 2 after",
     )
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "no reason given"),
-        (2, "r0; r1"),
-        (3, "r0; r1; r2"),
-        (4, "r0; r1; r2; and 1 more"),
-        (6, "r0; r1; r2; and 3 more"),
-    ],
-)
-def test_print_shows_three_reasons(count: int, text: str) -> None:
-    g = Geometry((8,), (2,), (0,), (8,), (0,), False, tuple(f"r{i}" for i in range(count)))
-    assert str(g).splitlines()[-1] == f"not exact: {text}"
