@@ -261,3 +261,28 @@ def test_what_cannot_be_read() -> None:
         describe(print, torch.zeros(1))  # type: ignore[arg-type]
     with pytest.raises(BadInput):
         describe(model, torch.zeros(1, 1, 40, 40), window=(7, 7))
+
+
+class BilinearLinear(nn.Module):
+    """Enlarges a map; only its name looks like that of a fully connected layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, scale_factor=2.0)
+
+
+class Projection(nn.Module):
+    """A fully connected layer by another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.t()
+
+
+def test_layouts_follow_types_and_weights_and_not_names() -> None:
+    maps = nn.Sequential(nn.Conv2d(3, 4, 3), BilinearLinear(), nn.BatchNorm2d(4))
+    assert [s.layout for s in describe(maps, torch.zeros(1, 3, 6, 6)).steps] == ["map"] * 3
+    tokens = nn.Sequential(Projection(), nn.LayerNorm(6), nn.GELU())
+    assert [s.layout for s in describe(tokens, torch.zeros(1, 9, 4)).steps] == ["tokens"] * 3

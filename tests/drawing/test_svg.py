@@ -11,6 +11,8 @@ import pytest
 
 from onebyone.drawing import FIGURES, render
 from onebyone.drawing.rendering import points
+from onebyone.drawing.scene import Rectangle, Scene, ShapeGroup, Strokes, Text
+from onebyone.drawing.svg_writer import to_inline_svg
 from onebyone.errors import BadInput, Refused
 from tests.drawing import svgs
 from tests.drawing.networks import MADE, drawing, zoo
@@ -147,3 +149,30 @@ def test_names_from_outside_cannot_break_the_file() -> None:
         assert svgs.faults(svg) == []
         assert b"<script" not in svg
     assert any('<script>"&\ufffd' in line.text for line in svgs.texts(render(data, "F2")))
+
+
+def test_an_inline_figure_has_classes_in_place_of_colours() -> None:
+    shapes = (
+        Strokes((((0, 0), (4, 4)),), "line", css="rule"),
+        Strokes((((0, 0), (2, 1), (4, 4)),), "line", css="line c-a"),
+        Rectangle(1, 2, 3, 4, opacity=0.5, css="cell"),
+        ShapeGroup("g", "a <b>", (Text(1, 1, 'x"<y', anchor="middle", css="tick"),), "found"),
+    )
+    for title, name in (
+        ('a "chart" & more', 'role="img" aria-label="a &quot;chart&quot; &amp; more"'),
+        ("", "aria-hidden"),
+    ):
+        svg = to_inline_svg(Scene("chart", 10, 5, title, "", shapes), "chart", {"data-x": '"1"'})
+        root = svgs.ElementTree.fromstring(svg)
+        assert name in svg
+        assert root.attrib["data-x"] == '"1"'
+        assert [(e.tag, e.get("class")) for e in root] == [
+            ("line", "rule"),
+            ("polyline", "line c-a"),
+            ("rect", "cell"),
+            ("g", "found"),
+        ]
+        assert not re.search(
+            r"#[0-9a-f]{6}|font-|stroke=|fill=", svg
+        )  # the style sheet of the page sets these
+        assert [t.text for t in root.iter() if t.text] == ["a <b>", 'x"<y']
