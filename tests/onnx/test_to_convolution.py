@@ -175,6 +175,31 @@ CASES = {
         {"w": integers(3, 5, dtype=np.int8), "s": np.float32([1, 2, 4])},
         (4, 3),
     ),
+    "gemm without C, beta 0, and a bias after": (
+        graph("N,3", "N,5", "z = Gemm<beta=0.0>(x, w) y = Add(b, z)"),
+        W | {"b": integers(5)},
+        (4, 3),
+    ),
+    "einsum with the outputs first": (
+        graph("N,3", "5,N", 'y = Einsum<equation="nc,co->on">(x, w)'),
+        W,
+        (4, 3),
+    ),
+    "flattened map, outputs first": (
+        graph("N,2,3,4", "5,N", 'f = Flatten(x) y = Einsum<equation="nc,co->on">(f, w)'),
+        {"w": integers(24, 5)},
+        (2, 2, 3, 4),
+    ),
+    "a bias that is computed further down": (
+        graph("N,3", "N,5", "z = MatMul(x, w) i = Cast<to=1>(h) k = Mul(i, i) y = Add(k, z)"),
+        W | {"h": integers(5, dtype=np.float16)},
+        (4, 3),
+    ),
+    "a weight of one number by Cast and Mul": (
+        graph("N,4,1", "N,4,1", "c = Cast<to=1>(w) d = Mul(c, s) y = MatMul(x, d)"),
+        {"w": integers(1, 1, dtype=np.int8), "s": np.float32([2])},
+        (2, 4, 1),
+    ),
     "flattened map": (
         graph("N,2,3,4", "N,5", "f = Flatten(x) y = Gemm<transB=1>(f, w, b)"),
         {"w": integers(5, 24), "b": integers(5)},

@@ -21,7 +21,8 @@ from onebyone.results import Conversion
 class RewrittenLayer:
     """One converted layer. Its original and its converted form compute the value `output` from the value `data`.
 
-    `terms` is the number of products that are summed for one number of the output.
+    `terms` is the number of products that are summed for one number of the output. `data_sizes` are the sizes of
+    `data` as far as they are known, from its shape or from the weight; None if not even the rank is.
     """
 
     path: str
@@ -30,6 +31,7 @@ class RewrittenLayer:
     data: str
     output: str
     terms: int
+    data_sizes: tuple[int | None, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

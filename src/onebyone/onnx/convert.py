@@ -78,10 +78,11 @@ def convert_model(
             continue
         written, replaced, weight, terms = result
         names = str(written.data.name), str(replaced[-1].outputs[0].name)
-        layers.append(RewrittenLayer(path, node.op_type, written.law, *names, terms))
+        layers.append(RewrittenLayer(path, node.op_type, written.law, *names, terms, written.data_sizes))
         _replace(replaced, written.result)
         before = f"{node.op_type} {by(shape_of(weight) or ())}"
         changes.append(Change(path, node.op_type, written.law, before, written.description))
+    _sort_where_needed(copy)
     _restore_value_infos(copy, model)
     return OnnxConversion(
         copy,
@@ -191,6 +192,18 @@ def _replace(nodes: Sequence[ir.Node], value: ir.Value) -> None:
         value.shape = shape
     value.metadata_props.update(old.metadata_props)
     _discard(list(reversed(nodes)))
+
+
+def _sort_where_needed(model: ir.Model) -> None:
+    """Sort a graph whose new nodes read a constant expression that stands further down; others keep their order."""
+    for container in (*model.graphs(), *model.functions.values()):
+        known: set[ir.Node] = set()
+        for node in container:
+            producers = (operand.producer() for operand in node.inputs if operand is not None)
+            if any(p is not None and p.graph is container and p not in known for p in producers):
+                container.sort()
+                break
+            known.add(node)
 
 
 def _restore_value_infos(converted: ir.Model, original: ir.Model) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from onebyone.onnx.graph_writer import WRITTEN
 from onebyone.onnx.linear_products import LinearProduct
 
 #: Operators that move numbers and do not change them.
@@ -50,7 +51,7 @@ def flattened_map(product: LinearProduct) -> FlattenedMap | None:
     value = product.data
     while (node := value.producer()) is not None and node.domain == "" and node.op_type in _MOVES:
         operand = node.inputs[0]
-        if operand is None or operand.graph is not product.node.graph:
+        if operand is None or operand.graph is not product.node.graph or WRITTEN in node.meta:
             break
         moves.append(node)
         value = operand

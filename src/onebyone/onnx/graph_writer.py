@@ -9,18 +9,24 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+#: Key in the `meta` of a node that a conversion inserted: what it computes has no name in the original model.
+WRITTEN = "onebyone written"
 #: From this opset on, the axes of Squeeze and Unsqueeze are an input and no longer an attribute.
 AXES_ARE_AN_INPUT = 13
 
 
 @dataclass(frozen=True, eq=False)
 class WrittenLayer:
-    """A layer in its new form: the value that it reads, its result, the law applied, and a short description."""
+    """A layer in its new form: the value that it reads, its result, the law applied, and a short description.
+
+    `data_sizes` are the sizes of `data` as far as they are known, from its shape or from the weight.
+    """
 
     data: ir.Value
     result: ir.Value
     law: str
     description: str
+    data_sizes: tuple[int | None, ...]
 
 
 class GraphWriter:
@@ -69,6 +75,7 @@ class GraphWriter:
         if shape is not None:
             value.shape = ir.Shape(shape)
         node = ir.node(op_type, list(inputs), attributes or {}, outputs=[value], name=label)
+        node.meta[WRITTEN] = True
         self.container.insert_before(self.anchor, [node])
         self.nodes.append(node)
         return value

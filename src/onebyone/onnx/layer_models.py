@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onebyone.onnx.constant_values import sizes_of
+
 Array = np.ndarray[Any, Any]
 
 #: Floating types that are computed in another one while a layer is probed.
@@ -51,20 +53,30 @@ class LayerModel:
             if value.const_value is not None
         }
 
-    def shapes(self, free_sizes: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    @property
+    def ignores_weight(self) -> bool:
+        """Whether a factor of zero (alpha) removes the product, so that no weight can change the output."""
+        return any(
+            node.attributes.get_float("alpha", 1.0) == 0 for node in self._nodes if "alpha" in node.attributes
+        )
+
+    def shapes(
+        self, data_sizes: tuple[int | None, ...] | None, free_sizes: tuple[int, int]
+    ) -> dict[str, tuple[int, ...]]:
         """Shapes for the inputs; an unknown first size becomes the first of `free_sizes`, the others the second.
+
+        `data_sizes` are what is known of the first input, where that is more than its shape says.
 
         Raises:
             NotSeparable: the rank of an input is not known.
         """
         found = {}
-        for value in self._free:
-            if value.shape is None:
+        for index, value in enumerate(self._free):
+            sizes = data_sizes if index == 0 and data_sizes is not None else sizes_of(value)
+            if sizes is None:
                 raise NotSeparable(f"the rank of {value.name!r} is not known")
-            sizes = enumerate(value.shape)
-            found[str(value.name)] = tuple(
-                size if isinstance(size, int) else free_sizes[min(axis, 1)] for axis, size in sizes
-            )
+            shape = [free_sizes[min(axis, 1)] if size is None else size for axis, size in enumerate(sizes)]
+            found[str(value.name)] = tuple(shape)
         return found
 
     def with_constants(self, constants: Mapping[str, Array], dtype: ir.DataType | None) -> onnx.ModelProto:

@@ -326,7 +326,7 @@ def _with_bias(product: LinearProduct) -> LinearProduct:
     other = add.inputs[1 - index]
     if other is None or other is output or not is_constant(other):
         return product
-    candidate = _replace(product, bias=other, nodes=(product.node, add))
+    candidate = _replace(product, bias=other, bias_scale=1.0, nodes=(product.node, add))
     return candidate if bias_shape(candidate) is not None else product
 
 

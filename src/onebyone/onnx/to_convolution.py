@@ -37,9 +37,11 @@ def write_convolution(product: LinearProduct, writer: GraphWriter, rewriter: Wei
     if source is not None:
         value, description = _on_the_map(product, source, writer, rewriter)
         law = FLATTEN if prod(source.kernel) > 1 else POINTWISE
-        return WrittenLayer(source.value, value, law, description)
+        return WrittenLayer(source.value, value, law, description, (None, *source.sizes))
     value, description = _pointwise(product, writer, rewriter)
-    return WrittenLayer(product.data, value, GROUPED if product.grouped else POINTWISE, description)
+    law = GROUPED if product.grouped else POINTWISE
+    sizes = tuple(product.sizes[label] for label in product.data_labels)
+    return WrittenLayer(product.data, value, law, description, sizes)
 
 
 def _pointwise(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter) -> tuple[ir.Value, str]:
@@ -66,9 +68,9 @@ def _on_the_map(
         ("transpose", (0, *(1 + source.order.index(axis) for axis in range(len(source.order))))),
     ]
     value, description = _convolution(product, source.value, steps, source.kernel, writer, rewriter)
-    ones = list(range(2, 2 + len(source.kernel)))
-    shape = [product.sizes[label] for label in (*product.free, *product.features)]
-    return _finished(product, writer.squeeze(value, ones, shape), writer), description
+    groups: list[axes.Group] = [product.free, product.features, *(() for _ in source.kernel)]
+    value = axes.split(writer, value, groups, product.output_labels, product.sizes, {})
+    return _finished(product, value, writer), description
 
 
 def _convolution(

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.onnx import axes
-from onebyone.onnx.constant_values import NotRewritable, is_constant, overridable, shape_of
+from onebyone.onnx.constant_values import NotRewritable, is_constant, overridable, shape_of, sizes_of
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import FLOATS
 from onebyone.onnx.weight_rewriting import Step, WeightRewriter
@@ -117,17 +117,19 @@ def write_matrix_product(
     weight = shape_of(convolution.weight)
     assert weight is not None
     outputs, inputs = weight[0], prod(weight[1:])
+    known = sizes_of(convolution.data) or []
+    sizes = (known[0], weight[1] * convolution.groups, *known[2:])
     if convolution.covers_the_map:
         value = _whole_map(convolution, writer, rewriter)
-        return WrittenLayer(convolution.data, value, WHOLE_MAP, f"linear {outputs}×{inputs}")
+        return WrittenLayer(convolution.data, value, WHOLE_MAP, f"linear {outputs}×{inputs}", sizes)
     data = _subsampled(convolution, writer)
     if convolution.groups == 1:
         value = _pointwise(convolution, data, writer, rewriter)
         law = STRIDED if data is not convolution.data else POINTWISE
-        return WrittenLayer(convolution.data, value, law, f"linear {outputs}×{inputs}")
+        return WrittenLayer(convolution.data, value, law, f"linear {outputs}×{inputs}", sizes)
     value = _grouped(convolution, data, writer, rewriter)
     description = f"{convolution.groups} products {outputs // convolution.groups}×{inputs}"
-    return WrittenLayer(convolution.data, value, GROUPED, description)
+    return WrittenLayer(convolution.data, value, GROUPED, description, sizes)
 
 
 def _subsampled(convolution: LinearConvolution, writer: GraphWriter) -> ir.Value:

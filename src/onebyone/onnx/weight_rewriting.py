@@ -49,7 +49,7 @@ class WeightRewriter:
         if not kept:
             return value
         key = (id(value), id(writer.container), kept)
-        if key not in self._made:
+        if key not in self._made or _was_removed(self._made[key]):
             self._made[key] = self._rewritten(writer, value, kept)
         return self._made[key]
 
@@ -109,13 +109,19 @@ class WeightRewriter:
         operands = []
         for operand in (left, right):
             own = known_shape(operand)
-            if prod(own) == 1:
+            if not own:
                 operands.append(operand)
                 continue
             full = (1,) * (len(shape) - len(own)) + own
             lifted: tuple[Step, ...] = (("reshape", full), *_on_broadcast(shape, full, steps))
             operands.append(self.rewrite(writer, operand, lifted))
         return writer.op(node.op_type, operands, dtype=node.outputs[0].dtype)
+
+
+def _was_removed(value: ir.Value) -> bool:
+    """Whether a rewritten constant left the graph again, with a layer that then could not be converted."""
+    node = value.producer()
+    return not value.is_initializer() if node is None else node.graph is None
 
 
 def _in_the_graph(writer: GraphWriter, value: ir.Value, steps: Sequence[Step]) -> ir.Value:

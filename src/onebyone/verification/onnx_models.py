@@ -167,7 +167,7 @@ def _probe(
     constants = _integer_constants(before, magnitude, rng)
     feeds = {
         name: _odd_integers(shape, magnitude, rng).astype(np.float64)
-        for name, shape in before.shapes(FREE_SIZES).items()
+        for name, shape in before.shapes(layer.data_sizes, FREE_SIZES).items()
     }
     expected = run64(before, constants, feeds)
     actual = run64(after, _converted(constants, after, rewriting.entries), feeds)
@@ -181,6 +181,8 @@ def _probe(
         seen = not _same(expected, run64(after, faulty, feeds))[0]
         faults.append(Fault(name, seen_by_integers=seen))
     hidden = [fault.name for fault in faults if not fault.seen_by_integers]
+    if hidden and before.ignores_weight:
+        return replace(check, bitwise=True, faults=tuple(faults), why="its weight has no effect: alpha is 0")
     if hidden:
         why = f"the integer probe cannot see: {', '.join(hidden)}"
         return replace(check, bitwise=True, ok=False, why=why, faults=tuple(faults))
