@@ -196,7 +196,8 @@ def _replace(nodes: Sequence[ir.Node], value: ir.Value) -> None:
 
 def _sort_where_needed(model: ir.Model) -> None:
     """Sort a graph whose new nodes read a constant expression that stands further down; others keep their order."""
-    for container in (*model.graphs(), *model.functions.values()):
+    containers: list[Container] = [*model.graphs(), *model.functions.values()]
+    for container in containers:
         known: set[ir.Node] = set()
         for node in container:
             producers = (operand.producer() for operand in node.inputs if operand is not None)
