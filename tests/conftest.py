@@ -1,16 +1,23 @@
-"""What all tests share: no example of hypothesis is judged by the time it takes, which other processes decide."""
+"""Settings of all tests: no deadline for hypothesis examples, and the longest tests first."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.native.compiler_cache import share_compiled_kernels
-
+# the time of an example depends on other processes
 settings.register_profile("onebyone", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("onebyone")
 
+LONGEST = (
+    "tests/test_notebooks.py",
+    "tests/test_documents.py",
+    "tests/cli/test_own_output.py",
+    "tests/demo/",
+    "tests/zoo/",
+)
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Compile the kernels once for all processes of the session."""
-    share_compiled_kernels(config)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest tests first, so that no process works alone at the end (the sort keeps the order otherwise)."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
