@@ -10,7 +10,7 @@ import warnings
 from bench.zoo import models, steps  # noqa: F401 - the steps import what they use
 
 warnings.simplefilter("ignore")
-for part in ("laws", "lifting", "pytorch", "verification"):
+for part in ("laws", "lifting", "layout", "results", "pytorch", "verification"):
     package = importlib.import_module(f"onebyone.{part}")
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)

@@ -21,7 +21,7 @@ VERBS = ["convert", "verify", "convolutionalize", "scan", "detect", "demo", "com
 ROOT = Path(__file__).parents[2]
 
 
-def process(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def process(*words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "onebyone", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 

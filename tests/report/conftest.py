@@ -102,6 +102,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
         file.write_text(html, encoding="utf-8")
         context = browser.new_context(offline=True, **options)
         contexts.append(context)
+        context.set_default_timeout(300_000)  # milliseconds; a busy machine is slow
         context.route(
             lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort()
         )

@@ -100,8 +100,8 @@ def test_stepping_through_the_order(page: str, open_page: Open) -> None:
 
 
 def until(page: Any, true: Callable[[], bool]) -> None:
-    """Wait for a condition, at most ten seconds, from outside, because the page's policy allows no other script."""
-    for _ in range(200):
+    """Wait for a condition, at most two minutes, from outside, because the page's policy allows no other script."""
+    for _ in range(2400):
         if true():
             return
         page.wait_for_timeout(50)
