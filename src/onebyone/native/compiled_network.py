@@ -53,6 +53,7 @@ def compile_network(
     Raises UnsupportedError for a network with another interface or an unsupported operator, and BadInput if the
     kernels cannot be compiled on this machine.
 
+    >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1), torch.nn.ReLU()).eval()
     >>> x = torch.rand(1, 3, 8, 8)
     >>> compiled = compile_network(torch.export.export(model, (x,)))
