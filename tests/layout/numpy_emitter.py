@@ -67,9 +67,9 @@ class NumpyEmitter(LayoutEmitter[Any]):
         return x.reshape(sizes)
 
     def expand(self, x: Any, sizes: Sequence[Any]) -> Any:
-        own = (1,) * (len(sizes) - x.ndim) + x.shape
+        shape = (1,) * (len(sizes) - x.ndim) + x.shape
         return np.broadcast_to(
-            x, [have if want == -1 else want for have, want in zip(own, sizes, strict=True)]
+            x, [have if want == -1 else want for have, want in zip(shape, sizes, strict=True)]
         )
 
     def size(self, x: Any, position: int) -> Any:

@@ -147,7 +147,7 @@ class NumpyProgram:
         return self._along(x, (axis,), lambda a, axes: a.cumsum(axes[0]))
 
     def sum(self, x: GraphValue, *axes: int, keepdims: bool = False) -> GraphValue:
-        return self._along(x, axes, lambda a, own: a.sum(own, keepdims=keepdims), not keepdims)
+        return self._along(x, axes, lambda a, position: a.sum(position, keepdims=keepdims), not keepdims)
 
     def flip(self, x: GraphValue, *axes: int) -> GraphValue:
         return self._along(x, axes, np.flip)
@@ -162,8 +162,8 @@ class NumpyProgram:
         """The elements at `indices`, which are reduced to valid ones, along one axis."""
 
         def compute(a: Sequence[np.ndarray], axes: tuple[int, ...] | None) -> np.ndarray:
-            own = axis if axes is None else axes[0]
-            return a[0].take(a[1].astype(int).ravel() % a[0].shape[own], own)
+            position = axis if axes is None else axes[0]
+            return a[0].take(a[1].astype(int).ravel() % a[0].shape[position], position)
 
         return self._add(
             [x, indices], compute, lambda r: operators.along_axes(r, (x, indices), (axis,), drops=False)

@@ -103,12 +103,12 @@ def test_a_product_that_has_its_form_is_repeated_in_its_natural_order() -> None:
     rule = program.rules[value]
     assert isinstance(rule, ProductRule)
     x, weight = rule.operands
-    for own, fused in (((0, 1, 2), True), ((1, 0, 2), False)):
+    for x_order, fused in (((0, 1, 2), True), ((1, 0, 2), False)):
         emitter = NumpyEmitter(program)
         tensors: StoredTensors[Any] = StoredTensors(emitter)
-        tensors.put(x, own, stored(program.arrays[x], own))
+        tensors.put(x, x_order, stored(program.arrays[x], x_order))
         tensors.put(weight, (0, 1), program.arrays[weight])
-        rule.write(tensors, own, (own, (0, 1)))
+        rule.write(tensors, x_order, (x_order, (0, 1)))
         assert (value in emitter.fused) == fused
 
 
@@ -142,8 +142,8 @@ def test_scaled_and_broadcast_biases(shape: tuple[int, ...], alpha: float, beta:
         for order in permutations((0, 1)):
             for operand_orders in rule.operand_orders(tuple(order)):
                 tensors: StoredTensors[Any] = StoredTensors(NumpyEmitter(program))
-                for operand, own in zip(rule.operands, operand_orders, strict=True):
-                    tensors.put(operand, own, stored(arrays[operand], own))
+                for operand, x_order in zip(rule.operands, operand_orders, strict=True):
+                    tensors.put(operand, x_order, stored(arrays[operand], x_order))
                 written, layout = rule.write(tensors, tuple(order), operand_orders)
                 assert order_of(layout) == order
                 assert np.array_equal(written, stored(right, layout))

@@ -109,8 +109,8 @@ def cases(program: NumpyProgram, value: GraphValue) -> Iterator[tuple[Order, Any
                 emitter = NumpyEmitter(program)
                 tensors: StoredTensors[Any] = StoredTensors(emitter)
                 tensors.put(first, layout, stored(program.arrays[first], layout))
-                for operand, own in zip(rule.operands[1:], operand_orders[1:], strict=True):
-                    tensors.put(operand, own, stored(program.arrays[operand], own))
+                for operand, x_order in zip(rule.operands[1:], operand_orders[1:], strict=True):
+                    tensors.put(operand, x_order, stored(program.arrays[operand], x_order))
                 written, result_layout = rule.write(tensors, tuple(order), operand_orders)
                 yield tuple(order), operand_orders, emitter, written, result_layout
 
@@ -148,13 +148,13 @@ def test_both_directions_of_a_rule_agree(name: str) -> None:
             for order in permutations(rule.axes)
             for alternative in rule.operand_orders(tuple(order))
         }
-        for own in permutations(operand.axes):
-            for order in rule.result_orders(i, tuple(own)):
+        for x_order in permutations(operand.axes):
+            for order in rule.result_orders(i, tuple(x_order)):
                 assert sorted(order) == sorted(rule.axes)
                 alternatives = rule.operand_orders(order)
                 assert alternatives
-                if tuple(own) in offered and len(rule.operands[i].axes) > 1:
-                    assert tuple(own) in [alternative[i] for alternative in alternatives]
+                if tuple(x_order) in offered and len(rule.operands[i].axes) > 1:
+                    assert tuple(x_order) in [alternative[i] for alternative in alternatives]
     for order in rule.preferred_orders():
         assert rule.operand_orders(order)
 
@@ -277,10 +277,10 @@ def _check_pieces(program: NumpyProgram, x: GraphValue, parts: list[GraphValue])
             for value, right in zip(parts, expected, strict=True):
                 rule = program.rules[value]
                 assert isinstance(rule, ElementRule)
-                (own,) = rule.result_orders(0, tuple(order))
-                assert (tuple(order),) in rule.operand_orders(own)
-                piece, piece_layout = rule.write(tensors, own, (tuple(order),))
-                assert order_of(piece_layout) == own
+                (x_order,) = rule.result_orders(0, tuple(order))
+                assert (tuple(order),) in rule.operand_orders(x_order)
+                piece, piece_layout = rule.write(tensors, x_order, (tuple(order),))
+                assert order_of(piece_layout) == x_order
                 assert np.array_equal(piece, stored(right, piece_layout))
             assert emitter.permutes == 0
 
@@ -331,11 +331,11 @@ def test_symbolic_sizes_are_read_from_the_tensor_or_named_by_the_operator() -> N
         assert isinstance(rule, ReshapeRule)
         operand = rule.operands[0]
         for order in permutations(value.axes):
-            for (own,) in rule.operand_orders(tuple(order)):
+            for (x_order,) in rule.operand_orders(tuple(order)):
                 tensors: StoredTensors[Any] = StoredTensors(NumpyEmitter(program))
                 source = dict(zip(program.outputs, program.direct(), strict=True)) | program.arrays
-                tensors.put(operand, own, stored(source[operand], own))
-                written, layout = rule.write(tensors, tuple(order), (own,))
+                tensors.put(operand, x_order, stored(source[operand], x_order))
+                written, layout = rule.write(tensors, tuple(order), (x_order,))
                 assert np.array_equal(written, stored(right, layout))
 
 

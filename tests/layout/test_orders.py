@@ -114,10 +114,10 @@ def test_operands_broadcast_in_any_layout_of_the_result() -> None:
             array = np.arange(np.prod(shape, dtype=int)).reshape(shape) * 100.0
             axes, shift = significant_axes(shape), 3 - rank
             for layout in layouts((0, 1, 2), 1):
-                own = operand_layout(layout, axes, shift)
-                assert len(own) == len(layout)
-                assert order_of(own) == operand_order(order_of(layout), axes, shift)
-                for used in (own, without_leading_units(own)):
+                x_layout = operand_layout(layout, axes, shift)
+                assert len(x_layout) == len(layout)
+                assert order_of(x_layout) == operand_order(order_of(layout), axes, shift)
+                for used in (x_layout, without_leading_units(x_layout)):
                     total = stored(whole, layout) + stored(array, used)
                     assert np.array_equal(total, stored(whole + array, layout))
 

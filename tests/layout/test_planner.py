@@ -46,14 +46,14 @@ def fewest_permutes(program: NumpyProgram) -> int:
         orders = permutations(rule.axes) if not isinstance(rule, FixedRule) else [rule.axes]
         for order in orders:
             for operand_orders in rule.operand_orders(tuple(order)):
-                own, more = dict(available), 0
+                longer, more = dict(available), 0
                 for operand, needed in zip(rule.operands, operand_orders, strict=True):
-                    have = own.get(operand, frozenset({operand.axes}))
+                    have = longer.get(operand, frozenset({operand.axes}))
                     if operand not in free and needed not in have:
                         more += 100 if operand.shape is None else 1
-                        own[operand] = have | {needed}
-                own[rule.result] = frozenset({tuple(order)})
-                search(i + 1, own, cost + more)
+                        longer[operand] = have | {needed}
+                longer[rule.result] = frozenset({tuple(order)})
+                search(i + 1, longer, cost + more)
 
     search(0, {}, 0)
     return best

@@ -48,7 +48,7 @@ def test_the_order_after_a_reshape_is_that_of_the_reshaped_stored_array() -> Non
         }
         for order in permutations(significant_axes(before)):
             flat = stored(array.reshape(before), tuple(order)).ravel()
-            reached = {own for own, result in results.items() if np.array_equal(result.ravel(), flat)}
+            reached = {order for order, result in results.items() if np.array_equal(result.ravel(), flat)}
             predicted = order_after_reshape(tuple(order), groups)
             assert predicted in reached if predicted is not None else not reached
 

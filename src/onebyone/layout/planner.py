@@ -102,9 +102,9 @@ def _preferences(rules: Rules) -> dict[GraphValue, list[Order]]:
         preferences[value] = possible
         for order in possible:
             for operand_orders in rule.operand_orders(order):
-                for operand, own in zip(rule.operands, operand_orders, strict=True):
-                    if operand in preferences and own not in preferences[operand]:
-                        preferences[operand].append(own)
+                for operand, operand_order in zip(rule.operands, operand_orders, strict=True):
+                    if operand in preferences and operand_order not in preferences[operand]:
+                        preferences[operand].append(operand_order)
     return preferences
 
 
@@ -149,12 +149,12 @@ def _extended(
     """The plan with one choice more: operands that are not available in their order are permuted."""
     available = dict(plan.available)
     cost, permutes = plan.cost + rule.penalty(order, operand_orders), plan.permutes
-    for operand, own in zip(rule.operands, operand_orders, strict=True):
-        if operand in constants or own in (have := _available(plan, operand)):
+    for operand, operand_order in zip(rule.operands, operand_orders, strict=True):
+        if operand in constants or operand_order in (have := _available(plan, operand)):
             continue
         cost += inf if operand.shape is None else 1.0  # a list of tensors cannot be permuted
         permutes += 1
-        available[operand] = have | {own}
+        available[operand] = have | {operand_order}
     if order != rule.axes or rule.axes != rule.result.axes:
         available[rule.result] = frozenset({order})
     choice = _Choice(rule.result, order, operand_orders, plan.last)

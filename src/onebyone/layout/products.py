@@ -160,7 +160,7 @@ class ProductRule(LayoutRule):
         if self._collapsed():
             return [(self.product.x.axes, *weight)] if order == self.axes else []
         inputs = dict.fromkeys(self._x_order(joint) for joint in self._joint_orders(order))
-        return [(own, *weight) for own in inputs]
+        return [(x_order, *weight) for x_order in inputs]
 
     def result_orders(self, operand: int, order: Order) -> list[Order]:
         if operand != 0:
@@ -374,6 +374,6 @@ class ProductRule(LayoutRule):
             written = emitter.scale(written, product.alpha)
         if product.beta == 0:
             return written
-        own = operand_layout(layout, product.bias.axes, self.result.rank - product.bias.rank)
-        bias = tensors.get(product.bias, without_leading_units(own))
+        bias_layout = operand_layout(layout, product.bias.axes, self.result.rank - product.bias.rank)
+        bias = tensors.get(product.bias, without_leading_units(bias_layout))
         return emitter.add(written, bias, product.beta)

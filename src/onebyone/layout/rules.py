@@ -116,21 +116,21 @@ class PointwiseRule(LayoutRule):
         layout, model = self._layout(tensors, order, operand_orders)
         stored = {}
         for operand in self.operands:
-            own = operand_layout(layout, operand.axes, self._shift(operand))
+            full = operand_layout(layout, operand.axes, self._shift(operand))
             # one operand of full rank is enough for the result to have all dimensions of the layout
             shorter = operand is not model and (model is not None or operand.rank == 0)
-            stored[operand] = tensors.get(operand, without_leading_units(own) if shorter else own)
+            stored[operand] = tensors.get(operand, without_leading_units(full) if shorter else full)
         return tensors.emitter.repeat(self.result, stored), layout
 
     def _layout(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[Layout, GraphValue | None]:
         """The layout of the first operand that has all significant axes, and that operand, if there is one."""
-        for operand, own in zip(self.operands, operand_orders, strict=True):
-            if len(own) == len(order):
+        for operand, x_order in zip(self.operands, operand_orders, strict=True):
+            if len(x_order) == len(order):
                 shift = self._shift(operand)
-                layout = tensors.layout_with(operand, own)
-                return renamed(layout, {axis: axis + shift for axis in own}), operand
+                layout = tensors.layout_with(operand, x_order)
+                return renamed(layout, {axis: axis + shift for axis in x_order}), operand
         return order, None
 
 
@@ -211,7 +211,7 @@ class ElementRule(LayoutRule):
 
     def operand_orders(self, order: Order) -> list[OperandOrders]:
         missing = tuple(axis for axis in self.list_axes if axis not in self.axes)
-        return [(own,) for own in insertions(order, missing)]
+        return [(list_order,) for list_order in insertions(order, missing)]
 
     def result_orders(self, operand: int, order: Order) -> list[Order]:
         return [operand_order(order, self.axes)]
@@ -243,9 +243,9 @@ class ConcatenateRule(LayoutRule):
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
         layout: Layout = order
-        for operand, own in zip(self.operands, operand_orders, strict=True):
-            if len(own) == len(order):
-                layout = tensors.layout_with(operand, own)
+        for operand, x_order in zip(self.operands, operand_orders, strict=True):
+            if len(x_order) == len(order):
+                layout = tensors.layout_with(operand, x_order)
                 break
         stored = {x: tensors.get(x, operand_layout(layout, x.axes)) for x in self.operands}
         return tensors.emitter.repeat(self.result, stored, [layout.index(self.along)]), layout
@@ -359,8 +359,8 @@ class ReshapeRule(LayoutRule):
     groups: Groups
 
     def operand_orders(self, order: Order) -> list[OperandOrders]:
-        own = order_after_reshape(order, tuple((after, before) for before, after in self.groups))
-        return [] if own is None else [(own,)]
+        before = order_after_reshape(order, tuple((after, before) for before, after in self.groups))
+        return [] if before is None else [(before,)]
 
     def result_orders(self, operand: int, order: Order) -> list[Order]:
         after = order_after_reshape(order, self.groups)
@@ -386,6 +386,6 @@ class ReshapeRule(LayoutRule):
             return named
         before, after = next(group for group in self.groups if axis in group[1])
         if after == (axis,):
-            sizes = [tensors.size(self.operands[0], own) for own in before]
+            sizes = [tensors.size(self.operands[0], axis_before) for axis_before in before]
             return tensors.emitter.multiply_sizes(sizes)
         return -1

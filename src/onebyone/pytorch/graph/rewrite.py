@@ -168,9 +168,9 @@ def _trace_image(
         rule = decoded.rules[value]
         if isinstance(rule, PointwiseRule | NormalisationRule):
             for operand in rule.operands:
-                own = axis - (value.rank - operand.rank)
-                if own in operand.axes and len(operand.axes) == len(rule.axes):
-                    pending.append((operand, own))
+                operand_axis = axis - (value.rank - operand.rank)
+                if operand_axis in operand.axes and len(operand.axes) == len(rule.axes):
+                    pending.append((operand, operand_axis))
         elif isinstance(rule, RelabelRule):
             back = rule.back()
             if axis in back:
