@@ -27,7 +27,7 @@ MOST_CHANNELS = 65536
 #: Why only a linear layer may follow a batch norm on a flattened map.
 BY_POSITION = "only a linear layer can absorb constants that depend on the position in a flattened map"
 #: Why a pool with ceil_mode is not exact at a window; at another it may be.
-PARTIAL = "the last position of a ceil_mode pool is partial in a crop and complete in a larger image"
+PARTIAL = "ceil_mode makes the last position partial in a crop and complete in a larger image"
 
 
 @dataclass
