@@ -28,7 +28,10 @@ def test_a_tile_reads_exactly_the_pixels_of_the_equation(
     lead, more = max(0, math.ceil((offset + before) / stride)), max(0, after - offset)
     for size, tile in product((window, window + 9, window + 30), (1, 3, 5)):
         plan = plan_scan(geometry, (size,), tile=tile)
-        assert len(plan) == 1 or plan.tile[0] <= tile
+        inner = plan.positions[0] - lead - more // stride  # the first and the last tile own the others
+        blocks = max(1, math.ceil(inner / tile))
+        assert plan.tile[0] == (plan.positions[0] if blocks == 1 else math.ceil(inner / blocks))
+        assert len(plan) <= blocks
         length = (lead + plan.tile[0] - 1) * stride + window + more
         written = []
         for number, t in enumerate(plan):
@@ -53,7 +56,7 @@ def test_a_tile_reads_exactly_the_pixels_of_the_equation(
 
 
 @pytest.mark.parametrize(("window", "stride"), [(8, 1), (8, 3), (30, 7), (5, 5)])
-@pytest.mark.parametrize("limits", [(2**6, 2**10), (2**9, 2**10), (2**6, 100)])
+@pytest.mark.parametrize("limits", [(2**6, 2**10), (2**9, 2**10), (2**6, 100), (1, 9)])
 def test_a_signal_is_divided_into_the_fewest_tiles_within_the_target(
     window: int, stride: int, limits: tuple[int, int]
 ) -> None:
