@@ -43,7 +43,7 @@ def _elementwise(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: t
 def _conv(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:
     if a.get("dims", v[0].axes) != v[0].axes:  # a convolution along something else: each window by itself
         base = v[0].pixel.reshape(-1, v[0].axes)[0]
-        return _at_one_place(v[0], shape, base)
+        return _at_one_position(v[0], shape, base)
     kernel = each(a["kernel"], v[0].axes)
     dilation = each(a.get("dilation", 1), v[0].axes)
     padding = a.get("padding", 0)
@@ -58,7 +58,7 @@ def _conv(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[in
     return _slid(v[0], shape, before, each(a.get("stride", 1), v[0].axes), fresh(shape[0]), one_start=True)
 
 
-def _at_one_place(v: Value, shape: tuple[int, ...], base: Numbers) -> Value:
+def _at_one_position(v: Value, shape: tuple[int, ...], base: Numbers) -> Value:
     function = fresh(math.prod(shape)).reshape(shape)
     return Value(function, np.broadcast_to(base, (*shape, v.axes)), v.jump)
 
@@ -257,7 +257,7 @@ def _group_norm(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tu
     if v[0].spans() and len(shape) > 1:
         raise Illegal("statistics over the window's places: global context")
     base = v[0].pixel.reshape(-1, v[0].axes).min(0)
-    return _at_one_place(v[0], shape, base)
+    return _at_one_position(v[0], shape, base)
 
 
 def _deviation(r: Reading, n: int, v: list[Value], a: dict[str, Any], shape: tuple[int, ...]) -> Value:

@@ -18,7 +18,7 @@ def test_an_operator_with_one_output_position_has_stride_1(size: int) -> None:
         for stride in (1, 2, 4):
             op = Sliding(kernel, stride)
             outputs = len(range(0, size - kernel + 1, stride))
-            assert op.at_one_place(size) == (replace(op, stride=1) if outputs == 1 else op)
+            assert op.at_one_position(size) == (replace(op, stride=1) if outputs == 1 else op)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1), (1, 1)])

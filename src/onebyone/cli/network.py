@@ -70,7 +70,7 @@ Only = Annotated[
 
 def convert(
     context: typer.Context,
-    source: o.Source,
+    source: o.SourceOrOnnx,
     to: To = Form.conv,
     level: AtLevel = None,
     only: Only = None,
@@ -80,7 +80,9 @@ def convert(
     seed: o.Seed = 0,
     output: Annotated[
         Path | None,
-        o.output_option("Write the result: .safetensors (weights) or .pt2 (program, needs --shape)."),
+        o.output_option(
+            "Write the result: .safetensors (weights), .pt2 (program, needs --shape), or .onnx of an ONNX model."
+        ),
     ] = None,
     report: Annotated[
         Path | None, o.output_option("Write the changes and refusals as JSON.", "--report")
@@ -125,7 +127,7 @@ def convert(
 
 def verify(
     context: typer.Context,
-    source: o.Source,
+    source: o.SourceOrOnnx,
     to: To = Form.conv,
     level: AtLevel = None,
     only: Only = None,

@@ -118,6 +118,10 @@ def budget_option(minimum: float) -> Any:
 
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help=f"The network: {SOURCE_HELP}", show_default=False)]
+SourceOrOnnx = Annotated[
+    str,
+    typer.Argument(metavar="SRC", help=f"The network: file.onnx, {SOURCE_HELP}", show_default=False),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(

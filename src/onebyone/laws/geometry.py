@@ -91,12 +91,12 @@ class Sliding:
         end = (positions - 1) * self.stride - self.pad_before + self.extent
         return positions > 0 and end > size + self.pad_after
 
-    def at_one_place(self, size: int) -> Sliding:
+    def at_one_position(self, size: int) -> Sliding:
         """The same operator, at stride 1 if it has one output position on `size` positions (the stride has no effect).
 
         So a pool over the entire map is treated as a global pool is: on a larger map it becomes a pool at stride 1.
 
-        >>> Sliding(7, stride=7).at_one_place(7).stride, Sliding(7, stride=7).at_one_place(14).stride
+        >>> Sliding(7, stride=7).at_one_position(7).stride, Sliding(7, stride=7).at_one_position(14).stride
         (1, 7)
         """
         return replace(self, stride=1) if self.out_size(size) == 1 else self

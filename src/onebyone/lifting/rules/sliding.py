@@ -76,7 +76,7 @@ def _max_pool(lifter: Lifter, call: Call, _operator: Pool, value: Lifted, ops: l
     past = _past_the_end(value, ops)
     # a partial last position of ceil_mode, completed by padding: the maximum with minus infinity
     completed = [
-        Sliding(op.kernel, op.stride, op.dilation, op.pad_before, op.pad_after + extra).at_one_place(
+        Sliding(op.kernel, op.stride, op.dilation, op.pad_before, op.pad_after + extra).at_one_position(
             n + extra
         )
         for op, n, extra in zip(ops, value.grid.nominal, past, strict=True)
@@ -91,7 +91,7 @@ def _mean_pool(lifter: Lifter, call: Call, operator: Pool, value: Lifted, ops: l
         ops = [replace(op, ceil_mode=False) for op in ops]
         if _over_whole_map(value, ops) and operator.divisor in (None, math.prod(value.grid.nominal)):
             return pooled(lifter, call, value, value.grid.nominal, "mean")
-        ops = [op.at_one_place(n) for op, n in zip(ops, value.grid.nominal, strict=True)]
+        ops = [op.at_one_position(n) for op, n in zip(ops, value.grid.nominal, strict=True)]
     grid = replace(value.grid.through(ops), nominal=nominal)
     handle = lifter.emit.mean_pool(value.handle, ops, operator.count_padding, operator.divisor)
     return Lifted(handle, grid, None, value.pooled)
