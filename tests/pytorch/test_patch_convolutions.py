@@ -108,7 +108,7 @@ def test_a_weight_that_lies_channels_last_is_copied_and_that_is_stated():
     ("settings", "reason"),
     [
         ({"groups": 2}, "2 groups do not connect all channels"),
-        ({"padding": 1}, r"padding \(1, 1\) moves the patches"),
+        ({"padding": 1}, r"padding \(1, 1\) shifts the patches"),
         ({"dilation": 2}, r"dilation \(2, 2\) leaves gaps"),
     ],
 )

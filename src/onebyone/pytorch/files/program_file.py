@@ -17,16 +17,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
 
 from onebyone.atomic_files import atomic_path
 from onebyone.errors import BadInput
 from onebyone.pytorch.files.exporting import quiet
 from onebyone.pytorch.files.program_checks import why_unsafe_payload, why_unsafe_program
+
+if TYPE_CHECKING:
+    from torch.export.pt2_archive._package import PT2ArchiveReader
 
 MODEL = "model"  # the name of the one program that torch.export.save writes
 #: The extra file in which onebyone keeps what it knows of a network.
@@ -65,6 +67,8 @@ def load_program(path: str | os.PathLike[str]) -> ProgramFile:
         if the file is missing, truncated or of another format, or holds more than an ordinary program (pickled
         objects, compiled code, operators that are not tensor operators, sizes that are not arithmetic).
     """
+    from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2  # it imports torch.compile
+
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path}: {'is a directory' if path.is_dir() else 'there is no such file'}")
