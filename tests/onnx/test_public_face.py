@@ -37,6 +37,7 @@ def test_convert_verify_save_and_compare_files(path: Path) -> None:
     assert onebyone.verify(path, conversion, x).check().integer_probe is True
     assert onebyone.verify(path, conversion).integer_probe is True
     saved = conversion.save(path.with_name("conv.onnx"))
+    assert onebyone.verify(path, saved, x).equivalent
     v = onebyone.verify(path, str(saved), x)
     assert v.equivalent
     assert v.integer_probe is None
@@ -62,6 +63,14 @@ def test_what_does_not_fit(path: Path) -> None:
         onebyone.convert(path).save(path.with_suffix(".pt2"))
     with pytest.raises(onebyone.errors.BadInput, match="x is missing"):
         onebyone.verify(path, ir.load(path))
+    with pytest.raises(onebyone.errors.BadInput, match="expected a conversion or an ONNX model"):
+        onebyone.verify(path, torch.nn.ReLU(), torch.zeros(1))
+    with pytest.raises(onebyone.errors.BadInput, match="gradients: does not apply"):
+        onebyone.verify(path, onebyone.convert(path), gradients=True)
+    with pytest.raises(onebyone.errors.BadInput, match="optimizer: an ONNX model"):
+        onebyone.convert(path, optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0))
+    with pytest.raises(onebyone.errors.BadInput, match="applies to ONNX models only"):
+        onebyone.convert(torch.nn.Linear(2, 2), freeze_initialisers=True)
     with pytest.raises(onebyone.errors.BadInput, match="holds 2 values"):
         onebyone.verify(path, onebyone.convert(path), (np.zeros(1), np.zeros(1)))
 

@@ -130,3 +130,10 @@ def test_a_factor_that_is_no_integer_is_said() -> None:
     assert v.integer_probe is None
     assert "not a small integer" in v.layers[0].why
     assert v.equivalent
+
+
+def test_a_factor_of_one_layer_does_not_stop_the_probes_of_others() -> None:
+    text = "g (float[N,3] x) => (float[N,3] y) { a = Gemm<alpha=0.3>(x, w) r = Relu(a) y = MatMul(r, v) }"
+    m = model(text, {"w": integers(3, 5), "v": integers(5, 3)})
+    probed = [layer.bitwise for layer in verify_onnx(m, convert_model(m)).layers]
+    assert probed == [None, True]

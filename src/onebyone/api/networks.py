@@ -84,7 +84,14 @@ def convert(
             raise BadInput(
                 f"level={level!r}: an ONNX model has no modules to replace; expected level='graph'"
             )
+        if optimizer is not None:
+            raise BadInput("optimizer: an ONNX model has no parameters to train; expected None")
         return convert_model(onnx, to, only, freeze_initialisers)
+
+    if freeze_initialisers:
+        raise BadInput(
+            "freeze_initialisers=True: applies to ONNX models only; expected False for a PyTorch network"
+        )
 
     from torch import nn
 
@@ -182,15 +189,33 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     """
     onnx = onnx_model(model)
     if onnx is not None:
-        from onebyone.verification.onnx_models import verify_onnx_source
-
-        return verify_onnx_source(onnx, converted, x, seed=seed, **options)
+        return _verify_onnx(onnx, converted, x, seed=seed, **options)
 
     from onebyone.verification import verify as run_verification
 
     original = original_of(model, converted)
     example = example_of(original) if x is None else x
     return run_verification(original, converted, example, seed=seed, **options)
+
+
+def _verify_onnx(
+    model: Any, converted: Any, x: Any, *, seed: int, progress: Any = None, **options: Any
+) -> Verification:
+    """`verify` for ONNX models: a conversion layer by layer, another model by its outputs."""
+    from onebyone.onnx.conversion import OnnxConversion
+    from onebyone.onnx.evaluators import feeds_of
+    from onebyone.verification.onnx_models import compare_onnx, verify_onnx
+
+    if options:
+        raise BadInput(f"{sorted(options)[0]}: does not apply to ONNX models; expected progress only")
+    feeds = None if x is None else feeds_of(model, x)
+    if isinstance(converted, OnnxConversion):
+        return verify_onnx(model, converted, feeds, seed=seed, progress=progress)
+    other = onnx_model(converted)
+    if other is None:
+        kind = type(converted).__name__
+        raise BadInput(f"converted: is of type {kind}; expected a conversion or an ONNX model")
+    return compare_onnx(model, other, feeds)
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""Insert nodes and constants into a graph of onnx-ir, with types and shapes, for any opset from 11."""
+"""Insert nodes and constants into a graph of onnx-ir, with types and shapes, for any opset from 7."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ What cannot be read so is a reason, as text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -53,11 +53,6 @@ class LinearProduct:
     nodes: tuple[ir.Node, ...] = field(default=())
 
     @property
-    def output(self) -> ir.Value:
-        """The result of the last node that is replaced."""
-        return (self.nodes or (self.node,))[-1].outputs[0]
-
-    @property
     def weight_labels(self) -> Labels:
         """The labels of the weight's axes, without those of size one that broadcast."""
         return tuple(label for label in self.weight_axes if label is not None)
@@ -81,14 +76,6 @@ class LinearProduct:
     def free(self) -> Labels:
         """Batch and positions, in the order of the data's axes."""
         return tuple(x for x in self.data_labels if x in self.output_labels and x not in self.weight_labels)
-
-    @property
-    def macs_per_position(self) -> int:
-        """Multiply-accumulates for one position: the number of weights."""
-        total = 1
-        for label in self.weight_labels:
-            total *= self.sizes[label] or 0
-        return total
 
 
 Reading: TypeAlias = "LinearProduct | str"
@@ -267,7 +254,7 @@ def _fused_gemm(node: ir.Node, data: ir.Value, weight: ir.Value, weight_first: b
         for target in _ACTIVATIONS[name]
         if f"activation_{target}" in node.attributes
     }
-    return _replace(read, activation=(name, attributes))
+    return replace(read, activation=(name, attributes))
 
 
 #: Activations of FusedGemm that are operators of ONNX, with their attributes.
@@ -307,11 +294,6 @@ def _einsum(node: ir.Node, data: ir.Value, weight: ir.Value, weight_first: bool)
     return _product(node, data, weight, (tuple(data_term), tuple(weight_term), tuple(result)), nodes=(node,))
 
 
-def _replace(product: LinearProduct, **changes: object) -> LinearProduct:
-    values = {name: getattr(product, name) for name in product.__dataclass_fields__}
-    return LinearProduct(**(values | changes))
-
-
 def _with_bias(product: LinearProduct) -> LinearProduct:
     """Take in an Add behind the product where its other operand is a bias, and drop an addend that is not one."""
     output = product.node.outputs[0]
@@ -326,7 +308,7 @@ def _with_bias(product: LinearProduct) -> LinearProduct:
     other = add.inputs[1 - index]
     if other is None or other is output or not is_constant(other):
         return product
-    candidate = _replace(product, bias=other, bias_scale=1.0, nodes=(product.node, add))
+    candidate = replace(product, bias=other, bias_scale=1.0, nodes=(product.node, add))
     return candidate if bias_shape(candidate) is not None else product
 
 
@@ -356,8 +338,3 @@ _READERS: dict[tuple[str, str], Callable[[ir.Node, ir.Value, ir.Value, bool], Re
     (MICROSOFT, "FusedMatMul"): _fused_matmul,
     (MICROSOFT, "FusedGemm"): _fused_gemm,
 }
-
-
-def kinds() -> Sequence[str]:
-    """The operators that may be products with a constant."""
-    return [operator for _, operator in _READERS]

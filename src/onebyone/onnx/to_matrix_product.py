@@ -41,11 +41,6 @@ class LinearConvolution:
     strides: tuple[int, ...]
 
     @property
-    def output(self) -> ir.Value:
-        """The convolution's result."""
-        return self.node.outputs[0]
-
-    @property
     def covers_the_map(self) -> bool:
         """Whether it has one position, which sees the whole map."""
         return prod(self.kernel) > 1

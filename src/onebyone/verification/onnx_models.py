@@ -20,9 +20,8 @@ from onebyone.errors import BadInput, MissingExtra
 from onebyone.laws import bounds
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import prepared
-from onebyone.onnx.evaluators import NotRunnable, feeds_of, run_onnx_runtime
+from onebyone.onnx.evaluators import NotRunnable, run_onnx_runtime
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
-from onebyone.onnx.model_file import open_model
 from onebyone.onnx.weight_rewriting import Step, apply_steps
 from onebyone.verification.onnx_outputs import WholeModel, compare_outputs, proto_of, run64
 from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
@@ -37,7 +36,6 @@ LARGEST_FACTOR = 2**8
 FREE_SIZES = (2, 3)
 #: Terms beyond the products: a bias, and two factors.
 EXTRA_TERMS = 2
-_WHOLE_LIMIT = 2_000_000_000  # bytes; a model in memory must be shorter than this
 
 
 def verify_onnx(
@@ -96,33 +94,14 @@ def verify_onnx(
     )
 
 
-def verify_onnx_source(
-    model: ir.Model, converted: Any, x: Any = None, *, seed: int = 0, **options: Any
-) -> Verification:
-    """Verify a conversion of an ONNX model, or compare the outputs of two models.
-
-    Args:
-        model: the original.
-        converted: what `convert` returned, or another ONNX model: then only outputs are compared.
-        x: an example: an array or tensor, a sequence in the order of the inputs, or a dict by name.
-        seed: of the probes.
-        options: progress; gradients and the options of any-size networks do not apply.
+def compare_onnx(model: ir.Model, other: ir.Model, feeds: Mapping[str, Array] | None) -> Verification:
+    """Compare the outputs of two models; which layer became which is not known.
 
     Raises:
-        BadInput: `converted` is no ONNX model, or there is no example for two bare models.
+        BadInput: there is no example to run them on.
     """
-    feeds = None if x is None else feeds_of(model, x)
-    if isinstance(converted, OnnxConversion):
-        return verify_onnx(model, converted, feeds, seed=seed, progress=options.get("progress"))
-    if type(converted).__module__.partition(".")[0] not in ("onnx", "onnx_ir") and not isinstance(
-        converted, str
-    ):
-        raise BadInput(
-            f"converted: is of type {type(converted).__name__}; expected a conversion or an ONNX model"
-        )
     if feeds is None:
         raise BadInput("x is missing: two models can only be compared on an example input")
-    other = open_model(converted)
     problems: list[str] = []
     unverified = ["the layers one by one: which became which is known of a conversion only"]
     whole = compare_outputs(model, other, feeds, problems, unverified)
@@ -159,7 +138,8 @@ def _probe(
     before: LayerModel, after: LayerModel, rewriting: OnnxConversion, layer: RewrittenLayer, seed: int
 ) -> LayerCheck:
     check = LayerCheck(layer.path, layer.kind, law=layer.law)
-    factors = [float(s[1][0]) for _, steps in rewriting.entries.values() for s in steps if s[0] == "scale"]
+    steps = [step for name in after.constants for step in rewriting.entries.get(name, ("", ()))[1]]
+    factors = [float(numbers[0]) for kind, numbers in steps if kind == "scale"]
     if any(factor != int(factor) or abs(factor) > LARGEST_FACTOR for factor in factors):
         return replace(check, why="no integer probe: its alpha or beta is not a small integer")
     rng = np.random.default_rng(seed)
