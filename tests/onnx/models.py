@@ -20,7 +20,7 @@ def model(text: str, weights: Mapping[str, Array] | None = None, opset: int = 20
 
     Integers are small, so that every sum is exact in float64 and in float32.
     """
-    header = f'<ir_version: 9, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
+    header = f'<ir_version: 9, opset_import: ["" : {opset}, "com.microsoft" : 1, "local" : 1]>'
     proto = onnx.parser.parse_model(f"{header}\n{text}\n{more}")
     for name, array in (weights or {}).items():
         proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))

@@ -25,7 +25,12 @@ def mark_constants(model: ir.Model) -> None:
 
     One pass over the nodes. Operators with graphs of their own and random ones give no constants.
     """
-    for node in model.graph.all_nodes():
+    functions = [node for function in model.functions.values() for node in function.all_nodes()]
+    for node in (*model.graph.all_nodes(), *functions):
+        if node.op_type == "Constant" and node.domain == "" and "value" in node.attributes:
+            node.outputs[0].const_value = node.attributes[
+                "value"
+            ].as_tensor()  # functions have no initializers
         operands = [operand for operand in node.inputs if operand is not None]
         has_graph = any(
             a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
