@@ -26,13 +26,12 @@ from onebyone.atomic_files import atomic_path
 from onebyone.errors import BadInput
 from onebyone.pytorch.files.exporting import quiet
 from onebyone.pytorch.files.program_checks import why_unsafe_payload, why_unsafe_program
+from onebyone.results.note import NOTE
 
 if TYPE_CHECKING:
     from torch.export.pt2_archive._package import PT2ArchiveReader
 
 MODEL = "model"  # the name of the one program that torch.export.save writes
-#: The extra file in which onebyone keeps what it knows of a network.
-NOTE = "onebyone.json"
 MAX_GRAPH_BYTES = 256 * 2**20  # of JSON, about a hundred times the graph of a large transformer
 _EXPECTED = ("models/", "data/weights/", "data/constants/", "data/sample_inputs/", "extra/", ".data/")
 _EXPECTED_FILES = ("archive_format", "archive_version", "byteorder", "version")

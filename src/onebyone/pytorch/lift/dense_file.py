@@ -6,10 +6,8 @@ geometry, the labels, the outputs and the changes.
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,14 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic
 
 from onebyone.errors import BadInput
-from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.files.exporting import quiet
-from onebyone.pytorch.files.program_file import NOTE, load_program, save_program
+from onebyone.pytorch.files.program_file import load_program, save_program
 from onebyone.pytorch.lift.window_linear import choose_forms_again
-from onebyone.records import Change, Labels, first_line
-from onebyone.results.any_size import ClassMap, Convolutionalized, Output
+from onebyone.records import Labels, first_line
+from onebyone.results.any_size import Convolutionalized
+from onebyone.results.note import NOTE, DenseNote, dense_note, optional_dense_note, read_dense_note
 
-_VERSION = 1
 _AXES = ("height", "width", "depth")
 
 
@@ -46,8 +43,7 @@ class ConvolutionalizedModule(Convolutionalized[nn.Module, nn.Module | ExportedP
         """
         if Path(path).suffix != ".pt2":
             raise BadInput(f"path is {os.fspath(path)!r}; a name ending in .pt2 was expected")
-        note = json.dumps({"version": _VERSION, **self.to_dict()})
-        save_program(export_dense(self), path, note)
+        save_program(export_dense(self), path, dense_note(self))
 
 
 def export_dense(d: ConvolutionalizedModule) -> ExportedProgram:
@@ -86,38 +82,18 @@ def load_dense(path: str | os.PathLike[str]) -> ConvolutionalizedModule:
         raise BadInput(
             f"{os.fspath(path)}: is an exported program without {NOTE}; write it with `onebyone convolutionalize -o`"
         )
-    note = _note(path, text)
+    note = read_dense_note(text, os.fspath(path))
     with quiet():
         network = file.program.module()
     assert isinstance(network, fx.GraphModule)  # the module of an exported program always is one
     choose_forms_again(network)
-    try:
-        class_map = ClassMap.from_dict(note["class_map"]) if note["head"] == "cam" else None
-        return ConvolutionalizedModule(
-            model=network,
-            geometry=_geometry(note["geometry"], class_map),
-            changes=tuple(Change(**c) for c in note["changes"]),
-            original=file.program,
-            channels=int(note["channels"]),
-            bare=bool(note.get("bare", False)),
-            nominal=tuple(int(n) for n in note["nominal"]),
-            head=str(note["head"]),
-            context=note["context"],
-            class_map=class_map,
-            labels=_labels(note["labels"]),
-            outputs=tuple(Output.from_dict(o) for o in note.get("outputs", ())),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{os.fspath(path)}: its {NOTE} is damaged ({error!r})") from error
+    return ConvolutionalizedModule(model=network, original=file.program, **note.fields())
 
 
 def labels_in(path: str | os.PathLike[str]) -> Labels | None:
     """The labels that the file of an any-size network carries, read without its program; None for any other file."""
-    try:
-        note = _note_in(path)
-        return None if note is None else _labels(note["labels"])
-    except (OSError, zipfile.BadZipFile, ValueError, AttributeError, KeyError, TypeError):
-        return None
+    note = _note_in(path)
+    return None if note is None else note.labels
 
 
 def score_kind_in(path: str | os.PathLike[str]) -> ScoreKind | None:
@@ -125,46 +101,15 @@ def score_kind_in(path: str | os.PathLike[str]) -> ScoreKind | None:
 
     None where they differ or are not known, and for other files.
     """
+    note = _note_in(path)
+    return None if note is None else note.score_kind
+
+
+def _note_in(path: str | os.PathLike[str]) -> DenseNote | None:
     try:
-        note = _note_in(path)
-        outputs = [] if note is None else [Output.from_dict(o) for o in note["outputs"]]
-    except (OSError, zipfile.BadZipFile, ValueError, AttributeError, KeyError, TypeError):
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.endswith(f"/extra/{NOTE}")), None)
+            text = None if name is None else archive.read(name).decode("utf-8")
+    except (OSError, zipfile.BadZipFile, ValueError):
         return None
-    kinds = {output.kind for output in outputs}
-    return kinds.pop() if len(kinds) == 1 else None
-
-
-def _note_in(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
-    """The note of a dense network's file; None for another exported program. Raises what reading a file raises."""
-    with zipfile.ZipFile(path) as archive:
-        name = next((n for n in archive.namelist() if n.endswith(f"/extra/{NOTE}")), None)
-        note: Mapping[str, Any] | None = None if name is None else json.loads(archive.read(name))
-    return None if note is None or note.get("onebyone") == "conversion" else note
-
-
-def _note(path: str | os.PathLike[str], text: str) -> Mapping[str, Any]:
-    try:
-        note = json.loads(text)
-    except ValueError as error:
-        raise BadInput(f"{os.fspath(path)}: its {NOTE} is not valid JSON") from error
-    if isinstance(note, dict) and note.get("onebyone") == "conversion":
-        raise BadInput(
-            f"{os.fspath(path)}: is a converted network that takes inputs of one size, not a dense one; "
-            "give its window, or make it dense with `onebyone convolutionalize -o`"
-        )
-    if not isinstance(note, dict) or note.get("version") != _VERSION:
-        raise BadInput(f"{os.fspath(path)}: its {NOTE} is of another version than {_VERSION}")
-    return note
-
-
-def _geometry(data: Mapping[str, Any], class_map: ClassMap | None) -> Geometry:
-    """The stored geometry, with the class map's reason as this version words it."""
-    if class_map is None:
-        return Geometry.from_dict(data)
-    others = [reason for reason in data["inexact_because"] if not str(reason).startswith("head='cam'")]
-    return Geometry.from_dict({**data, "inexact_because": [*others, class_map.reason]})
-
-
-def _labels(data: Mapping[str, Any]) -> Labels:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    return Labels(**values)
+    return optional_dense_note(text, os.fspath(path))

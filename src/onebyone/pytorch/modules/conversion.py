@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from onebyone.atomic_files import atomic_path, write_text
 from onebyone.errors import BadInput
 from onebyone.pytorch.files.exporting import export_any_batch
-from onebyone.pytorch.files.program_file import NOTE, save_program
+from onebyone.pytorch.files.program_file import save_program
 from onebyone.pytorch.modules.module_pair import ModulePair
 from onebyone.pytorch.modules.state import Entry, StateDict, to_converted, to_original
 from onebyone.results.conversion import Conversion
+from onebyone.results.note import NOTE
 
 
 @dataclass(frozen=True, eq=False)
