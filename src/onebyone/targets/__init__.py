@@ -1,0 +1,22 @@
+"""Accelerators as data: what their compilers refuse, with the source of every number, and the check of a network.
+
+Nothing here knows a framework: a front end describes its nodes as `Operation`s.
+"""
+
+from onebyone.targets.check import Offender, TargetCheck, violations, violations_of
+from onebyone.targets.operation import LayerNumbers, Operation, TensorDescription
+from onebyone.targets.profile import TargetProfile, find_profile, profile_names, read_profile
+
+__all__ = [
+    "LayerNumbers",
+    "Offender",
+    "Operation",
+    "TargetCheck",
+    "TargetProfile",
+    "TensorDescription",
+    "find_profile",
+    "profile_names",
+    "read_profile",
+    "violations",
+    "violations_of",
+]
