@@ -22,7 +22,8 @@ class RewrittenLayer:
     """One converted layer. Its original and its converted form compute the value `output` from the value `data`.
 
     `terms` is the number of products that are summed for one number of the output. `data_sizes` are the sizes of
-    `data` as far as they are known, from its shape or from the weight; None if not even the rank is.
+    `data` as far as they are known, from its shape or from the weight; None if not even the rank is. `is_exact` says
+    whether both forms agree bit for bit where no sum rounds.
     """
 
     path: str
@@ -32,6 +33,7 @@ class RewrittenLayer:
     output: str
     terms: int
     data_sizes: tuple[int | None, ...] | None = None
+    is_exact: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from math import prod
@@ -13,19 +13,25 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveInitial
 
 from onebyone.errors import BadInput
 from onebyone.onnx import linear_products, to_matrix_product
-from onebyone.onnx.constant_values import NotRewritable, mark_constants, shape_of
-from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
-from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
+from onebyone.onnx.constant_values import mark_constants, shape_of
+from onebyone.onnx.conversion import OnnxConversion
+from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.model_file import bytes_of_weights
+from onebyone.onnx.model_rewriting import (
+    ModelRewriter,
+    Rewriting,
+    nodes_of,
+    restore_value_infos,
+    sort_where_needed,
+)
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.onnx.weight_rewriting import WeightRewriter
-from onebyone.records import Change, Refusal, by
+from onebyone.records import Refusal, by
 
 #: The first opset in which arithmetic broadcasts its operands.
 OLDEST_OPSET = 7
 Only: TypeAlias = "str | Sequence[str] | Callable[..., bool] | None"
-Container: TypeAlias = ir.Graph | ir.Function
 
 
 def convert_model(
@@ -52,52 +58,32 @@ def convert_model(
         )
     copy = prepared(model, freeze_initialisers)
     bytes_before = bytes_of_weights(copy)
-    rewriter = WeightRewriter()
-    changes: list[Change] = []
+    rewriter = ModelRewriter(copy)
     refused: list[Refusal] = []
-    layers: list[RewrittenLayer] = []
-    for path, node, opset in list(_nodes(copy)):
-        if not _wanted(path, only):
-            continue
-        if node.graph is None:
-            continue  # an earlier conversion took it in, as the Add of a bias
-        writer = GraphWriter(node, f"{path}/{to}", opset)
-        try:
-            result = (
-                _to_convolution(node, writer, rewriter)
-                if to == "conv"
-                else _to_linear(node, writer, rewriter)
-            )
-        except NotRewritable as error:
-            result = str(error)
-            _discard(writer.nodes)
-        if result is None:
-            continue
-        if isinstance(result, str):
-            refused.append(Refusal(path, node.op_type, result))
-            continue
-        written, replaced, weight, terms = result
-        names = str(written.data.name), str(replaced[-1].outputs[0].name)
-        layers.append(RewrittenLayer(path, node.op_type, written.law, *names, terms, written.data_sizes))
-        _replace(replaced, written.result)
-        before = f"{node.op_type} {by(shape_of(weight) or ())}"
-        changes.append(Change(path, node.op_type, written.law, before, written.description))
-    _sort_where_needed(copy)
-    _restore_value_infos(copy, model)
+    write = write_as_convolution if to == "conv" else write_as_product
+    for path, node, version in list(nodes_of(copy)):
+        if node.graph is None or not wanted(path, only):
+            continue  # a node without a graph was taken in by an earlier conversion, as the Add of a bias
+        reason = rewriter.attempt(path, node, version, to, write)
+        if reason is not None:
+            refused.append(Refusal(path, node.op_type, reason))
+    sort_where_needed(copy)
+    restore_value_infos(copy, model)
     return OnnxConversion(
         copy,
-        tuple(changes),
+        tuple(rewriter.changes),
         tuple(refused),
         to=to,
         level="graph",
-        layers=tuple(layers),
-        entries=dict(rewriter.entries),
+        layers=tuple(rewriter.layers),
+        entries=dict(rewriter.weights.entries),
         weight_bytes=(bytes_before, bytes_of_weights(copy)),
         frozen=freeze_initialisers,
     )
 
 
-def _wanted(path: str, only: Only) -> bool:
+def wanted(path: str, only: Only) -> bool:
+    """Whether `only` names the path: patterns as `fnmatch` reads them, or a function; None names every path."""
     if only is None:
         return True
     if callable(only):
@@ -134,111 +120,30 @@ def _lift_constants(model: ir.Model) -> None:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
-#: A new form, the nodes that it replaces, the weight, and the number of terms of one sum.
-Written: TypeAlias = "tuple[WrittenLayer, tuple[ir.Node, ...], ir.Value, int]"
-
-
-def _to_convolution(node: ir.Node, writer: GraphWriter, rewriter: WeightRewriter) -> Written | str | None:
+def write_as_convolution(
+    node: ir.Node, writer: GraphWriter, weights: WeightRewriter
+) -> Rewriting | str | None:
+    """Write a product with a constant as a convolution; see `linear_products.read_product` for the reasons."""
     read = linear_products.read_product(node)
     if read is None or isinstance(read, str):
         return read
     terms = prod(read.sizes[label] or 1 for label in read.contracted)
-    return write_convolution(read, writer, rewriter), read.nodes, read.weight, terms
+    return Rewriting(write_convolution(read, writer, weights), read.nodes, _before(node, read.weight), terms)
 
 
-def _to_linear(node: ir.Node, writer: GraphWriter, rewriter: WeightRewriter) -> Written | str | None:
+def write_as_product(node: ir.Node, writer: GraphWriter, weights: WeightRewriter) -> Rewriting | str | None:
+    """Write a 1×1 convolution, or one over its whole map, as a matrix product; see `to_matrix_product`."""
     read = to_matrix_product.read_convolution(node)
     if read is None or isinstance(read, str):
         return read
     terms = prod((shape_of(read.weight) or (1,))[1:])
-    return to_matrix_product.write_matrix_product(read, writer, rewriter), (node,), read.weight, terms
+    written = to_matrix_product.write_matrix_product(read, writer, weights)
+    return Rewriting(written, (node,), _before(node, read.weight), terms)
+
+
+def _before(node: ir.Node, weight: ir.Value) -> str:
+    return f"{node.op_type} {by(shape_of(weight) or ())}"
 
 
 def _itself(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return tensor
-
-
-def _nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node, int]]:
-    """Every node, subgraphs and functions included, with its path and the version of the default domain."""
-    opset = model.opset_imports.get("", 1)
-    yield from _nodes_of(model.graph, "", opset)
-    for function in model.functions.values():
-        version = function.opset_imports.get("", opset)
-        yield from _nodes_of(function, f"{function.name}/", version)
-
-
-def _nodes_of(container: Container, prefix: str, opset: int) -> Iterator[tuple[str, ir.Node, int]]:
-    for node in container:
-        name = node.name or next((output.name for output in node.outputs if output.name), node.op_type)
-        path = f"{prefix}{name}"
-        yield path, node, opset
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _nodes_of(attribute.as_graph(), f"{path}/{attribute.name}/", opset)
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for index, graph in enumerate(attribute.as_graphs()):
-                    yield from _nodes_of(graph, f"{path}/{attribute.name}_{index}/", opset)
-
-
-def _replace(nodes: Sequence[ir.Node], value: ir.Value) -> None:
-    """Put `value` in the place of the last node's output, under its name, and remove what nothing reads any more."""
-    old = nodes[-1].outputs[0]
-    name, shape, kind = old.name, old.shape, old.type
-    old.replace_all_uses_with(value, replace_graph_outputs=True)
-    old.name = f"{name}/replaced"
-    value.name = name
-    value.type = kind or value.type
-    if shape is not None:
-        value.shape = shape
-    value.metadata_props.update(old.metadata_props)
-    _discard(list(reversed(nodes)))
-
-
-def _sort_where_needed(model: ir.Model) -> None:
-    """Sort a graph whose new nodes read a constant expression that stands further down; others keep their order."""
-    containers: list[Container] = [*model.graphs(), *model.functions.values()]
-    for container in containers:
-        known: set[ir.Node] = set()
-        for node in container:
-            producers = (operand.producer() for operand in node.inputs if operand is not None)
-            if any(p is not None and p.graph is container and p not in known for p in producers):
-                container.sort()
-                break
-            known.add(node)
-
-
-def _restore_value_infos(converted: ir.Model, original: ir.Model) -> None:
-    """Drop the shapes that only inference added: a file carries those that the original carried.
-
-    Inputs, outputs and initializers keep theirs.
-    """
-    named = {
-        str(value.name)
-        for node in original.graph.all_nodes()
-        for value in node.outputs
-        if value.type is not None or value.shape is not None
-    }
-    for node in converted.graph.all_nodes():
-        for value in node.outputs:
-            if str(value.name) not in named and not value.is_graph_output():
-                value.type, value.shape = None, None
-
-
-def _discard(nodes: Sequence[ir.Node]) -> None:
-    """Remove nodes that nothing reads, and whatever only they read."""
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop(0)
-        container = node.graph
-        if container is None or any(output.uses() or output.is_graph_output() for output in node.outputs):
-            continue
-        operands = [operand for operand in node.inputs if operand is not None]
-        container.remove(node, safe=True)
-        for operand in operands:
-            if operand.uses() or operand.is_graph_output():
-                continue
-            producer = operand.producer()
-            if producer is not None:
-                waiting.append(producer)
-            elif operand.is_initializer() and not operand.is_graph_input() and operand.graph is not None:
-                operand.graph.initializers.pop(str(operand.name), None)

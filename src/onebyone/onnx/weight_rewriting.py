@@ -56,7 +56,8 @@ class WeightRewriter:
     def _rewritten(self, writer: GraphWriter, value: ir.Value, steps: tuple[Step, ...]) -> ir.Value:
         if value.const_value is not None:
             new = writer.constant(_lazily(value.const_value, steps), "weight")
-            self.entries[str(new.name)] = (str(value.name), steps)
+            source, before = self.entries.get(str(value.name), (str(value.name), ()))
+            self.entries[str(new.name)] = (source, (*before, *steps))
             return new
         node = value.producer()
         if node is None:

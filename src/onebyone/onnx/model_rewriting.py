@@ -1,0 +1,201 @@
+"""Rewrite nodes of a copy of a model one by one, and record what became which, for the report and for verification.
+
+A node that a rewriting inserted may be rewritten again: the layer's record then still names the original's values, and
+the steps of its constants add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as dataclass_replace
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from onebyone.onnx.constant_values import NotRewritable
+from onebyone.onnx.conversion import RewrittenLayer
+from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
+from onebyone.onnx.weight_rewriting import WeightRewriter
+from onebyone.records import Change
+
+Container: TypeAlias = ir.Graph | ir.Function
+
+#: Key in the `meta` of a new node: the index of its layer's record.
+_LAYER = "onebyone layer"
+
+
+@dataclass(frozen=True, eq=False)
+class Rewriting:
+    """A new form of one layer.
+
+    Attributes:
+        written: what was inserted.
+        replaced: the nodes that it replaces, the last one computes the layer's output.
+        before: a short description of the original form.
+        terms: the number of products that are summed for one number of the output.
+        is_exact: whether both forms agree bit for bit where no sum rounds. Others, such as a normalization written as
+            its parts, agree within the rounding of float64.
+    """
+
+    written: WrittenLayer
+    replaced: tuple[ir.Node, ...]
+    before: str
+    terms: int
+    is_exact: bool = True
+
+
+#: Inserts a new form before a node: None if the node is not of its kind, a text if it is refused for this reason.
+Write: TypeAlias = "Callable[[ir.Node, GraphWriter, WeightRewriter], Rewriting | str | None]"
+
+
+class ModelRewriter:
+    """The state of a conversion: the records of every change.
+
+    Attributes:
+        model: the copy that is rewritten.
+        changes, layers: what was done, in the order in which it was done.
+        origins: for the path of each new node, the path of the node of the original that it stems from.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.weights = WeightRewriter()
+        self.changes: list[Change] = []
+        self.layers: list[RewrittenLayer] = []
+        self.origins: dict[str, str] = {}
+
+    def origin(self, path: str) -> str:
+        """The path of the original's node; a node that was not rewritten stems from itself."""
+        return self.origins.get(path, path)
+
+    def attempt(self, path: str, node: ir.Node, opset: int, suffix: str, write: Write) -> str | None:
+        """Rewrite one node. Returns the reason where it is refused, and None where it was rewritten or is not meant.
+
+        What was inserted before a refusal is removed again.
+        """
+        writer = GraphWriter(node, f"{path}/{suffix}", opset)
+        try:
+            result = write(node, writer, self.weights)
+        except NotRewritable as error:
+            result = str(error)
+            discard(writer.nodes)
+        if result is None or isinstance(result, str):
+            return result
+        written, last = result.written, result.replaced[-1]
+        origin = self.origin(path)
+        prefix = path.removesuffix(node.name) if node.name else ""
+        self.origins |= {f"{prefix}{new.name}": origin for new in writer.nodes}
+        index = node.meta.get(_LAYER, len(self.layers))
+        for new in writer.nodes:
+            new.meta[_LAYER] = index
+        layer = RewrittenLayer(
+            origin,
+            node.op_type,
+            written.law,
+            str(written.data.name),
+            str(last.outputs[0].name),
+            result.terms,
+            written.data_sizes,
+            result.is_exact,
+        )
+        if index == len(self.layers):
+            self.layers.append(layer)
+        else:
+            self.layers[index] = _merged(self.layers[index], layer)
+        replace(result.replaced, written.result)
+        self.changes.append(Change(origin, node.op_type, written.law, result.before, written.description))
+        return None
+
+
+def _merged(known: RewrittenLayer, layer: RewrittenLayer) -> RewrittenLayer:
+    """The record of a layer that was rewritten before keeps the values that the original has."""
+    law = " → ".join(dict.fromkeys([*known.law.split(" → "), layer.law]))
+    is_exact = known.is_exact and layer.is_exact
+    return dataclass_replace(known, law=law, terms=max(known.terms, layer.terms), is_exact=is_exact)
+
+
+def nodes_of(model: ir.Model) -> Iterator[tuple[str, ir.Node, int]]:
+    """Every node, subgraphs and functions included, with its path and the version of the default domain."""
+    opset = model.opset_imports.get("", 1)
+    yield from _nodes_in(model.graph, "", opset)
+    for function in model.functions.values():
+        version = function.opset_imports.get("", opset)
+        yield from _nodes_in(function, f"{function.name}/", version)
+
+
+def _nodes_in(container: Container, prefix: str, opset: int) -> Iterator[tuple[str, ir.Node, int]]:
+    for node in container:
+        name = node.name or next((output.name for output in node.outputs if output.name), node.op_type)
+        path = f"{prefix}{name}"
+        yield path, node, opset
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _nodes_in(attribute.as_graph(), f"{path}/{attribute.name}/", opset)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for index, graph in enumerate(attribute.as_graphs()):
+                    yield from _nodes_in(graph, f"{path}/{attribute.name}_{index}/", opset)
+
+
+def replace(nodes: Sequence[ir.Node], value: ir.Value) -> None:
+    """Put `value` in the place of the last node's output, under its name, and remove what nothing reads any more."""
+    old = nodes[-1].outputs[0]
+    name, shape, kind = old.name, old.shape, old.type
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    old.name = f"{name}/replaced"
+    value.name = name
+    value.type = kind or value.type
+    if shape is not None:
+        value.shape = shape
+    value.metadata_props.update(old.metadata_props)
+    discard(list(reversed(nodes)))
+
+
+def discard(nodes: Sequence[ir.Node]) -> None:
+    """Remove nodes that nothing reads, and whatever only they read."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop(0)
+        container = node.graph
+        if container is None or any(output.uses() or output.is_graph_output() for output in node.outputs):
+            continue
+        operands = [operand for operand in node.inputs if operand is not None]
+        container.remove(node, safe=True)
+        for operand in operands:
+            if operand.uses() or operand.is_graph_output():
+                continue
+            producer = operand.producer()
+            if producer is not None:
+                waiting.append(producer)
+            elif operand.is_initializer() and not operand.is_graph_input() and operand.graph is not None:
+                operand.graph.initializers.pop(str(operand.name), None)
+
+
+def sort_where_needed(model: ir.Model) -> None:
+    """Sort a graph whose new nodes read a constant expression that stands further down; others keep their order."""
+    containers: list[Container] = [*model.graphs(), *model.functions.values()]
+    for container in containers:
+        known: set[ir.Node] = set()
+        for node in container:
+            producers = (operand.producer() for operand in node.inputs if operand is not None)
+            if any(p is not None and p.graph is container and p not in known for p in producers):
+                container.sort()
+                break
+            known.add(node)
+
+
+def restore_value_infos(converted: ir.Model, original: ir.Model) -> None:
+    """Drop the shapes that only inference added: a file carries those that the original carried.
+
+    Inputs, outputs and initializers keep theirs.
+    """
+    named = {
+        str(value.name)
+        for node in original.graph.all_nodes()
+        for value in node.outputs
+        if value.type is not None or value.shape is not None
+    }
+    for node in converted.graph.all_nodes():
+        for value in node.outputs:
+            if str(value.name) not in named and not value.is_graph_output():
+                value.type, value.shape = None, None
