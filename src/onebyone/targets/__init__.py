@@ -1,16 +1,16 @@
 """Accelerators as data: what their compilers refuse, with the source of every number, and the check of a network.
 
-Nothing here knows a framework: a front end describes its nodes as `Operation`s.
+Nothing here knows a framework: a front end describes its nodes as `NodeDescription`s.
 """
 
 from onebyone.targets.check import Offender, TargetCheck, violations, violations_of
-from onebyone.targets.operation import LayerNumbers, Operation, TensorDescription
+from onebyone.targets.description import LayerNumbers, NodeDescription, TensorDescription
 from onebyone.targets.profile import TargetProfile, find_profile, profile_names, read_profile
 
 __all__ = [
     "LayerNumbers",
+    "NodeDescription",
     "Offender",
-    "Operation",
     "TargetCheck",
     "TargetProfile",
     "TensorDescription",

@@ -8,7 +8,7 @@ from typing import Any
 
 from onebyone.records import Readable, html_result, html_table, table
 from onebyone.targets.constraint import Scalar
-from onebyone.targets.operation import Operation
+from onebyone.targets.description import NodeDescription
 from onebyone.targets.profile import TargetProfile
 
 _HEADERS = ("node", "operator", "target", "constraint", "found", "allowed", "mendable", "how")
@@ -127,12 +127,12 @@ class TargetCheck(Readable):
         return html_result(self.headline(), *([html_table(_HEADERS, rows)] if rows else []), notes=self.notes)
 
 
-def violations(operations: Iterable[Operation], profile: TargetProfile) -> tuple[Offender, ...]:
+def violations(operations: Iterable[NodeDescription], profile: TargetProfile) -> tuple[Offender, ...]:
     """Every constraint of a target that an operation violates, in the order of the operations."""
     return tuple(offender for operation in operations for offender in violations_of(operation, profile))
 
 
-def violations_of(operation: Operation, profile: TargetProfile) -> Sequence[Offender]:
+def violations_of(operation: NodeDescription, profile: TargetProfile) -> Sequence[Offender]:
     """The constraints of a target that one operation violates."""
     found = []
     for constraint in profile.constraints:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from onebyone.targets.operation import Operation
+from onebyone.targets.description import NodeDescription
 
 Scalar: TypeAlias = "int | float | str"
 
@@ -39,7 +39,7 @@ class Constraint:
     exempt: tuple[str, ...] = ()
     element_types: tuple[str, ...] = ()
 
-    def applies(self, operation: Operation) -> bool:
+    def applies(self, operation: NodeDescription) -> bool:
         """Whether the constraint is about this operation."""
         name = operation.operator
         if name in self.exempt or (self.operators and name not in self.operators):
@@ -53,7 +53,7 @@ class Constraint:
         """The name of the constraint in tables."""
         return self.kind
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         """What the operation violates; None if it keeps to the constraint."""
         raise NotImplementedError
 

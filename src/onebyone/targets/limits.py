@@ -11,7 +11,7 @@ from math import prod
 from typing import ClassVar, Literal
 
 from onebyone.targets.constraint import Constraint, Finding, Scalar
-from onebyone.targets.operation import LayerNumbers, Operation, TensorDescription
+from onebyone.targets.description import LayerNumbers, NodeDescription, TensorDescription
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class RankLimit(Constraint):
     def title(self) -> str:
         return "rank" if self.count == "all" else "non-singleton axes"
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         ranks = [(self._rank(t), t.name) for t in operation.activations if t.sizes is not None]
         for rank, name in sorted(ranks, key=lambda pair: -pair[0]):
             if self.maximum is not None and rank > self.maximum:
@@ -66,7 +66,7 @@ class SizeLimit(Constraint):
     def title(self) -> str:
         return "size" if self.axis in ("every", "last-three") else self.axis
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         named = operation.layer is not None and operation.layer.form != "linear"
         worst: Finding | None = None
         for tensor in operation.activations:
@@ -116,7 +116,7 @@ class LayerLimit(Constraint):
     def title(self) -> str:
         return self.quantity
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         if operation.layer is None or (operation.layer.form == "linear" and "channels" not in self.quantity):
             return None
         for value in sorted(self.values(operation), reverse=True):
@@ -127,7 +127,7 @@ class LayerLimit(Constraint):
                 return Finding(self.quantity, value, allowed)
         return None
 
-    def values(self, operation: Operation) -> list[int]:
+    def values(self, operation: NodeDescription) -> list[int]:
         """The numbers that are limited, as far as they are known."""
         assert operation.layer is not None
         if self.quantity == "weight-passes":

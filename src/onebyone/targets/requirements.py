@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from onebyone.targets.constraint import Constraint, Finding, Scalar
-from onebyone.targets.operation import INPUT, Operation, TensorDescription
+from onebyone.targets.description import INPUT, NodeDescription, TensorDescription
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class MissingOperator(Constraint):
 
     kind: ClassVar[str] = "missing-operator"
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         return Finding(operation.operator, operation.shown, "not supported")
 
     def describe(self) -> str:
@@ -30,7 +30,7 @@ class FormRequirement(Constraint):
 
     form: Literal["conv", "linear"]
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         layer = operation.layer
         if layer is None:
             return None
@@ -55,7 +55,7 @@ class ConstantOperand(Constraint):
     side: Literal["first", "second", "either"] = "either"
     one_matrix: bool = False
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         pair = operation.inputs[:2]
         constant = [t is not None and t.is_constant for t in pair]
         if len(pair) < 2 or sum(constant) != 1:
@@ -81,7 +81,7 @@ class ExplicitAttributes(Constraint):
 
     attributes: tuple[str, ...]
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         if "pads" in self.attributes:
             auto = operation.attributes.get("auto_pad", "NOTSET")
             if auto != "NOTSET":
@@ -107,7 +107,7 @@ class AttributeValues(Constraint):
     def title(self) -> str:
         return self.attribute
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         value = operation.attributes.get(self.attribute, self.default)
         return None if value in self.allowed else Finding(self.attribute, value, self._allowed)
 
@@ -125,7 +125,7 @@ class StaticShapes(Constraint):
 
     kind: ClassVar[str] = "static-shapes"
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         read = [t for t in operation.inputs if t is not None and not t.is_constant]
         if operation.operator != INPUT and any(_is_dynamic(t) for t in read):
             return None
@@ -147,7 +147,7 @@ class ForbiddenElementTypes(Constraint):
 
     forbidden: tuple[str, ...]
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         for tensor in operation.activations:
             if tensor.element_type in self.forbidden:
                 return Finding(tensor.name, tensor.element_type, "another type")
@@ -163,7 +163,7 @@ class BiasVector(Constraint):
 
     kind: ClassVar[str] = "bias-vector"
 
-    def check(self, operation: Operation) -> Finding | None:
+    def check(self, operation: NodeDescription) -> Finding | None:
         bias = operation.inputs[2] if len(operation.inputs) > 2 else None
         layer = operation.layer
         if bias is None or bias.sizes is None or layer is None or layer.output_channels is None:

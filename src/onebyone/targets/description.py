@@ -72,7 +72,7 @@ class LayerNumbers:
 
 
 @dataclass(frozen=True)
-class Operation:
+class NodeDescription:
     """One node of a network.
 
     Attributes:
