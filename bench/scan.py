@@ -31,8 +31,8 @@ from onebyone.dense.batch_reader import BatchReader
 from onebyone.dense.plan import Tile, choose_tile, plan_scan
 from onebyone.dense.preprocessing import normalise
 from onebyone.dense.runner import in_memory_order
-from onebyone.dense.source import ArraySource
 from onebyone.records import Labels, table
+from onebyone.stores.source import ArraySource
 
 RESULTS = ROOT / "bench" / "results" / "scan.json"
 LABELS = Labels(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -11,9 +11,9 @@ from torch import nn
 
 from onebyone.dense import open_image
 from onebyone.dense.checks import check_whole
-from onebyone.dense.source import whole_region
 from onebyone.laws.geometry import Geometry, Sliding, follow
 from onebyone.records import Labels
+from onebyone.stores.source import whole_region
 
 
 @dataclass

@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from onebyone.dense import ArraySource, ScoreMap, Span, choose_tile, scan, source
+from onebyone.dense import ArraySource, ScoreMap, Span, choose_tile, scan
 from onebyone.dense.checks import PixelCheck, check_whole
 from onebyone.dense.executor import TileJob, prefetch_pays, tile_batches
-from onebyone.dense.plan import Region, Tile, plan_scan
+from onebyone.dense.plan import Tile, plan_scan
 from onebyone.dense.runner import TorchSettings
-from onebyone.dense.sink import ArraySink
-from onebyone.dense.source import row_blocks
 from onebyone.errors import BadInput
 from onebyone.records import Labels
+from onebyone.stores import source
+from onebyone.stores.regions import Region
+from onebyone.stores.sink import ArraySink
+from onebyone.stores.source import row_blocks
 
 from .networks import coordinate_image, corner_net, exact_net, integer_image, padded_net
 
@@ -68,7 +70,7 @@ def test_an_array_is_not_copied_whole(memory: str) -> None:
 def test_row_blocks_cover_a_source_once(
     size: tuple[int, ...], pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onebyone.dense.source._BLOCK_PIXELS", pixels)
+    monkeypatch.setattr("onebyone.stores.source._BLOCK_PIXELS", pixels)
     counts = np.zeros((*size, 1), int)
     array = ArraySource(counts)
     for region in row_blocks(array):

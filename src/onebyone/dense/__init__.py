@@ -6,12 +6,13 @@
 """
 
 from onebyone.dense.images import load_image, open_image
-from onebyone.dense.plan import ScanPlan, Span, Tile, choose_tile, finer_geometry, plan_scan
+from onebyone.dense.plan import ScanPlan, Tile, choose_tile, finer_geometry, plan_scan
 from onebyone.dense.preprocessing import normalise
 from onebyone.dense.scan import Dense, scan
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.sliding_window import scan_windows
-from onebyone.dense.source import ArraySource, ImageSource
+from onebyone.stores.regions import Span
+from onebyone.stores.source import ArraySource, ImageSource
 
 __all__ = [
     "ArraySource",

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.dense.plan import Region, Span
 from onebyone.dense.runner import TileRunner
 from onebyone.errors import BadInput, NotEquivalent
 from onebyone.laws.geometry import Geometry
 from onebyone.records import ENOUGH_AGREEMENT
+from onebyone.stores.regions import Region, Span
 
 #: The default number of windows that are compared: the pixels of the crops are at most a quarter of the image's,
 #: within these limits.

@@ -22,8 +22,8 @@ from onebyone.dense.checks import PixelCheck
 from onebyone.dense.plan import Tile
 from onebyone.dense.preprocessing import in_colour_order, scale_of
 from onebyone.dense.runner import strides_of
-from onebyone.dense.source import ImageSource
 from onebyone.records import Labels
+from onebyone.stores.source import ImageSource
 
 #: Elements normalised at a time: 1 MiB of float32, which fits a core's second-level cache.
 _CHUNK = 2**18

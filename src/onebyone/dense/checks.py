@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.dense.source import ImageSource, row_blocks
 from onebyone.errors import BadInput
 from onebyone.records import Labels
+from onebyone.stores.source import ImageSource, row_blocks
 
 _AXIS_NAMES = {1: ("sample",), 2: ("row", "column"), 3: ("slice", "row", "column")}
 
@@ -24,7 +24,7 @@ class PixelCheck:
     `add` takes the pixels of each tile. `finish` is called once after the last tile. `peak` is the largest absolute
     value so far; the peak of several checks of one image is the largest of theirs.
 
-    >>> from onebyone.dense.source import ArraySource
+    >>> from onebyone.stores.source import ArraySource
     >>> source = ArraySource(np.full((2, 2, 1), 0.5))
     >>> check = PixelCheck(source, Labels(scale=1 / 255))
     >>> check.add(source.values)

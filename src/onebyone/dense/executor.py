@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.dense.plan import ScanPlan, Tile
-from onebyone.dense.sink import ScoreSink
 from onebyone.errors import BadInput
+from onebyone.stores.sink import ScoreSink
 
 _Floats = NDArray[np.float32]
 _Item = TypeVar("_Item")

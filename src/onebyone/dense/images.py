@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from onebyone.atomic_files import kind_of_file
 from onebyone.dense.checks import check_whole
-from onebyone.dense.image_files import as_array, read_picture
-from onebyone.dense.source import ArraySource, ImageSource
 from onebyone.errors import BadInput
 from onebyone.laws.labels import require_sound
 from onebyone.records import Labels
+from onebyone.stores.pictures import as_array, read_picture
+from onebyone.stores.source import ArraySource, ImageSource
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float64)  # ITU-R BT.601, as Pillow's convert("L")
 _ACCEPTED = "a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W)"

@@ -33,33 +33,13 @@ from typing import Any
 
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
+from onebyone.stores.regions import Span
 
 PerAxis = int | Sequence[int]
 
 #: Width of a tile, in multiples of the pixels that neighbouring tiles share, by the number of axes. A tile n times as
 #: wide reads (n / (n − 1))^axes times the image: at most 1.2 times with these numbers.
 _WIDTH_IN_OVERLAPS = {1: 6, 2: 12, 3: 20}
-
-
-@dataclass(frozen=True)
-class Span:
-    """The integers start, start + step, … below stop, on one axis."""
-
-    start: int
-    stop: int
-    step: int = 1
-
-    @property
-    def slice(self) -> slice:
-        """The same as a Python slice."""
-        return slice(self.start, self.stop, self.step)
-
-    def __len__(self) -> int:
-        return len(range(self.start, self.stop, self.step))
-
-
-#: A rectangular part of an image or of a map: one span per axis.
-Region = Sequence[Span]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.dense.source import ImageSource
 from onebyone.errors import OnebyoneWarning
 from onebyone.records import Labels
+from onebyone.stores.source import ImageSource
 
 
 def scale_of(dtype: np.dtype[Any], labels: Labels) -> float:

@@ -22,7 +22,6 @@ from onebyone.dense.preprocessing import normalise, warn_of_raw_pixels
 from onebyone.dense.progress import Progress, progress_reporter
 from onebyone.dense.runner import TorchSettings, torch_runner, usable_device
 from onebyone.dense.score_map import ScoreMap, resolve_kind
-from onebyone.dense.sink import ArraySink
 from onebyone.dense.sliding_window import scan_windows
 from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.geometry import Geometry
@@ -30,6 +29,7 @@ from onebyone.laws.labels import require_fitting
 from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
 from onebyone.results.any_size import Output
+from onebyone.stores.sink import ArraySink
 
 MODES = ("dense", "windows")
 

@@ -23,12 +23,12 @@ from onebyone.dense.preprocessing import normalise, warn_of_raw_pixels
 from onebyone.dense.progress import Progress, progress_reporter
 from onebyone.dense.runner import floating_dtype, in_memory_order, moved_to, usable_device
 from onebyone.dense.score_map import ScoreMap, resolve_kind
-from onebyone.dense.source import ImageSource, whole_region
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.lift.exported_graph import evaluating
 from onebyone.records import Labels
+from onebyone.stores.source import ImageSource, whole_region
 
 _MAX_BATCH_PIXELS = 2**21
 _BATCH_SIZES = (4, 16, 64, 256)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.atomic_files import atomic_path
-from onebyone.dense.image_files import to_rgb_picture
 from onebyone.dense.images import load_image
 from onebyone.errors import BadInput
 from onebyone.records import by
+from onebyone.stores.pictures import to_rgb_picture
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

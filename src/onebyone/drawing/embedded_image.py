@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.dense.image_files import pillow, to_rgb_picture
 from onebyone.dense.images import load_image
 from onebyone.errors import BadInput
+from onebyone.stores.pictures import pillow, to_rgb_picture
 
 MAX_SIDE = 560
 """Pixels of the longer side of an embedded image, at most: sharp in print at the width of a column, and small."""

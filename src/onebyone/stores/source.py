@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.dense.plan import Region, Span
+from onebyone.stores.regions import Region, Span
 
 #: Pixels per block where a whole source is read in blocks.
 _BLOCK_PIXELS = 2**22
@@ -21,7 +21,9 @@ class ImageSource(Protocol):
     """An image that is read by region.
 
     Sizes and regions are in pixels of the resolution level at which the source was opened. `read` may be called from
-    another thread than the one that made the source, one call at a time.
+    another thread than the one that made the source, one call at a time. A source may also have a `placement`
+    (`stores.placement`), which relates its pixels to the full resolution and to the world; `placement_of` gives the
+    identity for one that has none.
     """
 
     @property

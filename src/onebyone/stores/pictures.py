@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.atomic_files import require_file
-from onebyone.dense.high_bit_depth import chosen_page, loses_bits, opaque, read_deep, read_tiff
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
+from onebyone.stores.high_bit_depth import chosen_page, loses_bits, opaque, read_deep, read_tiff
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -13,8 +13,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from onebyone.dense.high_bit_depth import upright
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
+from onebyone.stores.high_bit_depth import upright
 from tests.dense.networks import pixels_of
 
 RGB16 = np.random.default_rng(0).integers(0, 65536, (6, 7, 3)).astype(np.uint16)

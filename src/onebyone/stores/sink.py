@@ -7,14 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.dense.plan import Region
+from onebyone.stores.regions import Region
 
 
 class ScoreSink(Protocol):
     """An array (channels, *positions) that is written by region.
 
-    A scan writes every position exactly once, in any order. Two regions may be written at the same time where they
-    share no chunk.
+    A scan writes or skips every position exactly once, in any order. Two regions may be written at the same time where
+    they share no chunk. Positions that were skipped hold `fill`.
     """
 
     @property
@@ -41,11 +41,33 @@ class ScoreSink(Protocol):
         """Write `values` (channels, h, w) to a region of positions, one span per axis."""
         ...
 
+    def skip(self, region: Region) -> None:
+        """Leave a region at the fill value, and count its positions as written."""
+        ...
+
+    def durable(self, region: Region) -> bool:
+        """Whether every position of a region survives the end of this process, so that it need not be written again.
+
+        A sink keeps the positions of an incomplete chunk in memory; they become durable with the chunk.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Complete the output after the last position: metadata, pyramid, and its place under its own name.
+
+        Raises ValueError where a position was neither written nor skipped.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release files and memory. Without `finish`, what is durable is kept, and the same scan can go on with it."""
+        ...
+
 
 class ArraySink:
     """Scores in memory: `values` (channels, *positions) float32, 0 where nothing was written.
 
-    >>> from onebyone.dense.plan import Span
+    >>> from onebyone.stores.regions import Span
     >>> sink = ArraySink((1, 4))
     >>> sink.write([Span(1, 4, 2)], np.ones((1, 2), np.float32))
     >>> sink.values.tolist()
@@ -79,3 +101,16 @@ class ArraySink:
         if target.shape != values.shape:  # NumPy would repeat a single channel
             raise ValueError(f"values have the shape {values.shape} and the region {target.shape}")
         target[...] = values
+
+    def skip(self, region: Region) -> None:
+        """Nothing to do: the positions hold the fill value already."""
+
+    def durable(self, region: Region) -> bool:
+        """False: memory does not survive the process."""
+        return False
+
+    def finish(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
