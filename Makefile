@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two test processes with one thread each are faster on small layers than one process with two threads.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test test-all lint format wheel zoo bench mutants clean lock
+.PHONY: setup demo test test-all lint format wheel zoo zoo-onnx bench mutants clean lock
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -43,6 +43,10 @@ format: setup
 
 zoo: setup
 	$(BIN)/python -m bench.zoo $(ARGS)
+
+# Convert and verify ONNX files as exporters and quantisers write them; resumes where it stopped.
+zoo-onnx: setup
+	$(THREADS) $(BIN)/python -m bench.onnx_zoo $(ARGS)
 
 bench: setup
 	$(BIN)/python -m bench.run $(ARGS)

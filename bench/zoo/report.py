@@ -52,17 +52,15 @@ def page(data: dict[str, Any]) -> str:
         _totals(data["totals"]),
         "## Layers\n",
         OUTCOMES,
-        _table(LAYERS, [_layers_row(r) for r in networks]),
+        table(LAYERS, [_layers_row(r) for r in networks]),
         *_exceptions(data["exceptions"]),
         "## Images of any size\n",
         DENSE,
-        _table(DENSE_HEAD, [row for r in networks for row in _dense_rows(r)]),
+        table(DENSE_HEAD, [row for r in networks for row in _dense_rows(r)]),
         "### Refused\n",
-        _table(("network", "model", "reason"), [_refused_row(r) for r in networks if _refused(r)]),
+        table(("network", "model", "reason"), [_refused_row(r) for r in networks if _refused(r)]),
         "## Converted on the meta device\n",
-        _table(
-            ("model", "parameters", "linear → conv", "1×1 conv → linear"), map(_structure_row, structures)
-        ),
+        table(("model", "parameters", "linear → conv", "1×1 conv → linear"), map(_structure_row, structures)),
         *_faults(results),
     ]
     return "\n".join(parts).rstrip() + "\n"
@@ -194,7 +192,7 @@ def _totals(totals: dict[str, Any]) -> str:
             rows += [(f"— {reason}", count) for reason, count in value.items()]
         else:
             rows.append((name, value))
-    return _table(("", ""), rows)
+    return table(("", ""), rows)
 
 
 def _exceptions(missed: Sequence[dict[str, str]]) -> list[str]:
@@ -203,7 +201,7 @@ def _exceptions(missed: Sequence[dict[str, str]]) -> list[str]:
     rows = [(m["model"], f"`{m['path']}`", m["kind"], m["reason"]) for m in missed]
     return [
         "Eligible layers that were not converted:\n",
-        _table(("network", "layer", "kind", "reason"), rows),
+        table(("network", "layer", "kind", "reason"), rows),
     ]
 
 
@@ -217,10 +215,11 @@ def _faults(results: Iterable[dict[str, Any]]) -> list[str]:
     ]
     if not rows:
         return []
-    return ["## Faults\n", _table(("network", "step", "outcome", "reason"), rows)]
+    return ["## Faults\n", table(("network", "step", "outcome", "reason"), rows)]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as a table in Markdown."""
     cells = [[str(c).replace("|", "\\|").replace("\n", " ") for c in row] for row in rows]
     if not cells:
         return "None.\n"

@@ -47,26 +47,11 @@ class Step:
         return asdict(self)
 
 
-class Run:
-    """The steps of one network. `report` is called with the record of each step as soon as it ends."""
+class StepRunner:
+    """Runs steps, each for itself. `report` is called with the record of each step as soon as it ends."""
 
-    def __init__(self, entry: Entry, report: Callable[[Step], None]) -> None:
-        self.entry, self.report = entry, report
-
-    def all(self) -> None:
-        """Run every step that applies to this network."""
-        self.model: nn.Module | None = None
-        self.step("build", self._build)
-        if self.model is None:
-            return
-        if self.entry.structure:
-            self.step("structure", self._structure)
-            return
-        self.x = example(self.entry)
-        self.step("layers", self._layers)
-        self.step("graph", self._graph)
-        if self.entry.window is not None:
-            self.step("dense", self._dense)
+    def __init__(self, report: Callable[[Step], None]) -> None:
+        self.report = report
 
     def step(self, name: str, act: Callable[[dict[str, Any]], None]) -> None:
         """Run one step, which adds its figures as it proceeds; an exception determines its outcome."""
@@ -90,6 +75,29 @@ class Run:
         seconds = round(time.perf_counter() - start, 3)
         processor = round(time.process_time() - cpu, 3)
         self.report(Step(name, outcome, reason, seconds, processor, max(0, memory.peak() - before), figures))
+
+
+class Run(StepRunner):
+    """The steps of one network."""
+
+    def __init__(self, entry: Entry, report: Callable[[Step], None]) -> None:
+        super().__init__(report)
+        self.entry = entry
+
+    def all(self) -> None:
+        """Run every step that applies to this network."""
+        self.model: nn.Module | None = None
+        self.step("build", self._build)
+        if self.model is None:
+            return
+        if self.entry.structure:
+            self.step("structure", self._structure)
+            return
+        self.x = example(self.entry)
+        self.step("layers", self._layers)
+        self.step("graph", self._graph)
+        if self.entry.window is not None:
+            self.step("dense", self._dense)
 
     def _build(self, figures: dict[str, Any]) -> None:
         self.model = build(self.entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,7 @@ import pytest
 from onebyone.errors import BadInput
 from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.convert import convert_model
+from onebyone.onnx.model_file import open_model
 from onebyone.verification.onnx_models import verify_onnx
 from tests.onnx import test_to_convolution, test_to_matrix_product
 from tests.onnx.models import integers, model
@@ -137,3 +139,13 @@ def test_a_factor_of_one_layer_does_not_stop_the_probes_of_others() -> None:
     m = model(text, {"w": integers(3, 5), "v": integers(5, 3)})
     probed = [layer.bitwise for layer in verify_onnx(m, convert_model(m)).layers]
     assert probed == [None, True]
+
+
+def test_a_model_with_external_data_runs_as_a_whole(tmp_path: Path) -> None:
+    """As dynamo exports: the weights are in a file beside the model."""
+    ir.save(network(), tmp_path / "net.onnx", external_data="net.data", size_threshold_bytes=0)
+    m = open_model(tmp_path / "net.onnx")
+    v = verify_onnx(m, convert_model(m), example())
+    assert v.equivalent, str(v)
+    assert v.max_error is not None
+    assert not v.unverified

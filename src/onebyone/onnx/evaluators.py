@@ -101,9 +101,16 @@ def run_onnx_runtime(
     source = model if isinstance(model, str) else model.SerializeToString()
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        return [np.asarray(value) for value in session.run(outputs, dict(feeds))]
+        return [_values_of(value) for value in session.run(outputs, dict(feeds))]
     except Exception as error:
         raise NotRunnable(f"ONNX Runtime cannot run it: {first_line(error)}") from error
+
+
+def _values_of(output: Any) -> Array:
+    """An output as an array; a sequence of maps becomes one row of values for each map, in the order of the keys."""
+    if isinstance(output, list) and output and isinstance(output[0], dict):
+        return np.asarray([[value for _, value in sorted(row.items())] for row in output], dtype=np.float32)
+    return np.asarray(output)
 
 
 class BatchNormalization(OpRun):  # type: ignore[misc]

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onebyone.atomic_files import atomic_path, kind_of_file, require_file
 from onebyone.errors import BadInput
+from onebyone.onnx import map_types
 
 #: Protocol buffers hold less than 2 GiB; larger models keep their tensors in a file beside.
 LARGEST_FILE = 2_000_000_000
@@ -48,9 +49,7 @@ def save_model(model: ir.Model, path: str | os.PathLike[str]) -> Path:
         BadInput: the path cannot be written, or a tensor cannot be read any more.
     """
     path = Path(path)
-    external = bytes_of_weights(model) > LARGEST_FILE or any(
-        isinstance(tensor, ir.ExternalTensor) for _, tensor in _tensors(model)
-    )
+    external = bytes_of_weights(model) > LARGEST_FILE or has_external_data(model)
     data = path.with_name(f"{path.name}.data") if external else None
     existed = data is not None and data.exists()
     try:
@@ -62,12 +61,18 @@ def save_model(model: ir.Model, path: str | os.PathLike[str]) -> Path:
                 external_data=None if data is None else data.name,
                 size_threshold_bytes=SMALLEST_EXTERNAL,
             )
+            map_types.restore_in_file(model, temporary)
     except BaseException:
         if data is not None and not existed:
             with suppress(OSError):
                 data.unlink()
         raise
     return path
+
+
+def has_external_data(model: ir.Model) -> bool:
+    """Whether an initializer is stored in a file beside the model."""
+    return any(isinstance(tensor, ir.ExternalTensor) for _, tensor in _tensors(model))
 
 
 def bytes_of_weights(model: ir.Model) -> int:
@@ -95,7 +100,7 @@ def _decoded(proto: onnx.ModelProto, name: str) -> ir.Model:
     for tensor in _protos(proto.graph):
         _require_size(tensor, name)
     try:
-        return ir.serde.deserialize_model(proto)
+        return map_types.decoded(proto)
     except Exception as error:
         raise BadInput(f"{name} is not a valid ONNX model: {_reason(error)}") from error
 
@@ -191,4 +196,6 @@ def _require_order(graph: ir.Graph, outer: set[ir.Value], name: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__  # onnx-ir reports a fault once for each level that it is in
     return str(error).splitlines()[0] if str(error) else type(error).__name__

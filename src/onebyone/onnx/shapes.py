@@ -7,9 +7,24 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from onebyone.onnx import map_types
+
 _logger = logging.getLogger(__name__)
 
 
 def infer_shapes(model: ir.Model) -> None:
     """Fill in shapes and element types where ONNX's own inference finds them; what is unknown stays unknown."""
+    if not map_types.has_maps(model):
+        _infer(model)
+        return
+    copy = map_types.without_maps(model)
+    _infer(copy)
+    inferred = {value.name: value for node in copy.graph for value in node.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in inferred:
+                value.type, value.shape = inferred[value.name].type, inferred[value.name].shape
+
+
+def _infer(model: ir.Model) -> None:
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)

@@ -1,0 +1,4 @@
+"""A zoo of ONNX files as exporters, quantisers and optimisers write them.
+
+Each is converted in both directions and verified.
+"""
