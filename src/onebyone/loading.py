@@ -136,12 +136,12 @@ def _require_same_window(
 
 def preprocessing_of(spec: object, network: Network) -> Labels | None:
     """The labels stored in a dense file, or the preprocessing of a torchvision or timm network; None if unknown."""
-    from onebyone.pytorch.files.preprocessing import zoo_preprocessing
+    from onebyone.pytorch.files.preprocessing import zoo_labels
     from onebyone.pytorch.lift.dense_file import labels_in
 
     if isinstance(spec, str | os.PathLike) and Path(spec).suffix == ".pt2":
         return labels_in(spec)
-    return zoo_preprocessing(os.fspath(spec), network) if isinstance(spec, str | os.PathLike) else None
+    return zoo_labels(os.fspath(spec), network) if isinstance(spec, str | os.PathLike) else None
 
 
 def score_kind_of(spec: object) -> str | None:

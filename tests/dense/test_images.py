@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 import onebyone
 from onebyone.dense import ScoreMap, normalise
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
-from onebyone.pytorch.files.preprocessing import zoo_preprocessing
+from onebyone.pytorch.files.preprocessing import zoo_labels
 from onebyone.pytorch.files.sources import import_torchvision, load_source
 from onebyone.records import Labels
 
@@ -247,15 +248,15 @@ def test_labels_without_preprocessing_take_that_of_the_zoo() -> None:
 )
 def test_the_preprocessing_of_zoo_networks(name: str, mean: tuple, std: tuple) -> None:
     """The constants as the papers' repositories and the zoos' pages give them."""
-    assert zoo_preprocessing(name, nn.Identity() if "torch" in name else load_source(name)) == Labels(
-        scale=1 / 255, mean=mean, std=std
-    )
+    labels = zoo_labels(name, nn.Identity() if "torch" in name else load_source(name))
+    assert labels is not None
+    assert replace(labels, classes=()) == Labels(scale=1 / 255, mean=mean, std=std)
 
 
 @pytest.mark.zoo
 def test_a_transform_inside_the_network_is_counted_once() -> None:
     """GoogLeNet with pretrained weights converts ImageNet's normalisation to (v − 0.5) / 0.5 itself."""
-    carried = zoo_preprocessing("torchvision:googlenet", load_source("torchvision:googlenet"))
+    carried = zoo_labels("torchvision:googlenet", load_source("torchvision:googlenet"))
     inside = import_torchvision().models.googlenet(weights=None, transform_input=True, init_weights=False)
     x = torch.rand(1, 3, 8, 8)
     imagenet = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
@@ -268,6 +269,8 @@ def test_a_transform_inside_the_network_is_counted_once() -> None:
 @pytest.mark.zoo
 def test_a_zoo_name_carries_its_preprocessing() -> None:
     expected = Labels(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    assert onebyone.convolutionalize("torchvision:alexnet", 224).labels == expected
+    labels = onebyone.convolutionalize("torchvision:alexnet", 224).labels
+    assert replace(labels, classes=()) == expected
+    assert (len(labels.classes), labels.classes[0], labels.classes[999]) == (1000, "tench", "toilet tissue")
     mine = Labels(mean=(1.0,))
     assert onebyone.convolutionalize("torchvision:alexnet", 224, labels=mine).labels == mine

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from onebyone.errors import MissingExtra
+from onebyone.errors import BadInput, MissingExtra
 from onebyone.pytorch.files import sources
 from onebyone.pytorch.files.sources import load_source
 from tests.pytorch.source_files import sentence
@@ -190,3 +190,92 @@ def test_schemas_are_declared_for_one_failure_only(
 def test_torchvision_imports_in_a_fresh_process_with_warnings_as_errors() -> None:
     code = "from onebyone.pytorch.files.sources import import_timm, import_torchvision as t; t().models; import_timm()"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+# Python files
+
+
+def test_a_factory_in_a_python_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "parts.py").write_text("WIDTH = 3\n")
+    file = tmp_path / "my net.py"
+    file.write_text(
+        "from torch import nn\nfrom parts import WIDTH\n\ndef build():\n    return nn.Linear(2, WIDTH)\n"
+    )
+    assert load_source(f"{file}:build").out_features == 3
+    monkeypatch.chdir(tmp_path)
+    file.write_text("from torch import nn\n\ndef build():\n    return nn.Linear(2, 4)\n")
+    assert load_source("my net.py:build").out_features == 4  # the file is read again
+    assert str(tmp_path) not in sys.path
+
+
+def test_a_python_file_does_not_replace_a_module_of_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "json.py"
+    file.write_text("from torch import nn\nready = nn.Linear(2, 3)\n")
+    before = sys.modules["json"]
+    assert load_source(f"{file}:ready").in_features == 2
+    assert sys.modules["json"] is before
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "said"),
+    [
+        (None, "build", "No such file or directory"),
+        ("x = ", "build", "raised SyntaxError"),
+        ("1 / 0", "build", "raised ZeroDivisionError: division by zero"),
+        ("def build(): return 3", "build", "is not a network but an int"),
+        ("def build(): return 3", "bild", "did you mean build?"),
+    ],
+)
+def test_python_files_that_give_no_network(tmp_path: Path, text: str | None, name: str, said: str) -> None:
+    file = tmp_path / "net.py"
+    if text is not None:
+        file.write_text(text)
+    assert said in sentence(lambda: load_source(f"{file}:{name}"))
+    assert "net" not in sys.modules or text is not None
+
+
+# Pretrained weights
+
+
+@pytest.mark.zoo
+def test_pretrained_weights_come_from_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own download function is called; here it returns weights that are known."""
+    torchvision = sources.import_torchvision()
+    known = {k: torch.full_like(v, 0.5) for k, v in torchvision.models.squeezenet1_1().state_dict().items()}
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: known)
+    network = load_source("torchvision:squeezenet1_1", pretrained=True)
+    assert all((p == 0.5).all() for p in network.parameters())
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:test_resnet"])
+def test_a_failed_download_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(sources.import_torchvision().models._api, "load_state_dict_from_url", fail)
+    monkeypatch.setattr(sources.import_timm().models._builder, "load_pretrained", fail)
+    with pytest.raises(BadInput) as caught:
+        load_source(name, pretrained=True)
+    expected = f"pretrained=True: the weights of {name} cannot be loaded: OSError: no route to host"
+    assert str(caught.value) == expected
+
+
+def test_sources_without_pretrained_weights() -> None:
+    with pytest.raises(
+        BadInput, match=r"torch\.nn:Identity has no pretrained weights; expected torchvision:NAME"
+    ):
+        load_source("torch.nn:Identity", pretrained=True)
+    with pytest.raises(BadInput, match=r"pretrained=True and weights='a\.pth' were both given"):
+        load_source("timm:resnet18", "a.pth", pretrained=True)
+
+
+@pytest.mark.zoo
+def test_a_bare_name_of_a_zoo_model_is_a_hint() -> None:
+    assert sentence(lambda: load_source("resnet18")).endswith(
+        "did you mean torchvision:resnet18 or timm:resnet18?"
+    )
+    assert sentence(lambda: load_source("vit_small_patch16_224")).endswith(
+        "did you mean timm:vit_small_patch16_224?"
+    )
+    assert "did you mean" not in sentence(lambda: load_source("resnet_18_of_nobody"))
