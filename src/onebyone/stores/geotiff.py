@@ -1,0 +1,173 @@
+"""GeoTIFF and Cloud Optimized GeoTIFF (COG) through rasterio (GDAL): read by window, scores written with their place.
+
+Only GDAL's driver for TIFF is used, because other formats of GDAL refer to files and addresses outside of the file.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebyone.atomic_files import require_file
+from onebyone.errors import BadInput, MissingExtra
+from onebyone.stores.array_files import NpyWriter
+from onebyone.stores.map_description import MapDescription
+from onebyone.stores.placement import Placement
+from onebyone.stores.regions import Region
+
+_TAG = "ONEBYONE"
+_TILE = 256
+_ROWS_BYTES = 2**24
+
+
+def rasterio_library(purpose: str) -> Any:
+    """The module rasterio. Raises MissingExtra, which names `purpose`, where it is not installed."""
+    try:
+        import rasterio
+    except ImportError as error:
+        raise MissingExtra("rasterio", "geo", purpose) from error
+    return rasterio
+
+
+@contextmanager
+def opened(path: Path, purpose: str, **options: Any) -> Iterator[Any]:
+    """A TIFF opened by rasterio, closed at the end. Raises BadInput where it cannot be read."""
+    library = rasterio_library(purpose)
+    dataset = _open(library, path, options)
+    with dataset:
+        yield dataset
+
+
+def _open(library: Any, path: Path, options: dict[str, Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", library.errors.NotGeoreferencedWarning)
+            return library.open(require_file(path).resolve(), driver="GTiff", sharing=False, **options)
+    except library.errors.RasterioError as error:
+        raise BadInput(f"{path} cannot be read as a GeoTIFF: {_first_line(error)}") from error
+
+
+class GeoTiffSource:
+    """A GeoTIFF at one of its levels (0 is the full resolution, then its overviews); an `ImageSource`.
+
+    Raises
+    ------
+    BadInput
+        where the file cannot be read, has no such level, or mixes types of values.
+    """
+
+    def __init__(self, path: Path, level: int = 0) -> None:
+        self._library = rasterio_library("reading a GeoTIFF")
+        self._path = path
+        with opened(path, "reading a GeoTIFF") as full:
+            size0 = (full.height, full.width)
+            count = len(full.overviews(1))
+            world = (
+                tuple(full.transform)[:6] if full.crs is not None or not full.transform.is_identity else None
+            )
+            crs = None if full.crs is None else full.crs.to_wkt()
+        if not 0 <= level <= count:
+            raise BadInput(f"level={level}: {path} has {count + 1} level(s), counted from 0")
+        options = {} if level == 0 else {"overview_level": level - 1}
+        self._dataset = _open(self._library, path, options)
+        dataset = self._dataset
+        if len(set(dataset.dtypes)) != 1:
+            raise BadInput(f"{path}: its bands have different types: {', '.join(dataset.dtypes)}")
+        alpha = [
+            dataset.colorinterp[b] == self._library.enums.ColorInterp.alpha for b in range(dataset.count)
+        ]
+        self._bands = [b + 1 for b in range(dataset.count) if not alpha[b]]
+        self.size: tuple[int, ...] = (dataset.height, dataset.width)
+        self.channels = len(self._bands)
+        self.dtype: np.dtype[Any] = np.dtype(dataset.dtypes[0])
+        self.levels = count + 1
+        nodata = dataset.nodata
+        self.nodata: float | None = None if nodata is None else float(nodata)
+        scale = tuple(a / b for a, b in zip(size0, self.size, strict=True))
+        self.placement = Placement((0.0, 0.0), scale, transform=world, crs=crs)
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """The pixels of a region as (h, w, channels). Raises BadInput where the file is damaged there."""
+        rows, columns = region
+        window = ((rows.start, rows.stop), (columns.start, columns.stop))
+        try:
+            values: NDArray[Any] = self._dataset.read(self._bands, window=window)
+        except self._library.errors.RasterioError as error:
+            raise BadInput(
+                f"{self._path} cannot be read at rows {rows.start} to {rows.stop}, columns {columns.start} to "
+                f"{columns.stop}: {_first_line(error)}"
+            ) from error
+        return np.moveaxis(values, 0, -1)[:: rows.step, :: columns.step]
+
+
+class GeoTiffWriter(NpyWriter):
+    """Collects a map in an array on disk and publishes it as a tiled GeoTIFF with a transform; a `MapWriter`.
+
+    The transform is that of the positions: into the image's coordinate reference system where it has one, and into the
+    pixels of its full resolution otherwise.
+    """
+
+    def __init__(self, shape: tuple[int, ...], description: MapDescription, *, fill: float) -> None:
+        if len(shape) != 3:
+            raise BadInput(f"GeoTIFF has two spatial axes, and the score map has {len(shape) - 1}; use .npy")
+        super().__init__(shape, description)
+        self._fill = fill
+        self._rasterio = rasterio_library("writing a GeoTIFF")
+
+    def stored(self, target: Path) -> MapDescription:
+        """The description in a tag of a finished map. Raises BadInput where there is none."""
+        if not target.is_file():
+            raise BadInput("is not a score map of onebyone")
+        with opened(target, "reading a GeoTIFF") as dataset:
+            return MapDescription.from_text(dataset.tags().get(_TAG, ""))
+
+    def publish(self, target: Path) -> None:
+        """Write the GeoTIFF in the working folder and rename it into place."""
+        assert self.values is not None
+        channels, height, width = self._shape
+        placement = self._description.placement
+        a, b, c, d, e, f = placement.world_transform or _pixel_transform(placement)
+        new = self._file.with_name("map.tif")
+        with self._rasterio.open(
+            new, "w", driver="GTiff", height=height, width=width, count=channels, dtype="float32",
+            crs=None if placement.crs is None else self._rasterio.crs.CRS.from_wkt(placement.crs),
+            transform=self._rasterio.Affine(a, b, c, d, e, f), nodata=self._fill,
+            tiled=True, blockxsize=_TILE, blockysize=_TILE, compress="deflate", predictor=3, bigtiff="if_safer",
+            interleave="band",
+        ) as dataset:  # fmt: skip
+            dataset.update_tags(**{_TAG: self._description.to_text()})
+            rows = max(_TILE, _ROWS_BYTES // (4 * width) // _TILE * _TILE)
+            for band, name in enumerate(self._description.channels, start=1):
+                dataset.set_band_description(band, name)
+                for start in range(0, height, rows):
+                    stop = min(start + rows, height)
+                    window = ((start, stop), (0, width))
+                    dataset.write(
+                        np.ascontiguousarray(self.values[band - 1, start:stop]), band, window=window
+                    )
+        self.close()
+        os.replace(new, target)
+
+
+def _pixel_transform(placement: Placement) -> tuple[float, ...]:
+    (oy, ox), (sy, sx) = placement.offset, placement.scale
+    return sx, 0.0, ox, 0.0, sy, oy
+
+
+def is_georeferenced(tags: Any) -> bool:
+    """Whether the tags of a TIFF page (tifffile) state a coordinate reference system or a transform.
+
+    They are GeoKeyDirectory (34735), ModelPixelScale (33550) and ModelTransformation (34264) of the GeoTIFF standard.
+    """
+    return any(code in tags for code in (34735, 33550, 34264))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
