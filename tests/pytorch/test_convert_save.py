@@ -88,7 +88,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
 def test_what_cannot_be_saved_is_said(tmp_path):
     c = convert_module(nn.Linear(3, 2), to="conv")
     for path, message in [
-        (tmp_path / "net.onnx", "expected a name that ends in"),
+        (tmp_path / "net.bin", "expected a name that ends in"),
         (tmp_path / "missing" / "net.safetensors", "cannot write"),
         (tmp_path / "net.pt2", "needs an example input"),
     ]:

@@ -47,6 +47,7 @@ def convert(
     only: str | Sequence[str] | Callable[..., bool] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     freeze_initialisers: bool = False,
+    dynamic_axes: Sequence[int] | None = None,
 ) -> Conversion[Any]:
     """Convert linear layers to 1×1 convolutions (`to="conv"`), or 1×1 convolutions to linear layers (`to="linear"`).
     With `to="linear"`, levels "layers" and "native" also convert convolutions whose kernel equals their stride.
@@ -63,6 +64,8 @@ def convert(
         only: which layers to convert: a glob over layer paths (`"*.head"`), several globs, or a function
             (path, module) -> bool; at level "graph" (path) -> bool.
         freeze_initialisers: for an ONNX model whose weights are also inputs of its graph: make them constants first.
+        dynamic_axes: axes of every input whose size stays free where a module is exported, for example (0,) for any
+            batch or (0, 2, 3) for any batch, height and width: at level "graph", and by `.save("net.onnx", x)`.
         optimizer: an optimizer of the original whose parameter groups and state are moved to new parameters.
 
     Returns:
@@ -86,6 +89,8 @@ def convert(
             )
         if optimizer is not None:
             raise BadInput("optimizer: an ONNX model has no parameters to train; expected None")
+        if dynamic_axes is not None:
+            raise BadInput("dynamic_axes: an ONNX model already fixes which sizes are free; expected None")
         return convert_model(onnx, to, only, freeze_initialisers)
 
     if freeze_initialisers:
@@ -107,14 +112,18 @@ def convert(
         ):  # copying any exported program makes torch warn about its own LeafSpec
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
             original = deepcopy(network) if copy else network
-        return convert_graph(original, to=to, example=example, only=only, optimizer=optimizer)
+        return convert_graph(
+            original, to=to, example=example, only=only, optimizer=optimizer, dynamic_axes=dynamic_axes
+        )
     if not isinstance(network, nn.Module):
         raise BadInput(
             f"level={level!r}: an exported program has no modules to replace; expected level='graph'"
         )
     from onebyone.pytorch.modules.convert import convert_module
 
-    return convert_module(network, to=to, level=level, copy=copy, only=only, optimizer=optimizer)
+    return convert_module(
+        network, to=to, level=level, copy=copy, only=only, optimizer=optimizer, dynamic_axes=dynamic_axes
+    )
 
 
 def convolutionalize(

@@ -68,6 +68,19 @@ Only = Annotated[
 ]
 
 
+DynamicAxes = Annotated[
+    o.Sizes | None,
+    typer.Option(
+        "--dynamic-axes",
+        parser=o.read_axes,
+        metavar="A[,B…]",
+        help="Axes of the inputs with free sizes in an exported program: 0 for any batch, 0,2,3 for any batch, "
+        "height and width.",
+        show_default="a .pt2 takes any batch if possible",
+    ),
+]
+
+
 def convert(
     context: typer.Context,
     source: o.SourceOrOnnx,
@@ -77,11 +90,13 @@ def convert(
     freeze: Freeze = False,
     shape: o.Shape = None,
     weights: o.Weights = None,
+    dynamic_axes: DynamicAxes = None,
     seed: o.Seed = 0,
     output: Annotated[
         Path | None,
         o.output_option(
-            "Write the result: .safetensors (weights), .pt2 (program, needs --shape), or .onnx of an ONNX model."
+            "Write the result: .safetensors (weights), .pt2 (program) or .onnx; the last two need --shape for a "
+            "module."
         ),
     ] = None,
     report: Annotated[
@@ -93,9 +108,10 @@ def convert(
 
     Layers that cannot be converted are kept unchanged and listed with the reason.
     """
-    if output is not None and output.suffix == ".pt2" and shape is None and not source.endswith(".pt2"):
+    is_traced = output is not None and output.suffix in (".pt2", ".onnx")
+    if output is not None and is_traced and shape is None and not source.endswith((".pt2", ".onnx")):
         raise typer.BadParameter(
-            "a .pt2 is traced on an example input, so --shape is required", param_hint="--output"
+            f"a {output.suffix} is traced on an example input, so --shape is required", param_hint="--output"
         )
     with session(context, as_json) as run:
         from onebyone import api, atomic_files, loading
@@ -113,6 +129,7 @@ def convert(
                 only=only,
                 example=example,
                 freeze_initialisers=freeze,
+                dynamic_axes=dynamic_axes,
             )
         data = render.conversion_data(conversion, source, notes)
         if output is not None:
@@ -207,7 +224,9 @@ def convolutionalize(
     scale: o.Scale = None,
     colour_order: o.ColourOrder = None,
     score_kind: o.ScoreKind = None,
-    output: Annotated[Path | None, o.output_option("Write the dense network as a .pt2 program.")] = None,
+    output: Annotated[
+        Path | None, o.output_option("Write the dense network as a .pt2 program or an .onnx model.")
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """Turn a classifier with a fixed input size into a network for images of any size.

@@ -35,19 +35,24 @@ class Numbers(tuple[float, ...]):
     """Numbers, one per channel."""
 
 
-def _integers(text: str, expected: str) -> Sizes:
+def _integers(text: str, expected: str, least: int = 1) -> Sizes:
     try:
         values = Sizes(int(part) for part in text.replace("×", ",").replace("x", ",").split(","))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not {expected}") from None
-    if min(values) < 1:
-        raise typer.BadParameter(f"{text!r} is not {expected}: every number must be positive")
+    if min(values) < least:
+        raise typer.BadParameter(f"{text!r} is not {expected}: every number must be {least} or more")
     return values
 
 
 def read_shape(text: str) -> Sizes:
     """Parse a shape such as `1,3,224,224`."""
     return _integers(text, "a shape such as 1,3,224,224")
+
+
+def read_axes(text: str) -> Sizes:
+    """Parse axes, counted from 0, such as `0,2,3`."""
+    return _integers(text, "a list of axes such as 0,2,3", least=0)
 
 
 def read_window(text: str) -> Sizes:

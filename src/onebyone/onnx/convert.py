@@ -16,7 +16,6 @@ from onebyone.onnx import linear_products, to_matrix_product
 from onebyone.onnx.constant_values import mark_constants, shape_of
 from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.graph_writer import GraphWriter
-from onebyone.onnx.model_file import bytes_of_weights
 from onebyone.onnx.model_rewriting import (
     ModelRewriter,
     Rewriting,
@@ -27,6 +26,7 @@ from onebyone.onnx.model_rewriting import (
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.onnx.weight_rewriting import WeightRewriter
+from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Refusal, by
 
 #: The first opset in which arithmetic broadcasts its operands.

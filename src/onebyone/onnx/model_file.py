@@ -1,28 +1,22 @@
-"""Read and write ONNX files: an untrusted file is checked before anything of its size is allocated.
+"""Read ONNX files: an untrusted file is checked before anything of its size is allocated.
 
-Tensors in external files are read only from the model's own folder, links resolved. A model is written beside its
-target and moved into place, its external data with it.
+Tensors in external files are read only from the model's own folder, links resolved. `onebyone.onnx_file` writes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from onebyone.atomic_files import atomic_path, kind_of_file, require_file
+from onebyone.atomic_files import kind_of_file, require_file
 from onebyone.errors import BadInput
 from onebyone.onnx import map_types
-
-#: Protocol buffers hold less than 2 GiB; larger models keep their tensors in a file beside.
-LARGEST_FILE = 2_000_000_000
-#: Tensors smaller than this stay in the model's file.
-SMALLEST_EXTERNAL = 1024
+from onebyone.onnx_file import tensors_of, write_model
 
 
 def open_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
@@ -43,41 +37,8 @@ def open_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> i
 
 
 def save_model(model: ir.Model, path: str | os.PathLike[str]) -> Path:
-    """Write a model, whole or not at all; large tensors go to `PATH.data`, where the model is too large or had such.
-
-    Raises:
-        BadInput: the path cannot be written, or a tensor cannot be read any more.
-    """
-    path = Path(path)
-    external = bytes_of_weights(model) > LARGEST_FILE or has_external_data(model)
-    data = path.with_name(f"{path.name}.data") if external else None
-    existed = data is not None and data.exists()
-    try:
-        with atomic_path(path) as temporary:
-            ir.save(
-                model,
-                temporary,
-                format="protobuf",
-                external_data=None if data is None else data.name,
-                size_threshold_bytes=SMALLEST_EXTERNAL,
-            )
-            map_types.restore_in_file(model, temporary)
-    except BaseException:
-        if data is not None and not existed:
-            with suppress(OSError):
-                data.unlink()
-        raise
-    return path
-
-
-def has_external_data(model: ir.Model) -> bool:
-    """Whether an initializer is stored in a file beside the model."""
-    return any(isinstance(tensor, ir.ExternalTensor) for _, tensor in _tensors(model))
-
-
-def bytes_of_weights(model: ir.Model) -> int:
-    """Bytes of all initializers, in memory and in files."""
-    return sum(int(tensor.nbytes) for _, tensor in _tensors(model))
+    """`onnx_file.write_model`, with the types that onnx-ir cannot represent (`map_types`)."""
+    return write_model(model, path, finish=partial(map_types.restore_in_file, model))
 
 
 def _from_file(path: Path) -> ir.Model:
@@ -144,17 +105,10 @@ def _require_size(tensor: onnx.TensorProto, name: str) -> None:
 def _require_sound(model: ir.Model, name: str) -> None:
     if not model.graph.inputs:
         raise BadInput(f"{name}: its graph has no input")
-    for value_name, tensor in _tensors(model):
+    for value_name, tensor in tensors_of(model):
         if isinstance(tensor, ir.ExternalTensor):
             _require_external(tensor, value_name, name)
     _require_order(model.graph, set(), name)
-
-
-def _tensors(model: ir.Model) -> Iterator[tuple[str, Any]]:
-    for graph in model.graphs():
-        for value_name, value in graph.initializers.items():
-            if value.const_value is not None:
-                yield str(value_name), value.const_value
 
 
 def _require_external(tensor: ir.ExternalTensor, value_name: str, name: str) -> None:

@@ -18,7 +18,7 @@ from onebyone.laws import bounds
 from onebyone.onnx.evaluators import NotRunnable, run_onnx_runtime, run_reference
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
 from onebyone.onnx.map_types import model_proto
-from onebyone.onnx.model_file import LARGEST_FILE, bytes_of_weights, has_external_data
+from onebyone.onnx_file import LARGEST_FILE, bytes_of_weights, has_external_data
 
 Array = np.ndarray[Any, Any]
 

@@ -8,7 +8,7 @@ import linecache
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,45 @@ def export_program(model: nn.Module, example: Any) -> ExportedProgram:
             return torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             raise BadInput(_why_not_exported(model, args, kwargs, error)) from error
+
+
+def export_free(model: nn.Module, example: Any, axes: Sequence[int]) -> ExportedProgram:
+    """As `export_program`, with any size along `axes` of every input tensor that has them.
+
+    Raises
+    ------
+    BadInput
+        as `export_program`, or if an operator of the network needs the example's own size along one of the axes.
+
+    >>> program = export_free(nn.Conv2d(1, 2, 3), torch.ones(1, 1, 8, 8), (0, 2, 3))
+    >>> tuple(program.module()(torch.ones(2, 1, 5, 9)).shape)
+    (2, 2, 3, 7)
+    """
+    if any(axis < 0 for axis in axes):
+        raise BadInput(f"dynamic_axes={tuple(axes)}: expected axes counted from 0")
+    call = arguments(example)
+    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
+    for axis in axes:  # torch.export treats a size of one as a constant, so the export is made with two
+        sizes = {tensor.shape[axis] for tensor in tensors if tensor.dim() > axis}
+        if not sizes:
+            raise BadInput(f"dynamic_axes={tuple(axes)}: no input has an axis {axis}")
+        if sizes == {1}:
+            call = pytree.tree_map(lambda v, axis=axis: _doubled(v, axis), call)
+    free = pytree.tree_map(
+        lambda v: {a: Dim.DYNAMIC for a in axes if a < v.dim()} if isinstance(v, Tensor) else None, call
+    )
+    shapes = dict(inspect.signature(model.forward).bind(*free[0], **free[1]).arguments)
+    args, kwargs = call
+    with evaluating(model), quiet():
+        try:
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            reason = _why_not_exported(model, args, kwargs, error)
+            raise BadInput(f"dynamic_axes={tuple(axes)}: with free sizes there, {reason}") from error
+
+
+def _doubled(value: Any, axis: int) -> Any:
+    return torch.cat([value, value], axis) if isinstance(value, Tensor) and value.dim() > axis else value
 
 
 def export_any_batch(model: nn.Module, example: Any) -> ExportedProgram:

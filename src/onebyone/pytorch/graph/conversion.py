@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch.export import ExportedProgram
 
 from onebyone.errors import BadInput
+from onebyone.pytorch.files.onnx_export import save_onnx
 from onebyone.pytorch.files.program_file import save_program
 from onebyone.pytorch.graph.weights import StoredWeights
 from onebyone.pytorch.modules.module_pair import ModulePair
@@ -70,10 +71,13 @@ class GraphConversion(Conversion[ExportedProgram]):
         Raises
         ------
         BadInput
-            if the name does not end in .pt2, or the folder cannot be written.
+            if the name does not end in .pt2 or .onnx, the folder cannot be written, or PyTorch's ONNX exporter does
+            not know an operator.
         """
         target = Path(path)
-        if target.suffix != ".pt2":
-            raise BadInput(f"path={str(path)!r}: an exported program is saved under a name that ends in .pt2")
-        save_program(self.model, target, self.report())
+        if target.suffix not in (".pt2", ".onnx"):
+            raise BadInput(
+                f"path={str(path)!r}: an exported program is saved under a name that ends in .pt2 or .onnx"
+            )
+        (save_onnx if target.suffix == ".onnx" else save_program)(self.model, target, self.report())
         return target

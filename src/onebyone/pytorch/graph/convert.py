@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.optim import Optimizer
 
 from onebyone.errors import BadInput
-from onebyone.pytorch.files.exporting import export_program
+from onebyone.pytorch.files.exporting import export_free, export_program
 from onebyone.pytorch.graph.conversion import GraphConversion
 from onebyone.pytorch.graph.counting import layout_operators
 from onebyone.pytorch.graph.functional import functional_program
@@ -35,6 +35,7 @@ def convert_graph(
     example: Any = None,
     only: Only | None = None,
     optimizer: Optimizer | None = None,
+    dynamic_axes: Sequence[int] | None = None,
 ) -> GraphConversion:
     """Convert every product with a constant weight to a 1×1 convolution, or every 1×1 convolution to a linear layer.
 
@@ -56,6 +57,8 @@ def convert_graph(
         module is None where `model` is a program.
     optimizer
         An optimizer of the model's parameters. It is updated to hold the new parameters, with its elementwise state.
+    dynamic_axes
+        Axes of a module's inputs whose size stays free in the program; None keeps the example's sizes.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def convert_graph(
     """
     if to not in LAW:
         raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
-    program = exported(model, example)
+    program = exported(model, example, dynamic_axes)
     original = functional_program(program)
     values = graph_values(original.graph)
     products, refused = find_products(original, values, to, _selection(only, model))
@@ -105,16 +108,24 @@ def convert_graph(
     return conversion
 
 
-def exported(model: nn.Module | ExportedProgram, example: Any = None) -> ExportedProgram:
+def exported(
+    model: nn.Module | ExportedProgram, example: Any = None, dynamic_axes: Sequence[int] | None = None
+) -> ExportedProgram:
     """The program of a module in eval mode, exported with an example; an exported program is returned unchanged."""
     if isinstance(model, ExportedProgram):
+        if dynamic_axes is not None:
+            raise BadInput(
+                "dynamic_axes: an exported program already fixes which sizes are free; expected None"
+            )
         return model
     if not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}: expected an nn.Module or an exported program")
     if example is None:
         raise BadInput("level='graph' on a module needs an example: convert(model, level='graph', example=x)")
     require_plain_names(model)
-    return export_program(model, example)
+    return (
+        export_program(model, example) if dynamic_axes is None else export_free(model, example, dynamic_axes)
+    )
 
 
 def _selection(only: Only | None, model: nn.Module | ExportedProgram) -> Callable[[str], bool]:

@@ -1,7 +1,7 @@
 """What `convolutionalize` returns for PyTorch networks, and how it is written to a file and read again.
 
-The file is an exported program (`.pt2`) with free batch size, height and width; a JSON note inside it holds the
-geometry, the labels, the outputs and the changes.
+The file is an exported program (`.pt2`) or an ONNX model, with free batch size, height and width; a JSON note inside it
+(`results/note.py`) holds the geometry, the labels, the outputs and the changes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.fx.experimental import _config as symbolic
 from onebyone.errors import BadInput
 from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.files.exporting import quiet
+from onebyone.pytorch.files.onnx_export import save_onnx
 from onebyone.pytorch.files.program_file import load_program, save_program
 from onebyone.pytorch.lift.window_linear import choose_forms_again
 from onebyone.records import Labels, first_line
@@ -34,16 +35,19 @@ class ConvolutionalizedModule(Convolutionalized[nn.Module, nn.Module | ExportedP
     """An any-size network as a PyTorch module; `original` is the module or the exported program it was made from."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the network to `path` (`.pt2`) with its geometry and labels. The file appears completely or not at all.
+        """Write the network to `path` (`.pt2` or `.onnx`) with its geometry and labels, whole or not at all.
+
+        Batch size, height and width are free in both.
 
         Raises
         ------
         BadInput
-            if the suffix is not `.pt2`, the file cannot be written, or the network cannot be exported with free sizes.
+            if the suffix is another one, the file cannot be written, or the network cannot be exported with free sizes.
         """
-        if Path(path).suffix != ".pt2":
-            raise BadInput(f"path is {os.fspath(path)!r}; a name ending in .pt2 was expected")
-        save_program(export_dense(self), path, dense_note(self))
+        suffix = Path(path).suffix
+        if suffix not in (".pt2", ".onnx"):
+            raise BadInput(f"path is {os.fspath(path)!r}; a name ending in .pt2 or .onnx was expected")
+        (save_onnx if suffix == ".onnx" else save_program)(export_dense(self), path, dense_note(self))
 
 
 def export_dense(d: ConvolutionalizedModule) -> ExportedProgram:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from onebyone.atomic_files import atomic_path, write_text
 from onebyone.errors import BadInput
-from onebyone.pytorch.files.exporting import export_any_batch
+from onebyone.pytorch.files.exporting import export_any_batch, export_free, export_program
+from onebyone.pytorch.files.onnx_export import save_onnx
 from onebyone.pytorch.files.program_file import save_program
 from onebyone.pytorch.modules.module_pair import ModulePair
 from onebyone.pytorch.modules.state import Entry, StateDict, to_converted, to_original
@@ -25,6 +27,8 @@ from onebyone.results.note import NOTE
 class ModuleConversion(Conversion[nn.Module]):
     """A converted module. `entries` lists the tensors whose name or shape differs from the original's.
 
+    `dynamic_axes` are the axes of the inputs that stay free where `save` exports the module (None: see `save`).
+
     >>> import onebyone.pytorch.modules.convert as convert
     >>> print(convert.convert_module(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), to="conv"))
     to conv (layers): 1 converted, 0 refused, 0 bytes copied
@@ -35,6 +39,7 @@ class ModuleConversion(Conversion[nn.Module]):
 
     pairs: tuple[ModulePair, ...] = ()
     entries: tuple[Entry, ...] = field(default=(), repr=False)
+    dynamic_axes: tuple[int, ...] | None = None
 
     def state_dict_from_original(self, state: StateDict) -> dict[str, Any]:
         """A state dict of the original network, renamed and reshaped so that `model.load_state_dict` accepts it."""
@@ -68,15 +73,16 @@ class ModuleConversion(Conversion[nn.Module]):
         """Write the converted network. The file appears completely or not at all.
 
         `.safetensors`: the state dict of `model`, with the report in the file's metadata and, for people, in a `.json`
-        file of the same name. `.pt2`: the program exported in eval mode with `example` (the input, a tuple of
-        positional arguments, a dict of keyword arguments, or a pair of both), for any batch size if the network allows
-        that, with the report inside.
+        file of the same name. `.pt2` and `.onnx`: the program exported in eval mode with `example` (the input, a tuple
+        of positional arguments, a dict of keyword arguments, or a pair of both), with the report inside. It takes any
+        size along `dynamic_axes`. Where these are None, a `.pt2` takes any batch size if the network allows that, and
+        an `.onnx` has the example's sizes, which most accelerators need.
 
         Raises
         ------
         BadInput
             if the suffix is another one, the folder cannot be written, the state cannot be held by the format, or
-            `example` is missing.
+            `example` is missing; or the network cannot be exported with it and with free sizes along `dynamic_axes`.
         """
         path = Path(path)
         report = self.report()
@@ -85,13 +91,21 @@ class ModuleConversion(Conversion[nn.Module]):
             with atomic_path(path) as part:
                 save_file(tensors, part, metadata={NOTE: report})
             write_text(path.with_suffix(".json"), report)
-        elif path.suffix == ".pt2":
+        elif path.suffix in (".pt2", ".onnx"):
             if example is None:
-                raise BadInput("saving a .pt2 needs an example input: save(path, example=x)")
-            save_program(export_any_batch(self.model, example), path, report)
+                raise BadInput(f"saving a {path.suffix} needs an example input: save(path, example=x)")
+            write = save_onnx if path.suffix == ".onnx" else save_program
+            write(self._exported(example, path.suffix), path, report)
         else:
-            raise BadInput(f"path={str(path)!r}: expected a name that ends in .safetensors or .pt2")
+            raise BadInput(f"path={str(path)!r}: expected a name that ends in .safetensors, .pt2 or .onnx")
         return path
+
+    def _exported(self, example: Any, suffix: str) -> ExportedProgram:
+        if self.dynamic_axes is not None:
+            return export_free(self.model, example, self.dynamic_axes)
+        return (
+            export_any_batch(self.model, example) if suffix == ".pt2" else export_program(self.model, example)
+        )
 
 
 def _storable(model: nn.Module) -> dict[str, Tensor]:

@@ -83,6 +83,7 @@ def convert_module(
     copy: bool = False,
     only: Only | None = None,
     optimizer: Optimizer | None = None,
+    dynamic_axes: Sequence[int] | None = None,
 ) -> ModuleConversion:
     """Convert the linear layers of a network to 1×1 convolutions, or the other way round.
 
@@ -98,6 +99,7 @@ def convert_module(
     copy: copy parameters and buffers, so that the two networks are independent.
     only: which layers to convert: a glob on dotted paths ("*.head"), several globs, or a function (path, module) ->
     bool. optimizer: moved to the new Parameters, with its state, if there are any (`level="native"`, or `copy=True`).
+    dynamic_axes: axes of the inputs that stay free where the result is exported (see `ModuleConversion.save`).
 
     Raises
     ------
@@ -135,6 +137,7 @@ def convert_module(
         level,
         tuple(builder.pairs),
         tuple(builder.entries),
+        None if dynamic_axes is None else tuple(dynamic_axes),
     )
 
 
