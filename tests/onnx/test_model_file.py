@@ -13,8 +13,7 @@ from onnx import helper, numpy_helper
 
 from onebyone.errors import BadInput
 from onebyone.onnx.convert import convert_model
-from onebyone.onnx.model_file import open_model
-from onebyone.onnx_file import save_model
+from onebyone.onnx.model_file import open_model, save_model
 from tests.onnx.models import integers, model, run
 
 TEXT = "g (int64[N] i) => (float[N,32] y) { x = Gather(table, i) y = MatMul(x, w) }"
