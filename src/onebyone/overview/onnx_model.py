@@ -1,0 +1,103 @@
+"""The overview of an ONNX model: inputs, operators and weights, and what both conversions change and refuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from onebyone.overview.result import LayerSummary, NetworkOverview
+from onebyone.records import by
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+
+
+def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
+    """Describe an ONNX model; nothing is run, and the model is not modified.
+
+    `layers` are the nodes with a weight (convolutions and products with a constant operand). Shapes include the batch,
+    and free dimensions have their names.
+
+    >>> import onnx_ir as ir
+    >>> model = ir.from_onnx_text('''<ir_version: 8, opset_import: ["" : 17]>
+    ... net (float[N,3,8,8] x) => (float[N,4,8,8] y) <float[4,3,1,1] w = {1,1,1,1,1,1,1,1,1,1,1,1}> {
+    ...     y = Conv(x, w) }''')
+    >>> o = overview_of_onnx(model, "net.onnx")
+    >>> o.inputs, o.operators, [change.kind for change in o.to_linear]
+    ((('x', 'N×3×8×8 float32'),), (('Conv', 1),), ['Conv'])
+    """
+    from onebyone.onnx.convert import convert_model
+    from onebyone.onnx.model_file import bytes_of_weights
+
+    to_conv, to_linear = (convert_model(model, to) for to in ("conv", "linear"))
+    nodes = list(model.graph.all_nodes())
+    converts = {
+        **{change.path: "linear" for change in to_linear.changes},
+        **{change.path: "conv" for change in to_conv.changes},
+    }
+    reasons = {r.path: r.reason for conversion in (to_linear, to_conv) for r in conversion.refused}
+    weights = list(_weights(model))
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in model.opset_imports.items())
+    return NetworkOverview(
+        name=name,
+        format=f"ONNX, opset {opsets}",
+        inputs=tuple((str(v.name), _shape(v)) for v in model.graph.inputs if v.name not in model.graph.initializers),
+        outputs=tuple((str(v.name), _shape(v)) for v in model.graph.outputs),
+        parameters=sum(prod(tensor.shape.numpy()) for tensor in weights),
+        weight_bytes=bytes_of_weights(model),
+        dtypes=tuple(sorted({str(tensor.dtype).lower() for tensor in weights})),
+        layers=tuple(_layer(node, converts, reasons) for node in nodes if _has_weight(node)),
+        operators=tuple(Counter(_operator(node) for node in nodes).most_common()),
+        to_conv=to_conv.changes,
+        to_linear=to_linear.changes,
+        refused=tuple(dict.fromkeys((*to_conv.refused, *to_linear.refused))),
+    )
+
+
+def _weights(model: ir.Model) -> Iterable[Any]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
+def _layer(node: ir.Node, converts: dict[str, str], reasons: dict[str, str]) -> LayerSummary:
+    weight = next(v for v in node.inputs if v is not None and v.const_value is not None and v.const_value.shape)
+    assert weight.const_value is not None
+    shape = weight.const_value.shape.numpy()
+    sliding = "Conv" in node.op_type and len(shape) > 2
+    stride = node.attributes.get("strides")
+    group = node.attributes.get("group")
+    return LayerSummary(
+        path=str(node.name or node.outputs[0].name),
+        kind=_operator(node),
+        kernel=tuple(int(n) for n in shape[2:]) if sliding else (),
+        stride=tuple(stride.as_ints()) if sliding and stride is not None else (),
+        groups=group.as_int() if group is not None else 1,
+        parameters=prod(shape),
+        converts_to=converts.get(str(node.name), ""),
+        reason=reasons.get(str(node.name), ""),
+    )
+
+
+def _has_weight(node: ir.Node) -> bool:
+    constants = [v for v in node.inputs if v is not None and v.const_value is not None]
+    return node.op_type in _PRODUCTS and any(v.const_value is not None and v.const_value.shape for v in constants)
+
+
+def _operator(node: ir.Node) -> str:
+    return f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+
+
+def _shape(value: ir.Value) -> str:
+    dtype = "" if value.dtype is None else str(value.dtype).lower()
+    dims = "of unknown rank" if value.shape is None else by(_dimension(d) for d in value.shape)
+    return f"{dims} {dtype}".strip()
+
+
+def _dimension(dimension: Any) -> str:
+    return str(getattr(dimension, "value", dimension) or "?")
