@@ -3,7 +3,7 @@
 from importlib import metadata as _metadata
 
 from onebyone import errors as errors
-from onebyone.api import compare, convert, convolutionalize, detect, draw, scan, tune, verify
+from onebyone.api import compare, convert, convolutionalize, detect, draw, info, scan, tune, verify
 from onebyone.records import Labels
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "detect",
     "draw",
     "errors",
+    "info",
     "scan",
     "tune",
     "verify",

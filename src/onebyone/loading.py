@@ -28,13 +28,20 @@ if TYPE_CHECKING:
 
 
 def open_network(
-    spec: str, weights: str | os.PathLike[str] | None = None, *, seed: int = 0
+    spec: str,
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    seed: int = 0,
+    pretrained: bool = False,
 ) -> tuple[Network, tuple[str, ...]]:
-    """Load the network that `spec` names. Returns it with notes for the user, such as weights that are not finite."""
+    """Load the network that `spec` names. Returns it with notes for the user, such as weights that are not finite.
+
+    `pretrained` loads the weights that torchvision or timm provides for a network of theirs.
+    """
     from onebyone.pytorch.files.checkpoints import nonfinite_weights
     from onebyone.pytorch.files.sources import load_source
 
-    network = load_source(spec, weights, seed=seed)
+    network = load_source(spec, weights, seed=seed, pretrained=pretrained)
     return network, _notes(nonfinite_weights(network))
 
 
@@ -44,11 +51,12 @@ def open_model(
     shape: Sequence[int] | None = None,
     *,
     seed: int = 0,
+    pretrained: bool = False,
 ) -> tuple[Any, tuple[str, ...], Any]:
     """`open_with_example`, for functions that take ONNX models too: then the example is a dict by input name."""
     model = onnx_model(spec)
     if model is None:
-        return open_with_example(spec, weights, shape, seed=seed)
+        return open_with_example(spec, weights, shape, seed=seed, pretrained=pretrained)
     if weights is not None:
         raise BadInput(f"weights={os.fspath(weights)!r}: {spec} is an ONNX model, which has its own weights")
     from onebyone.onnx.evaluators import random_feeds
@@ -79,6 +87,7 @@ def open_with_example(
     shape: Sequence[int] | None = None,
     *,
     seed: int = 0,
+    pretrained: bool = False,
     default_shape: Sequence[int] | None = None,
 ) -> tuple[Network, tuple[str, ...], torch.Tensor | None]:
     """`open_network` and a random example input of `shape`.
@@ -86,7 +95,7 @@ def open_with_example(
     Without `shape` the example has `default_shape`, except for a .pt2 program, which may store an example of its own;
     None if neither applies.
     """
-    network, notes = open_network(spec, weights, seed=seed)
+    network, notes = open_network(spec, weights, seed=seed, pretrained=pretrained)
     shape = shape or (None if spec.endswith(".pt2") else default_shape)
     return network, notes, None if shape is None else example_input(network, shape, seed=seed)
 
@@ -98,6 +107,7 @@ def open_dense(
     *,
     weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    pretrained: bool = False,
 ) -> tuple[Dense, tuple[str, ...]]:
     """Load a dense network: a saved one, or any other source with its `window`, which is convolutionalized.
 
@@ -115,7 +125,7 @@ def open_dense(
         saved = load_dense(spec)
         _require_same_window(saved.nominal, window, spec)
         return saved, _notes(nonfinite_weights(saved.model))
-    network, notes = open_network(os.fspath(spec), weights, seed=seed)
+    network, notes = open_network(os.fspath(spec), weights, seed=seed, pretrained=pretrained)
     from onebyone.pytorch.lift.convolutionalize import convolutionalize as lift
 
     return lift(network, window, channels, labels=preprocessing_of(spec, network)), notes
@@ -142,6 +152,16 @@ def preprocessing_of(spec: object, network: Network) -> Labels | None:
     if isinstance(spec, str | os.PathLike) and Path(spec).suffix == ".pt2":
         return labels_in(spec)
     return zoo_labels(os.fspath(spec), network) if isinstance(spec, str | os.PathLike) else None
+
+
+def window_of_source(spec: object, network: Network) -> tuple[int, ...] | None:
+    """The input size in pixels that a dense file or a torchvision or timm network states; None if unknown."""
+    from onebyone.pytorch.files.preprocessing import zoo_window
+    from onebyone.pytorch.lift.dense_file import window_in
+
+    if not isinstance(spec, str | os.PathLike):
+        return None
+    return window_in(spec) if Path(spec).suffix == ".pt2" else zoo_window(os.fspath(spec), network)
 
 
 def score_kind_of(spec: object) -> str | None:

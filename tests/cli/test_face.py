@@ -17,7 +17,7 @@ from onebyone.cli import main, session
 from onebyone.cli.main import app
 from tests.cli.conftest import NETWORKS, Run
 
-VERBS = ["convert", "verify", "convolutionalize", "scan", "detect", "demo", "compare", "draw", "tune"]
+VERBS = ["convert", "verify", "convolutionalize", "scan", "detect", "demo", "info", "compare", "draw", "tune"]
 ROOT = Path(__file__).parents[2]
 
 

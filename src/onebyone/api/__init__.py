@@ -5,6 +5,7 @@ work.
 """
 
 from onebyone.api.images import detect, scan
+from onebyone.api.information import info
 from onebyone.api.networks import compare, convert, convolutionalize, draw, tune, verify
 
-__all__ = ["compare", "convert", "convolutionalize", "detect", "draw", "scan", "tune", "verify"]
+__all__ = ["compare", "convert", "convolutionalize", "detect", "draw", "info", "scan", "tune", "verify"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onebyone import __version__
-from onebyone.cli import compare, demo, dense, draw, network, tune
+from onebyone.cli import compare, demo, dense, draw, info, network, tune
 
 EPILOG = (
     "Exit codes: 0 done · 1 not equivalent · 2 wrong usage or unreadable input · 3 refused, with the reason. "
@@ -19,7 +19,8 @@ HELP = """
 Convert fully connected layers to 1×1 convolutions and back, verify the result, and run classifiers densely over images.
 
 A network (SRC) is a [cyan]file.pt2[/], [cyan]torchvision:NAME[/] or [cyan]timm:NAME[/] (with random weights; nothing
-is downloaded), or [cyan]package.module:factory[/], a function that returns it. --weights loads a checkpoint.
+is downloaded without --pretrained), or [cyan]package.module:factory[/] or [cyan]file.py:factory[/], a function that
+returns it. --weights loads a checkpoint.
 """
 
 
@@ -62,6 +63,7 @@ def main(
 CONVERT, DENSE, START = "Convert and verify", "Run over images of any size", "Start here"
 for panel, command in (
     (START, demo.demo),
+    (START, info.info),
     (CONVERT, network.convert),
     (CONVERT, network.verify),
     (CONVERT, compare.compare),

@@ -11,7 +11,7 @@ import typer
 from onebyone.atomic_files import require_file
 from onebyone.errors import BadInput
 
-SOURCE_HELP = "file.pt2, torchvision:NAME, timm:NAME or package.module:factory."
+SOURCE_HELP = "file.pt2, torchvision:NAME, timm:NAME, package.module:factory or file.py:factory."
 LABELS = "Classes and preprocessing"
 OUTPUT = "Output"
 IMAGE = (1, 3, 224, 224)
@@ -136,6 +136,13 @@ Weights = Annotated[
         help="Weights to load: .safetensors, or .pth that contains only tensors.",
     ),
 ]
+Pretrained = Annotated[
+    bool,
+    typer.Option(
+        "--pretrained",
+        help="Load the default pretrained weights of a torchvision: or timm: network; they are downloaded once.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print a single JSON object on stdout.", rich_help_panel=OUTPUT)
@@ -160,6 +167,16 @@ OptionalWindow = Annotated[
         parser=read_window,
         metavar="H[,W]",
         help=WINDOW_HELP + "; required unless SRC is a .pt2 that convolutionalize wrote.",
+    ),
+]
+WindowOfSource = Annotated[
+    Sizes | None,
+    typer.Option(
+        "--window",
+        parser=read_window,
+        metavar="H[,W]",
+        help=WINDOW_HELP + ".",
+        show_default="that of a dense .pt2, torchvision: or timm: network",
     ),
 ]
 Channels = Annotated[

@@ -16,6 +16,7 @@ from onebyone.records import by
 if TYPE_CHECKING:
     from onebyone.dense import ScoreMap
     from onebyone.detection import Detections
+    from onebyone.overview import NetworkOverview
     from onebyone.results import Conversion
     from onebyone.tuning import TuningPlan
 
@@ -297,6 +298,15 @@ def tuned_tables(plan: TuningPlan) -> list[RenderableType]:
         _table(t, headers, rows) for t, (headers, rows) in zip(titles, tables(plan), strict=True) if rows
     ]
     return [*shown, *(Text(r, style="dim") for r in remarks(plan)), Text(headline(plan), style="bold")]
+
+
+def overview_tables(overview: NetworkOverview) -> list[RenderableType]:
+    """The facts about a network, its layers, and what is refused."""
+    from onebyone.overview.result import HEADERS
+
+    refused = [(r.path or "(top level)", r.kind, r.reason) for r in overview.refusals()]
+    parts: list[RenderableType] = [_pairs(overview.summary()), _table("Layers", HEADERS, overview.rows())]
+    return [*parts, *([_table("Refused", ("layer", "kind", "reason"), refused)] if refused else [])]
 
 
 def demo_tables(summary: Data, folder: os.PathLike[str]) -> list[RenderableType]:

@@ -13,7 +13,16 @@ from onebyone.records import by
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+_PRODUCTS = (
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+)
 
 
 def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
@@ -32,9 +41,10 @@ def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
     """
     from onebyone.onnx.convert import convert_model
     from onebyone.onnx.model_file import bytes_of_weights
+    from onebyone.onnx.model_rewriting import nodes_of
 
     to_conv, to_linear = (convert_model(model, to) for to in ("conv", "linear"))
-    nodes = list(model.graph.all_nodes())
+    nodes = {path: node for path, node, _ in nodes_of(model)}
     converts = {
         **{change.path: "linear" for change in to_linear.changes},
         **{change.path: "conv" for change in to_conv.changes},
@@ -45,13 +55,19 @@ def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
     return NetworkOverview(
         name=name,
         format=f"ONNX, opset {opsets}",
-        inputs=tuple((str(v.name), _shape(v)) for v in model.graph.inputs if v.name not in model.graph.initializers),
+        inputs=tuple(
+            (str(v.name), _shape(v)) for v in model.graph.inputs if v.name not in model.graph.initializers
+        ),
         outputs=tuple((str(v.name), _shape(v)) for v in model.graph.outputs),
         parameters=sum(prod(tensor.shape.numpy()) for tensor in weights),
         weight_bytes=bytes_of_weights(model),
-        dtypes=tuple(sorted({str(tensor.dtype).lower() for tensor in weights})),
-        layers=tuple(_layer(node, converts, reasons) for node in nodes if _has_weight(node)),
-        operators=tuple(Counter(_operator(node) for node in nodes).most_common()),
+        dtypes=tuple(sorted({_dtype(tensor.dtype) for tensor in weights})),
+        layers=tuple(
+            _layer(path, node, converts.get(path, ""), reasons.get(path, ""))
+            for path, node in nodes.items()
+            if _has_weight(node)
+        ),
+        operators=tuple(Counter(_operator(node) for node in nodes.values()).most_common()),
         to_conv=to_conv.changes,
         to_linear=to_linear.changes,
         refused=tuple(dict.fromkeys((*to_conv.refused, *to_linear.refused))),
@@ -65,28 +81,32 @@ def _weights(model: ir.Model) -> Iterable[Any]:
                 yield value.const_value
 
 
-def _layer(node: ir.Node, converts: dict[str, str], reasons: dict[str, str]) -> LayerSummary:
-    weight = next(v for v in node.inputs if v is not None and v.const_value is not None and v.const_value.shape)
+def _layer(path: str, node: ir.Node, converts_to: str, reason: str) -> LayerSummary:
+    weight = next(
+        v for v in node.inputs if v is not None and v.const_value is not None and v.const_value.shape
+    )
     assert weight.const_value is not None
     shape = weight.const_value.shape.numpy()
     sliding = "Conv" in node.op_type and len(shape) > 2
     stride = node.attributes.get("strides")
     group = node.attributes.get("group")
     return LayerSummary(
-        path=str(node.name or node.outputs[0].name),
+        path=path,
         kind=_operator(node),
         kernel=tuple(int(n) for n in shape[2:]) if sliding else (),
         stride=tuple(stride.as_ints()) if sliding and stride is not None else (),
         groups=group.as_int() if group is not None else 1,
         parameters=prod(shape),
-        converts_to=converts.get(str(node.name), ""),
-        reason=reasons.get(str(node.name), ""),
+        converts_to=converts_to,
+        reason=reason,
     )
 
 
 def _has_weight(node: ir.Node) -> bool:
     constants = [v for v in node.inputs if v is not None and v.const_value is not None]
-    return node.op_type in _PRODUCTS and any(v.const_value is not None and v.const_value.shape for v in constants)
+    return node.op_type in _PRODUCTS and any(
+        v.const_value is not None and v.const_value.shape for v in constants
+    )
 
 
 def _operator(node: ir.Node) -> str:
@@ -94,10 +114,14 @@ def _operator(node: ir.Node) -> str:
 
 
 def _shape(value: ir.Value) -> str:
-    dtype = "" if value.dtype is None else str(value.dtype).lower()
+    dtype = "" if value.dtype is None else _dtype(value.dtype)
     dims = "of unknown rank" if value.shape is None else by(_dimension(d) for d in value.shape)
     return f"{dims} {dtype}".strip()
 
 
+def _dtype(dtype: ir.DataType) -> str:
+    return "string" if dtype.is_string() else str(dtype.numpy())
+
+
 def _dimension(dimension: Any) -> str:
-    return str(getattr(dimension, "value", dimension) or "?")
+    return str(dimension if isinstance(dimension, int) else dimension.value or "?")

@@ -117,7 +117,11 @@ def _run(
 ) -> tuple[tuple[TraceStep, ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
     """The steps of one run and the shapes of its outputs; nothing, with a note, if the network does not run."""
     if example is None:
-        return (), (), ("the network was not run, so shapes and MACs are not known: give window or an example",)
+        return (
+            (),
+            (),
+            ("the network was not run, so shapes and MACs are not known: give window or an example",),
+        )
     outputs: list[tuple[str, str]] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
@@ -151,7 +155,9 @@ def _layers(
     layers: dict[str, LayerSummary] = {}
     for step in (s for s in steps if s.weights):
         before = layers.get(step.path)
-        layers[step.path] = _layer(step) if before is None else replace(before, macs=before.macs + _macs(step))
+        layers[step.path] = (
+            _layer(step) if before is None else replace(before, macs=before.macs + _macs(step))
+        )
     if not steps:
         layers = {path: _uncalled(path, m) for path, m in module.named_modules() if _has_weights(m)}
     return tuple(
@@ -206,4 +212,3 @@ def _sizes(value: object) -> tuple[int, ...]:
 
 def _distinct(refusals: Sequence[Refusal]) -> tuple[Refusal, ...]:
     return tuple(dict.fromkeys(refusals))
-

@@ -100,6 +100,12 @@ def labels_in(path: str | os.PathLike[str]) -> Labels | None:
     return None if note is None else note.labels
 
 
+def window_in(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """The window that the file of an any-size network states, read without its program; None for any other file."""
+    note = _note_in(path)
+    return None if note is None else note.nominal
+
+
 def score_kind_in(path: str | os.PathLike[str]) -> ScoreKind | None:
     """The kind that all outputs of a dense network's file have in common, without loading its program.
 
