@@ -40,8 +40,8 @@ def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
     ((('x', 'N×3×8×8 float32'),), (('Conv', 1),), ['Conv'])
     """
     from onebyone.onnx.convert import convert_model
-    from onebyone.onnx.model_file import bytes_of_weights
     from onebyone.onnx.model_rewriting import nodes_of
+    from onebyone.onnx_file import bytes_of_weights
 
     to_conv, to_linear = (convert_model(model, to) for to in ("conv", "linear"))
     nodes = {path: node for path, node, _ in nodes_of(model)}
