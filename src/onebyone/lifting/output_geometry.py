@@ -9,9 +9,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from onebyone.laws.geometry import Geometry
 from onebyone.lifting.grid import PERIOD, Grid
+from onebyone.lifting.lifter import Lifter
+from onebyone.lifting.values import Cannot, Lifted, Unknown
+from onebyone.records import Refusal, by
+
+
+def output_map(lifter: Lifter, number: int, value: Any) -> Lifted:
+    """Output `number` of a network as a map with one position per window, whose channels are the output's elements.
+
+    What is no such map is refused in `lifter`, and the value that is returned must not be used.
+    """
+    if isinstance(value, Lifted) and value.affine is None and not value.grid.image_wide:
+        try:
+            if (
+                max(value.grid.nominal) > 1
+                and len(value.shape) == lifter.axes + 1
+                and max(value.shape[1:]) > 1
+            ):
+                raise Cannot(f"gives a map of {by(value.shape[1:])} positions for one window, not a vector")
+            return lifter.at_one_position(value)
+        except Cannot as reason:
+            lifter.refused.append(Refusal("", f"output {number}", str(reason)))
+    elif not isinstance(value, Unknown):
+        lifter.refused.append(Refusal("", f"output {number}", "does not depend on the position in the image"))
+    return Lifted(value, Grid.image(1, lifter.window))
 
 
 def common_stride(grids: Sequence[Grid]) -> tuple[int, ...]:

@@ -16,6 +16,9 @@ from onebyone.results.layer_pairs import WindowPair
 
 Model = TypeVar("Model")
 Original = TypeVar("Original")
+#: What `convolutionalize` takes for `head` and for `context`.
+HEADS = ("window", "cam")
+CONTEXTS = (None, "window", "image")
 _HEADERS = ("layer", "kind", "before", "after", "bytes copied")
 _NAMED_OPERATORS = 3  # nonlinear operators that a class map's reason names
 

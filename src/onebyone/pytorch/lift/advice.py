@@ -13,15 +13,12 @@ from torch.utils import _pytree as pytree
 
 from onebyone.errors import OnebyoneError
 from onebyone.laws.geometry import Geometry
+from onebyone.lifting.inexact import far_advice
 from onebyone.lifting.lifter import PARTIAL
 from onebyone.pytorch.lift.exported_graph import evaluating
 from onebyone.records import by
 
-#: From this ratio of the receptive field to the window on, three quarters of a result's inputs lie outside its window.
-FAR = 4
 _RUNS, _LIFTS = 200, 8  # windows that are tried on shapes alone, and those of them that are lifted
-
-WINDOWS = "mode='windows' of scan crops every window instead"
 
 
 def advice(
@@ -36,15 +33,7 @@ def advice(
     """
     if geometry.exact:
         return ()
-    said = []
-    axis = max(range(len(geometry.window)), key=lambda a: geometry.receptive_field[a] / geometry.window[a])
-    window, field = geometry.window[axis], geometry.receptive_field[axis]
-    if field > FAR * window:
-        said.append(
-            f"the receptive field of {by(geometry.receptive_field)} pixels is {field / window:.3g} times the window "
-            f"of {by(geometry.window)} (more than {FAR}), and the network pads: dense results may be far from "
-            f"cropping each window. Measure that with verify; {WINDOWS}"
-        )
+    said = list(far_advice(geometry))
     if all(reason.endswith(PARTIAL) for reason in geometry.inexact_because):
         near = exact_window(model, geometry, channels, exact_at)
         if near is not None:

@@ -1,81 +1,41 @@
-"""Class maps (`head="cam"`): the average pool before the classifier is left out; the head runs at each position.
-
-An average commutes with what is affine (`laws/pooling.py`): where everything after the pool is, the means of the map
-over the pool's positions are the window's results. Where something is not (a ReLU between two layers, a softmax, a norm
-over channels), the map still shows which positions support a class, but its means differ from the window's results.
-
-Source: Zhou et al., "Learning Deep Features for Discriminative Localization", 2016, §2.
-"""
+"""Which operators of an exported graph are affine, for class maps (`onebyone.lifting.class_map`)."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Hashable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
-from onebyone.errors import Refused
+from onebyone.lifting import class_map as lifting
 from onebyone.lifting.values import Lifted
 from onebyone.pytorch.lift.exported_graph import module_path
 from onebyone.pytorch.lift.graph_lifter import GraphLifter, op_name
-from onebyone.records import Refusal, by
 from onebyone.results.any_size import ClassMap
 
 aten = torch.ops.aten
 
 
 def class_map(lifter: GraphLifter) -> tuple[ClassMap, tuple[int, ...]]:
-    """The class map of a lifted graph, and the jump of its positions in pixels.
-
-    Raises
-    ------
-    Refused
-        where no average pool was left out, several that differ were, or an output does not come through it.
-    """
-    pools = {n: pool for n, pool in lifter.left_out.items() if n not in lifter.context_pools}
-    if not pools:
-        raise _refused(
-            "the network has no average pool over several positions before its classifier, and only such a pool can be "
-            "left out; use head='window'"
-        )
-    if len(set(pools.values())) > 1:
-        said = " and ".join(
-            f"{by(kernel)} positions at stride {by(jump)}" for kernel, jump in set(pools.values())
-        )
-        raise _refused(f"pools that differ: {said}; use head='window'")
-    ((kernel, jump),) = set(pools.values())
-    after, nonlinear = _after(lifter, set(pools))
+    """The class map of a lifted graph, and the jump of its positions in pixels; see `onebyone.lifting.class_map`."""
     output = next(n for n in lifter.traced.graph.nodes if n.op == "output")
-    for number, value in enumerate(output.args[0]):
-        if value is not None and value not in after:
-            raise _refused(f"output {number} does not come through the average pool; use head='window'")
-    return ClassMap(kernel, nonlinear), jump
+    return lifting.class_map(lifter, _steps(lifter), output.args[0])
 
 
-def _refused(reason: str) -> Refused:
-    return Refused([Refusal("", "head='cam'", reason)], "the network has no class map")
-
-
-def _after(lifter: GraphLifter, pools: set[str]) -> tuple[set[fx.Node], tuple[str, ...]]:
-    """Everything that depends on the pools, and the names of the operators among it that are not affine."""
-    after: set[fx.Node] = set()
-    named: list[str] = []
-    for node in lifter.traced.graph.nodes:
-        if node.name in pools:
-            after.add(node)
-            continue
-        inputs = [n for n in node.all_input_nodes if _depends_on_image(lifter.values.get(n))]
-        if node.op != "call_function" or not after.intersection(inputs) or node not in lifter.values:
-            continue
-        after.add(node)
-        if not after.issuperset(inputs):
-            name = f"{module_path(node) or node.name} ({op_name(node.target)})"
-            raise _refused(
-                f"at {name} the pooled map is combined with values that do not come through the pool"
-            )
-        if not _affine(node, after):
-            named.append(f"{module_path(node) or node.name} ({op_name(node.target)})")
-    return after, tuple(dict.fromkeys(named))
+def _steps(lifter: GraphLifter) -> list[lifting.Step]:
+    return [
+        lifting.Step(
+            node.name,
+            f"{module_path(node) or node.name} ({op_name(node.target)})",
+            [n for n in node.all_input_nodes if _depends_on_image(lifter.values.get(n))],
+            [node],
+            partial(_affine, node),
+        )
+        for node in lifter.traced.graph.nodes
+        if node.op == "call_function" and node in lifter.values
+    ]
 
 
 def _depends_on_image(value: Any) -> bool:
@@ -104,7 +64,7 @@ _ORDER = (
 )  # fmt: skip
 
 
-def _affine(node: fx.Node, after: set[fx.Node]) -> bool:
+def _affine(node: fx.Node, after: Collection[Hashable]) -> bool:
     """Whether an operator is affine in what depends on the pool; what is not known to be is not."""
     name = op_name(node.target).removeprefix("aten.").removesuffix("_")
     value = node.meta.get("val")

@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind, read_kind
-from onebyone.lifting.grid import Grid
-from onebyone.lifting.output_geometry import common_stride, joint_geometry, may_have_surplus
-from onebyone.lifting.values import Cannot, Lifted, Unknown
+from onebyone.lifting.class_map import window_of_class_map
+from onebyone.lifting.output_geometry import common_stride, joint_geometry, may_have_surplus, output_map
+from onebyone.lifting.values import Lifted
 from onebyone.pytorch.lift import emitter
 from onebyone.pytorch.lift.advice import advice
 from onebyone.pytorch.lift.class_map import class_map
@@ -30,10 +30,7 @@ from onebyone.pytorch.lift.outputs import names_of, outputs_of, plain_containers
 from onebyone.pytorch.lift.rules import decoder_for
 from onebyone.pytorch.modules.structure import require_python
 from onebyone.records import Labels, Refusal, by
-from onebyone.results.any_size import ClassMap, Output
-
-HEADS = ("window", "cam")
-CONTEXTS = (None, "window", "image")
+from onebyone.results.any_size import CONTEXTS, HEADS, ClassMap, Output
 
 
 def convolutionalize(
@@ -187,7 +184,7 @@ def _finish(lifter: GraphLifter) -> tuple[nn.Module, Geometry, ClassMap | None]:
     """Crop each output to one position per window, complete the graph, and make a module of it."""
     node = next(n for n in lifter.traced.graph.nodes if n.op == "output")
     leaves = [
-        None if v is None else _output_map(lifter, i, lifter.value(v)) for i, v in enumerate(node.args[0])
+        None if v is None else output_map(lifter, i, lifter.value(v)) for i, v in enumerate(node.args[0])
     ]
     _require_no_refusal(lifter)
     grids = [leaf.grid for leaf in leaves if leaf is not None]
@@ -216,32 +213,11 @@ def _require_no_refusal(lifter: GraphLifter) -> None:
 def _class_map(lifter: GraphLifter, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int, ...]]:
     """The class map, and the size in pixels of one of its positions, which is the smallest image that it takes."""
     evidence, jump = class_map(lifter)
-    if stride != jump:
-        why = f"the outputs are at stride {by(stride)} and the pool's map at {by(jump)}; use head='window'"
-        raise Refused([Refusal("", "head='cam'", why)], "the network has no class map")
-    window = tuple(w - (k - 1) * j for w, k, j in zip(lifter.window, evidence.pool, jump, strict=True))
+    window = window_of_class_map(evidence, jump, stride, lifter.window)
     for node in lifter.graph.nodes:
         if node.target is emitter.require_window:
             node.args = (node.args[0], window, *node.args[2:])
     return evidence, window
-
-
-def _output_map(lifter: GraphLifter, number: int, value: Any) -> Lifted:
-    """An output as a map with one position per window, whose channels are the output's elements."""
-    if isinstance(value, Lifted) and value.affine is None and not value.grid.image_wide:
-        try:
-            if (
-                max(value.grid.nominal) > 1
-                and len(value.shape) == lifter.axes + 1
-                and max(value.shape[1:]) > 1
-            ):
-                raise Cannot(f"gives a map of {by(value.shape[1:])} positions for one window, not a vector")
-            return lifter.at_one_position(value)
-        except Cannot as reason:
-            lifter.refused.append(Refusal("", f"output {number}", str(reason)))
-    elif not isinstance(value, Unknown):
-        lifter.refused.append(Refusal("", f"output {number}", "does not depend on the position in the image"))
-    return Lifted(value, Grid.image(1, lifter.window))  # never used, because the network is refused
 
 
 def _one_position_per_window(

@@ -1,0 +1,291 @@
+"""ONNX's lifter: a graph of one window in size, re-read with lifted values into a graph of any size.
+
+For each node, a decoder (`rules.py`) says which neutral operator it is, or gives its value itself; the shared rules in
+`onebyone.lifting.rules` do the rest and emit into the new graph. Nodes that depend on constants alone are computed, so
+that chains such as Shape, Gather, Concat and Reshape run on integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onebyone.lifting.grid import Grid, Integers
+from onebyone.lifting.index import BATCH
+from onebyone.lifting.lifter import Lifter
+from onebyone.lifting.operators import Call, Rearrange
+from onebyone.lifting.rules.table import RULES, lift
+from onebyone.lifting.values import Cannot, Const, Lifted, Unknown
+from onebyone.onnx.lift.emitter import OnnxEmitter
+from onebyone.onnx.lift.input_shapes import InputLayout
+from onebyone.onnx.lift.single_nodes import Operand, evaluate, infer_outputs
+from onebyone.onnx.lift.weights import Array, Weight
+
+#: A second size of the batch: constants that differ between the two depend on the size of the batch.
+OTHER_BATCH = 3
+_RANDOM = frozenset(
+    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split()
+)
+_HAS_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+#: Says what a node's operator is: a neutral operator, or the value or values of the node.
+Decoder = Callable[["GraphLifter", ir.Node], Any]
+
+
+class GraphLifter(Lifter):
+    """The state of one conversion of a graph.
+
+    Attributes:
+        graph: the graph of one window, without functions.
+        layout: how its input is laid out.
+        values: the lifted value or constant of each value read so far.
+        of_other_batch: for constants that depend on the size of the batch, the numbers for `OTHER_BATCH` samples.
+    """
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        opset: int,
+        layout: InputLayout,
+        head: str = "window",
+        context: str | None = None,
+        image_wide: frozenset[str] = frozenset(),
+    ) -> None:
+        taken = {str(v.name) for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
+        self.writer = OnnxEmitter(opset, taken - {str(v.name) for v in graph.initializers.values()})
+        super().__init__(self.writer, layout.window, head, context, image_wide)
+        self.graph, self.opset, self.layout = graph, opset, layout
+        self.values: dict[ir.Value, Any] = {}
+        self.of_other_batch: dict[ir.Value, Array] = {}
+        self.image = layout.image_value()
+
+    def run(self, decoder_of: Callable[[ir.Node], Decoder | None]) -> None:
+        """Lift the whole graph; `decoder_of` gives the decoder of a node's operator, or None."""
+        for value in self.graph.initializers.values():
+            if value.const_value is not None:
+                self.values[value] = _const(Weight.of_tensor(value.const_value, str(value.name)))
+        grid = Grid.image(self.layout.channels or 1, self.window)
+        image = Lifted(self.image, grid)
+        self.values[self.layout.source] = image.with_index(self.layout.index())
+        needed = _needed(self.graph)
+        for node in self.graph:
+            if node not in needed:
+                continue
+            self.writer.path = path_of(node)
+            results = self._results(node, decoder_of)
+            for output, result in zip(node.outputs, results, strict=False):
+                self.values[output] = result
+
+    def _results(
+        self, node: ir.Node, decoder_of: Callable[[ir.Node], Decoder | None]
+    ) -> Sequence[Any]:
+        operands = [self.values[v] for v in node.inputs if v is not None]
+        unknown = [Unknown()] * len(node.outputs)
+        if any(isinstance(v, Unknown) for v in operands):
+            return unknown
+        try:
+            if node.op_type in _RANDOM and node.domain == "":
+                raise Cannot("random at every call, so a window has no single result")
+            if any(attribute.type in _HAS_GRAPHS for attribute in node.attributes.values()):
+                raise Cannot("control flow: an operator with a graph of its own")
+            if node.op_type in ("Shape", "Size") and node.domain == "" and isinstance(operands[0], Lifted):
+                return self._sizes(node, operands[0])
+            if not any(isinstance(v, Lifted) for v in operands):
+                return self._constants(node)
+            return self._lifted_results(node, decoder_of)
+        except Cannot as reason:
+            self.refuse(path_of(node), name_of(node), str(reason))
+            return unknown
+
+    def _lifted_results(
+        self, node: ir.Node, decoder_of: Callable[[ir.Node], Decoder | None]
+    ) -> Sequence[Any]:
+        decoder = decoder_of(node)
+        if decoder is None:
+            raise Cannot("this operator has no rule yet")
+        operator = decoder(self, node)
+        if type(operator) in RULES:
+            call = self.call_of(node, only_shapes=isinstance(operator, Rearrange))
+            result = lift(self, call, operator)
+        else:
+            result = operator
+        results = list(result) if isinstance(result, tuple) else [result]
+        if any(output.uses() or output.is_graph_output() for output in node.outputs[len(results) :]):
+            raise Cannot(
+                "a second result that depends on where the window lies (the indices of a max-pool, for example)"
+            )
+        self._require_shapes(node, results)
+        return results
+
+    def _require_shapes(self, node: ir.Node, results: Sequence[Any]) -> None:
+        """What the rules give has the shape that ONNX says, for one window."""
+        for value, (_, sizes) in zip(results, self.inferred(node), strict=False):
+            wrong = isinstance(value, Lifted) and any(
+                isinstance(size, int) and size != have
+                for size, have in zip(sizes[1:], value.shape, strict=False)
+            )
+            if isinstance(value, Lifted) and (wrong or (sizes and len(sizes) != len(value.shape) + 1)):
+                raise Cannot(
+                    f"gives {value.shape} for one window by its rule, where ONNX infers {tuple(sizes[1:])}"
+                )
+
+    def _constants(self, node: ir.Node) -> list[Const]:
+        """A node on constants alone: computed, for a second size of the batch too where it depends on it."""
+        literal = literal_of(node)
+        if literal is not None:
+            return [_const(literal)]
+        arrays = {str(v.name): self.values[v].handle.array for v in node.inputs if v is not None}
+        results = evaluate(node, arrays, self.opset)
+        others = {str(v.name): self.of_other_batch[v] for v in node.inputs if v in self.of_other_batch}
+        if others:
+            for output, result, other in zip(
+                node.outputs, results, evaluate(node, arrays | others, self.opset), strict=True
+            ):
+                if not np.array_equal(result, other):
+                    self.of_other_batch[output] = other
+        named = zip(results, node.outputs, strict=True)
+        return [_const(Weight.of_array(np.asarray(array), str(output.name))) for array, output in named]
+
+    def _sizes(self, node: ir.Node, value: Lifted) -> list[Const]:
+        """Shape or Size of a value that depends on the image, in a batch of BATCH windows."""
+        output = node.outputs[0]
+        found = []
+        for batch in (BATCH, OTHER_BATCH):
+            shape = np.asarray([batch, *value.shape], dtype=np.int64)
+            start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
+            found.append(np.asarray(shape.prod()) if node.op_type == "Size" else shape[start:end])
+        if not np.array_equal(*found):
+            self.of_other_batch[output] = found[1]
+        return [_const(Weight.of_array(found[0], str(output.name)))]
+
+    # what decoders use
+
+    def operand(self, node: ir.Node, number: int) -> Any:
+        """The value of an operand; None where it is left out."""
+        source = node.inputs[number] if number < len(node.inputs) else None
+        return None if source is None else self.values[source]
+
+    def integers(self, node: ir.Node, number: int) -> list[int] | None:
+        """The numbers of a constant operand, such as a shape; None where it is left out.
+
+        Raises:
+            Cannot: the operand depends on the image's pixels.
+        """
+        array = self.numbers(node, number)
+        return None if array is None else [int(n) for n in array.reshape(-1)]
+
+    def numbers(self, node: ir.Node, number: int) -> Array | None:
+        """The array of a constant operand; None where it is left out."""
+        value = self.operand(node, number)
+        if value is None:
+            return None
+        if not isinstance(value, Const):
+            raise Cannot("a setting (a shape, an axis, an index) that depends on the image's pixels")
+        array: Array = value.handle.array
+        return array
+
+    def inferred(self, node: ir.Node) -> list[tuple[ir.DataType, tuple[int | str | None, ...]]]:
+        """The type and shape of each output, for a batch of BATCH windows."""
+        known = {}
+        for source in node.inputs:
+            if source is None:
+                continue
+            value = self.values[source]
+            if isinstance(value, Lifted):
+                known[str(source.name)] = Operand(self.dtype_of(value), (BATCH, *value.shape))
+            else:
+                weight = value.handle
+                known[str(source.name)] = Operand(weight.dtype, weight.shape, value.known)
+        return infer_outputs(node, known, self.opset)
+
+    def dtype_of(self, value: Lifted) -> ir.DataType:
+        """The element type of a value."""
+        dtype: ir.DataType = value.handle.dtype
+        return dtype
+
+    def call_of(self, node: ir.Node, only_shapes: bool = False) -> Call:
+        """What the rules know of a node. `only_shapes`: its constants are settings, which may depend on the batch.
+
+        Raises:
+            Cannot: a constant operand depends on the size of the batch.
+        """
+        sources = list(dict.fromkeys(v for v in node.inputs if v is not None))
+        if not only_shapes and any(v in self.of_other_batch for v in sources):
+            raise Cannot("the size of the batch enters the numbers that it computes")
+        kinds, shapes = zip(*self.inferred(node), strict=True)
+        return Call(
+            name=name_of(node),
+            path=path_of(node),
+            key=str(node.outputs[0].name),
+            shapes=tuple(tuple(int(n) for n in sizes[1:] if isinstance(n, int)) for sizes in shapes),
+            dtype=kinds[0].numpy() if kinds[0] != ir.DataType.UNDEFINED else None,
+            operands=tuple(self.values[source] for source in sources),
+            apply=lambda *handles: self.emit_as_it_is(node, dict(zip(sources, handles, strict=True))),
+        )
+
+    def emit_as_it_is(
+        self, node: ir.Node, handles: dict[ir.Value, Any], changed: Sequence[ir.Attr] = ()
+    ) -> ir.Value:
+        """The node's own operator on other handles, with some attributes changed; gives its first result."""
+        attributes = {a.name: a for a in (*node.attributes.values(), *changed)}
+        inputs = [None if v is None else handles.get(v, self.handle_of(v)) for v in node.inputs]
+        return self.writer.node(
+            node.op_type, inputs, attributes.values(), domain=node.domain, label=path_of(node)
+        )[0]
+
+    def handle_of(self, source: ir.Value) -> Any:
+        """The handle of a value of the graph."""
+        return self.values[source].handle
+
+    def run_on_integers(self, node: ir.Node, source: int, numbers: Integers) -> list[Integers]:
+        """The outputs of a shape operator whose operand number `source` holds `numbers`."""
+        arrays = {}
+        for number, value in enumerate(node.inputs):
+            if value is not None:
+                arrays[str(value.name)] = numbers if number == source else self.numbers(node, number)
+        return evaluate(node, arrays, self.opset)  # type: ignore[arg-type]
+
+
+def literal_of(node: ir.Node) -> Weight | None:
+    """The constant of a Constant node; None for other operators."""
+    if node.op_type != "Constant" or node.domain != "":
+        return None
+    name = str(node.outputs[0].name)
+    for key, attribute in node.attributes.items():
+        if key == "value":
+            return Weight.of_tensor(attribute.as_tensor(), name)
+        if key in ("value_int", "value_ints"):
+            return Weight.of_array(np.asarray(attribute.value, dtype=np.int64), name)
+        if key in ("value_float", "value_floats"):
+            return Weight.of_array(np.asarray(attribute.value, dtype=np.float32), name)
+    raise Cannot("a constant of strings or a sparse one")
+
+
+def path_of(node: ir.Node) -> str:
+    """The node's name, or that of its first result where it has none."""
+    return node.name or next((v.name for v in node.outputs if v.name), node.op_type)
+
+
+def name_of(node: ir.Node) -> str:
+    """The operator's name, with its domain where that is not ONNX's own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _const(weight: Weight) -> Const:
+    return Const(weight, weight.shape, weight.name, weight.known)
+
+
+def _needed(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that an output depends on."""
+    waiting = [value.producer() for value in graph.outputs]
+    needed: set[ir.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in needed:
+            continue
+        needed.add(node)
+        waiting += [value.producer() for value in node.inputs if value is not None]
+    return needed
