@@ -33,7 +33,7 @@ RULES: dict[type, Callable[[Lifter, Call, Any], Any]] = {
     operators.Linear: linear,
     operators.Pad: pad,
     operators.Pool: pool,
-    operators.Rearrange: rearrange,
+    operators.Rearrange: lambda lifter, _call, operator: rearrange(lifter, operator),
     operators.Reduce: reduce,
     operators.Resize: resize,
     operators.Select: select,

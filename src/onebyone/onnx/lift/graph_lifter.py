@@ -17,6 +17,7 @@ from onebyone.lifting.grid import Grid, Integers
 from onebyone.lifting.index import BATCH
 from onebyone.lifting.lifter import Lifter
 from onebyone.lifting.operators import Call, Rearrange
+from onebyone.lifting.rules.shape import rearrange
 from onebyone.lifting.rules.table import RULES, lift
 from onebyone.lifting.values import Cannot, Const, Lifted, Unknown
 from onebyone.onnx.lift.emitter import OnnxEmitter
@@ -107,9 +108,10 @@ class GraphLifter(Lifter):
         if decoder is None:
             raise Cannot("this operator has no rule yet")
         operator = decoder(self, node)
-        if type(operator) in RULES:
-            call = self.call_of(node, only_shapes=isinstance(operator, Rearrange))
-            result = lift(self, call, operator)
+        if isinstance(operator, Rearrange):
+            result = rearrange(self, operator)
+        elif type(operator) in RULES:
+            result = lift(self, self.call_of(node), operator)
         else:
             result = operator
         results = list(result) if isinstance(result, tuple) else [result]
@@ -117,7 +119,8 @@ class GraphLifter(Lifter):
             raise Cannot(
                 "a second result that depends on where the window lies (the indices of a max-pool, for example)"
             )
-        self._require_shapes(node, results)
+        if not isinstance(operator, Rearrange):  # that was run by the operator itself
+            self._require_shapes(node, results)
         return results
 
     def _require_shapes(self, node: ir.Node, results: Sequence[Any]) -> None:
@@ -197,8 +200,10 @@ class GraphLifter(Lifter):
             if isinstance(value, Lifted):
                 known[str(source.name)] = Operand(self.dtype_of(value), (BATCH, *value.shape))
             else:
-                weight = value.handle
-                known[str(source.name)] = Operand(weight.dtype, weight.shape, value.known)
+                weight, sizes = value.handle, value.shape
+                if node.op_type == "Concat" and sizes[:1] == (self.layout.batch,):
+                    sizes = (BATCH, *sizes[1:])  # made for the only batch that the model takes
+                known[str(source.name)] = Operand(weight.dtype, sizes, value.known)
         return infer_outputs(node, known, self.opset)
 
     def dtype_of(self, value: Lifted) -> ir.DataType:
@@ -206,14 +211,14 @@ class GraphLifter(Lifter):
         dtype: ir.DataType = value.handle.dtype
         return dtype
 
-    def call_of(self, node: ir.Node, only_shapes: bool = False) -> Call:
-        """What the rules know of a node. `only_shapes`: its constants are settings, which may depend on the batch.
+    def call_of(self, node: ir.Node) -> Call:
+        """What the rules know of a node.
 
         Raises:
             Cannot: a constant operand depends on the size of the batch.
         """
         sources = list(dict.fromkeys(v for v in node.inputs if v is not None))
-        if not only_shapes and any(v in self.of_other_batch for v in sources):
+        if any(v in self.of_other_batch for v in sources):
             raise Cannot("the size of the batch enters the numbers that it computes")
         kinds, shapes = zip(*self.inferred(node), strict=True)
         return Call(

@@ -63,7 +63,7 @@ class Weight:
     @property
     def stored(self) -> Array:
         """The numbers in the type in which they are stored."""
-        return np.ascontiguousarray(self.array.astype(self.dtype.numpy(), copy=False))
+        return np.require(self.array, self.dtype.numpy(), "C")
 
     @property
     def known(self) -> Array | None:

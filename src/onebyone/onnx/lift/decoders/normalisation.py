@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onebyone.lifting.operators import BatchNorm, GroupNorm, LayerNorm
+from onebyone.lifting.rules.each_position import at_each_position
+from onebyone.lifting.rules.table import lift
 from onebyone.lifting.values import Cannot, Const, Lifted
 from onebyone.onnx.lift.graph_lifter import Decoder, GraphLifter
 
@@ -61,9 +65,36 @@ def _of_shape(constant: Const | None, shape: tuple[int, ...]) -> Const | None:
     return Const(wide, shape)
 
 
-def instance_norm(lifter: GraphLifter, node: ir.Node) -> GroupNorm:
+def instance_norm(lifter: GraphLifter, node: ir.Node) -> Any:
+    """Also on a map whose groups of channels were made one axis each, which is how group norms are exported."""
     value, weight, bias = (lifter.operand(node, number) for number in range(3))
-    return GroupNorm(value, None, weight, bias, node.attributes.get_float("epsilon", 1e-5))
+    value, epsilon = lifter.lifted(value), node.attributes.get_float("epsilon", 1e-5)
+    groups, grid = value.shape[0], value.grid
+    if value.index is None or len(value.shape) == lifter.axes + 1:
+        return GroupNorm(value, None, weight, bias, epsilon)
+    if max(grid.nominal) == 1 or _becomes_a_vector(lifter, node):
+        return at_each_position(lifter, lifter.call_of(node))
+    if not np.array_equal(value.index.ravel(), np.arange(prod(grid.shape))) or grid.channels % groups:
+        raise Cannot(f"a value of shape {value.shape} is not a map with {lifter.axes} spatial axes")
+    whole = replace(value, index=None)
+    weight, bias = (_per_channel(constant, grid.channels // groups) for constant in (weight, bias))
+    call = replace(lifter.call_of(node), shapes=(whole.shape,))
+    return lift(lifter, call, GroupNorm(whole, groups, weight, bias, epsilon)).with_index(value.index)
+
+
+def _becomes_a_vector(lifter: GraphLifter, node: ir.Node) -> bool:
+    """Whether what follows makes a vector of the result, so that its elements need no positions."""
+    uses = node.outputs[0].uses()
+    following = uses[0].node if len(uses) == 1 else None
+    if following is None or following.op_type not in ("Reshape", "Flatten"):
+        return False
+    target = [0, 0] if following.op_type == "Flatten" else _numbers_or_none(lifter, following.inputs[1])
+    return target is not None and len(target) == 2
+
+
+def _numbers_or_none(lifter: GraphLifter, source: ir.Value | None) -> Any:
+    value = None if source is None else lifter.values.get(source)
+    return value.handle.array if isinstance(value, Const) else None
 
 
 def group_norm(lifter: GraphLifter, node: ir.Node) -> GroupNorm:
