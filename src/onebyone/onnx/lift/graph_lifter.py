@@ -65,24 +65,26 @@ class GraphLifter(Lifter):
 
     def run(self, decoder_of: Callable[[ir.Node], Decoder | None]) -> None:
         """Lift the whole graph; `decoder_of` gives the decoder of a node's operator, or None."""
-        for value in self.graph.initializers.values():
-            if value.const_value is not None:
-                self.values[value] = _const(Weight.of_tensor(value.const_value, str(value.name)))
+        self._decoder_of = decoder_of
         grid = Grid.image(self.layout.channels or 1, self.window)
         image = Lifted(self.image, grid)
         self.values[self.layout.source] = image.with_index(self.layout.index())
-        needed = _needed(self.graph)
-        for node in self.graph:
+        self._read(self.graph)
+
+    def _read(self, graph: ir.Graph) -> None:
+        """Lift the nodes of a graph, or of a branch."""
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                self.values[value] = _const(Weight.of_tensor(value.const_value, str(value.name)))
+        needed = _needed(graph)
+        for node in graph:
             if node not in needed:
                 continue
             self.writer.path = path_of(node)
-            results = self._results(node, decoder_of)
-            for output, result in zip(node.outputs, results, strict=False):
+            for output, result in zip(node.outputs, self._results(node), strict=False):
                 self.values[output] = result
 
-    def _results(
-        self, node: ir.Node, decoder_of: Callable[[ir.Node], Decoder | None]
-    ) -> Sequence[Any]:
+    def _results(self, node: ir.Node) -> Sequence[Any]:
         operands = [self.values[v] for v in node.inputs if v is not None]
         unknown = [Unknown()] * len(node.outputs)
         if any(isinstance(v, Unknown) for v in operands):
@@ -90,21 +92,30 @@ class GraphLifter(Lifter):
         try:
             if node.op_type in _RANDOM and node.domain == "":
                 raise Cannot("random at every call, so a window has no single result")
+            if node.op_type == "If" and isinstance(operands[0], Const):
+                return self._branch(node)
             if any(attribute.type in _HAS_GRAPHS for attribute in node.attributes.values()):
                 raise Cannot("control flow: an operator with a graph of its own")
             if node.op_type in ("Shape", "Size") and node.domain == "" and isinstance(operands[0], Lifted):
                 return self._sizes(node, operands[0])
             if not any(isinstance(v, Lifted) for v in operands):
                 return self._constants(node)
-            return self._lifted_results(node, decoder_of)
+            return self._lifted_results(node)
         except Cannot as reason:
             self.refuse(path_of(node), name_of(node), str(reason))
             return unknown
 
-    def _lifted_results(
-        self, node: ir.Node, decoder_of: Callable[[ir.Node], Decoder | None]
-    ) -> Sequence[Any]:
-        decoder = decoder_of(node)
+    def _branch(self, node: ir.Node) -> list[Any]:
+        """The results of the branch that a constant condition takes."""
+        if node.inputs[0] in self.of_other_batch:
+            raise Cannot("control flow that depends on the size of the batch")
+        taken = "then_branch" if bool(np.all(self.numbers(node, 0))) else "else_branch"
+        branch = node.attributes[taken].as_graph()
+        self._read(branch)
+        return [self.values[value] for value in branch.outputs]
+
+    def _lifted_results(self, node: ir.Node) -> Sequence[Any]:
+        decoder = self._decoder_of(node)
         if decoder is None:
             raise Cannot("this operator has no rule yet")
         operator = decoder(self, node)
@@ -284,7 +295,7 @@ def _const(weight: Weight) -> Const:
 
 
 def _needed(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that an output depends on."""
+    """The nodes that an output depends on, those that its branches read included."""
     waiting = [value.producer() for value in graph.outputs]
     needed: set[ir.Node] = set()
     while waiting:
@@ -293,4 +304,9 @@ def _needed(graph: ir.Graph) -> set[ir.Node]:
             continue
         needed.add(node)
         waiting += [value.producer() for value in node.inputs if value is not None]
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                branch = attribute.as_graph()
+                read = [v for inner in branch.all_nodes() for v in inner.inputs if v is not None]
+                waiting += [value.producer() for value in (*read, *branch.outputs)]
     return needed
