@@ -116,6 +116,9 @@ def open_dense(
     from onebyone.pytorch.files.checkpoints import nonfinite_weights
     from onebyone.pytorch.lift.dense_file import labels_in, load_dense
 
+    onnx = onnx_model(spec)
+    if onnx is not None:
+        return _open_dense_onnx(spec, onnx, window, channels, weights), ()
     is_dense = Path(spec).suffix == ".pt2" and labels_in(spec) is not None
     if window is None or is_dense:
         if Path(spec).suffix != ".pt2":
@@ -131,6 +134,26 @@ def open_dense(
     return lift(network, window, channels, labels=preprocessing_of(spec, network)), notes
 
 
+def _open_dense_onnx(
+    spec: str | os.PathLike[str],
+    model: Any,
+    window: int | Sequence[int] | None,
+    channels: int | None,
+    weights: str | os.PathLike[str] | None,
+) -> Dense:
+    """The dense ONNX model of a file, or the classifier in it convolutionalized."""
+    from onebyone.onnx.lift.convolutionalize import convolutionalize as lift
+    from onebyone.onnx.lift.dense_file import is_dense, load_dense
+
+    if weights is not None:
+        raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} already contains weights")
+    if not is_dense(model):
+        return lift(model, window, channels)
+    saved = load_dense(spec)
+    _require_same_window(saved.nominal, window, spec)
+    return saved
+
+
 def _require_same_window(
     expected: tuple[int, ...], window: int | Sequence[int] | None, spec: str | os.PathLike[str]
 ) -> None:
@@ -144,13 +167,18 @@ def _require_same_window(
         )
 
 
-def preprocessing_of(spec: object, network: Network) -> Labels | None:
+def preprocessing_of(spec: object, network: Any) -> Labels | None:
     """The labels stored in a dense file, or the preprocessing of a torchvision or timm network; None if unknown."""
     from onebyone.pytorch.files.preprocessing import zoo_labels
     from onebyone.pytorch.lift.dense_file import labels_in
 
     if isinstance(spec, str | os.PathLike) and Path(spec).suffix == ".pt2":
         return labels_in(spec)
+    if isinstance(spec, str | os.PathLike) and Path(spec).suffix.lower() == ".onnx":
+        from onebyone.onnx.lift.dense_file import note_in
+
+        note = note_in(spec)
+        return None if note is None else note.labels
     return zoo_labels(os.fspath(spec), network) if isinstance(spec, str | os.PathLike) else None
 
 

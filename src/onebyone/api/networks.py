@@ -128,7 +128,7 @@ def convert(
 
 def convolutionalize(
     model: Source,
-    window: int | Sequence[int],
+    window: int | Sequence[int] | None = None,
     channels: int | None = None,
     *,
     head: str = "window",
@@ -139,9 +139,10 @@ def convolutionalize(
     """Turn a classifier with a fixed input size into a network for images of any size.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or the name of a source.
+        model: an `nn.Module`, an `ExportedProgram`, an ONNX model (a path that ends in .onnx, a `ModelProto` or a
+            model of onnx-ir), or the name of a source.
         window: the classifier's input size in pixels per axis; one number is used for every axis that the first
-            layer slides over.
+            layer slides over. None takes the size that an ONNX model states.
         channels: number of channels of the image; inferred from the first layer if possible. Inputs without a channel
             axis are supported too.
         head: "window" pools each window's features, as on a crop; "cam" returns the class map before pooling.
@@ -166,9 +167,23 @@ def convolutionalize(
     >>> onebyone.convolutionalize(m, window=(8, 8)).model(torch.randn(1, 3, 20, 31)).shape
     torch.Size([1, 10, 13, 24])
     """
+    onnx = onnx_model(model)
+    if onnx is not None:
+        from onebyone.onnx.lift.convolutionalize import convolutionalize as lift_onnx
+
+        source_labels = preprocessing_of(model, onnx)
+        labels = labels.with_preprocessing(source_labels) if labels else source_labels
+        return lift_onnx(
+            onnx, window, channels, head=head, context=context, labels=labels, score_kind=score_kind
+        )
+
     from onebyone.loading import score_kind_of
     from onebyone.pytorch.lift.convolutionalize import convolutionalize as lift
 
+    if window is None:
+        raise BadInput(
+            "window: is missing; give the network's input size in pixels (only ONNX models state it)"
+        )
     network = require_network(model)
     source_labels = preprocessing_of(model, network)
     labels = labels.with_preprocessing(source_labels) if labels else source_labels

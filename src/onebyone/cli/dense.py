@@ -21,7 +21,7 @@ class Mode(StrEnum):
 
 def scan(
     context: typer.Context,
-    source: o.Source,
+    source: o.SourceOrOnnx,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture, or an array (H, W, C) in .npy.")],
     window: o.OptionalWindow = None,
     channels: o.Channels = None,
@@ -80,7 +80,7 @@ def scan(
 ) -> None:
     """Run a classifier over every window of an image in one pass: one score per class and position.
 
-    SRC is a .pt2 that convolutionalize wrote, or any network with --window.
+    SRC is a .pt2 or .onnx that convolutionalize wrote, or any network with --window.
     """
     with session(context, as_json) as run:
         from onebyone import api, atomic_files, loading

@@ -190,8 +190,8 @@ def verify(
 
 def convolutionalize(
     context: typer.Context,
-    source: o.Source,
-    window: o.Window,
+    source: o.SourceOrOnnx,
+    window: o.WindowOrStated = None,
     channels: o.Channels = None,
     head: Annotated[
         Head,
@@ -241,11 +241,11 @@ def convolutionalize(
         if output is not None:
             atomic_files.require_writable(output)
         with run.step(f"Opening {source}"):
-            network, notes = loading.open_network(source, weights, seed=seed)
+            network, notes = loading.open_model(source, weights, seed=seed)[:2]
         with run.step("Convolutionalizing"):
             dense = api.convolutionalize(
                 network,
-                o.window_of(window),
+                None if window is None else o.window_of(window),
                 channels,
                 head=head.value,
                 context=global_context and global_context.value,

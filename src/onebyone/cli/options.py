@@ -160,13 +160,23 @@ WINDOW_HELP = "Input size of the classifier in pixels, such as 224"
 Window = Annotated[
     Sizes, typer.Option("--window", parser=read_window, metavar="H[,W]", help=WINDOW_HELP + ".")
 ]
+WindowOrStated = Annotated[
+    Sizes | None,
+    typer.Option(
+        "--window",
+        parser=read_window,
+        metavar="H[,W]",
+        help=WINDOW_HELP + "; required unless SRC is an ONNX model that states it.",
+    ),
+]
 OptionalWindow = Annotated[
     Sizes | None,
     typer.Option(
         "--window",
         parser=read_window,
         metavar="H[,W]",
-        help=WINDOW_HELP + "; required unless SRC is a .pt2 that convolutionalize wrote.",
+        help=WINDOW_HELP
+        + "; required unless SRC is a file that convolutionalize wrote, or an ONNX model that states it.",
     ),
 ]
 WindowOfSource = Annotated[

@@ -1,4 +1,4 @@
-"""Runners: a network applied to a batch of tiles. The one here is for PyTorch."""
+"""Runners: a network applied to a batch of tiles. The one here is for PyTorch; `onnx_runner` has that for ONNX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,20 @@ class TileRunner(Protocol):
         The result may share memory with `batch`: it is used before `batch` is overwritten.
         """
         ...
+
+
+@contextmanager
+def open_runner(model: Any, settings: TorchSettings) -> Iterator[TileRunner]:
+    """A runner for a PyTorch network, or for an ONNX model in ONNX Runtime, with PyTorch's number of threads."""
+    if isinstance(model, nn.Module):
+        with torch_runner(model, settings) as torch_run:
+            yield torch_run
+        return
+    from onebyone.dense.onnx_runner import onnx_runner
+
+    threads = torch.get_num_threads()
+    with onnx_runner(model, output=settings.output, device=str(settings.device), threads=threads) as run:
+        yield run
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from onebyone.dense.outputs import described_output, why_not_class_scores
 from onebyone.dense.plan import PerAxis, choose_tile, finer_geometry, plan_scan
 from onebyone.dense.preprocessing import normalise, warn_of_raw_pixels
 from onebyone.dense.progress import Progress, progress_reporter
-from onebyone.dense.runner import TorchSettings, torch_runner, usable_device
+from onebyone.dense.runner import TorchSettings, open_runner, usable_device
 from onebyone.dense.score_map import ScoreMap, resolve_kind
 from onebyone.dense.sliding_window import scan_windows
 from onebyone.errors import BadInput, InexactWarning
@@ -45,8 +45,8 @@ class Dense(Protocol):
     """What `scan` needs of a network. `convolutionalize` and `load_dense` return such objects."""
 
     @property
-    def model(self) -> nn.Module:
-        """(N, C, H, W) -> (N, classes, H', W'), or a tuple of such."""
+    def model(self) -> Any:
+        """(N, C, H, W) -> (N, classes, H', W'), or a tuple of such: an `nn.Module`, or an ONNX model of onnx-ir."""
         ...
 
     @property
@@ -176,13 +176,14 @@ def scan(
         tile = choose_tile(d.geometry, source.size, shifts=shifts, min_pixels=min_pixels)
     plan = plan_scan(d.geometry, source.size, shifts=shifts, tile=tile)
     if channels_last is None:
-        channels_last = on_cpu and prod(plan.tile) >= _CHANNELS_LAST_POSITIONS * prod(plan.shifts)
+        many = prod(plan.tile) >= _CHANNELS_LAST_POSITIONS * prod(plan.shifts)
+        channels_last = on_cpu and many and isinstance(d.model, nn.Module)
     prefetch = prefetch_pays(on_cpu, torch.get_num_threads())
     check = PixelCheck(source, labels)
     reader = BatchReader(source, labels, channels_last, buffers=2 if prefetch else 1, check=check)
     settings = TorchSettings(device, channels_last, output)
     start = time.perf_counter()
-    with torch_runner(d.model, settings) as run, progress_reporter(progress, len(plan), "scanning") as report:
+    with open_runner(d.model, settings) as run, progress_reporter(progress, len(plan), "scanning") as report:
         job = TileJob(plan, reader, run, lambda channels: ArraySink((channels, *plan.positions)))
         done = 0
         for tiles in LocalExecutor(prefetch).execute(job, tile_batches(plan, batch)):

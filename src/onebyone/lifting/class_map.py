@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from onebyone.errors import Refused
 from onebyone.lifting.lifter import Lifter
 from onebyone.records import Refusal, by
-from onebyone.results.any_size import ClassMap
 
 
 @dataclass(frozen=True)
-class Step:
+class ClassMapStep:
     """One operator of the network.
 
     `key` is that of its `Call`, and `label` names it in messages. `operands` are the values that it reads and that
@@ -34,10 +33,11 @@ class Step:
     affine: Callable[[Collection[Hashable]], bool]
 
 
-def class_map(
-    lifter: Lifter, steps: Iterable[Step], outputs: Sequence[Hashable | None]
-) -> tuple[ClassMap, tuple[int, ...]]:
-    """The class map of a lifted network, and the jump of its positions in pixels.
+def left_out_pool(
+    lifter: Lifter, steps: Iterable[ClassMapStep], outputs: Sequence[Hashable | None]
+) -> tuple[tuple[int, ...], tuple[str, ...], tuple[int, ...]]:
+    """The pool that a class map leaves out: its positions per axis, the labels of the operators after it that are not
+    affine, and the jump of its map in pixels.
 
     `steps` are the network's operators in the order in which they run, and `outputs` its outputs.
 
@@ -62,15 +62,16 @@ def class_map(
     for number, value in enumerate(outputs):
         if value is not None and value not in after:
             raise _refused(f"output {number} does not come through the average pool; use head='window'")
-    return ClassMap(kernel, nonlinear), jump
+    return kernel, nonlinear, jump
 
 
 def window_of_class_map(
-    class_map: ClassMap, jump: tuple[int, ...], stride: tuple[int, ...], window: tuple[int, ...]
+    pool: tuple[int, ...], jump: tuple[int, ...], stride: tuple[int, ...], window: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The size in pixels of one position of a class map, which is the smallest image that it takes.
 
-    `jump` is that of the pool's map, `stride` that of the outputs, and `window` the window of the classifier.
+    `pool` are the positions of the pool, `jump` is that of its map, `stride` that of the outputs, and `window` the
+    window of the classifier.
 
     Raises
     ------
@@ -81,14 +82,14 @@ def window_of_class_map(
         raise _refused(
             f"the outputs are at stride {by(stride)} and the pool's map at {by(jump)}; use head='window'"
         )
-    return tuple(w - (k - 1) * j for w, k, j in zip(window, class_map.pool, jump, strict=True))
+    return tuple(w - (k - 1) * j for w, k, j in zip(window, pool, jump, strict=True))
 
 
 def _refused(reason: str) -> Refused:
     return Refused([Refusal("", "head='cam'", reason)], "the network has no class map")
 
 
-def _after(steps: Iterable[Step], pools: set[str]) -> tuple[set[Hashable], tuple[str, ...]]:
+def _after(steps: Iterable[ClassMapStep], pools: set[str]) -> tuple[set[Hashable], tuple[str, ...]]:
     """Everything that depends on the pools, and the labels of the operators among it that are not affine."""
     after: set[Hashable] = set()
     named: list[str] = []

@@ -9,14 +9,14 @@ import onnx_ir as ir
 
 from onebyone.lifting import class_map as lifting
 from onebyone.lifting.values import Lifted
-from onebyone.onnx.lift.graph_lifter import GraphLifter, name_of, path_of
+from onebyone.onnx.lift.graph_lifter import OnnxGraphLifter, name_of, path_of
 from onebyone.results.any_size import ClassMap
 
 
-def class_map(lifter: GraphLifter) -> tuple[ClassMap, tuple[int, ...]]:
+def class_map(lifter: OnnxGraphLifter) -> tuple[ClassMap, tuple[int, ...]]:
     """The class map of a lifted graph, and the jump of its positions in pixels; see `onebyone.lifting.class_map`."""
     steps = [
-        lifting.Step(
+        lifting.ClassMapStep(
             str(node.outputs[0].name),
             f"{path_of(node)} ({name_of(node)})",
             [v for v in node.inputs if v is not None and isinstance(lifter.values.get(v), Lifted)],
@@ -26,18 +26,20 @@ def class_map(lifter: GraphLifter) -> tuple[ClassMap, tuple[int, ...]]:
         for node in lifter.graph
         if node.outputs and node.outputs[0] in lifter.values
     ]
-    return lifting.class_map(lifter, steps, list(lifter.graph.outputs))
+    pool, nonlinear, jump = lifting.left_out_pool(lifter, steps, list(lifter.graph.outputs))
+    return ClassMap(pool, nonlinear), jump
 
 
 # every operand may depend on the pool
-_SUMS = frozenset("Add Sub Sum Mean Concat".split())
+_SUMS = ("Add", "Sub", "Sum", "Mean", "Concat")
 # the first operand may
-_FIRST = frozenset(
-    "Gemm MatMul Conv Div BatchNormalization Neg ReduceMean ReduceSum AveragePool GlobalAveragePool Dropout Pad Identity "
-    "Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Expand Tile Gather DepthToSpace SpaceToDepth".split()
-)
+_FIRST = (
+    "Gemm", "MatMul", "Conv", "Div", "BatchNormalization", "Neg", "ReduceMean", "ReduceSum", "AveragePool",
+    "GlobalAveragePool", "Dropout", "Pad", "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
+    "Slice", "Split", "Expand", "Tile", "Gather", "DepthToSpace", "SpaceToDepth",
+)  # fmt: skip
 # any one of them may
-_ONE = frozenset(("Mul",))
+_ONE = ("Mul",)
 
 
 def _affine(node: ir.Node, after: Collection[Hashable]) -> bool:

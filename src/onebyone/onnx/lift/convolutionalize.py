@@ -18,7 +18,7 @@ from onebyone.lifting.output_geometry import common_stride, joint_geometry, may_
 from onebyone.lifting.values import Lifted
 from onebyone.onnx.lift.class_map import class_map
 from onebyone.onnx.lift.dense_file import ConvolutionalizedOnnx
-from onebyone.onnx.lift.graph_lifter import GraphLifter
+from onebyone.onnx.lift.graph_lifter import OnnxGraphLifter
 from onebyone.onnx.lift.input_shapes import InputLayout, read_layout
 from onebyone.onnx.lift.outputs import outputs_of
 from onebyone.onnx.lift.rules import decoder_for
@@ -78,7 +78,7 @@ def convolutionalize(
     evidence: ClassMap | None = None
     if head == "cam":
         evidence, jump = class_map(lifter)
-        smallest = window_of_class_map(evidence, jump, stride, lifter.window)
+        smallest = window_of_class_map(evidence.pool, jump, stride, lifter.window)
         reasons.append(evidence.reason)
     handles = [_one_position_per_window(lifter, leaf, smallest, stride) for leaf in leaves]
     geometry = joint_geometry(grids, stride, smallest, reasons, bool(lifter.image_wide))
@@ -133,15 +133,15 @@ def _lift(
     head: str,
     context: str | None,
     image_wide: frozenset[str],
-) -> GraphLifter:
-    lifter = GraphLifter(graph, opset, layout, head, context, image_wide)
+) -> OnnxGraphLifter:
+    lifter = OnnxGraphLifter(graph, opset, layout, head, context, image_wide)
     lifter.context_pools |= image_wide
     lifter.run(decoder_for)
     return lifter
 
 
 def _one_position_per_window(
-    lifter: GraphLifter, value: Lifted, window: tuple[int, ...], stride: tuple[int, ...]
+    lifter: OnnxGraphLifter, value: Lifted, window: tuple[int, ...], stride: tuple[int, ...]
 ) -> ir.Value:
     """The map at the windows' stride, cropped to the number of windows if it may have more positions."""
     writer, axes = lifter.writer, lifter.axes
@@ -157,7 +157,7 @@ def _one_position_per_window(
     return result
 
 
-def _model(original: ir.Model, lifter: GraphLifter, handles: Sequence[ir.Value]) -> ir.Model:
+def _model(original: ir.Model, lifter: OnnxGraphLifter, handles: Sequence[ir.Value]) -> ir.Model:
     """The emitted graph as a model, without the nodes and constants that no output needs."""
     outputs = []
     for old, handle in zip(lifter.graph.outputs, handles, strict=True):

@@ -55,6 +55,11 @@ class ConvolutionalizedOnnx(Convolutionalized[ir.Model, ir.Model]):
         )
 
 
+def is_dense(model: ir.Model) -> bool:
+    """Whether a model carries a note of onebyone."""
+    return NOTE in model.metadata_props
+
+
 def load_dense(path: str | os.PathLike[str]) -> ConvolutionalizedOnnx:
     """Read what `ConvolutionalizedOnnx.save` wrote. The original is not stored: `original` is the dense model.
 

@@ -1,6 +1,6 @@
 """ONNX's emitter: the operations of `onebyone.lifting.emitter.MapEmitter` as nodes of onnx-ir, for any opset from 11.
 
-A handle is an `ir.Value` (a map) or a `Weight` (a constant). Operations on constants are computed at once.
+A handle is an `ir.Value` (a map) or a `ConstantHandle` (a constant). Operations on constants are computed at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import Gather, Stencil
 from onebyone.lifting.values import Cannot
 from onebyone.onnx.lift.map_nodes import NodeWriter
-from onebyone.onnx.lift.weights import Array, Weight
+from onebyone.onnx.lift.weights import Array, ConstantHandle
 
 Handle = Any
 
@@ -51,16 +51,17 @@ class OnnxEmitter(NodeWriter):
         ops = [Sliding(k, s) for k, s in zip(stencil.kernel, stencil.step, strict=True)]
         return self.convolution(start, kernel, bias, ops, 1)
 
-    def _kernel(self, weight: Weight, stencil: Stencil, channels: int) -> Weight:
+    def _kernel(self, weight: ConstantHandle, stencil: Stencil, channels: int) -> ConstantHandle:
         """The weight `(O, F)` as a kernel `(O, C, *kernel)`: features that repeat an element add up."""
         order, _ = stencil.feature_order(channels)
         shape = (weight.shape[0], channels, *stencil.kernel)
         if order is None:
-            return self.reshape(weight, shape)
+            reshaped: ConstantHandle = self.reshape(weight, shape)
+            return reshaped
 
         def scattered() -> Array:
             full = np.zeros((shape[0], prod(shape[1:])), dtype=weight.wide.dtype)
-            np.add.at(full, (slice(None), order), weight.wide)
+            np.add.at(full.T, order, weight.wide.T)
             return full.reshape(shape)
 
         return weight.derived(("kernel", shape, order.tobytes()), "kernel", scattered)
@@ -96,9 +97,7 @@ class OnnxEmitter(NodeWriter):
         axes = len(kernel)
         parts = []
         for position in np.ndindex(*kernel):
-            ends = [
-                END if p == k - 1 else p - k + 1 for p, k in zip(position, kernel, strict=True)
-            ]
+            ends = [END if p == k - 1 else p - k + 1 for p, k in zip(position, kernel, strict=True)]
             part = self._slice(source, position, ends, range(2, 2 + axes), (1,) * axes)
             parts.append(self.unsqueeze(part, range(2 + axes, 2 + 2 * axes)))
         for axis in reversed(range(axes)):
@@ -173,7 +172,7 @@ class OnnxEmitter(NodeWriter):
         if count == 1:
             return source
         wide = self.unsqueeze(source, [2])
-        repeats = [1] * wide.shape.rank()
+        repeats = [1] * _rank(wide)
         repeats[2] = count
         return self.merge_channels(self.op("Tile", [wide, self.integers(repeats)]), 2)
 
@@ -250,7 +249,7 @@ class OnnxEmitter(NodeWriter):
     # reductions, normalisation and products
 
     def reduce(self, source: Handle, reduction: str, axes: Sequence[int], keep_axes: bool = False) -> Handle:
-        if isinstance(source, Weight):
+        if isinstance(source, ConstantHandle):
             return source.derived(
                 ("reduce", reduction, tuple(axes), keep_axes),
                 reduction,
@@ -268,16 +267,20 @@ class OnnxEmitter(NodeWriter):
     ) -> Handle:
         kind = source.dtype
         # sums of squares overflow in float16; LayerNormalization itself computes in float32 by default
-        wide = source if kind in (ir.DataType.FLOAT, ir.DataType.DOUBLE) else self.cast(source, ir.DataType.FLOAT)
+        wide = (
+            source
+            if kind in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+            else self.cast(source, ir.DataType.FLOAT)
+        )
         if epsilon is None:
-            epsilon = float(np.finfo(wide.dtype.numpy()).eps)
+            epsilon = float(np.finfo((wide.dtype or ir.DataType.FLOAT).numpy()).eps)
         if not root_mean_square:
             wide = self.subtract(wide, self.reduce(wide, "mean", [1], True))
         variance = self.reduce(self.multiply(wide, wide), "mean", [1], True)
         root = self.op("Sqrt", [self.add(variance, epsilon)])
         out = self.op("Div", [wide, root])
         out = out if out.dtype == kind else self.cast(out, kind)
-        axes = source.shape.rank() - 2
+        axes = _rank(source) - 2
         if weight is not None:
             out = self.multiply(out, self.reshape(weight, (-1, *(1,) * axes)))
         return out if bias is None else self.add(out, self.reshape(bias, (-1, *(1,) * axes)))
@@ -285,7 +288,7 @@ class OnnxEmitter(NodeWriter):
     def grouped_product(self, source: Handle, weight: Handle) -> Handle:
         if self.opset < 12:
             raise Cannot(f"a product that needs Einsum, which opset {self.opset} does not have")
-        positions = "abcdef"[: source.shape.rank() - 4]
+        positions = "abcdef"[: _rank(source) - 4]
         equation = f"ngsk{positions},sko->ngso{positions}"
         return self.op("Einsum", [source, weight], {"equation": equation})
 
@@ -349,29 +352,35 @@ class OnnxEmitter(NodeWriter):
         return self._each("Sqrt", np.sqrt, source)
 
     def reciprocal_root(self, source: Handle) -> Handle:
-        if isinstance(source, Weight):
+        if isinstance(source, ConstantHandle):
             return self._computed("scale", lambda x: 1 / np.sqrt(x), source)
         return self.op("Reciprocal", [self.op("Sqrt", [source])])
 
     def _each(self, op_type: str, function: Callable[[Array], Array], source: Handle) -> Handle:
-        if isinstance(source, Weight):
+        if isinstance(source, ConstantHandle):
             return self._computed(op_type.lower(), function, source)
         return self.op(op_type, [source])
 
     def _arithmetic(
         self, op_type: str, function: Callable[[Array, Array], Array], first: Handle, second: Handle | float
     ) -> Handle:
-        if isinstance(first, Weight) and not isinstance(second, ir.Value):
+        if isinstance(first, ConstantHandle) and not isinstance(second, ir.Value):
             return self._computed(op_type.lower(), function, first, second)
         if isinstance(second, (int, float)):
             second = self.number(float(second), first.dtype)
         return self.op(op_type, [first, second])
 
-    def _computed(self, label: str, function: Callable[..., Array], *operands: Any) -> Weight:
+    def _computed(self, label: str, function: Callable[..., Array], *operands: Any) -> ConstantHandle:
         """A constant of constants, in float64 until it is stored."""
-        first: Weight = operands[0]
-        arrays = [o.wide if isinstance(o, Weight) else o for o in operands]
-        return Weight.of_array(np.asarray(function(*arrays)), f"{first.name}/{label}", first.dtype)
+        first: ConstantHandle = operands[0]
+        arrays = [o.wide if isinstance(o, ConstantHandle) else o for o in operands]
+        return ConstantHandle.of_array(np.asarray(function(*arrays)), f"{first.name}/{label}", first.dtype)
+
+
+def _rank(value: ir.Value) -> int:
+    if value.shape is None:
+        raise Cannot(f"the rank of {value.name!r} is not known")
+    return value.shape.rank()
 
 
 def _sliding(ops: Sequence[Sliding]) -> dict[str, Any]:

@@ -23,20 +23,20 @@ from onebyone.lifting.values import Cannot, Const, Lifted, Unknown
 from onebyone.onnx.lift.emitter import OnnxEmitter
 from onebyone.onnx.lift.input_shapes import InputLayout
 from onebyone.onnx.lift.single_nodes import Operand, evaluate, infer_outputs
-from onebyone.onnx.lift.weights import Array, Weight
+from onebyone.onnx.lift.weights import Array, ConstantHandle
 
 #: A second size of the batch: constants that differ between the two depend on the size of the batch.
 OTHER_BATCH = 3
 _RANDOM = frozenset(
-    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split()
+    ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 )
 _HAS_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 #: Says what a node's operator is: a neutral operator, or the value or values of the node.
-Decoder = Callable[["GraphLifter", ir.Node], Any]
+Decoder = Callable[["OnnxGraphLifter", ir.Node], Any]
 
 
-class GraphLifter(Lifter):
+class OnnxGraphLifter(Lifter):
     """The state of one conversion of a graph.
 
     Attributes:
@@ -75,7 +75,7 @@ class GraphLifter(Lifter):
         """Lift the nodes of a graph, or of a branch."""
         for value in graph.initializers.values():
             if value.const_value is not None:
-                self.values[value] = _const(Weight.of_tensor(value.const_value, str(value.name)))
+                self.values[value] = _const(ConstantHandle.of_tensor(value.const_value, str(value.name)))
         needed = _needed(graph)
         for node in graph:
             if node not in needed:
@@ -161,7 +161,9 @@ class GraphLifter(Lifter):
                 if not np.array_equal(result, other):
                     self.of_other_batch[output] = other
         named = zip(results, node.outputs, strict=True)
-        return [_const(Weight.of_array(np.asarray(array), str(output.name))) for array, output in named]
+        return [
+            _const(ConstantHandle.of_array(np.asarray(array), str(output.name))) for array, output in named
+        ]
 
     def _sizes(self, node: ir.Node, value: Lifted) -> list[Const]:
         """Shape or Size of a value that depends on the image, in a batch of BATCH windows."""
@@ -171,9 +173,9 @@ class GraphLifter(Lifter):
             shape = np.asarray([batch, *value.shape], dtype=np.int64)
             start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
             found.append(np.asarray(shape.prod()) if node.op_type == "Size" else shape[start:end])
-        if not np.array_equal(*found):
+        if not np.array_equal(found[0], found[1]):
             self.of_other_batch[output] = found[1]
-        return [_const(Weight.of_array(found[0], str(output.name)))]
+        return [_const(ConstantHandle.of_array(found[0], str(output.name)))]
 
     # what decoders use
 
@@ -265,18 +267,18 @@ class GraphLifter(Lifter):
         return evaluate(node, arrays, self.opset)  # type: ignore[arg-type]
 
 
-def literal_of(node: ir.Node) -> Weight | None:
+def literal_of(node: ir.Node) -> ConstantHandle | None:
     """The constant of a Constant node; None for other operators."""
     if node.op_type != "Constant" or node.domain != "":
         return None
     name = str(node.outputs[0].name)
     for key, attribute in node.attributes.items():
         if key == "value":
-            return Weight.of_tensor(attribute.as_tensor(), name)
+            return ConstantHandle.of_tensor(attribute.as_tensor(), name)
         if key in ("value_int", "value_ints"):
-            return Weight.of_array(np.asarray(attribute.value, dtype=np.int64), name)
+            return ConstantHandle.of_array(np.asarray(attribute.value, dtype=np.int64), name)
         if key in ("value_float", "value_floats"):
-            return Weight.of_array(np.asarray(attribute.value, dtype=np.float32), name)
+            return ConstantHandle.of_array(np.asarray(attribute.value, dtype=np.float32), name)
     raise Cannot("a constant of strings or a sparse one")
 
 
@@ -290,7 +292,7 @@ def name_of(node: ir.Node) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
-def _const(weight: Weight) -> Const:
+def _const(weight: ConstantHandle) -> Const:
     return Const(weight, weight.shape, weight.name, weight.known)
 
 

@@ -45,8 +45,7 @@ class InputLayout:
 
     def image_value(self) -> ir.Value:
         """The input of the any-size graph: `(batch, C, *sizes)`, whatever the layout of the original."""
-        names = ("height", "width") if len(self.window) == 2 else ("depth", "height", "width")
-        names = ("length",) if len(self.window) == 1 else names
+        names = ("depth", "height", "width")[3 - len(self.window) :]
         return ir.Value(
             name=self.source.name,
             type=ir.TensorType(self.source.dtype or ir.DataType.FLOAT),
@@ -76,9 +75,7 @@ def image_input(graph: ir.Graph) -> ir.Value:
     return value
 
 
-def read_layout(
-    graph: ir.Graph, window: int | Sequence[int] | None, channels: int | None
-) -> InputLayout:
+def read_layout(graph: ir.Graph, window: int | Sequence[int] | None, channels: int | None) -> InputLayout:
     """The layout of a graph's input, from the file and from what the caller states.
 
     Raises:
@@ -143,14 +140,14 @@ def _channels_last(source: ir.Value, sizes: Sequence[int | None]) -> bool:
     """Whether the last axis holds the channels: as the first operator that tells, or a short last axis, says."""
     value, rank = source, len(sizes)
     for _ in range(8):
-        uses = value.uses()
+        uses = list(value.uses())
         if len(uses) != 1:
             break
         node = uses[0].node
         if node.op_type == "Transpose":
             order = node.attributes.get_ints("perm")
             if order is not None and len(order) == rank:
-                return order[1] == rank - 1
+                return bool(order[1] == rank - 1)
             break
         if node.op_type in ("Conv", "MaxPool", "AveragePool", "BatchNormalization", "GlobalAveragePool"):
             return False

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onebyone.onnx.graph_writer import AXES_ARE_AN_INPUT
 from onebyone.onnx.lift.single_nodes import Operand, infer_outputs
-from onebyone.onnx.lift.weights import Array, Weight
+from onebyone.onnx.lift.weights import Array, ConstantHandle
 
 #: From this opset on the axes of every reduction are an input; those of ReduceSum are one from opset 13 on.
 REDUCTION_AXES_ARE_AN_INPUT = 18
@@ -32,8 +32,8 @@ class NodeWriter:
         self.initializers: dict[str, ir.Value] = {}
         self.path = ""
         self._taken = set(taken)
-        self._stored: dict[int, tuple[Weight, ir.Value]] = {}
-        self._small: dict[tuple[Any, ...], Weight] = {}
+        self._stored: dict[int, tuple[ConstantHandle, ir.Value]] = {}
+        self._small: dict[tuple[Any, ...], ConstantHandle] = {}
 
     def op(
         self,
@@ -44,7 +44,9 @@ class NodeWriter:
         label: str | None = None,
     ) -> ir.Value:
         """Append a node with one output, and return that output. Operands are values, weights, or None."""
-        return self.node(op_type, operands, ir.convenience.convert_attributes(attributes or {}), label=label)[0]
+        return self.node(op_type, operands, ir.convenience.convert_attributes(attributes or {}), label=label)[
+            0
+        ]
 
     def node(
         self,
@@ -81,7 +83,7 @@ class NodeWriter:
         return candidate
 
     def _value(self, operand: Any) -> ir.Value | None:
-        if not isinstance(operand, Weight):
+        if not isinstance(operand, ConstantHandle):
             return operand  # type: ignore[no-any-return]
         if id(operand) not in self._stored:
             tensor = operand.tensor
@@ -100,18 +102,18 @@ class NodeWriter:
 
     # small constants and operators whose form depends on the opset
 
-    def constant(self, array: Array, label: str) -> Weight:
+    def constant(self, array: Array, label: str) -> ConstantHandle:
         """A small constant; equal ones are stored once."""
         key = (label, array.dtype.str, array.shape, array.tobytes())
         if key not in self._small:
-            self._small[key] = Weight.of_array(array, f"onebyone/{label}")
+            self._small[key] = ConstantHandle.of_array(array, f"onebyone/{label}")
         return self._small[key]
 
-    def integers(self, numbers: Sequence[int]) -> Weight:
+    def integers(self, numbers: Sequence[int]) -> ConstantHandle:
         """A vector of int64."""
         return self.constant(np.asarray(numbers, dtype=np.int64), "integers")
 
-    def number(self, number: float, dtype: ir.DataType | None) -> Weight:
+    def number(self, number: float, dtype: ir.DataType | None) -> ConstantHandle:
         """A scalar."""
         return self.constant(np.asarray(number, dtype=(dtype or ir.DataType.FLOAT).numpy()), "number")
 
@@ -146,14 +148,13 @@ def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     """The tensor under another name, its numbers shared and not loaded."""
     if tensor.name == name:
         return tensor
+    shape = ir.Shape(tensor.shape.numpy())
     if isinstance(tensor, ir.ExternalTensor):
         return ir.ExternalTensor(
             tensor.location, tensor.offset, tensor.length, tensor.dtype,
-            shape=tensor.shape, name=name, base_dir=tensor.base_dir,
+            shape=shape, name=name, base_dir=tensor.base_dir,
         )  # fmt: skip
-    if tensor.name is None or isinstance(tensor, ir.Tensor):
-        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
-    return ir.LazyTensor(lambda: tensor, tensor.dtype, tensor.shape, name=name)
+    return ir.LazyTensor(lambda: tensor, tensor.dtype, shape, name=name)
 
 
 def _operand(value: ir.Value) -> Operand:

@@ -12,22 +12,23 @@ import onnx_ir as ir
 
 from onebyone.laws.scores import ScoreKind
 from onebyone.lifting.values import Lifted
-from onebyone.onnx.lift.graph_lifter import GraphLifter
+from onebyone.onnx.lift.graph_lifter import OnnxGraphLifter
 from onebyone.results.any_size import Output
 
 #: A kind, and the number of values that a softmax normalised over (0 without a softmax).
 _Known = tuple[ScoreKind, int]
 
-_MOVES = frozenset(
-    "Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Expand Tile Gather Identity Dropout Cast CastLike".split()
-)
-_LINEAR = frozenset("Gemm MatMul Einsum Conv BatchNormalization".split())
-_MEANS = frozenset("ReduceMean AveragePool GlobalAveragePool Mean".split())
-_MAXIMA = frozenset("ReduceMax MaxPool GlobalMaxPool".split())
+_MOVES = (
+    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Tile", "Gather", "Identity",
+    "Dropout", "Cast", "CastLike",
+)  # fmt: skip
+_LINEAR = ("Gemm", "MatMul", "Einsum", "Conv", "BatchNormalization")
+_MEANS = ("ReduceMean", "AveragePool", "GlobalAveragePool", "Mean")
+_MAXIMA = ("ReduceMax", "MaxPool", "GlobalMaxPool")
 _LOGITS = ScoreKind("logits")
 
 
-def outputs_of(lifter: GraphLifter, channels: list[int]) -> tuple[Output, ...]:
+def outputs_of(lifter: OnnxGraphLifter, channels: list[int]) -> tuple[Output, ...]:
     """The outputs of a lifted graph; `channels` is the number of values that each gives for a window."""
     outputs = []
     for value, count in zip(lifter.graph.outputs, channels, strict=True):
@@ -39,7 +40,7 @@ def outputs_of(lifter: GraphLifter, channels: list[int]) -> tuple[Output, ...]:
     return tuple(outputs)
 
 
-def _known(lifter: GraphLifter, value: ir.Value | None) -> _Known | None:
+def _known(lifter: OnnxGraphLifter, value: ir.Value | None) -> _Known | None:
     node = None if value is None else value.producer()
     if value is None or node is None or not isinstance(lifter.values.get(value), Lifted):
         return None
@@ -58,7 +59,7 @@ def _known(lifter: GraphLifter, value: ir.Value | None) -> _Known | None:
     return _of_known(lifter, node)
 
 
-def _of_known(lifter: GraphLifter, node: ir.Node) -> _Known | None:
+def _of_known(lifter: OnnxGraphLifter, node: ir.Node) -> _Known | None:
     """The kind after an operator that keeps or changes the kind of what it reads."""
     name = node.op_type
     of_image = [v for v in node.inputs if v is not None and isinstance(lifter.values.get(v), Lifted)]
@@ -75,7 +76,7 @@ def _of_known(lifter: GraphLifter, node: ir.Node) -> _Known | None:
         return None
     kind, group = before
     if kind.values == "logits":
-        return before if name in _MEANS | _MAXIMA else None
+        return before if name in (*_MEANS, *_MAXIMA) else None
     if kind.values == "log-probabilities":
         return (ScoreKind("probabilities", kind.classes), group) if name == "Exp" else None
     if name == "Log":

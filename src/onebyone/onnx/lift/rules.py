@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onebyone.lifting.values import Cannot
 from onebyone.onnx.lift.decoders import elementwise, normalisation, product, reduce, shape, sliding
-from onebyone.onnx.lift.graph_lifter import Decoder, GraphLifter
+from onebyone.onnx.lift.graph_lifter import Decoder, OnnxGraphLifter
 
 _TABLES: tuple[Mapping[str, Decoder], ...] = (
     elementwise.DECODERS, normalisation.DECODERS, product.DECODERS, reduce.DECODERS, shape.DECODERS,
@@ -19,7 +19,7 @@ _REFUSED: tuple[Mapping[str, Iterable[str]], ...] = (sliding.REFUSED, product.RE
 
 
 def _refused(reason: str) -> Decoder:
-    def decoder(_lifter: GraphLifter, _node: ir.Node) -> Any:
+    def decoder(_lifter: OnnxGraphLifter, _node: ir.Node) -> Any:
         raise Cannot(reason)
 
     return decoder

@@ -57,7 +57,7 @@ def infer_outputs(
         found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
     except Exception as error:  # shape inference has errors of several kinds
         raise Cannot(f"its operands do not fit it: {first_line(error)}") from error
-    results = []
+    results: list[tuple[ir.DataType, tuple[int | str | None, ...]]] = []
     for output in node.outputs:
         proto_type = found.get(str(output.name))
         if proto_type is None or not proto_type.HasField("tensor_type"):

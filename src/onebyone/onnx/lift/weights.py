@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 MOST_KNOWN = 2**20
 
 
-class Weight:
+class ConstantHandle:
     """The handle of a constant: an initializer of the model, or what was computed from initializers.
 
     Derived weights are remembered, so that one initializer that is used in one form many times is stored once. Numbers
@@ -35,17 +35,17 @@ class Weight:
         name: str,
         tensor: ir.TensorProtocol | None = None,
     ) -> None:
-        self._load, self._derived = load, dict[Hashable, Weight]()
+        self._load, self._derived = load, dict[Hashable, ConstantHandle]()
         self.dtype, self.shape, self.name, self.tensor = dtype, shape, name, tensor
 
     @classmethod
-    def of_tensor(cls, tensor: ir.TensorProtocol, name: str) -> Weight:
+    def of_tensor(cls, tensor: ir.TensorProtocol, name: str) -> ConstantHandle:
         """The weight of a tensor, which is not loaded yet."""
         shape = tuple(int(size) for size in tensor.shape.numpy())
         return cls(lambda: _loaded(tensor), ir.DataType(tensor.dtype), shape, name, tensor)
 
     @classmethod
-    def of_array(cls, array: Array, name: str, dtype: ir.DataType | None = None) -> Weight:
+    def of_array(cls, array: Array, name: str, dtype: ir.DataType | None = None) -> ConstantHandle:
         """The weight of an array, stored as `dtype`; by default in the array's own type."""
         kind = ir.DataType.from_numpy(array.dtype) if dtype is None else dtype
         return cls(lambda: array, kind, array.shape, name)
@@ -70,10 +70,10 @@ class Weight:
         """The numbers, if they are not too many for rules to look at."""
         return self.array if int(np.prod(self.shape)) <= MOST_KNOWN else None
 
-    def derived(self, key: Hashable, label: str, make: Callable[[], Array]) -> Self | Weight:
+    def derived(self, key: Hashable, label: str, make: Callable[[], Array]) -> Self | ConstantHandle:
         """What `make` computes from this weight; the same weight for the same `key`."""
         if key not in self._derived:
-            self._derived[key] = Weight.of_array(make(), f"{self.name}/{label}", self.dtype)
+            self._derived[key] = ConstantHandle.of_array(make(), f"{self.name}/{label}", self.dtype)
         return self._derived[key]
 
 

@@ -21,12 +21,13 @@ aten = torch.ops.aten
 def class_map(lifter: GraphLifter) -> tuple[ClassMap, tuple[int, ...]]:
     """The class map of a lifted graph, and the jump of its positions in pixels; see `onebyone.lifting.class_map`."""
     output = next(n for n in lifter.traced.graph.nodes if n.op == "output")
-    return lifting.class_map(lifter, _steps(lifter), output.args[0])
+    pool, nonlinear, jump = lifting.left_out_pool(lifter, _steps(lifter), output.args[0])
+    return ClassMap(pool, nonlinear), jump
 
 
-def _steps(lifter: GraphLifter) -> list[lifting.Step]:
+def _steps(lifter: GraphLifter) -> list[lifting.ClassMapStep]:
     return [
-        lifting.Step(
+        lifting.ClassMapStep(
             node.name,
             f"{module_path(node) or node.name} ({op_name(node.target)})",
             [n for n in node.all_input_nodes if _depends_on_image(lifter.values.get(n))],

@@ -213,7 +213,7 @@ def _require_no_refusal(lifter: GraphLifter) -> None:
 def _class_map(lifter: GraphLifter, stride: tuple[int, ...]) -> tuple[ClassMap, tuple[int, ...]]:
     """The class map, and the size in pixels of one of its positions, which is the smallest image that it takes."""
     evidence, jump = class_map(lifter)
-    window = window_of_class_map(evidence, jump, stride, lifter.window)
+    window = window_of_class_map(evidence.pool, jump, stride, lifter.window)
     for node in lifter.graph.nodes:
         if node.target is emitter.require_window:
             node.args = (node.args[0], window, *node.args[2:])

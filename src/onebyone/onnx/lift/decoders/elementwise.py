@@ -9,34 +9,37 @@ import onnx_ir as ir
 
 from onebyone.lifting.operators import Elementwise
 from onebyone.lifting.values import Cannot, Const, Lifted
-from onebyone.onnx.lift.graph_lifter import Decoder, GraphLifter
+from onebyone.onnx.lift.graph_lifter import Decoder, OnnxGraphLifter
 
 _ELEMENTWISE = (
-    "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu "
-    "Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu "
-    "Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign "
-    "Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor"
-).split()
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd",
+    "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Div", "Elu",
+    "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf",
+    "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg",
+    "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin",
+    "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where",
+    "Xor",
+)  # fmt: skip
 
 
-def each_element(lifter: GraphLifter, node: ir.Node) -> Elementwise:
+def each_element(lifter: OnnxGraphLifter, node: ir.Node) -> Elementwise:
     """An operator on each element by itself: on one value, on values and constants, on several values."""
     call = lifter.call_of(node)
     return Elementwise(call.operands, call.apply)
 
 
-def cast_like(lifter: GraphLifter, node: ir.Node) -> Elementwise:
+def cast_like(lifter: OnnxGraphLifter, node: ir.Node) -> Elementwise:
     """The value in the type of another, of which nothing else is read."""
     kind = lifter.inferred(node)[0][0]
     return Elementwise((lifter.operand(node, 0),), lambda x: lifter.writer.cast(x, kind))
 
 
-def unchanged(lifter: GraphLifter, node: ir.Node) -> Any:
+def unchanged(lifter: OnnxGraphLifter, node: ir.Node) -> Any:
     """The operand itself."""
     return lifter.operand(node, 0)
 
 
-def dropout(lifter: GraphLifter, node: ir.Node) -> Any:
+def dropout(lifter: OnnxGraphLifter, node: ir.Node) -> Any:
     """Nothing, unless the node states that it trains."""
     training = lifter.numbers(node, 2)
     if training is not None and bool(training.reshape(-1)[0]):
@@ -44,7 +47,7 @@ def dropout(lifter: GraphLifter, node: ir.Node) -> Any:
     return lifter.operand(node, 0)
 
 
-def quantisation(lifter: GraphLifter, node: ir.Node) -> Elementwise | Lifted:
+def quantisation(lifter: OnnxGraphLifter, node: ir.Node) -> Elementwise | Lifted:
     """With one scale for all elements, or one for each channel of a map."""
     value, scale = lifter.lifted(lifter.operand(node, 0)), lifter.operand(node, 1)
     if not isinstance(scale, Const):

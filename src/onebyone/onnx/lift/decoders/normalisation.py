@@ -13,13 +13,13 @@ from onebyone.lifting.operators import BatchNorm, GroupNorm, LayerNorm
 from onebyone.lifting.rules.each_position import at_each_position
 from onebyone.lifting.rules.table import lift
 from onebyone.lifting.values import Cannot, Const, Lifted
-from onebyone.onnx.lift.graph_lifter import Decoder, GraphLifter
+from onebyone.onnx.lift.graph_lifter import Decoder, OnnxGraphLifter
 
 #: Before this opset, GroupNormalization has one scale for each group instead of one for each channel.
 _SCALES_PER_CHANNEL = 21
 
 
-def batch_norm(lifter: GraphLifter, node: ir.Node) -> BatchNorm:
+def batch_norm(lifter: OnnxGraphLifter, node: ir.Node) -> BatchNorm:
     operands = [lifter.operand(node, number) for number in range(5)]
     value, weight, bias, mean, variance = operands
     if node.attributes.get_int("training_mode", 0) or any(v.uses() for v in node.outputs[1:]):
@@ -32,7 +32,7 @@ def batch_norm(lifter: GraphLifter, node: ir.Node) -> BatchNorm:
     )
 
 
-def layer_norm(lifter: GraphLifter, node: ir.Node) -> LayerNorm:
+def layer_norm(lifter: OnnxGraphLifter, node: ir.Node) -> LayerNorm:
     value = lifter.lifted(lifter.operand(node, 0))
     if any(v.uses() for v in node.outputs[1:]):
         raise Cannot("the mean or the deviation of a layer norm as a result of its own")
@@ -65,7 +65,7 @@ def _of_shape(constant: Const | None, shape: tuple[int, ...]) -> Const | None:
     return Const(wide, shape)
 
 
-def instance_norm(lifter: GraphLifter, node: ir.Node) -> Any:
+def instance_norm(lifter: OnnxGraphLifter, node: ir.Node) -> Any:
     """Also on a map whose groups of channels were made one axis each, which is how group norms are exported."""
     value, weight, bias = (lifter.operand(node, number) for number in range(3))
     value, epsilon = lifter.lifted(value), node.attributes.get_float("epsilon", 1e-5)
@@ -82,9 +82,9 @@ def instance_norm(lifter: GraphLifter, node: ir.Node) -> Any:
     return lift(lifter, call, GroupNorm(whole, groups, weight, bias, epsilon)).with_index(value.index)
 
 
-def _becomes_a_vector(lifter: GraphLifter, node: ir.Node) -> bool:
+def _becomes_a_vector(lifter: OnnxGraphLifter, node: ir.Node) -> bool:
     """Whether what follows makes a vector of the result, so that its elements need no positions."""
-    uses = node.outputs[0].uses()
+    uses = list(node.outputs[0].uses())
     following = uses[0].node if len(uses) == 1 else None
     if following is None or following.op_type not in ("Reshape", "Flatten"):
         return False
@@ -92,18 +92,19 @@ def _becomes_a_vector(lifter: GraphLifter, node: ir.Node) -> bool:
     return target is not None and len(target) == 2
 
 
-def _numbers_or_none(lifter: GraphLifter, source: ir.Value | None) -> Any:
+def _numbers_or_none(lifter: OnnxGraphLifter, source: ir.Value | None) -> Any:
     value = None if source is None else lifter.values.get(source)
     return value.handle.array if isinstance(value, Const) else None
 
 
-def group_norm(lifter: GraphLifter, node: ir.Node) -> GroupNorm:
+def group_norm(lifter: OnnxGraphLifter, node: ir.Node) -> GroupNorm:
     value = lifter.lifted(lifter.operand(node, 0))
     groups = node.attributes.get_int("num_groups", 1)
     constants = [lifter.operand(node, number) for number in (1, 2)]
     if lifter.opset < _SCALES_PER_CHANNEL:
         constants = [_per_channel(constant, value.shape[0] // groups) for constant in constants]
-    return GroupNorm(value, groups, *constants, node.attributes.get_float("epsilon", 1e-5))
+    weight, bias = constants
+    return GroupNorm(value, groups, weight, bias, node.attributes.get_float("epsilon", 1e-5))
 
 
 def _per_channel(constant: Const, each: int) -> Const:
@@ -115,7 +116,7 @@ def _per_channel(constant: Const, each: int) -> Const:
     return Const(wide, (constant.shape[0] * each,))
 
 
-def local_response(lifter: GraphLifter, node: ir.Node) -> Lifted:
+def local_response(lifter: OnnxGraphLifter, node: ir.Node) -> Lifted:
     """Over neighbouring channels of each position: the operator itself, on a map of any size."""
     value, source = lifter.as_map(lifter.lifted(lifter.operand(node, 0))), node.inputs[0]
     assert source is not None

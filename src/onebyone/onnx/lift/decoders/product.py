@@ -11,10 +11,10 @@ from onebyone.lifting.operators import Einsum, Linear
 from onebyone.lifting.rules.einsum import einsum_terms, matmul_terms
 from onebyone.lifting.rules.product import ATTENTION
 from onebyone.lifting.values import Cannot, Const, Lifted
-from onebyone.onnx.lift.graph_lifter import Decoder, GraphLifter
+from onebyone.onnx.lift.graph_lifter import Decoder, OnnxGraphLifter
 
 
-def gemm(lifter: GraphLifter, node: ir.Node) -> Linear:
+def gemm(lifter: OnnxGraphLifter, node: ir.Node) -> Linear:
     """`alpha · x W + beta · b`, with `b` broadcast along the rows."""
     value, weight, bias = (lifter.operand(node, number) for number in range(3))
     if node.attributes.get_int("transA", 0):
@@ -49,12 +49,12 @@ def _vector(bias: Any, width: int) -> Const | None:
     return Const(row, (width,))
 
 
-def matmul(lifter: GraphLifter, node: ir.Node) -> Einsum:
+def matmul(lifter: OnnxGraphLifter, node: ir.Node) -> Einsum:
     operands = [lifter.operand(node, number) for number in (0, 1)]
     return Einsum(operands, *matmul_terms(*(_rank(v) for v in operands)))
 
 
-def einsum(lifter: GraphLifter, node: ir.Node) -> Einsum:
+def einsum(lifter: OnnxGraphLifter, node: ir.Node) -> Einsum:
     operands = [lifter.operand(node, number) for number in range(len(node.inputs))]
     equation = node.attributes.get_string("equation", "")
     return Einsum(operands, *einsum_terms(equation, [_rank(v) for v in operands]))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onebyone.lifting.operators import AxisOperator, Reduce, Reduction, axes_without_batch
 from onebyone.lifting.rules.table import lift
 from onebyone.lifting.values import Cannot, Lifted
-from onebyone.onnx.lift.graph_lifter import Decoder, GraphLifter
+from onebyone.onnx.lift.graph_lifter import Decoder, OnnxGraphLifter
 
 _REDUCTIONS: dict[str, Reduction] = {
     "ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max", "ReduceMin": "min", "ReduceL2": "norm",
@@ -25,7 +25,7 @@ _ANY_ORDER = ("ReduceL1", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "Redu
 _OVER_ONE_AXIS = 13
 
 
-def reduce(lifter: GraphLifter, node: ir.Node) -> Any:
+def reduce(lifter: OnnxGraphLifter, node: ir.Node) -> Any:
     value = lifter.lifted(lifter.operand(node, 0))
     axes = _axes(lifter, node, value)
     if axes is None:
@@ -33,7 +33,7 @@ def reduce(lifter: GraphLifter, node: ir.Node) -> Any:
     return Reduce(value, _REDUCTIONS[node.op_type], axes, bool(node.attributes.get_int("keepdims", 1)))
 
 
-def any_order(lifter: GraphLifter, node: ir.Node) -> Any:
+def any_order(lifter: OnnxGraphLifter, node: ir.Node) -> Any:
     value = lifter.lifted(lifter.operand(node, 0))
     axes = _axes(lifter, node, value)
     if axes is None:
@@ -45,22 +45,22 @@ def any_order(lifter: GraphLifter, node: ir.Node) -> Any:
     return AxisOperator(value, axes, apply, reduces=True, any_order=True)
 
 
-def _axes(lifter: GraphLifter, node: ir.Node, value: Lifted) -> tuple[int, ...] | None:
+def _axes(lifter: OnnxGraphLifter, node: ir.Node, value: Lifted) -> tuple[int, ...] | None:
     """The axes without the batch; None where nothing is reduced."""
     axes = lifter.integers(node, 1)
     if axes is None:
         axes = list(node.attributes.get_ints("axes", ()))
-    if not axes and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not axes and node.attributes.get_int("noop_with_empty_axes", False):
         return None
     return axes_without_batch(axes, len(value.shape) + 1)
 
 
-def global_pool(lifter: GraphLifter, node: ir.Node) -> Reduce:
+def global_pool(lifter: OnnxGraphLifter, node: ir.Node) -> Reduce:
     value = lifter.lifted(lifter.operand(node, 0))
     return Reduce(value, _GLOBAL_POOLS[node.op_type], tuple(range(1, len(value.shape))), keep_axes=True)
 
 
-def softmax(lifter: GraphLifter, node: ir.Node) -> Any:
+def softmax(lifter: OnnxGraphLifter, node: ir.Node) -> Any:
     """Softmax, LogSoftmax and Hardmax; until opset 12 over all axes from `axis` on, together."""
     value = lifter.lifted(lifter.operand(node, 0))
     rank = len(value.shape) + 1
@@ -82,7 +82,7 @@ def softmax(lifter: GraphLifter, node: ir.Node) -> Any:
     return together.with_index(together.indices().reshape(value.shape))
 
 
-def _over_one_axis(lifter: GraphLifter, op_type: str, handle: Any, axis: int) -> Any:
+def _over_one_axis(lifter: OnnxGraphLifter, op_type: str, handle: Any, axis: int) -> Any:
     """The operator over one axis of a handle in any opset: until opset 12 that axis must be the last."""
     writer, last = lifter.writer, handle.shape.rank() - 1
     if lifter.opset >= _OVER_ONE_AXIS or axis == last:
@@ -93,13 +93,15 @@ def _over_one_axis(lifter: GraphLifter, op_type: str, handle: Any, axis: int) ->
     return writer.op("Transpose", [result], {"perm": [order.index(a) for a in range(last + 1)]})
 
 
-def along_axis(lifter: GraphLifter, node: ir.Node) -> AxisOperator:
+def along_axis(lifter: OnnxGraphLifter, node: ir.Node) -> AxisOperator:
     """ArgMax, ArgMin, TopK, CumSum and LpNormalization over one axis, whose elements keep their order."""
     value = lifter.lifted(lifter.operand(node, 0))
     name, rank, source = node.op_type, len(value.shape) + 1, node.inputs[0]
     assert source is not None
     default = {"ArgMax": 0, "ArgMin": 0}.get(name, -1)
-    axis = (lifter.integers(node, 1) or [0])[0] if name == "CumSum" else node.attributes.get_int("axis", default)
+    axis = (
+        (lifter.integers(node, 1) or [0])[0] if name == "CumSum" else node.attributes.get_int("axis", default)
+    )
     reduces = name in ("ArgMax", "ArgMin")
 
     def apply(handle: Any, dims: Sequence[int]) -> list[Any]:

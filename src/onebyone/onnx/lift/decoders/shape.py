@@ -11,11 +11,11 @@ from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import BATCH
 from onebyone.lifting.operators import Concatenation, Rearrange
 from onebyone.lifting.values import Cannot
-from onebyone.onnx.lift.graph_lifter import Decoder, GraphLifter
+from onebyone.onnx.lift.graph_lifter import Decoder, OnnxGraphLifter
 from onebyone.onnx.lift.single_nodes import evaluate
 
 
-def rearrange(lifter: GraphLifter, node: ir.Node) -> Rearrange:
+def rearrange(lifter: OnnxGraphLifter, node: ir.Node) -> Rearrange:
     """The operator itself runs on integers."""
     for number in range(1, len(node.inputs)):
         lifter.numbers(node, number)  # refuses settings that depend on the image
@@ -27,7 +27,7 @@ def rearrange(lifter: GraphLifter, node: ir.Node) -> Rearrange:
     return Rearrange(lifter.operand(node, 0), run)
 
 
-def with_shape(lifter: GraphLifter, node: ir.Node) -> Rearrange:
+def with_shape(lifter: OnnxGraphLifter, node: ir.Node) -> Rearrange:
     """Reshape and Expand. A shape that states the only batch that the model takes states it for every batch."""
     target, fixed = lifter.integers(node, 1), lifter.layout.batch
     value = lifter.lifted(lifter.operand(node, 0))
@@ -45,13 +45,13 @@ def with_shape(lifter: GraphLifter, node: ir.Node) -> Rearrange:
     return Rearrange(value, run)
 
 
-def concatenate(lifter: GraphLifter, node: ir.Node) -> Concatenation:
+def concatenate(lifter: OnnxGraphLifter, node: ir.Node) -> Concatenation:
     parts = [lifter.operand(node, number) for number in range(len(node.inputs))]
     rank = len(lifter.inferred(node)[0][1])
     return Concatenation(parts, node.attributes.get_int("axis", 0) % rank - 1)
 
 
-def select(lifter: GraphLifter, node: ir.Node) -> Rearrange:
+def select(lifter: OnnxGraphLifter, node: ir.Node) -> Rearrange:
     """Gather and the like; indices that depend on the image's pixels are refused."""
     try:
         for number in range(1, len(node.inputs)):

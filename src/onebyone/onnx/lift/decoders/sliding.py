@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from onebyone.lifting.operators import Convolution, Pad, Pool, Resize
 from onebyone.lifting.values import Cannot, Const
-from onebyone.onnx.lift.graph_lifter import Decoder, GraphLifter
+from onebyone.onnx.lift.graph_lifter import Decoder, OnnxGraphLifter
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
-def convolution(lifter: GraphLifter, node: ir.Node) -> Convolution:
+def convolution(lifter: OnnxGraphLifter, node: ir.Node) -> Convolution:
     value, weight, bias = (lifter.operand(node, number) for number in range(3))
     if not isinstance(weight, Const):
         raise Cannot("a kernel that depends on the image")
@@ -26,7 +26,7 @@ def convolution(lifter: GraphLifter, node: ir.Node) -> Convolution:
     return Convolution(value, weight, bias, stride, padding, dilation, groups)
 
 
-def pool(lifter: GraphLifter, node: ir.Node) -> Pool:
+def pool(lifter: OnnxGraphLifter, node: ir.Node) -> Pool:
     value = lifter.lifted(lifter.operand(node, 0))
     kernel = list(node.attributes.get_ints("kernel_shape", ()))
     stride, dilation = _per_axis(node, "strides", kernel), _per_axis(node, "dilations", kernel)
@@ -75,7 +75,7 @@ def _padding(
     return amounts
 
 
-def pad(lifter: GraphLifter, node: ir.Node) -> Pad:
+def pad(lifter: OnnxGraphLifter, node: ir.Node) -> Pad:
     value = lifter.lifted(lifter.operand(node, 0))
     rank = len(value.shape) + 1
     sides, number, axes = lifter.integers(node, 1) or [], lifter.numbers(node, 2), lifter.integers(node, 3)
@@ -92,7 +92,7 @@ def pad(lifter: GraphLifter, node: ir.Node) -> Pad:
     return Pad(value, amounts[1:], _PAD_MODES[mode], filling)
 
 
-def resize(lifter: GraphLifter, node: ir.Node) -> Resize:
+def resize(lifter: OnnxGraphLifter, node: ir.Node) -> Resize:
     """Interpolation by whole factors of the positions alone."""
     value = lifter.lifted(lifter.operand(node, 0))
     size = [int(n) for n in lifter.inferred(node)[0][1][1:] if isinstance(n, int)]
@@ -104,7 +104,9 @@ def resize(lifter: GraphLifter, node: ir.Node) -> Resize:
         rounding = node.attributes.get_string("nearest_mode", "round_prefer_floor")
         for n, m in zip(value.shape[1:], size[1:], strict=True):
             if m % n == 0 and not _repeats(m // n, where, rounding):
-                raise Cannot(f"interpolation of mode nearest that does not repeat positions ({where}, {rounding})")
+                raise Cannot(
+                    f"interpolation of mode nearest that does not repeat positions ({where}, {rounding})"
+                )
         return Resize(value, size[1:], "nearest")
     if mode != "linear":
         raise Cannot("interpolation that reads more than the neighbouring positions")
