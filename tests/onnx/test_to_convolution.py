@@ -391,10 +391,3 @@ def test_names_of_inputs_and_outputs_stay() -> None:
     assert [v.name for v in converted.graph.inputs] == ["x"]
     assert converted.metadata_props["author"] == "someone"
     assert [str(size) for size in converted.graph.inputs[0].shape or ()] == ["N", "3"]
-
-
-def test_quantised_products_are_refused_by_name() -> None:
-    text = "g (uint8[N,3] x) => (int32[N,5] y) { y = MatMulInteger(x, w) }"
-    result = convert_model(model(text, {"w": integers(3, 5, dtype=np.int8)}))
-    assert not result.changes
-    assert "MatMulInteger" in result.refused[0].reason

@@ -23,6 +23,8 @@ from onebyone.onnx.model_rewriting import (
     restore_value_infos,
     sort_where_needed,
 )
+from onebyone.onnx.quantised_convolutions import read_quantised_convolution
+from onebyone.onnx.quantised_products import read_quantised_product
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.onnx.weight_rewriting import WeightRewriter
@@ -124,7 +126,7 @@ def write_as_convolution(
     node: ir.Node, writer: GraphWriter, weights: WeightRewriter
 ) -> Rewriting | str | None:
     """Write a product with a constant as a convolution; see `linear_products.read_product` for the reasons."""
-    read = linear_products.read_product(node)
+    read = read_quantised_product(node) or linear_products.read_product(node)
     if read is None or isinstance(read, str):
         return read
     terms = prod(read.sizes[label] or 1 for label in read.contracted)
@@ -133,7 +135,7 @@ def write_as_convolution(
 
 def write_as_product(node: ir.Node, writer: GraphWriter, weights: WeightRewriter) -> Rewriting | str | None:
     """Write a 1×1 convolution, or one over its whole map, as a matrix product; see `to_matrix_product`."""
-    read = to_matrix_product.read_convolution(node)
+    read = read_quantised_convolution(node) or to_matrix_product.read_convolution(node)
     if read is None or isinstance(read, str):
         return read
     terms = prod((shape_of(read.weight) or (1,))[1:])

@@ -1,8 +1,8 @@
 """Run ONNX models: by ONNX's own reference implementation, and by ONNX Runtime as users run them.
 
 The reference implementation (onnx 1.23) is wrong or incomplete in places: BatchNormalization before opset 14 takes the
-statistics of the batch, GlobalMaxPool is wrong at rank 3, operators of ONNX Runtime are missing, and DequantizeLinear
-needs opset 19. What is known is replaced here.
+statistics of the batch, GlobalMaxPool is wrong at rank 3, operators of ONNX Runtime are missing. What is known is
+replaced here, and in `quantised_reference`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from onebyone.errors import BadInput, MissingExtra
+from onebyone.onnx.quantised_reference import ConvInteger, DequantizeLinear, QGemm, QLinearConv
 from onebyone.records import first_line
 
 Array = np.ndarray[Any, Any]
@@ -148,4 +149,12 @@ class FusedMatMul(OpRun):  # type: ignore[misc]
         return (np.matmul(a, b) * a.dtype.type(1.0 if alpha is None else alpha),)
 
 
-_REPLACED = [BatchNormalization, GlobalMaxPool, FusedMatMul]
+_REPLACED = [
+    BatchNormalization,
+    GlobalMaxPool,
+    FusedMatMul,
+    ConvInteger,
+    DequantizeLinear,
+    QGemm,
+    QLinearConv,
+]

@@ -54,6 +54,16 @@ class LayerModel:
         }
 
     @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The nodes, in an order in which they can run."""
+        return tuple(self._nodes)
+
+    @property
+    def input_types(self) -> dict[str, ir.DataType]:
+        """The element type of each input; float32 where it is not known."""
+        return {str(value.name): value.dtype or ir.DataType.FLOAT for value in self._free}
+
+    @property
     def ignores_weight(self) -> bool:
         """Whether a factor of zero (alpha) removes the product, so that no weight can change the output."""
         return any(
@@ -136,8 +146,8 @@ class LayerModel:
             done.add(id(now))
             if now.const_value is not None:
                 self._constants[str(now.name)] = now
-            elif node is None:
-                self._free.append(now)
+            elif node is None or node is self._start.producer():
+                self._free.append(now)  # an input, or another output of the node that computes the data
             else:
                 if any(
                     a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

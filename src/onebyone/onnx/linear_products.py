@@ -13,16 +13,15 @@ What cannot be read so is a reason, as text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import onnx_ir as ir
 
 from onebyone.onnx.constant_values import is_constant, overridable, shape_of, sizes_of
+from onebyone.onnx.quantisation import MICROSOFT, Quantisation
 
-#: The domain of ONNX Runtime's own operators.
-MICROSOFT = "com.microsoft"
 #: The element types for which ONNX defines Conv.
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -35,7 +34,8 @@ class LinearProduct:
     """A product of `data` with the constant `weight`, as an Einsum, with what is done to its result.
 
     The result is `scale · einsum(data, weight) + bias_scale · bias`, then `activation`. In `weight_axes`, None marks an
-    axis of size one that broadcasts; `bias` is any value that broadcasts to the output.
+    axis of size one that broadcasts; `bias` is any value that broadcasts to the output. `quantisation` has scales and
+    zero points where the operator multiplies quantised numbers.
     """
 
     node: ir.Node
@@ -49,6 +49,7 @@ class LinearProduct:
     bias: ir.Value | None = None
     bias_scale: float = 1.0
     activation: tuple[str, dict[str, float]] | None = None
+    quantisation: Quantisation | None = None
     #: Nodes that the converted form replaces, the product first.
     nodes: tuple[ir.Node, ...] = field(default=())
 
@@ -94,16 +95,9 @@ def read_product(node: ir.Node) -> Reading | None:
         return None
     first, second = node.inputs[0], node.inputs[1]
     constant = (is_constant(first), is_constant(second))
-    if not any(constant):
-        behind = overridable(first) or overridable(second)
-        if behind is None:
-            return None
-        return (
-            f"its weight {behind!r} is also an input of the graph, so that a caller may replace it; "
-            "freeze the initializers first (--freeze-initialisers)"
-        )
-    if all(constant):
-        return "both operands are constants, so that nothing depends on the input"
+    reason = _operands_reason((first, second))
+    if reason is not None or not any(constant):
+        return reason
     if first is None or second is None:
         return None
     data, weight = (second, first) if constant[0] else (first, second)
@@ -135,9 +129,26 @@ def _quantised(node: ir.Node) -> str | None:
     if operands is None:
         return None
     values = [node.inputs[index] for index in operands if index < len(node.inputs)]
+    reason = _operands_reason(values)
+    if reason is not None:
+        return reason
     if not any(is_constant(value) for value in values):
         return None
-    return f"{node.op_type} multiplies quantised numbers, and no convolution is written for it yet"
+    return f"{node.op_type} multiplies quantised numbers; no operator of ONNX is the same convolution"
+
+
+def _operands_reason(values: Sequence[ir.Value | None]) -> str | None:
+    """Why stored operands give no layer: both are constants, or one may be replaced by a caller; else None."""
+    constant = [is_constant(value) for value in values]
+    if all(constant):
+        return "both operands are constants, so that nothing depends on the input"
+    behind = next((name for name in map(overridable, values) if name), None)
+    if any(constant) or behind is None:
+        return None
+    return (
+        f"its weight {behind!r} is also an input of the graph, so that a caller may replace it; "
+        "freeze the initializers first (--freeze-initialisers)"
+    )
 
 
 def _sizes(value: ir.Value) -> list[int | None]:
@@ -172,7 +183,7 @@ def _product(
 
 
 def _matmul(node: ir.Node, data: ir.Value, weight: ir.Value, weight_first: bool) -> Reading:
-    return _matrix_product(node, data, weight, weight_first, (False, False), 1.0)
+    return read_matrix_product(node, data, weight, weight_first, (False, False), 1.0)
 
 
 def _fused_matmul(node: ir.Node, data: ir.Value, weight: ir.Value, weight_first: bool) -> Reading:
@@ -180,10 +191,10 @@ def _fused_matmul(node: ir.Node, data: ir.Value, weight: ir.Value, weight_first:
         return "it transposes batch axes (transBatchA, transBatchB)"
     flags = (bool(node.attributes.get_int("transA", 0)), bool(node.attributes.get_int("transB", 0)))
     scale = node.attributes.get_float("alpha", 1.0)
-    return _matrix_product(node, data, weight, weight_first, flags, scale)
+    return read_matrix_product(node, data, weight, weight_first, flags, scale)
 
 
-def _matrix_product(
+def read_matrix_product(
     node: ir.Node,
     data: ir.Value,
     weight: ir.Value,

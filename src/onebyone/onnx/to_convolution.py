@@ -18,6 +18,7 @@ from onebyone.onnx.constant_values import NotRewritable, sizes_of
 from onebyone.onnx.flattened_maps import FlattenedMap, flattened_map
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import LinearProduct, bias_shape
+from onebyone.onnx.quantised_products import quantised_convolution
 from onebyone.onnx.weight_rewriting import Step, WeightRewriter
 
 POINTWISE, GROUPED, FLATTEN = (
@@ -100,11 +101,16 @@ def _convolution(
         "dilations": [1] * len(kernel),
         "pads": [0] * (2 * len(kernel)),
     }
-    operands = [data, weight] + ([bias] if bias is not None else [])
     sizes = sizes_of(data)
     assert sizes is not None
     shape = [sizes[0], outputs, *([1] * len(kernel) if kernel_steps else sizes[2:])]
-    value = writer.op("Conv", operands, attributes, shape=shape)
+    operands: list[ir.Value | None] = [data, weight] if bias is None else [data, weight, bias]
+    op_type, kind = "Conv", data.dtype
+    if product.quantisation is not None:
+        op_type, operands, kind = quantised_convolution(
+            product, data, weight, bias, outputs, writer, rewriter
+        )
+    value = writer.op(op_type, operands, attributes, shape=shape, dtype=kind)
     if scale != 1.0:
         factor = writer.constant(
             np.asarray(scale, dtype=data.dtype.numpy() if data.dtype else np.float32), "alpha"

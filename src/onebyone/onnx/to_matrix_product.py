@@ -6,6 +6,7 @@ Source: the identities of `onebyone.laws.pointwise`, `onebyone.laws.strided`, `o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
@@ -17,6 +18,7 @@ from onebyone.onnx import axes
 from onebyone.onnx.constant_values import NotRewritable, is_constant, overridable, shape_of, sizes_of
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import FLOATS
+from onebyone.onnx.quantisation import Quantisation, quantised_matrix_product
 from onebyone.onnx.weight_rewriting import Step, WeightRewriter
 
 #: The opset from which Slice takes steps.
@@ -39,6 +41,8 @@ class LinearConvolution:
     groups: int
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
+    #: Scales and zero points, where the operator multiplies quantised numbers.
+    quantisation: Quantisation | None = None
 
     @property
     def covers_the_map(self) -> bool:
@@ -55,7 +59,18 @@ def read_convolution(node: ir.Node) -> Reading | None:
         return _other(node)
     if node.op_type != "Conv" or node.domain != "" or len(node.inputs) < 2:
         return None
-    data, weight = node.inputs[0], node.inputs[1]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return linear_convolution(node, node.inputs[0], node.inputs[1], bias, FLOATS)
+
+
+def linear_convolution(
+    node: ir.Node,
+    data: ir.Value | None,
+    weight: ir.Value | None,
+    bias: ir.Value | None,
+    kinds: Sequence[ir.DataType],
+) -> Reading | None:
+    """Read a convolution of the given operands, whose element type is one of `kinds`; see `read_convolution`."""
     if data is None or weight is None:
         return None
     shape = shape_of(weight)
@@ -81,9 +96,9 @@ def read_convolution(node: ir.Node) -> Reading | None:
         return f"the rank of its input {data.name!r} is not known"
     if whole and (groups > 1 or node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")):
         return None
-    if data.dtype is not None and data.dtype not in FLOATS:
-        return f"its element type {data.dtype.name.lower()} is not a floating one"
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if data.dtype is not None and data.dtype not in kinds:
+        expected = " or ".join(kind.name.lower() for kind in kinds)
+        return f"its element type is {data.dtype.name.lower()}; {expected} was expected"
     return LinearConvolution(node, data, weight, bias, groups, tuple(shape[2:]), strides)
 
 
@@ -98,7 +113,7 @@ def _other(node: ir.Node) -> str | None:
     shape = None if weight is None else shape_of(weight)
     if shape is None or prod(shape[2:]) != 1:
         return None
-    return f"no matrix product is written for {node.op_type} yet"
+    return f"no operator of ONNX is the same matrix product as {node.op_type}"
 
 
 def write_matrix_product(
@@ -172,7 +187,7 @@ def _pointwise(
     steps: list[Step] = [("reshape", weight[:2]), ("transpose", (1, 0))]
     matrix = rewriter.rewrite(writer, convolution.weight, steps)
     sizes = sizes | {"c": weight[0]}
-    value = writer.op("MatMul", [rows, matrix], shape=[sizes[label] for label in last])
+    value = _multiplied(convolution, rows, matrix, [sizes[label] for label in last], writer, rewriter)
     if convolution.bias is not None:
         value = writer.op("Add", [value, convolution.bias], shape=[sizes[label] for label in last])
     return axes.split(writer, value, [(label,) for label in last], labels, sizes, {})
@@ -203,7 +218,7 @@ def _grouped(
     steps: list[Step] = [("reshape", (groups, outputs, inputs)), ("transpose", (0, 2, 1))]
     matrices = rewriter.rewrite(writer, convolution.weight, steps)
     shape = [sizes["n"], groups, axes.group_size(positions, sizes), outputs]
-    value = writer.op("MatMul", [rows, matrices], shape=shape)
+    value = _multiplied(convolution, rows, matrices, shape, writer, rewriter)
     if convolution.bias is not None:
         bias = rewriter.rewrite(writer, convolution.bias, [("reshape", (groups, 1, outputs))])
         value = writer.op("Add", [value, bias], shape=shape)
@@ -215,6 +230,22 @@ def _grouped(
     )
 
 
+def _multiplied(
+    convolution: LinearConvolution,
+    rows: ir.Value,
+    matrix: ir.Value,
+    shape: Sequence[int | None],
+    writer: GraphWriter,
+    rewriter: WeightRewriter,
+) -> ir.Value:
+    if convolution.quantisation is None:
+        return writer.op("MatMul", [rows, matrix], shape=shape)
+    op_type, operands, kind = quantised_matrix_product(
+        convolution.quantisation, rows, matrix, convolution.groups, writer, rewriter
+    )
+    return writer.op(op_type, operands, shape=shape, dtype=kind)
+
+
 def _whole_map(convolution: LinearConvolution, writer: GraphWriter, rewriter: WeightRewriter) -> ir.Value:
     weight = shape_of(convolution.weight)
     assert weight is not None
@@ -223,8 +254,13 @@ def _whole_map(convolution: LinearConvolution, writer: GraphWriter, rewriter: We
     first = convolution.data.shape[0]
     batch = first if isinstance(first, int) else None
     vector = writer.op("Flatten", [convolution.data], {"axis": 1}, shape=[batch, inputs])
-    matrix = rewriter.rewrite(writer, convolution.weight, [("reshape", (outputs, inputs))])
-    operands = [vector, matrix] + ([convolution.bias] if convolution.bias is not None else [])
-    value = writer.op("Gemm", operands, {"transB": 1}, shape=[batch, outputs])
+    steps: list[Step] = [("reshape", (outputs, inputs))]
+    if convolution.quantisation is not None:
+        matrix = rewriter.rewrite(writer, convolution.weight, [*steps, ("transpose", (1, 0))])
+        value = _multiplied(convolution, vector, matrix, [batch, outputs], writer, rewriter)
+    else:
+        matrix = rewriter.rewrite(writer, convolution.weight, steps)
+        operands = [vector, matrix] + ([convolution.bias] if convolution.bias is not None else [])
+        value = writer.op("Gemm", operands, {"transB": 1}, shape=[batch, outputs])
     ones = list(range(2, 2 + len(convolution.kernel)))
     return writer.unsqueeze(value, ones, [batch, outputs, *(1 for _ in ones)])

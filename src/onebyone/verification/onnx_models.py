@@ -22,6 +22,7 @@ from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import prepared
 from onebyone.onnx.evaluators import NotRunnable, run_onnx_runtime
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
+from onebyone.onnx.probe_values import integer_constants, integer_inputs
 from onebyone.onnx.weight_rewriting import Step, apply_steps
 from onebyone.verification.onnx_outputs import WholeModel, compare_outputs, proto_of, run64
 from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
@@ -144,11 +145,9 @@ def _probe(
         return replace(check, why="no integer probe: its alpha or beta is not a small integer")
     rng = np.random.default_rng(seed)
     magnitude = bounds.probe_range(layer.terms, PROBE_BITS)
-    constants = _integer_constants(before, magnitude, rng)
-    feeds = {
-        name: _odd_integers(shape, magnitude, rng).astype(np.float64)
-        for name, shape in before.shapes(layer.data_sizes, FREE_SIZES).items()
-    }
+    replaced = {rewriting.entries.get(name, (name, ()))[0] for name in after.constants}
+    constants = integer_constants(before, replaced, layer.terms, magnitude, rng)
+    feeds = integer_inputs(before, before.shapes(layer.data_sizes, FREE_SIZES), magnitude, rng)
     expected = run64(before, constants, feeds)
     actual = run64(after, _converted(constants, after, rewriting.entries), feeds)
     equal, why = _same(expected, actual)
@@ -167,32 +166,6 @@ def _probe(
         why = f"the integer probe cannot see: {', '.join(hidden)}"
         return replace(check, bitwise=True, ok=False, why=why, faults=tuple(faults))
     return replace(check, bitwise=True, faults=tuple(faults))
-
-
-def _integer_constants(layer: LayerModel, magnitude: int, rng: np.random.Generator) -> dict[str, Array]:
-    """Fresh integers for the layer's numbers; int64 constants are shapes and axes, and stay.
-
-    Where a weight is quantised, its integers stay within their type, and the scales are small powers of two.
-    """
-    kinds = {name: tensor.dtype for name, tensor in layer.constants.items()}
-    quantised = any(kind.is_integer() and kind != ir.DataType.INT64 for kind in kinds.values())
-    found: dict[str, Array] = {}
-    for name, tensor in layer.constants.items():
-        shape = tuple(int(size) for size in tensor.shape.numpy())
-        kind = kinds[name]
-        if kind.is_floating_point():
-            numbers = 2.0 ** rng.integers(0, 3, shape) if quantised else _odd_integers(shape, magnitude, rng)
-            found[name] = np.asarray(numbers, dtype=np.float64)
-        elif kind.is_integer() and kind != ir.DataType.INT64:
-            bits = min(kind.bitwidth, 8)
-            low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if kind.is_signed() else (0, 2**bits)
-            found[name] = rng.integers(low, high, shape).astype(kind.numpy())
-    return found
-
-
-def _odd_integers(shape: tuple[int, ...], magnitude: int, rng: np.random.Generator) -> Array:
-    half = (magnitude + 1) // 2
-    return np.clip(2 * rng.integers(-half, half, shape) + 1, -magnitude, magnitude).astype(np.float64)
 
 
 def _converted(
