@@ -51,24 +51,11 @@ def convert_model(
     Raises:
         BadInput: `to` has another value, or the model's opset is older than 7, where operands do not broadcast.
     """
-    if to not in ("conv", "linear"):
-        raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
-    opset = model.opset_imports.get("", OLDEST_OPSET)
-    if opset < OLDEST_OPSET:
-        raise BadInput(
-            f"model: has opset {opset}; expected {OLDEST_OPSET} or newer (see onnx.version_converter)"
-        )
+    require_supported(model, to)
     copy = prepared(model, freeze_initialisers)
     bytes_before = bytes_of_weights(copy)
     rewriter = ModelRewriter(copy)
-    refused: list[Refusal] = []
-    write = write_as_convolution if to == "conv" else write_as_product
-    for path, node, version in list(nodes_of(copy)):
-        if node.graph is None or not wanted(path, only):
-            continue  # a node without a graph was taken in by an earlier conversion, as the Add of a bias
-        reason = rewriter.attempt(path, node, version, to, write)
-        if reason is not None:
-            refused.append(Refusal(path, node.op_type, reason))
+    refused = convert_all(rewriter, to, only)
     sort_where_needed(copy)
     restore_value_infos(copy, model)
     return OnnxConversion(
@@ -82,6 +69,30 @@ def convert_model(
         weight_bytes=(bytes_before, bytes_of_weights(copy)),
         frozen=freeze_initialisers,
     )
+
+
+def require_supported(model: ir.Model, to: str | None) -> None:
+    """Raise BadInput if `to` has another value, or the model is older than operands that broadcast."""
+    if to not in (None, "conv", "linear"):
+        raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
+    opset = model.opset_imports.get("", OLDEST_OPSET)
+    if opset < OLDEST_OPSET:
+        raise BadInput(
+            f"model: has opset {opset}; expected {OLDEST_OPSET} or newer (see onnx.version_converter)"
+        )
+
+
+def convert_all(rewriter: ModelRewriter, to: str, only: Only = None) -> list[Refusal]:
+    """Convert every layer of a prepared model to one form. Returns the layers that are refused, with the reasons."""
+    refused: list[Refusal] = []
+    write = write_as_convolution if to == "conv" else write_as_product
+    for path, node, version in list(nodes_of(rewriter.model)):
+        if node.graph is None or not wanted(path, only):
+            continue  # a node without a graph was taken in by an earlier conversion, as the Add of a bias
+        reason = rewriter.attempt(path, node, version, to, write)
+        if reason is not None:
+            refused.append(Refusal(path, node.op_type, reason))
+    return refused
 
 
 def wanted(path: str, only: Only) -> bool:

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onebyone.onnx.constant_values import NotRewritable, sizes_of
+
 #: Key in the `meta` of a node that a conversion inserted: what it computes has no name in the original model.
 WRITTEN = "onebyone written"
 #: From this opset on, the axes of Squeeze and Unsqueeze are an input and no longer an attribute.
 AXES_ARE_AN_INPUT = 13
+#: From this opset on, Slice takes its numbers, and steps, as inputs.
+OPSET_OF_SLICE_INPUTS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,3 +121,23 @@ class GraphWriter:
         if self.opset >= AXES_ARE_AN_INPUT:
             return self.op(op_type, [value, self.integers(axes, "axes")], shape=shape)
         return self.op(op_type, [value], {"axes": list(axes)}, shape=shape)
+
+    def slice_axis(self, value: ir.Value, axis: int, start: int, stop: int | None, step: int = 1) -> ir.Value:
+        """The elements `start`, `start + step`, … before `stop` along one axis; None stands for the end.
+
+        Raises NotRewritable for a step other than one where the opset has none.
+        """
+        end = np.iinfo(np.int64).max if stop is None else stop
+        shape = sizes_of(value)
+        if shape is not None:
+            size = shape[axis]
+            last = stop if size is None else min(end, size)
+            shape[axis] = None if last is None else -(-(last - start) // step)
+        if self.opset < OPSET_OF_SLICE_INPUTS:
+            if step != 1:
+                raise NotRewritable(
+                    f"Slice has steps from opset {OPSET_OF_SLICE_INPUTS} on; the model has {self.opset}"
+                )
+            return self.op("Slice", [value], {"starts": [start], "ends": [end], "axes": [axis]}, shape=shape)
+        numbers = (("starts", start), ("ends", end), ("axes", axis), ("steps", step))
+        return self.op("Slice", [value, *(self.integers([n], label) for label, n in numbers)], shape=shape)

@@ -18,7 +18,8 @@ import onnx_ir as ir
 from onebyone.onnx.constant_values import Array, NotRewritable, known_shape, shape_of
 from onebyone.onnx.graph_writer import GraphWriter
 
-#: One step of a rewriting: ("transpose", permutation), ("reshape", shape), ("broadcast", shape), ("scale", (factor,)).
+#: One step of a rewriting: ("transpose", permutation), ("reshape", shape), ("broadcast", shape), ("scale", (factor,)),
+#: ("slice", (axis, start, stop)).
 Step: TypeAlias = "tuple[str, tuple[Any, ...]]"
 
 _SHAPE_OPERATORS = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
@@ -69,8 +70,10 @@ class WeightRewriter:
             "DequantizeLinear",
         }:
             return _in_the_graph(writer, value, steps)
-        if node.op_type not in _SHAPE_OPERATORS and any(kind in ("scale", "broadcast") for kind, _ in steps):
-            raise NotRewritable("a computed constant takes no factor and is not repeated")
+        if node.op_type not in _SHAPE_OPERATORS and any(
+            kind in ("scale", "broadcast", "slice") for kind, _ in steps
+        ):
+            raise NotRewritable("a computed constant takes no factor, and is not repeated or split")
         if node.op_type in _SHAPE_OPERATORS:
             return self.rewrite(writer, operand, (_step_of(node), *steps))
         if node.op_type == "Cast":
@@ -138,7 +141,9 @@ def _in_the_graph(writer: GraphWriter, value: ir.Value, steps: Sequence[Step]) -
             shape = tuple(numbers)
             value = writer.op("Reshape", [value, writer.integers(shape)], shape=shape)
         else:
-            raise NotRewritable("it is computed in the graph, and takes no factor and is not repeated")
+            raise NotRewritable(
+                "it is computed in the graph, and takes no factor and is not repeated or split"
+            )
     return value
 
 
@@ -160,6 +165,8 @@ def apply_steps(array: Array, steps: Sequence[Step]) -> Array:
             array = array.transpose(numbers)
         elif kind == "broadcast":
             array = np.broadcast_to(array, numbers)
+        elif kind == "slice":
+            array = array[(slice(None),) * numbers[0] + (slice(*numbers[1:]),)]
         else:
             array = array.reshape(numbers)
     return np.ascontiguousarray(array).reshape(array.shape)
@@ -169,13 +176,21 @@ def _lazily(tensor: ir.TensorProtocol, steps: tuple[Step, ...]) -> ir.TensorProt
     """A tensor that is made when it is read: a large model's new weights are never all in memory."""
     shape = tuple(int(size) for size in tensor.shape.numpy())
     for kind, numbers in steps:
-        if kind != "scale":
-            shape = tuple(shape[a] for a in numbers) if kind == "transpose" else tuple(numbers)
+        shape = _shape_after(shape, kind, numbers)
 
     def make() -> ir.TensorProtocol:
         return ir.tensor(apply_steps(np.asarray(tensor.numpy()), steps), dtype=tensor.dtype)
 
     return ir.LazyTensor(make, tensor.dtype, ir.Shape(shape), cache=False, name=tensor.name)
+
+
+def _shape_after(shape: tuple[int, ...], kind: str, numbers: tuple[Any, ...]) -> tuple[int, ...]:
+    if kind == "scale":
+        return shape
+    if kind == "slice":
+        axis, start, stop = numbers
+        return (*shape[:axis], stop - start, *shape[axis + 1 :])
+    return tuple(shape[a] for a in numbers) if kind == "transpose" else tuple(numbers)
 
 
 def _step_of(node: ir.Node) -> Step:

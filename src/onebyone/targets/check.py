@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from onebyone.records import Readable, html_result, html_table, table
-from onebyone.targets.constraint import Scalar
+from onebyone.targets.constraint import Constraint, Scalar
 from onebyone.targets.description import NodeDescription
 from onebyone.targets.profile import TargetProfile
 
@@ -29,6 +29,7 @@ class Offender:
         official: whether the vendor states it.
         mendable: whether `convert` with this target removes the violation; None if that was not tried.
         how: what `convert` does, or why it can't.
+        rule: the constraint itself.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Offender:
     official: bool
     mendable: bool | None = None
     how: str = ""
+    rule: Constraint | None = field(default=None, repr=False, compare=False)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -50,7 +52,7 @@ class Offender:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data for JSON."""
-        return asdict(self)
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rule"}
 
     def __str__(self) -> str:
         what = f"{self.constraint} of {self.subject} is {self.found}, allowed {self.allowed}"
@@ -151,6 +153,7 @@ def violations_of(operation: NodeDescription, profile: TargetProfile) -> Sequenc
                     finding.allowed,
                     constraint.source,
                     constraint.official,
+                    rule=constraint,
                 )
             )
     return found

@@ -1,0 +1,202 @@
+"""Convert an ONNX model for a target: rewrite the nodes that violate its constraints, and list those that stay.
+
+Nodes are rewritten in rounds, because a new form may violate another constraint: a product that became a convolution
+may have too many channels. A rewriting whose nodes violate the constraint that it should satisfy is refused, so the
+rounds end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+from onnx_ir.passes.common import IdentityEliminationPass
+
+from onebyone.onnx.constant_values import mark_constants
+from onebyone.onnx.conversion import OnnxConversion
+from onebyone.onnx.convert import Only, convert_all, prepared, require_supported, wanted
+from onebyone.onnx.model_file import bytes_of_weights
+from onebyone.onnx.model_rewriting import ModelRewriter, restore_value_infos, sort_where_needed
+from onebyone.onnx.shapes import infer_shapes
+from onebyone.onnx.targets.description import describe
+from onebyone.onnx.targets.remedies import remedy
+from onebyone.records import Change, Refusal
+from onebyone.targets import NodeDescription, Offender, TargetCheck, TargetProfile, violations, violations_of
+from onebyone.targets.requirements import MissingOperator
+
+#: A guard against rewritings that undo each other; two or three rounds are usual.
+MOST_ROUNDS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class TargetConversion(OnnxConversion):
+    """A model converted for a target.
+
+    Attributes:
+        target: the name of the target.
+        offenders: what the original violated, each with whether and how it was mended.
+        left: what the converted model violates, as `check` lists it; `refused` holds the reasons.
+    """
+
+    target: str = ""
+    offenders: tuple[Offender, ...] = ()
+    left: tuple[Offender, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as plain data for JSON."""
+        return super().to_dict() | {
+            "target": self.target,
+            "offenders": [offender.to_dict() for offender in self.offenders],
+            "left": [offender.to_dict() for offender in self.left],
+        }
+
+    def headline(self) -> str:
+        """One line: what was violated, what still is, and the bytes of the weights before and after."""
+        before, after = self.weight_bytes
+        return (
+            f"for {self.target}: {len(self.offenders)} violations, {len(self.changes)} rewritings, "
+            f"{len(self.left)} violations left, weights {before:,} → {after:,} bytes"
+        )
+
+
+def convert_for_target(
+    model: ir.Model,
+    profile: TargetProfile,
+    to: str | None = None,
+    only: Only = None,
+    freeze_initialisers: bool = False,
+) -> TargetConversion:
+    """Return a copy of a model in which the nodes that violate a target's constraints are rewritten.
+
+    Args:
+        model: any model of onnx-ir; it is not changed.
+        profile: the target.
+        to: "conv" or "linear" to convert every layer to that form first; None rewrites only what violates.
+        only: patterns of paths, or a function of a path, of the nodes to rewrite.
+        freeze_initialisers: as for `convert_model`.
+
+    Raises:
+        BadInput: as for `convert_model`.
+    """
+    require_supported(model, to)
+    copy = prepared(model, freeze_initialisers)
+    bytes_before = bytes_of_weights(copy)
+    offenders = violations((description for description, _, _ in describe(copy)), profile)
+    rewriter = ModelRewriter(copy)
+    if to is not None:
+        convert_all(rewriter, to, only)
+    if any(o.rule is not None and "Identity" in _missing(o) for o in offenders):
+        _remove_identities(rewriter, offenders)
+    reasons = _rewrite_in_rounds(rewriter, profile, only)
+    sort_where_needed(copy)
+    restore_value_infos(copy, model)
+    left = tuple(
+        replace(o, mendable=False, how=reasons.get(o.key, "no rewriting is written for it"))
+        for o in violations((description for description, _, _ in describe(prepared(copy))), profile)
+    )
+    return TargetConversion(
+        copy,
+        tuple(rewriter.changes),
+        tuple(Refusal(o.path, o.operator, _sentence(o)) for o in left),
+        to=to or profile.name,
+        level="graph",
+        layers=tuple(rewriter.layers),
+        entries=dict(rewriter.weights.entries),
+        weight_bytes=(bytes_before, bytes_of_weights(copy)),
+        frozen=freeze_initialisers,
+        target=profile.name,
+        offenders=_with_outcome(offenders, left, rewriter),
+        left=left,
+    )
+
+
+def check_model(model: ir.Model, profiles: tuple[TargetProfile, ...]) -> TargetCheck:
+    """What targets would not take of a model, and whether `convert_for_target` mends it: that is tried on a copy."""
+    offenders: list[Offender] = []
+    for profile in profiles:
+        conversion = convert_for_target(model, profile)
+        offenders += conversion.offenders
+    count = sum(node is not None for _, node, _ in describe(prepared(model)))
+    return TargetCheck(tuple(profile.name for profile in profiles), tuple(offenders), count)
+
+
+def _rewrite_in_rounds(
+    rewriter: ModelRewriter, profile: TargetProfile, only: Only
+) -> dict[tuple[str, str], str]:
+    """Rewrite until nothing changes. Returns the reason of each violation that stays, by its key."""
+    reasons: dict[tuple[str, str], str] = {}
+    model = rewriter.model
+    for _ in range(MOST_ROUNDS):
+        changed = False
+        for description, node, opset in list(describe(model)):
+            if node is None or node.graph is None:
+                found = violations_of(description, profile)
+                reasons |= {o.key: _of_input(o, description, profile) for o in found if node is None}
+                continue
+            if not wanted(rewriter.origin(description.path), only):
+                continue
+            for offender in violations_of(description, profile):
+                assert offender.rule is not None
+                write = remedy(offender.rule, description, profile)
+                if isinstance(write, str):
+                    reasons[offender.key] = write
+                    continue
+                before = len(rewriter.changes)
+                reason = rewriter.attempt(description.path, node, opset, profile.name, write)
+                if len(rewriter.changes) > before:
+                    changed = True
+                    break
+                reasons[offender.key] = reason or "no rewriting is written for it"
+        if not changed:
+            break
+        sort_where_needed(model)
+        infer_shapes(model)
+        mark_constants(model)
+    return reasons
+
+
+def _of_input(offender: Offender, description: NodeDescription, profile: TargetProfile) -> str:
+    assert offender.rule is not None
+    reason = remedy(offender.rule, description, profile)
+    return reason if isinstance(reason, str) else "the inputs of the model stay as they are"
+
+
+def _missing(offender: Offender) -> tuple[str, ...]:
+    return offender.rule.operators if isinstance(offender.rule, MissingOperator) else ()
+
+
+def _remove_identities(rewriter: ModelRewriter, offenders: tuple[Offender, ...]) -> None:
+    """Remove Identity nodes, except those between an input and an output of the graph."""
+    IdentityEliminationPass()(rewriter.model)
+    present = {description.path for description, _, _ in describe(rewriter.model)}
+    for offender in offenders:
+        if offender.operator == "Identity" and offender.path not in present:
+            rewriter.changes.append(
+                Change(offender.path, "Identity", "identity = its input", "Identity", "removed")
+            )
+
+
+def _with_outcome(
+    offenders: tuple[Offender, ...], left: tuple[Offender, ...], rewriter: ModelRewriter
+) -> tuple[Offender, ...]:
+    """The original's violations, each with whether it is gone, and by what or why not."""
+    stayed = {(rewriter.origin(o.path), o.key[1]): o.how for o in left}
+    laws: dict[str, list[str]] = {}
+    for change in rewriter.changes:
+        laws.setdefault(change.path, []).append(change.law)
+    found = []
+    for offender in offenders:
+        key = (offender.path, offender.key[1])
+        if key in stayed:
+            found.append(replace(offender, mendable=False, how=stayed[key]))
+        else:
+            how = "; ".join(dict.fromkeys(laws.get(offender.path, ["with the node that it belongs to"])))
+            found.append(replace(offender, mendable=True, how=how))
+    return tuple(found)
+
+
+def _sentence(offender: Offender) -> str:
+    what = offender.constraint
+    if offender.subject not in (offender.constraint, offender.operator):
+        what += f" of {offender.subject}"
+    return f"{what} is {offender.found}, allowed {offender.allowed}: {offender.how}"
