@@ -3,11 +3,12 @@
 from importlib import metadata as _metadata
 
 from onebyone import errors as errors
-from onebyone.api import compare, convert, convolutionalize, detect, draw, info, scan, tune, verify
+from onebyone.api import check, compare, convert, convolutionalize, detect, draw, info, scan, tune, verify
 from onebyone.records import Labels
 
 __all__ = [
     "Labels",
+    "check",
     "compare",
     "convert",
     "convolutionalize",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+from onebyone.api.targets import convert_for_target
 from onebyone.errors import BadInput
 from onebyone.loading import (
     example_of,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from onebyone.comparison import Comparison
     from onebyone.drawing import Drawings
     from onebyone.results import Conversion, Convolutionalized
+    from onebyone.targets import TargetProfile
     from onebyone.tuning import Tuned, TuningPlan
     from onebyone.verification import Verification
 
@@ -39,8 +41,9 @@ if TYPE_CHECKING:
 
 def convert(
     model: Source,
-    to: str = "conv",
+    to: str | None = None,
     *,
+    target: str | os.PathLike[str] | TargetProfile | None = None,
     level: str | None = None,
     example: Any = None,
     copy: bool = False,
@@ -55,7 +58,11 @@ def convert(
     Args:
         model: an `nn.Module`, an `ExportedProgram`, an ONNX model (a path that ends in .onnx, a `ModelProto` or a
             model of onnx-ir), or the name of a source (see `onebyone --help`).
-        to: "conv" or "linear".
+        to: "conv" or "linear"; None means "conv", or with a `target` that only what violates its constraints is
+            rewritten.
+        target: the name of an accelerator, or the path of a profile (.toml): rewrite the nodes that it would not take;
+            `.refused` lists those that stay, with the number found and the one allowed. See `check`. A PyTorch network
+            is converted at level "graph", to the form that the target asks for.
         level: "layers" replaces layers with drop-in modules that share the parameters; "native" replaces them with
             `nn.Conv2d` / `nn.Linear`; "graph" rewrites the exported graph and needs an `example` for a module. None
             selects "layers" for a module and "graph" for a program or an ONNX model.
@@ -91,12 +98,20 @@ def convert(
             raise BadInput("optimizer: an ONNX model has no parameters to train; expected None")
         if dynamic_axes is not None:
             raise BadInput("dynamic_axes: an ONNX model already fixes which sizes are free; expected None")
-        return convert_model(onnx, to, only, freeze_initialisers)
+        if target is not None:
+            return convert_for_target(model, onnx, target, to, only, freeze_initialisers, example)
+        return convert_model(onnx, to or "conv", only, freeze_initialisers)
 
     if freeze_initialisers:
         raise BadInput(
             "freeze_initialisers=True: applies to ONNX models only; expected False for a PyTorch network"
         )
+
+    if target is not None:
+        if level not in (None, "graph") or copy or optimizer is not None:
+            raise BadInput("target: applies to ONNX models and to level='graph', without copy and optimizer")
+        return convert_for_target(model, None, target, to, only, False, example)
+    to = to or "conv"
 
     from torch import nn
 

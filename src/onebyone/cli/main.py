@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onebyone import __version__
-from onebyone.cli import compare, demo, dense, draw, info, network, tune
+from onebyone.cli import check, compare, demo, dense, draw, info, network, tune
 
 EPILOG = (
     "Exit codes: 0 done · 1 not equivalent · 2 wrong usage or unreadable input · 3 refused, with the reason. "
@@ -66,6 +66,8 @@ for panel, command in (
     (START, info.info),
     (CONVERT, network.convert),
     (CONVERT, network.verify),
+    (CONVERT, check.check),
+    (CONVERT, check.targets),
     (CONVERT, compare.compare),
     (CONVERT, tune.tune),
     (CONVERT, draw.draw),

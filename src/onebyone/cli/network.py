@@ -43,8 +43,21 @@ class Context(StrEnum):
 
 
 To = Annotated[
-    Form,
-    typer.Option("--to", help="conv: linear layers to 1×1 convolutions; linear: 1×1 convolutions to linear."),
+    Form | None,
+    typer.Option(
+        "--to",
+        help="conv: linear layers to 1×1 convolutions; linear: 1×1 convolutions to linear.",
+        show_default="conv; with --target only what the target would not take",
+    ),
+]
+ForTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="NAME|PROFILE.toml",
+        help="Rewrite the nodes that an accelerator would not take (onebyone targets lists them), and list those that "
+        "stay. For ONNX models, and at level graph.",
+    ),
 ]
 AtLevel = Annotated[
     Level | None,
@@ -84,7 +97,8 @@ DynamicAxes = Annotated[
 def convert(
     context: typer.Context,
     source: o.SourceOrOnnx,
-    to: To = Form.conv,
+    to: To = None,
+    target: ForTarget = None,
     level: AtLevel = None,
     only: Only = None,
     freeze: Freeze = False,
@@ -124,7 +138,8 @@ def convert(
         with run.step("Converting"):
             conversion = api.convert(
                 network,
-                to.value,
+                to and to.value,
+                target=target,
                 level=level and level.value,
                 only=only,
                 example=example,
@@ -145,7 +160,8 @@ def convert(
 def verify(
     context: typer.Context,
     source: o.SourceOrOnnx,
-    to: To = Form.conv,
+    to: To = None,
+    target: ForTarget = None,
     level: AtLevel = None,
     only: Only = None,
     freeze: Freeze = False,
@@ -169,7 +185,8 @@ def verify(
         with run.step("Converting"):
             conversion = api.convert(
                 network,
-                to.value,
+                to and to.value,
+                target=target,
                 level=level and level.value,
                 only=only,
                 example=example,

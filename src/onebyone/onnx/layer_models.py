@@ -112,6 +112,9 @@ class LayerModel:
         nodes = []
         for node in self._nodes:
             attributes = [_cast_attribute(attribute, dtype) for attribute in node.attributes.values()]
+            if node.op_type == "GroupNormalization" and dtype is not None and self._opsets.get("", 1) >= 21:
+                attributes = [a for a in attributes if a.name != "stash_type"]
+                attributes.append(ir.AttrInt64("stash_type", int(dtype)))  # the type of its mean
             inputs = [None if v is None else replaced[id(v)] for v in node.inputs]
             outputs = [ir.Value(name=v.name) for v in node.outputs]
             replaced.update({id(old): new for old, new in zip(node.outputs, outputs, strict=True)})

@@ -5,9 +5,9 @@ the unit roundoff u of float64; a wrong formula differs by far more. The limit p
 
     √(u·u′) · max|y| + 2·Σ_c |y(c·(1 + u_c)) − y|
 
-with u′ the unit roundoff of float32 (halfway, on a logarithmic scale, between what float64 and float32 can tell apart).
-The sum is over the constants that only the new form has, such as √½ in Gelu: each is known up to the roundoff u_c of the
-type that it is stored in, and the difference quotient gives the effect of that, doubled for the terms of higher order.
+with u′ the unit roundoff of float32: halfway, on a logarithmic scale, between what float64 and float32 can tell apart.
+The sum is over the constants that only the new form has, such as √½ in Gelu. Each is known up to the roundoff u_c of
+the type that it is stored in, and the difference gives the effect of that, doubled for the terms of higher order.
 Injected faults change one constant by 2⁻¹². One of them at least must exceed the limit; each is listed.
 """
 

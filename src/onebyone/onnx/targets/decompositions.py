@@ -213,3 +213,5 @@ _DECOMPOSITIONS: dict[str, tuple[str, _Write, bool]] = {
     "Flatten": ("flatten = reshape", _reshape, True),
     "Expand": ("expand = tile", _expand, True),
 }
+#: The operators that have another form; no form needs one of these again, except shapes, which become a Reshape.
+DECOMPOSED = frozenset(_DECOMPOSITIONS)

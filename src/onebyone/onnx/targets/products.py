@@ -106,9 +106,10 @@ def write_batched_product(
     batch = tuple(x for x in left if x in right and x in result)
     inner = tuple(x for x in left if x in right and x not in result)
     rows, columns = (tuple(x for x in term if x not in (*batch, *inner)) for term in (left, right))
-    a = axes.merged(writer, first, tuple(left), [batch, rows, inner], sizes)
-    b = axes.merged(writer, second, tuple(right), [batch, inner, columns], sizes)
-    groups: list[axes.Group] = [batch, rows, columns]
+    outer: list[axes.Group] = [batch] if batch else []
+    a = axes.merged(writer, first, tuple(left), [*outer, rows, inner], sizes)
+    b = axes.merged(writer, second, tuple(right), [*outer, inner, columns], sizes)
+    groups: list[axes.Group] = [*outer, rows, columns]
     shape = [axes.group_size(group, sizes) for group in groups]
     value = writer.op("MatMul", [a, b], shape=shape)
     sources = {label: (first, axis) for axis, label in enumerate(left)}

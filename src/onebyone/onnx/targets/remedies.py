@@ -47,13 +47,15 @@ def remedy(rule: Constraint, description: NodeDescription, profile: TargetProfil
 def _checked(
     rule: Constraint, write: Write, node: ir.Node, writer: GraphWriter, weights: WeightRewriter
 ) -> Rewriting | str | None:
-    """The rewriting, refused where a node that it inserts violates the same constraint or lacks on the target too."""
+    """The rewriting, refused where a node that it inserts violates the same constraint, and has no other form."""
     result = write(node, writer, weights)
     if isinstance(result, Rewriting):
         for new in writer.nodes:
             description = describe_node(str(new.name), new)
             finding = rule.check(description) if rule.applies(description) else None
-            if finding is not None:
+            if finding is not None and not (
+                isinstance(rule, MissingOperator) and new.op_type in decompositions.DECOMPOSED
+            ):
                 what = "" if isinstance(rule, MissingOperator) else f": {rule.title} {finding.found}"
                 raise NotRewritable(
                     f"its new form needs {new.op_type}, which violates the same constraint{what}"
