@@ -13,7 +13,18 @@ import pytest
 
 import onebyone
 
-VERBS = {"check", "compare", "convert", "convolutionalize", "detect", "draw", "info", "scan", "tune", "verify"}
+VERBS = {
+    "check",
+    "compare",
+    "convert",
+    "convolutionalize",
+    "detect",
+    "draw",
+    "info",
+    "scan",
+    "tune",
+    "verify",
+}
 
 
 def test_what_is_public() -> None:

@@ -9,4 +9,15 @@ from onebyone.api.information import info
 from onebyone.api.networks import compare, convert, convolutionalize, draw, tune, verify
 from onebyone.api.targets import check
 
-__all__ = ["check", "compare", "convert", "convolutionalize", "detect", "draw", "info", "scan", "tune", "verify"]
+__all__ = [
+    "check",
+    "compare",
+    "convert",
+    "convolutionalize",
+    "detect",
+    "draw",
+    "info",
+    "scan",
+    "tune",
+    "verify",
+]

@@ -58,11 +58,9 @@ def convert(
     Args:
         model: an `nn.Module`, an `ExportedProgram`, an ONNX model (a path that ends in .onnx, a `ModelProto` or a
             model of onnx-ir), or the name of a source (see `onebyone --help`).
-        to: "conv" or "linear"; None means "conv", or with a `target` that only what violates its constraints is
-            rewritten.
-        target: the name of an accelerator, or the path of a profile (.toml): rewrite the nodes that it would not take;
-            `.refused` lists those that stay, with the number found and the one allowed. See `check`. A PyTorch network
-            is converted at level "graph", to the form that the target asks for.
+        to: "conv" or "linear"; None means "conv", or only what violates the constraints of a `target`.
+        target: an accelerator, or the path of a profile (.toml): rewrite the nodes that it would not take; `.refused`
+            lists those that stay (see `check`). A PyTorch network is converted at level "graph".
         level: "layers" replaces layers with drop-in modules that share the parameters; "native" replaces them with
             `nn.Conv2d` / `nn.Linear`; "graph" rewrites the exported graph and needs an `example` for a module. None
             selects "layers" for a module and "graph" for a program or an ONNX model.
@@ -87,6 +85,11 @@ def convert(
     (['0'], torch.Size([2, 3]))
     """
     onnx = onnx_model(model)
+    if target is not None:
+        if level not in (None, "graph") or copy or optimizer is not None:
+            raise BadInput("target: applies to ONNX models and to level='graph', without copy and optimizer")
+        return convert_for_target(model, onnx, target, to, only, freeze_initialisers, example, dynamic_axes)
+    to = to or "conv"
     if onnx is not None:
         from onebyone.onnx.convert import convert_model
 
@@ -98,20 +101,12 @@ def convert(
             raise BadInput("optimizer: an ONNX model has no parameters to train; expected None")
         if dynamic_axes is not None:
             raise BadInput("dynamic_axes: an ONNX model already fixes which sizes are free; expected None")
-        if target is not None:
-            return convert_for_target(model, onnx, target, to, only, freeze_initialisers, example)
-        return convert_model(onnx, to or "conv", only, freeze_initialisers)
+        return convert_model(onnx, to, only, freeze_initialisers)
 
     if freeze_initialisers:
         raise BadInput(
             "freeze_initialisers=True: applies to ONNX models only; expected False for a PyTorch network"
         )
-
-    if target is not None:
-        if level not in (None, "graph") or copy or optimizer is not None:
-            raise BadInput("target: applies to ONNX models and to level='graph', without copy and optimizer")
-        return convert_for_target(model, None, target, to, only, False, example)
-    to = to or "conv"
 
     from torch import nn
 

@@ -68,14 +68,27 @@ def find_profiles(target: Target | Sequence[Target]) -> tuple[TargetProfile, ...
 
 
 def convert_for_target(
-    model: Any, onnx: Any, target: Any, to: str | None, only: Any, freeze_initialisers: bool, example: Any
+    model: Any,
+    onnx: Any,
+    target: Any,
+    to: str | None,
+    only: Any,
+    freeze_initialisers: bool,
+    example: Any,
+    dynamic_axes: Sequence[int] | None,
 ) -> Conversion[Any]:
     """`convert` for a target: `onnx` is the model where it is an ONNX model, else None."""
     (profile,) = find_profiles([target])
     if onnx is not None:
         from onebyone.onnx.targets.convert import convert_for_target as convert_onnx
 
+        if dynamic_axes is not None:
+            raise BadInput("dynamic_axes: an ONNX model already fixes which sizes are free; expected None")
         return convert_onnx(onnx, profile, to, only, freeze_initialisers)
     from onebyone.pytorch.graph.target_check import convert_program_for_target
 
-    return convert_program_for_target(require_network(model), profile, to, only, example)
+    if freeze_initialisers:
+        raise BadInput(
+            "freeze_initialisers=True: applies to ONNX models only; expected False for a PyTorch network"
+        )
+    return convert_program_for_target(require_network(model), profile, to, only, example, dynamic_axes)

@@ -34,7 +34,7 @@ def check(
     """
     with session(context, as_json) as run:
         from onebyone import api, loading
-        from onebyone.cli import render
+        from onebyone.cli import render_targets as render
 
         with run.step(f"Opening {source}"):
             network, notes, example = loading.open_model(source, weights, shape, seed=seed)
@@ -59,7 +59,7 @@ def targets(
 ) -> None:
     """List the accelerators that check and convert know, or the constraints of one, each with its source."""
     with session(context, as_json) as run:
-        from onebyone.cli import render
+        from onebyone.cli import render_targets as render
         from onebyone.targets import find_profile, profile_names
 
         profiles = [find_profile(each).to_dict() for each in ([name] if name else profile_names())]

@@ -57,12 +57,12 @@ def _changes(changes: Sequence[Data]) -> list[RenderableType]:
         (c["path"] or "(top level)", c["kind"], c["law"], c["before"], c["after"], _bytes(c["copied_bytes"]))
         for c in changes
     ]
-    return [_table("Converted", headers, rows)]
+    return [table_of("Converted", headers, rows)]
 
 
 def _refusals(refused: Sequence[Data]) -> list[RenderableType]:
     rows = [(r["path"] or "(top level)", r["kind"], r["reason"]) for r in refused]
-    return [_table("Not converted", ("layer", "kind", "reason"), rows)] if rows else []
+    return [table_of("Not converted", ("layer", "kind", "reason"), rows)] if rows else []
 
 
 _FIGURES = (
@@ -82,7 +82,7 @@ def verification_tables(data: Data) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if data["layers"]:
         headers = ("layer", "kind", "integers", "|Δ|", "bound", "smallest injected fault", "verdict")
-        parts.append(_table("Layers", headers, [_layer(layer) for layer in data["layers"]]))
+        parts.append(table_of("Layers", headers, [_layer(layer) for layer in data["layers"]]))
     if data.get("refused"):
         parts += _refusals(data["refused"])
     parts.append(_figures(data))
@@ -147,7 +147,7 @@ def dense_tables(data: Data) -> list[RenderableType]:
     outputs = [(o["name"], str(o["channels"]), o["scores"] or "unknown") for o in data["outputs"]]
     parts = [
         *_changes(data["changes"]),
-        _table("Outputs", ("output", "channels", "scores"), outputs),
+        table_of("Outputs", ("output", "channels", "scores"), outputs),
         Text(f"preprocessing: {data['preprocessing']}"),
         *geometry_tables(data["geometry"]),
     ]
@@ -225,7 +225,7 @@ def scores_tables(data: Data) -> list[RenderableType]:
     return [
         Text(f"preprocessing: {data['preprocessing']}"),
         Text(f"scores: {data['scores_are']}"),
-        _table(data["counted"].capitalize(), ("class", "windows", "share"), rows),
+        table_of(data["counted"].capitalize(), ("class", "windows", "share"), rows),
         *geometry_tables(data["geometry"]),
         *_agreement(data["agreement"], data["agreement_skipped"]),
         _summary(summary, data),
@@ -254,7 +254,7 @@ def detections_tables(data: Data) -> list[RenderableType]:
     sides = ("x1", "y1", "x2", "y2")
     rows = [(o["class"], f"{o['score']:.3f}", *(f"{o[side]:g}" for side in sides)) for o in data["objects"]]
     summary = _summary(f"{len(rows)} {_plural('object', rows)} in {by(data['image_size'])} pixels", data)
-    return [_table("Objects", ("class", "score", *sides), rows), summary] if rows else [summary]
+    return [table_of("Objects", ("class", "score", *sides), rows), summary] if rows else [summary]
 
 
 _COLOURS = {"holds": "green", "does not hold as usually said": "red", "not available": "dim"}
@@ -286,7 +286,7 @@ def drawing_tables(data: Data) -> list[RenderableType]:
     missing = [
         Text.assemble((name, "yellow"), f" not drawn: {reason}") for name, reason in data["missing"].items()
     ]
-    return [_table("Figures", ("figure", "theme", "bytes", "file"), rows), *missing]
+    return [table_of("Figures", ("figure", "theme", "bytes", "file"), rows), *missing]
 
 
 def tuned_tables(plan: TuningPlan) -> list[RenderableType]:
@@ -295,7 +295,7 @@ def tuned_tables(plan: TuningPlan) -> list[RenderableType]:
 
     titles = ("Candidates", "Not selected", "Where the time goes")
     shown = [
-        _table(t, headers, rows) for t, (headers, rows) in zip(titles, tables(plan), strict=True) if rows
+        table_of(t, headers, rows) for t, (headers, rows) in zip(titles, tables(plan), strict=True) if rows
     ]
     return [*shown, *(Text(r, style="dim") for r in remarks(plan)), Text(headline(plan), style="bold")]
 
@@ -305,8 +305,8 @@ def overview_tables(overview: NetworkOverview) -> list[RenderableType]:
     from onebyone.overview.result import HEADERS
 
     refused = [(r.path or "(top level)", r.kind, r.reason) for r in overview.refusals()]
-    parts: list[RenderableType] = [_pairs(overview.summary()), _table("Layers", HEADERS, overview.rows())]
-    return [*parts, *([_table("Refused", ("layer", "kind", "reason"), refused)] if refused else [])]
+    parts: list[RenderableType] = [_pairs(overview.summary()), table_of("Layers", HEADERS, overview.rows())]
+    return [*parts, *([table_of("Refused", ("layer", "kind", "reason"), refused)] if refused else [])]
 
 
 def demo_tables(summary: Data, folder: os.PathLike[str]) -> list[RenderableType]:
@@ -320,36 +320,7 @@ def demo_tables(summary: Data, folder: os.PathLike[str]) -> list[RenderableType]
     ]
 
 
-def target_tables(headline: str, data: Data) -> list[RenderableType]:
-    """What targets would not take of a network."""
-    headers = ("node", "operator", "target", "constraint", "of", "found", "allowed", "mendable", "how")
-    words = {True: "yes", False: "no", None: ""}
-    names = ("path", "operator", "target", "constraint", "subject", "found", "allowed")
-    rows = [(*(str(o[n]) for n in names), words[o["mendable"]], o["how"]) for o in data["offenders"]]
-    return [*([_table("Not taken", headers, rows)] if rows else []), _summary(headline, data)]
-
-
-def profile_tables(profiles: Sequence[Data], in_full: bool) -> list[RenderableType]:
-    """The targets by name, or the constraints of each with their sources."""
-    if not in_full:
-        rows = [(p["name"], p["title"], p["preferred"]["form"], str(len(p["constraints"]))) for p in profiles]
-        return [_table("Targets", ("name", "accelerator", "preferred form", "constraints"), rows)]
-    return [_profile(profile) for profile in profiles]
-
-
-def _profile(profile: Data) -> RenderableType:
-    entries = [
-        *profile["constraints"],
-        *({**n, "operators": "", "constraint": n["text"]} for n in profile["notes"]),
-    ]
-    status = {True: "official", False: "not official"}
-    rows = [(e["operators"], e["constraint"], status[e["official"]], e["source"]) for e in entries]
-    return _table(
-        f"{profile['name']}: {profile['title']}", ("operators", "constraint", "status", "source"), rows
-    )
-
-
-def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
+def table_of(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
     table = Table(title=title, title_justify="left", title_style="bold")
     for header in headers:
         table.add_column(header, overflow="fold")

@@ -15,11 +15,11 @@ from onnx_ir.passes.common import IdentityEliminationPass
 from onebyone.onnx.constant_values import mark_constants
 from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.convert import Only, convert_all, prepared, require_supported, wanted
-from onebyone.onnx.model_file import bytes_of_weights
 from onebyone.onnx.model_rewriting import ModelRewriter, restore_value_infos, sort_where_needed
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.targets.description import describe
 from onebyone.onnx.targets.remedies import remedy
+from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal
 from onebyone.targets import NodeDescription, Offender, TargetCheck, TargetProfile, violations, violations_of
 from onebyone.targets.requirements import MissingOperator

@@ -6,6 +6,7 @@ At this level the form of layers changes: products to 1×1 convolutions or the r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +59,7 @@ def convert_program_for_target(
     to: str | None = None,
     only: Only | None = None,
     example: Any = None,
+    dynamic_axes: Sequence[int] | None = None,
 ) -> GraphConversion:
     """Convert a program to the form that a target asks for; `refused` lists what the target still would not take.
 
@@ -72,7 +74,7 @@ def convert_program_for_target(
         )
     if to not in (None, form):
         raise BadInput(f"to={to!r}: the target {profile.name} asks for the form {form!r}")
-    conversion = convert_graph(network, to=form, example=example, only=only)
+    conversion = convert_graph(network, to=form, example=example, only=only, dynamic_axes=dynamic_axes)
     left = violations(describe_program(functional_program(conversion.model)), profile)
     known = {refusal.path for refusal in conversion.refused}
     refusals = []
