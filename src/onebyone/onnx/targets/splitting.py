@@ -19,7 +19,7 @@ from onebyone.onnx.constant_values import NotRewritable, sizes_of
 from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.model_rewriting import Rewriting
 from onebyone.onnx.targets.windows import (
-    Convolution,
+    ConstantConvolution,
     padded,
     read_any_convolution,
     window_positions,
@@ -44,7 +44,7 @@ class ConvolutionLimits:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ChannelRun:
     """A run of groups, or within one group a run of outputs, that one or several convolutions compute."""
 
     inputs: tuple[int, int]
@@ -80,13 +80,13 @@ def split_channels(
     return read.written(value, SPLIT, f"{pieces} convolutions")
 
 
-def _largest_run(read: Convolution, limits: ConvolutionLimits) -> int | None:
+def _largest_run(read: ConstantConvolution, limits: ConvolutionLimits) -> int | None:
     if limits.inputs == 0 or limits.outputs == 0:
         raise NotRewritable("its kernel alone exceeds the limit")
     return limits.inputs
 
 
-def _parts(read: Convolution, limits: ConvolutionLimits) -> Iterator[_Part]:
+def _parts(read: ConstantConvolution, limits: ConvolutionLimits) -> Iterator[_ChannelRun]:
     groups = read.settings.group
     inputs, outputs = read.weight_shape[1], read.weight_shape[0] // groups
     caps = [
@@ -97,11 +97,13 @@ def _parts(read: Convolution, limits: ConvolutionLimits) -> Iterator[_Part]:
     run = min(groups, *caps)
     if run > 1 or (groups == 1 and run == 1):
         for first, last in _runs(0, groups, run):
-            yield _Part((first * inputs, last * inputs), (first * outputs, last * outputs), last - first)
+            yield _ChannelRun(
+                (first * inputs, last * inputs), (first * outputs, last * outputs), last - first
+            )
         return
     for group in range(groups):
         for start, stop in _runs(group * outputs, (group + 1) * outputs, limits.outputs):
-            yield _Part((group * inputs, (group + 1) * inputs), (start, stop), 1)
+            yield _ChannelRun((group * inputs, (group + 1) * inputs), (start, stop), 1)
 
 
 def _runs(start: int, stop: int, largest: int | None) -> list[tuple[int, int]]:
@@ -116,10 +118,10 @@ def _runs(start: int, stop: int, largest: int | None) -> list[tuple[int, int]]:
 
 
 def _piece(
-    read: Convolution,
+    read: ConstantConvolution,
     writer: GraphWriter,
     weights: WeightRewriter,
-    part: _Part,
+    part: _ChannelRun,
     *,
     with_bias: bool,
 ) -> ir.Value:

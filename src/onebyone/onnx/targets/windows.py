@@ -30,7 +30,7 @@ PADS_ARE_AN_INPUT = 11
 
 
 @dataclass(frozen=True, eq=False)
-class Convolution:
+class ConstantConvolution:
     """A Conv with its settings; the number of outputs and of inputs per group come from its weight."""
 
     node: ir.Node
@@ -64,7 +64,7 @@ class Convolution:
         return Rewriting(layer, (self.node,), f"Conv {by(self.weight_shape)}", self.terms)
 
 
-def read_any_convolution(node: ir.Node) -> Convolution | str:
+def read_any_convolution(node: ir.Node) -> ConstantConvolution | str:
     """Read a Conv of any kernel; a reason where its weight is not known."""
     settings = window_settings(node) if node.op_type == "Conv" else None
     data, weight = (*node.inputs[:2], None, None)[:2]
@@ -73,7 +73,9 @@ def read_any_convolution(node: ir.Node) -> Convolution | str:
     shape = shape_of(weight)
     if shape is None or not is_constant(weight):
         return "its weight is not a constant"
-    return Convolution(node, data, weight, node.inputs[2] if len(node.inputs) > 2 else None, settings, shape)
+    return ConstantConvolution(
+        node, data, weight, node.inputs[2] if len(node.inputs) > 2 else None, settings, shape
+    )
 
 
 def write_conv(
@@ -161,7 +163,7 @@ def move_padding_out(node: ir.Node, writer: GraphWriter, weights: WeightRewriter
     return read.written(value, PADDING, f"Pad {list(read.pads)}, then Conv")
 
 
-def padded(convolution: Convolution, writer: GraphWriter) -> ir.Value:
+def padded(convolution: ConstantConvolution, writer: GraphWriter) -> ir.Value:
     """The data with the convolution's padding as numbers."""
     pads, data = convolution.pads, convolution.data
     if not any(pads):
