@@ -37,6 +37,14 @@ class MissingExtra(BadInput, ImportError):
         )
 
 
+class Unfinished(BadInput):
+    """Parts of an image could not be computed, and the rest was; `failures` are pairs of a place and the reason."""
+
+    def __init__(self, message: str, failures: Sequence[tuple[str, str]]) -> None:
+        self.failures = tuple(failures)
+        super().__init__(message)
+
+
 class Refused(OnebyoneError):
     """The request cannot be fulfilled correctly; `refusals` holds every reason."""
 

@@ -149,7 +149,7 @@ def test_a_scan_with_prefetching_gives_the_same_map(
 ) -> None:
     maps = []
     for enabled in (True, False):
-        module = sys.modules["onebyone.dense.scan"]  # the package's `scan` is the function
+        module = sys.modules["onebyone.dense.memory_scan"]
         monkeypatch.setattr(module, "prefetch_pays", lambda *_, enabled=enabled: enabled)
         maps.append(scan(net, integer_image(83, 71), tile=3, batch=batch).scores)
     np.testing.assert_array_equal(*maps)

@@ -95,7 +95,9 @@ def test_a_sink_is_written_by_region() -> None:
 class Backwards:
     """An executor that finishes the last tile first."""
 
-    def __init__(self, *_: object) -> None:
+    buffers = 1
+
+    def __init__(self, **_: object) -> None:
         pass
 
     def execute(self, job: TileJob, batches: Iterable[list[Tile]]) -> Iterator[list[Tile]]:
@@ -108,7 +110,7 @@ class Backwards:
 def test_tiles_can_be_finished_in_any_order(shifts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     net, image = exact_net(), integer_image(83, 71)
     expected = scan(net, image, tile=3, batch=2, shifts=shifts).scores
-    monkeypatch.setattr(sys.modules["onebyone.dense.scan"], "LocalExecutor", Backwards)
+    monkeypatch.setattr(sys.modules["onebyone.dense.memory_scan"], "LocalExecutor", Backwards)
     progress: list[tuple[int, int]] = []
     scores = scan(net, image, tile=3, batch=2, shifts=shifts, progress=lambda *a: progress.append(a))
     np.testing.assert_array_equal(scores.scores, expected)

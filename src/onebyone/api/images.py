@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebyone.errors import BadInput, InexactWarning
+from onebyone.errors import InexactWarning
 from onebyone.loading import open_dense
 from onebyone.records import LEAST_AGREEMENT
 
@@ -33,7 +32,8 @@ def scan(
     Args:
         d: the result of `convolutionalize`, or the path of a saved one (`.pt2`).
         image: a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W).
-        out: path of the score map to write (`.npz`); None writes nothing.
+        out: path of the score map to write: `.zarr` (OME-Zarr), `.tif` (GeoTIFF), `.npy` or `.npz`; None writes
+            nothing. An interrupted scan goes on when it is started again.
         min_agreement: minimum share of sampled windows whose best class must be the same as for the cropped window
             (`.agreement`), for networks that are not exact. A share below 0.95 causes a warning.
         options: labels, device, batch, shifts, tile, output, score_kind, softmax, page, mode ("dense", or "windows"
@@ -47,16 +47,13 @@ def scan(
             or a file cannot be read or written.
         NotEquivalent: the agreement is below `min_agreement`; the score map is written before this is raised.
     """
-    from onebyone import atomic_files, dense
+    from onebyone import dense
+    from onebyone.dense.map_files import require_map_path
 
     if out is not None:
-        if Path(out).suffix.lower() != ".npz":
-            raise BadInput(f"out={os.fspath(out)!r}: a score map is saved as .npz")
-        atomic_files.require_writable(out)
+        require_map_path(out)
     network = open_dense(d)[0] if isinstance(d, str | os.PathLike) else d
-    scores = dense.scan(network, image, **options)
-    if out is not None:
-        scores.save(out)
+    scores = dense.scan(network, image, out=out, **options)
     if scores.agreement is not None:
         scores.agreement.require(min_agreement)
     return scores

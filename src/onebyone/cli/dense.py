@@ -74,7 +74,13 @@ def scan(
         int, typer.Option("--batch", min=1, metavar="N", help="Maximum number of tiles in a batch.")
     ] = 8,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the score map: .npz.", rich_help_panel=o.OUTPUT)
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write the score map: .zarr (OME-Zarr), .tif (GeoTIFF), .npy or .npz.",
+            rich_help_panel=o.OUTPUT,
+        ),
     ] = None,
     as_json: o.Json = False,
 ) -> None:
@@ -83,11 +89,9 @@ def scan(
     SRC is a .pt2 or .onnx that convolutionalize wrote, or any network with --window.
     """
     with session(context, as_json) as run:
-        from onebyone import api, atomic_files, loading
+        from onebyone import api, loading
         from onebyone.cli import render
 
-        if out is not None:
-            atomic_files.require_writable(out)
         with run.step(f"Opening {source}"):
             size = None if window is None else o.window_of(window)
             dense, notes = loading.open_dense(source, size, channels, weights=weights, seed=seed)

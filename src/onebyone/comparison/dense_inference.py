@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from onebyone.comparison.claim_result import Figures, Verdict, holds_when, not_as_said, not_available
 from onebyone.comparison.digits import SIDE, Digits, DigitSplit, load_digits, train
-from onebyone.dense import scan, scan_windows
-from onebyone.dense.scan import Dense
+from onebyone.dense import Dense, scan, scan_windows
 from onebyone.detection import Detections, detect
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from onebyone.records import Labels

@@ -6,11 +6,13 @@
 """
 
 from onebyone.dense.images import load_image, open_image
+from onebyone.dense.network import Dense
 from onebyone.dense.plan import ScanPlan, Tile, choose_tile, finer_geometry, plan_scan
 from onebyone.dense.preprocessing import normalise
-from onebyone.dense.scan import Dense, scan
+from onebyone.dense.scan import scan
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.sliding_window import scan_windows
+from onebyone.dense.window_runner import WindowClassifier
 from onebyone.stores.regions import Span
 from onebyone.stores.source import ArraySource, ImageSource
 
@@ -22,6 +24,7 @@ __all__ = [
     "ScoreMap",
     "Span",
     "Tile",
+    "WindowClassifier",
     "choose_tile",
     "finer_geometry",
     "load_image",

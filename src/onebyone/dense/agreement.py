@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,19 @@ from onebyone.stores.regions import Region, Span
 _MIN_WINDOWS, _MAX_WINDOWS = 8, 64
 _IMAGE_PIXELS_PER_CROP_PIXEL = 4
 _BATCH_PIXELS = 2**21
+
+
+class PositionScores(Protocol):
+    """A map (channels, *positions) of which single positions can be read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, then positions per axis."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """`scores[:, i, j]` are the scores of a position."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,7 @@ def default_sample_size(geometry: Geometry, image_size: Sequence[int]) -> int:
 
 
 def measure_agreement(
-    scores: NDArray[np.float32],
+    scores: PositionScores,
     geometry: Geometry,
     crop: Callable[[Region], NDArray[np.float32]],
     run: TileRunner,
@@ -126,6 +139,7 @@ def measure_agreement(
         batch = np.stack([crop([Span(*span) for span in window]) for window in windows])
         parts.append(run(batch).reshape(len(batch), -1))
     cropped = np.concatenate(parts)
-    dense = scores[:, *indices.T].T
+    # one position at a time, because the map may be stored in parts
+    dense = np.stack([scores[:, *index] for index in indices.tolist()])
     same = int((dense.argmax(1) == cropped.argmax(1)).sum())
     return Agreement(same, len(indices), float(np.abs(dense - cropped).max()))

@@ -42,12 +42,10 @@ class PixelCheck:
 
         Raises BadInput where a value is not finite; the message counts such values in the whole image.
         """
-        if values.dtype.kind != "f" or not values.size:
-            return
-        low, high = float(values.min()), float(values.max())  # NaN where one of the values is
-        if not (math.isfinite(low) and math.isfinite(high)):
+        peak = largest_magnitude(values)
+        if not math.isfinite(peak):
             raise _not_finite(self._source)
-        self.peak = max(self.peak, -low, high)
+        self.peak = max(self.peak, peak)
 
     def finish(self) -> None:
         """Raise BadInput where all values lie in [-1, 1] and the labels' scale is meant for values up to 255."""
@@ -57,6 +55,18 @@ class PixelCheck:
                 f"image is floating point with values up to {self.peak:.3g}, and scale={self._scale:.3g} is meant "
                 "for values up to 255: multiply the image by 255, or give labels with scale=1"
             )
+
+
+def largest_magnitude(values: NDArray[Any]) -> float:
+    """The largest absolute value of floating-point pixels, not finite where one of them is not; 0 for integers.
+
+    >>> largest_magnitude(np.array([0.5, -2.0])), largest_magnitude(np.array([1.0, np.nan]))
+    (2.0, nan)
+    """
+    if values.dtype.kind != "f" or not values.size:
+        return 0.0
+    low, high = float(values.min()), float(values.max())  # NaN where one of the values is
+    return max(-low, high) if not math.isnan(low) else low
 
 
 def check_whole(source: ImageSource, labels: Labels) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -13,26 +14,27 @@ from numpy.typing import NDArray
 
 from onebyone.dense.plan import ScanPlan, Tile
 from onebyone.errors import BadInput
-from onebyone.stores.sink import ScoreSink
 
 _Floats = NDArray[np.float32]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+#: Batches that may wait to be written while the network goes on.
+PENDING_WRITES = 2
 
-@dataclass
+
+@dataclass(frozen=True)
 class TileJob:
     """What is done to each batch of tiles, in three steps that an executor can overlap or distribute.
 
-    `read` gives the network's input for tiles of one shape, and `run` is the network, a `TileRunner`. `open_sink`
-    makes the sink for a number of channels, which may be known only after the network has run once.
+    `read` gives the network's input for tiles of one shape, `run` is the network, a `TileRunner`, and `take` gets the
+    scores (channels, h, w) of the positions that each tile owns.
     """
 
     plan: ScanPlan
     read: Callable[[Sequence[Tile]], _Floats]
     run: Callable[[_Floats], _Floats]
-    open_sink: Callable[[int], ScoreSink]
-    sink: ScoreSink | None = field(default=None, init=False)
+    take: Callable[[Tile, _Floats], None]
 
     def predict(self, tiles: Sequence[Tile], batch: _Floats) -> _Floats:
         """The network's output for the batch of some tiles: (tiles, channels, *positions).
@@ -49,11 +51,9 @@ class TileJob:
         return maps
 
     def write(self, tiles: Sequence[Tile], maps: _Floats) -> None:
-        """Write the positions that each tile owns to the sink, directly from the network's output."""
-        if self.sink is None:
-            self.sink = self.open_sink(maps.shape[1])
+        """Hand on the positions that each tile owns, directly from the network's output."""
         for tile, scores in zip(tiles, maps, strict=True):
-            self.sink.write(tile.write, scores[:, *(span.slice for span in tile.keep)])
+            self.take(tile, scores[:, *(span.slice for span in tile.keep)])
 
 
 class Executor(Protocol):
@@ -66,21 +66,47 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """Runs in this process. With `prefetch`, a second thread reads the next batch while the network runs.
+    """Runs in this process.
 
-    The reader of the job then needs two buffers.
+    With `prefetch`, a second thread reads the next batch while the network runs. With `write_behind`, a thread of its
+    own writes while the network runs, at most `PENDING_WRITES` batches behind. The reader of the job needs `buffers`
+    buffers, because batches and the outputs that share their memory are then in use at the same time.
     """
 
     prefetch: bool = False
+    write_behind: bool = False
+
+    @property
+    def buffers(self) -> int:
+        """The number of batches that can be in use at a time."""
+        return 1 + self.prefetch + PENDING_WRITES * self.write_behind
 
     def execute(self, job: TileJob, batches: Iterable[list[Tile]]) -> Iterator[list[Tile]]:
         """Read, predict and write every batch. Yields each batch after it was written, in the order of `batches`."""
-        for tiles, batch in prefetched(job.read, batches, self.prefetch):
-            job.write(tiles, job.predict(tiles, batch))
-            yield tiles
+        predicted = ((t, job.predict(t, batch)) for t, batch in prefetched(job.read, batches, self.prefetch))
+        if not self.write_behind:
+            for tiles, maps in predicted:
+                job.write(tiles, maps)
+                yield tiles
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="onebyone-writer") as writer:
+            pending: deque[tuple[list[Tile], Future[None]]] = deque()
+            for tiles, maps in predicted:
+                pending.append((tiles, writer.submit(job.write, tiles, maps)))
+                while len(pending) > PENDING_WRITES or (pending and pending[0][1].done()):
+                    yield _written(pending)
+            while pending:
+                yield _written(pending)
 
 
-def tile_batches(plan: ScanPlan, size: int) -> Iterator[list[Tile]]:
+def _written(pending: deque[tuple[list[Tile], Future[None]]]) -> list[Tile]:
+    """The oldest batch, after it was written. Raises what writing it raised."""
+    tiles, future = pending.popleft()
+    future.result()
+    return tiles
+
+
+def tile_batches(plan: Iterable[Tile], size: int) -> Iterator[list[Tile]]:
     """Batches of up to `size` consecutive tiles that read the same number of pixels per axis."""
     batch: list[Tile] = []
     for tile in plan:

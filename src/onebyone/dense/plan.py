@@ -18,6 +18,10 @@ convolution algorithm by the shape of its input. The first and the last tile nee
 so they own more positions than the inner tiles, which all own the same number. Every pixel is then read once, except
 the window − stride + halo pixels that two neighbouring tiles share, which are read twice.
 
+Where the map is stored in chunks, the blocks are `aligned`: every block begins at a multiple of the block's size, so
+that it is one chunk, with one writer. The first tile then owns as many positions as the others, and its read extends
+further into the image instead.
+
 A map finer than the stride takes k = `shifts` passes per axis. Pass m skips the first m·s/k pixels of the image and
 computes every k-th position, starting with position m.
 """
@@ -86,6 +90,7 @@ class ScanPlan:
     shifts: tuple[int, ...]
     tile: tuple[int, ...]
     axis_tiles: tuple[tuple[tuple[AxisTile, ...], ...], ...]  # indexed by axis, block and shift
+    aligned: bool = False
 
     def __len__(self) -> int:
         """The number of tiles."""
@@ -114,11 +119,24 @@ class ScanPlan:
             "image_size": list(self.image_size),
             "shifts": list(self.shifts),
             "tile": list(self.tile),
+            "aligned": self.aligned,
         }
+
+    def block_region(self, block: Sequence[int]) -> tuple[Span, ...]:
+        """The positions that a block covers: those of all its tiles together."""
+        return tuple(
+            Span(min(part.write.start for part in axis[b]), max(part.write.stop for part in axis[b]))
+            for axis, b in zip(self.axis_tiles, block, strict=True)
+        )
 
 
 def plan_scan(
-    geometry: Geometry, image_size: Sequence[int], *, shifts: PerAxis = 1, tile: PerAxis | None = None
+    geometry: Geometry,
+    image_size: Sequence[int],
+    *,
+    shifts: PerAxis = 1,
+    tile: PerAxis | None = None,
+    aligned: bool = False,
 ) -> ScanPlan:
     """Plan the scan of an image by a network.
 
@@ -136,6 +154,8 @@ def plan_scan(
     tile
         the largest size of a block, in positions of the finished map per axis, rounded up to a multiple of `shifts`.
         None makes one block of the whole map.
+    aligned
+        whether every block begins at a multiple of the block's size, as the chunks of a store do.
 
     Raises
     ------
@@ -167,14 +187,14 @@ def plan_scan(
     positions = tuple(map_geometry.positions(size))
     largest = positions if tile is None else _per_axis("tile", tile, axes)
     blocks = tuple(
-        _balanced_block(geometry, a, -(-positions[a] // passes[a]), -(-largest[a] // passes[a]))
+        _balanced_block(geometry, a, -(-positions[a] // passes[a]), -(-largest[a] // passes[a]), aligned)
         for a in range(axes)
     )
     axis_tiles = tuple(
-        _axis_tiles(geometry, a, size[a], passes[a], positions[a], blocks[a]) for a in range(axes)
+        _axis_tiles(geometry, a, size[a], passes[a], positions[a], blocks[a], aligned) for a in range(axes)
     )
     tiles = tuple(b * k for b, k in zip(blocks, passes, strict=True))
-    return ScanPlan(geometry, map_geometry, size, positions, passes, tiles, axis_tiles)
+    return ScanPlan(geometry, map_geometry, size, positions, passes, tiles, axis_tiles, aligned)
 
 
 def finer_geometry(geometry: Geometry, shifts: PerAxis) -> Geometry:
@@ -307,7 +327,7 @@ class _ShiftedPass:
 
 
 def _axis_tiles(
-    geometry: Geometry, axis: int, size: int, shifts: int, positions: int, block: int
+    geometry: Geometry, axis: int, size: int, shifts: int, positions: int, block: int, aligned: bool
 ) -> tuple[tuple[AxisTile, ...], ...]:
     """The tiles of one axis, by block and shift. `positions` counts the finished map's, `block` those of one pass."""
     passes = []
@@ -317,9 +337,12 @@ def _axis_tiles(
         passes.append(_ShiftedPass(size - skipped, skipped, shift, shifts, count))
     reach = _Reach.of(geometry, axis)
     longest = passes[0].count
-    starts = [0, *range(reach.lead + block, longest, block)] if block < longest else [0]
-    # the read of the last tile covers more positions than its block, and it owns them all
-    starts = starts[: reach.blocks(longest, block)]
+    if aligned:
+        starts = list(range(0, longest, block))
+    else:
+        starts = [0, *range(reach.lead + block, longest, block)] if block < longest else [0]
+        # the read of the last tile covers more positions than its block, and it owns them all
+        starts = starts[: reach.blocks(longest, block)]
     stops = [*starts[1:], longest]
     return tuple(
         tuple(
@@ -329,8 +352,10 @@ def _axis_tiles(
     )
 
 
-def _balanced_block(geometry: Geometry, axis: int, count: int, largest: int) -> int:
+def _balanced_block(geometry: Geometry, axis: int, count: int, largest: int, aligned: bool) -> int:
     """The positions of one pass that an inner tile owns: at most `largest`, and nearly equal over all tiles."""
+    if aligned:
+        return -(-count // -(-count // largest))
     reach = _Reach.of(geometry, axis)
     return reach.block(count, reach.blocks(count, largest))
 

@@ -54,6 +54,10 @@ class TorchSettings:
     channels_last: bool
     output: int | str = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {"device": self.device.type, "channels_last": self.channels_last, "output": self.output}
+
 
 @dataclass(frozen=True)
 class TorchRunner:

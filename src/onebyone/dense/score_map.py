@@ -6,10 +6,11 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,11 @@ from onebyone.laws.geometry import Geometry
 from onebyone.laws.labels import require_fitting, require_sound
 from onebyone.laws.scores import EXPECTED, ScoreKind, assumed_kind, read_kind
 from onebyone.records import Labels, Readable, by, html_result
+from onebyone.stores.map_reader import open_map
+from onebyone.stores.regions import Span
 
 _FORMAT = "onebyone.ScoreMap/1"
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OSError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,9 @@ class ScoreMap(Readable):
         [0.949999988079071, 0.8999999761581421, 0.019999999552965164]
         """
         if self.kind is not None:
-            return self.kind.probabilities(self.scores)
-        kind, doubt = assumed_kind(self.scores)
+            return self.kind.probabilities(np.asarray(self.scores))
+        scores = np.asarray(self.scores)
+        kind, doubt = assumed_kind(scores)
         if doubt:
             warnings.warn(
                 f"the kind of the network's outputs is not known; {doubt}, so they are taken as {kind}. "
@@ -117,14 +122,11 @@ class ScoreMap(Readable):
                 OnebyoneWarning,
                 stacklevel=2,
             )
-        return kind.probabilities(self.scores)
+        return kind.probabilities(scores)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the map to a `.npz` file, atomically. Raises BadInput where it cannot be written."""
-        if Path(path).suffix.lower() != ".npz":
-            raise BadInput(f"cannot save a score map as {path}: the name must end in .npz")
-        meta = {
-            "format": _FORMAT,
+    def facts(self) -> dict[str, Any]:
+        """Everything except the scores, as plain data for JSON."""
+        return {
             "geometry": self.geometry.to_dict(),
             "labels": self.labels.to_dict(),
             "image_size": list(self.image_size),
@@ -135,12 +137,40 @@ class ScoreMap(Readable):
             "agreement": None if self.agreement is None else self.agreement.to_dict(),
             "agreement_skipped": self.agreement_skipped,
         }
+
+    def regions(self) -> Iterator[tuple[tuple[Span, ...], NDArray[np.float32]]]:
+        """The map part by part, without reading the whole: regions of positions and their scores (classes, h, w).
+
+        The regions are those that the file stores together; they cover the map once, in the order of its rows.
+        """
+        chunk = getattr(self.scores, "chunk", None) or (1024,) * len(self.positions)
+        starts = (range(0, n, c) for n, c in zip(self.positions, chunk, strict=True))
+        for first in product(*starts):
+            region = tuple(
+                Span(a, min(a + c, n)) for a, c, n in zip(first, chunk, self.positions, strict=True)
+            )
+            yield region, self.scores[:, *(span.slice for span in region)]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the map to a `.npz` file, atomically. Raises BadInput where it cannot be written."""
+        if Path(path).suffix.lower() != ".npz":
+            raise BadInput(f"cannot save a score map as {path}: the name must end in .npz")
+        meta = {"format": _FORMAT, **self.facts()}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, scores=self.scores, meta=np.array(json.dumps(meta)))
+            np.savez(file, scores=np.asarray(self.scores), meta=np.array(json.dumps(meta)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ScoreMap:
-        """Read a file that `save` wrote; nothing in it is executed. Raises BadInput where it is not such a file."""
+        """Read a file that `save` or `scan` wrote: `.npz`, or `.zarr`, `.tif` and `.npy`, read by region.
+
+        Nothing in the file is executed. Raises BadInput where it is not such a file.
+        """
+        if Path(path).is_dir() or Path(path).suffix.lower() in (".npy", ".tif", ".tiff"):
+            stored, description = open_map(path)
+            try:
+                return cls.of_facts(cast("NDArray[np.float32]", stored), description.scan)
+            except _DAMAGED as error:
+                raise BadInput(f"{path} is not a score map: {_reason(error)}") from error
         file = require_file(path)
         if not zipfile.is_zipfile(file):
             raise BadInput(
@@ -152,30 +182,27 @@ class ScoreMap(Readable):
                 scores = np.asarray(arrays["scores"], dtype=np.float32)
             if meta["format"] != _FORMAT:
                 raise ValueError(f"its format is {meta['format']!r}")
-            return cls(
-                scores=scores,
-                geometry=Geometry.from_dict(meta["geometry"]),
-                labels=labels_from_dict(meta["labels"]),
-                image_size=tuple(int(n) for n in meta["image_size"]),
-                seconds=float(meta["seconds"]),
-                kind=_stored_kind(meta),
-                device=str(meta["device"]),
-                passes=int(meta["passes"]),
-                agreement=Agreement.from_dict(meta["agreement"]) if meta.get("agreement") else None,
-                agreement_skipped=str(meta.get("agreement_skipped", "")),
-            )
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            OSError,
-            EOFError,
-            zipfile.BadZipFile,
-        ) as error:
+            return cls.of_facts(scores, meta)
+        except _DAMAGED as error:
             raise BadInput(
                 f"{file} is not a score map: {_reason(error)}; expected the .npz that `scan` writes"
             ) from error
+
+    @classmethod
+    def of_facts(cls, scores: NDArray[np.float32], meta: Mapping[str, Any]) -> ScoreMap:
+        """The map of some scores and what `facts` said."""
+        return cls(
+            scores=scores,
+            geometry=Geometry.from_dict(meta["geometry"]),
+            labels=labels_from_dict(meta["labels"]),
+            image_size=tuple(int(n) for n in meta["image_size"]),
+            seconds=float(meta["seconds"]),
+            kind=_stored_kind(meta),
+            device=str(meta["device"]),
+            passes=int(meta["passes"]),
+            agreement=Agreement.from_dict(meta["agreement"]) if meta.get("agreement") else None,
+            agreement_skipped=str(meta.get("agreement_skipped", "")),
+        )
 
     def _repr_html_(self) -> str:
         """The text of `print` as HTML, for notebooks."""
@@ -222,7 +249,7 @@ def _reason(error: Exception) -> str:
     return f"it has no {missing!r}"
 
 
-def _stored_kind(meta: dict[str, Any]) -> ScoreKind | None:
+def _stored_kind(meta: Mapping[str, Any]) -> ScoreKind | None:
     """The kind in a file's metadata. Earlier versions wrote whether a softmax was still to be applied."""
     if "kind" not in meta:
         return resolve_kind(None, meta["softmax"])

@@ -123,10 +123,7 @@ class GeoTiffWriter(NpyWriter):
 
     def stored(self, target: Path) -> MapDescription:
         """The description in a tag of a finished map. Raises BadInput where there is none."""
-        if not target.is_file():
-            raise BadInput("is not a score map of onebyone")
-        with opened(target, "reading a GeoTIFF") as dataset:
-            return MapDescription.from_text(dataset.tags().get(_TAG, ""))
+        return tiff_description(target)
 
     def publish(self, target: Path) -> None:
         """Write the GeoTIFF in the working folder and rename it into place."""
@@ -154,6 +151,14 @@ class GeoTiffWriter(NpyWriter):
                     )
         self.close()
         os.replace(new, target)
+
+
+def tiff_description(target: Path) -> MapDescription:
+    """The description in a tag of a score map. Raises BadInput where there is none."""
+    if not target.is_file():
+        raise BadInput("is not a score map of onebyone")
+    with opened(target, "reading a GeoTIFF") as dataset:
+        return MapDescription.from_text(dataset.tags().get(_TAG, ""))
 
 
 def _pixel_transform(placement: Placement) -> tuple[float, ...]:

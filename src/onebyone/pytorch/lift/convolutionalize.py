@@ -19,7 +19,7 @@ from onebyone.lifting.class_map import window_of_class_map
 from onebyone.lifting.output_geometry import common_stride, joint_geometry, may_have_surplus, output_map
 from onebyone.lifting.values import Lifted
 from onebyone.pytorch.lift import emitter
-from onebyone.pytorch.lift.advice import advice
+from onebyone.pytorch.lift.advice import WINDOWS, advice
 from onebyone.pytorch.lift.class_map import class_map
 from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.pytorch.lift.exported_graph import Traced, trace
@@ -206,7 +206,9 @@ def _finish(lifter: GraphLifter) -> tuple[nn.Module, Geometry, ClassMap | None]:
 
 def _require_no_refusal(lifter: GraphLifter) -> None:
     if lifter.refused:
-        what = f"the network cannot be made to take images of any size (window {by(lifter.window)})"
+        what = (
+            f"the network cannot be made to take images of any size (window {by(lifter.window)}); {WINDOWS}"
+        )
         raise Refused(lifter.refused, what)
 
 

@@ -1,0 +1,102 @@
+"""Fingerprints: whether an interrupted scan may go on, by its network, its input and its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from onebyone.stores.regions import Span
+from onebyone.stores.source import ImageSource
+
+#: Places per axis and pixels per side of the samples of an image's content.
+_PLACES, _SIDE = 5, 32
+
+
+def of_network(model: Any) -> str:
+    """The SHA-256 of a network: its structure as text and every parameter, buffer and constant, bit for bit.
+
+    >>> of_network(nn.Linear(2, 3, bias=False)) == of_network(nn.Linear(2, 3, bias=False))
+    False
+    """
+    if not isinstance(model, nn.Module):
+        return _of_onnx(model)
+    digest = hashlib.sha256(getattr(model, "code", repr(model)).encode())
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in sorted(named.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
+    return digest.hexdigest()
+
+
+def _of_onnx(model: Any) -> str:
+    """The same for an ONNX model of onnx-ir."""
+    digest = hashlib.sha256(str(model.graph).encode())
+    for name, value in sorted(model.graph.initializers.items()):
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.const_value.tobytes())
+    return digest.hexdigest()
+
+
+def of_image(image: Any, source: ImageSource) -> dict[str, Any]:
+    """What identifies an image: its shape and type, samples of its content, and for a file its size and time.
+
+    The samples are squares of 32 pixels at 5×5 places, those at the corners included. The sample of a
+    region that cannot be read is None.
+    """
+    samples: list[str | None] = []
+    axes = [
+        sorted({round(k * max(0, n - _SIDE) / (_PLACES - 1)) for k in range(_PLACES)}) for n in source.size
+    ]
+    for start in np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes)).tolist():
+        region = [Span(s, min(s + _SIDE, n)) for s, n in zip(start, source.size, strict=True)]
+        try:
+            content = np.ascontiguousarray(source.read(region)).tobytes()
+            samples.append(hashlib.sha256(content).hexdigest()[:32])
+        except MemoryError:
+            raise
+        except Exception:  # readers of damaged files raise errors of many types
+            samples.append(None)
+    found: dict[str, Any] = {
+        "shape": [*source.size, source.channels],
+        "dtype": str(source.dtype),
+        "content": samples,
+    }
+    if isinstance(image, str | os.PathLike) and Path(image).exists():
+        status = Path(image).stat()
+        found |= {"bytes": status.st_size, "modified": status.st_mtime_ns}
+    return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The entries in which two descriptions differ, for the message that refuses to go on; empty where none does.
+
+    >>> differences({"tile": [8, 8], "weights": "a" * 64}, {"tile": [8, 9], "weights": "b" * 64})
+    'tile was [8, 8] and is [8, 9]; weights differ'
+    """
+    plain = json.loads(json.dumps(now))
+    said = []
+    for key in sorted({*before, *plain}):
+        old, new = before.get(key), plain.get(key)
+        if not _agree(old, new):
+            short = max(len(str(old)), len(str(new))) < 60
+            said.append(f"{key} was {old} and is {new}" if short else f"{key} differ")
+    return "; ".join(said)
+
+
+def _agree(old: Any, new: Any) -> bool:
+    """Whether two values are equal; None in a list stands for a sample that could not be read."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(_agree(old[k], new[k]) for k in old)
+    if isinstance(old, list) and isinstance(new, list):
+        pairs = zip(old, new, strict=False)
+        return len(old) == len(new) and all(a is None or b is None or _agree(a, b) for a, b in pairs)
+    return bool(old == new)

@@ -1,0 +1,46 @@
+"""What every process of a scan needs to compute any tile: the network, the plan and the settings, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from onebyone.dense.fingerprint import of_network
+from onebyone.dense.plan import ScanPlan
+from onebyone.dense.runner import TileRunner, TorchSettings, open_runner
+from onebyone.dense.window_runner import WindowRunner
+from onebyone.records import Labels
+
+
+@dataclass(frozen=True)
+class ScanWork:
+    """A network and how it is applied to tiles; it can be pickled where the network can.
+
+    `model` is an `nn.Module`, or an ONNX model of onnx-ir. `windows` is None for a dense network; for a classifier of one window it is the number of windows in a batch.
+    """
+
+    model: Any
+    plan: ScanPlan
+    labels: Labels
+    settings: TorchSettings
+    batch: int
+    windows: int | None = None
+
+    @contextmanager
+    def runner(self) -> Iterator[TileRunner]:
+        """The network, ready to run on batches of tiles."""
+        with open_runner(self.model, self.settings) as run:
+            yield run if self.windows is None else WindowRunner(run, self.plan.network, self.windows)
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the scores, apart from the image, as plain data."""
+        return {
+            "weights": of_network(self.model),
+            "plan": self.plan.to_dict(),
+            "labels": self.labels.to_dict(),
+            "settings": self.settings.to_dict(),
+            "batch": self.batch,
+            "windows": self.windows,
+        }
