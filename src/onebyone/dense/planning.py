@@ -92,7 +92,9 @@ class Request:
 
     def _needed(self) -> TileMemory:
         if not isinstance(self.d.model, nn.Module):
-            raise BadInput(f"memory={self.memory}: the memory of an ONNX model is not known; give tile= instead")
+            raise BadInput(
+                f"memory={self.memory}: the memory of an ONNX model is not known; give tile= instead"
+            )
         if not self.windows:
             return network_memory(self.d.model, self.geometry, self.source.channels)
         size = windows_per_batch(self.geometry)
