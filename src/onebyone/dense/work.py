@@ -18,7 +18,8 @@ from onebyone.records import Labels
 class ScanWork:
     """A network and how it is applied to tiles; it can be pickled where the network can.
 
-    `model` is an `nn.Module`, or an ONNX model of onnx-ir. `windows` is None for a dense network; for a classifier of one window it is the number of windows in a batch.
+    `model` is an `nn.Module`, or an ONNX model of onnx-ir. `windows` is None for a dense network; for a classifier of
+    one window it is the number of windows in a batch.
     """
 
     model: Any

@@ -16,10 +16,11 @@ from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind, read_kind
 from onebyone.lifting.class_map import window_of_class_map
+from onebyone.lifting.inexact import WINDOWS
 from onebyone.lifting.output_geometry import common_stride, joint_geometry, may_have_surplus, output_map
 from onebyone.lifting.values import Lifted
 from onebyone.pytorch.lift import emitter
-from onebyone.pytorch.lift.advice import WINDOWS, advice
+from onebyone.pytorch.lift.advice import advice
 from onebyone.pytorch.lift.class_map import class_map
 from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.pytorch.lift.exported_graph import Traced, trace
