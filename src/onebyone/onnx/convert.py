@@ -141,7 +141,8 @@ def write_as_convolution(
     if read is None or isinstance(read, str):
         return read
     terms = prod(read.sizes[label] or 1 for label in read.contracted)
-    return Rewriting(write_convolution(read, writer, weights), read.nodes, _before(node, read.weight), terms)
+    written, replaced = write_convolution(read, writer, weights)
+    return Rewriting(written, replaced, _before(node, read.weight), terms)
 
 
 def write_as_product(node: ir.Node, writer: GraphWriter, weights: WeightRewriter) -> Rewriting | str | None:
@@ -150,8 +151,8 @@ def write_as_product(node: ir.Node, writer: GraphWriter, weights: WeightRewriter
     if read is None or isinstance(read, str):
         return read
     terms = prod((shape_of(read.weight) or (1,))[1:])
-    written = to_matrix_product.write_matrix_product(read, writer, weights)
-    return Rewriting(written, (node,), _before(node, read.weight), terms)
+    written, replaced = to_matrix_product.write_matrix_product(read, writer, weights)
+    return Rewriting(written, replaced, _before(node, read.weight), terms)
 
 
 def _before(node: ir.Node, weight: ir.Value) -> str:

@@ -5,6 +5,7 @@ The order is not assumed: the graph's own shape operators run on a tensor of ind
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import prod
@@ -15,9 +16,12 @@ from onnx.reference import ReferenceEvaluator
 
 from onebyone.onnx.graph_writer import WRITTEN
 from onebyone.onnx.linear_products import LinearProduct
+from onebyone.onnx.quantised_groups import have_equal_parameters, layer_input
 
 #: Operators that move numbers and do not change them.
 _MOVES = {"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
+#: Operators that change numbers, in pairs that are the identity; see `_moves_before`.
+_QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}
 #: Operators of which exporters compute the shape of a Reshape.
 _SHAPE_ARITHMETIC = {
     "Shape", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Cast", "Mul", "Div", "Add", "Sub", "Constant",
@@ -48,19 +52,44 @@ def flattened_map(product: LinearProduct) -> FlattenedMap | None:
         return None
     best = None
     moves: list[ir.Node] = []
-    value = product.data
-    while (node := value.producer()) is not None and node.domain == "" and node.op_type in _MOVES:
-        operand = node.inputs[0]
-        if operand is None or operand.graph is not product.node.graph or WRITTEN in node.meta:
+    read = layer_input(product.data)
+    value = read.value
+    while (step := _moves_before(value, read.dequantise)) is not None:
+        nodes, operand = step
+        if any(node.graph is not product.node.graph or WRITTEN in node.meta for node in nodes):
             break
-        moves.append(node)
+        moves += nodes
         value = operand
         sizes = _sample_sizes(value)
         if sizes is not None and prod(sizes) == product.sizes[product.contracted[0]]:
-            order = _order(value, sizes, moves, product.data)
+            order = _order(value, sizes, moves, read.value)
             if order is not None:
                 best = FlattenedMap(value, sizes, order)
     return best
+
+
+def _moves_before(value: ir.Value, dequantise: ir.Node | None) -> tuple[list[ir.Node], ir.Value] | None:
+    """The node that moved the numbers of a value, and what it read; None where something else computed them.
+
+    Quantised numbers may also be dequantised, moved and quantised again, all with the parameters of `dequantise`.
+    """
+    node = value.producer()
+    operand = None if node is None or node.domain != "" else node.inputs[0]
+    if node is None or operand is None:
+        return None
+    if node.op_type in _MOVES:
+        return [node], operand
+    if node.op_type != "QuantizeLinear" or dequantise is None or not have_equal_parameters(node, dequantise):
+        return None
+    nodes = [node]
+    while (node := operand.producer()) is not None and node.domain == "" and node.inputs[0] is not None:
+        nodes.append(node)
+        operand = node.inputs[0]
+        if node.op_type == "DequantizeLinear" and have_equal_parameters(node, dequantise):
+            return (nodes, operand) if operand.dtype == value.dtype else None
+        if node.op_type not in _MOVES:
+            return None
+    return None
 
 
 def _sample_sizes(value: ir.Value) -> tuple[int, ...] | None:
@@ -102,10 +131,13 @@ def _run(value: ir.Value, indices: np.ndarray, moves: list[ir.Node], vector: ir.
     }
     copies = []
     for node in nodes:
-        inputs = [None if v is None else _copied(v, replaced, constants) for v in node.inputs]
+        inputs = [None if v is None else _copied(v, replaced, constants) for v in _moved(node)]
         outputs = [ir.Value(name=f"copy_{v.name}") for v in node.outputs]
         replaced.update({id(old): new for old, new in zip(node.outputs, outputs, strict=True)})
-        copies.append(ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=outputs))
+        kind, attributes = node.op_type, list(node.attributes.values())
+        if kind in _QUANTISERS:
+            kind, attributes = "Identity", []
+        copies.append(ir.Node(node.domain, kind, inputs, attributes, outputs=outputs))
     initializers = [v for v in replaced.values() if v.const_value is not None]
     container = nodes[0].graph
     assert container is not None
@@ -123,6 +155,11 @@ def _run(value: ir.Value, indices: np.ndarray, moves: list[ir.Node], vector: ir.
         return np.asarray(ReferenceEvaluator(proto).run(None, {"map": indices})[0])
     except Exception:  # a shape that holds for another batch size only, for instance
         return None
+
+
+def _moved(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The operands of a node that moves numbers; scales and zero points move nothing."""
+    return node.inputs[:1] if node.op_type in _QUANTISERS else node.inputs
 
 
 def _copied(
@@ -145,7 +182,7 @@ def _collect(
     """Add a node behind everything that it needs; False where something else than shapes would be needed."""
     if node in nodes:
         return True
-    for operand in node.inputs:
+    for operand in _moved(node):
         if operand is None or operand is stop:
             continue
         if operand.const_value is not None:
@@ -158,7 +195,11 @@ def _collect(
                 return False
             constants[str(operand.name)] = ir.tensor(np.asarray(sizes, dtype=np.int64))
             continue
-        if producer is None or producer.domain != "" or producer.op_type not in _MOVES | _SHAPE_ARITHMETIC:
+        if (
+            producer is None
+            or producer.domain != ""
+            or producer.op_type not in _MOVES | _SHAPE_ARITHMETIC | _QUANTISERS
+        ):
             return False
         if not _collect(producer, stop, batch, nodes, constants):
             return False

@@ -20,6 +20,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from onebyone.onnx.constant_values import is_constant, overridable, shape_of, sizes_of
+from onebyone.onnx.einsum_equations import linear_terms
 from onebyone.onnx.quantisation import MICROSOFT, Quantisation
 
 #: The element types for which ONNX defines Conv.
@@ -50,6 +51,8 @@ class LinearProduct:
     bias_scale: float = 1.0
     activation: tuple[str, dict[str, float]] | None = None
     quantisation: Quantisation | None = None
+    #: Activations and a QuantizeLinear that stay directly behind the product; see `quantised_groups`.
+    quantise: tuple[ir.Node, ...] = ()
     #: Nodes that the converted form replaces, the product first.
     nodes: tuple[ir.Node, ...] = field(default=())
 
@@ -282,26 +285,15 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
 
 
 def _einsum(node: ir.Node, data: ir.Value, weight: ir.Value, weight_first: bool) -> Reading:
-    equation = node.attributes.get_string("equation", "").replace(" ", "")
     if len(node.inputs) != 2:
-        return f"its equation {equation!r} has {len(node.inputs)} operands; two were expected"
-    terms, arrow, result = equation.partition("->")
-    parts = terms.split(",")
-    if len(parts) != 2 or "." in equation:
-        return f"its equation {equation!r} has an ellipsis or another number of operands"
-    if not arrow:
-        result = "".join(sorted(x for x in set(terms) - {","} if terms.count(x) == 1))
-    left, right = parts
+        return f"its equation has {len(node.inputs)} operands; two were expected"
+    terms = linear_terms(node.attributes.get_string("equation", ""))
+    if isinstance(terms, str):
+        return terms
+    left, right, result = terms
     data_term, weight_term = (right, left) if weight_first else (left, right)
-    repeated = any(len(set(term)) != len(term) for term in (data_term, weight_term, result))
-    alone = [x for x in data_term if x not in weight_term + result]
-    alone += [x for x in weight_term if x not in data_term + result]
-    if repeated or alone or not set(result) <= set(terms):
-        return f"its equation {equation!r} takes a diagonal or sums over an axis of one operand"
-    if not set(data_term) & set(weight_term) - set(result):
-        return f"its equation {equation!r} contracts no axis"
     if len(data_term) != len(_sizes(data)) or len(weight_term) != len(_weight_shape(weight)):
-        return f"its equation {equation!r} does not fit the ranks of its operands"
+        return f"its equation {left},{right}->{result} does not fit the ranks of its operands"
     return _product(node, data, weight, (tuple(data_term), tuple(weight_term), tuple(result)), nodes=(node,))
 
 

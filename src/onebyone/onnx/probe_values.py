@@ -31,28 +31,58 @@ def integer_constants(
     Args:
         layer: the original form.
         replaced: names of constants that the converted form has, as they are or rewritten. In a layer of quantised
-            numbers, the others stay too: the conversion relied on what they hold.
+            numbers, the conversion relied on what the others hold: they stay, and if they equal one of `replaced`,
+            they stay equal to it.
         terms: the number of products in one sum.
         magnitude: bound of the integers that floating constants become.
     """
-    kinds = {name: tensor.dtype for name, tensor in layer.constants.items()}
-    quantised = any(_is_quantised(kind) for kind in kinds.values())
+    quantised = any(_is_quantised(tensor.dtype) for tensor in layer.constants.values())
     roles = _roles(layer)
+    kept = {
+        _number(tensor)
+        for name, tensor in layer.constants.items()
+        if quantised and name not in replaced and tensor.size == 1
+    }
+    shared: dict[tuple[str, Any], Array] = {}
     found: dict[str, Array] = {}
     for name, tensor in layer.constants.items():
-        shape = tuple(int(size) for size in tensor.shape.numpy())
-        kind, role = kinds[name], roles.get(name, "")
         if quantised and name not in replaced:
             continue
-        if kind.is_floating_point():
-            numbers = _scales(shape, role, terms, rng) if quantised else odd_integers(shape, magnitude, rng)
-            found[name] = np.asarray(numbers, dtype=np.float64)
-        elif kind == ir.DataType.INT32 and role == "bias":
-            limit = int(_BYTE**2 * terms**0.5)
-            found[name] = rng.integers(-limit, limit + 1, shape).astype(kind.numpy())
-        elif _is_quantised(kind):
-            found[name] = _bytes(kind, shape, rng)
+        drawn = _drawn(tensor, roles.get(name, ""), quantised, terms, magnitude, rng)
+        if drawn is None:
+            continue
+        if tensor.size == 1 and (key := _number(tensor)) in kept:
+            drawn = shared.setdefault(key, drawn).reshape(drawn.shape)
+        found[name] = drawn
+    for name, tensor in layer.constants.items():
+        if name not in found and tensor.size == 1 and (key := _number(tensor)) in shared:
+            found[name] = shared[key].reshape(tuple(int(size) for size in tensor.shape.numpy()))
     return found
+
+
+def _number(tensor: ir.TensorProtocol) -> tuple[str, Any]:
+    """What tells whether two constants of one number are equal."""
+    return tensor.dtype.name, np.asarray(tensor.numpy()).reshape(()).item()
+
+
+def _drawn(
+    tensor: ir.TensorProtocol,
+    role: str,
+    quantised: bool,
+    terms: int,
+    magnitude: int,
+    rng: np.random.Generator,
+) -> Array | None:
+    """Fresh numbers for one constant; None where it is a shape or an axis."""
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    kind = tensor.dtype
+    if kind.is_floating_point():
+        numbers = _scales(shape, role, terms, rng) if quantised else odd_integers(shape, magnitude, rng)
+        return np.asarray(numbers, dtype=np.float64)
+    if kind == ir.DataType.INT32 and role == "bias":
+        limit = int(_BYTE**2 * terms**0.5)
+        return np.asarray(rng.integers(-limit, limit + 1, shape)).astype(kind.numpy())
+    return _bytes(kind, shape, rng) if _is_quantised(kind) else None
 
 
 def integer_inputs(

@@ -8,6 +8,7 @@ others are the positions, and two of them keep an axis each. Source: the identit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -18,6 +19,7 @@ from onebyone.onnx.constant_values import NotRewritable, sizes_of
 from onebyone.onnx.flattened_maps import FlattenedMap, flattened_map
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import LinearProduct, bias_shape
+from onebyone.onnx.quantised_groups import layer_input, quantised, quantising_nodes
 from onebyone.onnx.quantised_products import quantised_convolution
 from onebyone.onnx.weight_rewriting import Step, WeightRewriter
 
@@ -28,21 +30,33 @@ POINTWISE, GROUPED, FLATTEN = (
 )
 
 
-def write_convolution(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter) -> WrittenLayer:
-    """Insert the convolution, with its result in the product's shape.
+def write_convolution(
+    product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter
+) -> tuple[WrittenLayer, tuple[ir.Node, ...]]:
+    """Insert the convolution, with its result in the product's shape; returns it with the nodes that it replaces.
 
     Raises:
         NotRewritable: the weight cannot take the convolution's shape.
     """
+    product = _with_quantising_nodes(product)
     source = None if product.grouped else flattened_map(product)
     if source is not None:
         value, description = _on_the_map(product, source, writer, rewriter)
         law = FLATTEN if prod(source.kernel) > 1 else POINTWISE
-        return WrittenLayer(source.value, value, law, description, (None, *source.sizes))
+        return WrittenLayer(source.value, value, law, description, (None, *source.sizes)), product.nodes
     value, description = _pointwise(product, writer, rewriter)
     law = GROUPED if product.grouped else POINTWISE
     sizes = tuple(product.sizes[label] for label in product.data_labels)
-    return WrittenLayer(product.data, value, law, description, sizes)
+    read = layer_input(product.data).value
+    return WrittenLayer(read, value, law, description, sizes), product.nodes
+
+
+def _with_quantising_nodes(product: LinearProduct) -> LinearProduct:
+    """Take in the activations and the QuantizeLinear behind a product, which then stay behind the convolution."""
+    if product.activation is not None or (product.bias is not None and bias_shape(product) is None):
+        return product
+    nodes = quantising_nodes(product.nodes[-1].outputs[0])
+    return replace(product, quantise=nodes, nodes=(*product.nodes, *nodes))
 
 
 def _pointwise(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter) -> tuple[ir.Value, str]:
@@ -50,12 +64,13 @@ def _pointwise(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewr
     batch, rest = free[:1], free[1:]
     positions = (rest[:1], rest[1:]) if len(rest) == 2 else ((), rest)
     channels = (*product.grouped, *product.contracted)
-    data = axes.merged(
-        writer, product.data, product.data_labels, [batch, channels, *positions], product.sizes
-    )
+    read = layer_input(product.data)
+    data = axes.merged(writer, read.value, product.data_labels, [batch, channels, *positions], product.sizes)
+    data = read.dequantised(writer, data)
     value, description = _convolution(product, data, (), (1, 1), writer, rewriter)
+    value = quantised(writer, product.quantise, value)
     outputs = (*product.grouped, *product.features)
-    sources = {label: (product.data, axis) for axis, label in enumerate(product.data_labels)}
+    sources = {label: (read.value, axis) for axis, label in enumerate(product.data_labels)}
     groups: list[axes.Group] = [batch, outputs, *positions]
     value = axes.split(writer, value, groups, product.output_labels, product.sizes, sources)
     return _finished(product, value, writer), description
@@ -68,7 +83,9 @@ def _on_the_map(
         ("reshape", (_features(product), *(source.sizes[axis] for axis in source.order))),
         ("transpose", (0, *(1 + source.order.index(axis) for axis in range(len(source.order))))),
     ]
-    value, description = _convolution(product, source.value, steps, source.kernel, writer, rewriter)
+    data = layer_input(product.data).dequantised(writer, source.value)
+    value, description = _convolution(product, data, steps, source.kernel, writer, rewriter)
+    value = quantised(writer, product.quantise, value)
     groups: list[axes.Group] = [product.free, product.features, *(() for _ in source.kernel)]
     value = axes.split(writer, value, groups, product.output_labels, product.sizes, {})
     return _finished(product, value, writer), description

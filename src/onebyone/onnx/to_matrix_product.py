@@ -7,7 +7,7 @@ Source: the identities of `onebyone.laws.pointwise`, `onebyone.laws.strided`, `o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeAlias
 
@@ -19,6 +19,7 @@ from onebyone.onnx.constant_values import NotRewritable, is_constant, overridabl
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import FLOATS
 from onebyone.onnx.quantisation import Quantisation, quantised_matrix_product
+from onebyone.onnx.quantised_groups import LayerInput, layer_input, quantised, quantising_nodes
 from onebyone.onnx.weight_rewriting import Step, WeightRewriter
 
 #: The opset from which Slice takes steps.
@@ -43,6 +44,15 @@ class LinearConvolution:
     strides: tuple[int, ...]
     #: Scales and zero points, where the operator multiplies quantised numbers.
     quantisation: Quantisation | None = None
+    #: The value to rearrange, in front of a DequantizeLinear; see `quantised_groups`.
+    read: LayerInput | None = None
+    #: Activations and a QuantizeLinear that stay directly behind the product.
+    quantise: tuple[ir.Node, ...] = ()
+
+    @property
+    def source(self) -> LayerInput:
+        """What is rearranged before the product."""
+        return self.read or LayerInput(self.data)
 
     @property
     def covers_the_map(self) -> bool:
@@ -118,33 +128,37 @@ def _other(node: ir.Node) -> str | None:
 
 def write_matrix_product(
     convolution: LinearConvolution, writer: GraphWriter, rewriter: WeightRewriter
-) -> WrittenLayer:
-    """Insert the matrix product, with its result in the convolution's shape.
+) -> tuple[WrittenLayer, tuple[ir.Node, ...]]:
+    """Insert the matrix product, with its result in the convolution's shape; returns it with the replaced nodes.
 
     Raises:
         NotRewritable: the weight cannot take the matrix's shape.
     """
     weight = shape_of(convolution.weight)
     assert weight is not None
+    quantise = quantising_nodes(convolution.node.outputs[0])
+    convolution = replace(convolution, read=layer_input(convolution.data), quantise=quantise)
+    source = convolution.source.value
     outputs, inputs = weight[0], prod(weight[1:])
     known = sizes_of(convolution.data) or []
     sizes = (known[0], weight[1] * convolution.groups, *known[2:])
+    nodes = (convolution.node, *quantise)
     if convolution.covers_the_map:
         value = _whole_map(convolution, writer, rewriter)
-        return WrittenLayer(convolution.data, value, WHOLE_MAP, f"linear {outputs}×{inputs}", sizes)
+        return WrittenLayer(source, value, WHOLE_MAP, f"linear {outputs}×{inputs}", sizes), nodes
     data = _subsampled(convolution, writer)
     if convolution.groups == 1:
         value = _pointwise(convolution, data, writer, rewriter)
-        law = STRIDED if data is not convolution.data else POINTWISE
-        return WrittenLayer(convolution.data, value, law, f"linear {outputs}×{inputs}", sizes)
+        law = STRIDED if data is not source else POINTWISE
+        return WrittenLayer(source, value, law, f"linear {outputs}×{inputs}", sizes), nodes
     value = _grouped(convolution, data, writer, rewriter)
     description = f"{convolution.groups} products {outputs // convolution.groups}×{inputs}"
-    return WrittenLayer(convolution.data, value, GROUPED, description, sizes)
+    return WrittenLayer(source, value, GROUPED, description, sizes), nodes
 
 
 def _subsampled(convolution: LinearConvolution, writer: GraphWriter) -> ir.Value:
     """The positions that the convolution's strides visit."""
-    data, strides = convolution.data, convolution.strides
+    data, strides = convolution.source.value, convolution.strides
     moved = [axis for axis, stride in enumerate(strides) if stride > 1]
     if not moved:
         return data
@@ -182,15 +196,27 @@ def _pointwise(
     weight = shape_of(convolution.weight)
     assert weight is not None
     labels, sizes = _labels(data)
-    last = ["n", *labels[2:], "c"]
-    rows = axes.merged(writer, data, labels, [(label,) for label in last], sizes)
+    sizes = sizes | {"c": weight[1]}
+    last: list[axes.Group] = [(label,) for label in ("n", *labels[2:], "c")]
+    if convolution.bias is not None and convolution.quantise:
+        last = [
+            ("n", *labels[2:]),
+            ("c",),
+        ]  # the rows of a Gemm: with its bias it is one operator of a quantised group
+    rows = convolution.source.dequantised(writer, axes.merged(writer, data, labels, last, sizes))
     steps: list[Step] = [("reshape", weight[:2]), ("transpose", (1, 0))]
     matrix = rewriter.rewrite(writer, convolution.weight, steps)
     sizes = sizes | {"c": weight[0]}
-    value = _multiplied(convolution, rows, matrix, [sizes[label] for label in last], writer, rewriter)
-    if convolution.bias is not None:
-        value = writer.op("Add", [value, convolution.bias], shape=[sizes[label] for label in last])
-    return axes.split(writer, value, [(label,) for label in last], labels, sizes, {})
+    shape = [axes.group_size(group, sizes) for group in last]
+    if convolution.bias is not None and convolution.quantise:
+        value = writer.op("Gemm", [rows, matrix, convolution.bias], shape=shape)
+    else:
+        value = _multiplied(convolution, rows, matrix, shape, writer, rewriter)
+        if convolution.bias is not None:
+            value = writer.op("Add", [value, convolution.bias], shape=shape)
+    value = quantised(writer, convolution.quantise, value)
+    sources = {label: (data, axis) for axis, label in enumerate(labels)}
+    return axes.split(writer, value, last, labels, sizes, sources)
 
 
 def _grouped(
@@ -215,6 +241,7 @@ def _grouped(
     rows = axes.merged(
         writer, apart, ["n", *channels, *positions], [("n",), ("g",), positions, ("k",)], sizes
     )
+    rows = convolution.source.dequantised(writer, rows)
     steps: list[Step] = [("reshape", (groups, outputs, inputs)), ("transpose", (0, 2, 1))]
     matrices = rewriter.rewrite(writer, convolution.weight, steps)
     shape = [sizes["n"], groups, axes.group_size(positions, sizes), outputs]
@@ -222,6 +249,7 @@ def _grouped(
     if convolution.bias is not None:
         bias = rewriter.rewrite(writer, convolution.bias, [("reshape", (groups, 1, outputs))])
         value = writer.op("Add", [value, bias], shape=shape)
+    value = quantised(writer, convolution.quantise, value)
     split = axes.split(
         writer, value, [("n",), ("g",), positions, ("o",)], ["n", "g", "o", *positions], sizes, sources
     )
@@ -253,7 +281,8 @@ def _whole_map(convolution: LinearConvolution, writer: GraphWriter, rewriter: We
     outputs, inputs = weight[0], prod(weight[1:])
     first = convolution.data.shape[0]
     batch = first if isinstance(first, int) else None
-    vector = writer.op("Flatten", [convolution.data], {"axis": 1}, shape=[batch, inputs])
+    vector = writer.op("Flatten", [convolution.source.value], {"axis": 1}, shape=[batch, inputs])
+    vector = convolution.source.dequantised(writer, vector)
     steps: list[Step] = [("reshape", (outputs, inputs))]
     if convolution.quantisation is not None:
         matrix = rewriter.rewrite(writer, convolution.weight, [*steps, ("transpose", (1, 0))])
@@ -262,5 +291,6 @@ def _whole_map(convolution: LinearConvolution, writer: GraphWriter, rewriter: We
         matrix = rewriter.rewrite(writer, convolution.weight, steps)
         operands = [vector, matrix] + ([convolution.bias] if convolution.bias is not None else [])
         value = writer.op("Gemm", operands, {"transB": 1}, shape=[batch, outputs])
+    value = quantised(writer, convolution.quantise, value)
     ones = list(range(2, 2 + len(convolution.kernel)))
     return writer.unsqueeze(value, ones, [batch, outputs, *(1 for _ in ones)])
