@@ -61,9 +61,9 @@ def convert(
         to: "conv" or "linear"; None means "conv", or only what violates the constraints of a `target`.
         target: an accelerator, or the path of a profile (.toml): rewrite the nodes that it would not take; `.refused`
             lists those that stay (see `check`). A PyTorch network is converted at level "graph".
-        level: "layers" replaces layers with drop-in modules that share the parameters; "native" replaces them with
-            `nn.Conv2d` / `nn.Linear`; "graph" rewrites the exported graph and needs an `example` for a module. None
-            selects "layers" for a module and "graph" for a program or an ONNX model.
+        level: "layers" replaces layers with drop-in modules that share the parameters; "native" with `nn.Conv2d` /
+            `nn.Linear`; "graph" rewrites the whole graph with few layout operators, and needs an `example` for a
+            module. None selects "layers" for a module, "graph" for a program, and each layer by itself for ONNX.
         example: an example input: a tensor, a tuple of positional or a dict of keyword arguments, or a pair of both.
         copy: copy the parameters, so that the result shares none with the original.
         only: which layers to convert: a glob over layer paths (`"*.head"`), several globs, or a function
@@ -92,16 +92,15 @@ def convert(
     to = to or "conv"
     if onnx is not None:
         from onebyone.onnx.convert import convert_model
+        from onebyone.onnx.layout.convert import convert_with_layout
 
         if level not in (None, "graph"):
-            raise BadInput(
-                f"level={level!r}: an ONNX model has no modules to replace; expected level='graph'"
-            )
+            raise BadInput(f"level={level!r}: an ONNX model has no modules; expected level='graph'")
         if optimizer is not None:
             raise BadInput("optimizer: an ONNX model has no parameters to train; expected None")
         if dynamic_axes is not None:
             raise BadInput("dynamic_axes: an ONNX model already fixes which sizes are free; expected None")
-        return convert_model(onnx, to, only, freeze_initialisers)
+        return (convert_with_layout if level else convert_model)(onnx, to, only, freeze_initialisers)
 
     if freeze_initialisers:
         raise BadInput(

@@ -64,7 +64,7 @@ AtLevel = Annotated[
     typer.Option(
         "--level",
         help="layers: drop-in modules that share the weights; native: nn.Conv2d or nn.Linear; "
-        "graph: rewrite the exported graph (a .pt2, or with --shape).",
+        "graph: rewrite the exported graph (a .pt2, or with --shape), or plan the layout of an .onnx as a whole.",
         show_default="layers; graph for a .pt2",
     ),
 ]

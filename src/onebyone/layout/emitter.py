@@ -39,6 +39,13 @@ class LayoutEmitter(Protocol[T]):
     def normalise(self, result: GraphValue, x: T, position: int, scale: T | None, offset: T | None) -> T:
         """The normalisation that computes `result`, written with elementary operators along one dimension of `x`."""
 
+    def shape_of(self, result: GraphValue, source: GraphValue, x: T, layout: Layout) -> T:
+        """The sizes of `source`, which `x` holds in `layout`, for a program with tensors that hold shapes.
+
+        A front end whose shapes are no tensors does not make a `ShapeRule`, and leaves this out.
+        """
+        raise TypeError(f"{result.name}: the shape of {source.name} is no tensor of this program")
+
     # -- moving data and changing shapes
 
     @abstractmethod

@@ -21,6 +21,7 @@ from onebyone.layout.orders import (
 from onebyone.layout.rules import LayoutRule, OperandOrders, write_in_natural_layout
 from onebyone.layout.sizes import Size
 from onebyone.layout.stored_tensors import StoredTensors
+from onebyone.layout.token_axis import TokenAxis
 from onebyone.layout.values import GraphValue
 
 T = TypeVar("T")
@@ -120,17 +121,19 @@ def _without(value: GraphValue, axis: int) -> tuple[Size, ...]:
     return value.shape[:axis] + value.shape[axis + 1 :]
 
 
-def image_layout(order: Order) -> Layout:
+def image_layout(order: Order, last: bool = True) -> Layout:
     """The layout of a convolution's input: batch, channels, and at least two spatial dimensions.
 
     Unit dimensions come before a single spatial axis, so that (B, T, C) storage is recognisable as an image (B, C, 1,
-    T) in channels-last memory.
+    T) in channels-last memory; after it where `last` is False.
 
     >>> image_layout((0, CHANNEL, 1)), image_layout((CHANNEL, 1, 2))
     ((0, -2, -1, 1), (-1, -2, 1, 2))
     """
     leading, trailing = _around_channel(order)
-    return (*(leading or (UNIT,)), CHANNEL, *(UNIT,) * max(0, 2 - len(trailing)), *trailing)
+    units = (UNIT,) * max(0, 2 - len(trailing))
+    spatial = (*units, *trailing) if last else (*trailing, *units)
+    return (*(leading or (UNIT,)), CHANNEL, *spatial)
 
 
 def _around_channel(order: Order) -> tuple[Order, Order]:
@@ -146,12 +149,16 @@ class ProductRule(LayoutRule):
     `convert` is False for a product that has this form already: it is written as it was where its layout allows.
     `merge_penalty` is the cost of the less plain forms: a convolution whose leading axes are merged into the batch
     axis, and a weight that multiplies from the left.
+    `tokens` says where the positions of a convolution are stored. `row_penalty` is the cost of rows (N, C) in the batch
+    axis, where they could be positions.
     """
 
     product: WeightProduct
     to: str
     convert: bool
     merge_penalty: float = 0.05
+    tokens: TokenAxis = TokenAxis.LAST
+    row_penalty: float = 0.0
 
     # -- orders
 
@@ -159,7 +166,10 @@ class ProductRule(LayoutRule):
         weight = (self._weight_order(), *self._bias_order(order))
         if self._collapsed():
             return [(self.product.x.axes, *weight)] if order == self.axes else []
-        inputs = dict.fromkeys(self._x_order(joint) for joint in self._joint_orders(order))
+        joints = self._joint_orders(order)
+        if self._in_the_batch():
+            joints = [joint for joint in joints if joint[-1] == CHANNEL]
+        inputs = dict.fromkeys(self._x_order(joint) for joint in joints)
         return [(x_order, *weight) for x_order in inputs]
 
     def result_orders(self, operand: int, order: Order) -> list[Order]:
@@ -179,7 +189,7 @@ class ProductRule(LayoutRule):
         if channel is None or channel not in self.axes or self._collapsed():
             return [self.axes]
         others = tuple(axis for axis in self.axes if axis != channel)
-        if self.to == "linear":
+        if self.to == "linear" or self._in_the_batch():
             return [(*others, channel), self.axes]
         batch = 1 if others[:1] == (0,) else 0
         return [(*others[:batch], channel, *others[batch:]), self.axes]
@@ -189,10 +199,15 @@ class ProductRule(LayoutRule):
         if self.to == "linear":
             return self.merge_penalty if trailing and self.product.groups == 1 else 0.0
         if leading in ((), (0,)):
+            return self.row_penalty if leading and not trailing else 0.0
+        if self._in_the_batch():
             return 0.0
         if not trailing:
             return self.merge_penalty
         return 0.0002 if len(leading) == 1 else 0.0003
+
+    def _in_the_batch(self) -> bool:
+        return self.to == "conv" and self.tokens == TokenAxis.BATCH
 
     def _collapsed(self) -> set[int]:
         """Axes of the input that a stride reduces to one position; such a product keeps the original order."""
@@ -278,7 +293,7 @@ class ProductRule(LayoutRule):
         leading, trailing = _around_channel(joint)
         if len(leading) > 1 or len(trailing) > MAX_SPATIAL:
             return self._merged_convolution(tensors, joint, leading, trailing)
-        layout = image_layout(joint)
+        layout = image_layout(joint, self.tokens != TokenAxis.HEIGHT)
         x = tensors.get(self.product.x, self._x_layout(layout))
         weight = tensors.get(self.product.weight, self.weight_layout(max(2, len(trailing))))
         written = tensors.emitter.convolution(x, weight, self._plain_bias(tensors))

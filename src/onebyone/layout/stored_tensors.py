@@ -76,10 +76,16 @@ class StoredTensors(Generic[T]):
         available = self._tensors.get(value, {})
         return next((layout for layout in available if order_of(layout) == order), order)
 
+    def any_layout(self, value: GraphValue) -> tuple[Layout, T]:
+        """The layout in which a value was written, and its tensor; the original one for a renamed constant."""
+        if value in self._renamed:
+            return value.natural_layout, self.natural(value)
+        return next(iter(self._tensors[value].items()))
+
     def size(self, value: GraphValue, axis: int) -> int | T:
         """The size of a logical axis: an integer where it is known, else read from the stored tensor."""
         known = value.size(axis)
         if isinstance(known, int):
             return known
-        layout, tensor = next(iter(self._tensors[value].items()))
+        layout, tensor = self.any_layout(value)
         return self.emitter.size(tensor, layout.index(axis))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import onnx_ir as ir
 
 from onebyone.errors import BadInput
 from onebyone.onnx.model_file import save_model
+from onebyone.onnx.stored_values import StoredValue, with_original_values
 from onebyone.onnx.weight_rewriting import Step, apply_steps
 from onebyone.results import Conversion
 
@@ -45,12 +48,24 @@ class OnnxConversion(Conversion[ir.Model]):
         entries: for each new constant, the constant that it was made from and the steps.
         weight_bytes: bytes of all constants before and after.
         frozen: whether initializers were removed from the graph's inputs.
+        layout_before, layout_after: how many layout operators the two models have, by name (`layout.counting`); None
+            where the layout was not planned.
+        stored: how the converted model stores each value of the original, by its name, where the layout was planned.
     """
 
     layers: tuple[RewrittenLayer, ...] = ()
     entries: Mapping[str, tuple[str, tuple[Step, ...]]] = field(default_factory=dict, repr=False)
     weight_bytes: tuple[int, int] = (0, 0)
     frozen: bool = False
+    layout_before: Counter[str] | None = None
+    layout_after: Counter[str] | None = None
+    stored: Mapping[str, StoredValue] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def model_with_original_values(self) -> ir.Model:
+        """The converted model with the values between which its layers lie in their original layouts."""
+        names = {name for layer in self.layers for name in (layer.data, layer.output)}
+        return with_original_values(self.model, self.stored, names) if self.stored else self.model
 
     def state_dict_from_original(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Constants of the original by name, as the converted model names and stores them."""
@@ -78,10 +93,16 @@ class OnnxConversion(Conversion[ir.Model]):
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data for JSON."""
         before, after = self.weight_bytes
-        return super().to_dict() | {"weight_bytes_before": before, "weight_bytes_after": after}
+        data = super().to_dict() | {"weight_bytes_before": before, "weight_bytes_after": after}
+        if self.layout_before is not None and self.layout_after is not None:
+            data |= {"layout_before": dict(self.layout_before), "layout_after": dict(self.layout_after)}
+        return data
 
     def headline(self) -> str:
-        """One line: how many layers were converted and refused, and the bytes of the weights before and after."""
+        """One line: how many layers were converted and refused, the bytes of the weights, and the layout operators."""
         before, after = self.weight_bytes
         head = f"to {self.to}: {len(self.changes)} converted, {len(self.refused)} refused"
-        return f"{head}, weights {before:,} → {after:,} bytes"
+        line = f"{head}, weights {before:,} → {after:,} bytes"
+        if self.layout_before is None or self.layout_after is None:
+            return line
+        return f"{line}, layout operators {self.layout_before.total()} → {self.layout_after.total()}"

@@ -130,7 +130,7 @@ def _check_layer(
     unverified: list[str],
 ) -> LayerCheck:
     before = LayerModel(original, layer.data, layer.output)
-    after = LayerModel(rewriting.model, layer.data, layer.output)
+    after = LayerModel(rewriting.model_with_original_values, layer.data, layer.output)
     if not layer.is_exact:
         return compare_in_float64(before, after, layer, seed, FREE_SIZES)
     check = _probe(before, after, rewriting, layer, seed)

@@ -1,0 +1,86 @@
+"""Matrix products of two values that both depend on the inputs, such as the two of attention.
+
+With C = A B, also Cᵀ = Bᵀ Aᵀ. So the product can be written on transposed operands, without moving any of them, where
+the result is wanted transposed.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from onebyone.layout.orders import UNIT, Layout, Order, operand_layout, operand_order, without_leading_units
+from onebyone.layout.rules import LayoutRule, OperandOrders
+from onebyone.layout.stored_tensors import StoredTensors
+from onebyone.layout.values import GraphValue
+
+T = TypeVar("T")
+
+
+def matrix_product(result: GraphValue, first: GraphValue, second: GraphValue) -> LayoutRule | None:
+    """The rule of a matrix product over the last two axes, with leading axes that broadcast.
+
+    None where an operand has fewer than two axes, or where both are one value.
+    """
+    operands = (first, second)
+    if first is second or any(x.shape is None or x.rank < 2 for x in operands) or result.shape is None:
+        return None
+    return MatrixProductRule(result, operands) if result.rank == max(x.rank for x in operands) else None
+
+
+class MatrixProductRule(LayoutRule):
+    """(…, M, K) times (…, K, N): the leading axes in any order, then rows and columns, or columns and rows."""
+
+    def operand_orders(self, order: Order) -> list[OperandOrders]:
+        return [self._operands(order, transposed) for transposed in self._forms(order)]
+
+    def result_orders(self, operand: int, order: Order) -> list[Order]:
+        x = self.operands[operand]
+        shift = self.result.rank - x.rank
+        stored = [axis + shift for axis in order if axis < x.rank - 2]
+        batch = tuple(axis for axis in self._batch() if axis not in stored) + tuple(stored)
+        matrix = tuple(axis for axis in self.axes if axis >= self.result.rank - 2)
+        return list(dict.fromkeys([batch + matrix, batch + matrix[::-1]]))
+
+    def write(
+        self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
+    ) -> tuple[T, Layout]:
+        forms = self._forms(order)
+        transposed = next(form for form in forms if self._operands(order, form) == operand_orders)
+        batch = tuple(axis for axis in order if axis < self.result.rank - 2)
+        factors = [
+            tensors.get(x, without_leading_units(self._batch_of(x, batch)) + self._matrix(x, transposed))
+            for x in self.operands
+        ]
+        written = tensors.emitter.matmul(*(reversed(factors) if transposed else factors))
+        return written, batch + self._matrix(self.result, transposed)
+
+    def _batch(self) -> Order:
+        return tuple(axis for axis in self.axes if axis < self.result.rank - 2)
+
+    def _forms(self, order: Order) -> list[bool]:
+        """Whether the written product can be the transposed one; both where rows or columns have size 1."""
+        ends = self.result.rank - 2
+        matrix = tuple(axis for axis in order if axis >= ends)
+        if order[len(order) - len(matrix) :] != matrix:
+            return []
+        if len(matrix) < 2:
+            return [False, True]
+        return [matrix[0] > matrix[1]]
+
+    def _operands(self, order: Order, transposed: bool) -> OperandOrders:
+        batch = tuple(axis for axis in order if axis < self.result.rank - 2)
+        orders = []
+        for x in self.operands:
+            leading = tuple(axis for axis in x.axes if axis < x.rank - 2)
+            matrix = tuple(axis for axis in self._matrix(x, transposed) if axis != UNIT)
+            orders.append(operand_order(batch, leading, self.result.rank - x.rank) + matrix)
+        return tuple(orders)
+
+    def _batch_of(self, x: GraphValue, batch: Order) -> Layout:
+        leading = tuple(axis for axis in x.axes if axis < x.rank - 2)
+        return operand_layout(batch, leading, self.result.rank - x.rank)
+
+    def _matrix(self, x: GraphValue, transposed: bool) -> Layout:
+        """The last two dimensions of a value, as they are stored."""
+        rows, columns = (axis if axis in x.axes else UNIT for axis in (x.rank - 2, x.rank - 1))
+        return (columns, rows) if transposed else (rows, columns)
