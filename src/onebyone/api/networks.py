@@ -205,7 +205,9 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
 
     Args:
         model: the original network, or the original ONNX model.
-        converted: the result of `convert` or `convolutionalize`, or any callable (then only outputs are compared).
+        converted: the result of `convert` or `convolutionalize`; or any callable, an ONNX model or the name of a
+            source: then only outputs are compared. Where the outputs of an ONNX model differ, for example of an export
+            of `model`, the first layer that differs is named in `.first_difference`.
         x: an example input: a tensor, a tuple of positional or a dict of keyword arguments, or a pair of both.
             Without one, the example stored in a program is used; if there is none, layers are tested individually.
         seed: random seed of the probes.
@@ -226,6 +228,14 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
 
     from onebyone.verification import verify as run_verification
 
+    other = onnx_model(converted)
+    if other is not None:
+        from onebyone.onnx.network import OnnxNetwork
+
+        network, example = runnable(model, x)
+        return run_verification(network, OnnxNetwork(other), example, seed=seed, **options)
+    if isinstance(converted, str | os.PathLike):
+        converted = require_network(converted)
     original = original_of(model, converted)
     example = example_of(original) if x is None else x
     return run_verification(original, converted, example, seed=seed, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -160,6 +160,15 @@ def convert(
 def verify(
     context: typer.Context,
     source: o.SourceOrOnnx,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="OTHER",
+            help="A network to compare SRC with, such as its own export: file.onnx, or as SRC. Without it, SRC is "
+            "converted, and compared with the result.",
+            show_default=False,
+        ),
+    ] = None,
     to: To = None,
     target: ForTarget = None,
     level: AtLevel = None,
@@ -170,35 +179,40 @@ def verify(
     seed: o.Seed = 0,
     as_json: o.Json = False,
 ) -> None:
-    """Convert, and verify that the result computes the same function; exit code 1 if it does not.
+    """Convert, and verify that the result computes the same function; or compare with OTHER. Exit code 1 if not equal.
 
     Weights, and the outputs of each layer on integer inputs, must agree bit for bit. With --shape, the layers are
     also compared on real inputs within a derived bound, and the whole network with its gradients. Exit code 3 if no
-    check could run, for example because no layer was converted.
+    check could run, for example because no layer was converted. With OTHER, outputs on a random example are compared
+    (needs --shape), and the first layer that differs is named.
     """
+    if other is not None and (to, target, level, only, freeze) != (None, None, None, None, False):
+        raise typer.BadParameter("OTHER is compared as it is; the options that convert SRC do not apply")
     with session(context, as_json) as run:
         from onebyone import api, loading
         from onebyone.cli import render
 
         with run.step(f"Opening {source}"):
             network, notes, example = loading.open_model(source, weights, shape, seed=seed)
-        with run.step("Converting"):
-            conversion = api.convert(
-                network,
-                to and to.value,
-                target=target,
-                level=level and level.value,
-                only=only,
-                example=example,
-                freeze_initialisers=freeze,
-            )
+        converted: Any = other
+        if other is None:
+            with run.step("Converting"):
+                converted = api.convert(
+                    network,
+                    to and to.value,
+                    target=target,
+                    level=level and level.value,
+                    only=only,
+                    example=example,
+                    freeze_initialisers=freeze,
+                )
         with run.progress("Verifying") as progress:
-            verification = api.verify(network, conversion, example, seed=seed, progress=progress)
+            verification = api.verify(network, converted, example, seed=seed, progress=progress)
         run.notes(notes)
         data = {
             "source": source,
             "notes": list(notes),
-            "refused": render.to_dicts(conversion.refused),
+            "refused": [] if other is not None else render.to_dicts(converted.refused),
         } | verification.to_dict()
         run.result(data, *render.verification_tables(data))
         if not verification.equivalent:

@@ -151,6 +151,7 @@ Shape = Annotated[
     Sizes | None,
     typer.Option(
         "--shape",
+        "--input-shape",
         parser=read_shape,
         metavar="N,C,H,W",
         help="Shape of an example input, such as 1,3,224,224.",

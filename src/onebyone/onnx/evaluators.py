@@ -17,7 +17,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from onebyone.errors import BadInput, MissingExtra
+from onebyone.onnx.map_types import model_proto
 from onebyone.onnx.quantised_reference import ConvInteger, DequantizeLinear, QGemm, QLinearConv
+from onebyone.onnx_file import LARGEST_FILE, bytes_of_weights, has_external_data
 from onebyone.records import first_line
 
 Array = np.ndarray[Any, Any]
@@ -62,6 +64,30 @@ def feeds_of(model: ir.Model, x: Any) -> dict[str, Array]:
 
 def _array(value: Any) -> Array:
     return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+
+
+def proto_of(model: ir.Model) -> onnx.ModelProto:
+    """The model as ONNX stores it, with external data in the model itself, so that it runs from memory.
+
+    Raises:
+        NotRunnable: its weights have more bytes than a model without external data can hold.
+    """
+    size = bytes_of_weights(model)
+    if size > LARGEST_FILE:
+        raise NotRunnable(f"its weights have {size:,} bytes, more than a model in memory can hold")
+    if has_external_data(model):
+        model = model.clone()
+        ir.external_data.load_to_model(model)
+    return model_proto(model)
+
+
+def onnx_runtime_version() -> str:
+    """The name and version of ONNX Runtime; empty if it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return ""
+    return f"ONNX Runtime {onnxruntime.__version__}"
 
 
 def run_reference(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:

@@ -10,23 +10,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from torch import Tensor
 
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.laws import bounds
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import prepared
-from onebyone.onnx.evaluators import NotRunnable, run_onnx_runtime
+from onebyone.onnx.evaluators import NotRunnable, proto_of, run_onnx_runtime
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
+from onebyone.onnx.network import OnnxNetwork
 from onebyone.onnx.probe_values import integer_constants, integer_inputs
 from onebyone.onnx.weight_rewriting import Step, apply_steps
+from onebyone.verification.layer_matching import first_differing_layer, traced_outputs
 from onebyone.verification.onnx_decompositions import compare_in_float64
-from onebyone.verification.onnx_outputs import WholeModel, compare_outputs, proto_of, run64
+from onebyone.verification.onnx_outputs import WholeModel, compare_outputs, run64
 from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
 
 Array = np.ndarray[Any, Any]
@@ -108,6 +112,7 @@ def compare_onnx(model: ir.Model, other: ir.Model, feeds: Mapping[str, Array] | 
     problems: list[str] = []
     unverified = ["the layers one by one: which became which is known of a conversion only"]
     whole = compare_outputs(model, other, feeds, problems, unverified)
+    first = _first_difference(model, other, feeds) if problems else None
     if whole.max_error is None and not problems:
         problems.append("nothing was verified: the models were not compared")
     return Verification(
@@ -115,10 +120,25 @@ def compare_onnx(model: ir.Model, other: ir.Model, feeds: Mapping[str, Array] | 
         target=SAME_FUNCTION,
         max_error=whole.max_error,
         rounding_ratio=whole.rounding_ratio,
+        first_difference=first,
         problems=tuple(problems),
         unverified=tuple(unverified),
         nothing_verified=whole.max_error is None and not problems,
     )
+
+
+def _first_difference(model: ir.Model, other: ir.Model, feeds: Mapping[str, Array]) -> str | None:
+    """The name of the first value of `model` that `other` does not compute, as far as ONNX Runtime runs them."""
+    unit = bounds.unit_roundoff("float32")
+
+    def limit(y: Tensor) -> float:
+        return math.sqrt(2.0**-11 / unit) * unit * float(y.abs().max())
+
+    try:
+        outputs = traced_outputs(OnnxNetwork(model).trace(**feeds), limit)
+        return first_differing_layer(outputs, OnnxNetwork(other).trace(*feeds.values()))
+    except (NotRunnable, BadInput):
+        return None
 
 
 def _check_layer(

@@ -10,15 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from onebyone.errors import MissingExtra
 from onebyone.laws import bounds
-from onebyone.onnx.evaluators import NotRunnable, run_onnx_runtime, run_reference
+from onebyone.onnx.evaluators import NotRunnable, proto_of, run_onnx_runtime, run_reference
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
-from onebyone.onnx.map_types import model_proto
-from onebyone.onnx_file import LARGEST_FILE, bytes_of_weights, has_external_data
 
 Array = np.ndarray[Any, Any]
 
@@ -110,21 +107,6 @@ def _exact(model: ir.Model, output: str, feeds: Mapping[str, Array], unverified:
     except (NotSeparable, NotRunnable) as error:
         unverified.append(f"output {output} in float64: {error}")
         return None
-
-
-def proto_of(model: ir.Model) -> onnx.ModelProto:
-    """The model as ONNX stores it, with external data in the model itself, so that it runs from memory.
-
-    Raises:
-        NotRunnable: its weights have more bytes than a model without external data can hold.
-    """
-    size = bytes_of_weights(model)
-    if size > LARGEST_FILE:
-        raise NotRunnable(f"its weights have {size:,} bytes, more than a model in memory can hold")
-    if has_external_data(model):
-        model = model.clone()
-        ir.external_data.load_to_model(model)
-    return model_proto(model)
 
 
 def run64(layer: LayerModel, constants: Mapping[str, Array], feeds: Mapping[str, Array]) -> Array:

@@ -68,6 +68,11 @@ def limit64(own_error: float, u: float) -> float:
     return own_error * math.sqrt(U64 / u)
 
 
+def limit_in_own_dtype(exact: Tensor, rounded: Tensor, u: float) -> float:
+    """How far another form of one value may be from `exact` in a type of roundoff `u`: √(u'/u) times its own error."""
+    return math.sqrt(shorter(u) / u) * max(difference(exact, rounded), u * size_of(exact))
+
+
 def copies_in(dtype: torch.dtype, *models: Any) -> tuple[Any, ...]:
     """Deep copies of the networks in `dtype`, made together, so that tensors that they share stay shared."""
     memo: dict[int, Any] = {}

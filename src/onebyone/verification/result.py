@@ -204,6 +204,7 @@ class Verification(Readable):
     unverified: what was not checked, and why.
     nothing_verified: whether no check could run; then `equivalent` is false.
     warnings: what passed but deserves attention, such as an any-size network that few crops agree with.
+    evaluators: what computed the numbers that were compared, where PyTorch did not.
     """
 
     equivalent: bool
@@ -221,6 +222,7 @@ class Verification(Readable):
     unverified: tuple[str, ...] = ()
     nothing_verified: bool = False
     warnings: tuple[str, ...] = ()
+    evaluators: tuple[str, ...] = ()
 
     @property
     def integer_probe(self) -> bool | None:
@@ -286,6 +288,7 @@ class Verification(Readable):
             "problems": list(self.problems),
             "unverified": list(self.unverified),
             "warnings": list(self.warnings),
+            "evaluators": list(self.evaluators),
         }
         plain: dict[str, Any] = _plain(data)
         return plain
@@ -328,6 +331,7 @@ class Verification(Readable):
             ("in float64", _against(self.float64_error, self.float64_limit, "limit")),
             ("gradients", None if g is None else f"{g.compared} tensors, {'agree' if g.ok else 'DIFFER'}"),
             ("first differing layer", self.first_difference),
+            ("computed by", "; ".join(self.evaluators) or None),
             (
                 "windows",
                 None if d is None else f"{d.windows} compared, {d.found} positions, {d.expected} expected",

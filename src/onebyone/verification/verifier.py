@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.records import LEAST_AGREEMENT
 from onebyone.results import AnySize, Converted, LayerPair, UnverifiableError
-from onebyone.verification import activations, output_comparison, structure_checks
+from onebyone.results.traces import Traced
+from onebyone.verification import activations, layer_matching, output_comparison, structure_checks
 from onebyone.verification.any_size_checks import verify_any_size
 from onebyone.verification.end_to_end import compare_networks
 from onebyone.verification.evaluation_context import proof_settings
 from onebyone.verification.layer_checks import check_layer
 from onebyone.verification.network_run import Grads, Runner, as_callable, in_one_line
 from onebyone.verification.output_comparison import NetworkCheck, NetworkRuns
-from onebyone.verification.pytree import leaves
+from onebyone.verification.pytree import arguments, leaves
 from onebyone.verification.result import SAME_FUNCTION, GradientCheck, LayerCheck, Verification, WeightCheck
 from onebyone.verification.weights import compare_weights
 
@@ -44,7 +45,8 @@ def verify(
     model: the original: a module, an exported program, or any callable.
     converted: what `convert` or `convolutionalize` returned (these results know which layer replaced which; see
         `onebyone.results.protocols`), or a module or callable: then only outputs and, between modules, gradients are
-        compared.
+        compared. Of a network outside PyTorch (`onebyone.results.traces`) outputs are compared, and where they differ
+        inner values.
     x: an example input: a tensor, a tuple of positional arguments, or a dict of keyword arguments. Without one the
         layers are still probed, and `unverified` lists what was not.
     seed: the seed of the probes and of the networks' own random numbers.
@@ -75,6 +77,8 @@ def verify(
         return _verify_conversion(original, converted, x, seed, gradients, report)
     if x is None:
         raise BadInput("x is missing: two callables can only be compared on an example input")
+    if isinstance(converted, Traced):
+        return _verify_traced(original, converted, x, seed)
     other = as_callable(converted, "converted")
     with proof_settings(seed, original, other):
         _run_original(Runner(original, x, seed))
@@ -89,6 +93,44 @@ class _Findings:
     weights: WeightCheck | None = None
     problems: list[str] = field(default_factory=list)
     unverified: list[str] = field(default_factory=list)
+
+
+def _verify_traced(model: Any, other: Traced, x: Any, seed: int) -> Verification:
+    """Compare a network with one of another structure, which has no gradients and computes in float32."""
+
+    def in_order(outputs: Any) -> Any:
+        return [t for _, t in leaves(outputs)]
+
+    original, exported = (Runner(call, x, seed, in_order) for call in (model, other))
+    with proof_settings(seed, model):
+        _run_original(original)
+        check = compare_networks(original, exported, gradients=False).check
+        first = _first_differing_layer(original, other) if check.problems else None
+    check.unverified = [
+        note.replace("gradients, rounding_ratio", "rounding_ratio") for note in check.unverified
+    ]
+    check.unverified += [
+        "gradients: an exported network has none",
+        "the weights one by one: they are compared through the outputs on this example only",
+    ]
+    verification = _verification(_Findings(), check, None, first)
+    return replace(verification, evaluators=(f"converted: {other.evaluator}",))
+
+
+def _first_differing_layer(original: Runner, other: Traced) -> str | None:
+    """The first layer of a module that the other network computes differently; None where that cannot be found."""
+    if not isinstance(original.call, nn.Module):
+        return None
+    try:
+        runs = output_comparison.network_runs(original, original)
+        narrow, exact = runs.original, runs.wide_original
+        outputs = layer_matching.record_outputs(
+            narrow, exact, lambda y, z: output_comparison.limit_in_own_dtype(y, z, runs.u)
+        )
+        args, kwargs = arguments(original.example)
+        return layer_matching.first_differing_layer(outputs, other.trace(*args, **kwargs))
+    except Exception:  # the other network fails, or the original has no copy in float64
+        return None
 
 
 def _verify_conversion(
