@@ -4,9 +4,10 @@ Each function opens what the caller names (a network object, or the name of one)
 work.
 """
 
+from onebyone.api.analysis import compare, draw, tune
 from onebyone.api.images import detect, scan
 from onebyone.api.information import info
-from onebyone.api.networks import compare, convert, convolutionalize, draw, tune, verify
+from onebyone.api.networks import convert, convolutionalize, verify
 from onebyone.api.targets import check
 
 __all__ = [

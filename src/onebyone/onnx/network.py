@@ -28,7 +28,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 class OnnxNetwork:
-    """Calls an ONNX model with tensors or arrays; see `results.traces.Traced`.
+    """Calls an ONNX model with tensors or arrays; see `results.traces.TracedNetwork`.
 
     ONNX Runtime computes, without graph optimisations where inner values are read. Where it is not installed, ONNX's
     reference implementation does.

@@ -28,7 +28,7 @@ class TracedValue:
 
 
 @runtime_checkable
-class Traced(Protocol):
+class TracedNetwork(Protocol):
     """A network that is called with tensors and computes in float32, and whose inner values can be read.
 
     The verifier compares such a network with one of another structure: outputs by their order, and where these differ,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.records import LEAST_AGREEMENT
 from onebyone.results import AnySize, Converted, LayerPair, UnverifiableError
-from onebyone.results.traces import Traced
+from onebyone.results.traces import TracedNetwork
 from onebyone.verification import activations, layer_matching, output_comparison, structure_checks
 from onebyone.verification.any_size_checks import verify_any_size
 from onebyone.verification.end_to_end import compare_networks
@@ -77,7 +77,7 @@ def verify(
         return _verify_conversion(original, converted, x, seed, gradients, report)
     if x is None:
         raise BadInput("x is missing: two callables can only be compared on an example input")
-    if isinstance(converted, Traced):
+    if isinstance(converted, TracedNetwork):
         return _verify_traced(original, converted, x, seed)
     other = as_callable(converted, "converted")
     with proof_settings(seed, original, other):
@@ -95,7 +95,7 @@ class _Findings:
     unverified: list[str] = field(default_factory=list)
 
 
-def _verify_traced(model: Any, other: Traced, x: Any, seed: int) -> Verification:
+def _verify_traced(model: Any, other: TracedNetwork, x: Any, seed: int) -> Verification:
     """Compare a network with one of another structure, which has no gradients and computes in float32."""
 
     def in_order(outputs: Any) -> Any:
@@ -117,7 +117,7 @@ def _verify_traced(model: Any, other: Traced, x: Any, seed: int) -> Verification
     return replace(verification, evaluators=(f"converted: {other.evaluator}",))
 
 
-def _first_differing_layer(original: Runner, other: Traced) -> str | None:
+def _first_differing_layer(original: Runner, other: TracedNetwork) -> str | None:
     """The first layer of a module that the other network computes differently; None where that cannot be found."""
     if not isinstance(original.call, nn.Module):
         return None
