@@ -244,8 +244,15 @@ def _verify_onnx(
     """`verify` for ONNX models: a conversion layer by layer, another model by its outputs."""
     from onebyone.onnx.conversion import OnnxConversion
     from onebyone.onnx.evaluators import feeds_of
+    from onebyone.onnx.lift.dense_file import ConvolutionalizedOnnx
     from onebyone.verification.onnx_models import compare_onnx, verify_onnx
 
+    if isinstance(converted, ConvolutionalizedOnnx):
+        from onebyone.verification.onnx_any_size import verify_onnx_any_size
+
+        if "gradients" in options:
+            raise BadInput("gradients: do not exist for ONNX models; expected max_windows or min_agreement")
+        return verify_onnx_any_size(model, converted, x, seed=seed, progress=progress, **options)
     if options:
         raise BadInput(f"{sorted(options)[0]}: does not apply to ONNX models; expected progress only")
     feeds = None if x is None else feeds_of(model, x)

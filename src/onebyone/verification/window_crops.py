@@ -138,8 +138,8 @@ class DifferenceBounds:
         self.missing, self.batch = "", batch
         example = windows.crops(image, slice(0, 1)).expand(batch, *(-1,) * (image.dim() - 1)).contiguous()
         try:
-            self.original = RunningError(network, example)
-            self.dense = RunningError(dense, image)
+            self.original = _analysis(network, example)
+            self.dense = _analysis(dense, image)
         except NoRuleError as reason:
             self.missing = first_line(reason)
 
@@ -156,6 +156,12 @@ class DifferenceBounds:
             return OutputBounds([], first_line(reason))
         # In exact arithmetic the two outputs are equal, because the geometry is exact. The addition rounds once more.
         return OutputBounds([(wide(a) + wide(b)) * (1 + 2.0**-50) for a, b in zip(crops, dense, strict=True)])
+
+
+def _analysis(network: Any, example: Tensor) -> Callable[[Tensor], list[tuple[Tensor, Tensor]]]:
+    """The running error analysis of a PyTorch network or an ONNX model."""
+    own: Callable[[Tensor], list[tuple[Tensor, Tensor]]] | None = getattr(network, "running_error", None)
+    return RunningError(network, example) if own is None else own
 
 
 @dataclass(frozen=True)

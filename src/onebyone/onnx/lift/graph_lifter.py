@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onebyone.errors import BadInput
 from onebyone.lifting.grid import Grid, Integers
 from onebyone.lifting.index import BATCH
 from onebyone.lifting.lifter import Lifter
@@ -22,8 +23,9 @@ from onebyone.lifting.rules.table import RULES, lift
 from onebyone.lifting.values import Cannot, Const, Lifted, Unknown
 from onebyone.onnx.lift.emitter import OnnxEmitter
 from onebyone.onnx.lift.input_shapes import InputLayout
-from onebyone.onnx.lift.single_nodes import Operand, evaluate, infer_outputs
+from onebyone.onnx.lift.single_nodes import DoesNotFit, Operand, evaluate, infer_outputs
 from onebyone.onnx.lift.weights import Array, ConstantHandle
+from onebyone.records import by
 
 #: A second size of the batch: constants that differ between the two depend on the size of the batch.
 OTHER_BATCH = 3
@@ -101,6 +103,11 @@ class OnnxGraphLifter(Lifter):
             if not any(isinstance(v, Lifted) for v in operands):
                 return self._constants(node)
             return self._lifted_results(node)
+        except DoesNotFit as reason:
+            size = by((*((self.layout.channels,) if self.layout.channels else ()), *self.window))
+            raise BadInput(
+                f"window: the model does not run on a {size} image (at {path_of(node)}, {name_of(node)}): {reason}"
+            ) from reason
         except Cannot as reason:
             self.refuse(path_of(node), name_of(node), str(reason))
             return unknown

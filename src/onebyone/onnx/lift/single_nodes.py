@@ -29,13 +29,18 @@ class Operand:
         self.dtype, self.sizes, self.numbers = dtype, sizes, numbers
 
 
+class DoesNotFit(Cannot):
+    """Raised where a node does not take its operands' shapes."""
+
+
 def infer_outputs(
     node: ir.Node, operands: Mapping[str, Operand], opset: int
 ) -> list[tuple[ir.DataType, tuple[int | str | None, ...]]]:
     """The element type and sizes of each output of a node.
 
     Raises:
-        Cannot: the operator is not in the opset, the operands do not fit it, or its shape is not known.
+        Cannot: the operator is not in the opset.
+        DoesNotFit: the operands do not fit it.
     """
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
@@ -56,7 +61,7 @@ def infer_outputs(
     try:
         found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
     except Exception as error:  # shape inference has errors of several kinds
-        raise Cannot(f"its operands do not fit it: {first_line(error)}") from error
+        raise DoesNotFit(first_line(error)) from error
     results: list[tuple[ir.DataType, tuple[int | str | None, ...]]] = []
     for output in node.outputs:
         proto_type = found.get(str(output.name))
