@@ -17,7 +17,6 @@ from onebyone.errors import MissingExtra
 from onebyone.onnx.evaluators import NotRunnable, run_reference
 from onebyone.onnx.model_file import save_model
 from onebyone.records import first_line
-from onebyone.verification.error_rules import NoRuleError
 
 Array = np.ndarray[Any, Any]
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -67,20 +66,12 @@ class OnnxNetwork(nn.Module):
         self._double: onnx.ModelProto | None = None
         (source,) = self._session.get_inputs()
         self._input = source.name
-        self._dtype = {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(
+        self.dtype = {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(
             source.type, np.float32
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # it has no state that a run changes
-
-    def running_error(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The outputs for images, and bounds on their errors; see `onnx_running_error`."""
-        from onebyone.verification.onnx_running_error import OnnxRunningError
-
-        if self._dtype != np.float32:
-            raise NoRuleError(f"sums in {np.dtype(self._dtype).name}")
-        return OnnxRunningError(self)(image)
 
     def own_layout(self, image: Array) -> Array:
         """Images `(N, C, *window)` as the model's own input."""
@@ -105,7 +96,7 @@ class OnnxNetwork(nn.Module):
         return joined[0] if len(joined) == 1 else tuple(joined)
 
     def _runtime(self, rows: Array) -> list[Array]:
-        feeds = {self._input: rows.astype(self._dtype)}
+        feeds = {self._input: rows.astype(self.dtype)}
         try:
             return [np.asarray(output) for output in self._session.run(None, feeds)]
         except Exception as error:  # ONNX Runtime has errors of several kinds

@@ -58,6 +58,16 @@ class OnnxRunningError:
         return bounds
 
 
+class AnalysedOnnxNetwork(OnnxNetwork):
+    """An ONNX model whose errors the verifier bounds by this analysis."""
+
+    def running_error(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The outputs for images, and bounds on their errors."""
+        if self.dtype != np.float32:
+            raise NoRuleError(f"sums in {np.dtype(self.dtype).name}")
+        return OnnxRunningError(self)(image)
+
+
 class _Interpreter:
     """One run of a graph: values that depend on the image carry error bounds, all others are arrays."""
 
