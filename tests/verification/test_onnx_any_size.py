@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onebyone
 from onebyone.onnx.evaluators import run_reference
 from onebyone.onnx.lift.dense_file import ConvolutionalizedOnnx
-from onebyone.verification.onnx_network import OnnxNetwork, in_double
+from onebyone.verification.onnx_network import CallableOnnx, in_double
 from onebyone.verification.onnx_running_error import OnnxRunningError
 from tests.onnx.lift_networks import random_network
 
@@ -132,7 +132,7 @@ def test_the_bounds_of_random_models_hold_around_the_reference() -> None:
     for seed in range(12):
         graph, window = random_network(seed, pads=seed % 2 == 1)
         model = graph.model()
-        network = OnnxNetwork(ir.from_proto(model), channels_last=graph.channels_last)
+        network = CallableOnnx(ir.from_proto(model), channels_last=graph.channels_last)
         x = torch.from_numpy(np.random.default_rng(seed).standard_normal((2, graph.input_shape[0], *window)))
         try:
             ((value, bound),) = OnnxRunningError(network)(x)

@@ -16,7 +16,7 @@ from onebyone.onnx.lift.dense_file import ConvolutionalizedOnnx
 from onebyone.records import LEAST_AGREEMENT
 from onebyone.results import ClassMap, WindowPair
 from onebyone.verification.any_size_checks import verify_any_size
-from onebyone.verification.onnx_running_error import AnalysedOnnxNetwork
+from onebyone.verification.onnx_running_error import AnalysedOnnx
 from onebyone.verification.result import Verification
 
 
@@ -65,10 +65,10 @@ def verify_onnx_any_size(
         if a model does not run, or `x` is not an image for it.
     """
     try:
-        original = AnalysedOnnxNetwork(
+        original = AnalysedOnnx(
             model, channels_last=dense.channels_last, bare=dense.bare, batch=dense.batch
         ).eval()
-        converted = AnalysedOnnxNetwork(dense.model).eval()
+        converted = AnalysedOnnx(dense.model).eval()
     except NotRunnable as error:
         raise BadInput(f"model: {error}") from error
     result = _AnySizeOnnx(converted, original, dense.geometry, dense.nominal, dense.channels, dense.class_map)

@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
-class OnnxNetwork(nn.Module):
+class CallableOnnx(nn.Module):
     """A model that takes images `(N, C, *window)`, whatever the layout and the batch of its own input.
 
     Images in float64 are computed in float64 by ONNX's reference implementation, all others in ONNX Runtime.

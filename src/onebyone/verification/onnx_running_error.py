@@ -19,7 +19,7 @@ from onebyone.lifting.values import Cannot
 from onebyone.onnx.lift.graph_lifter import literal_of
 from onebyone.onnx.lift.single_nodes import evaluate
 from onebyone.verification.error_rules import RULES, Approx, NoRuleError
-from onebyone.verification.onnx_network import OnnxNetwork
+from onebyone.verification.onnx_network import CallableOnnx
 
 aten = torch.ops.aten
 Array = np.ndarray[Any, Any]
@@ -31,7 +31,7 @@ _MEAN_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d
 class OnnxRunningError:
     """A model with running error bounds on its outputs; the counterpart of `running_error.RunningError`."""
 
-    def __init__(self, network: OnnxNetwork) -> None:
+    def __init__(self, network: CallableOnnx) -> None:
         self.network = network
         self.model = network.model
         if self.model.functions:
@@ -58,7 +58,7 @@ class OnnxRunningError:
         return bounds
 
 
-class AnalysedOnnxNetwork(OnnxNetwork):
+class AnalysedOnnx(CallableOnnx):
     """An ONNX model whose errors the verifier bounds by this analysis."""
 
     def running_error(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
