@@ -25,7 +25,7 @@ from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import prepared
 from onebyone.onnx.evaluators import NotRunnable, proto_of, run_onnx_runtime
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
-from onebyone.onnx.network import CallableOnnx
+from onebyone.onnx.network import OnnxNetwork
 from onebyone.onnx.probe_values import integer_constants, integer_inputs
 from onebyone.onnx.weight_rewriting import Step, apply_steps
 from onebyone.verification.layer_matching import first_differing_layer, traced_outputs
@@ -135,8 +135,8 @@ def _first_difference(model: ir.Model, other: ir.Model, feeds: Mapping[str, Arra
         return math.sqrt(2.0**-11 / unit) * unit * float(y.abs().max())
 
     try:
-        outputs = traced_outputs(CallableOnnx(model).trace(**feeds), limit)
-        return first_differing_layer(outputs, CallableOnnx(other).trace(*feeds.values()))
+        outputs = traced_outputs(OnnxNetwork(model).trace(**feeds), limit)
+        return first_differing_layer(outputs, OnnxNetwork(other).trace(*feeds.values()))
     except (NotRunnable, BadInput):
         return None
 
