@@ -154,6 +154,31 @@ def _open_dense_onnx(
     return saved
 
 
+def open_windows(
+    spec: str,
+    window: int | Sequence[int],
+    stride: int,
+    channels: int | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> tuple[Dense, tuple[str, ...]]:
+    """Load a network of one window for `scan` with mode="windows", with any stride. It is not convolutionalized.
+
+    Raises BadInput as `open_network` and `WindowClassifier.of` do.
+    """
+    from torch.export import ExportedProgram
+
+    from onebyone.comparison.exported_modules import with_modules
+    from onebyone.dense import WindowClassifier
+
+    network, notes = open_network(spec, weights, seed=seed)
+    module = with_modules(network) if isinstance(network, ExportedProgram) else network.eval()
+    sizes = window if isinstance(window, int) else tuple(window)
+    labels = preprocessing_of(spec, network)
+    return WindowClassifier.of(module, sizes, stride, channels, labels=labels), notes
+
+
 def _require_same_window(
     expected: tuple[int, ...], window: int | Sequence[int] | None, spec: str | os.PathLike[str]
 ) -> None:

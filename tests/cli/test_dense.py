@@ -163,3 +163,19 @@ def test_an_agreement_that_was_not_measured_is_explained(skipped: str) -> None:
     assert data["agreement_skipped"] == skipped
     lines = [str(part) for part in render.scores_tables(data)]
     assert (f"agreement with cropped windows: not measured; {skipped}" in lines) == bool(skipped)
+
+
+def test_windows_at_any_stride_into_a_zarr_store(run: Run, image: str) -> None:
+    """The original network at a stride that is not its own, stored, and read again by detect."""
+    done = run(
+        "scan", ":plain", image, "--window", 8, "--mode", "windows", "--stride", 3, "-o", "s.npz", "--json"
+    )
+    if done.code == 0:
+        assert ScoreMap.load("s.npz").geometry.stride == (3, 3)
+    made = run("scan", ":sigmoid", image, "--window", 8, "--memory", "40GB", "-o", "s.zarr", "--json")
+    assert made.code == 0
+    run("scan", ":sigmoid", image, "--window", 8, "-o", "t.npz")
+    np.testing.assert_array_equal(np.asarray(ScoreMap.load("s.zarr").scores), ScoreMap.load("t.npz").scores)
+    small = run("scan", ":sigmoid", image, "--window", 8, "--memory", "1MB", "-o", "s2.zarr")
+    assert small.code == 2
+    assert "--memory 1MB: expected at least" in small.err

@@ -30,14 +30,15 @@ def scan(
     """Run a dense network over an image and return the scores of every class for every window.
 
     Args:
-        d: the result of `convolutionalize`, or the path of a saved one (`.pt2`).
+        d: the result of `convolutionalize`, or the path of a saved one (`.pt2`); with mode="windows" also a
+            `dense.WindowClassifier`, for networks that `convolutionalize` refuses.
         image: a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W).
         out: path of the score map to write: `.zarr` (OME-Zarr), `.tif` (GeoTIFF), `.npy` or `.npz`; None writes
             nothing. An interrupted scan goes on when it is started again.
         min_agreement: minimum share of sampled windows whose best class must be the same as for the cropped window
             (`.agreement`), for networks that are not exact. A share below 0.95 causes a warning.
-        options: labels, device, batch, shifts, tile, output, score_kind, softmax, page, mode ("dense", or "windows"
-            to crop every window), compared, progress: see `onebyone.dense.scan`.
+        options: labels, device, batch, shifts, stride, tile, memory, output, score_kind, softmax, page, mode ("dense",
+            or "windows" to crop every window), compared, progress, workers, dask: see `onebyone.dense.scan`.
 
     Returns:
         A `ScoreMap`: `.scores` of shape (classes, H', W'), with the geometry, the labels and the kind of scores.

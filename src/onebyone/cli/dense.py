@@ -51,6 +51,24 @@ def scan(
             help="Shifted passes per axis: divides the stride of the map by N.",
         ),
     ] = 1,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            "--stride",
+            min=1,
+            metavar="PIXELS",
+            help="Stride of the map: a divisor of the network's, or any with --mode windows and --window.",
+            show_default="the network's",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Memory that the process may occupy, such as 4GB; bounds the size of a tile.",
+        ),
+    ] = None,
     tile: Annotated[
         int | None,
         typer.Option(
@@ -73,6 +91,23 @@ def scan(
     batch: Annotated[
         int, typer.Option("--batch", min=1, metavar="N", help="Maximum number of tiles in a batch.")
     ] = 8,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            metavar="N",
+            help="Compute tiles in N processes of this machine (needs --out).",
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Compute tiles on the workers of this Dask scheduler (needs --out).",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +129,13 @@ def scan(
 
         with run.step(f"Opening {source}"):
             size = None if window is None else o.window_of(window)
-            dense, notes = loading.open_dense(source, size, channels, weights=weights, seed=seed)
+            if mode is Mode.windows and size is not None and stride is not None:
+                dense, notes = loading.open_windows(
+                    source, size, stride, channels, weights=weights, seed=seed
+                )
+                stride = None  # it is the classifier's own
+            else:
+                dense, notes = loading.open_dense(source, size, channels, weights=weights, seed=seed)
         labels = loading.labels(
             classes, scale=scale, mean=mean, std=std, colour_order=colour_order, carried=dense.labels
         )
@@ -110,7 +151,11 @@ def scan(
                 device=device,
                 batch=batch,
                 shifts=shifts,
+                stride=stride,
                 tile=tile,
+                memory=memory,
+                workers=workers,
+                dask=dask,
                 mode=mode.value,
                 min_agreement=0,
                 progress=report,

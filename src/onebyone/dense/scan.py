@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from onebyone.dense.cluster import ImageRequest, cluster_client, compute_on_cluster
 from onebyone.dense.images import open_image
 from onebyone.dense.memory_scan import scan_in_memory
 from onebyone.dense.network import Dense, ScoreOutput, shifts_for, windows_geometry
@@ -18,7 +21,7 @@ from onebyone.dense.progress import Progress
 from onebyone.dense.runner import usable_device
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.sliding_window import scan_windows
-from onebyone.dense.stored_scan import scan_to_file
+from onebyone.dense.stored_scan import Distribute, scan_to_file
 from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
@@ -46,6 +49,8 @@ def scan(
     mode: str = "dense",
     compared: int | None = None,
     progress: Progress = None,
+    workers: int | None = None,
+    dask: Any = None,
 ) -> ScoreMap:
     """Run a dense network over an image: one score per class for every window.
 
@@ -105,6 +110,11 @@ def scan(
         `agreement.default_sample_size`); 0 does not measure it.
     progress
         True for a bar on stderr, or a callable of (done, total) tiles, or windows in the mode "windows" without `out`.
+    workers
+        with `out`: the number of processes on this machine, of one thread each, that compute tiles.
+    dask
+        with `out`: a `distributed.Client`, or the address of a Dask scheduler, whose workers compute tiles. All of them
+        must see the image and the folder of `out` under the same paths.
 
     Raises
     ------
@@ -118,12 +128,20 @@ def scan(
     chosen = ScoreOutput.of(d, output, labels, score_kind, softmax, compared)
     axes = len(d.geometry.window)
     labels = chosen.labels
-    source = open_image(image, channels=getattr(d, "channels", None), labels=labels, axes=axes, page=page)
+    options: dict[str, Any] = {
+        "channels": getattr(d, "channels", None),
+        "labels": labels,
+        "axes": axes,
+        "page": page,
+    }
+    source = open_image(image, **options)
     warn_of_raw_pixels(labels, source)
     if batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
     if mode not in MODES:
         raise BadInput(f"mode={mode!r}: expected 'dense' or 'windows'")
+    if out is None and (workers, dask) != (None, None):
+        raise BadInput("out: is missing; several workers write their scores to a file")
     shifts = shifts_for(d, shifts, stride)
     windows = mode == "windows"
     geometry = windows_geometry(d, shifts) if windows else d.geometry
@@ -147,7 +165,18 @@ def scan(
     if out is None:
         result = scan_in_memory(work, source, chosen, compared, progress)
     else:
-        result = scan_to_file(work, source, chosen, compared, progress, out, image)
+        with _distributed(ImageRequest(image, options), workers, dask) as distribute:
+            result = scan_to_file(work, source, chosen, compared, progress, out, image, distribute)
     if result.agreement is not None and not result.agreement.enough:
         warnings.warn(result.agreement.advice, InexactWarning, stacklevel=2)
     return result
+
+
+@contextmanager
+def _distributed(image: ImageRequest, workers: int | None, dask: Any) -> Iterator[Distribute | None]:
+    """The computation on a cluster; None without one."""
+    if workers is None and dask is None:
+        yield None
+        return
+    with cluster_client(dask, workers) as client:
+        yield lambda work, folder, groups: compute_on_cluster(client, work, image, folder, groups)

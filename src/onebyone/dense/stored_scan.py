@@ -46,6 +46,10 @@ class Done:
     failures: Mapping[Block, tuple[str, str]] = field(default_factory=dict)
 
 
+#: Computes groups of blocks elsewhere.
+Distribute = Callable[[ScanWork, BlockFolder, Iterable[list[Tile]]], Iterator[Done]]
+
+
 def compute(
     work: ScanWork,
     run: TileRunner,
@@ -166,6 +170,7 @@ def scan_to_file(
     progress: Progress,
     out: str | os.PathLike[str],
     image: Any,
+    distribute: Distribute | None = None,
 ) -> ScoreMap:
     """Scan an image into a file, and go on where an earlier process of the same scan stopped.
 
@@ -179,7 +184,7 @@ def scan_to_file(
             channels = run(np.zeros((1, source.channels, *work.plan.network.window), np.float32)).shape[1]
             target = _Target(work, source, output, out, description, channels)
             target.check()
-            compute_all(work, run, source, folder, progress)
+            compute_all(work, run, source, folder, progress, distribute)
             blocks = StoredBlocks(work.plan, folder, channels)
             agreement = compare_with_crops(work, source, blocks, output, run, compared)
         target.write(blocks, agreement)
@@ -187,15 +192,25 @@ def scan_to_file(
 
 
 def compute_all(
-    work: ScanWork, run: TileRunner, source: ImageSource, folder: BlockFolder, progress: Progress
+    work: ScanWork,
+    run: TileRunner,
+    source: ImageSource,
+    folder: BlockFolder,
+    progress: Progress,
+    distribute: Distribute | None = None,
 ) -> None:
-    """Compute every block that the folder does not have, in this process."""
+    """Compute every block that the folder does not have: in this process, or where `distribute` does it."""
     done = folder.finished()
     tiles_done = sum(tile.block in done for tile in work.plan)
     executor = LocalExecutor(prefetch=reads_ahead(work, source), write_behind=True)
     with progress_reporter(progress, len(work.plan), "scanning") as report:
         report(tiles_done)
-        parts = compute(work, run, source, folder, remaining_groups(work, done), done, executor)
+        groups = remaining_groups(work, done)
+        parts = (
+            distribute(work, folder, groups)
+            if distribute
+            else compute(work, run, source, folder, groups, done, executor)
+        )
         collect(parts, tiles_done, len(work.plan), report)
 
 

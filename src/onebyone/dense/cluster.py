@@ -1,0 +1,171 @@
+"""Scans on many processes and machines, with Dask.
+
+Every worker gets the network once, as a plugin that the scheduler also installs on workers that join later. It opens
+the image itself, and stores its blocks itself, in the folder of the scan, which all workers must see. A task is a few
+groups of blocks. At most `AHEAD` tasks for each worker wait, so a long scan does not fill the scheduler. The tasks of a
+worker that is lost are done again by others; its finished blocks are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from onebyone.dense.blocks import Block, BlockFolder
+from onebyone.dense.executor import LocalExecutor
+from onebyone.dense.guarded_source import place
+from onebyone.dense.images import open_image
+from onebyone.dense.plan import Tile
+from onebyone.dense.stored_scan import Done, compute
+from onebyone.dense.work import ScanWork
+from onebyone.errors import BadInput, MissingExtra
+from onebyone.stores.source import ImageSource
+
+#: Tasks that wait for each worker, and groups of blocks in a task: enough that reading and writing overlap the network.
+AHEAD, GROUPS = 2, 4
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """An image that each worker opens: a path, or a source that can be pickled, with the options of `open_image`."""
+
+    image: Any
+    options: Mapping[str, Any]
+
+    def open(self) -> ImageSource:
+        """The image."""
+        return open_image(self.image, **self.options)
+
+
+@dataclass
+class ScanPlugin:
+    """A scan on one worker: the network and the image are opened when the first task needs them."""
+
+    work: ScanWork
+    image: ImageRequest
+    folder: Path
+    name: str = field(default_factory=lambda: f"onebyone-scan-{uuid4().hex}")
+    idempotent: bool = True
+
+    def setup(self, worker: Any) -> None:
+        """Called by Dask on each worker."""
+        self._threads = int(worker.state.nthreads)
+        self._opened: tuple[Any, ImageSource] | None = None
+        self._closing = ExitStack()
+
+    def teardown(self, worker: Any) -> None:
+        """Called by Dask when the worker ends."""
+        self._closing.close()
+
+    def run(self, groups: list[list[Tile]]) -> Done:
+        """Compute and store some groups of blocks; those that are stored already are left out."""
+        if self._opened is None:
+            torch.set_num_threads(self._threads)
+            self._opened = self._closing.enter_context(self.work.runner()), self.image.open()
+        run, source = self._opened
+        blocks = BlockFolder(self.folder)
+        done = {tile.block for group in groups for tile in group if blocks.file(tile.block).exists()}
+        executor = LocalExecutor(prefetch=True, write_behind=True)
+        failures: dict[Block, tuple[str, str]] = {}
+        for part in compute(self.work, run, source, blocks, groups, done, executor):
+            failures.update(part.failures)
+        return Done(sum(map(len, groups)), failures)
+
+
+def compute_on_cluster(
+    client: Any, work: ScanWork, image: ImageRequest, folder: BlockFolder, groups: Iterable[list[Tile]]
+) -> Iterator[Done]:
+    """Compute groups of blocks on the workers of a `distributed.Client`. Yields what each task did, in any order.
+
+    Raises what a task raised, such as BadInput for a full disk. A task whose workers died again and again is reported
+    as a failure of its blocks.
+    """
+    from distributed import KilledWorker, as_completed
+    from distributed.diagnostics.plugin import WorkerPlugin
+
+    plugin_type = type("ScanWorkerPlugin", (ScanPlugin, WorkerPlugin), {})
+    plugin = plugin_type(work, image, folder.path)
+    client.register_plugin(plugin)
+    remaining = iter(groups)
+    tasks: dict[Any, list[list[Tile]]] = {}
+    completed = as_completed(raise_errors=False)
+
+    def submit() -> None:
+        if task := list(islice(remaining, GROUPS)):
+            future = client.submit(_run_task, plugin.name, task, pure=False, retries=2)
+            tasks[future] = task
+            completed.add(future)
+
+    try:
+        for _ in range(AHEAD * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))):
+            submit()
+        for future in completed:
+            task = tasks.pop(future)
+            submit()
+            error = future.exception()
+            if error is None:
+                yield future.result()
+            elif isinstance(error, KilledWorker):
+                reason = "the workers that computed it died"
+                yield Done(
+                    sum(map(len, task)), {t.block: (place(t.read), reason) for group in task for t in group}
+                )
+            else:
+                raise error
+    finally:
+        for future in tasks:
+            with suppress(Exception):
+                future.cancel()
+        with suppress(Exception):
+            client.unregister_worker_plugin(plugin.name)
+
+
+def _run_task(name: str, groups: list[list[Tile]]) -> Done:
+    """One task, on a worker that has the plugin `name`."""
+    from distributed import get_worker
+
+    done: Done = get_worker().plugins[name].run(groups)
+    return done
+
+
+@contextmanager
+def cluster_client(dask: Any, workers: int | None) -> Iterator[Any]:
+    """A `distributed.Client`: `dask` itself, or one for its address, or one for `workers` processes on this machine.
+
+    Raises MissingExtra where Dask is not installed, and BadInput where no scheduler answers.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise MissingExtra("dask[distributed]", "cluster", "scanning with several workers") from error
+    if workers is not None and (dask is not None or workers < 1):
+        raise BadInput(f"workers={workers}: expected a positive number, and no dask= beside it")
+    if isinstance(dask, Client):
+        yield dask
+    elif dask is not None:
+        try:
+            client = Client(str(dask), timeout="10s")
+        except (OSError, ValueError, TimeoutError) as error:
+            raise BadInput(f"dask={dask!r}: no Dask scheduler answers there: {error}") from error
+        with client:
+            yield client
+    else:
+        with (
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                memory_limit=None,
+                silence_logs=50,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client

@@ -1,0 +1,98 @@
+"""Scans on several processes with Dask: the same file, also where a worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onebyone.dense import ScoreMap, scan
+from onebyone.errors import BadInput, Unfinished
+from onebyone.stores.regions import Region
+from onebyone.stores.source import ArraySource
+
+from .networks import exact_net, integer_image
+
+distributed = pytest.importorskip("distributed")
+
+
+class SlowSource(ArraySource):
+    """An image whose regions take a while."""
+
+    def read(self, region: Region) -> np.ndarray:
+        time.sleep(0.02)
+        return super().read(region)
+
+
+class BrokenSource(ArraySource):
+    """An image of which one pixel cannot be read."""
+
+    def read(self, region: Region) -> np.ndarray:
+        if all(s.start <= 50 < s.stop for s in region):
+            raise OSError("Input/output error")
+        return super().read(region)
+
+
+@pytest.fixture(scope="module")
+def client() -> Any:
+    from onebyone.dense.cluster import cluster_client
+
+    with cluster_client(None, 2) as client:
+        yield client
+
+
+def test_two_workers_write_the_bytes_of_one_process(client: Any, tmp_path: Path) -> None:
+    image = integer_image(83, 71)
+    seen: list[tuple[int, int]] = []
+    scan(exact_net(), image, out=tmp_path / "a.npz", tile=3, batch=2)
+    scan(
+        exact_net(),
+        image,
+        out=tmp_path / "b.npz",
+        tile=3,
+        batch=2,
+        dask=client,
+        progress=lambda *a: seen.append(a),
+    )
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert seen[0][0] == 0
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_the_tiles_of_a_killed_worker_are_done_again(client: Any, tmp_path: Path) -> None:
+    image, out = integer_image(120, 110)[..., None], tmp_path / "s.npz"
+    victim = next(iter(client.run(os.getpid).values()))
+    first = threading.Event()
+
+    def kill() -> None:
+        first.wait(60)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    scan(exact_net(), SlowSource(image), out=out, tile=2, dask=client,
+         progress=lambda done, total: first.set() if done else None)  # fmt: skip
+    killer.join()
+    assert victim not in client.run(os.getpid).values()
+    np.testing.assert_array_equal(ScoreMap.load(out).scores, scan(exact_net(), image).scores)
+
+
+def test_what_a_worker_cannot_read_is_reported_with_its_place(client: Any, tmp_path: Path) -> None:
+    source = BrokenSource(integer_image(83, 71)[..., None])
+    with pytest.raises(Unfinished, match=r"rows \d+ to \d+, columns .*Input/output error"):
+        scan(exact_net(), source, out=tmp_path / "s.npz", tile=3, dask=client)
+
+
+def test_a_cluster_needs_a_file_and_a_scheduler(tmp_path: Path) -> None:
+    image = integer_image(83, 71)
+    with pytest.raises(BadInput, match="out: is missing"):
+        scan(exact_net(), image, workers=2)
+    with pytest.raises(BadInput, match="workers=0: expected a positive number"):
+        scan(exact_net(), image, out=tmp_path / "s.npz", workers=0)
