@@ -189,6 +189,7 @@ def test_without_pillow_arrays_still_work_and_files_name_the_extra(
     monkeypatch.setitem(sys.modules, "PIL", None)
     np.save(tmp_path / "array.npy", RGB)
     assert pixels_of(tmp_path / "array.npy").shape == (6, 7, 3)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     with pytest.raises(MissingExtra, match=r"pip install 'onebyone\[images\]'"):
         pixels_of(tmp_path / "picture.png")
 

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onebyone.atomic_files import kind_of_file
 from onebyone.dense.checks import check_whole
 from onebyone.errors import BadInput
 from onebyone.laws.labels import require_sound
 from onebyone.records import Labels
-from onebyone.stores.pictures import as_array, read_picture
-from onebyone.stores.source import ArraySource, ImageSource
+from onebyone.stores.axes import SlicedSource
+from onebyone.stores.channels import match_channels, matched
+from onebyone.stores.opening import open_file
+from onebyone.stores.pictures import as_array
+from onebyone.stores.source import ArraySource, ImageSource, whole_region
 
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float64)  # ITU-R BT.601, as Pillow's convert("L")
 _ACCEPTED = "a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W)"
 
 
@@ -35,6 +36,9 @@ def open_image(
     labels: Labels | None = None,
     axes: int = 2,
     page: int | None = None,
+    level: int | None = None,
+    mpp: float | None = None,
+    axis_names: str | None = None,
 ) -> ImageSource:
     """Open an image for a network of `channels` input channels that slides over `axes` axes.
 
@@ -55,6 +59,12 @@ def open_image(
         the page or frame, from 0, of a picture file with several. None reads the first, with a warning where there
         are more.
 
+    level, mpp
+        the resolution level of a file with several: its number from 0, or its microns per pixel.
+    axis_names
+        the axes of an array or a file, such as "CYX" for channels first; None takes those that the file states, or the
+        spatial axes and then the channels.
+
     Raises
     ------
     BadInput
@@ -68,8 +78,16 @@ def open_image(
     labels = labels or Labels()
     if channels is None and labels.colour_order == "L":
         channels = 1
-    source: ImageSource
-    source = image if isinstance(image, ImageSource) else ArraySource(_values(image, channels, axes, page))
+    if isinstance(image, str | os.PathLike):
+        source = open_file(image, axes=axis_names, page=page, level=level, mpp=mpp, spatial=axes)
+        if Path(image).suffix.lower() != ".npy":  # an array has exactly the channels that it has
+            source = matched(source, channels)
+    else:
+        source = _in_memory(image, channels, axes, axis_names)
+        for name, value in (("page", page), ("level", level), ("mpp", mpp)):
+            if value is not None:
+                what = "only picture files have pages" if name == "page" else "only files have levels"
+                raise BadInput(f"{name}={value}: {what}; image is {_describe(image)}")
     _check_structure(source, channels)
     require_sound(labels, source.channels)
     return source
@@ -83,31 +101,33 @@ def load_image(image: Any, *, page: int | None = None) -> NDArray[Any]:
     >>> load_image(np.zeros((4, 5), np.uint8)).shape
     (4, 5, 1)
     """
-    source = ArraySource(np.ascontiguousarray(_values(image, None, 2, page)))
-    _check_structure(source, None)
+    source = open_image(image, page=page)
     check_whole(source, Labels())
-    return source.values
+    return np.ascontiguousarray(source.read(whole_region(source)))
 
 
-def _values(image: Any, channels: int | None, axes: int, page: int | None) -> NDArray[Any]:
-    """Any accepted image as (H, W, C)."""
-    is_file = isinstance(image, str | os.PathLike)
-    if page is not None and (not is_file or Path(image).suffix.lower() == ".npy"):
-        raise BadInput(f"page={page}: only picture files have pages; image is {_describe(image)}")
-    if is_file:
-        path = Path(image)
-        if path.suffix.lower() == ".npy":
-            return _with_channel_axis(_map_npy(path), axes)
-        _require_two_axes(axes, path.name)
-        return _match_channels(_with_channel_axis(read_picture(path, page), axes), channels)
-    if isinstance(image, torch.Tensor):
-        return _from_tensor(image, axes)
-    if isinstance(image, np.ndarray):
-        return _with_channel_axis(image, axes)
+def _in_memory(image: Any, channels: int | None, axes: int, axis_names: str | None) -> ImageSource:
+    """An image in memory, or any object that is sliced as an array is, as a source."""
+    if isinstance(image, ImageSource):
+        return image
     if hasattr(image, "getbands"):  # a Pillow image, recognised without importing Pillow, which is optional
         _require_two_axes(axes, "a Pillow image")
-        return _match_channels(_with_channel_axis(as_array(image), axes), channels)
+        return ArraySource(match_channels(_with_channel_axis(as_array(image), axes), channels))
+    if isinstance(image, torch.Tensor) and axis_names is None:
+        return ArraySource(_from_tensor(image, axes))
+    if isinstance(image, np.ndarray) and axis_names is None:
+        return ArraySource(_with_channel_axis(image, axes))
+    if isinstance(image, torch.Tensor):
+        image = _as_numpy(image)
+    if all(hasattr(image, name) for name in ("shape", "dtype", "__getitem__")):
+        return SlicedSource(image, axis_names or _named_dimensions(image), spatial=axes)
     raise BadInput(f"image is of type {type(image).__name__}; expected {_ACCEPTED}")
+
+
+def _named_dimensions(image: Any) -> str | None:
+    """The axes of an xarray, from the names of its dimensions where these are single letters."""
+    names = [str(name) for name in getattr(image, "dims", ())]
+    return "".join(names) if names and all(len(name) == 1 for name in names) else None
 
 
 def _require_two_axes(axes: int, description: str) -> None:
@@ -122,19 +142,6 @@ def _axis_names(axes: int) -> str:
     return {1: "T", 2: "H, W", 3: "D, H, W"}[axes]
 
 
-def _map_npy(path: Path) -> NDArray[Any]:
-    """The array in a `.npy` file, memory-mapped."""
-    kind = kind_of_file(path)
-    if "(.npy)" not in kind:
-        raise BadInput(f"{path} cannot be read as an array: it is {kind}; expected one NumPy array (.npy)")
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        reason = "it contains Python objects, not numbers" if "object" in str(error) else str(error)
-        raise BadInput(f"{path} cannot be read as an array: {reason}") from error
-    return array
-
-
 def _describe(image: Any) -> str:
     return Path(image).name if isinstance(image, str | os.PathLike) else f"of type {type(image).__name__}"
 
@@ -146,10 +153,15 @@ def _from_tensor(image: torch.Tensor, axes: int) -> NDArray[Any]:
     if image.ndim != axes + 1:
         names = _axis_names(axes)
         raise BadInput(f"image is a tensor of shape {shape}; expected (C, {names}) or (1, C, {names})")
+    return np.moveaxis(_as_numpy(image), 0, -1)
+
+
+def _as_numpy(image: torch.Tensor) -> NDArray[Any]:
     image = image.detach().cpu()
     if image.dtype == torch.bfloat16:  # NumPy has no bfloat16; float32 represents it exactly
         image = image.float()
-    return image.movedim(0, -1).numpy()
+    array: NDArray[Any] = image.numpy()
+    return array
 
 
 def _with_channel_axis(array: NDArray[Any], axes: int) -> NDArray[Any]:
@@ -159,18 +171,6 @@ def _with_channel_axis(array: NDArray[Any], axes: int) -> NDArray[Any]:
         names = _axis_names(axes)
         raise BadInput(f"image is an array of shape {array.shape}; expected ({names}) or ({names}, C)")
     return array
-
-
-def _match_channels(values: NDArray[Any], channels: int | None) -> NDArray[Any]:
-    """A picture's grey as RGB or its RGB as grey, where the network takes the other."""
-    if channels == 3 and values.shape[2] == 1:
-        return np.repeat(values, 3, axis=2)
-    if channels == 1 and values.shape[2] == 3:
-        grey = values.astype(np.float64) @ _LUMA
-        return (
-            np.rint(grey).astype(values.dtype)[:, :, None] if values.dtype.kind == "u" else grey[:, :, None]
-        )
-    return values
 
 
 def _check_structure(source: ImageSource, channels: int | None) -> None:

@@ -5,6 +5,7 @@ Only GDAL's driver for TIFF is used, because other formats of GDAL refer to file
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -166,12 +167,17 @@ def _pixel_transform(placement: Placement) -> tuple[float, ...]:
     return sx, 0.0, ox, 0.0, sy, oy
 
 
-def is_georeferenced(tags: Any) -> bool:
-    """Whether the tags of a TIFF page (tifffile) state a coordinate reference system or a transform.
+def is_georeferenced(path: Path) -> bool:
+    """Whether a TIFF states a coordinate reference system or a transform.
 
     They are GeoKeyDirectory (34735), ModelPixelScale (33550) and ModelTransformation (34264) of the GeoTIFF standard.
     """
-    return any(code in tags for code in (34735, 33550, 34264))
+    try:
+        tifffile = importlib.import_module("tifffile")
+        with tifffile.TiffFile(path) as tiff:
+            return any(code in tiff.pages[0].tags for code in (34735, 33550, 34264))
+    except Exception:  # the reader that follows reports the damage, or that tifffile is not installed
+        return False
 
 
 def _first_line(error: Exception) -> str:
