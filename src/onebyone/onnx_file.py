@@ -60,8 +60,9 @@ def has_external_data(model: ir.Model) -> bool:
 
 
 def bytes_of_weights(model: ir.Model) -> int:
-    """Bytes of all initializers, in memory and in files."""
-    return sum(int(tensor.nbytes) for _, tensor in tensors_of(model))
+    """Bytes of all initializers, in memory and in files; texts, which have no fixed size, do not count."""
+    tensors = (tensor for _, tensor in tensors_of(model))
+    return sum(int(tensor.nbytes) for tensor in tensors if tensor.dtype != ir.DataType.STRING)
 
 
 def tensors_of(model: ir.Model) -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,9 @@ _SHAPE_ARITHMETIC = {
     "ConstantOfShape", "ReduceProd", "Identity", "Reshape",
 }  # fmt: skip
 
+#: The most values of a map whose order is recovered: 1 GB of indices.
+LARGEST_MAP = 2**27
+
 
 @dataclass(frozen=True)
 class FlattenedMap:
@@ -107,6 +110,8 @@ def _order(
     assert value.shape is not None
     batch = value.shape[0] if isinstance(value.shape[0], int) else 2
     count = prod(sizes)
+    if batch * count > LARGEST_MAP:
+        return None
     indices = np.arange(batch * count, dtype=np.int64).reshape(batch, *sizes)
     result = _run(value, indices, list(reversed(moves)), vector)
     if result is None or result.shape != (batch, count):

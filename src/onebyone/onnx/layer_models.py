@@ -6,6 +6,7 @@ It is cut out between two named values, so that the original and the converted m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ import onnx
 import onnx_ir as ir
 
 from onebyone.onnx.constant_values import sizes_of
+from onebyone.records import by
 
 Array = np.ndarray[Any, Any]
 
 #: Floating types that are computed in another one while a layer is probed.
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+#: The most values that an input of a probed layer may have: 1 GB in float64.
+LARGEST_INPUT = 2**27
 
 
 class NotSeparable(Exception):
@@ -78,14 +82,18 @@ class LayerModel:
         `data_sizes` are what is known of the first input, where that is more than its shape says.
 
         Raises:
-            NotSeparable: the rank of an input is not known.
+            NotSeparable: the rank of an input is not known, or it has too many values.
         """
         found = {}
         for index, value in enumerate(self._free):
             sizes = data_sizes if index == 0 and data_sizes is not None else sizes_of(value)
             if sizes is None:
                 raise NotSeparable(f"the rank of {value.name!r} is not known")
-            shape = [free_sizes[min(axis, 1)] if size is None else size for axis, size in enumerate(sizes)]
+            # Some exporters write 0 or -1 for a size that they do not know.
+            free = [size is None or size <= 0 for size in sizes]
+            shape = [free_sizes[min(a, 1)] if free[a] else int(size or 0) for a, size in enumerate(sizes)]
+            if prod(shape) > LARGEST_INPUT:
+                raise NotSeparable(f"its input {value.name!r} of shape {by(shape)} is too large for a probe")
             found[str(value.name)] = tuple(shape)
         return found
 
@@ -178,5 +186,9 @@ def _cast(dtype: ir.DataType | None, target: ir.DataType | None) -> ir.DataType:
 
 def _cast_attribute(attribute: ir.Attr, target: ir.DataType | None) -> ir.Attr:
     if attribute.name == "to" and attribute.type == ir.AttributeType.INT:
-        return ir.AttrInt64("to", int(_cast(ir.DataType(attribute.as_int()), target)))
+        try:
+            kind = ir.DataType(attribute.as_int())
+        except ValueError as error:
+            raise NotSeparable(f"it casts to a type that ONNX does not have, {attribute.as_int()}") from error
+        return ir.AttrInt64("to", int(_cast(kind, target)))
     return attribute

@@ -6,7 +6,6 @@ Tensors in external files are read only from the model's own folder, links resol
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import onnx_ir as ir
 from onebyone.atomic_files import kind_of_file, require_file
 from onebyone.errors import BadInput
 from onebyone.onnx import map_types
+from onebyone.onnx.file_checks import require_sound_proto, shortened
+from onebyone.onnx.shapes import quiet
 from onebyone.onnx_file import tensors_of, write_model
 
 
@@ -51,74 +52,52 @@ def _from_file(path: Path) -> ir.Model:
         kind = kind_of_file(path)
         raise BadInput(f"{path} is not an ONNX model or is damaged (the file is {kind}): {error}") from error
     model = _decoded(proto, str(path))
-    ir.external_data.set_base_dir(model.graph, path.parent)
+    for _, tensor in (*tensors_of(model), *_constants(model)):
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = path.parent
     return model
 
 
 def _decoded(proto: onnx.ModelProto, name: str) -> ir.Model:
-    if proto.ir_version <= 0 or not proto.HasField("graph"):
-        raise BadInput(f"{name} is not an ONNX model: it has no IR version or no graph")
-    for tensor in _protos(proto.graph):
-        _require_size(tensor, name)
+    require_sound_proto(proto, name)
     try:
-        return map_types.decoded(proto)
+        with quiet():
+            return map_types.decoded(proto)
     except Exception as error:
-        raise BadInput(f"{name} is not a valid ONNX model: {_reason(error)}") from error
-
-
-def _protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph: initializers and attributes, subgraphs included."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for subgraph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _protos(subgraph)
-
-
-def _require_size(tensor: onnx.TensorProto, name: str) -> None:
-    """The tensor's data is as long as its shape says; nothing is allocated for it."""
-    if any(size < 0 for size in tensor.dims):
-        raise BadInput(
-            f"{name}: the tensor {tensor.name!r} has a negative size in its shape {list(tensor.dims)}"
-        )
-    if not tensor.HasField("raw_data") or tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return
-    try:
-        bits = ir.DataType(tensor.data_type).bitwidth
-    except (ValueError, TypeError) as error:
-        raise BadInput(
-            f"{name}: the tensor {tensor.name!r} has an unknown type {tensor.data_type}"
-        ) from error
-    count = 1
-    for size in tensor.dims:
-        count *= size
-    if len(tensor.raw_data) != -(-count * bits // 8):
-        raise BadInput(
-            f"{name}: the tensor {tensor.name!r} of shape {list(tensor.dims)} needs {-(-count * bits // 8):,} bytes "
-            f"and holds {len(tensor.raw_data):,}"
-        )
+        raise BadInput(f"{name} is not a valid ONNX model: {shortened(_reason(error))}") from error
 
 
 def _require_sound(model: ir.Model, name: str) -> None:
     if not model.graph.inputs:
         raise BadInput(f"{name}: its graph has no input")
-    for value_name, tensor in tensors_of(model):
+    for value_name, tensor in (*tensors_of(model), *_constants(model)):
         if isinstance(tensor, ir.ExternalTensor):
             _require_external(tensor, value_name, name)
     _require_order(model.graph, set(), name)
 
 
+def _constants(model: ir.Model) -> list[tuple[str, ir.TensorProtocol]]:
+    """The tensors in attributes, as Constant nodes hold them."""
+    functions = (node for function in model.functions.values() for node in function.all_nodes())
+    return [
+        (str(node.name or node.op_type), attribute.as_tensor())
+        for node in (*model.graph.all_nodes(), *functions)
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
+    ]
+
+
 def _require_external(tensor: ir.ExternalTensor, value_name: str, name: str) -> None:
     """The data of a tensor in another file is there, long enough, and inside the model's folder."""
-    what = f"{name}: the external data of {value_name!r}"
+    what, location = (
+        f"{name}: the external data of {shortened(value_name)!r}",
+        shortened(str(tensor.location)),
+    )
     folder, path = os.path.realpath(tensor.base_dir or "."), os.path.realpath(tensor.path)
     if os.path.isabs(str(tensor.location)) or os.path.commonpath([folder, path]) != folder:
-        raise BadInput(f"{what}, {str(tensor.location)!r}, lies outside the model's folder; it is not read")
+        raise BadInput(f"{what}, {location!r}, lies outside the model's folder; it is not read")
     if not os.path.isfile(path):
-        raise BadInput(f"{what} is missing: {tensor.location} is not a file beside the model")
+        raise BadInput(f"{what} is missing: {location!r} is not a file beside the model")
     offset, size = tensor.offset or 0, os.path.getsize(path)
     count = 1
     for axis in tensor.shape:
@@ -126,7 +105,7 @@ def _require_external(tensor: ir.ExternalTensor, value_name: str, name: str) -> 
     needed = -(-count * tensor.dtype.bitwidth // 8)
     if offset < 0 or offset + needed > size:
         raise BadInput(
-            f"{what} ends at byte {offset + needed:,} of {tensor.location}, which has {size:,} bytes; is it truncated?"
+            f"{what} ends at byte {offset + needed:,} of {location!r}, which has {size:,} bytes; is it truncated?"
         )
 
 

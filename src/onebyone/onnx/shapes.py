@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onebyone.onnx import map_types
 
-_logger = logging.getLogger(__name__)
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep onnx-ir from logging what it finds wrong with a model; faults that matter become errors of our own."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -27,4 +39,5 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def _infer(model: ir.Model) -> None:
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    with quiet():
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)

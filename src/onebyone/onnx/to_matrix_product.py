@@ -102,8 +102,11 @@ def linear_convolution(
     groups = node.attributes.get_int("group", 1)
     if padded:
         return "it pads its input: the border positions have no linear layer"
-    if data.shape is None:
-        return f"the rank of its input {data.name!r} is not known"
+    if data.shape is None or len(data.shape) != len(shape):
+        rank = (
+            "is not known" if data.shape is None else f"is {len(data.shape)}, that of its weight {len(shape)}"
+        )
+        return f"the rank of its input {data.name!r} {rank}"
     if whole and (groups > 1 or node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")):
         return None
     if data.dtype is not None and data.dtype not in kinds:
