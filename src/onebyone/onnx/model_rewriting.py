@@ -80,6 +80,9 @@ class ModelRewriter:
         except NotRewritable as error:
             result = str(error)
             discard(writer.nodes)
+        except RecursionError:
+            result = "its weight is computed by a longer chain of operators than Python can follow"
+            discard(writer.nodes)
         if result is None or isinstance(result, str):
             return result
         written, last = result.written, result.replaced[-1]
