@@ -1,8 +1,8 @@
 """Run ONNX models: by ONNX's own reference implementation, and by ONNX Runtime as users run them.
 
 The reference implementation (onnx 1.23) is wrong or incomplete in places: BatchNormalization before opset 14 takes the
-statistics of the batch, GlobalMaxPool is wrong at rank 3, operators of ONNX Runtime are missing. What is known is
-replaced here, and in `quantised_reference`.
+statistics of the batch, Softmax before opset 13 takes one axis, GlobalMaxPool is wrong at rank 3, and operators of ONNX
+Runtime are missing. What is known is replaced here, and in `quantised_reference`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,11 @@ def run_reference(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Ar
     """
     try:
         with np.errstate(all="ignore"):
-            outputs = ReferenceEvaluator(model, new_ops=_REPLACED).run(None, dict(feeds))
+            opset = next(
+                (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 13
+            )
+            replaced = _REPLACED + (_BEFORE_OPSET_13 if opset < 13 else [])
+            outputs = ReferenceEvaluator(model, new_ops=replaced).run(None, dict(feeds))
     except Exception as error:
         raise NotRunnable(f"the ONNX reference implementation cannot run it: {first_line(error)}") from error
     return [np.asarray(value) for value in outputs]
@@ -175,6 +179,32 @@ class FusedMatMul(OpRun):  # type: ignore[misc]
         return (np.matmul(a, b) * a.dtype.type(1.0 if alpha is None else alpha),)
 
 
+class Softmax(OpRun):  # type: ignore[misc]
+    """Before opset 13: over all axes from `axis` on, as the rows of a matrix."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **attributes: Any) -> tuple[Array]:
+        return (_row_softmax(x, attributes.get("axis")),)
+
+
+class LogSoftmax(OpRun):  # type: ignore[misc]
+    """The logarithm of `Softmax`, as it is before opset 13."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **attributes: Any) -> tuple[Array]:
+        return (np.log(_row_softmax(x, attributes.get("axis"))),)
+
+
+def _row_softmax(x: Array, axis: int | None) -> Array:
+    axis = 1 if axis is None else axis % x.ndim
+    rows = x.reshape(int(np.prod(x.shape[:axis])), -1)
+    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return np.asarray((powers / powers.sum(axis=1, keepdims=True)).reshape(x.shape), dtype=x.dtype)
+
+
+_BEFORE_OPSET_13 = [Softmax, LogSoftmax]
 _REPLACED = [
     BatchNormalization,
     GlobalMaxPool,

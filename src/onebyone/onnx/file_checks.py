@@ -95,6 +95,8 @@ def _require_size(tensor: onnx.TensorProto, name: str) -> None:
     except (ValueError, TypeError):
         bits = 0
     if tensor.data_type == onnx.TensorProto.STRING:
+        if len(tensor.string_data) != prod(tensor.dims):
+            raise BadInput(f"{what} of shape {list(tensor.dims)} holds {len(tensor.string_data):,} texts")
         return
     if not bits:
         raise BadInput(f"{what} has an unknown type {tensor.data_type}")

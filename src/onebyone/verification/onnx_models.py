@@ -76,7 +76,14 @@ def verify_onnx(
     if feeds is None:
         unverified.append("without an example input: the whole model, and the layers on their own inputs")
     else:
-        whole = compare_outputs(original, rewriting.model, feeds, problems, unverified)
+        whole = compare_outputs(
+            original,
+            rewriting.model,
+            feeds,
+            problems,
+            unverified,
+            max((x.terms for x in rewriting.layers), default=1),
+        )
     problems += [f"{check.path}: {check.why}" for check in checks if not check.ok]
     probed = any(check.bitwise is not None for check in checks)
     nothing = not probed and whole.max_error is None and not problems
