@@ -6,7 +6,7 @@ the steps of its constants add up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from typing import TypeAlias
@@ -110,6 +110,14 @@ class ModelRewriter:
         self.changes.append(Change(origin, node.op_type, written.law, result.before, written.description))
         return None
 
+    def record_run(self, written: Mapping[str, Sequence[ir.Node]], layers: Sequence[RewrittenLayer]) -> None:
+        """Record nodes that were rewritten together: the new nodes by the path of the old one, and their outputs."""
+        for path, nodes in written.items():
+            for node in nodes:
+                self.origins[str(node.name)] = self.origin(path)
+                node.meta[_LAYER] = len(self.layers)
+        self.layers += layers
+
 
 def _merged(known: RewrittenLayer, layer: RewrittenLayer) -> RewrittenLayer:
     """The record of a layer that was rewritten before keeps the values that the original has."""
@@ -142,7 +150,12 @@ def _nodes_in(container: Container, prefix: str, opset: int) -> Iterator[tuple[s
 
 def replace(nodes: Sequence[ir.Node], value: ir.Value) -> None:
     """Put `value` in the place of the last node's output, under its name, and remove what nothing reads any more."""
-    old = nodes[-1].outputs[0]
+    replace_value(nodes[-1].outputs[0], value)
+    discard(list(reversed(nodes)))
+
+
+def replace_value(old: ir.Value, value: ir.Value) -> None:
+    """Put `value` in the place of another, under its name."""
     name, shape, kind = old.name, old.shape, old.type
     old.replace_all_uses_with(value, replace_graph_outputs=True)
     old.name = f"{name}/replaced"
@@ -151,7 +164,6 @@ def replace(nodes: Sequence[ir.Node], value: ir.Value) -> None:
     if shape is not None:
         value.shape = shape
     value.metadata_props.update(old.metadata_props)
-    discard(list(reversed(nodes)))
 
 
 def discard(nodes: Sequence[ir.Node]) -> None:

@@ -18,10 +18,12 @@ from onebyone.onnx.convert import Only, convert_all, prepared, require_supported
 from onebyone.onnx.model_rewriting import ModelRewriter, restore_value_infos, sort_where_needed
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.targets.description import describe
+from onebyone.onnx.targets.fewer_axes import fold_axes
 from onebyone.onnx.targets.remedies import remedy
 from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal
 from onebyone.targets import NodeDescription, Offender, TargetCheck, TargetProfile, violations, violations_of
+from onebyone.targets.limits import RankLimit
 from onebyone.targets.requirements import MissingOperator
 
 #: A guard against rewritings that undo each other; two or three rounds are usual.
@@ -126,8 +128,14 @@ def _rewrite_in_rounds(
     """Rewrite until nothing changes. Returns the reason of each violation that stays, by its key."""
     reasons: dict[tuple[str, str], str] = {}
     model = rewriter.model
+    most = _most_axes(profile)
+    axis_reasons: dict[str, str] = {}
     for _ in range(MOST_ROUNDS):
         changed = False
+        if most is not None:
+            before = len(rewriter.changes)
+            axis_reasons = fold_axes(rewriter, most, only)
+            changed = len(rewriter.changes) > before
         for description, node, opset in list(describe(model)):
             if node is None or node.graph is None:
                 found = violations_of(description, profile)
@@ -139,7 +147,8 @@ def _rewrite_in_rounds(
                 assert offender.rule is not None
                 write = remedy(offender.rule, description, profile)
                 if isinstance(write, str):
-                    reasons[offender.key] = write
+                    by_axes = isinstance(offender.rule, RankLimit) and description.path in axis_reasons
+                    reasons[offender.key] = axis_reasons[description.path] if by_axes else write
                     continue
                 before = len(rewriter.changes)
                 reason = rewriter.attempt(description.path, node, opset, profile.name, write)
@@ -153,6 +162,19 @@ def _rewrite_in_rounds(
         infer_shapes(model)
         mark_constants(model)
     return reasons
+
+
+def _most_axes(profile: TargetProfile) -> int | None:
+    """The number of axes that every tensor may have; None if only some operators are limited."""
+    limits = [
+        rule.maximum
+        for rule in profile.constraints
+        if isinstance(rule, RankLimit)
+        and rule.count == "all"
+        and not rule.operators
+        and rule.maximum is not None
+    ]
+    return min(limits, default=None)
 
 
 def _of_input(offender: Offender, description: NodeDescription, profile: TargetProfile) -> str:

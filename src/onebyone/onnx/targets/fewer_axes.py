@@ -1,0 +1,368 @@
+"""Write runs of tensors with many axes with at most R: a tensor in row-major order is any merging of its axes.
+
+Attention and window partitions reshape to five or six axes, transpose, and reshape back. In such a run each tensor is
+stored with some of its neighbouring axes merged, a Reshape costs nothing, and a Transpose is one of the merged axes, or
+several that each exchange two neighbouring blocks. A run is rewritten as a whole, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from onebyone.onnx.constant_values import NotRewritable, array_of, is_constant, shape_of, sizes_of
+from onebyone.onnx.conversion import RewrittenLayer
+from onebyone.onnx.convert import Only, wanted
+from onebyone.onnx.graph_writer import GraphWriter
+from onebyone.onnx.model_rewriting import ModelRewriter, discard, nodes_of, replace_value
+from onebyone.onnx.targets.permutation_blocks import best_exchange, blocks_of
+from onebyone.onnx.weight_rewriting import WeightRewriter
+from onebyone.records import Change
+
+FEWER_AXES = "tensor of many axes = the same in row-major order with axes merged"
+#: Operators of one tensor, number by number.
+_UNARY = frozenset(
+    ["Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Sqrt", "Neg", "Abs", "Gelu", "HardSwish", "HardSigmoid", "LeakyRelu",
+     "Cast", "Clip", "Identity", "Reciprocal", "Log", "Floor", "Ceil", "Round", "Not", "Elu", "Softplus", "Mish"]
+)  # fmt: skip
+_BINARY = frozenset(
+    ["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Less", "Greater", "And", "Or"]
+)
+_RESHAPES = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
+#: From this opset on, Softmax normalises over one axis.
+SOFTMAX_OF_ONE_AXIS = 13
+
+Sizes: TypeAlias = "tuple[int, ...]"
+
+
+@dataclass
+class AxisRun:
+    """Nodes connected by tensors of more than R axes, with their paths, in the order of the graph."""
+
+    nodes: list[tuple[str, ir.Node]] = field(default_factory=list)
+
+    @property
+    def only_moves(self) -> bool:
+        """Whether no node computes a sum, so that both forms agree bit for bit."""
+        return all(node.op_type not in ("Softmax", "MatMul") for _, node in self.nodes)
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedOutput:
+    """A tensor that a run computes for others: its node, and the tensor that replaces it."""
+
+    path: str
+    old: ir.Value
+    new: ir.Value
+
+
+def fold_axes(rewriter: ModelRewriter, most: int, only: Only) -> dict[str, str]:
+    """Rewrite every run of tensors with more than `most` axes. Returns the reason for each node that stays."""
+    reasons: dict[str, str] = {}
+    graph = rewriter.model.graph
+    opset = rewriter.model.opset_imports.get("", 1)
+    nodes = [(path, node) for path, node, _ in nodes_of(rewriter.model) if node.graph is graph]
+    for run in find_runs(nodes, most):
+        if not all(wanted(rewriter.origin(path), only) for path, _ in run.nodes):
+            continue
+        folder = AxisFolder(most, rewriter.weights)
+        try:
+            outputs = folder.write(run, opset)
+        except NotRewritable as error:
+            discard([node for new in reversed(folder.written.values()) for node in reversed(new)])
+            reasons |= {path: str(error) for path, _ in run.nodes}
+            continue
+        layers = [
+            RewrittenLayer(
+                rewriter.origin(output.path),
+                _producer(output.old).op_type,
+                FEWER_AXES,
+                *_data_of(output.old, most),
+                is_exact=run.only_moves,
+            )
+            for output in outputs
+        ]
+        rewriter.record_run(folder.written, layers)
+        for output, layer in zip(outputs, layers, strict=True):
+            before = f"{_producer(output.old).op_type} in a run of {len(run.nodes)} nodes"
+            change = Change(layer.path, layer.kind, FEWER_AXES, before, f"at most {most} axes")
+            rewriter.changes.append(change)
+            replace_value(output.old, output.new)
+            discard([_producer(output.old)])
+    return reasons
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def _data_of(value: ir.Value, most: int) -> tuple[str, str, int, tuple[int | None, ...] | None]:
+    """A tensor that the run reads and `value` depends on, `value` itself, and the number of terms and sizes of it."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        for operand in node.inputs:
+            if operand is None or is_constant(operand):
+                continue
+            if not _is_large(operand, most):
+                sizes = sizes_of(operand)
+                return str(operand.name), str(value.name), 1, None if sizes is None else tuple(sizes)
+            waiting.append(operand)
+    raise AssertionError(f"{value.name} depends on nothing")
+
+
+def find_runs(nodes: Iterable[tuple[str, ir.Node]], most: int) -> list[AxisRun]:
+    """The runs of a graph: nodes that read or write a tensor of more than `most` axes, joined where they share one."""
+    parent: dict[int, int] = {}
+    members: list[tuple[str, ir.Node, int]] = []
+
+    def root(key: int) -> int:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for path, node in nodes:
+        large = [id(v) for v in (*node.inputs, *node.outputs) if v is not None and _is_large(v, most)]
+        if large:
+            for other in large[1:]:
+                parent[root(other)] = root(large[0])
+            members.append((path, node, large[0]))
+    runs: dict[int, AxisRun] = {}
+    for path, node, key in members:
+        runs.setdefault(root(key), AxisRun()).nodes.append((path, node))
+    return list(runs.values())
+
+
+def _is_large(value: ir.Value, most: int) -> bool:
+    return value.shape is not None and len(value.shape) > most and not is_constant(value)
+
+
+class AxisFolder:
+    """Writes one run with at most `most` axes.
+
+    Raises:
+        NotRewritable: a node has no form of fewer axes, or a size is not known.
+    """
+
+    def __init__(self, most: int, weights: WeightRewriter) -> None:
+        self._most, self._weights = most, weights
+        self._stored: dict[int, ir.Value] = {}
+        self._returned: set[int] = set()
+        #: The new nodes, by the path of the node that they replace.
+        self.written: dict[str, list[ir.Node]] = {}
+
+    def write(self, run: AxisRun, opset: int) -> list[FoldedOutput]:
+        """Insert the new nodes, and return the tensors that others read."""
+        if self._most < 4:
+            raise NotRewritable(f"transposes are written with four axes, and the target takes {self._most}")
+        inside = {id(node) for _, node in run.nodes}
+        outputs = []
+        for path, node in run.nodes:
+            if any(
+                v is not None and _is_large(v, self._most) and id(v) not in self._stored for v in node.inputs
+            ):
+                raise NotRewritable("an input of the graph has more axes")
+            writer = GraphWriter(node, f"{path}/axes", opset)
+            self.written[path] = writer.nodes
+            results = self._results(node, writer)
+            for old, new in zip(node.outputs, results, strict=False):
+                self._stored[id(old)] = new
+                if old.is_graph_output() or any(id(use.node) not in inside for use in old.uses()):
+                    sizes = _known(old)
+                    if len(sizes) > self._most:
+                        raise NotRewritable(f"{old.name} is an output of the graph and has {len(sizes)} axes")
+                    outputs.append(FoldedOutput(path, old, self._result(writer, new, sizes)))
+        return outputs
+
+    def _result(self, writer: GraphWriter, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
+        """The stored value with these sizes, as the output of a new node, so that it can take the old one's name."""
+        is_new = any(value.producer() is node for nodes in self.written.values() for node in nodes)
+        if is_new and _known(value) == tuple(sizes) and id(value) not in self._returned:
+            self._returned.add(id(value))
+            return value
+        return writer.op("Reshape", [value, writer.integers(sizes)], shape=list(sizes))
+
+    def _results(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+        if node.domain != "":
+            raise NotRewritable(f"{node.domain}.{node.op_type} has no form of fewer axes")
+        if node.op_type in _RESHAPES:
+            return [self._read(node.inputs[0])]
+        if node.op_type in _UNARY:
+            data = self._folded(writer, node.inputs[0])
+            return [writer.op(node.op_type, [data, *node.inputs[1:]], _plain(node), shape=sizes_of(data),
+                              dtype=node.outputs[0].dtype)]  # fmt: skip
+        if node.op_type in _BINARY:
+            return [self._broadcast(node, writer)]
+        special: dict[str, Callable[[ir.Node, GraphWriter], list[ir.Value]]] = {
+            "Transpose": self._transpose,
+            "Softmax": self._softmax,
+            "Gather": self._gather,
+            "Split": self._split,
+            "Slice": self._along_one_axis,
+            "Concat": self._concat,
+            "MatMul": self._matmul,
+        }
+        if node.op_type not in special:
+            raise NotRewritable(f"{node.op_type} of more than {self._most} axes has no form of fewer")
+        return special[node.op_type](node, writer)
+
+    def _read(self, value: ir.Value | None) -> ir.Value:
+        if value is None:
+            raise NotRewritable("an operand is left out")
+        return self._stored.get(id(value), value)
+
+    def _as(self, writer: GraphWriter, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
+        """The stored value with these sizes."""
+        if _known(value) == tuple(sizes):
+            return value
+        return writer.op("Reshape", [value, writer.integers(sizes)], shape=list(sizes))
+
+    def _folded(self, writer: GraphWriter, value: ir.Value | None) -> ir.Value:
+        """The stored value with at most `most` axes: the first ones merged."""
+        stored = self._read(value)
+        sizes = _known(stored)
+        if len(sizes) <= self._most:
+            return stored
+        count = len(sizes) - self._most + 1
+        return self._as(writer, stored, (prod(sizes[:count]), *sizes[count:]))
+
+    def _transpose(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+        data = node.inputs[0]
+        assert data is not None
+        sizes = _known(data)
+        order = list(node.attributes.get_ints("perm") or reversed(range(len(sizes))))
+        order = [axis for axis in order if sizes[axis] != 1]  # where axes of size one are makes no difference
+        value, current = self._read(data), sorted(order)
+        while True:
+            blocks = blocks_of(current, order)
+            if len(blocks) <= self._most:
+                merged = [prod(sizes[axis] for axis in block) for block in blocks] or [1]
+                rank = {block[0]: index for index, block in enumerate(blocks)}
+                permutation = [rank[axis] for axis in order if axis in rank]
+                value = self._as(writer, value, merged)
+                if permutation != sorted(permutation):
+                    shape = [merged[index] for index in permutation]
+                    value = writer.op("Transpose", [value], {"perm": permutation}, shape=shape)
+                return [value]
+            parts = best_exchange(blocks, order)
+            merged = [prod(sizes[axis] for axis in part) for part in parts]
+            value = self._as(writer, value, merged)
+            shape = [merged[i] for i in (0, 2, 1, 3)]
+            value = writer.op("Transpose", [value], {"perm": [0, 2, 1, 3]}, shape=shape)
+            current = [*parts[0], *parts[2], *parts[1], *parts[3]]
+
+    def _around(self, writer: GraphWriter, value: ir.Value | None, axis: int) -> tuple[ir.Value, Sizes]:
+        """The value as (before, axis, after)."""
+        assert value is not None
+        sizes = _known(value)
+        axis %= len(sizes)
+        around = (prod(sizes[:axis]), sizes[axis], prod(sizes[axis + 1 :]))
+        return self._as(writer, self._read(value), around), around
+
+    def _softmax(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+        if writer.opset < SOFTMAX_OF_ONE_AXIS:
+            raise NotRewritable("Softmax normalises over several axes in this opset")
+        axis = node.attributes.get_int("axis", -1)
+        data, around = self._around(writer, node.inputs[0], axis)
+        return [writer.op("Softmax", [data], {"axis": 1}, shape=around)]
+
+    def _gather(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+        index = node.inputs[1]
+        if index is None or not is_constant(index) or shape_of(index) not in ((), (1,)):
+            raise NotRewritable("Gather of more than one element has no form of fewer axes")
+        data, around = self._around(writer, node.inputs[0], node.attributes.get_int("axis", 0))
+        position = int(array_of(index).reshape(-1)[0]) % around[1]
+        return [writer.slice_axis(data, 1, position, position + 1)]
+
+    def _split(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+        axis = node.attributes.get_int("axis", 0)
+        data, _ = self._around(writer, node.inputs[0], axis)
+        results, start = [], 0
+        for output in node.outputs:
+            size = _known(output)[axis]
+            results.append(writer.slice_axis(data, 1, start, start + size))
+            start += size
+        return results
+
+    def _along_one_axis(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+        before, after = _known(node.inputs[0]), _known(node.outputs[0])
+        axes = [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+        operands = [v for v in node.inputs[1:] if v is not None]
+        if len(axes) != 1 or not all(is_constant(v) for v in operands) or len(operands) < 3:
+            raise NotRewritable("Slice of several axes has no form of fewer axes")
+        starts, ends, along, *steps = (array_of(v).reshape(-1) for v in operands)
+        place = [int(axis) % len(before) for axis in along].index(axes[0])
+        numbers = [starts[place], ends[place], *(s[place] for s in steps)]
+        first, last, step = slice(*(int(n) for n in numbers)).indices(before[axes[0]])
+        if step < 1:
+            raise NotRewritable("Slice in reverse has no form of fewer axes")
+        data, _ = self._around(writer, node.inputs[0], axes[0])
+        return [writer.slice_axis(data, 1, first, last, step)]
+
+    def _concat(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+        axis = node.attributes.get_int("axis", 0)
+        if any(value is None or is_constant(value) for value in node.inputs):
+            raise NotRewritable("Concat with a constant has no form of fewer axes")
+        parts = [self._around(writer, value, axis) for value in node.inputs]
+        shape = [parts[0][1][0], sum(around[1] for _, around in parts), parts[0][1][2]]
+        return [writer.op("Concat", [value for value, _ in parts], {"axis": 1}, shape=shape)]
+
+    def _matmul(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+        first, second = node.inputs
+        left, right, result = _known(first), _known(second), _known(node.outputs[0])
+        if is_constant(second) and len(right) == 2:
+            data = self._as(writer, self._read(first), (prod(left[:-1]), left[-1]))
+            return [writer.op("MatMul", [data, second], shape=(prod(left[:-1]), right[-1]))]
+        if is_constant(first) or is_constant(second) or left[:-2] != right[:-2]:
+            raise NotRewritable("MatMul whose batch axes differ has no form of fewer axes")
+        a = self._as(writer, self._read(first), (prod(left[:-2]), *left[-2:]))
+        b = self._as(writer, self._read(second), (prod(right[:-2]), *right[-2:]))
+        return [writer.op("MatMul", [a, b], shape=(prod(left[:-2]), *result[-2:]))]
+
+    def _broadcast(self, node: ir.Node, writer: GraphWriter) -> ir.Value:
+        """Operands that broadcast: neighbouring axes along which the same operands have size one are merged."""
+        result = _known(node.outputs[0])
+        operands = [value for value in node.inputs if value is not None]
+        full = [(1,) * (len(result) - len(_known(value))) + _known(value) for value in operands]
+        groups: list[list[int]] = []
+        last: list[bool] = []
+        for axis in range(len(result)):
+            pattern = [sizes[axis] == result[axis] for sizes in full]
+            if groups and (result[axis] == 1 or pattern == last):
+                groups[-1].append(axis)
+            else:
+                groups.append([axis])
+                last = pattern
+        if len(groups) > self._most:
+            raise NotRewritable(f"{node.op_type} broadcasts along axes that alternate")
+        inputs = []
+        for value, sizes in zip(operands, full, strict=True):
+            merged = tuple(prod(sizes[axis] for axis in group) for group in groups)
+            if is_constant(value):
+                inputs.append(self._weights.rewrite(writer, value, [("reshape", merged)]))
+            else:
+                inputs.append(self._as(writer, self._read(value), merged))
+        shape = [prod(result[axis] for axis in group) for group in groups]
+        return writer.op(node.op_type, inputs, _plain(node), shape=shape, dtype=node.outputs[0].dtype)
+
+
+def _known(value: ir.Value | None) -> Sizes:
+    sizes = None if value is None else (shape_of(value) if is_constant(value) else sizes_of(value))
+    if sizes is None or None in sizes:
+        name = None if value is None else value.name
+        raise NotRewritable(f"the sizes of {name} are not known")
+    return tuple(size for size in sizes if size is not None)
+
+
+def _plain(node: ir.Node) -> dict[str, object]:
+    return {name: attribute.value for name, attribute in node.attributes.items()}

@@ -1,0 +1,125 @@
+"""Runs of tensors with five and more axes are written with four."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import onebyone
+from onebyone.onnx.targets.convert import TargetConversion
+from tests.onnx.models import Array, graph, integers, model, operators, run
+
+
+def sizes(values: list[int]) -> Array:
+    return np.asarray(values, dtype=np.int64)
+
+
+def folded(m: ir.Model, feeds: dict[str, Array], *, is_exact: bool = True) -> TargetConversion:
+    """Convert for four axes, and compare."""
+    conversion = onebyone.convert(m, target="4d")
+    assert isinstance(conversion, TargetConversion)
+    assert not conversion.left, conversion
+    assert onebyone.check(conversion.model, "4d").ok
+    assert onebyone.verify(m, conversion, feeds).equivalent
+    for expected, actual in zip(run(m, feeds), run(conversion.model, feeds), strict=True):
+        assert expected.shape == actual.shape
+        assert np.array_equal(expected, actual) if is_exact else np.abs(expected - actual).max() < 2e-6
+    return conversion
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_transposes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rank = int(rng.integers(5, 8))
+    shape = [int(s) for s in rng.integers(1, 4, rank)]
+    order = [int(axis) for axis in rng.permutation(rank)]
+    total = int(np.prod(shape))
+    m = model(
+        graph(
+            f"1,{total}",
+            f"{total},1",
+            f"a = Reshape(x, s) b = Transpose<perm={order}>(a) c = Relu(b) y = Reshape(c, t)",
+        ),
+        {"s": sizes(shape), "t": sizes([total, 1])},
+    )
+    conversion = folded(m, {"x": integers(1, total, seed=seed)})
+    before = operators(m).count("Transpose") + operators(m).count("Reshape")
+    after = operators(conversion.model).count("Transpose") + operators(conversion.model).count("Reshape")
+    # each exchange of blocks, with a Reshape before it, leaves at least one block less, until four are left
+    assert after <= before + 2 * max(sum(size > 1 for size in shape) - 4, 0)
+
+
+def test_attention_with_one_projection() -> None:
+    """(1, 6, 3·2·4) → (3, 1, 2, 6, 4) → q, k, v, as timm writes it."""
+    nodes = """
+        a = Reshape(x, s) b = Transpose<perm=[2,0,3,1,4]>(a)
+        q = Gather<axis=0>(b, zero) k = Gather<axis=0>(b, one) v = Gather<axis=0>(b, two)
+        t = Transpose<perm=[0,1,3,2]>(k) w = MatMul(q, t) o = MatMul(w, v) y = Transpose<perm=[0,2,1,3]>(o)
+    """
+    indices = " ".join(
+        f"{name} = Constant<value_int={n}>()" for name, n in (("zero", 0), ("one", 1), ("two", -1))
+    )
+    m = model(graph("1,6,24", "1,6,2,4", indices + nodes), {"s": sizes([1, 6, 3, 2, 4])})
+    conversion = folded(m, {"x": integers(1, 6, 24)})
+    assert [change.path for change in conversion.changes] == ["q", "k", "v"]
+
+
+def test_splits_slices_and_joins() -> None:
+    nodes = """
+        a = Reshape(x, s) b, c = Split<axis=2, num_outputs=2>(a) d = Concat<axis=3>(c, b)
+        e = Slice(d, start, end, axis) f = Squeeze(e, drop) y = Reshape(f, t)
+    """
+    constants = {
+        "s": sizes([2, 2, 4, 3, 2]), "start": sizes([1]), "end": sizes([2]), "axis": sizes([1]), "drop": sizes([1]),
+        "t": sizes([2, 24]),
+    }  # fmt: skip
+    folded(model(graph("2,48", "2,24", nodes), constants), {"x": integers(2, 48)})
+
+
+def test_several_outputs_of_one_split() -> None:
+    nodes = "a = Reshape(x, s) b, c = Split<axis=0, num_outputs=2>(a) y = Reshape(b, t) z = Reshape(c, t)"
+    text = f"g (float[2,24] x) => (float[2,12] y, float[2,12] z) {{ {nodes} }}"
+    m = model(text, {"s": sizes([4, 1, 3, 2, 2]), "t": sizes([2, 12])})
+    folded(m, {"x": integers(2, 24)})
+
+
+def test_windows_with_a_mask_and_a_softmax() -> None:
+    """Scores of windows (B, windows, heads, N, N) with a mask (windows, 1, N, N), as Swin adds it."""
+    nodes = "a = Reshape(x, s) b = Add(a, m) c = Softmax<axis=-1>(b) d = Mul(c, h) y = Reshape(d, t)"
+    constants = {
+        "s": sizes([2, 3, 4, 5, 5]),
+        "m": integers(3, 1, 5, 5),
+        "h": integers(1),
+        "t": sizes([24, 5, 5]),
+    }
+    x = np.random.default_rng(0).standard_normal((24, 25)).astype(np.float32)
+    folded(model(graph("24,25", "24,5,5", nodes), constants), {"x": x}, is_exact=False)
+
+
+def test_products_of_five_axes() -> None:
+    nodes = "a = Reshape(x, s) b = Transpose<perm=[0,1,2,4,3]>(a) c = MatMul(a, b) d = MatMul(c, w) y = Reshape(d, t)"
+    constants = {"s": sizes([2, 1, 3, 4, 5]), "w": integers(4, 6), "t": sizes([6, 24])}
+    folded(model(graph("6,20", "6,24", nodes), constants), {"x": integers(6, 20)})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        (
+            "a = Reshape(x, s) b = CumSum(a, one) y = Reshape(b, t)",
+            "CumSum of more than 4 axes has no form of fewer",
+        ),
+        ("y = Reshape(x, s)", "y is an output of the graph and has 5 axes"),
+    ],
+)
+def test_what_has_no_form_of_fewer_axes(nodes: str, reason: str) -> None:
+    shape = "1,2,2,3,2" if nodes.startswith("y") else "24"
+    constants = {"s": sizes([1, 2, 2, 3, 2]), "one": np.asarray(1, dtype=np.int64), "t": sizes([24])}
+    used = {name: array for name, array in constants.items() if f"{name})" in nodes}
+    m = model(graph("24", shape, nodes), used)
+    conversion = onebyone.convert(m, target="4d")
+    assert not conversion.changes
+    assert operators(conversion.model) == operators(m)
+    assert all(reason in refusal.reason for refusal in conversion.refused)
+    assert len(conversion.refused) == len(list(m.graph))
