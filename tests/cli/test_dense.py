@@ -166,12 +166,11 @@ def test_an_agreement_that_was_not_measured_is_explained(skipped: str) -> None:
 
 
 def test_windows_at_any_stride_into_a_zarr_store(run: Run, image: str) -> None:
-    """The original network at a stride that is not its own, stored, and read again by detect."""
-    done = run(
-        "scan", ":plain", image, "--window", 8, "--mode", "windows", "--stride", 3, "-o", "s.npz", "--json"
-    )
-    if done.code == 0:
-        assert ScoreMap.load("s.npz").geometry.stride == (3, 3)
+    """The original network at a stride that is not its own, and a map in a store."""
+    arguments = ("--window", 8, "--mode", "windows", "--stride", 3, "--channels", 3, "-o", "w.npz")
+    assert run("scan", ":sigmoid", image, *arguments).code == 0
+    assert ScoreMap.load("w.npz").geometry.stride == (3, 3)
+    assert ScoreMap.load("w.npz").positions == (2, 2)
     made = run("scan", ":sigmoid", image, "--window", 8, "--memory", "40GB", "-o", "s.zarr", "--json")
     assert made.code == 0
     run("scan", ":sigmoid", image, "--window", 8, "-o", "t.npz")

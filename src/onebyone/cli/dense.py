@@ -19,6 +19,13 @@ class Mode(StrEnum):
     windows = "windows"
 
 
+class Finer(StrEnum):
+    """How `scan` computes a map of a finer stride than the network's."""
+
+    shifts = "shifts"
+    dilation = "dilation"
+
+
 def scan(
     context: typer.Context,
     source: o.SourceOrOnnx,
@@ -61,6 +68,13 @@ def scan(
             show_default="the network's",
         ),
     ] = None,
+    finer: Annotated[
+        Finer,
+        typer.Option(
+            "--finer",
+            help="How a finer --stride is computed: shifted passes, or dilated layers (networks without padding).",
+        ),
+    ] = Finer.shifts,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +166,7 @@ def scan(
                 batch=batch,
                 shifts=shifts,
                 stride=stride,
+                finer=finer.value,
                 tile=tile,
                 memory=memory,
                 workers=workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from onebyone.dense.outputs import described_output, why_not_class_scores
 from onebyone.dense.plan import PerAxis, finer_geometry
@@ -13,8 +13,9 @@ from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.labels import require_fitting
 from onebyone.laws.scores import ScoreKind
+from onebyone.pytorch.lift.dilation import dilated
 from onebyone.records import Labels
-from onebyone.results.any_size import Output
+from onebyone.results.any_size import Convolutionalized, Output
 
 
 class Dense(Protocol):
@@ -130,3 +131,15 @@ def shifts_for(d: Dense, shifts: PerAxis, stride: PerAxis | None) -> PerAxis:
         divisors = ", ".join(str(k) for k in range(1, own[0] + 1) if own[0] % k == 0)
         raise BadInput(f"stride={stride!r}: expected a divisor of the network's stride {own[0]}: {divisors}")
     return tuple(own // s for s, own in zip(wanted, d.geometry.stride, strict=True))
+
+
+def dilated_network(d: Dense, stride: PerAxis) -> Dense:
+    """The network at a finer stride by dilation. Raises Refused where it has no dilated form."""
+    axes = len(d.geometry.stride)
+    wanted = (stride,) * axes if isinstance(stride, int) else tuple(stride)
+    if not isinstance(d, Convolutionalized):
+        kind = type(d).__name__
+        raise BadInput(
+            f"finer='dilation': expected the result of convolutionalize, not a {kind}; use 'shifts'"
+        )
+    return cast("Dense", dilated(d, wanted))

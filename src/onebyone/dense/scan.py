@@ -13,7 +13,7 @@ import torch
 from onebyone.dense.cluster import ImageRequest, cluster_client, compute_on_cluster
 from onebyone.dense.images import open_image
 from onebyone.dense.memory_scan import scan_in_memory
-from onebyone.dense.network import Dense, ScoreOutput, shifts_for, windows_geometry
+from onebyone.dense.network import Dense, ScoreOutput, dilated_network, shifts_for, windows_geometry
 from onebyone.dense.plan import PerAxis
 from onebyone.dense.planning import Request
 from onebyone.dense.preprocessing import warn_of_raw_pixels
@@ -27,6 +27,7 @@ from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
 
 MODES = ("dense", "windows")
+FINER = ("shifts", "dilation")
 
 
 def scan(
@@ -39,6 +40,7 @@ def scan(
     batch: int = 1,
     shifts: PerAxis = 1,
     stride: PerAxis | None = None,
+    finer: str = "shifts",
     tile: PerAxis | None = None,
     memory: str | int | None = None,
     channels_last: bool | None = None,
@@ -80,6 +82,9 @@ def scan(
         first pixels of the image, so a network with padding applies it there, near the image's own edges.
     stride
         the stride of the map in pixels, in place of `shifts`: a divisor of the network's.
+    finer
+        how a map of a finer `stride` is computed: "shifts" (shifted passes, for every network), or "dilation" (one pass
+        whose later layers are dilated, for networks that do not pad; see `pytorch.lift.dilation`).
     tile
         positions of the map per tile and axis. None chooses the size by its cost (see `choose_tile`), and a large
         number makes one pass over the whole image. Tiles include the halo they need, so the tiled result equals
@@ -125,6 +130,10 @@ def scan(
     Unfinished
         with `out`, where parts of the image could not be read; all others were computed and are kept.
     """
+    if finer not in FINER:
+        raise BadInput(f"finer={finer!r}: expected 'shifts' or 'dilation'")
+    if finer == "dilation" and stride is not None and mode == "dense":
+        d, stride = dilated_network(d, stride), None
     chosen = ScoreOutput.of(d, output, labels, score_kind, softmax, compared)
     axes = len(d.geometry.window)
     labels = chosen.labels
