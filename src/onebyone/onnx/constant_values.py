@@ -13,7 +13,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _RANDOM = {"RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 #: Keys under which `mark_constants` keeps what it found.
-_CONSTANT, _OVERRIDABLE = "onebyone constant", "onebyone overridable"
+_CONSTANT, _REPLACEABLE = "onebyone constant", "onebyone replaceable"
 
 
 class NotRewritable(Exception):
@@ -21,27 +21,53 @@ class NotRewritable(Exception):
 
 
 def mark_constants(model: ir.Model) -> None:
-    """Find every value that is computed from initializers alone, for `is_constant` and `overridable`.
+    """Find every value that is computed from initializers alone, for `is_constant` and `replaceable`.
 
-    One pass over the nodes. Operators with graphs of their own and random ones give no constants.
+    One pass over the nodes, and further ones where functions call functions. Operators with graphs of their own and
+    random ones give no constants.
     """
-    functions = [node for function in model.functions.values() for node in function.all_nodes()]
-    for node in (*model.graph.all_nodes(), *functions):
-        if node.op_type == "Constant" and node.domain == "" and "value" in node.attributes:
-            node.outputs[0].const_value = node.attributes[
-                "value"
-            ].as_tensor()  # functions have no initializers
-        operands = [operand for operand in node.inputs if operand is not None]
-        has_graph = any(
-            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
-        )
-        if not operands or has_graph or node.op_type in _RANDOM:
+    for node in model.graph.all_nodes():
+        _mark(node)
+    is_new = True
+    while is_new:
+        for function in model.functions.values():
+            for node in function.all_nodes():
+                _mark(node)
+        is_new = _mark_arguments(model)
+
+
+def _mark(node: ir.Node) -> None:
+    if node.op_type == "Constant" and node.domain == "" and "value" in node.attributes:
+        node.outputs[0].const_value = node.attributes["value"].as_tensor()  # functions have no initializers
+    operands = [operand for operand in node.inputs if operand is not None]
+    has_graph = any(
+        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+    )
+    if not operands or has_graph or node.op_type in _RANDOM:
+        return
+    behind = [replaceable(operand) for operand in operands]
+    if all(is_constant(operand) or reason for operand, reason in zip(operands, behind, strict=True)):
+        reason = next((reason for reason in behind if reason), None)
+        for output in node.outputs:
+            output.meta[_REPLACEABLE if reason else _CONSTANT] = reason or True
+
+
+def _mark_arguments(model: ir.Model) -> bool:
+    """Mark the inputs of functions for which a call passes a constant; False where none is new."""
+    is_new = False
+    bodies = [model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())]
+    for node in (node for body in bodies for node in body):
+        function = model.functions.get(node.op_identifier())
+        if function is None:
             continue
-        behind = [overridable(operand) for operand in operands]
-        if all(is_constant(operand) or name for operand, name in zip(operands, behind, strict=True)):
-            name = next((name for name in behind if name), None)
-            for output in node.outputs:
-                output.meta[_OVERRIDABLE if name else _CONSTANT] = name or True
+        for given, argument in zip(node.inputs, function.inputs, strict=False):
+            if _REPLACEABLE not in argument.meta and (is_constant(given) or replaceable(given)):
+                argument.meta[_REPLACEABLE] = (
+                    f"{str(argument.name)!r} is an argument of the function {function.name!r}: "
+                    "each call passes a constant of its own"
+                )
+                is_new = True
+    return is_new
 
 
 def is_constant(value: ir.Value | None) -> bool:
@@ -56,13 +82,22 @@ def is_constant(value: ir.Value | None) -> bool:
     return bool(value.meta.get(_CONSTANT))
 
 
-def overridable(value: ir.Value | None) -> str | None:
-    """The name of an initializer behind a value that is also a graph input, so that the value is not a constant."""
+def replaceable(value: ir.Value | None) -> str | None:
+    """Why a value is not a constant although every run may find the same numbers in it; None where there is no reason.
+
+    An initializer behind it is also an input of the graph, or it is an argument of a function.
+    """
     if value is None:
         return None
     if value.const_value is not None:
-        return str(value.name) if value.is_graph_input() else None
-    return value.meta.get(_OVERRIDABLE)
+        if not value.is_graph_input():
+            return None
+        return (
+            f"{str(value.name)!r} is also an input of the graph, so that a caller may replace it; "
+            "freeze the initializers first (--freeze-initialisers)"
+        )
+    reason: str | None = value.meta.get(_REPLACEABLE)
+    return reason
 
 
 def array_of(value: ir.Value) -> Array:

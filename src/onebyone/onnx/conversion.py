@@ -51,12 +51,14 @@ class OnnxConversion(Conversion[ir.Model]):
         layout_before, layout_after: how many layout operators the two models have, by name (`layout.counting`); None
             where the layout was not planned.
         stored: how the converted model stores each value of the original, by its name, where the layout was planned.
+        warnings: what is right but does not run everywhere, in words.
     """
 
     layers: tuple[RewrittenLayer, ...] = ()
     entries: Mapping[str, tuple[str, tuple[Step, ...]]] = field(default_factory=dict, repr=False)
     weight_bytes: tuple[int, int] = (0, 0)
     frozen: bool = False
+    warnings: tuple[str, ...] = ()
     layout_before: Counter[str] | None = None
     layout_after: Counter[str] | None = None
     stored: Mapping[str, StoredValue] = field(default_factory=dict, repr=False)
@@ -94,6 +96,7 @@ class OnnxConversion(Conversion[ir.Model]):
         """The report as plain data for JSON."""
         before, after = self.weight_bytes
         data = super().to_dict() | {"weight_bytes_before": before, "weight_bytes_after": after}
+        data["warnings"] = list(self.warnings)
         if self.layout_before is not None and self.layout_after is not None:
             data |= {"layout_before": dict(self.layout_before), "layout_after": dict(self.layout_after)}
         return data
@@ -103,6 +106,6 @@ class OnnxConversion(Conversion[ir.Model]):
         before, after = self.weight_bytes
         head = f"to {self.to}: {len(self.changes)} converted, {len(self.refused)} refused"
         line = f"{head}, weights {before:,} → {after:,} bytes"
-        if self.layout_before is None or self.layout_after is None:
-            return line
-        return f"{line}, layout operators {self.layout_before.total()} → {self.layout_after.total()}"
+        if self.layout_before is not None and self.layout_after is not None:
+            line += f", layout operators {self.layout_before.total()} → {self.layout_after.total()}"
+        return "\n".join([line, *(f"warning: {warning}" for warning in self.warnings)])

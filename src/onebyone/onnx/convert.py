@@ -25,6 +25,7 @@ from onebyone.onnx.model_rewriting import (
 )
 from onebyone.onnx.quantised_convolutions import read_quantised_convolution
 from onebyone.onnx.quantised_products import read_quantised_product
+from onebyone.onnx.runtime_kernels import missing_kernels
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.onnx.weight_rewriting import WeightRewriter
@@ -57,6 +58,7 @@ def convert_model(
     rewriter = ModelRewriter(copy)
     refused = convert_all(rewriter, to, only)
     sort_where_needed(copy)
+    warnings = missing_kernels(copy)
     restore_value_infos(copy, model)
     return OnnxConversion(
         copy,
@@ -68,6 +70,7 @@ def convert_model(
         entries=dict(rewriter.weights.entries),
         weight_bytes=(bytes_before, bytes_of_weights(copy)),
         frozen=freeze_initialisers,
+        warnings=warnings,
     )
 
 

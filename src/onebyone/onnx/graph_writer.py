@@ -51,6 +51,7 @@ class GraphWriter:
         self.name = name
         self.opset = opset
         self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
         self._count = 0
 
     def op(
@@ -101,7 +102,14 @@ class GraphWriter:
         )
         tensor.name = name
         self.container.register_initializer(value)
+        self.constants.append(value)
         return value
+
+    def drop_unused_constants(self) -> None:
+        """Remove initializers that were added and that nothing reads, such as those of a form that was given up."""
+        for value in self.constants:
+            if isinstance(self.container, ir.Graph) and not value.uses() and not value.is_graph_output():
+                self.container.initializers.pop(str(value.name), None)
 
     def integers(self, values: Sequence[int], label: str = "shape") -> ir.Value:
         """Add a one-dimensional int64 constant."""

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onebyone.onnx.constant_values import sizes_of
+from onebyone.onnx.quantisation import INPUTS
 from onebyone.records import by
 
 Array = np.ndarray[Any, Any]
@@ -31,18 +32,23 @@ class NotSeparable(Exception):
 class LayerModel:
     """The part of a model that computes `output` from `data`.
 
+    Args:
+        values: what `named_values` gives for the model; of use where many layers are cut out of one model.
+
     Attributes:
         inputs: names of what has to be given, `data` first, then values that the layer also depends on.
         constants: the tensors that the layer reads, by name.
     """
 
-    def __init__(self, model: ir.Model, data: str, output: str) -> None:
-        values = _values(model)
+    def __init__(
+        self, model: ir.Model, data: str, output: str, values: Mapping[str, ir.Value] | None = None
+    ) -> None:
+        values = named_values(model) if values is None else values
         if data not in values or output not in values:
             missing = data if data not in values else output
             raise NotSeparable(f"the value {missing!r} is not in the model")
         self._start, self._end = values[data], values[output]
-        self._nodes: list[ir.Node] = []
+        self._nodes: dict[ir.Node, None] = {}
         self._free: list[ir.Value] = [self._start]
         self._constants: dict[str, ir.Value] = {}
         self._collect(self._end)
@@ -66,6 +72,11 @@ class LayerModel:
     def input_types(self) -> dict[str, ir.DataType]:
         """The element type of each input; float32 where it is not known."""
         return {str(value.name): value.dtype or ir.DataType.FLOAT for value in self._free}
+
+    @property
+    def adds_integers(self) -> bool:
+        """Whether its products are those of integers, so that every sum is exact."""
+        return any((node.domain, node.op_type) in INPUTS for node in self._nodes)
 
     @property
     def ignores_weight(self) -> bool:
@@ -149,8 +160,7 @@ class LayerModel:
             now, is_ready = waiting.pop()
             node = now.producer()
             if is_ready and node is not None:
-                if node not in self._nodes:
-                    self._nodes.append(node)
+                self._nodes.setdefault(node)
                 continue
             if id(now) in done:
                 continue
@@ -169,7 +179,8 @@ class LayerModel:
                 waiting.extend((operand, False) for operand in node.inputs if operand is not None)
 
 
-def _values(model: ir.Model) -> dict[str, ir.Value]:
+def named_values(model: ir.Model) -> dict[str, ir.Value]:
+    """Every value of a model's graphs by its name."""
     found: dict[str, ir.Value] = {}
     for graph in model.graphs():
         for value in (*graph.inputs, *graph.initializers.values()):

@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onebyone.onnx.constant_values import is_constant, overridable, shape_of, sizes_of
+from onebyone.onnx.constant_values import is_constant, replaceable, shape_of, sizes_of
 from onebyone.onnx.einsum_equations import linear_terms
 from onebyone.onnx.quantisation import MICROSOFT, Quantisation
 
@@ -145,13 +145,8 @@ def _operands_reason(values: Sequence[ir.Value | None]) -> str | None:
     constant = [is_constant(value) for value in values]
     if all(constant):
         return "both operands are constants, so that nothing depends on the input"
-    behind = next((name for name in map(overridable, values) if name), None)
-    if any(constant) or behind is None:
-        return None
-    return (
-        f"its weight {behind!r} is also an input of the graph, so that a caller may replace it; "
-        "freeze the initializers first (--freeze-initialisers)"
-    )
+    behind = next((reason for reason in map(replaceable, values) if reason), None)
+    return None if any(constant) or behind is None else f"its weight {behind}"
 
 
 def _sizes(value: ir.Value) -> list[int | None]:

@@ -83,6 +83,7 @@ class ModelRewriter:
         except RecursionError:
             result = "its weight is computed by a longer chain of operators than Python can follow"
             discard(writer.nodes)
+        writer.drop_unused_constants()
         if result is None or isinstance(result, str):
             return result
         written, last = result.written, result.replaced[-1]
@@ -107,6 +108,7 @@ class ModelRewriter:
         else:
             self.layers[index] = _merged(self.layers[index], layer)
         replace(result.replaced, written.result)
+        discard([new for new in writer.nodes if written.result not in new.outputs])
         self.changes.append(Change(origin, node.op_type, written.law, result.before, written.description))
         return None
 

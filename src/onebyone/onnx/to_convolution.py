@@ -38,13 +38,14 @@ def write_convolution(
     Raises:
         NotRewritable: the weight cannot take the convolution's shape.
     """
+    product, bias = _with_bias_vector(product, writer, rewriter)
     product = _with_quantising_nodes(product)
     source = None if product.grouped else flattened_map(product)
     if source is not None:
-        value, description = _on_the_map(product, source, writer, rewriter)
+        value, description = _on_the_map(product, source, bias, writer, rewriter)
         law = FLATTEN if prod(source.kernel) > 1 else POINTWISE
         return WrittenLayer(source.value, value, law, description, (None, *source.sizes)), product.nodes
-    value, description = _pointwise(product, writer, rewriter)
+    value, description = _pointwise(product, bias, writer, rewriter)
     law = GROUPED if product.grouped else POINTWISE
     sizes = tuple(product.sizes[label] for label in product.data_labels)
     read = layer_input(product.data).value
@@ -53,13 +54,15 @@ def write_convolution(
 
 def _with_quantising_nodes(product: LinearProduct) -> LinearProduct:
     """Take in the activations and the QuantizeLinear behind a product, which then stay behind the convolution."""
-    if product.activation is not None or (product.bias is not None and bias_shape(product) is None):
+    if product.activation is not None or (product.bias is not None and product.bias_scale != 0):
         return product
     nodes = quantising_nodes(product.nodes[-1].outputs[0])
     return replace(product, quantise=nodes, nodes=(*product.nodes, *nodes))
 
 
-def _pointwise(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter) -> tuple[ir.Value, str]:
+def _pointwise(
+    product: LinearProduct, bias: ir.Value | None, writer: GraphWriter, rewriter: WeightRewriter
+) -> tuple[ir.Value, str]:
     free = product.free
     batch, rest = free[:1], free[1:]
     positions = (rest[:1], rest[1:]) if len(rest) == 2 else ((), rest)
@@ -67,7 +70,7 @@ def _pointwise(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewr
     read = layer_input(product.data)
     data = axes.merged(writer, read.value, product.data_labels, [batch, channels, *positions], product.sizes)
     data = read.dequantised(writer, data)
-    value, description = _convolution(product, data, (), (1, 1), writer, rewriter)
+    value, description = _convolution(product, data, bias, (), (1, 1), writer, rewriter)
     value = quantised(writer, product.quantise, value)
     outputs = (*product.grouped, *product.features)
     sources = {label: (read.value, axis) for axis, label in enumerate(product.data_labels)}
@@ -77,14 +80,18 @@ def _pointwise(product: LinearProduct, writer: GraphWriter, rewriter: WeightRewr
 
 
 def _on_the_map(
-    product: LinearProduct, source: FlattenedMap, writer: GraphWriter, rewriter: WeightRewriter
+    product: LinearProduct,
+    source: FlattenedMap,
+    bias: ir.Value | None,
+    writer: GraphWriter,
+    rewriter: WeightRewriter,
 ) -> tuple[ir.Value, str]:
     steps: list[Step] = [
         ("reshape", (_features(product), *(source.sizes[axis] for axis in source.order))),
         ("transpose", (0, *(1 + source.order.index(axis) for axis in range(len(source.order))))),
     ]
     data = layer_input(product.data).dequantised(writer, source.value)
-    value, description = _convolution(product, data, steps, source.kernel, writer, rewriter)
+    value, description = _convolution(product, data, bias, steps, source.kernel, writer, rewriter)
     value = quantised(writer, product.quantise, value)
     groups: list[axes.Group] = [product.free, product.features, *(() for _ in source.kernel)]
     value = axes.split(writer, value, groups, product.output_labels, product.sizes, {})
@@ -94,6 +101,7 @@ def _on_the_map(
 def _convolution(
     product: LinearProduct,
     data: ir.Value,
+    bias: ir.Value | None,
     kernel_steps: Sequence[Step],
     kernel: tuple[int, ...],
     writer: GraphWriter,
@@ -110,7 +118,11 @@ def _convolution(
     else:
         steps.append(("reshape", (outputs, inputs, *kernel)))
     weight, scale = _scaled(product, steps, writer, rewriter)
-    bias, addend = _bias(product, outputs, scale, writer, rewriter)
+    addend = None
+    if bias is not None and scale != 1.0:  # the bias is added to the scaled sums
+        ones = [1] * len(kernel)
+        addend = writer.unsqueeze(bias, [1 + axis for axis in range(len(kernel))], [outputs, *ones])
+        bias = None
     attributes = {
         "kernel_shape": list(kernel),
         "group": groups,
@@ -167,33 +179,39 @@ def _scaled(
     return rewriter.rewrite(writer, product.weight, steps), product.scale
 
 
-def _bias(
-    product: LinearProduct, outputs: int, scale: float, writer: GraphWriter, rewriter: WeightRewriter
-) -> tuple[ir.Value | None, ir.Value | None]:
-    """The bias of the convolution, or what is to be added to its scaled result; at most one is not None."""
+def _with_bias_vector(
+    product: LinearProduct, writer: GraphWriter, rewriter: WeightRewriter
+) -> tuple[LinearProduct, ir.Value | None]:
+    """The bias of the convolution, None where there is none; a product without a bias that is the vector already.
+
+    A bias that cannot become a vector with its factor stays in the product, and is added to the result.
+    """
     shape = bias_shape(product)
     if product.bias is None or shape is None or product.bias_scale == 0:
-        return None, None
+        return product, None
     labels = [*product.grouped, *product.features]
+    sizes = tuple(product.sizes[label] or 1 for label in labels)
     order = [product.output_labels.index(label) for label in labels]
     full = (*order, *(axis for axis in range(len(shape)) if axis not in order))
     steps: list[Step] = [("reshape", shape), ("transpose", full)]
-    if prod(shape) != outputs:
-        sizes = tuple(product.sizes[label] or 1 for label in labels)
+    if prod(shape) != prod(sizes):
         steps += [("reshape", tuple(shape[axis] for axis in order)), ("broadcast", sizes)]
-    steps.append(("reshape", (outputs,)))
+    steps.append(("reshape", (prod(sizes),)))
     if product.bias_scale != 1:
         steps.append(("scale", (product.bias_scale,)))
-    vector = rewriter.rewrite(writer, product.bias, steps)
-    if scale == 1.0:
-        return vector, None
-    return None, writer.unsqueeze(vector, [1, 2], [outputs, 1, 1])
+    try:
+        vector = rewriter.rewrite(writer, product.bias, steps)
+    except NotRewritable:
+        if product.quantisation is not None:
+            raise
+        return product, None
+    return replace(product, bias=None), vector
 
 
 def _finished(product: LinearProduct, value: ir.Value, writer: GraphWriter) -> ir.Value:
-    """Add what is not a bias of a convolution, and apply the activation of a fused operator."""
+    """Add what is not the bias of the convolution, and apply the activation of a fused operator."""
     shape = sizes_of(value)
-    if product.bias is not None and bias_shape(product) is None and product.bias_scale != 0:
+    if product.bias is not None and product.bias_scale != 0:
         addend = product.bias
         if product.bias_scale != 1:
             dtype = addend.dtype.numpy() if addend.dtype else np.float32

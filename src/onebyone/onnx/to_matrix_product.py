@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.onnx import axes
-from onebyone.onnx.constant_values import NotRewritable, is_constant, overridable, shape_of, sizes_of
+from onebyone.onnx.constant_values import NotRewritable, is_constant, replaceable, shape_of, sizes_of
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import FLOATS
 from onebyone.onnx.quantisation import Quantisation, quantised_matrix_product
@@ -86,10 +86,8 @@ def linear_convolution(
     shape = shape_of(weight)
     pointwise = shape is not None and prod(shape[2:]) == 1
     if not is_constant(weight):
-        behind = overridable(weight)
-        if pointwise and behind is not None:
-            return f"its weight {behind!r} is also an input of the graph (--freeze-initialisers)"
-        return None
+        behind = replaceable(weight)
+        return f"its weight {behind}" if behind is not None and (pointwise or shape is None) else None
     if shape is None:
         return None
     spatial = len(shape) - 2
