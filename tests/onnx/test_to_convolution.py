@@ -195,16 +195,6 @@ CASES = {
         W | {"h": integers(5, dtype=np.float16)},
         (4, 3),
     ),
-    "a computed bias with a factor": (
-        graph("N,3", "N,5", "k = Mul(b, b) y = Gemm<beta=2.0, alpha=3.0>(x, w, k)"),
-        W | {"b": integers(5)},
-        (4, 3),
-    ),
-    "a computed bias of one number": (
-        graph("N,3", "N,5", "k = Mul(b, b) y = Gemm<beta=0.5>(x, w, k)"),
-        W | {"b": 2 * integers(1)},
-        (4, 3),
-    ),
     "a weight of one number by Cast and Mul": (
         graph("N,4,1", "N,4,1", "c = Cast<to=1>(w) d = Mul(c, s) y = MatMul(x, d)"),
         {"w": integers(1, 1, dtype=np.int8), "s": np.float32([2])},
