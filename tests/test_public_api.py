@@ -21,6 +21,7 @@ VERBS = {
     "detect",
     "draw",
     "info",
+    "predict",
     "scan",
     "tune",
     "verify",

@@ -3,7 +3,19 @@
 from importlib import metadata as _metadata
 
 from onebyone import errors as errors
-from onebyone.api import check, compare, convert, convolutionalize, detect, draw, info, scan, tune, verify
+from onebyone.api import (
+    check,
+    compare,
+    convert,
+    convolutionalize,
+    detect,
+    draw,
+    info,
+    predict,
+    scan,
+    tune,
+    verify,
+)
 from onebyone.records import Labels
 
 __all__ = [
@@ -16,6 +28,7 @@ __all__ = [
     "draw",
     "errors",
     "info",
+    "predict",
     "scan",
     "tune",
     "verify",

@@ -114,13 +114,12 @@ def open_dense(
     Raises BadInput if `window` differs from the window of a saved dense network.
     """
     from onebyone.pytorch.files.checkpoints import nonfinite_weights
-    from onebyone.pytorch.lift.dense_file import labels_in, load_dense
+    from onebyone.pytorch.lift.dense_file import load_dense
 
     onnx = onnx_model(spec)
     if onnx is not None:
         return _open_dense_onnx(spec, onnx, window, channels, weights), ()
-    is_dense = Path(spec).suffix == ".pt2" and labels_in(spec) is not None
-    if window is None or is_dense:
+    if window is None or opens_densely(spec):
         if Path(spec).suffix != ".pt2":
             raise BadInput(f"{os.fspath(spec)}: its window size is not known; give window= in pixels")
         if weights is not None:
@@ -132,6 +131,14 @@ def open_dense(
     from onebyone.pytorch.lift.convolutionalize import convolutionalize as lift
 
     return lift(network, window, channels, labels=preprocessing_of(spec, network)), notes
+
+
+def opens_densely(spec: str | os.PathLike[str]) -> bool:
+    """Whether `open_dense` needs no window for a file: it is an ONNX model, or convolutionalize wrote it."""
+    from onebyone.pytorch.lift.dense_file import labels_in
+
+    suffix = Path(spec).suffix.lower()
+    return suffix == ".onnx" or (suffix == ".pt2" and labels_in(spec) is not None)
 
 
 def _open_dense_onnx(

@@ -116,6 +116,16 @@ def by(values: Iterable[object]) -> str:
     return "×".join(str(v) for v in values)
 
 
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are.
+
+    >>> few(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its type if the message is empty.
 

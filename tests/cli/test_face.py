@@ -17,7 +17,19 @@ from onebyone.cli import main, session
 from onebyone.cli.main import app
 from tests.cli.conftest import NETWORKS, Run
 
-VERBS = ["convert", "verify", "convolutionalize", "scan", "detect", "demo", "info", "compare", "draw", "tune"]
+VERBS = [
+    "convert",
+    "verify",
+    "convolutionalize",
+    "scan",
+    "detect",
+    "demo",
+    "info",
+    "predict",
+    "compare",
+    "draw",
+    "tune",
+]
 ROOT = Path(__file__).parents[2]
 
 

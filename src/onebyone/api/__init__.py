@@ -8,6 +8,7 @@ from onebyone.api.analysis import compare, draw, tune
 from onebyone.api.images import detect, scan
 from onebyone.api.information import info
 from onebyone.api.networks import convert, convolutionalize, verify
+from onebyone.api.prediction import predict
 from onebyone.api.targets import check
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "detect",
     "draw",
     "info",
+    "predict",
     "scan",
     "tune",
     "verify",

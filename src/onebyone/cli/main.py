@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onebyone import __version__
-from onebyone.cli import check, compare, demo, dense, draw, info, network, tune
+from onebyone.cli import check, compare, demo, dense, draw, info, network, predict, tune
 
 EPILOG = (
     "Exit codes: 0 done · 1 not equivalent · 2 wrong usage or unreadable input · 3 refused, with the reason. "
@@ -64,6 +64,7 @@ CONVERT, DENSE, START = "Convert and verify", "Run over images of any size", "St
 for panel, command in (
     (START, demo.demo),
     (START, info.info),
+    (START, predict.predict),
     (CONVERT, network.convert),
     (CONVERT, network.verify),
     (CONVERT, check.check),

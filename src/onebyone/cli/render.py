@@ -11,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from onebyone.records import by
+from onebyone.records import by, few
 
 if TYPE_CHECKING:
     from onebyone.dense import ScoreMap
     from onebyone.detection import Detections
     from onebyone.overview import NetworkOverview
+    from onebyone.prediction.result import Predictions
     from onebyone.results import Conversion
     from onebyone.tuning import TuningPlan
 
@@ -171,13 +172,8 @@ def _grouped(reasons: Sequence[str]) -> list[str]:
         operator, colon, reason = text.partition(": ")
         by_reason.setdefault(reason if colon else text, []).append(operator if colon else "")
     return [
-        f"{reason} ({_few(operators)})" if operators[0] else reason for reason, operators in by_reason.items()
+        f"{reason} ({few(operators)})" if operators[0] else reason for reason, operators in by_reason.items()
     ]
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: object) -> Data:
@@ -307,6 +303,20 @@ def overview_tables(overview: NetworkOverview) -> list[RenderableType]:
     refused = [(r.path or "(top level)", r.kind, r.reason) for r in overview.refusals()]
     parts: list[RenderableType] = [_pairs(overview.summary()), table_of("Layers", HEADERS, overview.rows())]
     return [*parts, *([table_of("Refused", ("layer", "kind", "reason"), refused)] if refused else [])]
+
+
+def predictions_tables(predictions: Predictions) -> list[RenderableType]:
+    """One row per image; for a single image its objects too; and the files written."""
+    from onebyone.prediction.result import HEADERS
+
+    parts: list[RenderableType] = [
+        Text(f"preprocessing: {predictions.labels.preprocessing()}"),
+        _table("Images", HEADERS, predictions.rows()),
+    ]
+    if len(predictions) == 1:
+        parts.append(detections_tables(detections_data(predictions[0].detections, "", None))[0])
+    files = [file for item in predictions for file in item.files]
+    return [*parts, *([Text(f"wrote {few(files)}", style="bold")] if files else [])]
 
 
 def demo_tables(summary: Data, folder: os.PathLike[str]) -> list[RenderableType]:

@@ -78,7 +78,7 @@ def detect(
         scores = replace(scores, kind=read_kind(score_kind))
     if boxes is not None:
         require_regressions(boxes, scores, box_format)
-    values, labels, rows, columns = _candidates(scores, threshold, _foreground(scores, background))
+    values, labels, rows, columns = _candidates(scores, threshold, foreground(scores, background))
     corners = _windows(scores.geometry, rows, columns)
     if boxes is not None:
         corners = regressed(corners, offsets_at(boxes, labels, rows, columns), box_format)
@@ -101,7 +101,7 @@ def detect(
     )
 
 
-def _foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
+def foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
     """The numbers of the classes that are not background."""
     classes = scores.classes
     given = [background] if isinstance(background, str | int) else list(background)

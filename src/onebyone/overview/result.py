@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onebyone.laws.geometry import Geometry
-from onebyone.records import Change, Labels, Readable, Refusal, by, html_result, html_table, table
+from onebyone.records import Change, Labels, Readable, Refusal, by, few, html_result, html_table, table
 
 _HEADERS = ("layer", "kind", "kernel", "input", "output", "parameters", "MACs", "converts to")
 Row = tuple[str, ...]
@@ -114,7 +114,7 @@ class NetworkOverview(Readable):
             ("convert --to linear", _count(self.to_linear)),
             ("refused", str(len(self.refused)) if self.refused else ""),
             ("preprocessing", self.labels.preprocessing() if self.labels.states_preprocessing else ""),
-            ("classes", _first(self.labels.classes)),
+            ("classes", few(self.labels.classes)),
             *self._any_size(),
         ]
         return tuple((name, value) for name, value in facts if value)
@@ -195,11 +195,6 @@ HEADERS = _HEADERS
 
 def _count(changes: Sequence[Change]) -> str:
     return f"{len(changes)} {'layer' if len(changes) == 1 else 'layers'}" if changes else "no layer"
-
-
-def _first(names: Sequence[str], most: int = 3) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _size(count: float) -> str:

@@ -1,0 +1,131 @@
+"""The public function `predict`: from a classifier and pictures to boxes, heat maps and drawings in one step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onebyone.errors import BadInput
+from onebyone.records import Labels
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from onebyone.dense import Dense
+    from onebyone.prediction.result import Predictions
+
+
+def predict(
+    model: nn.Module | ExportedProgram | Dense | str | os.PathLike[str],
+    images: Any,
+    *,
+    window: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    context: str | None = None,
+    labels: Labels | None = None,
+    threshold: float = 0.5,
+    iou: float = 0.3,
+    background: Sequence[str | int] = (),
+    score_kind: str | None = None,
+    save: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    name: str | None = None,
+    **scanning: Any,
+) -> Predictions:
+    """Find the objects of a classifier's classes in pictures of any size.
+
+    The classifier becomes a network for images of any size (`convolutionalize`), which scores every window of each
+    image in one pass (`scan`); boxes are the windows above the confidence threshold, after non-maximum suppression
+    (`detect`).
+
+    Args:
+        model: a classifier: an `nn.Module`, an `ExportedProgram`, or the name of a source; or the result of
+            `convolutionalize` or its file.
+        images: a file, a folder, a pattern such as `"scans/*.png"`, an array (H, W) or (H, W, C), a Pillow image, or a
+            list of these. "-" reads one picture from the standard input.
+        window: the classifier's input size in pixels; None takes that of `torchvision:` and `timm:` sources.
+        channels: number of image channels; None infers it from the first layer.
+        context: for global pooling inside the network: pool over each "window", or over the whole "image".
+        labels: class names and preprocessing; None takes those that the model or its source states.
+        threshold: confidence threshold: the minimum probability of a detection.
+        iou: IoU threshold for non-maximum suppression.
+        background: classes to treat as background, in addition to those of the labels.
+        score_kind: what the network's outputs are; None infers it (see `convolutionalize`).
+        save: a folder for the results of each image: boxes (`NAME.json`), the heat map (`NAME-heat.png`), the heat map
+            with boxes (`NAME-detections.png`), and `predictions.json`, one COCO file for all. None writes nothing.
+        progress: a function of (done, total) images.
+        name: the source that `model` comes from, for its class names, preprocessing and window; None takes `model` if
+            that is a name.
+        scanning: device, batch, shifts, tile, output, page, mode, compared: see `onebyone.dense.scan`.
+
+    Returns:
+        `Predictions`, one `Prediction` per image with `.detections` (boxes, scores, labels) and, unless `save` is
+        given, `.scores` (the score map).
+
+    Raises:
+        BadInput: the model or an image cannot be read, or the window is not known.
+        Refused: the classifier cannot become a network for images of any size; `.refusals` lists every reason.
+
+    >>> import numpy as np, torch, onebyone
+    >>> bright = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Sigmoid())
+    >>> image = np.full((32, 48), -9.0); image[8:16, 16:24] = 9
+    >>> onebyone.predict(bright, image, window=8, channels=1, labels=onebyone.Labels(std=(1,)))[0].detections.boxes
+    array([[16.,  8., 24., 16.]], dtype=float32)
+    """
+    from onebyone.prediction.inputs import image_files
+    from onebyone.prediction.predict import predict_images
+
+    listed = image_files(images if isinstance(images, list | tuple) else [images])
+    folder = None if save is None else Path(save)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise BadInput(f"save={os.fspath(folder)!r}: is a file; expected a folder")
+    source = name or (os.fspath(model) if isinstance(model, str | os.PathLike) else None)
+    dense = _dense(model, source, window, channels, context, score_kind)
+    labels = (labels.with_preprocessing(dense.labels) if labels else None) or dense.labels
+    return predict_images(
+        dense,
+        listed,
+        folder=folder,
+        detection={"threshold": threshold, "iou": iou, "background": tuple(background)},
+        scanning={"labels": labels, "score_kind": score_kind, **scanning},
+        report=progress,
+    )
+
+
+def _dense(
+    model: Any,
+    source: str | None,
+    window: int | Sequence[int] | None,
+    channels: int | None,
+    context: str | None,
+    score_kind: str | None,
+) -> Dense:
+    """The network for images of any size: `model` itself, that of a file, or what `convolutionalize` makes."""
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from onebyone.api.networks import convolutionalize
+    from onebyone.loading import (
+        open_dense,
+        opens_densely,
+        preprocessing_of,
+        require_network,
+        window_of_source,
+    )
+
+    if not isinstance(model, nn.Module | ExportedProgram | str | os.PathLike):
+        dense: Dense = model  # scan says what is missing
+        return dense
+    if isinstance(model, str | os.PathLike) and opens_densely(model):
+        return open_dense(model, window, channels)[0]
+    network = require_network(model)
+    window = window or (window_of_source(source, network) if source else None)
+    if window is None:
+        raise BadInput(
+            f"{source or type(model).__name__}: its window size is not known; give window= in pixels"
+        )
+    labels = preprocessing_of(source, network) if source else None
+    return convolutionalize(network, window, channels, context=context, labels=labels, score_kind=score_kind)

@@ -1,0 +1,114 @@
+"""The command `predict`: from a classifier and pictures to boxes, heat maps and drawings in one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onebyone.cli import options as o
+from onebyone.cli.network import Context
+from onebyone.cli.session import session
+
+
+def predict(
+    context: typer.Context,
+    source: o.SourceOrOnnx,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE…",
+            help="Pictures, folders or patterns such as 'scans/*.png'; - reads one from stdin.",
+        ),
+    ],
+    window: o.WindowOfSource = None,
+    channels: o.Channels = None,
+    global_context: Annotated[
+        Context | None,
+        typer.Option(
+            "--context",
+            help="For global pooling inside the network: pool over each window or over the whole image.",
+            show_default="refuse such networks",
+        ),
+    ] = None,
+    weights: o.Weights = None,
+    pretrained: o.Pretrained = False,
+    seed: o.Seed = 0,
+    classes: o.Classes = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    scale: o.Scale = None,
+    colour_order: o.ColourOrder = None,
+    score_kind: o.ScoreKind = None,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, max=1, metavar="P", help="Confidence threshold.")
+    ] = 0.5,
+    iou: Annotated[
+        float,
+        typer.Option(
+            "--iou", min=0, max=1, metavar="P", help="IoU threshold for non-maximum suppression (NMS)."
+        ),
+    ] = 0.3,
+    background: Annotated[
+        str,
+        typer.Option(
+            "--background", metavar="A,B,…", help="Classes to treat as background.", show_default=False
+        ),
+    ] = "",
+    device: Annotated[str, typer.Option("--device", help="Device to run on: cpu, cuda, cuda:1 …")] = "cpu",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="FOLDER",
+            help="Folder for boxes, heat maps and drawings.",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = Path("predictions"),
+    no_save: Annotated[
+        bool, typer.Option("--no-save", help="Only print the result.", rich_help_panel=o.OUTPUT)
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Find the objects of a classifier's classes in pictures of any size, and write boxes, heat maps and drawings.
+
+    The classifier is made to run on any size (convolutionalize), scores every window of each picture in one pass
+    (scan), and the windows above the confidence threshold become boxes (detect).
+    """
+    with session(context, as_json) as run:
+        from onebyone import api, loading
+        from onebyone.cli import render
+
+        notes: tuple[str, ...] = ()
+        model: object = source
+        with run.step(f"Opening {source}"):
+            if not loading.opens_densely(source):
+                model, notes = loading.open_network(source, weights, seed=seed, pretrained=pretrained)
+        labels = loading.labels(
+            classes,
+            scale=scale,
+            mean=mean,
+            std=std,
+            colour_order=colour_order,
+            carried=loading.preprocessing_of(source, model),
+        )
+        with run.progress("Predicting") as report:
+            predictions = api.predict(
+                model,
+                images,
+                window=None if window is None else o.window_of(window),
+                channels=channels,
+                context=global_context and global_context.value,
+                labels=labels,
+                threshold=threshold,
+                iou=iou,
+                background=o.read_names(background),
+                score_kind=score_kind,
+                save=None if no_save else save,
+                progress=report,
+                name=source,
+                device=device,
+            )
+        run.notes([*notes, *(note for item in predictions for note in item.notes)])
+        run.result({"source": source, **predictions.to_dict()}, *render.predictions_tables(predictions))
