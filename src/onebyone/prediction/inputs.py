@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
+import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from onebyone.errors import BadInput
+from onebyone.records import first_line
+from onebyone.stores.pictures import pillow
 
 #: Suffixes of files that a folder or a pattern yields; a file that is named itself may have any.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".npy")
+
+#: The name of the standard input.
+STDIN = "-"
+_MAX_STDIN_BYTES = 2**31
 
 
 def image_files(names: Iterable[Any]) -> tuple[Any, ...]:
     """The images that names stand for, in the order given; files of a folder or a pattern are sorted by name.
 
-    A name is a file, a folder (its image files), or a pattern with `*`, `?` or `[…]` (`**` for folders at any depth).
-    A file of that very name comes before a pattern. Values that are not paths, such as arrays, are kept.
+    A name is a file, a folder (its image files), a pattern with `*`, `?` or `[…]` (`**` for folders at any depth), or
+    "-" for a picture on the standard input, which becomes a Pillow image. A file of that very name comes before a
+    pattern. Values that are not names, such as arrays, are kept.
 
     Raises
     ------
@@ -27,7 +37,12 @@ def image_files(names: Iterable[Any]) -> tuple[Any, ...]:
     """
     images: list[Any] = []
     for name in names:
-        images += _files(Path(name), os.fspath(name)) if isinstance(name, str | os.PathLike) else [name]
+        if not isinstance(name, str | os.PathLike):
+            images.append(name)
+        elif name == STDIN:
+            images.append(_standard_input())
+        else:
+            images += _files(Path(name), os.fspath(name))
     return tuple(images)
 
 
@@ -37,6 +52,26 @@ def _files(path: Path, name: str) -> list[Path]:
     if not path.exists() and glob.has_magic(name):
         return _some(sorted(p for p in map(Path, glob.glob(name, recursive=True)) if _is_image(p)), name)
     return [path]
+
+
+def _standard_input() -> Any:
+    module = pillow("reading a picture from the standard input")
+    content = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
+    if len(content) > _MAX_STDIN_BYTES:
+        raise BadInput(
+            f"images: the standard input has more than {_MAX_STDIN_BYTES:,} bytes; give a file instead"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", module.DecompressionBombWarning)
+            picture = module.open(io.BytesIO(content))
+            picture.load()
+    except Exception as error:  # Pillow's readers raise errors of many types
+        raise BadInput(
+            f"images: the standard input cannot be read as a picture: {first_line(error)}"
+        ) from error
+    picture.filename = "stdin"
+    return picture
 
 
 def _is_store(path: Path) -> bool:
@@ -65,7 +100,8 @@ def output_names(images: Iterable[Any]) -> tuple[str, ...]:
     names: list[str] = []
     taken: set[str] = set()
     for number, image in enumerate(images):
-        stem = Path(image).stem if isinstance(image, str | os.PathLike) else f"image-{number}"
+        named = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
+        stem = Path(named).stem or f"image-{number}"
         name, count = stem, 1
         while name in taken:
             count += 1

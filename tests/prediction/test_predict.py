@@ -1,0 +1,163 @@
+"""`predict`: the same boxes as the three steps, the files it writes, the images it reads, and bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torch import nn
+from typer.testing import CliRunner
+
+import onebyone
+from onebyone.cli.main import app
+from onebyone.errors import BadInput
+from onebyone.prediction.inputs import image_files
+
+RAW = onebyone.Labels(classes=("bright",), std=(1.0,))
+
+
+def bright() -> nn.Module:
+    """One class, whose logit is (mean of an 8×8 window − 127.5) / 16: 0.9997 on white, 0.0003 on black."""
+    network = nn.Sequential(nn.Conv2d(3, 1, 8), nn.Flatten(), nn.Sigmoid()).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(1 / (3 * 64 * 16))
+        network[0].bias.fill_(-127.5 / 16)
+    return network
+
+
+def squares(*corners: tuple[int, int]) -> np.ndarray:
+    """A black picture of 40×56 pixels with white 8×8 squares at (row, column)."""
+    image = np.zeros((40, 56, 3), np.uint8)
+    for row, column in corners:
+        image[row : row + 8, column : column + 8] = 255
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, corners in {"b.png": [(3, 5)], "a.png": [(16, 40), (30, 2)], "none.png": []}.items():
+        Image.fromarray(squares(*corners)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_the_boxes_are_where_the_squares_are(folder: Path) -> None:
+    predictions = onebyone.predict(bright(), str(folder), window=8, labels=RAW, threshold=0.99)
+    assert [Path(p.image).name for p in predictions] == ["a.png", "b.png", "none.png"]
+    best = [p.detections.boxes[:2].tolist() for p in predictions]
+    assert sorted(best[0]) == [[2, 30, 10, 38], [40, 16, 48, 24]]  # x1, y1, x2, y2
+    assert best[1][0] == [5, 3, 13, 11]
+    assert len(predictions[2].detections) == 0
+    assert predictions[1].counts() == (("bright", len(predictions[1].detections)),)
+
+
+def test_the_steps_alone_give_the_same(folder: Path) -> None:
+    dense = onebyone.convolutionalize(bright(), 8, labels=RAW)
+    scores = onebyone.scan(dense, folder / "a.png")
+    expected = onebyone.detect(scores, threshold=0.6, iou=0.1)
+    for model in (bright(), dense):
+        window = None if model is dense else 8
+        (one,) = onebyone.predict(model, folder / "a.png", window=window, labels=RAW, threshold=0.6, iou=0.1)
+        assert np.array_equal(one.detections.boxes, expected.boxes)
+        assert one.scores is not None
+        assert np.array_equal(one.scores.scores, scores.scores)
+
+
+def test_files_are_written_for_each_image(folder: Path, tmp_path: Path) -> None:
+    save = tmp_path / "out"
+    predictions = onebyone.predict(
+        bright(), [folder / "a.png", squares((8, 8))], window=8, labels=RAW, save=save
+    )
+    assert sorted(p.name for p in save.iterdir()) == [
+        *("a-detections.png", "a-heat.png", "a.json"),
+        *("image-1-detections.png", "image-1-heat.png", "image-1.json", "predictions.json"),
+    ]
+    assert all(p.scores is None for p in predictions)
+    coco = COCO(save / "predictions.json")
+    assert [image["file_name"] for image in coco.loadImgs([1, 2])] == [str(folder / "a.png"), "image-1"]
+    boxes = [a["bbox"] for a in coco.loadAnns(coco.getAnnIds(imgIds=[2]))]
+    assert [8, 8, 8, 8] in boxes
+    heat = np.asarray(Image.open(save / "image-1-heat.png").convert("RGB")).astype(int)
+    # position (8, 8) covers [11.5, 12.5), so the centre of pixel 11; it has three quarters of the colour of 1 on white
+    assert np.abs(heat[11, 11] - [252, 255, 187]).max() <= 1
+    assert heat[30, 40].tolist() == [0, 0, 0]
+
+
+def test_names_of_images(folder: Path, tmp_path: Path) -> None:
+    names = [Path(p).name for p in image_files([str(folder / "*.png"), folder / "notes.txt"])]
+    assert names == ["a.png", "b.png", "none.png", "notes.txt"]
+    brackets = tmp_path / "x[1].png"
+    brackets.touch()
+    assert image_files([str(brackets)]) == (brackets,)
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing-*.png"):
+        with pytest.raises(BadInput, match="has no images"):
+            image_files([str(tmp_path / name)])
+
+
+def test_bad_input_is_one_sentence(folder: Path) -> None:
+    with pytest.raises(BadInput, match="its window size is not known"):
+        onebyone.predict(bright(), folder / "a.png")
+    with pytest.raises(BadInput, match=r"save='.*a\.png': is a file; expected a folder"):
+        onebyone.predict(bright(), folder / "a.png", window=8, save=folder / "a.png")
+    with pytest.raises(BadInput, match="images: is empty"):
+        onebyone.predict(bright(), [], window=8)
+    with pytest.raises(BadInput, match="No such file"):
+        onebyone.predict(bright(), folder / "missing.png", window=8, labels=RAW)
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+def bright():
+    network = nn.Sequential(nn.Conv2d(3, 1, 8), nn.Flatten(), nn.Sigmoid())
+    with torch.no_grad():
+        network[0].weight.fill_(1 / (3 * 64 * 16))
+        network[0].bias.fill_(-127.5 / 16)
+    return network
+"""
+
+
+def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "net.py").write_text(NETWORK)
+    options = ["--window", "8", "--classes", "bright", "--std", "1"]
+    done = CliRunner().invoke(app, ["predict", "net.py:bright", "a.png", "b.png", *options])
+    assert done.exit_code == 0, done.output
+    assert (folder / "predictions" / "a-heat.png").exists()
+    data = json.loads(
+        CliRunner().invoke(app, ["predict", "net.py:bright", "*.png", *options, "--no-save", "--json"]).stdout
+    )
+    assert [Path(image["image"]).name for image in data["images"]] == ["a.png", "b.png", "none.png"]
+    assert data["images"][0]["files"] == []
+
+
+def test_a_picture_from_the_standard_input(folder: Path) -> None:
+    (folder / "net.py").write_text(NETWORK)
+    command = [
+        sys.executable,
+        "-m",
+        "onebyone",
+        "predict",
+        "net.py:bright",
+        "-",
+        "--window",
+        "8",
+        "--std",
+        "1",
+    ]
+    with (folder / "b.png").open("rb") as picture:
+        done = subprocess.run(
+            [*command, "--no-save", "--json"], stdin=picture, capture_output=True, cwd=folder, check=True
+        )
+    (image,) = json.loads(done.stdout)["images"]
+    assert (image["image"], image["image_size"]) == ("stdin", [40, 56])
+    assert image["objects"][0]["x1"] == 5
