@@ -18,7 +18,7 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE…",
+            metavar="IMAGE...",
             help="Pictures, folders or patterns such as 'scans/*.png'; - reads one from stdin.",
         ),
     ],
