@@ -311,7 +311,7 @@ def predictions_tables(predictions: Predictions) -> list[RenderableType]:
 
     parts: list[RenderableType] = [
         Text(f"preprocessing: {predictions.labels.preprocessing()}"),
-        _table("Images", HEADERS, predictions.rows()),
+        table_of("Images", HEADERS, predictions.rows()),
     ]
     if len(predictions) == 1:
         parts.append(detections_tables(detections_data(predictions[0].detections, "", None))[0])
