@@ -25,6 +25,8 @@ VERBS = [
     "detect",
     "demo",
     "info",
+    "check",
+    "targets",
     "predict",
     "compare",
     "draw",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -81,7 +81,7 @@ def predict(
         from onebyone.cli import render
 
         notes: tuple[str, ...] = ()
-        model: object = source
+        model: Any = source
         with run.step(f"Opening {source}"):
             if not loading.opens_densely(source):
                 model, notes = loading.open_network(source, weights, seed=seed, pretrained=pretrained)

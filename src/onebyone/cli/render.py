@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -314,7 +315,7 @@ def predictions_tables(predictions: Predictions) -> list[RenderableType]:
         table_of("Images", HEADERS, predictions.rows()),
     ]
     if len(predictions) == 1:
-        parts.append(detections_tables(detections_data(predictions[0].detections, "", None))[0])
+        parts.append(detections_tables(detections_data(predictions[0].detections, Path(), None))[0])
     files = [file for item in predictions for file in item.files]
     return [*parts, *([Text(f"wrote {few(files)}", style="bold")] if files else [])]
 

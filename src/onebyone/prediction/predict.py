@@ -15,7 +15,7 @@ import numpy as np
 from onebyone.atomic_files import write_text
 from onebyone.dense import scan
 from onebyone.dense.images import load_image
-from onebyone.dense.scan import Dense
+from onebyone.dense.network import Dense
 from onebyone.dense.score_map import ScoreMap
 from onebyone.detection import detect
 from onebyone.detection.detections import Detections

@@ -95,7 +95,8 @@ class Predictions(Readable, Sequence[Prediction]):
 
     def to_coco(self) -> dict[str, Any]:
         """One COCO file for all images: `images` numbered from 1, `categories`, and `annotations` with scores."""
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for number, item in enumerate(self.items, 1):
             height, width = item.detections.image_size
             images.append({"id": number, "file_name": item.image, "height": height, "width": width})

@@ -103,7 +103,9 @@ def _with_legend(picture: Image.Image, title: str) -> Image.Image:
     size = max(11, min(28, picture.width // 60))
     height, margin, bar = 2 * size, size // 2, min(picture.width // 3, 16 * size)
     font = ImageFont.load_default(size=size)
-    drawn = pillow("drawing a heat map").new("RGB", (picture.width, picture.height + height), "white")
+    drawn: Image.Image = pillow("drawing a heat map").new(
+        "RGB", (picture.width, picture.height + height), "white"
+    )
     drawn.paste(picture, (0, 0))
     pen = ImageDraw.Draw(drawn)
     left, right = picture.width - bar - 3 * size, picture.width - 2 * size
