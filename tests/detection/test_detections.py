@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -20,6 +21,7 @@ from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
+from onebyone.stores.placement import Placement
 
 GEOMETRY = Geometry((8, 6), (4, 2), (0, 0), (8, 6), (0, 0), True)
 SIZE = (48, 40)
@@ -302,3 +304,26 @@ def test_twenty_rows_are_printed(count: int, last_line: str | None) -> None:
 
 def test_colours_repeat_after_the_last() -> None:
     assert [colour_of(k) for k in range(16)] == [*PALETTE, *PALETTE]
+
+
+def test_parquet_is_read_by_pyarrow(tmp_path: Path) -> None:
+    boxes = np.array([[1.5, 2, 3, 4.25]], np.float32)
+    for found in (boxes, boxes[:0]):
+        n = len(found)
+        detections = Detections(
+            found, np.full(n, 0.5, np.float32), np.ones(n, np.int64), ("a", "b"), (10, 20)
+        )
+        detections.save(tmp_path / "d.parquet")
+        assert parquet.read_table(tmp_path / "d.parquet").to_pylist() == detections.to_dicts()
+
+
+def test_geojson_is_in_the_coordinates_of_the_world() -> None:
+    boxes = np.array([[1, 2, 3, 4]], np.float32)
+    detections = Detections(boxes, np.ones(1, np.float32), np.zeros(1, np.int64), ("a",), (10, 20))
+    placement = Placement((0.0, 0.0), (4.0, 4.0), transform=(10.0, 0.0, 500.0, 0.0, -10.0, 900.0), crs="WKT")
+    collection = detections.to_geojson(placement)
+    assert collection["crs"]["properties"]["name"] == "WKT"
+    ring = collection["features"][0]["geometry"]["coordinates"][0]
+    assert ring == [[540.0, 820.0], [620.0, 820.0], [620.0, 740.0], [540.0, 740.0], [540.0, 820.0]]
+    level = detections.to_geojson(Placement((0.0, 0.0), (4.0, 4.0)))
+    assert level["features"][0]["geometry"]["coordinates"][0][0] == [4.0, 8.0]

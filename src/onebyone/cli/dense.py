@@ -29,7 +29,12 @@ class Finer(StrEnum):
 def scan(
     context: typer.Context,
     source: o.SourceOrOnnx,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture, or an array (H, W, C) in .npy.")],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE", help="A picture, a TIFF, a whole slide, a .zarr, or an array (H, W, C) in .npy."
+        ),
+    ],
     window: o.OptionalWindow = None,
     channels: o.Channels = None,
     weights: o.Weights = None,
@@ -49,6 +54,9 @@ def scan(
         ),
     ] = "0",
     page: o.Page = None,
+    level: o.Level = None,
+    mpp: o.MicronsPerPixel = None,
+    axes: o.Axes = None,
     shifts: Annotated[
         int,
         typer.Option(
@@ -162,6 +170,9 @@ def scan(
                 output=output,
                 score_kind=score_kind,
                 page=page,
+                level=level,
+                mpp=mpp,
+                axes=axes,
                 device=device,
                 batch=batch,
                 shifts=shifts,

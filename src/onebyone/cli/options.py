@@ -214,6 +214,33 @@ Page = Annotated[
         show_default="the first, with a note",
     ),
 ]
+Level = Annotated[
+    int | None,
+    typer.Option(
+        "--level",
+        min=0,
+        metavar="N",
+        help="Resolution level of an image file that contains several, counted from 0.",
+        show_default="the full resolution",
+    ),
+]
+MicronsPerPixel = Annotated[
+    float | None,
+    typer.Option(
+        "--mpp",
+        metavar="MICRONS",
+        help="Read the resolution level with these microns per pixel, within 10 %; in place of --level.",
+    ),
+]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        "--axes",
+        metavar="LETTERS",
+        help="Axes of the file, such as CYX for channels first.",
+        show_default="as the file states",
+    ),
+]
 ScoreKind = Annotated[
     str | None,
     labels_option(

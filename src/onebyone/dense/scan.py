@@ -48,6 +48,9 @@ def scan(
     score_kind: str | ScoreKind | None = None,
     softmax: bool | None = None,
     page: int | None = None,
+    level: int | None = None,
+    mpp: float | None = None,
+    axes: str | None = None,
     mode: str = "dense",
     compared: int | None = None,
     progress: Progress = None,
@@ -107,6 +110,11 @@ def scan(
     page
         the page or frame, from 0, of a picture file with several. None reads the first, with a warning where there
         are more.
+    level, mpp
+        the resolution level of a file with several (a pyramidal TIFF, a slide, OME-Zarr): its number from 0, or its
+        microns per pixel, within 10 %.
+    axes
+        the axes of an array or a file, such as "CYX" for channels first; None takes those that the file states.
     mode
         "dense" runs the network once on each tile; "windows" crops every window and runs it separately, which is
         slower and exact for every network.
@@ -135,13 +143,15 @@ def scan(
     if finer == "dilation" and stride is not None and mode == "dense":
         d, stride = dilated_network(d, stride), None
     chosen = ScoreOutput.of(d, output, labels, score_kind, softmax, compared)
-    axes = len(d.geometry.window)
     labels = chosen.labels
     options: dict[str, Any] = {
         "channels": getattr(d, "channels", None),
         "labels": labels,
-        "axes": axes,
+        "axes": len(d.geometry.window),
         "page": page,
+        "level": level,
+        "mpp": mpp,
+        "axis_names": axes,
     }
     source = open_image(image, **options)
     warn_of_raw_pixels(labels, source)

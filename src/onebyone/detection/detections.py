@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.atomic_files import write_text
+from onebyone.atomic_files import atomic_path, write_text
 from onebyone.detection.overlay import draw_boxes, save_picture
-from onebyone.errors import BadInput
+from onebyone.errors import BadInput, MissingExtra
 from onebyone.records import Readable, by, html_result, html_table, table
+from onebyone.stores.placement import Placement
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -75,9 +76,39 @@ class Detections(Readable):
             for row in self.to_dicts()
         ]
 
-    def to_geojson(self) -> dict[str, Any]:
-        """A GeoJSON FeatureCollection of boxes in image pixels (x right, y down), as QuPath imports it."""
-        return {"type": "FeatureCollection", "features": [_feature(row) for row in self.to_dicts()]}
+    def to_geojson(self, placement: Placement | None = None) -> dict[str, Any]:
+        """A GeoJSON FeatureCollection of boxes in image pixels (x right, y down), as QuPath imports it.
+
+        With the `placement` of the image that was scanned (`onebyone.stores.placement`) they are in the coordinates of
+        its reference system, which "crs" names (WKT), or in pixels of its full resolution where it has none.
+        """
+        collection = {
+            "type": "FeatureCollection",
+            "features": [_feature(row, placement) for row in self.to_dicts()],
+        }
+        if placement is not None and placement.crs is not None:
+            return {**collection, "crs": {"type": "name", "properties": {"name": placement.crs}}}
+        return collection
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write the table of `to_csv` as Parquet, atomically: class, label, score, x1, y1, x2, y2.
+
+        Raises MissingExtra where pyarrow is not installed, and BadInput where the file cannot be written.
+        """
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise MissingExtra("pyarrow", "parquet", "writing Parquet") from error
+        numbers = {name: self.boxes[:, k] for k, name in enumerate(_FIELDS[3:])}
+        columns = {
+            "class": pyarrow.array(self.names, pyarrow.string()),
+            "label": self.labels,
+            "score": self.scores,
+            **numbers,
+        }
+        with atomic_path(path) as temporary:
+            parquet.write_table(pyarrow.table(columns), temporary)
 
     def to_csv(self) -> str:
         """A table with one row per box: class, label, score, x1, y1, x2, y2."""
@@ -113,10 +144,12 @@ class Detections(Readable):
         image: Any = None,
         image_id: int = 1,
         page: int | None = None,
+        placement: Placement | None = None,
     ) -> None:
-        """Write a file by its suffix: `.json` (COCO results), `.geojson`, `.csv`, or a picture (`.png`, …).
+        """Write a file by its suffix: `.json` (COCO results), `.geojson`, `.csv`, `.parquet`, or a picture (`.png`, …).
 
-        A picture is drawn on `image`, or on its `page`; `image_id` is for COCO. The file is written atomically.
+        A picture is drawn on `image`, or on its `page`; `image_id` is for COCO, `placement` for GeoJSON (see
+        `to_geojson`). The file is written atomically.
 
         Raises
         ------
@@ -127,15 +160,17 @@ class Detections(Readable):
         if suffix == ".json":
             write_text(path, json.dumps(self.to_coco(image_id), indent=1) + "\n")
         elif suffix == ".geojson":
-            write_text(path, json.dumps(self.to_geojson(), indent=1) + "\n")
+            write_text(path, json.dumps(self.to_geojson(placement), indent=1) + "\n")
         elif suffix == ".csv":
             write_text(path, self.to_csv())
+        elif suffix == ".parquet":
+            self.to_parquet(path)
         elif suffix in _PICTURE_SUFFIXES:
             if image is None:
                 raise BadInput(f"cannot save {path}: a drawing needs the image (image=...)")
             self.draw(image, path, page=page)
         else:
-            known = ", ".join((".json", ".geojson", ".csv", *_PICTURE_SUFFIXES))
+            known = ", ".join((".json", ".geojson", ".csv", ".parquet", *_PICTURE_SUFFIXES))
             raise BadInput(
                 f"cannot save detections as {path}: expected a file name that ends in one of {known}"
             )
@@ -160,11 +195,14 @@ class Detections(Readable):
         return [f"… and {len(self) - _MAX_ROWS} more"] if len(self) > _MAX_ROWS else []
 
 
-def _feature(row: dict[str, Any]) -> dict[str, Any]:
+def _feature(row: dict[str, Any], placement: Placement | None) -> dict[str, Any]:
     x1, y1, x2, y2 = (row[k] for k in ("x1", "y1", "x2", "y2"))
+    corners: list[tuple[float, float]] = [(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]
+    if placement is not None:
+        corners = [placement.to_world((y, x)) for x, y in corners]
     return {
         "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [[[x1, y1], [x2, y1], [x2, y2], [x1, y2], [x1, y1]]]},
+        "geometry": {"type": "Polygon", "coordinates": [[list(corner) for corner in corners]]},
         "properties": {
             "objectType": "detection",
             "classification": {"name": row["class"]},

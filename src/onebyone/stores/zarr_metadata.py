@@ -44,7 +44,12 @@ def inside(root: Path, name: str) -> Path:
     relative = PurePosixPath(name)
     path = root / relative
     outside = relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name
-    if outside or not path.resolve().is_relative_to(root.resolve()):
+    try:
+        outside = outside or not path.resolve().is_relative_to(root.resolve())
+        path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, or a loop of links
+        raise BadInput(f"{root}: the path {name[:60]!r} in it cannot be followed") from error
+    if outside:
         raise BadInput(f"{root}: the path {name!r} in it leads out of the store")
     return path
 
