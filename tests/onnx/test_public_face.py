@@ -53,7 +53,7 @@ def test_only_some_layers(path: Path) -> None:
 
 
 def test_what_does_not_fit(path: Path) -> None:
-    with pytest.raises(onebyone.errors.BadInput, match="no modules to replace"):
+    with pytest.raises(onebyone.errors.BadInput, match="an ONNX model has no modules"):
         onebyone.convert(path, level="native")
     with pytest.raises(onebyone.errors.BadInput, match="expected 'conv' or 'linear'"):
         onebyone.convert(path, to="dense")

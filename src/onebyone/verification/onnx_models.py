@@ -30,7 +30,7 @@ from onebyone.onnx.probe_values import integer_constants, integer_inputs
 from onebyone.onnx.weight_rewriting import Step, apply_steps
 from onebyone.verification.layer_matching import first_differing_layer, traced_outputs
 from onebyone.verification.onnx_decompositions import compare_in_float64
-from onebyone.verification.onnx_outputs import WholeModel, compare_outputs, run64
+from onebyone.verification.onnx_outputs import REFERENCE, WholeModel, compare_outputs, run64
 from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
 
 Array = np.ndarray[Any, Any]
@@ -106,6 +106,7 @@ def verify_onnx(
         problems=tuple(problems),
         unverified=tuple(dict.fromkeys(unverified)),
         nothing_verified=nothing,
+        evaluators=((f"integer probes: {REFERENCE}",) if probed else ()) + whole.evaluators,
     )
 
 
@@ -132,6 +133,7 @@ def compare_onnx(model: ir.Model, other: ir.Model, feeds: Mapping[str, Array] | 
         problems=tuple(problems),
         unverified=tuple(unverified),
         nothing_verified=whole.max_error is None and not problems,
+        evaluators=whole.evaluators,
     )
 
 

@@ -10,11 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onebyone.errors import MissingExtra
 from onebyone.laws import bounds
-from onebyone.onnx.evaluators import NotRunnable, proto_of, run_onnx_runtime, run_reference
+from onebyone.onnx.evaluators import (
+    NotRunnable,
+    onnx_runtime_version,
+    proto_of,
+    run_onnx_runtime,
+    run_reference,
+)
 from onebyone.onnx.layer_models import LayerModel, NotSeparable
 from onebyone.onnx.perturbations import has_integer_products, quantises, sensitivity
 
@@ -28,8 +35,11 @@ class WholeModel:
     rounding_ratio: float | None = None
     float64_error: float | None = None
     float64_limit: float | None = None
+    evaluators: tuple[str, ...] = ()
 
 
+#: The name of ONNX's own implementation, for the report.
+REFERENCE = f"the ONNX reference implementation {onnx.__version__}"
 #: Unit roundoff of each type of an output, and that of the next shorter type.
 _UNITS = {"float64": (2.0**-53, 2.0**-24), "float32": (2.0**-24, 2.0**-11), "float16": (2.0**-11, 2.0**-3)}
 
@@ -44,22 +54,30 @@ def compare_outputs(
 ) -> WholeModel:
     """Compare every output; `terms` is the largest number of products that one number of a converted layer sums."""
     whole = WholeModel()
+    engine = onnx_runtime_version()
+    if not engine:
+        unverified.append(
+            "the whole model in ONNX Runtime, which is not installed: the ONNX reference implementation ran both"
+        )
     try:
-        first = run_onnx_runtime(proto_of(original), feeds)
-    except (MissingExtra, NotRunnable) as error:
+        first = _run(original, feeds, optimised=True)
+    except NotRunnable as error:
         unverified.append(f"the whole model: {error}")
         return whole
     try:
-        plain = run_onnx_runtime(proto_of(original), feeds, optimised=False)
+        plain = _run(original, feeds, optimised=False)
     except NotRunnable:
         plain = first
     names = [str(value.name) for value in original.graph.outputs]
     references = [_reference(original, name, feeds, unverified) for name in names]
     exact = [_trusted(*of_output, unverified) for of_output in zip(names, first, references, strict=True)]
+    whole.evaluators = (f"own types: {engine or REFERENCE}",)
+    if any(reference is not None for reference in exact):
+        whole.evaluators += (f"float64: {REFERENCE}",)
     outside: dict[str, tuple[float, str]] = {}
     for optimised in (True, False):
         try:
-            second = run_onnx_runtime(proto_of(converted), feeds, optimised=optimised)
+            second = _run(converted, feeds, optimised=optimised)
         except NotRunnable as error:
             problems.append(f"the converted model, {'' if optimised else 'not '}optimised: {error}")
             continue
@@ -80,6 +98,14 @@ def compare_outputs(
     if outside:
         _compare_with_sensitivity(original, feeds, names, outside, terms, problems, unverified)
     return whole
+
+
+def _run(model: ir.Model, feeds: Mapping[str, Array], *, optimised: bool) -> list[Array]:
+    """The outputs by ONNX Runtime, or by the reference implementation where it is not installed."""
+    try:
+        return run_onnx_runtime(proto_of(model), feeds, optimised=optimised)
+    except MissingExtra:
+        return run_reference(proto_of(model), feeds)
 
 
 def _compare_output(
