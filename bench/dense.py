@@ -1,0 +1,362 @@
+"""`python -m bench.dense`: dense inference against window by window, and a scan against the network alone.
+
+One process, one thread, the same image for all parts. Times are processor seconds of the process, which other
+processes disturb less than the wall clock. Every part runs once, in turn.
+
+- "resnet18": ResNet-18, window 224, stride 32. MONAI's `SlidingWindowSplitter` gives the windows, and the network runs
+  on batches of them; `onebyone.scan` runs the any-size form once. `with_tune` scans with the form that `tune` chose for
+  the tile.
+- "stride4": an unpadded network, window 64, stride 4, against every window cropped (`scan_windows`). The bound on the
+  difference is 2·γ_n of float32, n the sum of the reduction lengths of all layers, times the output of the network of
+  absolute weights for the absolute image: every layer is 1-Lipschitz or a sum, so both results are within γ_n of it.
+- "efficiency": processor seconds of the network alone on the tiles of a tiled TIFF, over those of the whole scan from
+  the TIFF to OME-Zarr, and of a script with Dask's `map_overlap` on the same file.
+- "finer": a network with two pools at stride 1, by shifted passes and by dilation.
+
+MONAI is read from the folder in MONAI_PATH (pip install --target FOLDER --no-deps monai). Without it, its part is left
+out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, distributions
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+import onebyone
+from bench.zoo.totals import machine
+from bench.zoo.work import ROOT
+from onebyone.dense import choose_tile, plan_scan, scan, scan_windows
+from onebyone.dense.batch_reader import BatchReader
+from onebyone.dense.images import open_image
+from onebyone.laws.bounds import gamma
+from onebyone.records import Labels, table
+
+RESULTS = ROOT / "bench" / "results" / "dense.json"
+LABELS = Labels(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+class Block(nn.Module):
+    """The basic block of ResNet-18 (He et al. 2015, figure 5 left), with a projection where the shape changes."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of two convolutions and the shortcut, rectified."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 with 1000 classes and random weights."""
+    torch.manual_seed(0)
+    blocks: list[nn.Module] = []
+    width = 64
+    for stage, outputs in enumerate((64, 128, 256, 512)):
+        blocks += [Block(width, outputs, 2 if stage else 1), Block(outputs, outputs, 1)]
+        width = outputs
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *blocks,
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000),
+    ).eval()  # fmt: skip
+
+
+def unpadded() -> nn.Module:
+    """A classifier of windows of 64 pixels, stride 4, without padding."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 11 * 11, 10),
+    ).eval()  # fmt: skip
+
+
+def light() -> nn.Module:
+    """A network with two pools, window 14, for maps at stride 1."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 16, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10),
+    ).eval()  # fmt: skip
+
+
+def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds of a call, and its result."""
+    start = time.process_time()
+    result = run()
+    return time.process_time() - start, result
+
+
+def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of the convolutions and linear layers of a run on an input of `shape`."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        model(torch.zeros(shape))
+    return int(counter.get_total_flops() // 2)
+
+
+def monai_windows(model: nn.Module, image: np.ndarray, window: int, stride: int, splitter: Any) -> np.ndarray:
+    """The scores of every window that MONAI's splitter gives, in batches of 16."""
+    x = torch.from_numpy(np.moveaxis(image.astype(np.float32), -1, 0)[None])
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (LABELS.mean, LABELS.std))
+    x = (x * LABELS.scale - mean) / std
+    windows = splitter(patch_size=(window, window), overlap=1 - stride / window, pad_mode=None)(x)
+    scores: list[torch.Tensor] = []
+    batch: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for patch, _ in windows:
+            batch.append(patch)
+            if len(batch) == 16:
+                scores.append(model(torch.cat(batch)))
+                batch = []
+        if batch:
+            scores.append(model(torch.cat(batch)))
+    return torch.cat(scores).numpy()
+
+
+def monai_splitter() -> tuple[Any, str]:
+    """MONAI's splitter and its version, from MONAI_PATH; (None, "") where it is not there."""
+    folder = os.environ.get("MONAI_PATH", "")
+    if not folder:
+        return None, ""
+    sys.path.append(folder)
+    from monai.inferers import SlidingWindowSplitter
+
+    found = next(
+        (d.version for d in distributions(path=[folder]) if d.metadata["Name"].lower() == "monai"), ""
+    )
+    return SlidingWindowSplitter, found
+
+
+def measure_resnet(size: int, budget: float) -> dict[str, Any]:
+    """ResNet-18 against MONAI, with the same engine and with the form that `tune` chose."""
+    model = resnet18()
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    d = onebyone.convolutionalize(model, window=224).with_labels(LABELS)
+    dense_seconds, scores = seconds(lambda: scan(d, image, compared=0))
+    windows = scores.windows
+    figures: dict[str, Any] = {
+        "size": size,
+        "windows": windows,
+        "mac_ratio": round(windows * macs(model, (1, 3, 224, 224)) / macs(d.model, (1, 3, size, size)), 2),
+        "seconds_dense": round(dense_seconds, 3),
+    }
+    splitter, version = monai_splitter()
+    if splitter is not None:
+        monai_seconds, vectors = seconds(lambda: monai_windows(model, image, 224, 32, splitter))
+        figures |= {
+            "monai": version,
+            "seconds_monai": round(monai_seconds, 3),
+            "monai_windows": len(vectors),
+            "speedup_vs_monai": round(monai_seconds / dense_seconds, 2),
+        }
+    if budget and splitter is not None:
+        tile = plan_scan(d.geometry, (size, size), tile=choose_tile(d.geometry, (size, size)))
+        shape = next(iter(tile)).read_shape
+        tuned = onebyone.tune(d.model, torch.randn(1, 3, *shape), budget=budget)
+        from dataclasses import replace
+
+        tuned_seconds, _ = seconds(lambda: scan(replace(d, model=tuned.model), image, compared=0))
+        figures |= {
+            "seconds_tuned": round(tuned_seconds, 3),
+            "speedup_vs_monai_with_tune": round(monai_seconds / tuned_seconds, 2),
+        }
+    return figures
+
+
+def forward_bound(model: nn.Sequential, image: np.ndarray) -> float:
+    """The bound of this module's description on the difference of two float32 results, largest over the map."""
+    absolute = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in absolute.parameters():
+            p.abs_()
+    n = 3  # the preprocessing
+    for layer in model:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            n += layer.weight[0].numel() + 1
+    d = onebyone.convolutionalize(absolute, window=64)
+    largest = max((1 + m) / s for m, s in zip(LABELS.mean, LABELS.std, strict=True))
+    with torch.inference_mode():
+        top = float(d.model(torch.full((1, 3, 64, 64), largest)).max())
+    return 2 * gamma(n, 2.0**-24) * top
+
+
+def measure_stride4(size: int) -> dict[str, Any]:
+    """The unpadded network against every window cropped."""
+    model = unpadded()
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    d = onebyone.convolutionalize(model, window=64).with_labels(LABELS)
+    dense_seconds, dense_map = seconds(lambda: scan(d, image))
+    window_seconds, crops = seconds(lambda: scan_windows(model, image, d.geometry, labels=LABELS, batch=64))
+    ratio = crops.windows * macs(model, (1, 3, 64, 64)) / macs(d.model, (1, 3, size, size))
+    return {
+        "size": size,
+        "windows": crops.windows,
+        "stride": d.geometry.stride[0],
+        "mac_ratio": round(ratio, 1),
+        "seconds_dense": round(dense_seconds, 3),
+        "seconds_windows": round(window_seconds, 3),
+        "speedup_vs_windows_stride4": round(window_seconds / dense_seconds, 1),
+        "max_abs_difference": float(np.abs(dense_map.scores - crops.scores).max()),
+        "bound": forward_bound(model, image),
+    }
+
+
+def tiled_tiff(path: Path, side: int) -> None:
+    """A tiled, compressed TIFF of smooth noise, written strip of tiles by strip."""
+    import tifffile
+
+    generator = np.random.default_rng(0)
+
+    def tiles() -> Iterator[np.ndarray]:
+        block = generator.integers(0, 256, (512, 512, 3), dtype=np.uint8)
+        for k in range((-(-side // 512)) ** 2):
+            yield np.roll(block, k, axis=0)
+
+    tifffile.imwrite(path, tiles(), shape=(side, side, 3), dtype=np.uint8, tile=(512, 512), compression="zlib",
+                     compressionargs={"level": 1}, photometric="rgb")  # fmt: skip
+
+
+def measure_efficiency(megapixels: float) -> dict[str, Any]:
+    """The share of the network's own time in a scan from a tiled TIFF to OME-Zarr, and the same with `map_overlap`."""
+    side = round((megapixels * 1e6) ** 0.5)
+    d = onebyone.convolutionalize(unpadded(), window=64).with_labels(LABELS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.tif"
+        tiled_tiff(path, side)
+        source = open_image(path, channels=3)
+        plan = plan_scan(d.geometry, source.size, tile=choose_tile(d.geometry, source.size), aligned=True)
+        tiles = list(plan)
+        batch = torch.from_numpy(BatchReader(source, LABELS, True)(tiles[:1]).copy()).contiguous(
+            memory_format=torch.channels_last
+        )
+        with torch.inference_mode():
+            network, _ = seconds(lambda: [d.model(batch) for _ in tiles])
+        wall = time.perf_counter()
+        whole, result = seconds(lambda: scan(d, path, out=Path(folder) / "scores.zarr"))
+        wall = time.perf_counter() - wall
+        overlap, overlap_scores = seconds(lambda: map_overlap(d, path))
+        difference = float(np.abs(np.asarray(result.scores) - overlap_scores).max())
+    return {
+        "megapixels": round(side * side / 1e6, 1),
+        "tiles": len(tiles),
+        "tile_pixels": list(tiles[0].read_shape),
+        "pixels_read": round(plan.pixels_read / side**2, 3),
+        "seconds_network": round(network, 3),
+        "seconds_scan": round(whole, 3),
+        "wall_seconds_scan": round(wall, 3),
+        "scan_efficiency": round(network / whole, 3),
+        "seconds_map_overlap": round(overlap, 3),
+        "map_overlap_efficiency": round(network / overlap, 3),
+        "map_overlap_difference": difference,
+    }
+
+
+def map_overlap(d: Any, path: Path) -> np.ndarray:
+    """What one would write with Dask: overlapping chunks of the image, and the network on each."""
+    import dask
+    import dask.array as da
+    import tifffile
+
+    stride, window = d.geometry.stride[0], d.geometry.window[0]
+    pixels = da.from_array(tifffile.imread(path), chunks=(512, 512, 3))
+    rows, columns = (n // stride * stride for n in pixels.shape[:2])
+    depth = -(-(window - stride) // stride) * stride
+    overlapping = da.overlap.overlap(
+        pixels[:rows, :columns], depth={0: (0, depth), 1: (0, depth), 2: 0}, boundary="none"
+    )  # fmt: skip
+
+    def run(block: np.ndarray) -> np.ndarray:
+        x = (block.astype(np.float32) * np.float32(LABELS.scale) - np.float32(LABELS.mean)) / np.float32(
+            LABELS.std
+        )
+        with torch.inference_mode():
+            return d.model(torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 0)[None])))[0].numpy()
+
+    parts = [[dask.delayed(run)(block) for block in row[:, 0]] for row in overlapping.to_delayed()]
+    with dask.config.set(scheduler="synchronous"):
+        blocks = dask.compute(parts)[0]
+    positions = d.geometry.positions((rows, columns))
+    rows_of = [np.concatenate([b[:, : 512 // stride, : 512 // stride] for b in row], 2) for row in blocks]
+    return np.concatenate(rows_of, 1)[:, : positions[0], : positions[1]]
+
+
+def measure_finer(size: int) -> dict[str, Any]:
+    """A map of stride 1 by shifted passes and by dilation."""
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    d = onebyone.convolutionalize(light(), window=14).with_labels(LABELS)
+    shifted, a = seconds(lambda: scan(d, image, stride=1))
+    once, b = seconds(lambda: scan(d, image, stride=1, finer="dilation"))
+    return {
+        "size": size,
+        "seconds_shifts": round(shifted, 3),
+        "seconds_dilation": round(once, 3),
+        "dilation_speedup": round(shifted / once, 2),
+        "max_abs_difference": float(np.abs(a.scores - b.scores).max()),
+    }
+
+
+def main() -> None:
+    """Measure, print and save the figures with the machine's description."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=2048, help="pixels per side of the image for ResNet-18")
+    parser.add_argument("--stride4-size", type=int, default=2048)
+    parser.add_argument("--megapixels", type=float, default=100.0)
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds for tune; 0 leaves it out")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        described = machine()
+    except PackageNotFoundError:
+        described = {"cores": os.cpu_count(), "torch": torch.__version__}
+    figures: dict[str, Any] = {"machine": described, "threads": 1, "clock": "process_time"}
+    full = arguments.size >= 2048 and arguments.stride4_size >= 2048 and arguments.megapixels >= 100
+    figures["sizes"] = "full" if full else "reduced: the machine was shared with other work"
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "finer": lambda: measure_finer(512),
+        "stride4": lambda: measure_stride4(arguments.stride4_size),
+        "efficiency": lambda: measure_efficiency(arguments.megapixels),
+        "resnet18": lambda: measure_resnet(arguments.size, arguments.budget),
+    }
+    for name, part in parts.items():
+        figures[name] = part()
+        rows = [(key, str(value)) for key, value in figures[name].items()]
+        Console().print(table((name, "value"), rows))
+        for key in (
+            "speedup_vs_monai",
+            "speedup_vs_windows_stride4",
+            "max_abs_difference",
+            "bound",
+            "scan_efficiency",
+        ):
+            if key in figures[name] and name != "finer":
+                figures[key] = figures[name][key]
+        RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

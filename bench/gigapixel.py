@@ -1,0 +1,152 @@
+"""`python -m bench.gigapixel`: memory and time of a scan as the image grows, and the gain of a second worker.
+
+The image is computed where it is read, from the coordinates of its pixels, so that no disk limits it and any size
+exists. Each scan runs in a process of its own, with one thread, from the image to an OME-Zarr store; its peak memory is
+the largest resident set that the system reports for that process. `memory_ratio` is the peak of the largest image over
+that of the one that has a hundredth of its pixels, and `time_per_pixel_ratio` the same for the time per pixel.
+`dask_scaling` is the wall time with one worker over that with two, of one thread each, after the workers have loaded
+the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+import onebyone
+from bench.zoo.work import ROOT
+from onebyone.dense import scan
+from onebyone.records import Labels, table
+from onebyone.stores.regions import Region
+
+RESULTS = ROOT / "bench" / "results" / "gigapixel.json"
+
+
+@dataclass(frozen=True)
+class ComputedImage:
+    """A square RGB image of `side` pixels, computed where it is read: (row · 3 + column · 5 + channel) modulo 251."""
+
+    side: int
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        return (self.side, self.side)
+
+    @property
+    def channels(self) -> int:
+        """Three."""
+        return 3
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """8-bit integers."""
+        return np.dtype(np.uint8)
+
+    def read(self, region: Region) -> np.ndarray:
+        """The pixels of a region (h, w, 3)."""
+        rows, columns = (np.arange(s.start, s.stop, dtype=np.int64) for s in region)
+        plane = ((rows[:, None] * 3) % 251 + (columns[None] * 5) % 251).astype(np.uint16)
+        return np.stack([(plane + c) % 251 for c in range(3)], -1).astype(np.uint8)
+
+
+def network() -> Any:
+    """A light classifier of windows of 64 pixels, stride 16, without padding."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.Conv2d(8, 16, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4)
+    ).eval()
+    return onebyone.convolutionalize(net, window=64).with_labels(Labels(scale=1 / 255))
+
+
+def one_scan(side: int, workers: int) -> dict[str, Any]:
+    """Scan an image in this process, or with `workers`; seconds and peak memory."""
+    torch.set_num_threads(1)
+    d = network()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "scores.zarr"
+        start, processor = time.perf_counter(), time.process_time()
+        if workers:
+            from onebyone.dense.cluster import cluster_client
+
+            with cluster_client(None, workers) as client:
+                client.wait_for_workers(workers)
+                scan(d, ComputedImage(512), out=Path(folder) / "warm.zarr", dask=client, batch=4)
+                start = time.perf_counter()
+                scan(d, ComputedImage(side), out=out, dask=client, batch=4)
+                wall = time.perf_counter() - start
+        else:
+            scan(d, ComputedImage(side), out=out, batch=4)
+            wall = time.perf_counter() - start
+    return {
+        "pixels": side * side,
+        "wall_seconds": round(wall, 3),
+        "processor_seconds": round(time.process_time() - processor, 3),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def in_process(side: int, workers: int) -> dict[str, Any]:
+    """`one_scan` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gigapixel", "--one", str(side), "--workers", str(workers)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--largest", type=int, default=10, help="the largest image has 10^LARGEST pixels")
+    parser.add_argument(
+        "--scaling", type=int, default=9, help="pixels of the image for two workers, as a power of ten"
+    )
+    parser.add_argument("--one", type=int, help="side of a single scan")
+    parser.add_argument("--workers", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.one:
+        sys.stdout.write(json.dumps(one_scan(arguments.one, arguments.workers)) + "\n")
+        return
+    exponents = list(range(6, arguments.largest + 1))
+    scans = {f"1e{e}": in_process(round(10 ** (e / 2)), 0) for e in exponents}
+    large, small = scans[f"1e{exponents[-1]}"], scans[f"1e{exponents[-3]}"]
+    one, two = (in_process(round(10 ** (arguments.scaling / 2)), workers) for workers in (1, 2))
+    figures = {
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "sizes": "full" if arguments.largest >= 10 else "reduced: the machine was shared with other work",
+        "compared": [f"1e{exponents[-1]}", f"1e{exponents[-3]}"],
+        "memory_ratio": round(large["peak_bytes"] / small["peak_bytes"], 3),
+        "time_per_pixel_ratio": round(
+            large["processor_seconds"] / large["pixels"] / (small["processor_seconds"] / small["pixels"]), 3
+        ),
+        "dask_scaling": round(one["wall_seconds"] / two["wall_seconds"], 2),
+        "scans": scans,
+        "one_worker": one,
+        "two_workers": two,
+    }
+    RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    Console().print(table(("figure", "value"), [(k, str(v)) for k, v in figures.items()]))
+
+
+if __name__ == "__main__":
+    main()
