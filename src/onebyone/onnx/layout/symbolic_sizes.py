@@ -41,11 +41,13 @@ class SymbolicSizes:
         return self._shapes[value]
 
     def refine(self, value: ir.Value, sizes: Sequence[Size | None]) -> None:
-        """Record a shape that follows from an operator's inputs; None keeps the size that the file states."""
+        """Record a shape that follows from an operator's inputs; None keeps the size that the file states.
+
+        A size of 1 that the file states and that does not follow is not used: operands may have another.
+        """
         stated = self.shape(value)
         if stated is not None and len(stated) == len(sizes):
-            pairs = zip(stated, sizes, strict=True)
-            self._shapes[value] = tuple(s if isinstance(s, int) or new is None else new for s, new in pairs)
+            self._shapes[value] = tuple(_refined(s, new) for s, new in zip(stated, sizes, strict=True))
 
     def contents(self, value: ir.Value | None) -> Sizes | None:
         """The numbers in a tensor of integers of at most one axis, as far as they follow from shapes."""
@@ -114,19 +116,19 @@ def reshaped(x: Sizes, target: Sequence[Size], keeps_zeros: bool) -> list[Size]:
     return sizes
 
 
-def broadcast(shapes: Sequence[Sizes]) -> list[Size | None]:
-    """The shape of an elementwise result: a size where it follows from the operands, else None.
+def broadcast(shapes: Sequence[Sizes]) -> list[Size]:
+    """The shape of an elementwise result; where operands have different symbols, the size is a symbol of its own.
 
     >>> n = sympy.Symbol("n")
     >>> broadcast([(n, 1, 3), (5, 1), (sympy.Symbol("m"), 1, 1)])
-    [None, 5, 3]
+    [_size, 5, 3]
     """
     rank = max(len(shape) for shape in shapes)
-    result: list[Size | None] = []
+    result: list[Size] = []
     for axis in range(rank):
         sizes = {shape[axis - rank] for shape in shapes if len(shape) >= rank - axis} - {1}
         known = [size for size in sizes if isinstance(size, int)]
-        result.append(1 if not sizes else known[0] if known else sizes.pop() if len(sizes) == 1 else None)
+        result.append(1 if not sizes else known[0] if known else sizes.pop() if len(sizes) == 1 else _unknown())
     return result
 
 
@@ -135,8 +137,18 @@ def _size(size: int | ir.SymbolicDim) -> Size:
         return size
     name = None if size.value is None else str(size.value)
     if name is None or name in NO_NAMES:
-        return sympy.Dummy("size", integer=True, positive=True)
+        return _unknown()
     return sympy.Symbol(name, integer=True, positive=True)
+
+
+def _unknown() -> Size:
+    return sympy.Dummy("size", integer=True, positive=True)
+
+
+def _refined(stated: Size, new: Size | None) -> Size:
+    if new is None or (isinstance(stated, int) and stated != 1):
+        return stated
+    return stated if isinstance(new, sympy.Dummy) and stated != 1 else new
 
 
 def _constant(value: ir.Value) -> Sizes | None:
