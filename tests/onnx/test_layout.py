@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from onebyone.errors import BadInput
 from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.layout.convert import convert_with_layout
 from tests.onnx.exported import NETWORKS, exported
+from tests.onnx.layout_fuzz import compare
 from tests.onnx.models import graph, integers, model, operators, run
 
 Array = np.ndarray[Any, Any]
@@ -56,6 +58,64 @@ def test_a_run_of_operators_on_tokens_has_no_layout_operator_inside() -> None:
     assert "Reshape" not in kinds
     assert kinds.index("Conv") > kinds.index("Transpose")
     assert [k for k in kinds if k not in ("Squeeze", "Unsqueeze")][-1] == "Transpose"
+
+
+@pytest.mark.parametrize("tokens", ["last", "height", "batch"])
+def test_random_graphs_give_the_same_integers(tokens: str) -> None:
+    converted_layers = 0
+    for seed in range(40):
+        problem, conversion = compare(seed, tokens=tokens)
+        assert problem is None
+        assert conversion is not None
+        converted_layers += len(conversion.changes)
+    assert converted_layers > 20
+
+
+@pytest.mark.slow
+def test_many_random_graphs_give_the_same_integers() -> None:
+    problems = [compare(seed, tokens=("last", "height", "batch")[seed % 3])[0] for seed in range(1000, 3000)]
+    assert [problem for problem in problems if problem] == []
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12, 13, 18, 21])
+def test_softmax_and_gelu_follow_into_channels_first_form(opset: int) -> None:
+    """Softmax of opset 12 and older over the channels, which are then not the last dimension."""
+    text = graph(
+        "1,5,4",
+        "1,5,3",
+        "a = MatMul(x, v) b = Softmax<axis=2>(a) c = Erf(b) d = Mul(b, c) y = MatMul(d, w)",
+    )
+    m = model(text, {"v": integers(4, 6), "w": integers(6, 3)}, opset=opset)
+    c = convert_with_layout(m)
+    assert operators(c.model).count("Conv") == 2
+    assert operators(c.model).count("Transpose") == 2
+    x = integers(1, 5, 4, seed=2)
+    expected, actual = run(m, {"x": x})[0], run(c.model, {"x": x})[0]
+    # two sums of 6 terms of at most 4·|w|, and 12 roundings of softmax, erf and product
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=6 * 4 * (6 + 12) * np.finfo(np.float32).eps)
+
+
+def test_a_fault_in_the_layout_is_found() -> None:
+    """A Transpose that swaps two axes of equal size is wrong in numbers only, and the whole model shows it."""
+    m = model(graph("1,4,4", "1,4,4", "a = MatMul(x, v) y = Relu(a)"), {"v": integers(4, 4)})
+    c = convert_with_layout(m)
+    transpose = next(node for node in c.model.graph if node.op_type == "Transpose")
+    identity = ir.node("Identity", [transpose.inputs[0]])
+    c.model.graph.insert_before(transpose, [identity])
+    transpose.outputs[0].replace_all_uses_with(identity.outputs[0])
+    v = onebyone.verify(m, c, integers(1, 4, 4, seed=3))
+    assert not v.equivalent
+
+
+def test_a_weight_of_the_wrong_order_is_found_layer_by_layer() -> None:
+    m = model(graph("1,5,4", "1,5,4", "a = MatMul(x, v) y = Relu(a)"), {"v": integers(4, 4)})
+    c = convert_with_layout(m)
+    name = next(name for name in c.entries if name in c.model.graph.initializers)
+    source, steps = c.entries[name]
+    faulty = replace(c, entries={name: (source, (*steps, ("transpose", (1, 0, 2, 3))))})
+    v = onebyone.verify(m, faulty)
+    assert not v.equivalent
+    assert "integer probe" in v.problems[0]
 
 
 def test_an_unknown_place_of_tokens_is_refused() -> None:

@@ -15,10 +15,13 @@ from onnx.reference import ReferenceEvaluator
 from onebyone.onnx.constant_values import Array, is_constant, shape_of
 
 #: Operators that are run, beside those that only compute with shapes; their result has the size of a tensor.
-_OPERATORS = frozenset(
-    "Add Cast Concat ConstantOfShape Div Equal Expand Gather GatherElements Greater Identity Less Mul Not Range Reshape Shape Slice Sqrt "
-    "Squeeze Sub Transpose Unsqueeze Where".split()
-)
+# fmt: off
+_OPERATORS = frozenset([
+    "Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "GatherElements",
+    "Greater", "Identity", "Less", "Mod", "Mul", "Neg", "Not", "Range", "Reshape", "Shape", "Slice",
+    "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+])
+# fmt: on
 #: The most elements that a constant computed here may have.
 MOST_ELEMENTS = 2**22
 
@@ -102,5 +105,5 @@ def _is_small(node: ir.Node, operands: list[Array]) -> bool:
     if node.op_type == "Range":
         start, limit, step = (float(array) for array in operands)
         return step != 0 and abs((limit - start) / step) <= MOST_ELEMENTS
-    broadcast = prod(max(sizes) for sizes in zip(*(a.shape[::-1] for a in operands), strict=False))
-    return broadcast <= MOST_ELEMENTS
+    broadcast: int = prod(max(sizes) for sizes in zip(*(a.shape[::-1] for a in operands), strict=False))
+    return bool(broadcast <= MOST_ELEMENTS)

@@ -84,7 +84,7 @@ def convert_with_layout(
             refused.append(Refusal(path, node.op_type, reason))
     stored = lay_out(rewriter, to, lambda path: wanted(path, only), TokenAxis(tokens), before.total())
     after = layout_operators(copy)
-    restore_value_infos(copy, model) if not __import__("os").environ.get("KEEP") else None
+    restore_value_infos(copy, model)
     return OnnxConversion(
         copy,
         tuple(rewriter.changes),

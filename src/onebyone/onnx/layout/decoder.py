@@ -204,6 +204,9 @@ class OnnxDecoder:
             return kinds.reshape(result, x)
         if name in KEEPING_AXES:
             return kinds.keep_axes(result, x)
+        if name == "Pad":
+            pads = node.attributes.get_ints("pads") or self.decoded.sizes.contents((*node.inputs, None)[1])
+            return kinds.keep_axes(result, x) if pads is not None and not any(pads) else None
         if name == "MatMul":
             second = node.inputs[1]
             assert second is not None

@@ -128,7 +128,9 @@ def broadcast(shapes: Sequence[Sizes]) -> list[Size]:
     for axis in range(rank):
         sizes = {shape[axis - rank] for shape in shapes if len(shape) >= rank - axis} - {1}
         known = [size for size in sizes if isinstance(size, int)]
-        result.append(1 if not sizes else known[0] if known else sizes.pop() if len(sizes) == 1 else _unknown())
+        result.append(
+            1 if not sizes else known[0] if known else sizes.pop() if len(sizes) == 1 else _unknown()
+        )
     return result
 
 
