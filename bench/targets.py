@@ -32,6 +32,8 @@ ROUNDS = 15
 NOTE = (
     "The machine was shared with other work while this ran: times are ratios of medians of rounds in which the "
     "original and the converted model take turns, and still carry its noise."
+    " With few layers, the Mixer is Mixer-S/16. Swin-T has more layout operators after than before, and "
+    "tensors of more than four axes: both are known shortcomings."
 )
 Array = np.ndarray[Any, Any]
 
