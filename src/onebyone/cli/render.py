@@ -185,11 +185,6 @@ def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: 
     """
     classes = scores.scores.shape[0]
     independent = classes == 1 or (scores.kind is not None and scores.kind.classes == "multi-label")
-    if independent:
-        counts = [int((p >= 0.5).sum()) for p in scores.probabilities()]
-    else:
-        best = scores.scores.reshape(classes, -1).argmax(axis=0)
-        counts = [int((best == k).sum()) for k in range(classes)]
     return {
         "source": source,
         "image": os.fspath(image),
@@ -204,7 +199,7 @@ def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: 
         "scores": None if scores.kind is None else str(scores.kind),
         "scores_are": scores.kind.describe(classes) if scores.kind else "of unknown kind",
         "counted": "probability at least 0.5" if independent else "best class",
-        "classes": dict(zip(scores.classes, counts, strict=True)),
+        "classes": dict(zip(scores.classes, scores.windows_by_class(), strict=True)),
         "agreement": None if scores.agreement is None else scores.agreement.to_dict(),
         "agreement_skipped": scores.agreement_skipped,
         "output": None if output is None else str(output),

@@ -151,6 +151,28 @@ class ScoreMap(Readable):
             )
             yield region, self.scores[:, *(span.slice for span in region)]
 
+    def windows_by_class(self) -> tuple[int, ...]:
+        """The number of windows of which each class is the best.
+
+        Independent classes (a single one, or multi-label) are counted where their probability is at least 0.5.
+
+        >>> geometry = Geometry((4, 4), (2, 2), (0, 0), (4, 4), (0, 0), True)
+        >>> scores = np.array([[[3.0, 0.0]], [[1.0, 2.0]]], np.float32)
+        >>> ScoreMap(scores, geometry, Labels(), (4, 6)).windows_by_class()
+        (1, 1)
+        """
+        classes = self.scores.shape[0]
+        if classes == 1 and self.kind is None:
+            return (int((self.probabilities() >= 0.5).sum()),)
+        independent = self.kind is not None and (classes == 1 or self.kind.classes == "multi-label")
+        counts = np.zeros(classes, np.int64)
+        for _, part in self.regions():
+            if independent and self.kind is not None:
+                counts += (self.kind.probabilities(part) >= 0.5).reshape(classes, -1).sum(axis=1)
+            else:
+                counts += np.bincount(part.reshape(classes, -1).argmax(axis=0), minlength=classes)
+        return tuple(int(n) for n in counts)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map to a `.npz` file, atomically. Raises BadInput where it cannot be written."""
         if Path(path).suffix.lower() != ".npz":
