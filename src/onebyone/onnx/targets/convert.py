@@ -12,11 +12,23 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 from onnx_ir.passes.common import IdentityEliminationPass
 
+from onebyone.layout.token_axis import TokenAxis
 from onebyone.onnx.constant_values import mark_constants
 from onebyone.onnx.conversion import OnnxConversion
-from onebyone.onnx.convert import Only, convert_all, prepared, require_supported, wanted
-from onebyone.onnx.model_rewriting import ModelRewriter, restore_value_infos, sort_where_needed
+from onebyone.onnx.convert import (
+    Only,
+    prepared,
+    require_supported,
+    wanted,
+    write_as_convolution,
+    write_as_product,
+)
+from onebyone.onnx.layout.convert import lay_out
+from onebyone.onnx.layout.counting import layout_operators
+from onebyone.onnx.layout.products import read_pointwise, read_token_wise
+from onebyone.onnx.model_rewriting import ModelRewriter, nodes_of, restore_value_infos, sort_where_needed
 from onebyone.onnx.shapes import infer_shapes
+from onebyone.onnx.stored_values import StoredValue
 from onebyone.onnx.targets.description import describe
 from onebyone.onnx.targets.fewer_axes import fold_axes
 from onebyone.onnx.targets.remedies import remedy
@@ -24,7 +36,7 @@ from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal
 from onebyone.targets import NodeDescription, Offender, TargetCheck, TargetProfile, violations, violations_of
 from onebyone.targets.limits import RankLimit
-from onebyone.targets.requirements import MissingOperator
+from onebyone.targets.requirements import FormRequirement, MissingOperator
 
 #: A guard against rewritings that undo each other; two or three rounds are usual.
 MOST_ROUNDS = 8
@@ -85,8 +97,11 @@ def convert_for_target(
     bytes_before = bytes_of_weights(copy)
     offenders = violations((description for description, _, _ in describe(copy)), profile)
     rewriter = ModelRewriter(copy)
-    if to is not None:
-        convert_all(rewriter, to, only)
+    offends = any(isinstance(o.rule, FormRequirement) for o in offenders)
+    form = to or (_required_form(profile) if offends else None)
+    layout_before, stored = layout_operators(copy), {}
+    if form is not None:
+        stored = _lay_out(rewriter, profile, form, only, layout_before.total())
     if any(o.rule is not None and "Identity" in _missing(o) for o in offenders):
         _remove_identities(rewriter, offenders)
     reasons = _rewrite_in_rounds(rewriter, profile, only)
@@ -106,6 +121,9 @@ def convert_for_target(
         entries=dict(rewriter.weights.entries),
         weight_bytes=(bytes_before, bytes_of_weights(copy)),
         frozen=freeze_initialisers,
+        layout_before=layout_before,
+        layout_after=layout_operators(copy),
+        stored=stored,
         target=profile.name,
         offenders=_with_outcome(offenders, left, rewriter),
         left=left,
@@ -162,6 +180,26 @@ def _rewrite_in_rounds(
         infer_shapes(model)
         mark_constants(model)
     return reasons
+
+
+def _required_form(profile: TargetProfile) -> str | None:
+    return next((rule.form for rule in profile.constraints if isinstance(rule, FormRequirement)), None)
+
+
+def _lay_out(
+    rewriter: ModelRewriter, profile: TargetProfile, form: str, only: Only, allowed: int
+) -> dict[str, StoredValue]:
+    """Convert the layers to one form: those that are not token-wise by themselves, the others with their layout."""
+    write, read = (
+        (write_as_convolution, read_token_wise) if form == "conv" else (write_as_product, read_pointwise)
+    )
+    for path, node, opset in list(nodes_of(rewriter.model)):
+        in_main = node.graph is rewriter.model.graph
+        if node.graph is not None and wanted(path, only) and not (in_main and read(node)):
+            rewriter.attempt(path, node, opset, form, write)
+    tokens = {"width": TokenAxis.LAST, "height": TokenAxis.HEIGHT, "batch": TokenAxis.BATCH}
+    axis = tokens[profile.preferred.token_axis]
+    return lay_out(rewriter, form, lambda path: wanted(path, only), axis, allowed)
 
 
 def _most_axes(profile: TargetProfile) -> int | None:
