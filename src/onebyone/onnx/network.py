@@ -49,6 +49,9 @@ class OnnxNetwork:
             onnx_runtime_version() or "the ONNX reference implementation (onnxruntime is not installed)"
         )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxNetwork:
+        return self  # it is never changed, and has no other precision
+
     def __call__(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """The outputs in the model's order."""
         return [_tensor(array) for array in self._run(self.model, self._feeds(args, kwargs), optimised=True)]
