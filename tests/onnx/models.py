@@ -23,7 +23,7 @@ def model(text: str, weights: Mapping[str, Array] | None = None, opset: int = 20
     header = f'<ir_version: 9, opset_import: ["" : {opset}, "com.microsoft" : 1, "local" : 1]>'
     proto = onnx.parser.parse_model(f"{header}\n{text}\n{more}")
     for name, array in (weights or {}).items():
-        proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
     return ir.serde.deserialize_model(proto)
 
 

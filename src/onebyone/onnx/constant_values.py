@@ -123,6 +123,12 @@ def shape_of(value: ir.Value) -> tuple[int, ...] | None:
     return tuple(int(size) for size in value.shape if isinstance(size, int))
 
 
+def is_one_number(value: ir.Value) -> bool:
+    """Whether a value is known to hold one number, as a tensor without axes or with axes of size one."""
+    shape = shape_of(value)
+    return shape is not None and prod(shape) == 1
+
+
 def sizes_of(value: ir.Value) -> list[int | None] | None:
     """The size of each axis, None where it is unknown; None alone where the rank is unknown."""
     if value.shape is None:

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onebyone.onnx.constant_values import NotRewritable, array_of, is_constant, shape_of
+from onebyone.onnx.constant_values import NotRewritable, array_of, is_constant, is_one_number, shape_of
 from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.weight_rewriting import Step, WeightRewriter
 
@@ -138,7 +138,7 @@ def per_channel(
     """A parameter of one number as a tensor without axes, any other one as a vector by `steps`."""
     if value is None:
         return None
-    if prod(shape_of(value) or (2,)) == 1:
+    if is_one_number(value):
         return scalar(writer, rewriter, value, "its weight's parameter")
     return rewriter.rewrite(writer, value, steps)
 
@@ -159,7 +159,7 @@ def quantised_matrix_product(
     """
     weight = quantisation.weight
     for value in (weight.scale, weight.zero_point):
-        if groups > 1 and value is not None and prod(shape_of(value) or (2,)) != 1:
+        if groups > 1 and value is not None and not is_one_number(value):
             raise NotRewritable(
                 f"its weight's parameter {value.name!r} varies by output channel, and it has {groups} groups"
             )

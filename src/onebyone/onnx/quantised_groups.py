@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
-from onebyone.onnx.constant_values import NotRewritable, array_of, is_constant, shape_of
+from onebyone.onnx.constant_values import NotRewritable, array_of, is_constant, is_one_number
 from onebyone.onnx.graph_writer import GraphWriter
 
 #: Operators of one input that act on each number by itself, and may stand between a layer and its QuantizeLinear.
@@ -87,7 +86,7 @@ def _is_by_tensor(node: ir.Node) -> bool:
 
 
 def _is_one_number(value: ir.Value | None) -> bool:
-    return value is None or (is_constant(value) and prod(shape_of(value) or (2,)) == 1)
+    return value is None or (is_constant(value) and is_one_number(value))
 
 
 def _are_equal(first: ir.Value | None, second: ir.Value | None) -> bool:

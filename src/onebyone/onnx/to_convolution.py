@@ -52,6 +52,13 @@ def write_convolution(
     return WrittenLayer(read, value, law, description, sizes), product.nodes
 
 
+def _would_be_rounded(product: LinearProduct, bias: ir.Value) -> bool:
+    """Whether ONNX Runtime, fusing a quantised group, would round a Conv's floating bias to multiples of its scales."""
+    node = bias.producer()
+    in_a_group = bool(product.quantise) and layer_input(product.data).dequantise is not None
+    return in_a_group and (node is None or node.op_type != "DequantizeLinear")
+
+
 def _with_quantising_nodes(product: LinearProduct) -> LinearProduct:
     """Take in the activations and the QuantizeLinear behind a product, which then stay behind the convolution."""
     if product.activation is not None or (product.bias is not None and product.bias_scale != 0):
@@ -119,7 +126,7 @@ def _convolution(
         steps.append(("reshape", (outputs, inputs, *kernel)))
     weight, scale = _scaled(product, steps, writer, rewriter)
     addend = None
-    if bias is not None and scale != 1.0:  # the bias is added to the scaled sums
+    if bias is not None and (scale != 1.0 or _would_be_rounded(product, bias)):
         ones = [1] * len(kernel)
         addend = writer.unsqueeze(bias, [1 + axis for axis in range(len(kernel))], [outputs, *ones])
         bias = None
