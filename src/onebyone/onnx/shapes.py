@@ -43,10 +43,16 @@ def infer_shapes(model: ir.Model) -> None:
     for key, value in outputs_of(model.graph):
         types = [inferred[key][1] for inferred in found if key in inferred]
         known = [dtype for dtype in types if dtype is not None]
-        if value.dtype is None and known:
+        if value.dtype is None and known and not _gives_bytes(value):
             value.dtype = known[0]
         if value.shape is None or not value.is_graph_output():
             value.shape = _agreed(_shapes(found, key), str(value.name))
+
+
+def _gives_bytes(value: ir.Value) -> bool:
+    """Whether an operator of ONNX Runtime gives quantised numbers, for which the inferences say float."""
+    node = value.producer()
+    return node is not None and node.domain == "com.microsoft" and node.op_type.startswith("Q")
 
 
 def _shapes(found: list[Inferred], key: Key) -> list[ir.Shape]:
