@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, list(arguments))
-    return result.exit_code, result.output
+    return result.exit_code, result.stdout  # progress of slow steps is on stderr
 
 
 def test_check_lists_the_numbers(folder: Path) -> None:
