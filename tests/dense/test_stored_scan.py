@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,7 @@ def _killed_until_done(out: Path, kills: int, seed: int) -> int:
                 time.sleep(moments.uniform(0, 0.8))
                 process.send_signal(signal.SIGKILL)
             process.wait()
+        assert k < kills or process.returncode == 0
         folder = Path(f"{out}.partial")
         resumed += folder.exists() and any(folder.glob("blocks/*/*.npy"))
     return resumed
@@ -276,6 +278,18 @@ def test_another_image_or_network_does_not_go_on(tmp_path: Path) -> None:
         net.model[0].bias[0] += 1
     with pytest.raises(BadInput, match="weights differ"):
         scan(net, FaultySource(image, (80, 68), 10**9), out=out, tile=3)
+
+
+def test_a_removal_that_was_interrupted_does_not_stop_the_next_scan(tmp_path: Path) -> None:
+    net, image, out = exact_net(), integer_image(83, 71)[..., None], tmp_path / "s.npz"
+    with pytest.raises(Unfinished):
+        scan(net, FaultySource(image, (80, 68), 10**9), out=out, tile=3)
+    shutil.rmtree(tmp_path / "s.npz.partial" / "blocks")
+    scan(net, image, out=out, tile=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
+    (tmp_path / "s.npz.partial").mkdir()
+    scan(net, image, out=out, tile=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:

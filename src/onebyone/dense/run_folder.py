@@ -41,6 +41,9 @@ def run_folder(out: str | os.PathLike[str], description: Mapping[str, Any]) -> I
         _lock(lock, folder)
         _require_same_scan(folder, {"format": _FORMAT, **description})
         yield BlockFolder(folder / "blocks")
+        # the description goes last, so that a folder whose removal was interrupted is still known as this scan's
+        shutil.rmtree(folder / "blocks", ignore_errors=True)
+        (folder / "scan.json").unlink()
         shutil.rmtree(folder)
     finally:
         os.close(lock)
