@@ -174,7 +174,9 @@ def _killed_until_done(out: Path, kills: int, seed: int) -> int:
             assert process.stdout is not None
             process.stdout.readline()
             if k < kills:
-                time.sleep(moments.uniform(0, 0.8))
+                blocks = moments.randint(0, 70)  # of 81, counted, so that the moment is no matter of speed
+                while process.poll() is None and len(list(Path(f"{out}.partial").rglob("*.npy"))) < blocks:
+                    time.sleep(0.001)
                 process.send_signal(signal.SIGKILL)
             process.wait()
         assert k < kills or process.returncode == 0
