@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import nn
 
 import onebyone
 from onebyone.dense import ScoreMap, WindowClassifier, plan_scan, scan, scan_windows
-from onebyone.dense.blocks import BlockFolder, block_groups
+from onebyone.dense.blocks import BlockFolder
 from onebyone.dense.fingerprint import of_image, of_network
 from onebyone.dense.memory_budget import peak_bytes, read_bytes
 from onebyone.errors import BadInput, Refused, Unfinished
@@ -400,12 +400,3 @@ def test_the_same_content_has_the_same_fingerprint() -> None:
     changed[-1, -1] += 1
     assert of_image(None, ArraySource(image)) == of_image(None, ArraySource(image.copy()))
     assert of_image(None, ArraySource(image)) != of_image(None, ArraySource(changed))
-
-
-def test_groups_are_whole_blocks() -> None:
-    plan = plan_scan(exact_net().geometry, (83, 71), tile=4, shifts=2, aligned=True)
-    groups = list(block_groups(plan, 5))
-    assert [t for group in groups for t in group] == list(plan)
-    for group, other in pairwise(groups):
-        assert len(group) >= 5
-        assert group[-1].block != other[0].block
