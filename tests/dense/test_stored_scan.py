@@ -366,11 +366,6 @@ def test_a_stride_is_a_number_of_shifts(tmp_path: Path) -> None:
         scan(net, image, stride=3)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("4GB", 4 * 10**9), ("1KiB", 1024), ("17", 17), (5, 5)])
-def test_bytes_are_read(text: str | int, expected: int) -> None:
-    assert read_bytes(text) == expected
-
-
 @pytest.mark.parametrize("text", ["", "4 parsecs", "-1GB", "0", 0])
 def test_other_memory_is_refused(text: str | int) -> None:
     with pytest.raises(BadInput, match="expected a number of bytes"):
