@@ -28,6 +28,7 @@ VERBS = [
     "check",
     "targets",
     "predict",
+    "view",
     "compare",
     "draw",
     "tune",

@@ -10,6 +10,7 @@ from onebyone.api.information import info
 from onebyone.api.networks import convert, convolutionalize, verify
 from onebyone.api.prediction import predict
 from onebyone.api.targets import check
+from onebyone.api.viewer import view
 
 __all__ = [
     "check",
@@ -23,4 +24,5 @@ __all__ = [
     "scan",
     "tune",
     "verify",
+    "view",
 ]

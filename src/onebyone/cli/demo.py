@@ -19,7 +19,7 @@ def demo(
 ) -> None:
     """Train a digit classifier, convert it, verify it, and detect digits on a photograph. Takes about two minutes.
 
-    Writes index.html, which shows every step, and summary.json.
+    Writes index.html, which shows every step, summary.json, and the scan for `onebyone view`.
     """
     with session(context, as_json) as run:
         from onebyone import demo as demonstration

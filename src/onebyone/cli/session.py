@@ -53,6 +53,7 @@ class Session:
         if self.as_json:
             notes = {"notes": [*data.get("notes", ()), *self._warnings]} if self._warnings else {}
             self._stdout.write(as_json({**data, **notes}))
+            self._stdout.flush()  # the command may go on, as a server does
         elif not self.quiet:
             console = _console(self._stdout)
             for table in tables:

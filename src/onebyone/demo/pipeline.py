@@ -24,12 +24,15 @@ from onebyone.demo.progress import Steps, bar
 from onebyone.demo.results import MAX_IOU, MIN_SCORE, DemoResults, Difference, Timed, Trained
 from onebyone.dense import normalise, plan_scan, scan, scan_windows
 from onebyone.detection import detect
+from onebyone.detection.overlay import save_picture
 from onebyone.laws import cost
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule
 from onebyone.records import Labels
+from onebyone.stores.pictures import to_rgb_picture
 from onebyone.verification import Verification, verify
 from onebyone.verification.running_error import RunningError
+from onebyone.viewing.scan_folder import ScanParts, write_scan_parts
 
 DIGITS_ON_PAGE = 60
 PAGE_SIDE = 1024
@@ -62,6 +65,8 @@ LABELS = Labels(
 def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[str, Any]:
     """Run all steps of the demo, and write `out`/index.html and `out`/summary.json.
 
+    The scan is written too (page.png, scores.npz, digits.pt2, and viewer.json, which names them for `onebyone view`).
+
     `progress(description)` is a context manager that returns a function of (done, total) for one step; None shows
     bars on stderr. Returns the content of summary.json. An interrupted run leaves `out` unchanged.
 
@@ -81,6 +86,13 @@ def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[s
         (folder / "index.html").write_text(page_text.render(results, summary), encoding="utf-8")
         text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (folder / "summary.json").write_text(text, encoding="utf-8")
+        parts = ScanParts(folder / "scores.npz", folder / "page.png", folder / "digits.pt2")
+        results.timed.dense.save(parts.scores)
+        save_picture(
+            to_rgb_picture(results.page.image[:, :, None], "the demo's photograph"), folder / "page.png"
+        )
+        results.converted.save(folder / "digits.pt2")
+        write_scan_parts(folder, parts)
     return summary
 
 

@@ -15,10 +15,10 @@ from onebyone.stores.placement import Placement
 if TYPE_CHECKING:
     from PIL import Image
 
-#: Colours of the values 0, 1/8, …, 1: the colour map "inferno" of matplotlib (Smith and van der Walt, 2015), whose
-#: lightness increases evenly, so that it can be read with any colour vision and in grey.
-RAMP = np.array(
-    [
+#: Colours of the values 0, 1/8, …, 1: the colour maps "inferno" and "viridis" of matplotlib (Smith and van der Walt,
+#: 2015), whose lightness increases evenly, so that they can be read with any colour vision and in grey.
+RAMPS = {
+    "inferno": (
         *(
             (0, 0, 4),
             (31, 12, 72),
@@ -29,9 +29,20 @@ RAMP = np.array(
             (249, 140, 10),
         ),
         *((249, 201, 50), (252, 255, 164)),
-    ],
-    np.float64,
-)
+    ),
+    "viridis": (
+        *(
+            (68, 1, 84),
+            (71, 45, 123),
+            (59, 82, 139),
+            (44, 114, 142),
+            (33, 145, 140),
+            (40, 174, 128),
+            (94, 201, 98),
+        ),
+        *((173, 220, 48), (253, 231, 37)),
+    ),
+}
 #: The opacity of the colour of 1; that of a value is proportional to it, so the image stays visible where it is low.
 OPACITY = 0.75
 
@@ -79,10 +90,19 @@ def heat_map(
     return _with_legend(pillow("drawing a heat map").fromarray(pixels), title)
 
 
-def ramp_colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """RGB colours (…, 3) from 0 to 255 of values from 0 to 1."""
-    steps = np.linspace(0, 1, len(RAMP))
-    return np.stack([np.interp(values, steps, RAMP[:, k]) for k in range(3)], axis=-1)
+def ramp_colours(values: NDArray[np.floating], name: str = "inferno") -> NDArray[np.float64]:
+    """RGB colours (…, 3) from 0 to 255 of values from 0 to 1, by the colour map of a name.
+
+    Raises BadInput for a name that is not in `RAMPS`.
+
+    >>> ramp_colours(np.array([0.0, 1.0])).tolist()
+    [[0.0, 0.0, 4.0], [252.0, 255.0, 164.0]]
+    """
+    if name not in RAMPS:
+        raise BadInput(f"colours={name!r}: expected one of {', '.join(RAMPS)}")
+    ramp = np.array(RAMPS[name], np.float64)
+    steps = np.linspace(0, 1, len(ramp))
+    return np.stack([np.interp(values, steps, ramp[:, k]) for k in range(3)], axis=-1)
 
 
 def _positions(

@@ -1,0 +1,116 @@
+"""Tiles of an image for a viewer: 8-bit RGB, from the resolution level of the file that has just enough pixels."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebyone.dense.images import open_image
+from onebyone.errors import BadInput, OnebyoneError, OnebyoneWarning
+from onebyone.records import by
+from onebyone.stores.pictures import pillow
+from onebyone.stores.placement import placement_of
+from onebyone.stores.regions import Span
+from onebyone.stores.source import ImageSource
+from onebyone.viewing.tile_grid import TileGrid
+
+#: A tile averages at most this many pixels of the file; beyond that it takes every n-th.
+MAX_PIXELS = 2**24
+_MAX_LEVELS = 20
+
+
+class ImageTiles:
+    """The tiles of an image. Calls from several threads are served one after another, because sources require it.
+
+    Raises
+    ------
+    BadInput
+        if the image cannot be opened or has another size than `size` (height, width).
+    """
+
+    def __init__(self, image: Any, size: tuple[int, int]) -> None:
+        self._levels = _levels(image)
+        self._lock = threading.Lock()
+        if self._levels[0].size != size:
+            raise BadInput(f"the image has {by(self._levels[0].size)} pixels; the scan is of {by(size)}")
+        self.grid = TileGrid(size)
+        self._top = self._largest_value()
+
+    def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
+        """One tile as (h, w, 3); tiles at the right and bottom border are smaller."""
+        region = self.grid.region(level, column, row)
+        step = self.grid.step(level)
+        source, scale = self._source_for(step)
+        spans = [_span(span, factor, n) for span, factor, n in zip(region, scale, source.size, strict=True)]
+        count = (spans[0].stop - spans[0].start) * (spans[1].stop - spans[1].start)
+        if count > MAX_PIXELS:
+            skip = max(1, int(step / max(scale)))
+            spans = [Span(span.start, span.stop, skip) for span in spans]
+        with self._lock:
+            values = source.read(spans)
+        rows, columns = self.grid.pixels(level, region)
+        picture = pillow("the viewer").fromarray(self._rgb(values))
+        resized = picture.resize((columns, rows), resample=4 if step > 1 else 0)  # 4 is Image.BOX: the mean
+        return np.asarray(resized)
+
+    def crop(self, region: tuple[Span, Span]) -> NDArray[Any]:
+        """The pixels of a region at full resolution (h, w, C), as the file has them."""
+        with self._lock:
+            return np.array(self._levels[0].read(region))
+
+    def _source_for(self, step: int) -> tuple[ImageSource, tuple[float, ...]]:
+        """The coarsest level with at least one pixel per tile pixel, and its scale."""
+        scaled = [(source, _scale(source, self._levels[0])) for source in self._levels]
+        fitting = [(source, scale) for source, scale in scaled if max(scale) <= step * 1.01]
+        return max(fitting or scaled[:1], key=lambda item: max(item[1]))
+
+    def _rgb(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        if values.dtype == np.uint16:
+            values = (values // 257).astype(np.uint8)
+        elif values.dtype != np.uint8:
+            values = np.rint(np.clip(np.nan_to_num(values) / self._top, 0, 1) * 255).astype(np.uint8)
+        if values.shape[2] not in (1, 3):
+            values = values[:, :, :3] if values.shape[2] > 3 else values[:, :, :1]
+        return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
+
+    def _largest_value(self) -> float:
+        """The value shown as white, for floating-point images: 1, or 255 where a sample has values above 1."""
+        source = self._levels[-1]
+        if source.dtype.kind != "f":
+            return 1.0
+        sample = source.read([Span(0, n, max(1, n // 512)) for n in source.size])
+        return 255.0 if np.nanmax(sample, initial=0.0) > 1 else 1.0
+
+
+def _levels(image: Any) -> list[ImageSource]:
+    """The image at every resolution that its file has, the finest first."""
+    first = open_image(image)
+    if not isinstance(image, str | os.PathLike):
+        return [first]
+    sources = [first]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OnebyoneWarning)
+        for level in range(1, _MAX_LEVELS):
+            try:
+                sources.append(open_image(image, level=level))
+            except OnebyoneError:
+                break
+    return sources
+
+
+def _scale(source: ImageSource, finest: ImageSource) -> tuple[float, ...]:
+    """Pixels of the finest level per pixel of a source, per axis."""
+    scale, first = placement_of(source).scale, placement_of(finest).scale
+    return tuple(s / f for s, f in zip(scale, first, strict=True))
+
+
+def _span(span: Span, scale: float, size: int) -> Span:
+    """A span of the finest level in pixels of a coarser one; at least one pixel, inside the level."""
+    start = min(int(span.start / scale), size - 1)
+    stop = min(max(start + 1, round(span.stop / scale)), size)
+    return Span(start, stop)
