@@ -111,18 +111,19 @@ class ScoreMap(Readable):
         >>> ScoreMap(scores, geometry, Labels(), (4, 4), kind=kind).probabilities().ravel().tolist()
         [0.949999988079071, 0.8999999761581421, 0.019999999552965164]
         """
-        if self.kind is not None:
-            return self.kind.probabilities(np.asarray(self.scores))
-        scores = np.asarray(self.scores)
-        kind, doubt = assumed_kind(scores)
+        return (self.kind or self.assumed_kind()).probabilities(np.asarray(self.scores))
+
+    def assumed_kind(self) -> ScoreKind:
+        """The kind that the values of the map suggest, for a map whose kind is not known; a warning if in doubt."""
+        kind, doubt = assumed_kind(np.asarray(self.scores))
         if doubt:
             warnings.warn(
                 f"the kind of the network's outputs is not known; {doubt}, so they are taken as {kind}. "
                 f"Give score_kind={str(kind)!r} to confirm it, or their actual kind ({EXPECTED})",
                 OnebyoneWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return kind.probabilities(scores)
+        return kind
 
     def facts(self) -> dict[str, Any]:
         """Everything except the scores, as plain data for JSON."""

@@ -119,21 +119,35 @@ def foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
 def _candidates(
     scores: ScoreMap, threshold: float, foreground: list[int]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.intp], NDArray[np.intp]]:
-    """Probabilities, classes, rows and columns (K,) of all windows that reach the threshold."""
-    not_finite = scores.scores.size - int(np.count_nonzero(np.isfinite(scores.scores)))
-    if not_finite:
-        raise BadInput(f"scores have {not_finite} value(s) that are not finite")
-    probabilities = scores.probabilities()[foreground]
-    reached = probabilities >= threshold
-    count = int(np.count_nonzero(reached))
-    if count > MAX_CANDIDATES:
-        raise BadInput(
-            f"threshold={threshold}: {count:,} windows reach it; expected at most {MAX_CANDIDATES:,}, "
-            "so a higher threshold"
+    """Probabilities, classes, rows and columns (K,) of all windows that reach the threshold.
+
+    The map is read part by part, so that maps in files need no memory of their own size.
+    """
+    kind = scores.kind or scores.assumed_kind()
+    numbers = np.asarray(foreground, dtype=np.int64)
+    parts, count = [], 0
+    for (rows, columns), values in scores.regions():
+        not_finite = values.size - int(np.count_nonzero(np.isfinite(values)))
+        if not_finite:
+            raise BadInput(f"scores have {not_finite} value(s) that are not finite")
+        probabilities = kind.probabilities(values)[foreground]
+        reached = probabilities >= threshold
+        count += int(np.count_nonzero(reached))
+        if count > MAX_CANDIDATES:
+            raise BadInput(
+                f"threshold={threshold}: more than {MAX_CANDIDATES:,} windows reach it; expected a higher threshold"
+            )
+        label, row, column = np.nonzero(reached)
+        parts.append(
+            (
+                probabilities[reached].astype(np.float64),
+                numbers[label],
+                row + rows.start,
+                column + columns.start,
+            )
         )
-    indices, rows, columns = np.nonzero(reached)
-    labels = np.asarray(foreground, dtype=np.int64)[indices]
-    return probabilities[reached].astype(np.float64), labels, rows, columns
+    values, labels, at_rows, at_columns = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return values, labels, at_rows, at_columns
 
 
 def _windows(geometry: Geometry, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float64]:
