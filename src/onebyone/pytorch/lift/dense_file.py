@@ -88,7 +88,7 @@ def load_dense(path: str | os.PathLike[str]) -> ConvolutionalizedModule:
         )
     note = read_dense_note(text, os.fspath(path))
     with quiet():
-        network = file.program.module()
+        network = file.program.module(check_guards=False)
     assert isinstance(network, fx.GraphModule)  # the module of an exported program always is one
     choose_forms_again(network)
     return ConvolutionalizedModule(model=network, original=file.program, **note.fields())
