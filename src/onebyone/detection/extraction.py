@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +126,8 @@ def _candidates(
     """
     kind = scores.kind or scores.assumed_kind()
     numbers = np.asarray(foreground, dtype=np.int64)
-    parts, count = [], 0
+    parts: list[tuple[NDArray[Any], ...]] = []
+    count = 0
     for (rows, columns), values in scores.regions():
         not_finite = values.size - int(np.count_nonzero(np.isfinite(values)))
         if not_finite:
@@ -146,8 +148,8 @@ def _candidates(
                 column + columns.start,
             )
         )
-    values, labels, at_rows, at_columns = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return values, labels, at_rows, at_columns
+    found, labels, at_rows, at_columns = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return found, labels, at_rows, at_columns
 
 
 def _windows(geometry: Geometry, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float64]:
