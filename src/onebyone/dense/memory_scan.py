@@ -20,6 +20,7 @@ from onebyone.dense.progress import Progress, progress_reporter
 from onebyone.dense.runner import TileRunner
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.work import ScanWork
+from onebyone.stores.placement import placement_of
 from onebyone.stores.sink import ArraySink
 from onebyone.stores.source import ArraySource, ImageSource
 
@@ -73,6 +74,7 @@ def map_facts(work: ScanWork, source: ImageSource, output: ScoreOutput) -> dict[
         "device": str(work.settings.device),
         "passes": len(work.plan),
         "agreement_skipped": output.skipped,
+        "placement": placement_of(source),
     }
 
 

@@ -23,6 +23,7 @@ from onebyone.laws.labels import require_fitting, require_sound
 from onebyone.laws.scores import EXPECTED, ScoreKind, assumed_kind, read_kind
 from onebyone.records import Labels, Readable, by, html_result
 from onebyone.stores.map_reader import open_map
+from onebyone.stores.placement import Placement
 from onebyone.stores.regions import Span
 
 _FORMAT = "onebyone.ScoreMap/1"
@@ -38,6 +39,8 @@ class ScoreMap(Readable):
     not known. `seconds` is the duration of the scan on `device`, `passes` its number of tiles, or of windows that were
     cropped. `agreement` compares a sample of windows with crops; None where it was not measured: for an exact network,
     for a single class, and for an output that is not taken for class scores, as `agreement_skipped` then says.
+    `placement` relates the pixels of the image that was scanned to those of its full resolution and to the world; None
+    where it is not known.
 
     Raises
     ------
@@ -55,6 +58,7 @@ class ScoreMap(Readable):
     passes: int = field(default=0, compare=False)
     agreement: Agreement | None = None
     agreement_skipped: str = ""
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
         expected = self.geometry.positions(self.image_size)
@@ -63,6 +67,12 @@ class ScoreMap(Readable):
                 f"scores have {self.scores.shape[1:]} positions; expected {expected} by the geometry, "
                 f"for an image of {self.image_size} pixels"
             )
+        if self.placement is not None:
+            axes = len(self.placement.offset), len(self.placement.scale)
+            if axes != (len(self.image_size),) * 2:
+                raise BadInput(
+                    f"placement={self.placement}: expected {len(self.image_size)} axes, as the image has"
+                )
         require_sound(self.labels)
         require_fitting(self.labels, [self.scores.shape[0]])
 
@@ -137,6 +147,7 @@ class ScoreMap(Readable):
             "passes": self.passes,
             "agreement": None if self.agreement is None else self.agreement.to_dict(),
             "agreement_skipped": self.agreement_skipped,
+            "placement": None if self.placement is None else self.placement.to_dict(),
         }
 
     def regions(self) -> Iterator[tuple[tuple[Span, ...], NDArray[np.float32]]]:
@@ -225,6 +236,7 @@ class ScoreMap(Readable):
             passes=int(meta["passes"]),
             agreement=Agreement.from_dict(meta["agreement"]) if meta.get("agreement") else None,
             agreement_skipped=str(meta.get("agreement_skipped", "")),
+            placement=Placement.from_dict(meta["placement"]) if meta.get("placement") else None,
         )
 
     def _repr_html_(self) -> str:

@@ -28,6 +28,7 @@ from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
 from onebyone.pytorch.lift.exported_graph import evaluating
 from onebyone.records import Labels
+from onebyone.stores.placement import placement_of
 from onebyone.stores.source import ImageSource, whole_region
 
 _MAX_BATCH_PIXELS = 2**21
@@ -114,6 +115,7 @@ def scan_windows(
         kind=resolve_kind(score_kind, softmax),
         device=str(device),
         passes=total,
+        placement=placement_of(source),
     )
 
 

@@ -32,9 +32,10 @@ _MAX_ROWS = 20  # rows that `print` shows
 class Detections(Readable):
     """Boxes with classes and scores, highest score first.
 
-    `boxes` (K, 4) float32 are x1, y1, x2, y2 in image pixels: x1 is the box's first column and x2 the column after its
-    last one, and likewise for rows. `scores` (K,) float32 are probabilities, `labels` (K,) int64 indices into
-    `classes`, and `image_size` is (height, width).
+    `boxes` (K, 4) float32 are x1, y1, x2, y2 in pixels of the image that was scanned: x1 is the box's first column and
+    x2 the column after its last one, and likewise for rows. `scores` (K,) float32 are probabilities, `labels` (K,)
+    int64 indices into `classes`, and `image_size` is (height, width). `placement` relates these pixels to those of the
+    image's full resolution and to the world; None where it is not known.
     """
 
     boxes: NDArray[np.float32]
@@ -42,6 +43,7 @@ class Detections(Readable):
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     image_size: tuple[int, ...]
+    placement: Placement | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -77,11 +79,13 @@ class Detections(Readable):
         ]
 
     def to_geojson(self, placement: Placement | None = None) -> dict[str, Any]:
-        """A GeoJSON FeatureCollection of boxes in image pixels (x right, y down), as QuPath imports it.
+        """A GeoJSON FeatureCollection of boxes, as QuPath imports it.
 
-        With the `placement` of the image that was scanned (`onebyone.stores.placement`) they are in the coordinates of
-        its reference system, which "crs" names (WKT), or in pixels of its full resolution where it has none.
+        They are in the coordinates of the image's reference system, which "crs" names (WKT); where it has none, in
+        pixels of its full resolution (x right, y down), also where another level was scanned. `placement` is used in
+        place of the detections' own; where both are None, boxes are in pixels of the image that was scanned.
         """
+        placement = placement or self.placement
         collection = {
             "type": "FeatureCollection",
             "features": [_feature(row, placement) for row in self.to_dicts()],

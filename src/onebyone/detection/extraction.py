@@ -99,6 +99,7 @@ def detect(
         labels=labels[kept][order],
         classes=scores.classes,
         image_size=scores.image_size,
+        placement=scores.placement,
     )
 
 
