@@ -283,9 +283,7 @@ def require_network(model: Source, *, allow_torchscript: bool = False) -> Networ
             require_python(network)
         return network
     if onnx_model(model) is not None:
-        raise BadInput(
-            "model: is an ONNX model, which only convert and verify read; expected a PyTorch network"
-        )
+        raise BadInput("model: is an ONNX model, which is not read here; expected a PyTorch network")
     raise BadInput(
         f"model: is not a network but of type {type(model).__name__}; expected a torch.nn.Module, "
         f"an ExportedProgram, or the name of a source"

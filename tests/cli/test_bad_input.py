@@ -57,15 +57,14 @@ def test_a_source_that_is_no_network(
 
 
 def test_an_onnx_file_where_it_is_read_and_where_it_is_not(run: Run, folder: Path) -> None:
-    for verb in ("convert", "verify"):
-        assert "cannot read net.onnx: No such file" in complain(run, verb, "net.onnx")
+    for words in (["convert"], ["verify"], ["convolutionalize", "--window", "16"], ["info"]):
+        assert "cannot read net.onnx: No such file" in complain(run, *words, "net.onnx")
     for words in (
-        ["convolutionalize", "--window", "16"],
         ["tune", "--shape", "1,3,8,8"],
         ["compare"],
         ["draw"],
     ):
-        assert "which only convert and verify read" in complain(run, *words, "net.onnx")
+        assert "is an ONNX model, which is not read here" in complain(run, *words, "net.onnx")
     assert list(folder.iterdir()) == []
 
 

@@ -114,7 +114,7 @@ def test_weights_alone_are_no_network(suffix: str) -> None:
 
 
 def test_onnx_is_refused_by_name() -> None:
-    assert "which only convert and verify read" in sentence(lambda: load_source("net.onnx"))
+    assert "which is not read here" in sentence(lambda: load_source("net.onnx"))
 
 
 # Zoos

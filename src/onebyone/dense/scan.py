@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from onebyone.dense.cluster import ImageRequest, cluster_client, compute_on_cluster
 from onebyone.dense.images import open_image
@@ -164,7 +165,7 @@ def scan(
     shifts = shifts_for(d, shifts, stride)
     windows = mode == "windows"
     geometry = windows_geometry(d, shifts) if windows else d.geometry
-    if windows and out is None:
+    if windows and out is None and isinstance(d.model, nn.Module):
         return scan_windows(
             d.model, source, geometry, labels=labels, device=device, output=chosen.number,
             score_kind=chosen.kind, batch=batch if batch > 1 else None, progress=progress,

@@ -137,7 +137,16 @@ def _by_onnx_runtime(model: ir.Model) -> Inferred:
         return {}
 
     def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
-        return SymbolicShapeInference.infer_shapes(proto, auto_merge=True, verbose=0)
+        # what SymbolicShapeInference.infer_shapes does, which leaves a file in the current folder where it fails
+        inference = SymbolicShapeInference(2**31 - 1, auto_merge=True, guess_output_rank=False, verbose=0)
+        inference._preprocess(proto)
+        complete = False
+        while inference.run_:
+            complete = inference._infer_impl()
+        inference._update_output_from_vi()
+        if not complete:
+            raise ValueError("the inference is incomplete")
+        return inference.out_mp_
 
     try:
         with quiet("onnxruntime.tools.symbolic_shape_infer"):

@@ -54,7 +54,8 @@ class ImageTiles:
         with self._lock:
             values = source.read(spans)
         rows, columns = self.grid.pixels(level, region)
-        picture = pillow("the viewer").fromarray(self._rgb(values))
+        ratios = [step / factor / spans[0].step for factor in scale]
+        picture = pillow("the viewer").fromarray(_padded(self._rgb(values), (rows, columns), ratios))
         resized = picture.resize((columns, rows), resample=4 if step > 1 else 0)  # 4 is Image.BOX: the mean
         return np.asarray(resized)
 
@@ -85,6 +86,12 @@ class ImageTiles:
             return 1.0
         sample = source.read([Span(0, n, max(1, n // 512)) for n in source.size])
         return 255.0 if np.nanmax(sample, initial=0.0) > 1 else 1.0
+
+
+def _padded(pixels: NDArray[np.uint8], shape: tuple[int, int], ratios: list[float]) -> NDArray[np.uint8]:
+    """Pixels that a last row and column of tile pixels lack at the image's border, repeated from its edge."""
+    missing = [max(0, round(n * r) - have) for n, r, have in zip(shape, ratios, pixels.shape, strict=False)]
+    return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
 
 
 def _levels(image: Any) -> list[ImageSource]:

@@ -76,6 +76,8 @@ class ScanView:
         """One tile of a class's probabilities as RGBA (h, w, 4); the opacity of a pixel is its probability."""
         if not 0 <= label < len(self.scores.classes):
             raise BadInput(f"class={label}: the map has {len(self.scores.classes)} classes")
+        if colours not in RAMPS:
+            raise BadInput(f"colours={colours!r}: expected one of {', '.join(RAMPS)}")
         region, step = self.grid.region(level, column, row), self.grid.step(level)
         shape = self.grid.pixels(level, region)
         placement = Placement.identity().of_map(self.scores.geometry)

@@ -152,7 +152,7 @@ def _is_file_spec(text: str) -> bool:
 
 def _from_file(path: Path) -> ExportedProgram:
     if path.suffix == ".onnx":
-        raise BadInput(f"{path} is an ONNX model, which only convert and verify read; expected {FORMS}")
+        raise BadInput(f"{path} is an ONNX model, which is not read here; expected {FORMS}")
     if path.suffix in WEIGHT_SUFFIXES:
         raise BadInput(
             f"{path}: holds weights, not a network; name the network ({FORMS}) and give this as its weights"
