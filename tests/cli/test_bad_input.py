@@ -263,7 +263,7 @@ def test_what_cannot_be_done_is_refused_with_every_reason(run: Run, folder: Path
         (("convert", ":plain", "--shape", "1,3,x,16"), "is not a shape"),
         (("convert", ":plain", "--shape", "1,3,0,16"), "must be 1 or more"),
         (("convert", ":plain", "-o", "p.pt2"), "--shape is required"),
-        (("convolutionalize", ":plain"), "Missing option"),
+        (("convolutionalize", ":plain"), "--window: is missing"),
         (("convolutionalize", ":plain", "--window", "big"), "is not a window"),
         (("scan", "d.pt2", "image.npy", "--mean", "a,b"), "is not a list of numbers"),
         (("scan", "d.pt2", "image.npy", "--classes", "@nowhere.txt"), "cannot read the names"),

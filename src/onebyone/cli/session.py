@@ -70,9 +70,11 @@ class Session:
             self.note(text)
 
     def with_option_names(self, text: str) -> str:
-        """`text` with the names of Python arguments replaced by those of options: `iou=2` becomes `--iou 2`."""
+        """`text` with the names of Python arguments replaced by those of options: `iou=2` becomes `--iou 2`,
+        and `iou: ` at the start of the text becomes `--iou: `."""
         for name, option in self._options.items():
             text = re.sub(rf"(?<![\w.\-/]){name}=(?:\.\.\.|…)?", f"{option} ", text)
+            text = re.sub(rf"^{name}: ", f"{option}: ", text)
             text = re.sub(rf"{option} '([\w:.-]+)'", rf"{option} \1", text)
         return re.sub(r"(--[a-z-]+) (?=[\s).,;:]|$)", r"\1", text)
 
