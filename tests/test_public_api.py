@@ -20,6 +20,7 @@ VERBS = {
     "convolutionalize",
     "detect",
     "draw",
+    "evaluate",
     "info",
     "predict",
     "scan",

@@ -23,6 +23,7 @@ VERBS = [
     "convolutionalize",
     "scan",
     "detect",
+    "evaluate",
     "demo",
     "info",
     "check",

@@ -5,6 +5,7 @@ work.
 """
 
 from onebyone.api.analysis import compare, draw, tune
+from onebyone.api.evaluation import evaluate
 from onebyone.api.images import detect, scan
 from onebyone.api.information import info
 from onebyone.api.networks import convert, convolutionalize, verify
@@ -19,6 +20,7 @@ __all__ = [
     "convolutionalize",
     "detect",
     "draw",
+    "evaluate",
     "info",
     "predict",
     "scan",

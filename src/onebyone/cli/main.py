@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onebyone import __version__
-from onebyone.cli import check, compare, demo, dense, draw, info, network, predict, tune, view
+from onebyone.cli import check, compare, demo, dense, draw, evaluate, info, network, predict, tune, view
 
 EPILOG = (
     "Exit codes: 0 done · 1 not equivalent · 2 wrong usage or unreadable input · 3 refused, with the reason. "
@@ -75,6 +75,7 @@ for panel, command in (
     (DENSE, network.convolutionalize),
     (DENSE, dense.scan),
     (DENSE, dense.detect),
+    (DENSE, evaluate.evaluate),
     (DENSE, view.view),
 ):
     app.command(rich_help_panel=panel, help=_paragraphs(command.__doc__))(command)

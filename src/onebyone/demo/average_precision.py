@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +9,8 @@ from numpy.typing import NDArray
 
 from onebyone.demo.data import BACKGROUND, CLASSES
 from onebyone.demo.digit_page import DigitPage
-from onebyone.detection import Detections, coco_ground_truth, coco_results
-from onebyone.errors import MissingExtra
+from onebyone.detection import Detections, coco_ground_truth
+from onebyone.evaluation.coco_evaluation import evaluate_boxes
 
 
 @dataclass(frozen=True)
@@ -38,25 +36,12 @@ def score(detections: Detections, page: DigitPage) -> Score:
     MissingExtra
         if pycocotools is not installed.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise MissingExtra("pycocotools", "demo", "scoring the detections") from error
     # COCO's default of 100 detections per image and class would limit the recall on a page with many objects
     limit = max(100, len(detections), len(page.labels))
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        truth = COCO()
-        truth.dataset = coco_ground_truth(page.boxes, page.labels, CLASSES[:BACKGROUND], page.image.shape)
-        truth.createIndex()
-        run = COCOeval(truth, coco_results(truth, detections.to_coco()), "bbox")
-        run.params.maxDets = [limit]
-        run.params.iouThrs = np.array([0.5])
-        run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
-        run.evaluate()
-        run.accumulate()
-    precision: NDArray[np.float64] = run.eval["precision"][0, :, :, 0, 0].T
-    recall = run.eval["recall"][0, :, 0, 0]
+    truth = coco_ground_truth(page.boxes, page.labels, CLASSES[:BACKGROUND], page.image.shape)
+    found = evaluate_boxes(truth, detections.to_coco(), [0.5], limit, "scoring the detections")
+    precision = found.precision[0].T
+    recall = found.recall[0]
     present = [k for k in range(len(precision)) if recall[k] >= 0]  # -1: no such digit on the page
     ap = {CLASSES[k]: float(precision[k].mean()) for k in present}
     return Score(
