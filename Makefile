@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two test processes with one thread each are faster on small layers than one process with two threads.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test test-all lint format wheel zoo zoo-onnx bench mutants clean lock
+.PHONY: setup demo docs test test-all lint format wheel zoo zoo-onnx bench mutants clean lock
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -23,6 +23,10 @@ wheel: setup
 
 demo: setup
 	$(BIN)/onebyone demo --out demo
+
+# The documentation as a site in site/; a broken link or reference is an error.
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 test: setup
 	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
@@ -60,4 +64,4 @@ lock:
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude wheel --exclude onebyone | sed 's/+cpu//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) demo build dist .artefacts .mutants
+	rm -rf $(VENV) demo site build dist .artefacts .mutants

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 PAGES = [
     p
-    for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if BLOCK.search(p.read_text("utf-8"))
+    for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if BLOCK.search(p.read_text("utf-8")) and p.parent.name != "tutorial"  # test_site.py runs the tutorial
 ]
 
 
@@ -27,7 +27,7 @@ for verb in (onebyone.tune, onebyone.compare):
 """Run before each page: without it, an example that leaves `tune` its default budget takes a minute."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     code = SHORT_BUDGETS + "\n".join(BLOCK.findall(page.read_text("utf-8")))
     script = tmp_path / "page.py"
@@ -44,7 +44,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
