@@ -252,3 +252,32 @@ def test_vgg11_takes_other_sizes(run: Run, folder: Path) -> None:
         crop, wide = torch.randn(1, 3, 224, 224), torch.randn(1, 3, 320, 416)
         torch.testing.assert_close(network(crop)[:, :, 0, 0], original(crop))
         assert network(wide).shape == (1, 1000, 4, 7)
+
+
+def test_scan_of_a_folder_and_of_a_pattern(run: Run, shelf: Path, folder: Path) -> None:
+    (folder / "images").mkdir()
+    image = np.load(shelf / "image.npy")
+    np.save(folder / "images" / "a.npy", image)
+    np.save(folder / "images" / "b.npy", image[::-1])
+    (folder / "images" / "notes.txt").touch()
+    done = run("scan", shelf / "d.pt2", "images", "-o", "maps", "--json")
+    assert (done.code, [i["output"] for i in done.json["images"]]) == (0, ["maps/a.npz", "maps/b.npz"])
+    expected = [onebyone.scan(shelf / "d.pt2", v).scores for v in (image, image[::-1])]
+    for name, scores in zip("ab", expected, strict=True):
+        assert np.allclose(onebyone.dense.ScoreMap.load(f"maps/{name}.npz").scores, scores, atol=1e-6)
+    assert run("scan", shelf / "d.pt2", "images/*.npy", "-o", "maps/*.npy").code == 0
+    assert {p.name for p in (folder / "maps").glob("*.npy")} == {"a.npy", "b.npy"}
+
+
+def test_one_image_of_several_fails_and_the_others_are_scanned(run: Run, shelf: Path, folder: Path) -> None:
+    (folder / "images").mkdir()
+    np.save(folder / "images" / "a.npy", np.zeros((3, 3, 3), np.float32))
+    np.save(folder / "images" / "b.npy", np.load(shelf / "image.npy"))
+    done = run("scan", shelf / "d.pt2", "images", "-o", "maps")
+    assert done.code == 2
+    assert "1 of 2 images were not scanned; the first: images/a.npy: " in done.err
+    assert [p.name for p in (folder / "maps").iterdir()] == ["b.npz"]
+    missing = run("scan", shelf / "d.pt2", "images")
+    assert (missing.code, "score maps of several images" in missing.err) == (2, True)
+    assert "no image is there" in run("scan", shelf / "d.pt2", "images/*.png", "-o", "maps").err
+    assert run("scan", shelf / "d.pt2", "images", "-o", "images/b.npy").code == 2

@@ -6,7 +6,7 @@ work.
 
 from onebyone.api.analysis import compare, draw, tune
 from onebyone.api.evaluation import evaluate
-from onebyone.api.images import detect, scan
+from onebyone.api.images import detect, names_several, require_all, scan, scan_images
 from onebyone.api.information import info
 from onebyone.api.networks import convert, convolutionalize, verify
 from onebyone.api.prediction import predict
@@ -22,8 +22,11 @@ __all__ = [
     "draw",
     "evaluate",
     "info",
+    "names_several",
     "predict",
+    "require_all",
     "scan",
+    "scan_images",
     "tune",
     "verify",
     "view",

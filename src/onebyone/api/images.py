@@ -1,4 +1,4 @@
-"""The public functions on images: scan and detect.
+"""The public functions on images: scan, of one image or of many, and detect.
 
 Heavy libraries are imported inside the functions, so that `import onebyone` and `onebyone --help` are fast.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebyone.errors import InexactWarning
+from onebyone.errors import BadInput, InexactWarning, NotEquivalent, Unfinished
 from onebyone.loading import open_dense
 from onebyone.records import LEAST_AGREEMENT
 
@@ -59,6 +61,79 @@ def scan(
     if scores.agreement is not None:
         scores.agreement.require(min_agreement)
     return scores
+
+
+@dataclass(frozen=True)
+class ScannedImage:
+    """One image of several: the file of its score map and the map, or None and the reason why there is none."""
+
+    image: Path
+    out: Path
+    scores: ScoreMap | None
+    reason: str = ""
+
+
+def names_several(image: str | os.PathLike[str]) -> bool:
+    """Whether a name is a folder of images or a pattern such as `a/*.png`. Raises BadInput where no image is there."""
+    from onebyone.stores.opening import image_paths
+
+    return image_paths(image) != (Path(image),)
+
+
+def scan_images(
+    d: Dense | str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    *,
+    progress: Callable[[int, int], object] | None = None,
+    **options: Any,
+) -> Iterator[ScannedImage]:
+    """Scan each image of a folder or a pattern into a score map of its own, one after another, sorted by name.
+
+    An image that cannot be read or scanned is reported, and the others are scanned.
+
+    Args:
+        d: as for `scan`.
+        images: a folder, or a pattern such as `"scans/*.png"`.
+        out: the folder of the maps, which are NAME.npz; or `folder/*.zarr` for another format. It is made if it does
+            not exist. Images of one name get numbers (`a`, `a-2`).
+        progress: a function of (done, total) images.
+        options: as for `scan`, except `out` and `progress`.
+
+    Raises:
+        BadInput: there is no image, or `out` is not a folder.
+    """
+    from onebyone.dense.map_files import require_map_path
+    from onebyone.prediction.inputs import output_names
+    from onebyone.stores.opening import image_paths
+
+    paths = image_paths(images)
+    if out is None:
+        raise BadInput("out: is missing; the score maps of several images are written to a folder")
+    pattern = Path(out)
+    folder, suffix = (pattern.parent, pattern.suffix) if pattern.stem == "*" else (pattern, ".npz")
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"out={os.fspath(out)!r}: {folder} is a file; expected a folder, or folder/*.zarr")
+    folder.mkdir(parents=True, exist_ok=True)
+    require_map_path(folder / f"map{suffix}")
+    network = open_dense(d)[0] if isinstance(d, str | os.PathLike) else d
+    for number, (path, name) in enumerate(zip(paths, output_names(paths), strict=True)):
+        if progress is not None:
+            progress(number, len(paths))
+        file = folder / f"{name}{suffix}"
+        try:
+            yield ScannedImage(path, file, scan(network, path, out=file, **options))
+        except (BadInput, NotEquivalent) as error:
+            yield ScannedImage(path, file, None, str(error))
+
+
+def require_all(failures: Sequence[tuple[str, str]], total: int) -> None:
+    """Raise Unfinished, with each image and its reason, where images of several could not be scanned."""
+    if failures:
+        image, reason = failures[0]
+        raise Unfinished(
+            f"{len(failures)} of {total} images were not scanned; the first: {image}: {reason}", failures
+        )
 
 
 def detect(

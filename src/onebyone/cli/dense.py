@@ -32,7 +32,9 @@ def scan(
     image: Annotated[
         Path,
         typer.Argument(
-            metavar="IMAGE", help="A picture, a TIFF, a whole slide, a .zarr, or an array (H, W, C) in .npy."
+            metavar="IMAGE",
+            help="A picture, a TIFF, a whole slide, a .zarr, or an array (H, W, C) in .npy; or a folder or a pattern "
+            "such as 'scans/*.png'.",
         ),
     ],
     window: o.OptionalWindow = None,
@@ -135,7 +137,8 @@ def scan(
         typer.Option(
             "--out",
             "-o",
-            help="Write the score map: .zarr (OME-Zarr), .tif (GeoTIFF), .npy or .npz.",
+            help="Write the score map: .zarr (OME-Zarr), .tif (GeoTIFF), .npy or .npz. For several images: a folder, "
+            "or 'folder/*.zarr'.",
             rich_help_panel=o.OUTPUT,
         ),
     ] = None,
@@ -147,8 +150,9 @@ def scan(
     """
     with session(context, as_json) as run:
         from onebyone import api, loading
-        from onebyone.cli import render
+        from onebyone.cli import render, render_scans
 
+        several = api.names_several(image)
         with run.step(f"Opening {source}"):
             size = None if window is None else o.window_of(window)
             if mode is Mode.windows and size is not None and stride is not None:
@@ -161,33 +165,39 @@ def scan(
         labels = loading.labels(
             classes, scale=scale, mean=mean, std=std, colour_order=colour_order, carried=dense.labels
         )
+        options = {
+            "labels": labels,
+            "output": output,
+            "score_kind": score_kind,
+            "page": page,
+            "level": level,
+            "mpp": mpp,
+            "axes": axes,
+            "device": device,
+            "batch": batch,
+            "shifts": shifts,
+            "stride": stride,
+            "finer": finer.value,
+            "tile": tile,
+            "memory": memory,
+            "workers": workers,
+            "dask": dask,
+            "mode": mode.value,
+        }
         with run.progress(f"Scanning {image.name}") as report:
-            scores = api.scan(
-                dense,
-                image,
-                labels=labels,
-                out=out,
-                output=output,
-                score_kind=score_kind,
-                page=page,
-                level=level,
-                mpp=mpp,
-                axes=axes,
-                device=device,
-                batch=batch,
-                shifts=shifts,
-                stride=stride,
-                finer=finer.value,
-                tile=tile,
-                memory=memory,
-                workers=workers,
-                dask=dask,
-                mode=mode.value,
-                min_agreement=0,
-                progress=report,
-            )
-        data = render.scores_data(scores, source, image, out)
+            if several:
+                items = api.scan_images(
+                    dense, image, out, progress=report, min_agreement=min_agreement, **options
+                )
+                data = render_scans.scanned_data(items, source)
+            else:
+                scores = api.scan(dense, image, out=out, progress=report, min_agreement=0, **options)
+                data = render.scores_data(scores, source, image, out)
         run.notes(notes)
+        if several:
+            run.result(data, *render_scans.scanned_tables(data))
+            api.require_all(render_scans.failures(data), len(data["images"]))
+            return
         run.result(data, *render.scores_tables(data))
         if scores.agreement is not None:
             scores.agreement.require(min_agreement)
