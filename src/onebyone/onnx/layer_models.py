@@ -44,6 +44,7 @@ class LayerModel:
         self, model: ir.Model, data: str, output: str, values: Mapping[str, ir.Value] | None = None
     ) -> None:
         values = named_values(model) if values is None else values
+        self._model, self._values = model, values
         if data not in values or output not in values:
             missing = data if data not in values else output
             raise NotSeparable(f"the value {missing!r} is not in the model")
@@ -67,6 +68,10 @@ class LayerModel:
     def nodes(self) -> tuple[ir.Node, ...]:
         """The nodes, in an order in which they can run."""
         return tuple(self._nodes)
+
+    def up_to(self, value: ir.Value) -> LayerModel:
+        """The part of the layer that computes one of its inner values."""
+        return LayerModel(self._model, str(self._start.name), str(value.name), self._values)
 
     @property
     def input_types(self) -> dict[str, ir.DataType]:
