@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,20 +172,24 @@ def relu(b: GraphBuilder) -> None:
     b.node("Relu", [b.value], b.shape)
 
 
-MOVES = (
+FLOATING_MOVES = (
     matmul, matmul, gemm, gemm, einsum, bias, bias, pointwise_convolution, transpose, flatten, relu,
+)  # fmt: skip
+MOVES = (
+    *FLOATING_MOVES,
     fuzz_moves.quantised_product, fuzz_moves.quantised_product, fuzz_moves.quantised_convolution,
     fuzz_moves.quantised_group, fuzz_moves.branch, fuzz_moves.call,
 )  # fmt: skip
+Moves = Sequence[Callable[[GraphBuilder], None]]
 
 
-def random_model(seed: int) -> tuple[onnx.ModelProto, dict[str, Array]]:
+def random_model(seed: int, moves: Moves = MOVES) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A random graph, and its inputs."""
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(1, 5, rng.integers(1, 6)))
     b = GraphBuilder(rng, shape)
     for _ in range(rng.integers(2, 7)):
-        MOVES[rng.integers(len(MOVES))](b)
+        moves[rng.integers(len(moves))](b)
         if b.value != "x" and rng.random() < 0.8:  # without it, an Add may follow its product
             b.node("Clip", [b.value, b.constant(np.float32(-3)), b.constant(np.float32(3))], b.shape)
     if not b.nodes:
@@ -208,9 +212,9 @@ def random_model(seed: int) -> tuple[onnx.ModelProto, dict[str, Array]]:
     return helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=b.functions), feeds
 
 
-def check(seed: int) -> Iterator[str]:
+def check(seed: int, moves: Moves = MOVES) -> Iterator[str]:
     """What happened to the graph of a seed, once for each direction; raises AssertionError where something is wrong."""
-    proto, feeds = random_model(seed)
+    proto, feeds = random_model(seed, moves)
     model = ir.serde.deserialize_model(proto)
     expected = oracle.outputs(proto, feeds)
     if np.abs(expected).max(initial=0) > 2**20:

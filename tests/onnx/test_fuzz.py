@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from onebyone.onnx import axes
-from tests.onnx.fuzz import check
+from tests.onnx.fuzz import FLOATING_MOVES, check
 
 
 @pytest.mark.parametrize("first", range(0, 120, 20))
@@ -22,6 +22,12 @@ def test_random_graphs(first: int) -> None:
 def test_what_random_graphs_found(seed: int) -> None:
     """Outputs before positions, a bias further down, a weight of one number, maps of converted layers, beta of 0, and a
     shared weight that was left behind by a layer which could not be converted."""
+    assert list(check(seed, FLOATING_MOVES))
+
+
+@pytest.mark.parametrize("seed", [220, 268, 300, 308])
+def test_saturated_probes_that_random_graphs_found(seed: int) -> None:
+    """A Clip between equal bounds and a scale far below the result hid every fault from the verifier's probe."""
     assert list(check(seed))
 
 
