@@ -109,8 +109,9 @@ def _largest(
     """The largest magnitude that a node reads as its first input."""
     value = node.inputs[0]
     assert value is not None
-    if str(value.name) in feeds:
-        return float(np.abs(feeds[str(value.name)]).max(initial=0))
+    given = {**layer.constants, **constants, **feeds}.get(str(value.name))
+    if given is not None:
+        return float(np.abs(np.asarray(given, dtype=np.float64)).max(initial=0))
     part = layer.up_to(value)
     numbers = run_reference(
         part.with_constants(constants, ir.DataType.DOUBLE), {name: feeds[name] for name in part.inputs}

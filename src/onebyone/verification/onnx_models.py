@@ -234,7 +234,8 @@ def _faults(
     constants: dict[str, Array], after: LayerModel, entries: Mapping[str, tuple[str, tuple[Step, ...]]]
 ) -> dict[str, dict[str, Array]]:
     """Faults that a conversion could make, each as the constants that it would leave."""
-    named = {name: array for name, array in constants.items() if name in entries}
+    rewritten = {name: array for name, array in constants.items() if name in entries}
+    named = rewritten or constants  # a weight that nodes of the converted form rearrange is not rewritten
     if not named:
         return {}
     weight = max(named, key=lambda name: named[name].size)
@@ -253,7 +254,7 @@ def _faults(
     if len(kernel) > 3 and min(kernel[-2:]) > 1:
         swapped = named[weight].swapaxes(-1, -2).reshape(kernel)
         faults["kernel order swapped (height and width)"] = constants | {weight: swapped}
-    biases = [name for name, array in named.items() if name != weight and array.dtype == np.float64]
+    biases = [name for name, array in rewritten.items() if name != weight and array.dtype == np.float64]
     if len(biases) == 1 and len(after.constants) and np.any(named[biases[0]]):
         faults["bias dropped"] = constants | {biases[0]: np.zeros_like(named[biases[0]])}
     return faults
