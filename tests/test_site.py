@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import onebyone
+from tools import docstring_sections
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -46,6 +48,10 @@ def test_reference_pages_are_listed_and_name_things_that_exist() -> None:
         for path in re.findall(r"^::: (\S+)$", page.read_text("utf-8"), re.M):
             module, _, name = path.rpartition(".")
             assert hasattr(importlib.import_module(module), name), f"{page.name} names {path}"
+
+
+def test_underlined_sections_and_doctests_are_rewritten() -> None:
+    assert doctest.testmod(docstring_sections) == (0, 2)
 
 
 def run(arguments: list[str], folder: Path) -> None:

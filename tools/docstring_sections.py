@@ -14,6 +14,8 @@ import griffe
 
 HEADING = re.compile(r"^(\w+)\n-{3,}\n", re.M)
 NAMES = {"Parameters": "Args", "Example": "Examples"}
+#: The names of several items that share one description; after a space, griffe would expect a type.
+SHARED = re.compile(r"^\w+(?:, \w+)+:", re.M)
 DOCTEST = re.compile(r"^>>>.*(?:\n.+)*", re.M)
 
 
@@ -35,6 +37,7 @@ def rewritten(text: str) -> str:
     before, *parts = HEADING.split(text)
     for name, body in zip(parts[::2], parts[1::2], strict=True):
         items = re.sub(r"^(\w[\w., ]*)\n +(?=\S)", r"\1: ", body, flags=re.M)
+        items = SHARED.sub(lambda names: names[0].replace(" ", "\N{NO-BREAK SPACE}"), items)
         name = NAMES.get(name, name)
         before += body if name == "Examples" else f"{name}:\n{textwrap.indent(items, '    ')}"
     return DOCTEST.sub(lambda example: f"```pycon\n{example[0]}\n```", before)
