@@ -27,12 +27,8 @@ def rewritten(text: str) -> str:
     <BLANKLINE>
     Raises:
         BadInput: if the file is damaged.
-    >>> print(rewritten(">>> 1 + 1\\n2\\n"))
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
-    <BLANKLINE>
+    >>> rewritten(">>> 1 + 1\\n2")
+    '```pycon\\n>>> 1 + 1\\n2\\n```'
     """
     before, *parts = HEADING.split(text)
     for name, body in zip(parts[::2], parts[1::2], strict=True):
