@@ -15,6 +15,8 @@ DISTRIBUTIONS = {
     "fontTools": "fonttools",
     "mpl_toolkits": "matplotlib",
     "onnx_ir": "onnx-ir",
+    "onnx_shape_inference": "onnx-shape-inference",
+    "openslide": "openslide-python",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
 }
