@@ -70,6 +70,23 @@ def test_the_steps_alone_give_the_same(folder: Path) -> None:
         assert np.array_equal(one.scores.scores, scores.scores)
 
 
+def test_exclusive_classes_suppress_each_other() -> None:
+    """Two classes with probabilities 0.48 and 0.52 on the square: one box, unless per_class asks for both."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten(), nn.Softmax(1)).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(1 / (3 * 64 * 16))
+        network[0].weight[2] = 0
+        network[0].bias.copy_(torch.tensor([-127.5 / 16, -127.5 / 16 + 0.1, 0]))
+    labels = onebyone.Labels(classes=("a", "b", "none"), std=(1.0,), background=("none",))
+    counts = {}
+    for per_class in (None, True, False):
+        (one,) = onebyone.predict(
+            network, squares((8, 8)), window=8, labels=labels, threshold=0.47, per_class=per_class
+        )
+        counts[per_class] = one.counts()
+    assert counts == {None: (("b", 1),), False: (("b", 1),), True: (("b", 1), ("a", 1))}
+
+
 def test_files_are_written_for_each_image(folder: Path, tmp_path: Path) -> None:
     save = tmp_path / "out"
     predictions = onebyone.predict(

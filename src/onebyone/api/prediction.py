@@ -29,6 +29,7 @@ def predict(
     threshold: float = 0.5,
     iou: float = 0.3,
     background: Sequence[str | int] = (),
+    per_class: bool | None = None,
     score_kind: str | None = None,
     save: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -53,6 +54,8 @@ def predict(
         threshold: confidence threshold: the minimum probability of a detection.
         iou: IoU threshold for non-maximum suppression.
         background: classes to treat as background, in addition to those of the labels.
+        per_class: whether only boxes of the same class suppress each other; None does that for independent classes,
+            and lets exclusive classes suppress each other.
         score_kind: what the network's outputs are; None infers it (see `convolutionalize`).
         save: a folder for the results of each image: boxes (`NAME.json`), the heat map (`NAME-heat.png`), the heat map
             with boxes (`NAME-detections.png`), and `predictions.json`, one COCO file for all. None writes nothing.
@@ -91,6 +94,7 @@ def predict(
         folder=folder,
         detection={"threshold": threshold, "iou": iou, "background": tuple(background)},
         scanning={"labels": labels, "score_kind": score_kind, **scanning},
+        per_class=per_class,
         report=progress,
     )
 

@@ -42,12 +42,15 @@ def predict_images(
     folder: Path | None,
     detection: dict[str, Any],
     scanning: dict[str, Any],
+    per_class: bool | None = None,
     report: Report | None = None,
 ) -> Predictions:
     """Scan and detect in each image. With `folder`, its results are written before the next image starts.
 
     Files: `NAME.json` (COCO results), `NAME-heat.png` (the probability of the most likely class), `NAME-detections.png`
     (the same with the boxes), and in the end `predictions.json`, one COCO file for all images.
+
+    `per_class` is that of `detect`; None lets boxes of different classes suppress each other if classes are exclusive.
 
     Raises
     ------
@@ -65,7 +68,8 @@ def predict_images(
             report(number, len(images))
         start = time.perf_counter()
         scores = scan(dense, image, **scanning)
-        detections = detect(scores, **detection)
+        independent = _independent(scores) if per_class is None else per_class
+        detections = detect(scores, **detection, per_class=independent)
         classes = scores.classes
         item = Prediction(
             image=str(image) if isinstance(image, str | Path) else name,
@@ -81,6 +85,11 @@ def predict_images(
     if folder is not None:
         write_text(folder / "predictions.json", json.dumps(result.to_coco(), indent=1) + "\n")
     return result
+
+
+def _independent(scores: ScoreMap) -> bool:
+    """Whether a window may belong to several classes at once; exclusive classes suppress each other's boxes."""
+    return scores.kind is not None and scores.kind.classes == "multi-label"
 
 
 def _write(
