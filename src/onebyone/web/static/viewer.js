@@ -78,6 +78,7 @@ function start(facts) {
 function imagePoint(position) { return viewer.world.getItemAt(0).viewerElementToImageCoordinates(position); }
 
 function showMap() {
+  if (!viewer) return;
   if (state.mapItem) viewer.world.removeItem(state.mapItem);
   state.mapItem = null;
   const label = $("label").value, colours = $("colours").value;
@@ -92,7 +93,9 @@ function ramp() { $("ramp").style.background = `linear-gradient(90deg, ${RAMPS[$
 
 let boxesAsked = 0;
 async function showBoxes() {
+  if (!viewer) return;  // the page is still loading; start() calls it
   const asked = ++boxesAsked;
+  $("total").textContent = "…";
   const query = `threshold=${$("threshold").value}&iou=${$("iou").value}`;
   try {
     const found = await ask(`boxes.json?${query}`);
@@ -117,6 +120,7 @@ async function showBoxes() {
 }
 
 function draw() {
+  if (!viewer) return;
   const canvas = $("boxes"), ratio = window.devicePixelRatio || 1, item = viewer.world.getItemAt(0);
   const width = canvas.clientWidth, height = canvas.clientHeight;
   if (canvas.width !== width * ratio || canvas.height !== height * ratio) {
@@ -210,7 +214,7 @@ function boxAt(point) {
 }
 
 function select(k) {
-  if (!state.boxes.length) return;
+  if (!viewer || !state.boxes.length) return;
   state.selected = (k + state.boxes.length) % state.boxes.length;
   const [x1, y1, x2, y2] = state.boxes[state.selected], item = viewer.world.getItemAt(0);
   const margin = 1.5 * Math.max(x2 - x1, y2 - y1);
@@ -246,6 +250,7 @@ async function save(suffix) {
 }
 
 function remember() {
+  if (!viewer) return;
   const item = viewer.world.getItemAt(0);
   if (!item) return;
   const centre = item.viewportToImageCoordinates(viewer.viewport.getCenter(true));
@@ -266,7 +271,11 @@ for (const [id, show] of Object.entries(tell)) $(id).addEventListener("input", s
 $("opacity").addEventListener("input", () => { if (state.mapItem) state.mapItem.setOpacity(Number($("opacity").value)); remember(); });
 $("label").addEventListener("change", () => { showMap(); remember(); });
 $("colours").addEventListener("change", () => { ramp(); showMap(); remember(); });
-for (const id of ["threshold", "iou"]) $(id).addEventListener("input", () => { showBoxes(); remember(); });
+let waiting = 0;
+for (const id of ["threshold", "iou"]) $(id).addEventListener("input", () => {
+  clearTimeout(waiting);  // while a slider moves, only its last value is asked for
+  waiting = setTimeout(() => { showBoxes(); remember(); }, 120);
+});
 $("previous").addEventListener("click", () => select(state.selected - 1));
 $("next").addEventListener("click", () => select(state.selected + 1));
 $("accept").addEventListener("click", () => judge("accepted"));
