@@ -115,7 +115,7 @@ def test_names_of_images(folder: Path, tmp_path: Path) -> None:
     assert image_files([str(brackets)]) == (brackets,)
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing-*.png"):
-        with pytest.raises(BadInput, match="has no images"):
+        with pytest.raises(BadInput, match="no image is there"):
             image_files([str(tmp_path / name)])
 
 

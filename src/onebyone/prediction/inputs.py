@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 import sys
@@ -13,10 +12,8 @@ from typing import Any
 
 from onebyone.errors import BadInput
 from onebyone.records import first_line
+from onebyone.stores.opening import image_paths
 from onebyone.stores.pictures import pillow
-
-#: Suffixes of files that a folder or a pattern yields; a file that is named itself may have any.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".npy")
 
 #: The name of the standard input.
 STDIN = "-"
@@ -42,16 +39,8 @@ def image_files(names: Iterable[Any]) -> tuple[Any, ...]:
         elif name == STDIN:
             images.append(_standard_input())
         else:
-            images += _files(Path(name), os.fspath(name))
+            images += image_paths(name)
     return tuple(images)
-
-
-def _files(path: Path, name: str) -> list[Path]:
-    if path.is_dir() and not _is_store(path):
-        return _some(sorted(p for p in path.iterdir() if _is_image(p)), f"the folder {name}")
-    if not path.exists() and glob.has_magic(name):
-        return _some(sorted(p for p in map(Path, glob.glob(name, recursive=True)) if _is_image(p)), name)
-    return [path]
 
 
 def _standard_input() -> Any:
@@ -72,23 +61,6 @@ def _standard_input() -> Any:
         ) from error
     picture.filename = "stdin"
     return picture
-
-
-def _is_store(path: Path) -> bool:
-    """Whether a folder is one image: a Zarr store."""
-    return path.suffix == ".zarr" or any((path / n).exists() for n in (".zarray", ".zgroup", "zarr.json"))
-
-
-def _is_image(path: Path) -> bool:
-    return (path.suffix.lower() in SUFFIXES and path.is_file()) or path.suffix == ".zarr"
-
-
-def _some(files: list[Path], name: str) -> list[Path]:
-    if not files:
-        raise BadInput(
-            f"images: {name} has no images; expected files that end in one of {', '.join(SUFFIXES)}"
-        )
-    return files
 
 
 def output_names(images: Iterable[Any]) -> tuple[str, ...]:
