@@ -189,8 +189,8 @@ def test_the_command(tmp_path: Path) -> None:
     ("words", "code", "said"),
     [
         (("--figures", "F9"), 2, "figures: F9"),
-        (("--format", "gif"), 2, "formats: gif"),
-        (("--theme", "blue"), 2, "themes: blue"),
+        (("--format", "gif"), 2, "--format: gif"),
+        (("--theme", "blue"), 2, "--theme: blue"),
         (("--width", "wide"), 2, "--width wide"),
         (("--layer", "nowhere"), 2, "--layer nowhere"),
         (("--image", "nowhere.png"), 2, "cannot read nowhere.png"),

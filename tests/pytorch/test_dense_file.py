@@ -104,3 +104,24 @@ def test_other_names_and_other_files(dense: ConvolutionalizedModule, tmp_path: P
     torch.export.save(program, tmp_path / "odd.pt2", extra_files={"onebyone.json": "[]"})
     with pytest.raises(BadInput, match="another version"):
         load_dense(tmp_path / "odd.pt2")
+
+
+def test_weights_stored_channels_last_are_saved_for_every_size(tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 3),
+    ).eval()
+    network = network.to(memory_format=torch.channels_last)
+    before = [p.stride() for p in network.parameters()]
+    dense = convolutionalize(network, 21)
+    dense.save(tmp_path / "d.pt2")
+    saved = load_dense(tmp_path / "d.pt2")
+    assert [p.stride() for p in network.parameters()] == before
+    for size in ((21, 21), (23, 21), (40, 61)):
+        image = torch.randn(1, 1, *size)
+        with torch.no_grad():
+            assert torch.allclose(saved.model(image), dense.model(image), rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ The file is an exported program (`.pt2`) or an ONNX model, with free batch size,
 
 from __future__ import annotations
 
+import copy
 import os
 import zipfile
 from dataclasses import dataclass
@@ -67,9 +68,23 @@ def export_dense(d: ConvolutionalizedModule) -> ExportedProgram:
     # Otherwise torch.export treats a size of one as a special case, and an image of the window's size has one position.
     with quiet(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         try:
-            return torch.export.export(d.model, (example,), dynamic_shapes=(free,), strict=False)
+            model = _with_contiguous_weights(d.model)
+            return torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
         except Exception as error:
             raise BadInput(f"the network cannot be exported with free sizes: {first_line(error)}") from error
+
+
+def _with_contiguous_weights(model: nn.Module) -> nn.Module:
+    """The module itself, or a copy if weights are stored channels-last.
+
+    torch.export follows the memory format of weights and then excludes images close to the window's size.
+    """
+    if all(tensor.is_contiguous() for tensor in (*model.parameters(), *model.buffers())):
+        return model
+    copied = copy.deepcopy(model)
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        tensor.data = tensor.data.contiguous()
+    return copied
 
 
 def load_dense(path: str | os.PathLike[str]) -> ConvolutionalizedModule:
