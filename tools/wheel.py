@@ -32,9 +32,17 @@ def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 4)).eval()
 """
-IMAGE = (
-    "import numpy; numpy.save('image.npy', numpy.random.default_rng(0).random((20, 30, 3), numpy.float32))"
-)
+# The environment has no library for pictures, so the PNG file is written by hand: 20x30 grey pixels.
+IMAGES = """
+import numpy, struct, zlib
+pixels = numpy.random.default_rng(0).random((20, 30, 3), numpy.float32)
+numpy.save("image.npy", pixels)
+rows = b"".join(b"\\0" + row.tobytes() for row in (255 * pixels[..., 0]).astype(numpy.uint8))
+chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+header = struct.pack(">2I5B", 30, 20, 8, 0, 0, 0, 0)
+png = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+open("photograph.png", "wb").write(b"\\x89PNG\\r\\n\\x1a\\n" + png)
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,10 @@ class Case:
     says: str = ""
 
 
-VERBS = ("convert", "verify", "convolutionalize", "scan", "detect", "tune", "compare", "draw", "demo")
+VERBS = (
+    *("convert", "verify", "check", "targets", "info", "convolutionalize", "scan", "detect", "predict"),
+    *("evaluate", "view", "tune", "compare", "draw", "demo"),
+)
 PLAIN = (
     Case("--version", says=PROJECT["version"]),
     Case("--help", says="Exit codes"),
@@ -57,6 +68,8 @@ PLAIN = (
     Case("convolutionalize net:net --window 8 -o dense.pt2", says="wrote dense.pt2"),
     Case("scan dense.pt2 image.npy -o scores.npz", says="wrote scores.npz"),
     Case("detect scores.npz -o boxes.json", says="wrote boxes.json"),
+    Case("info net:net --shape 1,3,8,8", says="Linear"),
+    Case("targets", says="conv-only"),
     Case("tune net:net --shape 1,3,8,8 --engines eager --budget 2"),
     Case("compare net:net --shape 1,3,8,8 --rows R1,R2 --budget 10"),
 )
@@ -67,6 +80,9 @@ WITHOUT_EXTRAS = (
     Case("tune net:net --shape 1,3,8,8 --engines onnxruntime --budget 30", says="onebyone[engines]"),
     Case("verify torchvision:resnet18", code=2, says="onebyone[zoo]"),
     Case("verify timm:resnet18", code=2, says="onebyone[zoo]"),
+    Case("predict net:net photograph.png --window 8", code=2, says="onebyone[images]"),
+    Case("evaluate boxes.json boxes.json", code=2, says="images"),
+    Case("view .", code=2, says="onebyone[view]"),
     Case("demo", code=2, says="onebyone[demo]"),
 )
 WITH_EXTRAS = (
@@ -113,7 +129,7 @@ class Environment:
 
     def try_all(self, cases: Iterable[Case]) -> list[str]:
         """Run every command; returns the unexpected results."""
-        self.run("python", "-c", IMAGE)
+        self.run("python", "-c", IMAGES)
         return [fault for case in cases if (fault := self._fault(case))]
 
     def _fault(self, case: Case) -> str:
