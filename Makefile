@@ -22,7 +22,7 @@ wheel: setup
 	$(BIN)/python tools/wheel.py $(ARGS)
 
 demo: setup
-	$(BIN)/onebyone demo --out demo
+	$(BIN)/onebyone demo --output demo
 
 # The documentation as a site in site/; a broken link or reference is an error.
 docs: setup

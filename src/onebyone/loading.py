@@ -57,8 +57,7 @@ def open_model(
     model = onnx_model(spec)
     if model is None:
         return open_with_example(spec, weights, shape, seed=seed, pretrained=pretrained)
-    if weights is not None:
-        raise BadInput(f"weights={os.fspath(weights)!r}: {spec} is an ONNX model, which has its own weights")
+    require_own_weights(spec, weights, pretrained)
     from onebyone.onnx.evaluators import random_feeds
 
     return model, (), None if shape is None else random_feeds(model, shape, seed)
@@ -118,12 +117,12 @@ def open_dense(
 
     onnx = onnx_model(spec)
     if onnx is not None:
-        return _open_dense_onnx(spec, onnx, window, channels, weights), ()
+        require_own_weights(spec, weights, pretrained)
+        return _open_dense_onnx(spec, onnx, window, channels), ()
     if window is None or opens_densely(spec):
         if Path(spec).suffix != ".pt2":
             raise BadInput(f"{os.fspath(spec)}: its window size is not known; give window= in pixels")
-        if weights is not None:
-            raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} already contains weights")
+        require_own_weights(spec, weights, pretrained)
         saved = load_dense(spec)
         _require_same_window(saved.nominal, window, spec)
         return saved, _notes(nonfinite_weights(saved.model))
@@ -146,14 +145,11 @@ def _open_dense_onnx(
     model: Any,
     window: int | Sequence[int] | None,
     channels: int | None,
-    weights: str | os.PathLike[str] | None,
 ) -> Dense:
     """The dense ONNX model of a file, or the classifier in it convolutionalized."""
     from onebyone.onnx.lift.convolutionalize import convolutionalize as lift
     from onebyone.onnx.lift.dense_file import is_dense, load_dense
 
-    if weights is not None:
-        raise BadInput(f"weights={os.fspath(weights)!r}: {os.fspath(spec)} already contains weights")
     if not is_dense(model):
         return lift(model, window, channels)
     saved = load_dense(spec)
@@ -169,6 +165,7 @@ def open_windows(
     *,
     weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    pretrained: bool = False,
 ) -> tuple[Dense, tuple[str, ...]]:
     """Load a network of one window for `scan` with mode="windows", with any stride. It is not convolutionalized.
 
@@ -179,11 +176,23 @@ def open_windows(
     from onebyone.comparison.exported_modules import with_modules
     from onebyone.dense import WindowClassifier
 
-    network, notes = open_network(spec, weights, seed=seed)
+    network, notes = open_network(spec, weights, seed=seed, pretrained=pretrained)
     module = with_modules(network) if isinstance(network, ExportedProgram) else network.eval()
     sizes = window if isinstance(window, int) else tuple(window)
     labels = preprocessing_of(spec, network)
     return WindowClassifier.of(module, sizes, stride, channels, labels=labels), notes
+
+
+def require_own_weights(
+    spec: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, pretrained: bool = False
+) -> None:
+    """Raise BadInput if other weights are given for a file that contains weights."""
+    for given, argument in (
+        (weights is not None, f"weights={os.fspath(weights or '')!r}"),
+        (pretrained, "pretrained=True"),
+    ):
+        if given:
+            raise BadInput(f"{argument}: {os.fspath(spec)} already contains weights")
 
 
 def _require_same_window(

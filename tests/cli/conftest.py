@@ -69,6 +69,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "convolutionalize", ":plain", "--window", 16, "-o", shelf / "d.pt2", "--classes", "a,b,c,d,e"
     )
     assert made.code == 0, made.err
-    made = run_command("scan", shelf / "d.pt2", shelf / "image.npy", "--out", shelf / "s.npz")
+    made = run_command("scan", shelf / "d.pt2", shelf / "image.npy", "--output", shelf / "s.npz")
     assert made.code == 0, made.err
     return shelf

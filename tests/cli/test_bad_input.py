@@ -279,18 +279,29 @@ def test_wrong_usage(run: Run, folder: Path, words: tuple[str, ...], said: str) 
     assert list(folder.iterdir()) == []
 
 
-def test_an_error_of_our_own_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def broken_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in the public function that `convert` calls."""
     from onebyone import api
 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(api, "convert", broken)
+
+
+@pytest.mark.usefixtures("broken_convert")
+def test_an_unexpected_error_is_one_line_and_its_traceback_with_verbose(run: Run) -> None:
     done = run("convert", ":plain", "--json")
     assert done.code == 70
+    assert "Traceback" not in done.err
+    assert "internal error: ZeroDivisionError at test_bad_input.py:" in done.err
+    assert ": a bug. This is a bug in onebyone; --verbose prints the traceback" in done.err
+    assert done.json["error"].startswith("internal error: ZeroDivisionError at ")
+    done = run("convert", ":plain", "-v")
+    assert done.code == 70
     assert "Traceback" in done.err
-    assert "ZeroDivisionError: a bug" in done.err
-    assert done.out == ""
+    assert 'raise ZeroDivisionError("a bug")' in done.err
 
 
 def test_the_answer_is_all_there_is_on_stdout(run: Run) -> None:

@@ -233,7 +233,7 @@ def test_demo_passes_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatch) -
         return {"accuracy": 0.98, "integer_probe_bitwise": True, "windows": 1234, "per_class": [1, 2]}
 
     monkeypatch.setattr(demo, "run", stand_in)
-    done = run("demo", "--out", "there", "--seed", 3)
+    done = run("demo", "--output", "there", "--seed", 3)
     assert done.code == 0
     assert calls == [(Path("there"), 3)]
     assert "accuracy               0.98" in done.out

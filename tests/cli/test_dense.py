@@ -22,7 +22,7 @@ def image(folder: Path) -> str:
 
 
 def test_a_sigmoid_head_from_scan_to_objects(run: Run, image: str) -> None:
-    done = run("scan", ":sigmoid", image, "--window", 8, "--out", "s.npz", "--json")
+    done = run("scan", ":sigmoid", image, "--window", 8, "-o", "s.npz", "--json")
     assert done.json["scores"] == "probabilities:multi-label"
     assert (done.json["counted"], done.json["classes"]) == ("probability at least 0.5", {"0": 0})
     assert run("detect", "s.npz", "--json").json["objects"] == []
@@ -71,7 +71,7 @@ def test_an_output_is_chosen_by_name_or_number(
         8,
         "--classes",
         "face,none",
-        "--output",
+        "--network-output",
         output,
         "-o",
         "s.npz",
@@ -83,14 +83,14 @@ def test_an_output_is_chosen_by_name_or_number(
 
 
 def test_an_output_that_does_not_exist(run: Run, image: str) -> None:
-    done = run("scan", ":named", image, "--window", 8, "--output", "logits")
+    done = run("scan", ":named", image, "--window", 8, "--network-output", "logits")
     assert done.code == 2
-    assert "--output logits, but the network gives 2 outputs: scores, boxes" in done.err
+    assert "--network-output logits, but the network gives 2 outputs: scores, boxes" in done.err
 
 
 def test_boxes_are_regressed_from_two_scans(run: Run, image: str) -> None:
     for name in ("scores", "boxes"):
-        words = ("scan", ":named", image, "--window", 8, "--output", name, "--out", f"{name}.npz")
+        words = ("scan", ":named", image, "--window", 8, "--network-output", name, "-o", f"{name}.npz")
         assert run(*words).code == 0
     plain = run("detect", "scores.npz", "--iou", 1, "--json").json["objects"]
     moved = run("detect", "scores.npz", "--boxes", "boxes.npz", "--iou", 1, "--json").json["objects"]

@@ -70,7 +70,7 @@ def test_every_verb_has_json_and_a_docstring() -> None:
     assert sorted(commands) == sorted(VERBS)
     for command in commands.values():
         assert command.__doc__
-        assert "as_json" in command.__annotations__
+        assert {"json", "quiet", "verbose"} <= set(command.__annotations__)
 
 
 def test_the_script_is_this_command_line() -> None:
@@ -89,7 +89,7 @@ def test_a_step_speaks_once_it_has_taken_its_time(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(session, "_LONG", 0.0)
     monkeypatch.setattr(session, "_REPEAT", 0.0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with session.Session(sys.stdout, False, False).progress("Scanning") as tell:
+    with session.Session(sys.stdout).progress("Scanning") as tell:
         while "Scanning …" not in sys.stderr.getvalue():  # type: ignore[attr-defined]
             time.sleep(0.001)
         tell(3, 8)
@@ -99,7 +99,7 @@ def test_a_step_speaks_once_it_has_taken_its_time(monkeypatch: pytest.MonkeyPatc
 def test_a_short_step_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_LONG", 60.0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with session.Session(sys.stdout, False, False).step("Opening"):
+    with session.Session(sys.stdout).step("Opening"):
         pass
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
 
@@ -114,7 +114,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with session.Session(sys.stdout, False, False).progress("Scanning") as tell:
+    with session.Session(sys.stdout).progress("Scanning") as tell:
         tell(3, 8)
     assert "3/8" in sys.stderr.getvalue()  # type: ignore[attr-defined]
 

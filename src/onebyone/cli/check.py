@@ -24,20 +24,22 @@ def check(
     ],
     shape: o.Shape = None,
     weights: o.Weights = None,
+    pretrained: o.Pretrained = False,
     seed: o.Seed = 0,
-    as_json: o.Json = False,
 ) -> None:
     """List the nodes that an accelerator would not take: the constraint, the number found and the number allowed.
 
     Nothing is converted. Each row says whether convert --target mends it, and how. Exit code 0 if the target takes
     every node, 3 if not.
     """
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, loading
         from onebyone.cli import render_targets as render
 
         with run.step(f"Opening {source}"):
-            network, notes, example = loading.open_model(source, weights, shape, seed=seed)
+            network, notes, example = loading.open_model(
+                source, weights, shape, seed=seed, pretrained=pretrained
+            )
         with run.step("Checking"):
             found = api.check(network, targets, example=example)
         run.notes(notes)
@@ -55,10 +57,9 @@ def targets(
             metavar="[NAME|PROFILE.toml]", help="Show the constraints of one target.", show_default="all"
         ),
     ] = None,
-    as_json: o.Json = False,
 ) -> None:
     """List the accelerators that check and convert know, or the constraints of one, each with its source."""
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone.cli import render_targets as render
         from onebyone.targets import find_profile, profile_names
 

@@ -16,6 +16,7 @@ def compare(
     source: o.Source,
     shape: o.Shape = None,
     weights: o.Weights = None,
+    pretrained: o.Pretrained = False,
     budget: Annotated[float, o.budget_option(1.0)] = 120.0,
     rows: Annotated[o.Names | None, o.list_option("--rows", "Test only these claims, such as S1,D5.")] = None,
     seed: o.Seed = 0,
@@ -26,7 +27,6 @@ def compare(
     plan: Annotated[
         Path | None, o.output_option("Plan written by tune, to include in the report.", "--plan")
     ] = None,
-    as_json: o.Json = False,
 ) -> None:
     """Test common claims about fully connected layers and 1×1 convolutions on the network's own layers.
 
@@ -39,7 +39,7 @@ def compare(
         raise typer.BadParameter(
             "the plan is shown in the report, so --html is required", param_hint="--plan"
         )
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, atomic_files, loading
         from onebyone.cli import render
         from onebyone.report.html import require_jinja
@@ -53,7 +53,7 @@ def compare(
         tuning_plan = None if plan is None else read_plan(plan)
         with run.step(f"Opening {source}"):
             network, notes, example = loading.open_with_example(
-                source, weights, shape, seed=seed, default_shape=o.IMAGE
+                source, weights, shape, seed=seed, pretrained=pretrained, default_shape=o.IMAGE
             )
         with run.progress("Measuring") as progress:
             comparison = api.compare(network, example, budget=budget, seed=seed, rows=rows, progress=progress)

@@ -13,15 +13,14 @@ from onebyone.cli.session import session
 
 def demo(
     context: typer.Context,
-    output: Annotated[Path, o.output_option("Folder to write to.", "--out", "-o")] = Path("demo"),
+    output: Annotated[Path, o.output_option("Folder to write to.", metavar="FOLDER")] = Path("demo"),
     seed: o.Seed = 0,
-    as_json: o.Json = False,
 ) -> None:
     """Train a digit classifier, convert it, verify it, and detect digits on a photograph. Takes about two minutes.
 
     Writes index.html, which shows every step, summary.json, and the scan for `onebyone view`.
     """
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import demo as demonstration
         from onebyone.cli import render
 

@@ -40,6 +40,7 @@ def scan(
     window: o.OptionalWindow = None,
     channels: o.Channels = None,
     weights: o.Weights = None,
+    pretrained: o.Pretrained = False,
     seed: o.Seed = 0,
     classes: o.Classes = None,
     mean: o.Mean = None,
@@ -50,7 +51,7 @@ def scan(
     output: Annotated[
         str,
         typer.Option(
-            "--output",
+            "--network-output",
             metavar="N|NAME",
             help="Output of a network with several: its number from 0, or its name (a dictionary's key).",
         ),
@@ -111,7 +112,7 @@ def scan(
         ),
     ] = Mode.dense,
     min_agreement: o.MinAgreement = 0.5,
-    device: Annotated[str, typer.Option("--device", help="Device to run on: cpu, cuda, cuda:1 …")] = "cpu",
+    device: o.Device = "cpu",
     batch: Annotated[
         int, typer.Option("--batch", min=1, metavar="N", help="Maximum number of tiles in a batch.")
     ] = 8,
@@ -121,7 +122,7 @@ def scan(
             "--workers",
             min=1,
             metavar="N",
-            help="Compute tiles in N processes of this machine (needs --out).",
+            help="Compute tiles in N processes of this machine (needs --output).",
         ),
     ] = None,
     dask: Annotated[
@@ -129,26 +130,22 @@ def scan(
         typer.Option(
             "--dask",
             metavar="ADDRESS",
-            help="Compute tiles on the workers of this Dask scheduler (needs --out).",
+            help="Compute tiles on the workers of this Dask scheduler (needs --output).",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Write the score map: .zarr (OME-Zarr), .tif (GeoTIFF), .npy or .npz. For several images: a folder, "
-            "or 'folder/*.zarr'.",
-            rich_help_panel=o.OUTPUT,
+        o.output_option(
+            "Write the score map: .zarr (OME-Zarr), .tif (GeoTIFF), .npy or .npz. For several images: a folder, "
+            "or 'folder/*.zarr'."
         ),
     ] = None,
-    as_json: o.Json = False,
 ) -> None:
     """Run a classifier over every window of an image in one pass: one score per class and position.
 
     SRC is a .pt2 or .onnx that convolutionalize wrote, or any network with --window.
     """
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, loading
         from onebyone.cli import render, render_scans
 
@@ -157,11 +154,13 @@ def scan(
             size = None if window is None else o.window_of(window)
             if mode is Mode.windows and size is not None and stride is not None:
                 dense, notes = loading.open_windows(
-                    source, size, stride, channels, weights=weights, seed=seed
+                    source, size, stride, channels, weights=weights, seed=seed, pretrained=pretrained
                 )
                 stride = None  # it is the classifier's own
             else:
-                dense, notes = loading.open_dense(source, size, channels, weights=weights, seed=seed)
+                dense, notes = loading.open_dense(
+                    source, size, channels, weights=weights, seed=seed, pretrained=pretrained
+                )
         labels = loading.labels(
             classes, scale=scale, mean=mean, std=std, colour_order=colour_order, carried=dense.labels
         )
@@ -206,29 +205,16 @@ def scan(
 def detect(
     context: typer.Context,
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A score map that scan wrote: .npz.")],
-    threshold: Annotated[
-        float,
-        typer.Option("--threshold", min=0, max=1, metavar="P", help="Confidence threshold."),
-    ] = 0.5,
-    iou: Annotated[
-        float,
-        typer.Option(
-            "--iou", min=0, max=1, metavar="P", help="IoU threshold for non-maximum suppression (NMS)."
-        ),
-    ] = 0.3,
-    background: Annotated[
-        str,
-        typer.Option(
-            "--background", metavar="A,B,…", help="Classes to treat as background.", show_default=False
-        ),
-    ] = "",
+    threshold: o.Threshold = 0.5,
+    iou: o.Iou = 0.3,
+    background: o.Background = None,
     score_kind: o.ScoreKind = None,
     boxes: Annotated[
         Path | None,
         typer.Option(
             "--boxes",
             metavar="FILE",
-            help="Box regressions: the score map of another output (scan --output) for the same image, 4 channels.",
+            help="Box regressions: the score map of another output (scan --network-output) of the same image.",
         ),
     ] = None,
     box_format: Annotated[
@@ -242,12 +228,7 @@ def detect(
     min_agreement: o.MinAgreement = 0.5,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Write the detections: .json (COCO), .geojson, .csv, or .png (drawn on --image).",
-            rich_help_panel=o.OUTPUT,
-        ),
+        o.output_option("Write the detections: .json (COCO), .geojson, .csv, or .png (drawn on --image)."),
     ] = None,
     image: Annotated[
         Path | None,
@@ -260,10 +241,9 @@ def detect(
             "--image-id", min=0, metavar="N", help="The image's id in COCO results.", rich_help_panel=o.OUTPUT
         ),
     ] = 1,
-    as_json: o.Json = False,
 ) -> None:
     """Find objects in a score map: boxes, scores and classes."""
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, atomic_files
         from onebyone.cli import render
 
@@ -274,7 +254,7 @@ def detect(
                 scores,
                 threshold=threshold,
                 iou=iou,
-                background=o.read_names(background),
+                background=background or (),
                 score_kind=score_kind,
                 boxes=boxes,
                 box_format=box_format,

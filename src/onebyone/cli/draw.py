@@ -67,30 +67,28 @@ def draw(
         ),
     ] = "column",
     weights: o.Weights = None,
+    pretrained: o.Pretrained = False,
     seed: o.Seed = 0,
     output: Annotated[
         Path,
         o.output_option(
             "Folder to write to, or one file such as network.svg if one figure is requested.",
-            "--output",
-            "-o",
             metavar="FOLDER|FILE",
         ),
     ] = Path("pictures"),
-    as_json: o.Json = False,
 ) -> None:
     """Draw a network as vector graphics for print and screen, from its own layers, shapes and weights.
 
     Text remains text and fonts are embedded. A figure shows only data of the network, and states what it omits.
     Without --shape the input is 1×3×224×224, or the example stored in a .pt2.
     """
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, loading
         from onebyone.cli import render
 
         with run.step(f"Opening {source}"):
             network, notes, example = loading.open_with_example(
-                source, weights, shape, seed=seed, default_shape=o.IMAGE
+                source, weights, shape, seed=seed, pretrained=pretrained, default_shape=o.IMAGE
             )
         if isinstance(window, o.EveryAxis):
             window = o.Sizes(window * (2 if example is None else example.dim() - 2))

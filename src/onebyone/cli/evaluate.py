@@ -40,10 +40,9 @@ def evaluate(
             show_default="ids are those of the ground truth",
         ),
     ] = None,
-    as_json: o.Json = False,
 ) -> None:
     """Evaluate detections against ground truth: average precision (COCO), precision and recall, the best threshold."""
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api
         from onebyone.cli import render_evaluation
 

@@ -17,10 +17,9 @@ def info(
     weights: o.Weights = None,
     pretrained: o.Pretrained = False,
     seed: o.Seed = 0,
-    as_json: o.Json = False,
 ) -> None:
     """Describe a network: layers, kernels and cost, what converts, what is refused, and images of any size."""
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, loading
         from onebyone.cli import render
 

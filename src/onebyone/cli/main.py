@@ -9,6 +9,7 @@ import typer
 
 from onebyone import __version__
 from onebyone.cli import check, compare, demo, dense, draw, evaluate, info, network, predict, tune, view
+from onebyone.cli.command import Json, Quiet, Verbose, command
 
 EPILOG = (
     "Exit codes: 0 done · 1 not equivalent · 2 wrong usage or unreadable input · 3 refused, with the reason. "
@@ -52,16 +53,15 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="Print only errors (and JSON): no tables, notes or progress."),
-    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    context.obj = {"quiet": quiet}
+    context.obj = {"json": json, "quiet": quiet, "verbose": verbose}
 
 
 CONVERT, DENSE, START = "Convert and verify", "Run over images of any size", "Start here"
-for panel, command in (
+for panel, function in (
     (START, demo.demo),
     (START, info.info),
     (START, predict.predict),
@@ -78,7 +78,7 @@ for panel, command in (
     (DENSE, evaluate.evaluate),
     (DENSE, view.view),
 ):
-    app.command(rich_help_panel=panel, help=_paragraphs(command.__doc__))(command)
+    app.command(rich_help_panel=panel, help=_paragraphs(function.__doc__))(command(function))
 
 
 def run() -> None:

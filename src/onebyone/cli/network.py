@@ -35,13 +35,6 @@ class Head(StrEnum):
     cam = "cam"
 
 
-class Context(StrEnum):
-    """What global pooling inside the network pools over."""
-
-    window = "window"
-    image = "image"
-
-
 To = Annotated[
     Form | None,
     typer.Option(
@@ -104,6 +97,7 @@ def convert(
     freeze: Freeze = False,
     shape: o.Shape = None,
     weights: o.Weights = None,
+    pretrained: o.Pretrained = False,
     dynamic_axes: DynamicAxes = None,
     seed: o.Seed = 0,
     output: Annotated[
@@ -116,7 +110,6 @@ def convert(
     report: Annotated[
         Path | None, o.output_option("Write the changes and refusals as JSON.", "--report")
     ] = None,
-    as_json: o.Json = False,
 ) -> None:
     """Convert linear layers to 1×1 convolutions, or 1×1 convolutions to linear layers.
 
@@ -127,14 +120,16 @@ def convert(
         raise typer.BadParameter(
             f"a {output.suffix} is traced on an example input, so --shape is required", param_hint="--output"
         )
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, atomic_files, loading
         from onebyone.cli import render
 
         for path in filter(None, (output, report)):
             atomic_files.require_writable(path)
         with run.step(f"Opening {source}"):
-            network, notes, example = loading.open_model(source, weights, shape, seed=seed)
+            network, notes, example = loading.open_model(
+                source, weights, shape, seed=seed, pretrained=pretrained
+            )
         with run.step("Converting"):
             conversion = api.convert(
                 network,
@@ -176,8 +171,8 @@ def verify(
     freeze: Freeze = False,
     shape: o.Shape = None,
     weights: o.Weights = None,
+    pretrained: o.Pretrained = False,
     seed: o.Seed = 0,
-    as_json: o.Json = False,
 ) -> None:
     """Convert, and verify that the result computes the same function; or compare with OTHER. Exit code 1 if not equal.
 
@@ -188,12 +183,14 @@ def verify(
     """
     if other is not None and (to, target, level, only, freeze) != (None, None, None, None, False):
         raise typer.BadParameter("OTHER is compared as it is; the options that convert SRC do not apply")
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, loading
         from onebyone.cli import render
 
         with run.step(f"Opening {source}"):
-            network, notes, example = loading.open_model(source, weights, shape, seed=seed)
+            network, notes, example = loading.open_model(
+                source, weights, shape, seed=seed, pretrained=pretrained
+            )
         converted: Any = other
         if other is None:
             with run.step("Converting"):
@@ -231,15 +228,9 @@ def convolutionalize(
             help="For a pooled head: window pools each window, as on a crop; cam gives the class map before pooling.",
         ),
     ] = Head.window,
-    global_context: Annotated[
-        Context | None,
-        typer.Option(
-            "--context",
-            help="For global pooling inside the network: pool over each window or over the whole image.",
-            show_default="refuse such networks",
-        ),
-    ] = None,
+    global_context: o.GlobalContext = None,
     weights: o.Weights = None,
+    pretrained: o.Pretrained = False,
     seed: o.Seed = 0,
     with_verification: Annotated[
         bool,
@@ -258,21 +249,20 @@ def convolutionalize(
     output: Annotated[
         Path | None, o.output_option("Write the dense network as a .pt2 program or an .onnx model.")
     ] = None,
-    as_json: o.Json = False,
 ) -> None:
     """Turn a classifier with a fixed input size into a network for images of any size.
 
     The result predicts every window in one pass: flatten and linear layers become convolutions. Networks with
     operators that do not allow it are refused, with every reason.
     """
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, atomic_files, loading
         from onebyone.cli import render
 
         if output is not None:
             atomic_files.require_writable(output)
         with run.step(f"Opening {source}"):
-            network, notes = loading.open_model(source, weights, seed=seed)[:2]
+            network, notes = loading.open_model(source, weights, seed=seed, pretrained=pretrained)[:2]
         with run.step("Convolutionalizing"):
             dense = api.convolutionalize(
                 network,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from onebyone.atomic_files import require_file
+from onebyone.cli.command import OUTPUT
 from onebyone.errors import BadInput
 
 SOURCE_HELP = "file.pt2, torchvision:NAME, timm:NAME, package.module:factory or file.py:factory."
 LABELS = "Classes and preprocessing"
-OUTPUT = "Output"
 IMAGE = (1, 3, 224, 224)
 """Shape of the example input if neither --shape nor the network states one."""
 
@@ -33,6 +34,13 @@ class Names(tuple[str, ...]):
 
 class Numbers(tuple[float, ...]):
     """Numbers, one per channel."""
+
+
+class Context(StrEnum):
+    """What global pooling inside the network pools over."""
+
+    window = "window"
+    image = "image"
 
 
 def _integers(text: str, expected: str, least: int = 1) -> Sizes:
@@ -105,7 +113,7 @@ def list_option(name: str, description: str, metavar: str = "A,B,…", **setting
 
 
 def output_option(description: str, *names: str, **settings: Any) -> Any:
-    """An option that names a file or folder to write; `--output` unless other names are given."""
+    """An option about what is written; `--output`, the same in every command, unless other names are given."""
     names = names or ("--output", "-o")
     return typer.Option(*names, help=description, rich_help_panel=OUTPUT, **settings)
 
@@ -144,9 +152,6 @@ Pretrained = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print a single JSON object on stdout.", rich_help_panel=OUTPUT)
-]
 Shape = Annotated[
     Sizes | None,
     typer.Option(
@@ -280,3 +285,21 @@ MinAgreement = Annotated[
         "when cropped; exit with 1 below it.",
     ),
 ]
+
+GlobalContext = Annotated[
+    Context | None,
+    typer.Option(
+        "--context",
+        help="For global pooling inside the network: pool over each window or over the whole image.",
+        show_default="refuse such networks",
+    ),
+]
+Threshold = Annotated[
+    float, typer.Option("--threshold", min=0, max=1, metavar="P", help="Confidence threshold.")
+]
+Iou = Annotated[
+    float,
+    typer.Option("--iou", min=0, max=1, metavar="P", help="IoU threshold for non-maximum suppression (NMS)."),
+]
+Background = Annotated[Names | None, list_option("--background", "Classes to treat as background.")]
+Device = Annotated[str, typer.Option("--device", help="Device to run on: cpu, cuda, cuda:1 …")]

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from onebyone.cli import options as o
-from onebyone.cli.network import Context
 from onebyone.cli.session import session
 
 
@@ -24,14 +23,7 @@ def predict(
     ],
     window: o.WindowOfSource = None,
     channels: o.Channels = None,
-    global_context: Annotated[
-        Context | None,
-        typer.Option(
-            "--context",
-            help="For global pooling inside the network: pool over each window or over the whole image.",
-            show_default="refuse such networks",
-        ),
-    ] = None,
+    global_context: o.GlobalContext = None,
     weights: o.Weights = None,
     pretrained: o.Pretrained = False,
     seed: o.Seed = 0,
@@ -41,49 +33,30 @@ def predict(
     scale: o.Scale = None,
     colour_order: o.ColourOrder = None,
     score_kind: o.ScoreKind = None,
-    threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, metavar="P", help="Confidence threshold.")
-    ] = 0.5,
-    iou: Annotated[
-        float,
-        typer.Option(
-            "--iou", min=0, max=1, metavar="P", help="IoU threshold for non-maximum suppression (NMS)."
-        ),
-    ] = 0.3,
-    background: Annotated[
-        str,
-        typer.Option(
-            "--background", metavar="A,B,…", help="Classes to treat as background.", show_default=False
-        ),
-    ] = "",
-    device: Annotated[str, typer.Option("--device", help="Device to run on: cpu, cuda, cuda:1 …")] = "cpu",
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            "--save",
-            metavar="FOLDER",
-            help="Folder for boxes, heat maps and drawings.",
-            rich_help_panel=o.OUTPUT,
-        ),
+    threshold: o.Threshold = 0.5,
+    iou: o.Iou = 0.3,
+    background: o.Background = None,
+    device: o.Device = "cpu",
+    output: Annotated[
+        Path, o.output_option("Folder for boxes, heat maps and drawings.", metavar="FOLDER")
     ] = Path("predictions"),
-    no_save: Annotated[
-        bool, typer.Option("--no-save", help="Only print the result.", rich_help_panel=o.OUTPUT)
-    ] = False,
-    as_json: o.Json = False,
+    no_save: Annotated[bool, o.output_option("Write no files: only print the result.", "--no-save")] = False,
 ) -> None:
     """Find the objects of a classifier's classes in pictures of any size, and write boxes, heat maps and drawings.
 
     The classifier is made to run on any size (convolutionalize), scores every window of each picture in one pass
     (scan), and the windows above the confidence threshold become boxes (detect).
     """
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, loading
         from onebyone.cli import render
 
         notes: tuple[str, ...] = ()
         model: Any = source
         with run.step(f"Opening {source}"):
-            if not loading.opens_densely(source):
+            if loading.opens_densely(source):
+                loading.require_own_weights(source, weights, pretrained)
+            else:
                 model, notes = loading.open_network(source, weights, seed=seed, pretrained=pretrained)
         labels = loading.labels(
             classes,
@@ -103,9 +76,9 @@ def predict(
                 labels=labels,
                 threshold=threshold,
                 iou=iou,
-                background=o.read_names(background),
+                background=background or (),
                 score_kind=score_kind,
-                save=None if no_save else save,
+                save=None if no_save else output,
                 progress=report,
                 name=source,
                 device=device,

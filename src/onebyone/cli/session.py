@@ -1,8 +1,8 @@
 """One run of a command: output of results, notes, progress and errors, and the exit code.
 
 The result goes to stdout (tables, or a single JSON object), everything else to stderr. Exit codes: 0 done, 1 not
-equivalent, 2 wrong usage or unreadable input, 3 refused with a reason, 70 for a bug in onebyone (with a traceback),
-130 when interrupted.
+equivalent, 2 wrong usage or unreadable input, 3 refused with a reason, 70 for a bug in onebyone (--verbose prints the
+traceback), 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import re
 import sys
 import threading
@@ -17,14 +18,18 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from onebyone import __version__
+from onebyone.cli.command import EVERYWHERE
 from onebyone.errors import BadInput, OnebyoneError, OnebyoneWarning, Refused
 from onebyone.memory import exhaustion
+from onebyone.records import first_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -34,18 +39,25 @@ INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 WIDE = 120  # columns of tables written to a file or a pipe
 _LONG = 1.0  # seconds after which the name of a step is printed
 _REPEAT = 10.0  # seconds between lines of progress without a terminal
+_LIBRARIES = ("torch", "numpy", "torchvision", "timm", "onnx", "onnxruntime", "openvino")
 
 
 class Session:
     """The output of one command."""
 
     def __init__(
-        self, stdout: TextIO, as_json: bool, quiet: bool, options: Mapping[str, str] | None = None
+        self,
+        stdout: TextIO,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        options: Mapping[str, str] | None = None,
     ) -> None:
         self._stdout = stdout
         self._options = options or {}
         self.as_json = as_json
         self.quiet = quiet
+        self.verbose = verbose and not quiet
         self._warnings: list[str] = []
 
     def result(self, data: Mapping[str, Any], *tables: RenderableType) -> None:
@@ -64,6 +76,11 @@ class Session:
         if not self.quiet:
             _console(sys.stderr).print(f"[yellow]note:[/] {_escaped(text)}", soft_wrap=True)
 
+    def detail(self, text: str) -> None:
+        """Print a line on stderr with --verbose."""
+        if self.verbose:
+            _console(sys.stderr).print(_escaped(text), style="dim", soft_wrap=True)
+
     def notes(self, texts: Iterable[str]) -> None:
         """Print several notes on stderr."""
         for text in texts:
@@ -73,9 +90,9 @@ class Session:
         """`text` with the names of Python arguments replaced by those of options: `iou=2` becomes `--iou 2`,
         and `iou: ` at the start of the text becomes `--iou: `."""
         for name, option in self._options.items():
-            text = re.sub(rf"(?<![\w.\-/]){name}=(?:\.\.\.|…)?", f"{option} ", text)
+            text = re.sub(rf"(?<![\w.\-/]){name}=(?:\.\.\.|…|True\b)?", f"{option} ", text)
             text = re.sub(rf"^{name}: ", f"{option}: ", text)
-            text = re.sub(rf"{option} '([\w:.-]+)'", rf"{option} \1", text)
+            text = re.sub(rf"{option} '([\w:./-]+)'", rf"{option} \1", text)
         return re.sub(r"(--[a-z-]+) (?=[\s).,;:]|$)", r"\1", text)
 
     def warning(self, text: str) -> None:
@@ -93,15 +110,17 @@ class Session:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Give a function (done, total) that updates a bar on stderr, or without a terminal prints occasional lines."""
+        """Give a function (done, total) that updates a bar on stderr, or without a terminal prints occasional lines.
+
+        With --verbose the time of the block is printed at its end.
+        """
+        start = time.perf_counter()
         if self.quiet:
             yield lambda done, total: None
-        elif sys.stderr.isatty():
-            with _bar(what) as update:
-                yield update
         else:
-            with _lines(what) as update:
+            with (_bar if sys.stderr.isatty() else _lines)(what) as update:
                 yield update
+        self.detail(f"{what}: {time.perf_counter() - start:.2f} s")
 
 
 def _options(context: typer.Context) -> dict[str, str]:
@@ -109,15 +128,22 @@ def _options(context: typer.Context) -> dict[str, str]:
     by_argument: dict[str, str] = {}
     for parameter in context.command.params:
         long = [option for option in parameter.opts if option.startswith("--")]
-        if parameter.name and long:
+        if parameter.name and parameter.name not in EVERYWHERE and long:
             by_argument[parameter.name] = long[0]
     return by_argument
 
 
 @contextmanager
-def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
-    """Run a command: errors become one sentence and an exit code, and only the result is written to stdout."""
-    run = Session(sys.stdout, as_json, bool((context.obj or {}).get("quiet")), _options(context))
+def session(context: typer.Context) -> Iterator[Session]:
+    """Run a command: errors become one sentence and an exit code, and only the result is written to stdout.
+
+    `context.obj` holds the options that every command has (`command.EVERYWHERE`).
+    """
+    chosen: Mapping[str, bool] = context.obj or {}
+    as_json, quiet, verbose = (chosen.get(name, False) for name in EVERYWHERE)
+    run = Session(sys.stdout, as_json, quiet, verbose, _options(context))
+    if run.verbose:
+        run.detail(_versions())
     try:
         # models and libraries may print while they are imported or run, which would corrupt the JSON on stdout
         with redirect_stdout(sys.stderr), _library_warnings_silenced(run):
@@ -134,7 +160,7 @@ def session(context: typer.Context, as_json: bool = False) -> Iterator[Session]:
         if (message := exhaustion(error)) is not None:
             _report(BadInput(message), run)
             raise typer.Exit(BadInput.exit_code) from None
-        traceback.print_exc()
+        _report_bug(error, run)
         raise typer.Exit(INTERNAL_ERROR) from None
 
 
@@ -179,6 +205,30 @@ def _report(error: OnebyoneError, run: Session) -> None:
         console.print(f"  {_escaped(str(refusal))}", soft_wrap=True)
     if run.as_json:
         run.result({"error": message, "refusals": [r.to_dict() for r in refusals]})
+
+
+def _report_bug(error: Exception, run: Session) -> None:
+    """One sentence on an unexpected error, and its traceback with --verbose."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    message = f"{type(error).__name__} at {where}: {first_line(error)}"
+    if run.verbose:
+        traceback.print_exception(error)
+    advice = "" if run.verbose else "; --verbose prints the traceback"
+    _console(sys.stderr).print(
+        f"[bold red]internal error:[/] {_escaped(message)}. This is a bug in onebyone{advice}", soft_wrap=True
+    )
+    if run.as_json:
+        run.result({"error": f"internal error: {message}", "refusals": []})
+
+
+def _versions() -> str:
+    """The versions of onebyone, Python and the libraries that are installed, as `name version, …`."""
+    found = [f"onebyone {__version__}", f"Python {platform.python_version()}"]
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ def tune(
     source: o.Source,
     shape: o.Shape = None,
     weights: o.Weights = None,
+    pretrained: o.Pretrained = False,
     budget: Annotated[float, o.budget_option(0.1)] = 60.0,
     engines: Annotated[
         o.Names | None,
@@ -64,7 +65,6 @@ def tune(
     ] = False,
     seed: o.Seed = 0,
     output: Annotated[Path | None, o.output_option("Write the plan as .json.")] = None,
-    as_json: o.Json = False,
 ) -> None:
     """Find the fastest equivalent form of a network on this machine.
 
@@ -74,7 +74,7 @@ def tune(
     """
     if output is not None and output.suffix != ".json":
         raise typer.BadParameter("expected a file name ending in .json", param_hint="--output")
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api, atomic_files, loading
         from onebyone.cli import render
 
@@ -82,7 +82,7 @@ def tune(
             atomic_files.require_writable(output)
         with run.step(f"Opening {source}"):
             network, notes, example = loading.open_with_example(
-                source, weights, shape, seed=seed, default_shape=o.IMAGE
+                source, weights, shape, seed=seed, pretrained=pretrained, default_shape=o.IMAGE
             )
         with run.progress("Applying the plan" if plan else "Measuring") as progress:
             tuned = api.tune(

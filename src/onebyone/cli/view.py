@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from onebyone.cli import options as o
 from onebyone.cli.session import session
 
 
@@ -36,14 +35,13 @@ def view(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the address and open no browser.")
     ] = False,
-    as_json: o.Json = False,
 ) -> None:
     """Show a scan in the browser: the image, the score map over it, the detections, and every window's scores.
 
     The page is served to this machine only. It pans and zooms images of any size, moves the thresholds live, and saves
     reviewed detections beside the scan. Stop it with Ctrl+C.
     """
-    with session(context, as_json) as run:
+    with session(context) as run:
         from onebyone import api
 
         def opened(address: str) -> None:
