@@ -60,6 +60,24 @@ def scan(
     level: o.Level = None,
     mpp: o.MicronsPerPixel = None,
     axes: o.Axes = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask",
+            metavar="FILE",
+            help="Region to scan: an image of any resolution of the same rectangle, not zero inside. Windows outside "
+            "are not computed and hold NaN.",
+        ),
+    ] = None,
+    nodata: Annotated[
+        float | None,
+        typer.Option(
+            "--nodata",
+            metavar="VALUE",
+            help="Value of pixels without data: windows of only such pixels are not computed and hold NaN.",
+            show_default="as a GeoTIFF states",
+        ),
+    ] = None,
     shifts: Annotated[
         int,
         typer.Option(
@@ -172,6 +190,8 @@ def scan(
             "level": level,
             "mpp": mpp,
             "axes": axes,
+            "mask": mask,
+            "nodata": nodata,
             "device": device,
             "batch": batch,
             "shifts": shifts,

@@ -120,18 +120,22 @@ def measure_agreement(
     crop: Callable[[Region], NDArray[np.float32]],
     run: TileRunner,
     max_windows: int,
+    sample: Callable[[int], NDArray[np.int64]] | None = None,
 ) -> Agreement | None:
     """Compare at most `max_windows` windows of a map (classes, H', W'), evenly spread; None for a single class.
 
     `crop` gives the network's input (C, *window) for a region of pixels. `run` gives the network's output for a batch
-    of windows, with one position each.
+    of windows, with one position each. `sample` gives at most so many positions (K, axes) where some are not scored.
     """
     positions = scores.shape[1:]
     if scores.shape[0] < 2 or max_windows < 1:
         return None
-    count = min(max_windows, prod(positions))
-    flat = np.unique(np.linspace(0, prod(positions) - 1, count).round().astype(np.int64))
-    indices = np.stack(np.unravel_index(flat, positions), 1)
+    if sample is None:
+        count = min(max_windows, prod(positions))
+        flat = np.unique(np.linspace(0, prod(positions) - 1, count).round().astype(np.int64))
+        indices = np.stack(np.unravel_index(flat, positions), 1)
+    else:
+        indices = sample(max_windows)
     size = max(1, _BATCH_PIXELS // prod(geometry.window))
     parts = []
     for first in range(0, len(indices), size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from onebyone.dense.agreement import Agreement, PositionScores, default_sample_size, measure_agreement
 from onebyone.dense.batch_reader import BatchReader
 from onebyone.dense.checks import PixelCheck
+from onebyone.dense.coverage import Coverage
 from onebyone.dense.executor import LocalExecutor, TileJob, prefetch_pays, tile_batches
 from onebyone.dense.network import ScoreOutput
 from onebyone.dense.plan import Tile
@@ -26,10 +28,17 @@ from onebyone.stores.source import ArraySource, ImageSource
 
 
 def scan_in_memory(
-    work: ScanWork, source: ImageSource, output: ScoreOutput, compared: int | None, progress: Progress
+    work: ScanWork,
+    source: ImageSource,
+    output: ScoreOutput,
+    compared: int | None,
+    progress: Progress,
+    coverage: Coverage | None = None,
 ) -> ScoreMap:
     """Scan an image into a map in memory. The first tile that cannot be read ends the scan."""
     plan = work.plan
+    outside = coverage.outside if coverage else frozenset()
+    tiles_inside = [tile for tile in plan if tile.block not in outside]
     executor = LocalExecutor(prefetch=reads_ahead(work, source))
     check = PixelCheck(source, work.labels)
     reader = BatchReader(
@@ -43,19 +52,28 @@ def scan_in_memory(
         sinks[0].write(tile.write, scores)
 
     start = time.perf_counter()
-    with work.runner() as run, progress_reporter(progress, len(plan), "scanning") as report:
+    with work.runner() as run, progress_reporter(progress, len(tiles_inside), "scanning") as report:
         done = 0
         job = TileJob(plan, reader, run, take)
-        for tiles in executor.execute(job, tile_batches(plan, work.batch)):
+        for tiles in executor.execute(job, tile_batches(tiles_inside, work.batch)):
             done += len(tiles)
             report(done)
         check.finish()
-        scores = sinks[0].values  # a plan has at least one tile
+        scores = sinks[0].values  # at least one tile was computed
+        if coverage is not None:
+            fill_outside(coverage, scores)
         seconds = time.perf_counter() - start
-        agreement = compare_with_crops(work, source, scores, output, run, compared)
+        agreement = compare_with_crops(work, source, scores, output, run, compared, coverage)
     return ScoreMap(
-        scores=scores, agreement=agreement, seconds=seconds, **map_facts(work, source, output)
+        scores=scores, agreement=agreement, seconds=seconds, **map_facts(work, source, output, coverage)
     )  # fmt: skip
+
+
+def fill_outside(coverage: Coverage, scores: NDArray[np.float32]) -> None:
+    """Set the positions of a map that are not scored to the fill value."""
+    for block in product(*(range(len(axis)) for axis in coverage.plan.axis_tiles)):
+        part = scores[:, *(span.slice for span in coverage.plan.block_region(block))]
+        part[...] = coverage.filled(block, part)
 
 
 def reads_ahead(work: ScanWork, source: ImageSource) -> bool:
@@ -64,7 +82,9 @@ def reads_ahead(work: ScanWork, source: ImageSource) -> bool:
     return not isinstance(source, ArraySource) or prefetch_pays(on_cpu, torch.get_num_threads())
 
 
-def map_facts(work: ScanWork, source: ImageSource, output: ScoreOutput) -> dict[str, Any]:
+def map_facts(
+    work: ScanWork, source: ImageSource, output: ScoreOutput, coverage: Coverage | None = None
+) -> dict[str, Any]:
     """The fields of a score map that are known before the scan."""
     return {
         "geometry": work.plan.geometry,
@@ -75,6 +95,7 @@ def map_facts(work: ScanWork, source: ImageSource, output: ScoreOutput) -> dict[
         "passes": len(work.plan),
         "agreement_skipped": output.skipped,
         "placement": placement_of(source),
+        "unscored": "" if coverage is None else str(coverage),
     }
 
 
@@ -85,6 +106,7 @@ def compare_with_crops(
     output: ScoreOutput,
     run: TileRunner,
     compared: int | None,
+    coverage: Coverage | None = None,
 ) -> Agreement | None:
     """The agreement of a map with a sample of windows; None where it is not measured."""
     if not output.comparable or work.windows is not None:
@@ -92,5 +114,10 @@ def compare_with_crops(
     geometry = work.plan.geometry
     size = default_sample_size(geometry, source.size) if compared is None else compared
     return measure_agreement(
-        scores, geometry, lambda window: normalise(source.read(window), work.labels), run, size
+        scores,
+        geometry,
+        lambda window: normalise(source.read(window), work.labels),
+        run,
+        size,
+        None if coverage is None else coverage.sample,
     )

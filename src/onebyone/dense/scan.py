@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from onebyone.dense.cluster import ImageRequest, cluster_client, compute_on_cluster
+from onebyone.dense.coverage import coverage_of, nodata_of
 from onebyone.dense.images import open_image
 from onebyone.dense.memory_scan import scan_in_memory
 from onebyone.dense.network import Dense, ScoreOutput, dilated_network, shifts_for, windows_geometry
@@ -52,6 +53,8 @@ def scan(
     level: int | None = None,
     mpp: float | None = None,
     axes: str | None = None,
+    mask: Any = None,
+    nodata: float | None = None,
     mode: str = "dense",
     compared: int | None = None,
     progress: Progress = None,
@@ -116,6 +119,13 @@ def scan(
         microns per pixel, within 10 %.
     axes
         the axes of an array or a file, such as "CYX" for channels first; None takes those that the file states.
+    mask
+        an image or a path: windows without a pixel of it that is not zero are not scored, and blocks of such windows
+        are neither read nor computed. It covers the same rectangle as the image, at any resolution. Their scores are
+        NaN, and `unscored` of the result counts them.
+    nodata
+        the value of pixels without data; None takes the one that the image states (GeoTIFF). Windows of only such
+        pixels are not scored. The image is read once more to find them.
     mode
         "dense" runs the network once on each tile; "windows" crops every window and runs it separately, which is
         slower and exact for every network.
@@ -165,7 +175,8 @@ def scan(
     shifts = shifts_for(d, shifts, stride)
     windows = mode == "windows"
     geometry = windows_geometry(d, shifts) if windows else d.geometry
-    if windows and out is None and isinstance(d.model, nn.Module):
+    complete = mask is None and nodata_of(source, nodata) is None
+    if windows and out is None and isinstance(d.model, nn.Module) and complete:
         return scan_windows(
             d.model, source, geometry, labels=labels, device=device, output=chosen.number,
             score_kind=chosen.kind, batch=batch if batch > 1 else None, progress=progress,
@@ -182,11 +193,12 @@ def scan(
         memory=memory,
     )
     work = request.work(tile, channels_last, aligned=out is not None)
+    coverage = coverage_of(work.plan, source, mask, nodata)
     if out is None:
-        result = scan_in_memory(work, source, chosen, compared, progress)
+        result = scan_in_memory(work, source, chosen, compared, progress, coverage)
     else:
         with _distributed(ImageRequest(image, options), workers, dask) as distribute:
-            result = scan_to_file(work, source, chosen, compared, progress, out, image, distribute)
+            result = scan_to_file(work, source, chosen, compared, progress, out, image, distribute, coverage)
     if result.agreement is not None and not result.agreement.enough:
         warnings.warn(result.agreement.advice, InexactWarning, stacklevel=2)
     return result

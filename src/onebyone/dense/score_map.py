@@ -40,7 +40,8 @@ class ScoreMap(Readable):
     cropped. `agreement` compares a sample of windows with crops; None where it was not measured: for an exact network,
     for a single class, and for an output that is not taken for class scores, as `agreement_skipped` then says.
     `placement` relates the pixels of the image that was scanned to those of its full resolution and to the world; None
-    where it is not known.
+    where it is not known. `unscored` says why some positions have no scores, which are NaN there (a mask, pixels
+    without data); empty where every position has scores.
 
     Raises
     ------
@@ -59,6 +60,7 @@ class ScoreMap(Readable):
     agreement: Agreement | None = None
     agreement_skipped: str = ""
     placement: Placement | None = None
+    unscored: str = ""
 
     def __post_init__(self) -> None:
         expected = self.geometry.positions(self.image_size)
@@ -148,6 +150,7 @@ class ScoreMap(Readable):
             "agreement": None if self.agreement is None else self.agreement.to_dict(),
             "agreement_skipped": self.agreement_skipped,
             "placement": None if self.placement is None else self.placement.to_dict(),
+            "unscored": self.unscored,
         }
 
     def regions(self) -> Iterator[tuple[tuple[Span, ...], NDArray[np.float32]]]:
@@ -178,11 +181,14 @@ class ScoreMap(Readable):
             return (int((self.probabilities() >= 0.5).sum()),)
         independent = self.kind is not None and (classes == 1 or self.kind.classes == "multi-label")
         counts = np.zeros(classes, np.int64)
-        for _, part in self.regions():
+        for _, values in self.regions():
+            part = values.reshape(classes, -1)
+            if self.unscored:
+                part = part[:, ~np.isnan(part).all(axis=0)]
             if independent and self.kind is not None:
-                counts += (self.kind.probabilities(part) >= 0.5).reshape(classes, -1).sum(axis=1)
+                counts += (self.kind.probabilities(part) >= 0.5).sum(axis=1)
             else:
-                counts += np.bincount(part.reshape(classes, -1).argmax(axis=0), minlength=classes)
+                counts += np.bincount(part.argmax(axis=0), minlength=classes)
         return tuple(int(n) for n in counts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -237,6 +243,7 @@ class ScoreMap(Readable):
             agreement=Agreement.from_dict(meta["agreement"]) if meta.get("agreement") else None,
             agreement_skipped=str(meta.get("agreement_skipped", "")),
             placement=Placement.from_dict(meta["placement"]) if meta.get("placement") else None,
+            unscored=str(meta.get("unscored", "")),
         )
 
     def _repr_html_(self) -> str:
@@ -258,6 +265,7 @@ class ScoreMap(Readable):
             str(self.geometry),
             *([] if self.agreement is None else [str(self.agreement)]),
             *(skipped if self.agreement_skipped else ()),
+            *((self.unscored,) if self.unscored else ()),
         )
         return "\n".join(lines)
 

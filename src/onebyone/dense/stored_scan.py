@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from onebyone.dense.agreement import Agreement
 from onebyone.dense.batch_reader import BatchReader
 from onebyone.dense.blocks import Block, BlockFolder, BlockWriter, block_groups
 from onebyone.dense.checks import PixelCheck
+from onebyone.dense.coverage import FILL, Coverage
 from onebyone.dense.executor import LocalExecutor, TileJob, tile_batches
 from onebyone.dense.fingerprint import of_image
 from onebyone.dense.guarded_source import GuardedSource, place
@@ -97,9 +98,11 @@ def compute(
         yield Done(len(tiles), new)
 
 
-def remaining_groups(work: ScanWork, done: set[Block]) -> Iterator[list[Tile]]:
-    """The groups of blocks of which some are not done."""
-    for group in block_groups(work.plan, work.batch):
+def remaining_groups(
+    work: ScanWork, done: set[Block], outside: Collection[Block] = ()
+) -> Iterator[list[Tile]]:
+    """The groups of blocks of which some are not done. Blocks in `outside` are in no group."""
+    for group in block_groups((t for t in work.plan if t.block not in outside), work.batch):
         if any(tile.block not in done for tile in group):
             yield group
 
@@ -149,16 +152,21 @@ class StoredBlocks:
         ]
         return values
 
-    def write_to(self, sink: ScoreSink) -> float:
-        """Write every block to a sink, in order. Returns the peak of the image's pixels."""
+    def write_to(self, sink: ScoreSink, coverage: Coverage | None = None) -> float:
+        """Write every block to a sink, in order; skip those without scores. Returns the peak of the image's pixels."""
         peak = 0.0
         written: Block | None = None
         for tile in self.plan:
-            if tile.block != written:
-                scores, block_peak = self.folder.read(tile.block)
-                sink.write(self.plan.block_region(tile.block), scores)
-                peak = max(peak, block_peak)
-                written = tile.block
+            if tile.block == written:
+                continue
+            written = tile.block
+            region = self.plan.block_region(tile.block)
+            if coverage is not None and tile.block in coverage.outside:
+                sink.skip(region)
+                continue
+            scores, block_peak = self.folder.read(tile.block)
+            sink.write(region, scores if coverage is None else coverage.filled(tile.block, scores))
+            peak = max(peak, block_peak)
         return peak
 
 
@@ -171,6 +179,7 @@ def scan_to_file(
     out: str | os.PathLike[str],
     image: Any,
     distribute: Distribute | None = None,
+    coverage: Coverage | None = None,
 ) -> ScoreMap:
     """Scan an image into a file, and go on where an earlier process of the same scan stopped.
 
@@ -178,15 +187,16 @@ def scan_to_file(
     """
     require_map_path(out)
     description = {**work.describe(), "image": of_image(image, source), "kind": str(output.kind)}
+    description |= {} if coverage is None else coverage.describe()
     start = time.perf_counter()
     with run_folder(out, description) as folder:
         with work.runner() as run:
             channels = run(np.zeros((1, source.channels, *work.plan.network.window), np.float32)).shape[1]
-            target = _Target(work, source, output, out, description, channels)
+            target = _Target(work, source, output, out, description, channels, coverage)
             target.check()
-            compute_all(work, run, source, folder, progress, distribute)
+            compute_all(work, run, source, folder, progress, distribute, coverage)
             blocks = StoredBlocks(work.plan, folder, channels)
-            agreement = compare_with_crops(work, source, blocks, output, run, compared)
+            agreement = compare_with_crops(work, source, blocks, output, run, compared, coverage)
         target.write(blocks, agreement)
     return replace(ScoreMap.load(out), seconds=time.perf_counter() - start)
 
@@ -198,14 +208,16 @@ def compute_all(
     folder: BlockFolder,
     progress: Progress,
     distribute: Distribute | None = None,
+    coverage: Coverage | None = None,
 ) -> None:
     """Compute every block that the folder does not have: in this process, or where `distribute` does it."""
     done = folder.finished()
-    tiles_done = sum(tile.block in done for tile in work.plan)
+    outside: Collection[Block] = () if coverage is None else coverage.outside
+    tiles_done = sum(tile.block in done or tile.block in outside for tile in work.plan)
     executor = LocalExecutor(prefetch=reads_ahead(work, source), write_behind=True)
     with progress_reporter(progress, len(work.plan), "scanning") as report:
         report(tiles_done)
-        groups = remaining_groups(work, done)
+        groups = remaining_groups(work, done, outside)
         parts = (
             distribute(work, folder, groups)
             if distribute
@@ -224,6 +236,7 @@ class _Target:
     out: str | os.PathLike[str]
     description: Mapping[str, Any]
     channels: int
+    coverage: Coverage | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -237,11 +250,11 @@ class _Target:
     def write(self, blocks: StoredBlocks, agreement: Agreement | None) -> None:
         """Write the finished blocks. Raises BadInput where the range of the pixels does not fit the labels."""
         check = PixelCheck(self.source, self.work.labels)
-        sink = ArraySink(self.shape) if self._is_archive() else self._sink(agreement)
-        check.peak = blocks.write_to(sink)
+        sink = ArraySink(self.shape, FILL) if self._is_archive() else self._sink(agreement)
+        check.peak = blocks.write_to(sink, self.coverage)
         check.finish()
         if isinstance(sink, ArraySink):
-            facts = map_facts(self.work, self.source, self.output)
+            facts = map_facts(self.work, self.source, self.output, self.coverage)
             ScoreMap(scores=sink.values, agreement=agreement, **facts).save(self.out)
         else:
             sink.finish()
@@ -251,7 +264,7 @@ class _Target:
 
     def _sink(self, agreement: Agreement | None) -> FileSink:
         nothing: Any = np.broadcast_to(np.float32(0), self.shape)  # occupies one number
-        facts = map_facts(self.work, self.source, self.output)
+        facts = map_facts(self.work, self.source, self.output, self.coverage)
         described = ScoreMap(scores=nothing, agreement=agreement, **facts)
         plan = self.work.plan
         placement = placement_of(self.source).of_map(plan.geometry)

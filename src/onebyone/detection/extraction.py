@@ -131,6 +131,8 @@ def _candidates(
     count = 0
     for (rows, columns), values in scores.regions():
         not_finite = values.size - int(np.count_nonzero(np.isfinite(values)))
+        if scores.unscored:
+            not_finite -= len(values) * int(np.count_nonzero(np.isnan(values).all(axis=0)))
         if not_finite:
             raise BadInput(f"scores have {not_finite} value(s) that are not finite")
         probabilities = kind.probabilities(values)[foreground]

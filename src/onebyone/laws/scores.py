@@ -142,13 +142,19 @@ def assumed_kind(scores: Floats) -> tuple[ScoreKind, str]:
 
 
 def _range(scores: Floats) -> tuple[float, float]:
-    return (float(scores.min()), float(scores.max())) if scores.size else (0.0, 0.0)
+    """The least and the largest score, without those that are not a number (positions that were not scored)."""
+    if not scores.size:
+        return 0.0, 0.0
+    low, high = (float(np.nan_to_num(f.reduce(scores, axis=None))) for f in (np.fmin, np.fmax))
+    return low, high
 
 
 def _sums_to_one(values: Floats) -> bool:
     """Whether the classes sum to 1 at every position, up to the rounding of half precision."""
     slack = 2.0**-11 * (values.shape[0] + 8)
-    return bool(np.abs(values.sum(axis=0, dtype=np.float64) - 1).max(initial=0) <= slack)
+    return bool(
+        np.fmax.reduce(np.abs(values.sum(axis=0, dtype=np.float64) - 1), axis=None, initial=0) <= slack
+    )
 
 
 def _softmax(scores: Floats) -> Floats:

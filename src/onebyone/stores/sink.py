@@ -65,7 +65,7 @@ class ScoreSink(Protocol):
 
 
 class ArraySink:
-    """Scores in memory: `values` (channels, *positions) float32, 0 where nothing was written.
+    """Scores in memory: `values` (channels, *positions) float32, `fill` where nothing was written.
 
     >>> from onebyone.stores.regions import Span
     >>> sink = ArraySink((1, 4))
@@ -74,11 +74,12 @@ class ArraySink:
     [[0.0, 1.0, 0.0, 1.0]]
     """
 
-    fill = 0.0
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], fill: float = 0.0) -> None:
+        self.fill = fill
         # the operating system provides the zeros when a page is first written, so this costs no pass over memory
         self.values: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        if fill != 0:
+            self.values[...] = fill
 
     @property
     def shape(self) -> tuple[int, ...]:
