@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -22,7 +18,6 @@ from torch import nn
 
 import onebyone
 from onebyone.dense import ScoreMap, WindowClassifier, plan_scan, scan, scan_windows
-from onebyone.dense.blocks import BlockFolder
 from onebyone.dense.fingerprint import of_image, of_network
 from onebyone.dense.memory_budget import peak_bytes, read_bytes
 from onebyone.errors import BadInput, Refused, Unfinished
@@ -31,6 +26,7 @@ from onebyone.stores.regions import Region
 from onebyone.stores.source import ArraySource
 
 from .networks import coordinate_image, corner_net, exact_net, integer_image, padded_net
+from .test_killed_scans import SCRIPT, digest
 
 NETS = {"exact": exact_net(), "padded": padded_net()}
 
@@ -82,7 +78,7 @@ def test_every_format_holds_the_same_map_and_the_same_bytes_after_a_crash(name: 
             np.testing.assert_array_equal(part, expected.scores[:, *(s.slice for s in region)])
         np.testing.assert_array_equal(loaded.scores[:, 3, 2], expected.scores[:, 3, 2])
     a, b = (
-        {p.relative_to(tmp_path / x): _digest(p) for p in (tmp_path / x).rglob("*") if p.is_file()}
+        {p.relative_to(tmp_path / x): digest(p) for p in (tmp_path / x).rglob("*") if p.is_file()}
         for x in "ab"
     )
     assert a == b
@@ -145,57 +141,6 @@ def test_aligned_tiles_equal_one_pass_in_float64(size: tuple[int, int]) -> None:
         NETS.update(exact=exact_net(), padded=padded_net())
 
 
-SCRIPT = """
-import sys, time
-import numpy as np
-from onebyone.dense import scan, ArraySource
-from tests.dense.networks import exact_net, integer_image
-
-class Slow(ArraySource):
-    def read(self, region):
-        time.sleep(0.01)
-        return super().read(region)
-
-print("ready", flush=True)
-scan(exact_net(), Slow(integer_image(120, 110)[..., None]), out=sys.argv[1], tile=3, batch=2)
-"""
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _killed_until_done(out: Path, kills: int, seed: int) -> int:
-    """Run the script, kill it at random moments, and let it end at last. Returns how often it went on."""
-    moments = random.Random(seed)
-    resumed = 0
-    for k in range(kills + 1):
-        with subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            if k < kills:
-                blocks = moments.randint(0, 70)  # of 81, counted, so that the moment is no matter of speed
-                while process.poll() is None and len(list(Path(f"{out}.partial").rglob("*.npy"))) < blocks:
-                    time.sleep(0.001)
-                process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert k < kills or process.returncode == 0
-        folder = Path(f"{out}.partial")
-        resumed += folder.exists() and any(folder.glob("blocks/*/*.npy"))
-    return resumed
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_scan_that_was_killed_gives_the_same_bytes(kills: int, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "a.npz", tmp_path / "b.npz"
-    assert _killed_until_done(whole, 0, 0) == 0
-    assert (
-        _killed_until_done(killed, kills, kills) > 0
-    )  # at least one of the runs had something to go on with
-    assert _digest(whole) == _digest(killed)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
-
-
 def test_finished_blocks_are_not_computed_again(tmp_path: Path) -> None:
     net, out, image = exact_net(), tmp_path / "s.npz", integer_image(83, 71)
     stop = FaultySource(image[..., None], (70, 60), times=10**9)
@@ -224,7 +169,10 @@ def test_an_unreadable_region_is_reported_with_its_place_and_the_rest_is_kept(tm
     lost = {
         t.block for t in plan if all(s.start <= a < s.stop for s, a in zip(t.read, (50, 40), strict=True))
     }
-    kept = BlockFolder(tmp_path / "s.npz.partial" / "blocks").finished()
+    starts = [
+        tuple(map(int, p.stem.split("_"))) for p in (tmp_path / "s.npz.partial" / "blocks").rglob("*.npy")
+    ]
+    kept = {tuple(s // t for s, t in zip(start, plan.tile, strict=True)) for start in starts}
     assert kept < blocks
     # shifted passes of a block are read together, so a block is lost where any of its passes is
     assert lost == blocks - kept or lost < blocks - kept
@@ -313,7 +261,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(tmp_path: Path) 
     assert "BadInput: cannot write" in limited.stderr
     assert not out.exists()
     left = [p.name for p in (tmp_path / "s.npz.partial").rglob("*") if p.is_file()]
-    assert "scan.json" in left
+    assert {"scan.json", "done"} <= set(left)
     assert not any(name.startswith(".") for name in left)
     subprocess.run([sys.executable, "-c", SCRIPT, str(out)], check=True, capture_output=True)
     np.testing.assert_array_equal(

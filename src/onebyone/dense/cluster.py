@@ -2,8 +2,8 @@
 
 Every worker gets the network once, as a plugin that the scheduler also installs on workers that join later. It opens
 the image itself, and stores its blocks itself, in the folder of the scan, which all workers must see. A task is a few
-groups of blocks. At most `AHEAD` tasks for each worker wait, so a long scan does not fill the scheduler. The tasks of a
-worker that is lost are done again by others; its finished blocks are kept.
+groups of blocks. At most `AHEAD` tasks for each worker wait, so a long scan does not fill the scheduler. The process
+that started the scan marks the blocks of finished tasks; the task of a worker that is lost is done again by another.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
 
-from onebyone.dense.blocks import Block, BlockFolder
+from onebyone.dense.blocks import Block
 from onebyone.dense.executor import LocalExecutor
 from onebyone.dense.guarded_source import place
 from onebyone.dense.images import open_image
@@ -26,6 +25,7 @@ from onebyone.dense.plan import Tile
 from onebyone.dense.stored_scan import Done, compute
 from onebyone.dense.work import ScanWork
 from onebyone.errors import BadInput, MissingExtra
+from onebyone.stores.file_sink import SharedBlocks
 from onebyone.stores.source import ImageSource
 
 #: Tasks that wait for each worker, and groups of blocks in a task: enough that reading and writing overlap the network.
@@ -50,7 +50,7 @@ class ScanPlugin:
 
     work: ScanWork
     image: ImageRequest
-    folder: Path
+    blocks: SharedBlocks
     name: str = field(default_factory=lambda: f"onebyone-scan-{uuid4().hex}")
     idempotent: bool = True
 
@@ -65,22 +65,23 @@ class ScanPlugin:
         self._closing.close()
 
     def run(self, groups: list[list[Tile]]) -> Done:
-        """Compute and store some groups of blocks; those that are stored already are left out."""
+        """Compute and store some groups of blocks."""
         if self._opened is None:
             torch.set_num_threads(self._threads)
             self._opened = self._closing.enter_context(self.work.runner()), self.image.open()
         run, source = self._opened
-        blocks = BlockFolder(self.folder)
-        done = {tile.block for group in groups for tile in group if blocks.file(tile.block).exists()}
+        stored: list[Block] = []
+        peaks = [0.0]
+        sink = self.blocks.open(stored.append)
         executor = LocalExecutor(prefetch=True, write_behind=True)
         failures: dict[Block, tuple[str, str]] = {}
-        for part in compute(self.work, run, source, blocks, groups, done, executor):
+        for part in compute(self.work, run, source, sink, peaks.append, groups, executor):
             failures.update(part.failures)
-        return Done(sum(map(len, groups)), failures)
+        return Done(sum(map(len, groups)), failures, tuple(stored), max(peaks))
 
 
 def compute_on_cluster(
-    client: Any, work: ScanWork, image: ImageRequest, folder: BlockFolder, groups: Iterable[list[Tile]]
+    client: Any, work: ScanWork, image: ImageRequest, blocks: SharedBlocks, groups: Iterable[list[Tile]]
 ) -> Iterator[Done]:
     """Compute groups of blocks on the workers of a `distributed.Client`. Yields what each task did, in any order.
 
@@ -91,7 +92,7 @@ def compute_on_cluster(
     from distributed.diagnostics.plugin import WorkerPlugin
 
     plugin_type = type("ScanWorkerPlugin", (ScanPlugin, WorkerPlugin), {})
-    plugin = plugin_type(work, image, folder.path)
+    plugin = plugin_type(work, image, blocks)
     client.register_plugin(plugin)
     remaining = iter(groups)
     tasks: dict[Any, list[list[Tile]]] = {}

@@ -129,6 +129,11 @@ class Coverage:
                 self._partial[block] = np.packbits(inside)
         self.outside = frozenset(outside)
 
+    @property
+    def partial(self) -> tuple[Block, ...]:
+        """The blocks of which some positions are scored and others are not."""
+        return tuple(self._partial)
+
     def inside(self, block: Block) -> Bools:
         """Whether each position of a block is scored."""
         shape = tuple(map(len, self.plan.block_region(block)))

@@ -1,11 +1,9 @@
-"""Fingerprints: whether an interrupted scan may go on, by its network, its input and its settings."""
+"""Fingerprints of networks and images, by which an interrupted scan is recognised."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,29 +72,3 @@ def of_image(image: Any, source: ImageSource) -> dict[str, Any]:
         status = Path(image).stat()
         found |= {"bytes": status.st_size, "modified": status.st_mtime_ns}
     return found
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The entries in which two descriptions differ, for the message that refuses to go on; empty where none does.
-
-    >>> differences({"tile": [8, 8], "weights": "a" * 64}, {"tile": [8, 9], "weights": "b" * 64})
-    'tile was [8, 8] and is [8, 9]; weights differ'
-    """
-    plain = json.loads(json.dumps(now))
-    said = []
-    for key in sorted({*before, *plain}):
-        old, new = before.get(key), plain.get(key)
-        if not _agree(old, new):
-            short = max(len(str(old)), len(str(new))) < 60
-            said.append(f"{key} was {old} and is {new}" if short else f"{key} differ")
-    return "; ".join(said)
-
-
-def _agree(old: Any, new: Any) -> bool:
-    """Whether two values are equal; None in a list stands for a sample that could not be read."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return old.keys() == new.keys() and all(_agree(old[k], new[k]) for k in old)
-    if isinstance(old, list) and isinstance(new, list):
-        pairs = zip(old, new, strict=False)
-        return len(old) == len(new) and all(a is None or b is None or _agree(a, b) for a, b in pairs)
-    return bool(old == new)

@@ -211,4 +211,4 @@ def _distributed(image: ImageRequest, workers: int | None, dask: Any) -> Iterato
         yield None
         return
     with cluster_client(dask, workers) as client:
-        yield lambda work, folder, groups: compute_on_cluster(client, work, image, folder, groups)
+        yield lambda work, blocks, groups: compute_on_cluster(client, work, image, blocks, groups)

@@ -22,11 +22,11 @@ from onebyone.laws.geometry import Geometry
 from onebyone.laws.labels import require_fitting, require_sound
 from onebyone.laws.scores import EXPECTED, ScoreKind, assumed_kind, read_kind
 from onebyone.records import Labels, Readable, by, html_result
+from onebyone.stores.array_files import ARCHIVE_FORMAT, write_archive
 from onebyone.stores.map_reader import open_map
 from onebyone.stores.placement import Placement
 from onebyone.stores.regions import Span
 
-_FORMAT = "onebyone.ScoreMap/1"
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OSError, EOFError, zipfile.BadZipFile)
 
 
@@ -195,9 +195,8 @@ class ScoreMap(Readable):
         """Write the map to a `.npz` file, atomically. Raises BadInput where it cannot be written."""
         if Path(path).suffix.lower() != ".npz":
             raise BadInput(f"cannot save a score map as {path}: the name must end in .npz")
-        meta = {"format": _FORMAT, **self.facts()}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, scores=np.asarray(self.scores), meta=np.array(json.dumps(meta)))
+            write_archive(file, np.asarray(self.scores), self.facts())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ScoreMap:
@@ -220,7 +219,7 @@ class ScoreMap(Readable):
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 meta = json.loads(str(arrays["meta"]))
                 scores = np.asarray(arrays["scores"], dtype=np.float32)
-            if meta["format"] != _FORMAT:
+            if meta["format"] != ARCHIVE_FORMAT:
                 raise ValueError(f"its format is {meta['format']!r}")
             return cls.of_facts(scores, meta)
         except _DAMAGED as error:

@@ -1,61 +1,126 @@
-"""Score maps as `.npy`: one array (channels, *positions) float32, and its description beside it in `.npy.json`."""
+"""Score maps as one array: `.npy` with its description beside it in `.npy.json`, or `.npz`, and what other single
+files are made from.
+
+Each finished block is first a file of its own, so that processes on several machines can write blocks at the same time;
+the output is put together from these files at the end.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import zipfile
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.atomic_files import kind_of_file, require_file, write_text
+from onebyone.atomic_files import atomic_path, kind_of_file, require_file, write_text
 from onebyone.errors import BadInput
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.regions import Span
-from onebyone.stores.working_folder import flush_to_disk
 
+ARCHIVE_FORMAT = "onebyone.ScoreMap/1"
 _MAX_DESCRIPTION = 2**24
 
 
 class NpyWriter:
-    """Writes blocks into a memory-mapped `.npy` file; a `MapWriter`."""
+    """Collects blocks as files and publishes the map as one `.npy` file; a `MapWriter`.
 
-    def __init__(self, shape: tuple[int, ...], description: MapDescription) -> None:
-        self._shape, self._description = shape, description
-        self.values: NDArray[np.float32] | None = None
-        self._file = Path()
+    `shape` is (channels, *positions) and `block` the positions of a block.
+    """
 
-    def stored(self, target: Path) -> MapDescription:
-        """The description beside a finished array. Raises BadInput where there is none."""
-        return read_description(target)
+    def __init__(self, shape: tuple[int, ...], block: tuple[int, ...]) -> None:
+        self._shape, self._block = shape, block
+        self._blocks = Path()
+
+    def require_own(self, target: Path) -> None:
+        """Raise BadInput where there is no description beside the array."""
+        read_description(target)
+
+    def begun(self, folder: Path) -> bool:
+        """Whether the working folder has a place for blocks."""
+        return (folder / "blocks").is_dir()
 
     def start(self, folder: Path) -> None:
-        """Make the array in the working folder, or open it."""
-        self._file = folder / "values.npy"
-        if not self._file.exists():
-            # made under another name, so that a crash leaves no array with a half-written header
-            new = folder / f".values-{os.getpid()}.npy"
-            np.lib.format.open_memmap(new, "w+", np.float32, self._shape).flush()
-            os.replace(new, self._file)
-        self.values = np.load(self._file, mmap_mode="r+", allow_pickle=False)
+        """Make a place for the files of blocks."""
+        self._blocks = folder / "blocks"
+        self._blocks.mkdir(exist_ok=True)
 
     def put(self, region: tuple[Span, ...], values: NDArray[np.float32]) -> None:
-        """Write the values of one block and flush them to disk."""
-        assert self.values is not None
-        self.values[(slice(None), *(span.slice for span in region))] = values
-        flush_to_disk(self._file)
+        """Write one block to a file of its own and flush it to disk."""
+        file = self._file(region)
+        file.parent.mkdir(exist_ok=True)
+        with atomic_path(file) as temporary, temporary.open("wb") as stream:
+            np.save(stream, np.ascontiguousarray(values), allow_pickle=False)
 
-    def publish(self, target: Path) -> None:
-        """Rename the array, and write its description, to their places."""
-        self.close()
-        write_text(description_path(target), self._description.to_text())
-        os.replace(self._file, target)
+    def get(self, region: tuple[Span, ...]) -> NDArray[np.float32]:
+        """The values of a block. Raises BadInput for a file that is damaged."""
+        path = self._file(region)
+        try:
+            values: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise BadInput(
+                f"{path} cannot be read: {error}; remove {path.parents[2]} to start anew"
+            ) from error
+        return values
+
+    def publish(self, target: Path, description: MapDescription) -> None:
+        """Put the blocks together in the working folder, and rename the result into place."""
+        array = self._blocks.parent / "values.npy"
+        values = np.lib.format.open_memmap(array, "w+", np.float32, self._shape)
+        starts = (range(0, n, b) for n, b in zip(self._shape[1:], self._block, strict=True))
+        for first in product(*starts):
+            region = tuple(
+                Span(a, min(a + b, n)) for a, b, n in zip(first, self._block, self._shape[1:], strict=True)
+            )
+            values[(slice(None), *(span.slice for span in region))] = self.get(region)
+        values.flush()
+        self._publish_array(array, values, target, description)
 
     def close(self) -> None:
-        """Flush and release the array."""
-        if isinstance(self.values, np.memmap):
-            self.values.flush()
-        self.values = None
+        """Nothing is held open."""
+
+    def _file(self, region: tuple[Span, ...]) -> Path:
+        """The file of a block; blocks with the same first row share a folder."""
+        starts = [str(span.start) for span in region]
+        return self._blocks / starts[0] / ("_".join(starts) + ".npy")
+
+    def _publish_array(
+        self, array: Path, values: NDArray[np.float32], target: Path, description: MapDescription
+    ) -> None:
+        """Write the output from the whole map, an array on disk, and rename it into place."""
+        write_text(description_path(target), description.to_text())
+        os.replace(array, target)
+
+
+class NpzWriter(NpyWriter):
+    """Publishes the map as a `.npz` archive; a `MapWriter`."""
+
+    def require_own(self, target: Path) -> None:
+        """Raise BadInput where the file is not an archive with scores and their description."""
+        try:
+            with zipfile.ZipFile(require_file(target)) as archive:
+                names = set(archive.namelist())
+        except (zipfile.BadZipFile, OSError) as error:
+            raise BadInput("is not a score map of onebyone (.npz)") from error
+        if not {"scores.npy", "meta.npy"} <= names:
+            raise BadInput("is not a score map of onebyone (.npz)")
+
+    def _publish_array(
+        self, array: Path, values: NDArray[np.float32], target: Path, description: MapDescription
+    ) -> None:
+        with atomic_path(target) as temporary, temporary.open("wb") as file:
+            write_archive(file, values, description.scan)
+
+
+def write_archive(file: IO[bytes], scores: NDArray[np.float32], facts: Mapping[str, Any]) -> None:
+    """Write a `.npz` archive of scores (channels, *positions) and plain data about them."""
+    meta = {"format": ARCHIVE_FORMAT, **facts}
+    np.savez(file, scores=np.asarray(scores), meta=np.array(json.dumps(meta)))
 
 
 def description_path(target: Path) -> Path:

@@ -109,30 +109,31 @@ class GeoTiffSource:
 
 
 class GeoTiffWriter(NpyWriter):
-    """Collects a map in an array on disk and publishes it as a tiled GeoTIFF with a transform; a `MapWriter`.
+    """Collects blocks as files and publishes the map as a tiled GeoTIFF with a transform; a `MapWriter`.
 
     The transform is that of the positions: into the image's coordinate reference system where it has one, and into the
     pixels of its full resolution otherwise.
     """
 
-    def __init__(self, shape: tuple[int, ...], description: MapDescription, *, fill: float) -> None:
+    def __init__(self, shape: tuple[int, ...], block: tuple[int, ...], *, fill: float) -> None:
         if len(shape) != 3:
             raise BadInput(f"GeoTIFF has two spatial axes, and the score map has {len(shape) - 1}; use .npy")
-        super().__init__(shape, description)
+        super().__init__(shape, block)
         self._fill = fill
         self._rasterio = rasterio_library("writing a GeoTIFF")
 
-    def stored(self, target: Path) -> MapDescription:
-        """The description in a tag of a finished map. Raises BadInput where there is none."""
-        return tiff_description(target)
+    def require_own(self, target: Path) -> None:
+        """Raise BadInput where no tag of the file describes a score map."""
+        tiff_description(target)
 
-    def publish(self, target: Path) -> None:
+    def _publish_array(
+        self, array: Path, values: NDArray[np.float32], target: Path, description: MapDescription
+    ) -> None:
         """Write the GeoTIFF in the working folder and rename it into place."""
-        assert self.values is not None
         channels, height, width = self._shape
-        placement = self._description.placement
+        placement = description.placement
         a, b, c, d, e, f = placement.world_transform or _pixel_transform(placement)
-        new = self._file.with_name("map.tif")
+        new = array.with_name("map.tif")
         with self._rasterio.open(
             new, "w", driver="GTiff", height=height, width=width, count=channels, dtype="float32",
             crs=None if placement.crs is None else self._rasterio.crs.CRS.from_wkt(placement.crs),
@@ -140,17 +141,14 @@ class GeoTiffWriter(NpyWriter):
             tiled=True, blockxsize=_TILE, blockysize=_TILE, compress="deflate", predictor=3, bigtiff="if_safer",
             interleave="band",
         ) as dataset:  # fmt: skip
-            dataset.update_tags(**{_TAG: self._description.to_text()})
+            dataset.update_tags(**{_TAG: description.to_text()})
             rows = max(_TILE, _ROWS_BYTES // (4 * width) // _TILE * _TILE)
-            for band, name in enumerate(self._description.channels, start=1):
+            for band, name in enumerate(description.channels, start=1):
                 dataset.set_band_description(band, name)
                 for start in range(0, height, rows):
                     stop = min(start + rows, height)
-                    window = ((start, stop), (0, width))
-                    dataset.write(
-                        np.ascontiguousarray(self.values[band - 1, start:stop]), band, window=window
-                    )
-        self.close()
+                    part = np.ascontiguousarray(values[band - 1, start:stop])
+                    dataset.write(part, band, window=((start, stop), (0, width)))
         os.replace(new, target)
 
 

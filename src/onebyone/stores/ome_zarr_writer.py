@@ -59,7 +59,6 @@ class OmeZarrWriter:
     def __init__(
         self,
         shape: tuple[int, ...],
-        description: MapDescription,
         *,
         block: tuple[int, ...],
         fill: float,
@@ -72,15 +71,19 @@ class OmeZarrWriter:
                 f"OME-Zarr has two or three spatial axes, and the score map has {len(shape) - 1}; use .npy"
             )
         self._zarr = zarr_library("writing OME-Zarr")
-        self._shape, self._description, self._block, self._fill = shape, description, block, fill
+        self._shape, self._block, self._fill = shape, block, fill
         self._v3 = version == "0.5"
         self._version = version
         self._root = Path()
         self._array: Any = None
 
-    def stored(self, target: Path) -> MapDescription:
-        """The description in the attributes of a finished map. Raises BadInput where there is none."""
-        return stored_description(target)
+    def require_own(self, target: Path) -> None:
+        """Raise BadInput where the attributes of the group do not describe a score map."""
+        stored_description(target)
+
+    def begun(self, folder: Path) -> bool:
+        """Whether the working folder holds the array."""
+        return (folder / "map.zarr").is_dir()
 
     def start(self, folder: Path) -> None:
         """Make the array of the full resolution in the working folder, or open it."""
@@ -90,17 +93,20 @@ class OmeZarrWriter:
     def put(self, region: tuple[Span, ...], values: NDArray[np.float32]) -> None:
         """Write one block and flush its chunks to disk."""
         self._array[(slice(None), *(span.slice for span in region))] = values
-        for file in self._files_of(region):
+        files = self._files_of(region)
+        for file in (*files, *dict.fromkeys(f.parent for f in files)):
             flush_to_disk(file)
 
-    def publish(self, target: Path) -> None:
+    def get(self, region: tuple[Span, ...]) -> NDArray[np.float32]:
+        """The values of a block."""
+        return np.asarray(self._array[(slice(None), *(span.slice for span in region))], dtype=np.float32)
+
+    def publish(self, target: Path, description: MapDescription) -> None:
         """Write the pyramid and the metadata, then rename the store into place."""
         low, high = self._write_pyramid()
-        ome = ome_metadata(
-            self._description, len(self._shape) - 1, self._levels(), self._version, (low, high)
-        )
+        ome = ome_metadata(description, len(self._shape) - 1, self._levels(), self._version, (low, high))
         group = self._zarr.open_group(self._root, mode="a", zarr_format=3 if self._v3 else 2)
-        mine = {"onebyone": self._description.to_dict()}
+        mine = {"onebyone": description.to_dict()}
         group.attrs.put({"ome": ome, **mine} if self._v3 else {**ome, **mine})
         os.replace(self._root, target)
 

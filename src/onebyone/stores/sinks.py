@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from onebyone.errors import BadInput
@@ -10,7 +11,13 @@ from onebyone.stores.file_sink import FileSink, MapWriter, block_shape
 from onebyone.stores.map_description import MapDescription
 
 #: Suffixes of score maps that are written by region, and the formats they mean.
-SUFFIXES = {".zarr": "OME-Zarr", ".tif": "GeoTIFF", ".tiff": "GeoTIFF", ".npy": "NumPy array"}
+SUFFIXES = {
+    ".npz": "NumPy archive",
+    ".zarr": "OME-Zarr",
+    ".tif": "GeoTIFF",
+    ".tiff": "GeoTIFF",
+    ".npy": "NumPy array",
+}
 
 
 def open_sink(
@@ -27,7 +34,7 @@ def open_sink(
     Parameters
     ----------
     path
-        `.zarr` (OME-Zarr), `.tif` (GeoTIFF) or `.npy`.
+        `.zarr` (OME-Zarr), `.tif` (GeoTIFF), `.npy` or `.npz`.
     description
         channels, placement and identity; `description.key` decides whether an interrupted scan goes on.
     fill
@@ -41,9 +48,9 @@ def open_sink(
     Raises
     ------
     Refused
-        where `path` exists and is not a score map of onebyone, or another scan was interrupted there.
+        where `path` exists and is not a score map of onebyone.
     BadInput
-        for another suffix, or a folder that does not exist or cannot be written.
+        for another suffix; for a folder that does not exist or cannot be written; where another scan was interrupted.
 
     Example
     -------
@@ -57,20 +64,24 @@ def open_sink(
     [[1.0, 1.0, 1.0, nan]]
     """
     suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise BadInput(f"out={os.fspath(path)!r}: expected a name that ends in one of {', '.join(SUFFIXES)}")
     block = block_shape(shape[0], shape[1:], chunk)
-    writer: MapWriter
+    writer = partial(_writer, suffix, tuple(shape), block, fill, ome_version)
+    return FileSink(path, writer, shape, description, fill=fill, chunk=block)
+
+
+def _writer(
+    suffix: str, shape: tuple[int, ...], block: tuple[int, ...], fill: float, ome_version: str
+) -> MapWriter:
     if suffix == ".zarr":
         from onebyone.stores.ome_zarr_writer import OmeZarrWriter
 
-        writer = OmeZarrWriter(shape, description, block=block, fill=fill, version=ome_version)
-    elif suffix in (".tif", ".tiff"):
+        return OmeZarrWriter(shape, block=block, fill=fill, version=ome_version)
+    if suffix in (".tif", ".tiff"):
         from onebyone.stores.geotiff import GeoTiffWriter
 
-        writer = GeoTiffWriter(shape, description, fill=fill)
-    elif suffix == ".npy":
-        from onebyone.stores.array_files import NpyWriter
+        return GeoTiffWriter(shape, block, fill=fill)
+    from onebyone.stores.array_files import NpyWriter, NpzWriter
 
-        writer = NpyWriter(shape, description)
-    else:
-        raise BadInput(f"out={os.fspath(path)!r}: expected a name that ends in {', '.join(SUFFIXES)} or .npz")
-    return FileSink(path, writer, shape, description, fill=fill, chunk=block)
+    return NpyWriter(shape, block) if suffix == ".npy" else NpzWriter(shape, block)
