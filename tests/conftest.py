@@ -1,9 +1,11 @@
-"""Settings of all tests: no deadline for hypothesis examples, and the longest tests first."""
+"""Settings of all tests: no deadline for hypothesis examples, kernels compiled once, and the longest tests first."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.native.compiler_cache import share_compiled_kernels
 
 # the time of an example depends on other processes
 settings.register_profile("onebyone", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -16,6 +18,11 @@ LONGEST = (
     "tests/demo/",
     "tests/zoo/",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the kernels once for all processes of the session."""
+    share_compiled_kernels(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -79,7 +80,12 @@ def test_there_is_a_check_for_each() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.zoo) if "transformer" in n else n for n in LAST]
+    "name",
+    [
+        "the_two_layers_are_one",
+        pytest.param("from_classifier_to_detector", marks=pytest.mark.slow),  # it trains
+        pytest.param("a_transformer_as_convolutions", marks=[pytest.mark.zoo, pytest.mark.slow]),
+    ],
 )
 def test_it_runs(name: str) -> None:
     """In a new kernel, with warnings as errors and without network access."""
@@ -87,6 +93,19 @@ def test_it_runs(name: str) -> None:
     assert done.cells[-1].source == LAST[name]
     streams = [o for cell in done.cells for o in cell.get("outputs", ()) if o.output_type == "stream"]
     assert not [o.text for o in streams if o.name == "stderr"]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_its_imports_exist(path: Path) -> None:
+    """Without running the notebook: its cells are valid Python, and every name that they import exists."""
+    imported = 0
+    for cell in tool.read(path).cells:
+        source = re.sub(r"^%.*$", "", cell.source, flags=re.M)  # commands of IPython
+        for node in ast.walk(ast.parse(source)) if cell.cell_type == "code" else ():
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                exec(ast.unparse(node), {})
+                imported += 1
+    assert imported > 2
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)

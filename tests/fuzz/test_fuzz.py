@@ -30,11 +30,12 @@ def _sum(tally: Tally, *key: str) -> int:
 
 
 def test_random_networks() -> None:
-    tally = _holds(45)
-    assert _sum(tally, "dense", "legal") > 20
-    assert _sum(tally, "dense", "illegal", "refused") > 3
-    assert _sum(tally, "layers", "to conv", "layers", "converted") > 20
-    assert _sum(tally, "layers", "to linear", "layers", "converted") > 10
+    """A small share; the slow test has many."""
+    tally = _holds(15)
+    assert _sum(tally, "dense", "legal") > 0
+    assert _sum(tally, "dense", "illegal", "refused") > 0
+    assert _sum(tally, "layers", "to conv", "layers", "converted") > 0
+    assert _sum(tally, "layers", "to linear", "layers", "converted") > 0
 
 
 @pytest.mark.slow
@@ -43,6 +44,8 @@ def test_two_thousand_random_networks() -> None:
     assert tally.counts[("networks",)] >= 2000
     assert _sum(tally, "dense", "legal", "equal") > 1000
     assert _sum(tally, "dense", "illegal", "refused") > 200
+    assert _sum(tally, "layers", "to conv", "layers", "converted") > 1000
+    assert _sum(tally, "layers", "to linear", "layers", "converted") > 400
 
 
 # the oracle

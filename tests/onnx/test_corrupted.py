@@ -32,11 +32,12 @@ def _counts(*arguments: str) -> dict[str, int]:
     return {name: int(count) for count, name in re.findall(r"^ *(\d+)  (.+)$", done.stdout, re.MULTILINE)}
 
 
-def test_a_sample_of_corrupted_files() -> None:
-    counts = _counts("--first", "1000", "--count", "60")
-    assert sum(counts.values()) == 60
-    assert counts["error"] > 20
-    assert counts["converted"] > 5
+@pytest.mark.parametrize("count", [15, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_sample_of_corrupted_files(count: int) -> None:
+    counts = _counts("--first", "1000", "--count", str(count))
+    assert sum(counts.values()) == count
+    assert counts["error"] > count // 3
+    assert counts["converted"] > count // 12
 
 
 @pytest.mark.slow

@@ -21,6 +21,12 @@ NETWORKS = {
     "xcit_nano_12_p16_224": {"img_size": 48},
 }
 SIZES = {"convnext_atto": 48, "resnet26": 48}
+DEFAULT = {
+    ("vit_tiny_patch16_224", "linear"),
+    ("convnext_atto", "conv"),
+    ("swin_tiny_patch4_window7_224", "linear"),
+}
+"""One for each kind of layout, in both directions; the others are slow tests."""
 
 
 def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -35,8 +41,14 @@ def build(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
     return model, torch.randn(2, 3, size, size)
 
 
-@pytest.mark.parametrize("to", ["conv", "linear"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [
+        pytest.param(name, to, marks=() if (name, to) in DEFAULT else pytest.mark.slow)
+        for name in NETWORKS
+        for to in ("conv", "linear")
+    ],
+)
 def test_zoo_networks_convert_without_more_layout_operators(name: str, to: str) -> None:
     model, x = build(name)
     wide = copy.deepcopy(model).double()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,8 +33,8 @@ def _day() -> str:
     return said.stdout.strip() or FIXED_DAY
 
 
-def _sample() -> list[Entry]:
-    """Three small timm networks, two blocks and two structures."""
+def _sample() -> list[Any]:
+    """Three small timm networks, two blocks and two structures; all but one of each are slow tests."""
     chance = random.Random(_day())
     small = {
         f"timm:{file}"
@@ -45,10 +46,20 @@ def _sample() -> list[Entry]:
         [e for e in entries() if e.group == "block"],
         [e for e in entries() if e.group == "structure" and HEAVY not in e.key],
     ]
-    return [e for group, n in zip(groups, (3, 2, 2), strict=True) for e in chance.sample(group, n)]
+    return [
+        pytest.param(entry, marks=pytest.mark.slow if number else (), id=entry.key)
+        for group, n in zip(groups, (3, 2, 2), strict=True)
+        for number, entry in enumerate(sorted(chance.sample(group, n), key=_parameters))
+    ]
 
 
-@pytest.mark.parametrize("entry", _sample(), ids=lambda entry: entry.key)
+def _parameters(entry: Entry) -> int:
+    """The number of parameters of a timm network, by which the smallest of a sample is chosen; 0 for the others."""
+    of = smallest.load().get(entry.key.removeprefix("timm:"))
+    return int(of["parameters"]) if of else 0
+
+
+@pytest.mark.parametrize("entry", _sample())
 def test_every_step_converts_or_is_refused_with_a_reason(entry: Entry) -> None:
     steps: list[Step] = []
     Run(entry, steps.append).all()
