@@ -39,7 +39,11 @@ def infer_shapes(model: ir.Model) -> None:
     plain = map_types.without_maps(model) if map_types.has_maps(model) else model.clone()
     found = [_by_onnx(plain.clone()), _by_symbols(plain.clone())]
     if any(not _shapes(found, key) for key, _ in outputs_of(model.graph)):
-        found += [_by_symbols_after_folding(plain.clone()), _by_onnx_runtime(plain.clone())]
+        found += [
+            _by_symbols_after_folding(plain.clone()),
+            _by_onnx_runtime(plain.clone()),
+            _by_loading(plain.clone()),
+        ]
     for key, value in outputs_of(model.graph):
         types = [inferred[key][1] for inferred in found if key in inferred]
         known = [dtype for dtype in types if dtype is not None]
@@ -157,6 +161,43 @@ def _by_onnx_runtime(model: ir.Model) -> Inferred:
         return {}
     main = {str(value.name) for node in model.graph for value in node.outputs}
     return {(value.name,): (value.shape, value.dtype) for value in infos if value.name in main}
+
+
+def _by_loading(model: ir.Model) -> Inferred:
+    """What ONNX Runtime knows of a model that it has loaded, which includes its own fused operators.
+
+    Every value of the main graph becomes an output, and large constants become inputs. Nothing is run.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return {}
+    main = [value for node in model.graph for value in node.outputs if value.name]
+
+    def load(proto: onnx.ModelProto) -> dict[str, tuple[str, list[int | str | None] | None]]:
+        outputs = {output.name for output in proto.graph.output}
+        proto.graph.output.extend(
+            onnx.ValueInfoProto(name=value.name) for value in main if value.name not in outputs
+        )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return {output.name: (output.type, output.shape) for output in session.get_outputs()}
+
+    try:
+        loaded = _c_api_utils.call_onnx_api(load, model)
+    except Exception as error:  # a model that it does not load, it knows nothing of
+        _logger.debug("ONNX Runtime does not load the model: %s", error)
+        return {}
+    return {
+        (name,): (ir.Shape(sizes) if sizes else None, None)
+        for name, (kind, sizes) in loaded.items()
+        if kind.startswith("tensor(")
+    }
 
 
 @contextmanager
