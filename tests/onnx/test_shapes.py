@@ -11,6 +11,7 @@ import pytest
 from onebyone.errors import MissingExtra
 from onebyone.onnx import shapes
 from onebyone.onnx.convert import convert_model
+from onebyone.onnx.evaluators import run_onnx_runtime
 from tests.onnx.exported import exported
 from tests.onnx.models import integers, model, run
 
@@ -138,3 +139,27 @@ def test_branches_that_use_one_name_keep_their_own_ranks() -> None:
     shapes.infer_shapes(m)
     ranks = [len(v.shape or ()) for _, v in shapes.outputs_of(m.graph) if v.name == "z"]
     assert ranks == [3, 1]
+
+
+def test_ranks_behind_operators_of_onnx_runtime() -> None:
+    """What ONNX Runtime's optimiser writes: FusedConv, FusedGemm and BiasGelu are no operators of ONNX."""
+    text = """g (float[N,2,6,6] x) => (float[N,3] y) {
+        c = com.microsoft.FusedConv<activation="Relu">(x, k, kb) f = Flatten(c)
+        h = com.microsoft.FusedGemm<activation="Relu">(f, w, b) g = com.microsoft.BiasGelu(h, b)
+        y = MatMul(g, v) }"""
+    weights = {
+        "k": integers(4, 2, 1, 1),
+        "kb": integers(4),
+        "w": integers(144, 5),
+        "b": integers(5),
+        "v": integers(5, 3),
+    }
+    m = model(text, weights, opset=17)
+    m.graph.opset_imports["com.microsoft"] = 1
+    assert missed(shapes._by_symbols(m.clone()))
+    result = convert_model(m)
+    assert [change.path for change in result.changes] == ["h", "y"]
+    assert not result.refused
+    x = {"x": integers(3, 2, 6, 6)}
+    first, second = (run_onnx_runtime(ir.serde.serialize_model(form), x)[0] for form in (m, result.model))
+    np.testing.assert_array_equal(first, second)
