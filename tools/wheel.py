@@ -90,7 +90,14 @@ WITH_EXTRAS = (
     Case("compare torchvision:resnet18 --html report.html --budget 30"),
     Case("draw net:net --shape 1,3,8,8 --format svg,png,pdf -o png"),
     Case("tune net:net --shape 1,3,8,8 --engines onnxruntime,openvino --budget 10"),
-    Case("demo --out demo", says="demo"),
+    Case("check net:net --shape 1,3,8,8 --target conv-only", code=3, says="aten.linear"),
+    Case(
+        "predict net:net photograph.png --window 8 --channels 3 --scale 1/255 -o predictions",
+        says="photograph.png",
+    ),
+    Case("evaluate boxes.json boxes.json", code=2, says="images"),
+    Case("view scores.npz --image nothing.png", code=2, says="nothing.png"),
+    Case("demo --output demo", says="demo"),
 )
 
 
@@ -158,7 +165,11 @@ def oldest(requirements: Iterable[str]) -> list[str]:
 
 
 def build(folder: Path) -> Path:
-    """Build the wheel from the sdist. Raises SystemExit if the sdist lacks a file that git tracks."""
+    """Build the wheel from the sdist, and check the metadata of both.
+
+    Raises SystemExit if the sdist lacks a file that git tracks, and CalledProcessError if a package index would refuse
+    the metadata or not render the description.
+    """
     subprocess.run(
         [sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True, stdout=subprocess.DEVNULL
     )
@@ -167,6 +178,9 @@ def build(folder: Path) -> Path:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     if missing := sorted(set(tracked.split()) - packed):
         raise SystemExit(f"the sdist lacks {len(missing)} files that git tracks: {', '.join(missing)}")
+    subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *map(str, sorted(folder.iterdir()))], check=True
+    )
     return next(folder.glob("*.whl"))
 
 

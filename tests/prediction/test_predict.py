@@ -178,3 +178,30 @@ def test_a_picture_from_the_standard_input(folder: Path) -> None:
     (image,) = json.loads(done.stdout)["images"]
     assert (image["image"], image["image_size"]) == ("stdin", [40, 56])
     assert image["objects"][0]["x1"] == 5
+
+
+def test_an_image_is_read_once_and_the_page_that_was_scanned_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second page has a square where the first is black; a grey picture is drawn for a network of RGB."""
+    from onebyone.dense import images
+
+    pages = [Image.fromarray(squares(*corners)[..., 0]) for corners in ([], [(8, 8)])]
+    pages[0].save(tmp_path / "two.tif", save_all=True, append_images=pages[1:])
+    opened: list[object] = []
+    open_file = images.open_file
+
+    def counting(path: object, **options: object) -> object:
+        opened.append(options["page"])
+        return open_file(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(images, "open_file", counting)
+    save = tmp_path / "out"
+    options = {"window": 8, "labels": RAW, "threshold": 0.99, "page": 1}
+    (item,) = onebyone.predict(bright(), tmp_path / "two.tif", save=save, **options)
+    assert opened == [1]
+    (kept,) = onebyone.predict(bright(), tmp_path / "two.tif", **options)
+    assert (item.detections.boxes == kept.detections.boxes).all()
+    assert [8, 8, 16, 16] in item.detections.boxes.tolist()
+    heat = np.asarray(Image.open(save / "two-heat.png").convert("RGB")).astype(int)
+    assert np.abs(heat[11, 11] - [252, 255, 187]).max() <= 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from onebyone.atomic_files import write_text
 from onebyone.dense import scan
-from onebyone.dense.images import load_image
+from onebyone.dense.images import open_image
 from onebyone.dense.network import Dense
 from onebyone.dense.score_map import ScoreMap
 from onebyone.detection import detect
@@ -25,9 +26,11 @@ from onebyone.errors import BadInput
 from onebyone.prediction.inputs import output_names
 from onebyone.prediction.result import Prediction, Predictions
 from onebyone.records import few
+from onebyone.stores.channels import matched
 from onebyone.stores.heat_map import heat_map
 from onebyone.stores.pictures import to_rgb_picture
-from onebyone.stores.placement import Placement
+from onebyone.stores.placement import Placement, placement_of
+from onebyone.stores.source import ArraySource, whole_region
 
 #: Pictures are drawn for images of at most as many pixels, because they are drawn in memory.
 MAX_DRAWN_PIXELS = 10**8
@@ -67,7 +70,10 @@ def predict_images(
         if report is not None:
             report(number, len(images))
         start = time.perf_counter()
-        scores = scan(dense, image, **scanning)
+        pixels, source, options = image, image, scanning
+        if folder is not None:
+            pixels, source, options = _read_once(image, getattr(dense, "channels", None), scanning)
+        scores = scan(dense, source, **options)
         independent = _independent(scores) if per_class is None else per_class
         detections = detect(scores, **detection, per_class=independent)
         classes = scores.classes
@@ -79,12 +85,37 @@ def predict_images(
             scores=scores if folder is None else None,
         )
         if folder is not None:
-            item = _write(item, image, scores, folder / name, detection.get("background", ()))
+            item = _write(item, pixels, scores, folder / name, detection.get("background", ()))
         items.append(item)
     result = Predictions(tuple(items), dense.geometry, scanning.get("labels") or dense.labels, classes)
     if folder is not None:
         write_text(folder / "predictions.json", json.dumps(result.to_coco(), indent=1) + "\n")
     return result
+
+
+@dataclass(frozen=True)
+class HeldImage(ArraySource):
+    """A whole image in memory, which was read from a file with this placement; an `ImageSource`."""
+
+    placement: Placement
+
+
+def _read_once(
+    image: Any, channels: int | None, scanning: Mapping[str, Any]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The pixels to draw on (height, width, C), what to scan, and the other options of the scan.
+
+    An image that will be drawn is read once, for both; a larger one is scanned by region, and its pixels are None.
+    """
+    options = dict(scanning)
+    chosen = {name: options.pop(name, None) for name in ("page", "level", "mpp", "axes")}
+    source = open_image(image, axis_names=chosen.pop("axes"), **chosen)
+    if prod(source.size) > MAX_DRAWN_PIXELS:
+        return None, image, dict(scanning)
+    held = HeldImage(np.ascontiguousarray(source.read(whole_region(source))), placement_of(source))
+    is_file = isinstance(image, str | os.PathLike) and Path(image).suffix.lower() != ".npy"
+    is_picture = is_file or hasattr(image, "getbands")  # arrays must have the network's channels
+    return held.values, matched(held, channels) if is_picture else held, options
 
 
 def _independent(scores: ScoreMap) -> bool:
@@ -101,7 +132,7 @@ def _write(
         note = f"{item.image}: pictures are drawn up to {MAX_DRAWN_PIXELS:,} pixels; it has {prod(scores.image_size):,}"
         return replace(item, files=(str(boxes),), notes=(note,))
     heat, drawn = (stem.with_name(stem.name + suffix) for suffix in ("-heat.png", "-detections.png"))
-    picture = heat_picture(load_image(image), scores, background)
+    picture = heat_picture(image, scores, background)
     save_picture(picture, heat)
     save_picture(_with_boxes(picture, item.detections), drawn)
     return replace(item, files=(str(boxes), str(heat), str(drawn)))
