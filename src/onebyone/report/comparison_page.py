@@ -49,7 +49,7 @@ def comparison_page(data: Data, plan: Data | None = None, title: str | None = No
     MissingExtra
         if Jinja2 is not installed.
     """
-    rows = [_row(row) for row in data["rows"]]
+    rows = [claim_view(row) for row in data["rows"]]
     script = "\n".join(_asset(name) for name in SCRIPTS)
     return render(
         "comparison.html.j2",
@@ -78,7 +78,8 @@ def _asset(name: str) -> str:
 # rows -------------------------------------------------------------------------------------------------------
 
 
-def _row(row: Data) -> dict[str, Any]:
+def claim_view(row: Data) -> dict[str, Any]:
+    """A row of a comparison as the template shows it: verdict, figure, tables and all figures as text."""
     verdict = str(row["verdict"])
     kind = next((k for k in ("holds when", *_KINDS) if verdict.startswith(k)), "not available")
     css, mark, _ = _KINDS[kind]
