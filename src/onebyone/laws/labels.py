@@ -8,6 +8,7 @@ Equation, for a pixel value v of channel c:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 from onebyone.errors import BadInput
@@ -39,10 +40,11 @@ def require_sound(labels: Labels, channels: int | None = None) -> None:
             )
     if labels.colour_order not in COLOUR_ORDERS:
         raise BadInput(f"colour_order={labels.colour_order!r}: expected RGB, BGR or L")
-    duplicates = [name for i, name in enumerate(labels.classes) if name in labels.classes[:i]]
+    counts = Counter(labels.classes)
+    duplicates = [name for name, count in counts.items() if count > 1]
     if duplicates:
         raise BadInput(f"classes: {duplicates[0]!r} is given twice; expected distinct names")
-    unknown = [name for name in labels.background if labels.classes and name not in labels.classes]
+    unknown = [name for name in labels.background if counts and name not in counts]
     if unknown:
         raise BadInput(f"background: {unknown[0]!r} is not one of the classes")
 
