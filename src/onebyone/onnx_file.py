@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
@@ -32,26 +33,59 @@ def write_model(
         BadInput: the path cannot be written, or a tensor cannot be read any more.
     """
     path = Path(path)
-    external = bytes_of_weights(model) > LARGEST_FILE or has_external_data(model)
-    data = path.with_name(f"{path.name}.data") if external else None
-    existed = data is not None and data.exists()
-    try:
-        with atomic_path(path) as temporary:
-            ir.save(
-                model,
-                temporary,
-                format="protobuf",
-                external_data=None if data is None else data.name,
-                size_threshold_bytes=SMALLEST_EXTERNAL,
-            )
-            if finish is not None:
-                finish(temporary)
-    except BaseException:
-        if data is not None and not existed:
-            with suppress(OSError):
-                data.unlink()
-        raise
+    if bytes_of_weights(model) > LARGEST_FILE or has_external_data(model):
+        return _write_with_data(model, path, finish)
+    with atomic_path(path) as temporary:
+        ir.save(model, temporary, format="protobuf")
+        if finish is not None:
+            finish(temporary)
     return path
+
+
+def _write_with_data(model: ir.Model, path: Path, finish: Callable[[Path], object] | None) -> Path:
+    """Write the model and its data in a folder beside the target, and move both when they are complete.
+
+    Earlier data moves out of the way before the model is replaced, and the new data follows it. A process that is
+    killed between these steps leaves a model whose data is missing, never one that reads the numbers of another.
+    """
+    with ExitStack() as folders:
+        folder: Path | None = None
+        try:
+            with atomic_path(path) as temporary:
+                prefix = f".{path.name}-"
+                folder = Path(folders.enter_context(TemporaryDirectory(dir=temporary.parent, prefix=prefix)))
+                data = temporary.with_name(f"{path.name}.data")
+                written, new, previous = folder / path.name, folder / data.name, folder / "previous"
+                ir.save(
+                    model,
+                    written,
+                    format="protobuf",
+                    external_data=data.name,
+                    size_threshold_bytes=SMALLEST_EXTERNAL,
+                )
+                if finish is not None:
+                    finish(written)
+                os.replace(written, temporary)
+                if new.exists():
+                    with new.open("rb") as file:
+                        os.fsync(file.fileno())
+                    _keep_mapped(model, data)
+                    if data.exists():
+                        os.replace(data, previous)
+        except BaseException:
+            if folder is not None and previous.exists():
+                os.replace(previous, data)
+            raise
+        if new.exists():
+            os.replace(new, data)
+    return path
+
+
+def _keep_mapped(model: ir.Model, data: Path) -> None:
+    """Map the tensors that a model reads from a file which is about to be replaced; a mapping keeps the old file."""
+    for _, tensor in tensors_of(model):
+        if isinstance(tensor, ir.ExternalTensor) and Path(os.path.realpath(tensor.path)) == data:
+            tensor.numpy()
 
 
 def has_external_data(model: ir.Model) -> bool:

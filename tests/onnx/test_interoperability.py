@@ -17,10 +17,27 @@ import pytest
 from onebyone.onnx.convert import convert_model
 from onebyone.onnx.evaluators import proto_of, run_onnx_runtime
 from tests.onnx.exported import exported
+from tests.onnx.models import graph, integers
+from tests.onnx.models import model as small_model
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 
+#: Convolutions that are matrix products: the sizes of input and output, the nodes, and the shape of the weight.
+CONVOLUTIONS: dict[str, tuple[str, str, str, tuple[int, ...]]] = {
+    "Conv1d": ("2,4,7", "2,6,7", "y = Conv(x, w, b)", (6, 4, 1)),
+    "Conv2d": ("2,4,5,6", "2,6,5,6", "c = Conv(x, w, b) y = Relu(c)", (6, 4, 1, 1)),
+    "Conv3d": ("2,4,3,5,6", "2,6,3,5,6", "y = Conv(x, w, b)", (6, 4, 1, 1, 1)),
+    "groups": ("2,4,5,6", "2,6,5,6", "y = Conv<group=2>(x, w, b)", (6, 2, 1, 1)),
+    "strides": ("2,4,5,6", "2,6,3,2", "y = Conv<strides=[2,3]>(x, w, b)", (6, 4, 1, 1)),
+    "full extent": ("2,4,5,6", "2,6,1,1", "y = Conv(x, w, b)", (6, 4, 5, 6)),
+    "quantised": (
+        "2,4,5,6",
+        "2,6,5,6",
+        "u = QuantizeLinear(x, s, z) c = ConvInteger(u, q, z) y = Cast<to=1>(c)",
+        (6, 4, 1, 1),
+    ),
+}
 CASES = [
     ("Classifier", "conv"),
     ("ChannelsLast", "conv"),
@@ -29,6 +46,7 @@ CASES = [
     ("Recurrent", "conv"),
     ("Bottleneck", "conv"),
     ("Bottleneck", "linear"),
+    *((name, "linear") for name in CONVOLUTIONS),
 ]
 
 
@@ -78,10 +96,25 @@ def allowed(original: onnx.ModelProto, feeds: Feeds, y: Array) -> float:
 def case(request: pytest.FixtureRequest) -> tuple[onnx.ModelProto, onnx.ModelProto, Feeds]:
     """The original, the converted model, and an input."""
     name, to = request.param
+    if name in CONVOLUTIONS:
+        return convolution(name)
     model, x = exported(name, "torchscript", free_batch=name in ("Classifier", "Encoder"))
     conversion = convert_model(model, to)
     assert conversion.changes
     feeds = {str(model.graph.inputs[0].name): x.numpy()}
+    return ir.serde.serialize_model(model), proto_of(conversion.model), feeds
+
+
+def convolution(name: str) -> tuple[onnx.ModelProto, onnx.ModelProto, Feeds]:
+    """One of `CONVOLUTIONS`, converted to linear layers."""
+    x, y, nodes, shape = CONVOLUTIONS[name]
+    weights: dict[str, Any] = {"w": integers(*shape), "b": integers(shape[0])}
+    if name == "quantised":
+        weights = {"q": integers(*shape, dtype=np.int8), "s": np.float32(1), "z": np.uint8(8)}
+    model = small_model(graph(x, y, nodes), weights)
+    conversion = convert_model(model, "linear")
+    assert (len(conversion.changes), len(conversion.refused)) == (1, 0)
+    feeds = {"x": integers(*map(int, x.split(",")))}
     return ir.serde.serialize_model(model), proto_of(conversion.model), feeds
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from onnx import helper, numpy_helper
 from onebyone.errors import BadInput
 from onebyone.onnx.convert import convert_model
 from onebyone.onnx.model_file import open_model, save_model
+from onebyone.onnx_file import write_model
 from tests.onnx.models import integers, model, run
 
 TEXT = "g (int64[N] i) => (float[N,32] y) { x = Gather(table, i) y = MatMul(x, w) }"
@@ -138,3 +140,51 @@ def _with_location(path: Path, location: str) -> Path:
     entry.value = location
     path.write_bytes(proto.SerializeToString())
     return path
+
+
+def _with_data(folder: Path, value: float) -> tuple[ir.Model, Path]:
+    """A model whose weight, of equal numbers, is in `net.onnx.data`."""
+    weight = np.full((32, 32), value, np.float32)
+    m = model("g (float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }", {"w": weight})
+    ir.save(m, folder / "net.onnx", external_data="net.onnx.data", size_threshold_bytes=16)
+    return open_model(folder / "net.onnx"), folder / "net.onnx"
+
+
+@pytest.mark.parametrize("failing", ["finish", "move"])
+def test_a_failed_save_leaves_the_earlier_model_and_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    (tmp_path / "new").mkdir()
+    new, _ = _with_data(tmp_path / "new", 2.0)
+    (tmp_path / "old").mkdir()
+    _, path = _with_data(tmp_path / "old", 1.0)
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    replace = os.replace
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    def fail_at_the_model(source: Any, target: Any) -> None:
+        (fail if Path(target) == path else replace)(source, target)
+
+    if failing == "move":
+        monkeypatch.setattr(os, "replace", fail_at_the_model)
+    with pytest.raises(RuntimeError, match="planted"):
+        write_model(new, path, finish=fail if failing == "finish" else None)
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_a_model_saved_over_its_own_data_keeps_its_numbers(tmp_path: Path) -> None:
+    m, path = _with_data(tmp_path, 3.0)
+    extra = ir.tensor(np.full(1024, 7.0, np.float32), name="first")
+    m.graph.initializers.add(ir.Value(name="first", const_value=extra))
+    write_model(m, path)
+    weight = m.graph.initializers["w"].const_value
+    assert weight is not None
+    assert (weight.numpy() == 3.0).all()
+    again = open_model(path).graph.initializers
+    assert {name: float(v.const_value.numpy().max()) for name, v in again.items() if v.const_value} == {
+        "w": 3.0,
+        "first": 7.0,
+    }
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
