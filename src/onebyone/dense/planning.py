@@ -24,6 +24,9 @@ from onebyone.stores.source import ImageSource
 #: other devices need 2^22 to be busy.
 _MIN_TILE_PIXELS_CPU, _MIN_TILE_PIXELS_OTHER = 2**16, 2**22
 
+#: The same where each tile is a block in a file: a block takes some milliseconds until it is on disk.
+_MIN_STORED_TILE_PIXELS = 2**20
+
 #: Pixels that a tile has at most unless a memory budget says otherwise.
 _MAX_TILE_PIXELS = 2**23
 
@@ -67,7 +70,10 @@ class Request:
                 self.geometry,
                 self.source.size,
                 shifts=self.shifts,
-                min_pixels=_MIN_TILE_PIXELS_CPU if on_cpu else _MIN_TILE_PIXELS_OTHER,
+                min_pixels=max(
+                    _MIN_TILE_PIXELS_CPU if on_cpu else _MIN_TILE_PIXELS_OTHER,
+                    _MIN_STORED_TILE_PIXELS if aligned else 0,
+                ),
                 max_pixels=self._max_tile_pixels(),
             )
         plan = plan_scan(self.geometry, self.source.size, shifts=self.shifts, tile=tile, aligned=aligned)

@@ -18,7 +18,7 @@ from onebyone.errors import BadInput
 from onebyone.laws.geometry import Sliding
 from onebyone.lifting.grid import Integers
 from onebyone.lifting.index import Gather, Stencil
-from onebyone.pytorch.lift.window_linear import as_convolution, linear_on_windows
+from onebyone.pytorch.lift.window_linear import as_convolution, call, linear_on_windows
 
 aten = torch.ops.aten
 
@@ -44,13 +44,6 @@ class Recorder(fx.proxy.GraphAppendingTracer):
         return fx.Proxy(self.graph.get_attr(name), self)
 
 
-def _call(target: Callable[..., Any], source: Array, *args: Any, **kwargs: Any) -> Array:
-    """A function of a tensor; for a proxy, one node of the graph that calls it."""
-    if isinstance(source, fx.Proxy):
-        return source.tracer.create_proxy("call_function", target, (source, *args), kwargs)
-    return target(source, *args, **kwargs)
-
-
 def _index_tensor(source: Array, ids: Integers) -> Array:
     """An index tensor on the device of `source`."""
     if isinstance(source, fx.Proxy):
@@ -73,6 +66,9 @@ def require_window(image: torch.Tensor, window: tuple[int, ...], bare: bool = Fa
     BadInput
         where the image is smaller than the window, or has another number of axes.
     """
+    if isinstance(image, fx.Proxy):
+        checked: torch.Tensor = call(require_window, image, window, bare)
+        return checked
     axes = ", ".join("HWD"[: len(window)])
     if bare and image.ndim == len(window) + 1:
         image = image.unsqueeze(1)
@@ -103,7 +99,7 @@ def convolution(
 ) -> Array:
     source, padding = _evenly_padded(source, ops, 0.0)
     stride, dilation = [op.stride for op in ops], [op.dilation for op in ops]
-    return _call(_CONVOLUTIONS[len(ops) - 1], source, weight, bias, stride, padding, dilation, groups)
+    return call(_CONVOLUTIONS[len(ops) - 1], source, weight, bias, stride, padding, dilation, groups)
 
 
 def linear(
@@ -127,7 +123,7 @@ def linear(
         form = as_convolution
     arguments = (weight, bias, order, inverse, (channels, *stencil.kernel), stencil.step)
     # the choice between the forms is made where the network runs
-    return _call(form, start, *arguments) if form is linear_on_windows else form(start, *arguments)
+    return call(form, start, *arguments) if form is linear_on_windows else form(start, *arguments)
 
 
 def max_pool(source: Array, ops: Sequence[Sliding]) -> Array:
@@ -150,7 +146,7 @@ def mean_pool(
     settings = [[op.kernel for op in ops], [op.stride for op in ops], padding]
     ceil_mode = any(op.ceil_mode for op in ops)
     last = [count_padding] if len(ops) == 1 else [count_padding, divisor]
-    return _call(_MEAN_POOLS[len(ops) - 1], source, *settings, ceil_mode, *last)
+    return call(_MEAN_POOLS[len(ops) - 1], source, *settings, ceil_mode, *last)
 
 
 def windows(source: Array, kernel: Sequence[int]) -> Array:
@@ -207,7 +203,7 @@ def pad(
     source: Array, amounts: Sequence[tuple[int, int]], mode: str = "constant", number: float = 0.0
 ) -> Array:
     sides = [n for pair in reversed(amounts) for n in pair]
-    return _call(aten.pad.default, source, sides, mode, number if mode == "constant" else None)
+    return call(aten.pad.default, source, sides, mode, number if mode == "constant" else None)
 
 
 def concatenate(maps: Sequence[Array]) -> Array:
@@ -231,7 +227,7 @@ def repeat_positions(source: Array, factors: Sequence[int]) -> Array:
 def interpolate(source: Array, factors: Sequence[int]) -> Array:
     mode = ("linear", "bilinear", "trilinear")[len(factors) - 1]
     scale = tuple(float(f) for f in factors)
-    return _call(F.interpolate, source, scale_factor=scale, mode=mode, align_corners=False)
+    return call(F.interpolate, source, scale_factor=scale, mode=mode, align_corners=False)
 
 
 def split_channels(source: Array, sizes: Sequence[int]) -> Array:
@@ -288,7 +284,7 @@ def reduce(source: Array, reduction: str, axes: Sequence[int], keep_axes: bool =
 def standardise_channels(
     source: Array, weight: Array | None, bias: Array | None, epsilon: float | None, root_mean_square: bool
 ) -> Array:
-    return _call(_standardise, source, weight, bias, epsilon, root_mean_square)
+    return call(_standardise, source, weight, bias, epsilon, root_mean_square)
 
 
 def _standardise(

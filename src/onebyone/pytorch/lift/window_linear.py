@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,16 @@ from torch import Tensor, fx
 from onebyone.laws.cost import rows_are_cheaper
 
 _CONV: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
+
+
+def call(target: Callable[..., Any], source: Any, *args: Any, **kwargs: Any) -> Any:
+    """A function of a tensor; for a proxy, one node of the graph that calls it.
+
+    A pickled graph is traced again when it is loaded, so functions that look at sizes must be nodes then too.
+    """
+    if isinstance(source, fx.Proxy):
+        return source.tracer.create_proxy("call_function", target, (source, *args), kwargs)
+    return target(source, *args, **kwargs)
 
 
 def linear_on_windows(
@@ -45,6 +56,8 @@ def linear_on_windows(
     tensor([[10., 14., 18.],
             [26., 30., 34.]])
     """
+    if isinstance(source, fx.Proxy):
+        return call(linear_on_windows, source, weight, bias, order, back, shape, step)
     if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
         return as_convolution(source, weight, bias, order, back, shape, step)
     positions = [(n - k) // s + 1 for n, k, s in zip(source.shape[2:], shape[1:], step, strict=True)]
