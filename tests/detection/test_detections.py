@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from onebyone.dense import ScoreMap
-from onebyone.detection import Detections, coco_ground_truth, coco_results, detect
+from onebyone.detection import Detections, coco_ground_truth, coco_results, detect, streaming_nms
 from onebyone.detection.overlay import PALETTE, colour_of
+from onebyone.detection.thresholds import read_threshold
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
@@ -115,12 +115,10 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         detect(scores)
 
 
-def test_too_many_candidates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[detect.__module__], "MAX_CANDIDATES", 10)
-    with pytest.raises(
-        BadInput, match=r"threshold=0: more than 10 windows reach it; expected a higher threshold"
-    ):
-        detect(score_map(PROBABILITIES), threshold=0)
+def test_too_many_boxes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming_nms, "MAX_KEPT", 10)
+    with pytest.raises(BadInput, match=r"more than 10 boxes are left after non-maximum suppression"):
+        detect(score_map(PROBABILITIES), threshold=0, iou=1)
 
 
 def evaluated(results: list[dict], truth: dict) -> float:
@@ -253,12 +251,58 @@ def test_a_score_of_exactly_the_threshold_is_a_detection() -> None:
     assert len(detect(scores, threshold=float(np.nextafter(np.float32(0.625), np.float32(1))))) == 0
 
 
-def test_as_many_candidates_as_allowed_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[detect.__module__], "MAX_CANDIDATES", 5)
-    scores = score_map({(0, 1, 3 * k): 0.75 for k in range(5)})
-    assert len(detect(scores, iou=1)) == 5
-    with pytest.raises(BadInput, match="more than 5 windows reach it"):
-        detect(score_map({(0, 1, k): 0.75 for k in range(6)}))
+def test_as_many_boxes_as_allowed_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming_nms, "MAX_KEPT", 5)
+    assert len(detect(score_map({(0, 1, 3 * k): 0.75 for k in range(5)}), iou=1)) == 5
+    with pytest.raises(BadInput, match="more than 5 boxes are left"):
+        detect(score_map({(0, 1, k): 0.75 for k in range(6)}), iou=1)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        ({"cat": 0.7, "*": 0.3}, {"cat": 1, "dog": 2}),
+        ({1: 0.5}, {"cat": 2, "dog": 1}),
+        (0.3, {"cat": 3, "dog": 2}),
+    ],
+)
+def test_thresholds_by_class(threshold: object, expected: dict[str, int]) -> None:
+    marks = {(0, 1, 2): 0.75, (0, 1, 8): 0.625, (0, 4, 2): 0.375, (1, 1, 14): 0.5, (1, 4, 8): 0.375}
+    names = detect(score_map(marks), threshold=threshold, iou=1).names
+    assert {name: names.count(name) for name in ("cat", "dog")} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.5", 0.5),
+        ("cat=0.8,a=b=0.5", {"cat": 0.8, "a=b": 0.5}),
+        ("@json", {"cat": 0.25, "*": 1.0}),
+        ("@lines", {"cat": 0.25, "black dog": 0.5}),
+    ],
+)
+def test_thresholds_as_text(tmp_path: Path, text: str, expected: object) -> None:
+    (tmp_path / "json").write_text('{"cat": 0.25, "*": 1}')
+    (tmp_path / "lines").write_text("cat=0.25\n\nblack dog = 0.5\n")
+    assert read_threshold(text.replace("@", f"@{tmp_path}/")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat=2", r"threshold: 'cat'=2: expected a number from 0 to 1"),
+        ("cat=0.5,cat=0.6", "'cat' has two values"),
+        ("=0.5", "expected CLASS=P"),
+        ("cat=0.5,dog", "'dog': expected CLASS=P"),
+        ("high", "threshold='high': expected a number from 0 to 1"),
+        ("@none", "cannot read none"),
+    ],
+)
+def test_bad_thresholds_are_named(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        read_threshold(text)
+    with pytest.raises(BadInput, match="'bird' is not a class; expected one of cat, dog, none"):
+        detect(score_map(PROBABILITIES), threshold={"bird": 0.5})
 
 
 def test_boxes_of_a_network_with_a_window_offset() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ def require_all(failures: Sequence[tuple[str, str]], total: int) -> None:
 def detect(
     scores: ScoreMap | str | os.PathLike[str],
     *,
-    threshold: float = 0.5,
+    threshold: float | Mapping[str | int, float] = 0.5,
     iou: float = 0.3,
     background: Sequence[str | int] = (),
     boxes: ScoreMap | str | os.PathLike[str] | None = None,
@@ -150,7 +150,8 @@ def detect(
 
     Args:
         scores: the result of `scan`, or the path of a saved one (`.npz`).
-        threshold: confidence threshold: the minimum probability of a detection.
+        threshold: confidence threshold: the minimum probability of a detection; a mapping has it by class, with "*"
+            for the classes that it does not name (0.5 otherwise).
         iou: IoU threshold for non-maximum suppression (NMS).
         background: classes to treat as background, in addition to those of the labels.
         boxes: box regressions of the same scan, for networks that predict them as another output; or their `.npz`.

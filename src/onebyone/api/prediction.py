@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ def predict(
     channels: int | None = None,
     context: str | None = None,
     labels: Labels | None = None,
-    threshold: float = 0.5,
+    threshold: float | Mapping[str | int, float] = 0.5,
     iou: float = 0.3,
     background: Sequence[str | int] = (),
     per_class: bool | None = None,
@@ -51,7 +51,8 @@ def predict(
         channels: number of image channels; None infers it from the first layer.
         context: for global pooling inside the network: pool over each "window", or over the whole "image".
         labels: class names and preprocessing; None takes those that the model or its source states.
-        threshold: confidence threshold: the minimum probability of a detection.
+        threshold: confidence threshold: the minimum probability of a detection; a mapping has it by class, with "*"
+            for the classes that it does not name (0.5 otherwise).
         iou: IoU threshold for non-maximum suppression.
         background: classes to treat as background, in addition to those of the labels.
         per_class: whether only boxes of the same class suppress each other; None does that for independent classes,

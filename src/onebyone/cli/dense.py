@@ -225,7 +225,7 @@ def scan(
 def detect(
     context: typer.Context,
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A score map that scan wrote: .npz.")],
-    threshold: o.Threshold = 0.5,
+    threshold: o.Threshold = "0.5",
     iou: o.Iou = 0.3,
     background: o.Background = None,
     score_kind: o.ScoreKind = None,
@@ -266,13 +266,14 @@ def detect(
     with session(context) as run:
         from onebyone import api, atomic_files
         from onebyone.cli import render
+        from onebyone.detection.thresholds import read_threshold
 
         if output is not None:
             atomic_files.require_writable(output)
         with run.step(f"Detecting in {scores}"):
             detections = api.detect(
                 scores,
-                threshold=threshold,
+                threshold=read_threshold(threshold),
                 iou=iou,
                 background=background or (),
                 score_kind=score_kind,

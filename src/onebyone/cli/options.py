@@ -295,7 +295,12 @@ GlobalContext = Annotated[
     ),
 ]
 Threshold = Annotated[
-    float, typer.Option("--threshold", min=0, max=1, metavar="P", help="Confidence threshold.")
+    str,
+    typer.Option(
+        "--threshold",
+        metavar="P|A=P,…",
+        help="Confidence threshold: one number, by class (cat=0.8,dog=0.6; '*' for the others), or @FILE.",
+    ),
 ]
 Iou = Annotated[
     float,

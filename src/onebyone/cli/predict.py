@@ -33,7 +33,7 @@ def predict(
     scale: o.Scale = None,
     colour_order: o.ColourOrder = None,
     score_kind: o.ScoreKind = None,
-    threshold: o.Threshold = 0.5,
+    threshold: o.Threshold = "0.5",
     iou: o.Iou = 0.3,
     background: o.Background = None,
     device: o.Device = "cpu",
@@ -50,6 +50,7 @@ def predict(
     with session(context) as run:
         from onebyone import api, loading
         from onebyone.cli import render
+        from onebyone.detection.thresholds import read_threshold
 
         notes: tuple[str, ...] = ()
         model: Any = source
@@ -74,7 +75,7 @@ def predict(
                 channels=channels,
                 context=global_context and global_context.value,
                 labels=labels,
-                threshold=threshold,
+                threshold=read_threshold(threshold),
                 iou=iou,
                 background=background or (),
                 score_kind=score_kind,

@@ -42,6 +42,7 @@ class ScoreMap(Readable):
     `placement` relates the pixels of the image that was scanned to those of its full resolution and to the world; None
     where it is not known. `unscored` says why some positions have no scores, which are NaN there (a mask, pixels
     without data); empty where every position has scores.
+    `resized_from` is the size of the image before it was resized for the scan; None where it was not.
 
     Raises
     ------
@@ -61,6 +62,7 @@ class ScoreMap(Readable):
     agreement_skipped: str = ""
     placement: Placement | None = None
     unscored: str = ""
+    resized_from: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         expected = self.geometry.positions(self.image_size)
@@ -92,6 +94,19 @@ class ScoreMap(Readable):
     def classes(self) -> tuple[str, ...]:
         """The names of the classes; their numbers where the labels have no names."""
         return self.labels.classes or tuple(str(k) for k in range(self.scores.shape[0]))
+
+    @property
+    def full_size(self) -> tuple[int, ...]:
+        """The size of the image before it was resized for the scan."""
+        return self.resized_from or self.image_size
+
+    @property
+    def full_placement(self) -> Placement | None:
+        """The placement of the pixels of the image before it was resized."""
+        if self.placement is None or self.resized_from is None:
+            return self.placement
+        scale = [n / f for n, f in zip(self.image_size, self.resized_from, strict=True)]
+        return self.placement.part((0.0,) * len(scale), scale)
 
     def window_at(self, index: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """The pixels of the window at a position: [first, past the last) per axis, rows first.
@@ -151,6 +166,7 @@ class ScoreMap(Readable):
             "agreement_skipped": self.agreement_skipped,
             "placement": None if self.placement is None else self.placement.to_dict(),
             "unscored": self.unscored,
+            "resized_from": None if self.resized_from is None else list(self.resized_from),
         }
 
     def regions(self) -> Iterator[tuple[tuple[Span, ...], NDArray[np.float32]]]:
@@ -243,6 +259,7 @@ class ScoreMap(Readable):
             agreement_skipped=str(meta.get("agreement_skipped", "")),
             placement=Placement.from_dict(meta["placement"]) if meta.get("placement") else None,
             unscored=str(meta.get("unscored", "")),
+            resized_from=tuple(map(int, meta["resized_from"])) if meta.get("resized_from") else None,
         )
 
     def _repr_html_(self) -> str:

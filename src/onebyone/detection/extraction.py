@@ -1,29 +1,34 @@
-"""Detections from a score map: threshold, boxes, non-maximum suppression."""
+"""Detections from score maps: threshold, boxes, non-maximum suppression, part by part in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.dense.score_map import ScoreMap
 from onebyone.detection.box_regression import offsets_at, regressed, require_regressions
+from onebyone.detection.candidates import Candidates
 from onebyone.detection.detections import Detections
-from onebyone.detection.nms import canonical_order, nms, vote
+from onebyone.detection.nms import canonical_order
+from onebyone.detection.streaming_nms import suppress, undominated
+from onebyone.detection.thresholds import Threshold, thresholds_of
 from onebyone.errors import BadInput
-from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind, read_kind
+from onebyone.records import by
+from onebyone.stores.regions import Span
 
-MAX_CANDIDATES = 5_000_000
+#: Candidates of a part of a map that are decided together; a part with more is divided.
+_PART = 2**18
+
+Floats = NDArray[np.float64]
 
 
 def detect(
-    scores: ScoreMap,
+    scores: ScoreMap | Sequence[ScoreMap],
     *,
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     iou: float = 0.3,
     background: Sequence[str | int] = (),
     per_class: bool = True,
@@ -35,12 +40,16 @@ def detect(
 ) -> Detections:
     """Find objects in a score map: the windows that reach the confidence threshold, after non-maximum suppression.
 
+    The map is read part by part, and candidates beyond 2^18 are kept on disk, so memory does not grow with them. The
+    result is that of the suppression of all candidates at once (see `onebyone.detection.streaming_nms`).
+
     Parameters
     ----------
     scores
-        the result of `scan`.
+        the result of `scan`; or several, of one image at several scales, whose boxes suppress each other.
     threshold
-        confidence threshold: the smallest probability of a detection, 0 to 1.
+        confidence threshold: the smallest probability of a detection, 0 to 1. A mapping has it by class, with "*" for
+        the classes that it does not name (0.5 otherwise).
     iou
         IoU threshold of the non-maximum suppression, 0 to 1: a box whose IoU with a better one is above it is removed.
     background
@@ -63,44 +72,69 @@ def detect(
         "center-size" (offsets of the centre, and logarithms of the change in size); see
         `onebyone.detection.box_regression`.
 
+    Returns
+    -------
+    Detections in pixels of the image that was scanned. Where it was resized for the scan, they are in pixels of the
+    image before that.
+
     Raises
     ------
     BadInput
-        for a threshold outside [0, 1] or a class that does not exist, for scores that are not finite, and for a
-        threshold that more than five million windows reach.
+        for a threshold outside [0, 1] or a class that does not exist, for scores that are not finite, for maps of
+        different images, and where more than five million boxes are left.
     """
-    if not 0 <= threshold <= 1:
-        raise BadInput(f"threshold={threshold}: expected a number from 0 to 1")
-    if len(scores.geometry.window) != 2:
-        raise BadInput(f"scores have {len(scores.geometry.window)} axes; boxes are found on two")
+    maps = [scores] if isinstance(scores, ScoreMap) else list(scores)
     if max_detections is not None and max_detections < 1:
         raise BadInput(f"max_detections={max_detections}: expected a positive integer or None")
-    if score_kind is not None:
-        scores = replace(scores, kind=read_kind(score_kind))
+    first = _same_image(maps)
+    thresholds = thresholds_of(threshold, first.classes)
     if boxes is not None:
-        require_regressions(boxes, scores, box_format)
-    values, labels, rows, columns = _candidates(scores, threshold, foreground(scores, background))
-    corners = _windows(scores.geometry, rows, columns)
-    if boxes is not None:
-        corners = regressed(corners, offsets_at(boxes, labels, rows, columns), box_format)
-    corners = _clipped(corners, scores.image_size)
-    if boxes is not None:
-        has_area = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-        corners, values, labels = corners[has_area], values[has_area], labels[has_area]
-    kept, groups = nms(corners, values, labels, iou, per_class=per_class)
-    kept_corners = corners[kept]
-    if refine and len(kept):
-        same_class = [g[labels[g] == labels[k]] for k, g in zip(kept, groups, strict=True)]
-        kept_corners = np.stack(list(vote(corners, values, same_class)))
-    order = canonical_order(kept_corners, values[kept], labels[kept])[:max_detections]
+        if len(maps) > 1:
+            raise BadInput("boxes: are the regressions of one map; expected one map of scores")
+        require_regressions(boxes, first, box_format)
+    with Candidates() as candidates:
+        for score_map in maps:
+            kind = read_kind(score_kind) or score_map.kind or score_map.assumed_kind()
+            chosen = foreground(score_map, background)
+            for part in _parts(score_map, kind, thresholds[chosen], chosen):
+                corners, complete = _boxes_at(score_map, part, boxes, box_format)
+                values, labels = part.values, part.labels
+                if boxes is not None:
+                    has_area = (corners[:, 2:] > corners[:, :2]).all(axis=1)
+                    corners, values, labels = corners[has_area], values[has_area], labels[has_area]
+                elif not refine:  # suppressed boxes are needed for the means
+                    kept = undominated(corners, values, labels, complete, iou, per_class=per_class)
+                    corners, values, labels = corners[kept], values[kept], labels[kept]
+                candidates.add(corners, values, labels)
+        best = suppress(candidates, iou, per_class=per_class, most=None if refine else max_detections)
+    corners = best.votes if refine else best.boxes
+    order = canonical_order(corners, best.scores, best.labels)[:max_detections]
     return Detections(
-        boxes=kept_corners[order].astype(np.float32),
-        scores=values[kept][order].astype(np.float32),
-        labels=labels[kept][order],
-        classes=scores.classes,
-        image_size=scores.image_size,
-        placement=scores.placement,
+        boxes=corners[order].astype(np.float32),
+        scores=best.scores[order].astype(np.float32),
+        labels=best.labels[order],
+        classes=first.classes,
+        image_size=first.full_size,
+        placement=first.full_placement,
     )
+
+
+def _same_image(maps: Sequence[ScoreMap]) -> ScoreMap:
+    """The first of some maps. Raises BadInput where there is none, or they are of different images or classes."""
+    if not maps:
+        raise BadInput("scores: is empty; expected at least one score map")
+    first = maps[0]
+    for score_map in maps:
+        if len(score_map.geometry.window) != 2:
+            raise BadInput(f"scores have {len(score_map.geometry.window)} axes; boxes are found on two")
+        if score_map.full_size != first.full_size:
+            raise BadInput(
+                f"scores: the maps are of images of {by(first.full_size)} and {by(score_map.full_size)} pixels; "
+                "expected one image, resized"
+            )
+        if score_map.classes != first.classes:
+            raise BadInput("scores: the maps have different classes; expected those of one network")
+    return first
 
 
 def foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
@@ -118,54 +152,83 @@ def foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
     return [k for k in range(len(classes)) if k not in excluded]
 
 
-def _candidates(
-    scores: ScoreMap, threshold: float, foreground: list[int]
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.intp], NDArray[np.intp]]:
-    """Probabilities, classes, rows and columns (K,) of all windows that reach the threshold.
+class _Part:
+    """Probabilities, classes, rows and columns (K,) of the candidates of a region of positions."""
 
-    The map is read part by part, so that maps in files need no memory of their own size.
-    """
-    kind = scores.kind or scores.assumed_kind()
-    numbers = np.asarray(foreground, dtype=np.int64)
-    parts: list[tuple[NDArray[Any], ...]] = []
-    count = 0
-    for (rows, columns), values in scores.regions():
+    def __init__(
+        self,
+        region: Sequence[Span],
+        values: Floats,
+        labels: NDArray[np.int64],
+        rows: NDArray[np.intp],
+        columns: NDArray[np.intp],
+    ) -> None:
+        self.region = tuple(region)
+        self.values, self.labels, self.rows, self.columns = values, labels, rows, columns
+
+
+def _parts(scores: ScoreMap, kind: ScoreKind, thresholds: Floats, chosen: Sequence[int]) -> Iterator[_Part]:
+    """The windows that reach the threshold, part by part."""
+    numbers = np.asarray(chosen, dtype=np.int64)
+    for region, values in scores.regions():
         not_finite = values.size - int(np.count_nonzero(np.isfinite(values)))
         if scores.unscored:
             not_finite -= len(values) * int(np.count_nonzero(np.isnan(values).all(axis=0)))
         if not_finite:
             raise BadInput(f"scores have {not_finite} value(s) that are not finite")
-        probabilities = kind.probabilities(values)[foreground]
-        reached = probabilities >= threshold
-        count += int(np.count_nonzero(reached))
-        if count > MAX_CANDIDATES:
-            raise BadInput(
-                f"threshold={threshold}: more than {MAX_CANDIDATES:,} windows reach it; expected a higher threshold"
+        probabilities = kind.probabilities(values)[chosen]
+        # compared in the type of the scores, so that a threshold of 0.9 is reached by 0.9 of 32 bits
+        limits = thresholds.astype(probabilities.dtype)[:, None, None]
+        for inner in _divided(probabilities >= limits, (0, 0)):
+            rows, columns, reached = inner
+            label, row, column = np.nonzero(reached)
+            within = probabilities[:, rows.slice, columns.slice]
+            starts = region[0].start + rows.start, region[1].start + columns.start
+            spans = (
+                Span(starts[0], starts[0] + len(rows)),
+                Span(starts[1], starts[1] + len(columns)),
             )
-        label, row, column = np.nonzero(reached)
-        parts.append(
-            (
-                probabilities[reached].astype(np.float64),
-                numbers[label],
-                row + rows.start,
-                column + columns.start,
-            )
-        )
-    found, labels, at_rows, at_columns = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return found, labels, at_rows, at_columns
+            found = within[reached].astype(np.float64)
+            yield _Part(spans, found, numbers[label], row + starts[0], column + starts[1])
 
 
-def _windows(geometry: Geometry, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float64]:
-    """The windows (K, 4) x1, y1, x2, y2 at K positions."""
-    y, x = (
-        index * geometry.stride[axis] - geometry.window_offset[axis]
-        for axis, index in enumerate((rows, columns))
-    )
-    height, width = geometry.window
-    return np.stack([x, y, x + width, y + height], axis=1).astype(np.float64)
+def _divided(
+    reached: NDArray[np.bool_], start: tuple[int, int]
+) -> Iterator[tuple[Span, Span, NDArray[np.bool_]]]:
+    """A region in parts of at most `_PART` candidates: halves of the longer axis, again and again."""
+    _, height, width = reached.shape
+    if height * width == 1 or np.count_nonzero(reached) <= _PART:
+        yield Span(start[0], start[0] + height), Span(start[1], start[1] + width), reached
+    elif height >= width:
+        half = height // 2
+        yield from _divided(reached[:, :half], start)
+        yield from _divided(reached[:, half:], (start[0] + half, start[1]))
+    else:
+        half = width // 2
+        yield from _divided(reached[:, :, :half], start)
+        yield from _divided(reached[:, :, half:], (start[0], start[1] + half))
 
 
-def _clipped(boxes: NDArray[np.float64], image_size: Sequence[int]) -> NDArray[np.float64]:
-    """Boxes clipped to the image (height, width)."""
-    height, width = image_size
-    return np.clip(boxes, 0, [width, height, width, height])
+def _boxes_at(
+    scores: ScoreMap, part: _Part, offsets: ScoreMap | None, box_format: str
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """The boxes (K, 4) of candidates, clipped to the image, and whether every window that overlaps them is in the part.
+
+    They are in pixels of the image before it was resized.
+    """
+    geometry, complete = scores.geometry, np.ones(len(part.rows), bool)
+    low = []
+    for axis, index in enumerate((part.rows, part.columns)):
+        low.append(index * geometry.stride[axis] - geometry.window_offset[axis])
+        reach = -(-geometry.window[axis] // geometry.stride[axis]) - 1  # positions whose windows overlap
+        span, count = part.region[axis], scores.positions[axis]
+        complete &= (index - reach >= span.start) | (span.start == 0)
+        complete &= (index + reach < span.stop) | (span.stop == count)
+    (y, x), (height, width) = low, geometry.window
+    corners = np.stack([x, y, x + width, y + height], axis=1).astype(np.float64)
+    if offsets is not None:
+        corners = regressed(corners, offsets_at(offsets, part.labels, part.rows, part.columns), box_format)
+    rows, columns = scores.image_size
+    corners = np.clip(corners, 0, [columns, rows, columns, rows])
+    down, right = (f / n for f, n in zip(scores.full_size, scores.image_size, strict=True))
+    return corners * [right, down, right, down], complete

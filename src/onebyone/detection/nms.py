@@ -26,15 +26,15 @@ Integers = NDArray[np.int64]
 
 
 def iou(box: Floats, others: Floats) -> Floats:
-    """Intersection over union (K,) of one box (4,) with others (K, 4), both x1, y1, x2, y2; 0 for empty boxes.
+    """Intersection over union (K,) of one box (4,), or K boxes, with others (K, 4), x1, y1, x2, y2; 0 for empty ones.
 
     >>> iou(np.array([0.0, 0, 2, 2]), np.array([[1.0, 0, 3, 2], [5, 5, 6, 6]]))
     array([0.33333333, 0.        ])
     """
-    width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
-    height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
+    width = np.minimum(box[..., 2], others[:, 2]) - np.maximum(box[..., 0], others[:, 0])
+    height = np.minimum(box[..., 3], others[:, 3]) - np.maximum(box[..., 1], others[:, 1])
     intersection = np.maximum(width, 0) * np.maximum(height, 0)
-    area = (box[2] - box[0]) * (box[3] - box[1])
+    area = (box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1])
     other_areas = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
     union = area + other_areas - intersection
     ratio: Floats = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
@@ -95,7 +95,7 @@ def nms(
     kept: list[int] = []
     groups: list[Integers] = []
     undecided = np.ones(len(order), dtype=bool)
-    cells = _Cells(ranked, classes[order] if per_class else np.zeros_like(classes))
+    cells = BoxCells(ranked, classes[order] if per_class else np.zeros_like(classes))
     for rank in range(len(order)):
         if not undecided[rank]:
             continue
@@ -109,7 +109,7 @@ def nms(
     return order[np.array(kept, dtype=np.int64)], groups
 
 
-class _Cells:
+class BoxCells:
     """Boxes sorted by class and by the cell of their first corner. A cell has the size of the largest box.
 
     Two boxes that overlap are in the same cell or in neighbouring ones, and the boxes of three neighbouring cells of a
