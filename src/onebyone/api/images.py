@@ -40,8 +40,8 @@ def scan(
         min_agreement: minimum share of sampled windows whose best class must be the same as for the cropped window
             (`.agreement`), for networks that are not exact. A share below 0.95 causes a warning.
         options: labels, device, batch, shifts, stride, tile, memory, output, score_kind, softmax, page, level,
-            mpp, axes, mask, nodata, mode ("dense", or "windows" to crop every window), compared, progress, workers,
-            dask: see `onebyone.dense.scan`.
+            mpp, axes, mask, nodata, resize, mode ("dense", or "windows" to crop every window), compared, progress,
+            workers, dask: see `onebyone.dense.scan`.
 
     Returns:
         A `ScoreMap`: `.scores` of shape (classes, H', W'), with the geometry, the labels and the kind of scores.
@@ -137,7 +137,7 @@ def require_all(failures: Sequence[tuple[str, str]], total: int) -> None:
 
 
 def detect(
-    scores: ScoreMap | str | os.PathLike[str],
+    scores: ScoreMap | str | os.PathLike[str] | Sequence[ScoreMap | str | os.PathLike[str]],
     *,
     threshold: float | Mapping[str | int, float] = 0.5,
     iou: float = 0.3,
@@ -149,7 +149,8 @@ def detect(
     """Detect objects in a score map: boxes (x1, y1, x2, y2) in pixels, scores and labels.
 
     Args:
-        scores: the result of `scan`, or the path of a saved one (`.npz`).
+        scores: the result of `scan`, or the path of a saved one; or several, of one image at several scales
+            (`scan(resize=…)`), whose boxes are merged.
         threshold: confidence threshold: the minimum probability of a detection; a mapping has it by class, with "*"
             for the classes that it does not name (0.5 otherwise).
         iou: IoU threshold for non-maximum suppression (NMS).
@@ -165,12 +166,13 @@ def detect(
     from onebyone.dense import ScoreMap
     from onebyone.detection import detect as detect_objects
 
-    score_map = ScoreMap.load(scores) if isinstance(scores, str | os.PathLike) else scores
-    if score_map.agreement is not None:
-        score_map.agreement.require(min_agreement)
-        if not score_map.agreement.enough:
-            warnings.warn(score_map.agreement.advice, InexactWarning, stacklevel=2)
+    given = [scores] if isinstance(scores, ScoreMap | str | os.PathLike) else list(scores)
+    maps = [ScoreMap.load(s) if isinstance(s, str | os.PathLike) else s for s in given]
+    for agreement in (m.agreement for m in maps if m.agreement is not None):
+        agreement.require(min_agreement)
+        if not agreement.enough:
+            warnings.warn(agreement.advice, InexactWarning, stacklevel=2)
     offsets = ScoreMap.load(boxes) if isinstance(boxes, str | os.PathLike) else boxes
     return detect_objects(
-        score_map, threshold=threshold, iou=iou, background=tuple(background), boxes=offsets, **options
+        maps, threshold=threshold, iou=iou, background=tuple(background), boxes=offsets, **options
     )

@@ -78,6 +78,14 @@ def scan(
             show_default="as a GeoTIFF states",
         ),
     ] = None,
+    resize: Annotated[
+        float,
+        typer.Option(
+            "--resize",
+            metavar="FACTOR",
+            help="Resize the image as it is read, for objects of another size than the window; detect merges several.",
+        ),
+    ] = 1,
     shifts: Annotated[
         int,
         typer.Option(
@@ -192,6 +200,7 @@ def scan(
             "axes": axes,
             "mask": mask,
             "nodata": nodata,
+            "resize": resize,
             "device": device,
             "batch": batch,
             "shifts": shifts,
@@ -224,7 +233,13 @@ def scan(
 
 def detect(
     context: typer.Context,
-    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="A score map that scan wrote: .npz.")],
+    scores: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SCORES",
+            help="A score map that scan wrote; or several, of one image at several scales (scan --resize).",
+        ),
+    ],
     threshold: o.Threshold = "0.5",
     iou: o.Iou = 0.3,
     background: o.Background = None,
@@ -266,14 +281,13 @@ def detect(
     with session(context) as run:
         from onebyone import api, atomic_files
         from onebyone.cli import render
-        from onebyone.detection.thresholds import read_threshold
 
         if output is not None:
             atomic_files.require_writable(output)
-        with run.step(f"Detecting in {scores}"):
+        with run.step(f"Detecting in {', '.join(map(str, scores))}"):
             detections = api.detect(
-                scores,
-                threshold=read_threshold(threshold),
+                scores if len(scores) > 1 else scores[0],
+                threshold=threshold,
                 iou=iou,
                 background=background or (),
                 score_kind=score_kind,
@@ -283,5 +297,5 @@ def detect(
             )
             if output is not None:
                 detections.save(output, image=image, image_id=image_id, page=page)
-        data = render.detections_data(detections, scores, output)
+        data = render.detections_data(detections, scores[0], output)
         run.result(data, *render.detections_tables(data))

@@ -90,6 +90,16 @@ def read_names(text: str) -> Names:
     return Names(name.strip() for name in text.split(",") if name.strip())
 
 
+def read_threshold(text: str) -> Any:
+    """Parse a confidence threshold: one number, `cat=0.8,dog=0.6`, or `@file`."""
+    from onebyone.detection.thresholds import read_threshold as parsed
+
+    try:
+        return parsed(text)
+    except BadInput as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def read_numbers(text: str) -> Numbers:
     """Parse numbers such as `0.485,0.456,0.406`."""
     try:
@@ -295,10 +305,11 @@ GlobalContext = Annotated[
     ),
 ]
 Threshold = Annotated[
-    str,
+    Any,
     typer.Option(
         "--threshold",
-        metavar="P|A=P,…",
+        parser=read_threshold,
+        metavar="P",
         help="Confidence threshold: one number, by class (cat=0.8,dog=0.6; '*' for the others), or @FILE.",
     ),
 ]

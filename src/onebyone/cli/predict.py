@@ -50,7 +50,6 @@ def predict(
     with session(context) as run:
         from onebyone import api, loading
         from onebyone.cli import render
-        from onebyone.detection.thresholds import read_threshold
 
         notes: tuple[str, ...] = ()
         model: Any = source
@@ -75,7 +74,7 @@ def predict(
                 channels=channels,
                 context=global_context and global_context.value,
                 labels=labels,
-                threshold=read_threshold(threshold),
+                threshold=threshold,
                 iou=iou,
                 background=background or (),
                 score_kind=score_kind,

@@ -25,6 +25,7 @@ from onebyone.records import by
 from onebyone.stores.channels import MatchedSource
 from onebyone.stores.placement import placement_of
 from onebyone.stores.regions import Region, Span
+from onebyone.stores.resized import ResizedSource
 from onebyone.stores.source import ImageSource
 
 #: The score, in every class, of the positions that are left out.
@@ -210,7 +211,10 @@ def nodata_of(source: ImageSource, nodata: float | None = None) -> float | None:
 
 
 def _unconverted(source: ImageSource) -> ImageSource:
-    return source.source if isinstance(source, MatchedSource) else source
+    """The pixels as the file has them: neither resized nor of other channels."""
+    while isinstance(source, MatchedSource | ResizedSource):
+        source = source.source
+    return source
 
 
 def _opened(mask: Any, source: ImageSource) -> MaskImage:

@@ -24,6 +24,7 @@ from onebyone.stores.axes import SlicedSource
 from onebyone.stores.channels import match_channels, matched
 from onebyone.stores.opening import open_file
 from onebyone.stores.pictures import as_array
+from onebyone.stores.resized import resized
 from onebyone.stores.source import ArraySource, ImageSource, whole_region
 
 _ACCEPTED = "a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W)"
@@ -39,6 +40,7 @@ def open_image(
     level: int | None = None,
     mpp: float | None = None,
     axis_names: str | None = None,
+    resize: float = 1,
 ) -> ImageSource:
     """Open an image for a network of `channels` input channels that slides over `axes` axes.
 
@@ -64,6 +66,8 @@ def open_image(
     axis_names
         the axes of an array or a file, such as "CYX" for channels first; None takes those that the file states, or the
         spatial axes and then the channels.
+    resize
+        the factor by which the image is resized as it is read (see `stores.resized`).
 
     Raises
     ------
@@ -90,7 +94,7 @@ def open_image(
                 raise BadInput(f"{name}={value}: {what}; image is {_describe(image)}")
     _check_structure(source, channels)
     require_sound(labels, source.channels)
-    return source
+    return resized(source, resize)
 
 
 def load_image(image: Any, *, page: int | None = None) -> NDArray[Any]:

@@ -96,6 +96,7 @@ def map_facts(
         "agreement_skipped": output.skipped,
         "placement": placement_of(source),
         "unscored": "" if coverage is None else str(coverage),
+        "resized_from": getattr(source, "original_size", None),
     }
 
 

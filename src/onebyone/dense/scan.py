@@ -55,6 +55,7 @@ def scan(
     axes: str | None = None,
     mask: Any = None,
     nodata: float | None = None,
+    resize: float = 1,
     mode: str = "dense",
     compared: int | None = None,
     progress: Progress = None,
@@ -126,6 +127,9 @@ def scan(
     nodata
         the value of pixels without data; None takes the one that the image states (GeoTIFF). Windows of only such
         pixels are not scored. The image is read once more to find them.
+    resize
+        the factor by which the image is resized as it is read, for objects of another size than the window. `detect`
+        merges the maps of several factors, with boxes in pixels of the image before it was resized.
     mode
         "dense" runs the network once on each tile; "windows" crops every window and runs it separately, which is
         slower and exact for every network.
@@ -163,6 +167,7 @@ def scan(
         "level": level,
         "mpp": mpp,
         "axis_names": axes,
+        "resize": resize,
     }
     source = open_image(image, **options)
     warn_of_raw_pixels(labels, source)

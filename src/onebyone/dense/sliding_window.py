@@ -116,6 +116,7 @@ def scan_windows(
         device=str(device),
         passes=total,
         placement=placement_of(source),
+        resized_from=getattr(source, "original_size", None),
     )
 
 
