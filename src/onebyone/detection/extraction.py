@@ -152,7 +152,7 @@ def foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
     return [k for k in range(len(classes)) if k not in excluded]
 
 
-class _Part:
+class _CandidatePart:
     """Probabilities, classes, rows and columns (K,) of the candidates of a region of positions."""
 
     def __init__(
@@ -167,7 +167,9 @@ class _Part:
         self.values, self.labels, self.rows, self.columns = values, labels, rows, columns
 
 
-def _parts(scores: ScoreMap, kind: ScoreKind, thresholds: Floats, chosen: Sequence[int]) -> Iterator[_Part]:
+def _parts(
+    scores: ScoreMap, kind: ScoreKind, thresholds: Floats, chosen: Sequence[int]
+) -> Iterator[_CandidatePart]:
     """The windows that reach the threshold, part by part."""
     numbers = np.asarray(chosen, dtype=np.int64)
     for region, values in scores.regions():
@@ -189,7 +191,7 @@ def _parts(scores: ScoreMap, kind: ScoreKind, thresholds: Floats, chosen: Sequen
                 Span(starts[1], starts[1] + len(columns)),
             )
             found = within[reached].astype(np.float64)
-            yield _Part(spans, found, numbers[label], row + starts[0], column + starts[1])
+            yield _CandidatePart(spans, found, numbers[label], row + starts[0], column + starts[1])
 
 
 def _divided(
@@ -210,7 +212,7 @@ def _divided(
 
 
 def _boxes_at(
-    scores: ScoreMap, part: _Part, offsets: ScoreMap | None, box_format: str
+    scores: ScoreMap, part: _CandidatePart, offsets: ScoreMap | None, box_format: str
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """The boxes (K, 4) of candidates, clipped to the image, and whether every window that overlaps them is in the part.
 
