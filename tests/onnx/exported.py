@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import cache
 from typing import Any
 
 import onnx
@@ -106,10 +107,18 @@ NETWORKS: dict[str, Any] = {
 
 
 def exported(name: str, exporter: str, free_batch: bool = False) -> tuple[ir.Model, Tensor]:
-    """The network as ONNX with seeded weights, and an input."""
+    """The network as ONNX with seeded weights, and an input; both are the caller's own."""
+    content, x = _exported(name, exporter, free_batch)
+    return ir.serde.deserialize_model(onnx.load_from_string(content)), x.clone()
+
+
+@cache
+def _exported(name: str, exporter: str, free_batch: bool) -> tuple[bytes, Tensor]:
+    """The bytes of the model, exported once for all tests, and the input."""
     torch.manual_seed(0)
     kind = NETWORKS[name]
     network, x = kind().eval(), torch.randn(*kind.example)
+    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if exporter == "dynamo":
@@ -118,10 +127,9 @@ def exported(name: str, exporter: str, free_batch: bool = False) -> tuple[ir.Mod
                 network, (x,), dynamo=True, opset_version=18, dynamic_shapes=shapes, verbose=False
             )
             assert program is not None
-            return ir.serde.deserialize_model(program.model_proto), x
-        file = io.BytesIO()
+            return program.model_proto.SerializeToString(), x
         axes = {"x": {0: "batch"}} if free_batch else None
         torch.onnx.export(
             network, (x,), file, dynamo=False, opset_version=17, input_names=["x"], dynamic_axes=axes
         )
-    return ir.serde.deserialize_model(onnx.load_from_string(file.getvalue())), x
+    return file.getvalue(), x
