@@ -339,7 +339,7 @@ def runnable(model: Source, example: Any) -> tuple[nn.Module, Any]:
 
         network = with_modules(network)
     if example is None:
-        raise BadInput("example: is missing; expected an input such as torch.randn(1, 3, 224, 224) (--shape)")
+        raise BadInput("example: is missing; expected an input such as torch.randn(1, 3, 224, 224)")
     return network, example
 
 

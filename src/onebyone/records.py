@@ -126,6 +126,19 @@ def few(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def size_of(count: float) -> str:
+    """A number of bytes with a binary unit, up to GiB.
+
+    >>> size_of(0), size_of(1023), size_of(1536), size_of(5 * 2**40)
+    ('0 B', '1023 B', '1.5 KiB', '5120.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its type if the message is empty.
 

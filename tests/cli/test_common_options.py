@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import onebyone
@@ -87,3 +88,21 @@ def test_a_former_command_line_that_chose_an_output_is_not_misread(
     assert "--out is the former name of --output, and both were given" in said
     assert "an output of the network is chosen by --network-output" in said
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("convert", ":plain", "--level", "graph"), "--level graph: a module is exported with an example"),
+        (("convert", ":plain", "-o", "w.txt"), "--output w.txt: expected a name that ends in .safetensors"),
+        (("verify", ":plain", ":plain"), "--shape: is missing; two callables can only be compared"),
+        (("check", ":plain", "--target", "none", "--shape", "1,3,16,16"), "--target none: is not known"),
+        (("info", ":plain"), "give --window or --shape"),
+        (("predict", ":plain", "i.npy", "--window", 16, "-o", "w"), "--output w: is a file; expected a folder"),
+    ],
+)  # fmt: skip
+def test_messages_name_options(run: Run, folder: Path, words: tuple[str, ...], said: str) -> None:
+    """The names of Python arguments that a command makes from an option of another name."""
+    (folder / "w").touch()
+    np.save("i.npy", np.zeros((20, 20, 3), np.float32))
+    assert said in " ".join(run(*words).err.split())

@@ -140,3 +140,11 @@ def test_notebooks_show_tables() -> None:
     html = onebyone.info(Mixed().eval(), torch.zeros(1, 3, 12, 10))._repr_html_()
     assert html.count("<table>") == 2
     assert "ConvTranspose2d" in html
+
+
+def test_a_window_of_one_number_is_of_every_axis_where_the_form_for_any_size_fails() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    overview = onebyone.info(network, window=9)
+    assert overview.any_size is not None
+    assert overview.any_size.window == (9, 9)
+    assert "example of shape 1×3×9×9" in overview.notes[0]

@@ -195,7 +195,7 @@ def test_a_product_of_two_inputs_is_not_a_layer() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(BadInput, match="to='both'"):
         convert_graph(mlp(3, 4), to="both", example=torch.randn(2, 3))
-    with pytest.raises(BadInput, match="needs an example"):
+    with pytest.raises(BadInput, match="give example="):
         convert_graph(mlp(3, 4))
     with pytest.raises(BadInput, match=r"expected an nn\.Module"):
         convert_graph("a string")  # type: ignore[arg-type]

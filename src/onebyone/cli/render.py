@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from onebyone.records import by, few
+from onebyone.records import by, few, size_of
 
 if TYPE_CHECKING:
     from onebyone.dense import ScoreMap
@@ -367,14 +367,7 @@ def _is_figure(value: Any) -> bool:
 
 
 def _bytes(count: int) -> str:
-    if not count:
-        return "–"
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    return size_of(count) if count else "–"
 
 
 def _plural(noun: str, things: Sequence[Any]) -> str:

@@ -39,6 +39,14 @@ INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 WIDE = 120  # columns of tables written to a file or a pipe
 _LONG = 1.0  # seconds after which the name of a step is printed
 _REPEAT = 10.0  # seconds between lines of progress without a terminal
+# Arguments of Python functions that commands make from an option of another name.
+_OTHER_ARGUMENTS = {
+    "example": "--shape",
+    "x": "--shape",
+    "target": "--target",
+    "save": "--output",
+    "path": "--output",
+}
 _LIBRARIES = ("torch", "numpy", "torchvision", "timm", "onnx", "onnxruntime", "openvino")
 
 
@@ -72,9 +80,10 @@ class Session:
                 console.print(table)
 
     def note(self, text: str) -> None:
-        """Print a note on stderr."""
+        """Print a note on stderr, with the names of options in place of those of Python arguments."""
         if not self.quiet:
-            _console(sys.stderr).print(f"[yellow]note:[/] {_escaped(text)}", soft_wrap=True)
+            note = _escaped(self.with_option_names(text))
+            _console(sys.stderr).print(f"[yellow]note:[/] {note}", soft_wrap=True)
 
     def detail(self, text: str) -> None:
         """Print a line on stderr with --verbose."""
@@ -124,13 +133,14 @@ class Session:
 
 
 def _options(context: typer.Context) -> dict[str, str]:
-    """The long option of each argument of the command that runs."""
+    """The long option that sets each argument, of the command that runs and of the functions that it calls."""
     by_argument: dict[str, str] = {}
     for parameter in context.command.params:
         long = [option for option in parameter.opts if option.startswith("--")]
         if parameter.name and parameter.name not in EVERYWHERE and long:
             by_argument[parameter.name] = long[0]
-    return by_argument
+    given = set(by_argument.values())
+    return {name: option for name, option in _OTHER_ARGUMENTS.items() if option in given} | by_argument
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from onebyone.overview.result import AnySizeSummary, LayerSummary, NetworkOvervi
 from onebyone.pytorch.files.checkpoints import named_tensors
 from onebyone.pytorch.graph import convert_graph
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
+from onebyone.pytorch.lift.input_shapes import axes_of
 from onebyone.pytorch.modules.convert import convert_module
 from onebyone.records import Labels, Refusal, by, first_line
 from onebyone.results import Conversion
@@ -89,7 +90,7 @@ def _any_size(
     """The form for any size, and the number of channels that it found."""
     if window is None:
         return None, channels
-    sizes = (window,) if isinstance(window, int) else tuple(window)
+    sizes = (window,) * axes_of(network) if isinstance(window, int) else tuple(window)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OnebyoneWarning)  # the geometry and the advice say the same
@@ -120,7 +121,7 @@ def _run(
         return (
             (),
             (),
-            ("the network was not run, so shapes and MACs are not known: give window or an example",),
+            ("the network was not run, so shapes and MACs are not known: give window= or example=",),
         )
     outputs: list[tuple[str, str]] = []
 

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onebyone.laws.geometry import Geometry
-from onebyone.records import Change, Labels, Readable, Refusal, by, few, html_result, html_table, table
+from onebyone.records import (
+    Change,
+    Labels,
+    Readable,
+    Refusal,
+    by,
+    few,
+    html_result,
+    html_table,
+    size_of,
+    table,
+)
 
 _HEADERS = ("layer", "kind", "kernel", "input", "output", "parameters", "MACs", "converts to")
 Row = tuple[str, ...]
@@ -106,7 +117,7 @@ class NetworkOverview(Readable):
             ("network", f"{self.name} ({self.format})"),
             ("inputs", "; ".join(f"{name} {shape}".strip() for name, shape in self.inputs)),
             ("outputs", "; ".join(f"{name} {shape}".strip() for name, shape in self.outputs)),
-            ("parameters", f"{self.parameters:,} ({_size(self.weight_bytes)}, {', '.join(self.dtypes)})"),
+            ("parameters", f"{self.parameters:,} ({size_of(self.weight_bytes)}, {', '.join(self.dtypes)})"),
             ("MACs", f"{self.macs:,}" if self.macs else ""),
             ("layers", ", ".join(f"{count} {name}" for name, count in self.kernels)),
             ("operators", ", ".join(f"{count} {name}" for name, count in self.operators)),
@@ -121,7 +132,7 @@ class NetworkOverview(Readable):
 
     def _any_size(self) -> list[tuple[str, str]]:
         if self.any_size is None:
-            return [("any image size", "not tried: the input size is not known; give it as window")]
+            return [("any image size", "not tried: the input size is not known")]
         lifted = self.any_size
         if lifted.geometry is None:
             count = len(lifted.refused)
@@ -195,11 +206,3 @@ HEADERS = _HEADERS
 
 def _count(changes: Sequence[Change]) -> str:
     return f"{len(changes)} {'layer' if len(changes) == 1 else 'layers'}" if changes else "no layer"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"

@@ -76,7 +76,7 @@ def verify(
     if isinstance(converted, Converted):
         return _verify_conversion(original, converted, x, seed, gradients, report)
     if x is None:
-        raise BadInput("x is missing: two callables can only be compared on an example input")
+        raise BadInput("x: is missing; two callables can only be compared on an example input")
     if isinstance(converted, TracedNetwork):
         return _verify_traced(original, converted, x, seed)
     other = as_callable(converted, "converted")

@@ -121,7 +121,7 @@ def exported(
     if not isinstance(model, nn.Module):
         raise BadInput(f"model is a {type(model).__name__}: expected an nn.Module or an exported program")
     if example is None:
-        raise BadInput("level='graph' on a module needs an example: convert(model, level='graph', example=x)")
+        raise BadInput("level='graph': a module is exported with an example input; give example=")
     require_plain_names(model)
     return (
         export_program(model, example) if dynamic_axes is None else export_free(model, example, dynamic_axes)

@@ -35,7 +35,7 @@ def check_program(
     """
     if isinstance(network, nn.Module) and example is None:
         raise BadInput(
-            "example: is missing; a module is exported with one, such as torch.randn(1, 3, 224, 224) (--shape)"
+            "example: is missing; a module is exported with an example input, such as torch.randn(1, 3, 224, 224)"
         )
     program = exported(network, example)
     nodes = list(describe_program(functional_program(program)))
