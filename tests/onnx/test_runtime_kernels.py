@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented  # noqa: A004
 
 from onebyone.onnx.convert import convert_model
-from onebyone.onnx.runtime_kernels import MISSING
-from tests.onnx.models import model
+from onebyone.onnx.runtime_kernels import ACCURACY, MISSING
+from tests.onnx.models import graph, integers, model, run
 
 KINDS = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
 
@@ -24,8 +25,8 @@ def _runs(op_type: str, kind: int) -> bool:
     values = [helper.make_tensor_value_info(name, kind, s) for name, s in zip("xw", shapes, strict=True)]
     result = [1, 2, 3, 3] if op_type == "Conv" else [1, 2]
     node = helper.make_node(op_type, ["x", "w"], ["y"])
-    graph = helper.make_graph([node], "g", values, [helper.make_tensor_value_info("y", kind, result)])
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    made = helper.make_graph([node], "g", values, [helper.make_tensor_value_info("y", kind, result)])
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
     onnx.checker.check_model(proto, full_check=True)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -54,3 +55,30 @@ def test_a_conversion_warns_in_words(kind: str, warns: bool) -> None:
     text = str(result)
     assert ("warning: 2 new Conv nodes compute in" in text) == warns
     assert bool(result.to_dict()["warnings"]) == warns
+
+
+def test_a_product_by_dequantised_weights_is_announced_as_approximate() -> None:
+    """ONNX Runtime itself is asked: rounded as it stands, exact with the option that the warning names."""
+    m = model(
+        graph("2,4,5,6", "2,6,5,6", "d = DequantizeLinear<axis=0>(q, s) y = Conv(x, d, b)"),
+        {"q": integers(6, 4, 1, 1, dtype=np.int8), "s": np.float32(2.0 ** integers(6)), "b": integers(6)},
+    )
+    x = {"x": integers(2, 4, 5, 6)}
+    result = convert_model(m, "linear")
+    (warning,) = result.warnings
+    assert "1 new MatMul node multiplies by dequantised weights" in warning
+    assert all(repr(word) in warning for word in ACCURACY)
+    (expected,) = run(m, x)
+    errors = []
+    for exact in (False, True):
+        options = onnxruntime.SessionOptions()
+        if exact:
+            options.add_session_config_entry(*ACCURACY)
+        proto = ir.serde.serialize_model(result.model).SerializeToString()
+        session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        errors.append(float(np.abs(session.run(None, x)[0] - expected).max()))
+    assert errors[0] > 0
+    assert errors[1] == 0
+    assert not convert_model(
+        model(graph("2,4,5,6", "2,6,5,6", "y = Conv(x, w)"), {"w": integers(6, 4, 1, 1)}), "linear"
+    ).warnings

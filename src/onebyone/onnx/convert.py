@@ -25,7 +25,7 @@ from onebyone.onnx.model_rewriting import (
 )
 from onebyone.onnx.quantised_convolutions import read_quantised_convolution
 from onebyone.onnx.quantised_products import read_quantised_product
-from onebyone.onnx.runtime_kernels import missing_kernels
+from onebyone.onnx.runtime_kernels import runtime_warnings
 from onebyone.onnx.shapes import infer_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.onnx.weight_rewriting import WeightRewriter
@@ -58,7 +58,7 @@ def convert_model(
     rewriter = ModelRewriter(copy)
     refused = convert_all(rewriter, to, only)
     sort_where_needed(copy)
-    warnings = missing_kernels(copy)
+    warnings = runtime_warnings(copy)
     restore_value_infos(copy, model)
     return OnnxConversion(
         copy,
