@@ -118,7 +118,7 @@ def test_two_modules_compare_gradients_too_and_name_the_layer() -> None:
 
 
 def test_nothing_to_compare_is_bad_input() -> None:
-    with pytest.raises(BadInput, match="x is missing"):
+    with pytest.raises(BadInput, match="x: is missing"):
         verify(nn.Linear(2, 2), nn.Linear(2, 2))
     with pytest.raises(BadInput, match="converted is a int"):
         verify(nn.Linear(2, 2), 3, torch.ones(1, 2))

@@ -119,7 +119,7 @@ def compare_onnx(model: ir.Model, other: ir.Model, feeds: Mapping[str, Array] | 
         BadInput: there is no example to run them on.
     """
     if feeds is None:
-        raise BadInput("x is missing: two models can only be compared on an example input")
+        raise BadInput("x: is missing; two models can only be compared on an example input")
     problems: list[str] = []
     unverified = ["the layers one by one: which became which is known of a conversion only"]
     whole = compare_outputs(model, other, feeds, problems, unverified)
