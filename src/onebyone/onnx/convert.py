@@ -27,6 +27,7 @@ from onebyone.onnx.quantised_convolutions import read_quantised_convolution
 from onebyone.onnx.quantised_products import read_quantised_product
 from onebyone.onnx.runtime_kernels import runtime_warnings
 from onebyone.onnx.shapes import infer_shapes
+from onebyone.onnx.static_sizes import fill_static_sizes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.onnx.weight_rewriting import WeightRewriter
 from onebyone.onnx_file import bytes_of_weights
@@ -119,6 +120,7 @@ def prepared(model: ir.Model, freeze_initialisers: bool = False) -> ir.Model:
     _lift_constants(copy)
     infer_shapes(copy)
     mark_constants(copy)
+    fill_static_sizes(copy)
     return copy
 
 

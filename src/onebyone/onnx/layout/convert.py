@@ -11,6 +11,7 @@ from onebyone.layout.planner import choose_orders
 from onebyone.layout.products import MERGE_PENALTIES
 from onebyone.layout.token_axis import TokenAxis
 from onebyone.layout.values import GraphValue
+from onebyone.onnx.computed_constants import evaluate_constants
 from onebyone.onnx.constant_values import is_constant, mark_constants, shape_of
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import (
@@ -22,12 +23,12 @@ from onebyone.onnx.convert import (
     write_as_product,
 )
 from onebyone.onnx.layout.builder import OnnxGraphBuilder
-from onebyone.onnx.layout.computed_constants import evaluate_constants
 from onebyone.onnx.layout.counting import layout_operators
 from onebyone.onnx.layout.decoder import DecodedModel, OnnxDecoder, TokenProduct, needed
 from onebyone.onnx.layout.products import ProductDecoder, read_pointwise, read_token_wise
 from onebyone.onnx.model_rewriting import ModelRewriter, nodes_of, restore_value_infos, sort_where_needed
 from onebyone.onnx.shapes import infer_shapes
+from onebyone.onnx.static_sizes import fill_static_sizes, fold_static_numbers
 from onebyone.onnx.stored_values import StoredValue
 from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal, by
@@ -126,8 +127,11 @@ def lay_out(
     """
     model = rewriter.model
     sort_where_needed(model)
-    infer_shapes(model)
     mark_constants(model)
+    if not fill_static_sizes(model):
+        infer_shapes(model)
+        mark_constants(model)
+    fold_static_numbers(model)
     graph = model.graph
     if evaluate_constants(graph, model.opset_imports.get("", OLDEST_OPSET)):
         infer_shapes(model)

@@ -72,8 +72,16 @@ def _computed(value: ir.Value, opset: int, arrays: dict[ir.Value, Array | None])
 
 def _run(node: ir.Node, opset: int, operands: list[Array | None]) -> Array | None:
     given = [array for array in operands if array is not None]
-    absent = sum(operand is not None for operand in node.inputs) - len(given)
-    if absent or not _is_small(node, given):
+    return None if len(given) < len(_operands(node)) else run_operator(node, opset, given)
+
+
+def _operands(node: ir.Node) -> list[ir.Value]:
+    return [operand for operand in node.inputs if operand is not None]
+
+
+def run_operator(node: ir.Node, opset: int, given: list[Array]) -> Array | None:
+    """The result of a node on these numbers, one array for each operand that is not left out; None if it is unknown."""
+    if node.domain != "" or node.op_type not in _OPERATORS or not _is_small(node, given):
         return None
     if node.op_type == "GatherElements":  # the reference implementation of onnx 1.23 fails on some shapes
         data, indices = given
@@ -84,7 +92,7 @@ def _run(node: ir.Node, opset: int, operands: list[Array | None]) -> Array | Non
     for operand, array in zip(inputs, given, strict=True):
         operand.type, operand.shape = ir.TensorType(ir.tensor(array).dtype), ir.Shape(array.shape)
     rest = iter(inputs)
-    arguments = [None if array is None else next(rest) for array in operands]
+    arguments = [None if operand is None else next(rest) for operand in node.inputs]
     output = ir.Value(name="o")
     copy = ir.Node("", node.op_type, arguments, node.attributes.values(), outputs=[output])
     graph = ir.Graph(inputs, [output], nodes=[copy], opset_imports={"": opset}, name="constant")
