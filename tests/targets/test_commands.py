@@ -88,7 +88,7 @@ def test_targets_are_listed_with_their_sources() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("check", "net.onnx", "--target", "hexagon"), "'hexagon': is not known"),
+        (("check", "net.onnx", "--target", "hexagon"), "hexagon: is not known"),
         (("check", "net.onnx", "--target", "wrong.toml"), "has the unknown key 'maximun'"),
         (("check", "net.onnx", "--target", "missing.toml"), "missing.toml"),
         (("convert", "net.onnx", "--target", "hexagon", "-o", "out.onnx"), "is not known"),
