@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import onebyone
-from tools import docstring_sections
+from tools import docstring_sections, site_hooks
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -52,6 +52,10 @@ def test_reference_pages_are_listed_and_name_things_that_exist() -> None:
 
 def test_underlined_sections_and_doctests_are_rewritten() -> None:
     assert doctest.testmod(docstring_sections) == (0, 2)
+
+
+def test_sections_of_the_navigation_are_named() -> None:
+    assert doctest.testmod(site_hooks) == (0, 1)
 
 
 def run(arguments: list[str], folder: Path) -> None:

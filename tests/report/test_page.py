@@ -274,6 +274,10 @@ def test_bars_and_dots_stand_where_their_values_are(comparison: Comparison) -> N
     widths = [float(w) for w in re.findall(r'<rect class="c-[a-z]+"[^>]* width="([\d.]+)"', drawn)]
     shares = [comparison["D8"].figures[r]["share_of_inputs"] for r in ("pointwise", "kernel", "connected")]
     assert widths == pytest.approx([270 * s for s in shares], rel=1e-3)
+    drawn = made("S4", dict(comparison["S4"].figures))
+    widths = [float(w) for w in re.findall(r'<rect class="c-[a-z]+"[^>]* width="([\d.]+)"', drawn)]
+    reached = [comparison["S4"].figures[name]["share_of_all"] for name in ("fully connected", "pointwise")]
+    assert widths == pytest.approx([270 * s for s in reached], rel=1e-3)
     dots = made("D3", dict(comparison["D3"].figures))
     mark = float(re.findall(r'<line class="rule" x1="([\d.]+)"', dots)[0])
     xs = [float(x) for x in re.findall(r'<circle class="c-[a-z]+ part" cx="([\d.]+)"', dots)]

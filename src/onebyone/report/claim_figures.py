@@ -60,6 +60,17 @@ def _weighted_sum(figures: Data, _: Data) -> ClaimFigure:
     )
 
 
+def _combination(figures: Data, _: Data) -> ClaimFigure:
+    rows = [
+        (name, f["share_of_all"], percent(f["share_of_all"]), css)
+        for name, css in (("fully connected", "c-connected"), ("pointwise", "c-pointwise"))
+        for f in (figures[name],)
+    ]
+    values = "; ".join(f"{name}: {words}" for name, _, words, _ in rows)
+    html = charts.bars(rows, f"Share of the input channels that reach an output channel. {values}", 1.0)
+    return ClaimFigure(html, "The share of the input channels that contribute to an output channel.")
+
+
 def _activation(figures: Data, _: Data) -> ClaimFigure:
     measured = (("collapse_ratio", "without"), ("activation_ratio", f"with {figures['activation']}"))
     rows = [
@@ -333,7 +344,7 @@ def _detection(figures: Data, _: Data) -> ClaimFigure | None:
 
 
 _BY_ROW: dict[str, Callable[[Data, Data], ClaimFigure | None]] = {
-    "S1": _weighted_sum, "S3": _activation, "S5": _flexibility, "D1": _scope, "D3": _permutation,
+    "S1": _weighted_sum, "S3": _activation, "S4": _combination, "S5": _flexibility, "D1": _scope, "D3": _permutation,
     "D4": _dimensions, "D5": _complexity, "D6": _census, "D7": _shift, "D8": _share, "R2": _chain,
     "R4": _detection,
 }  # fmt: skip
