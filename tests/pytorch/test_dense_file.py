@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from onebyone.demo.data import WINDOW
+from onebyone.demo.network import build, folded
 from onebyone.errors import BadInput
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from onebyone.pytorch.lift.dense_file import ConvolutionalizedModule, export_dense, load_dense
@@ -122,6 +124,21 @@ def test_weights_stored_channels_last_are_saved_for_every_size(tmp_path: Path) -
     saved = load_dense(tmp_path / "d.pt2")
     assert [p.stride() for p in network.parameters()] == before
     for size in ((21, 21), (23, 21), (40, 61)):
+        image = torch.randn(1, 1, *size)
+        with torch.no_grad():
+            assert torch.allclose(saved.model(image), dense.model(image), rtol=1e-4, atol=1e-5)
+
+
+def test_a_channels_last_weight_of_one_input_channel_does_not_fix_the_size(tmp_path: Path) -> None:
+    network = folded(build())
+    weight = network[0].weight
+    assert isinstance(weight, nn.Parameter)
+    assert weight.is_contiguous()  # although its strides are those of channels-last
+    assert weight.stride() != torch.empty(weight.shape).stride()
+    dense = convolutionalize(network, WINDOW)
+    dense.save(tmp_path / "d.pt2")
+    saved = load_dense(tmp_path / "d.pt2")
+    for size in ((WINDOW, WINDOW), (WINDOW + 3, WINDOW + 9)):
         image = torch.randn(1, 1, *size)
         with torch.no_grad():
             assert torch.allclose(saved.model(image), dense.model(image), rtol=1e-4, atol=1e-5)

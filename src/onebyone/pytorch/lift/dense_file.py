@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import os
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +79,25 @@ def export_dense(d: ConvolutionalizedModule) -> ExportedProgram:
 def _with_contiguous_weights(model: nn.Module) -> nn.Module:
     """The module itself, or a copy if weights are stored channels-last.
 
-    torch.export follows the memory format of weights and then excludes images close to the window's size.
+    torch.export follows the memory format of weights and then excludes images close to the window's size. Strides are
+    compared, because `is_contiguous` ignores axes of size one: a channels-last weight of one input channel passes it.
     """
-    if all(tensor.is_contiguous() for tensor in (*model.parameters(), *model.buffers())):
+    if all(tensor.stride() == _row_major(tensor).stride() for tensor in _stored(model)):
         return model
     copied = copy.deepcopy(model)
-    for tensor in (*copied.parameters(), *copied.buffers()):
-        tensor.data = tensor.data.contiguous()
+    for tensor in _stored(copied):
+        tensor.data = _row_major(tensor).copy_(tensor)
     return copied
+
+
+def _stored(model: nn.Module) -> Iterator[torch.Tensor]:
+    """The parameters and buffers of a module."""
+    return chain(model.parameters(), model.buffers())
+
+
+def _row_major(tensor: torch.Tensor) -> torch.Tensor:
+    """An uninitialised tensor like another one, with the strides of row-major order, also of axes of size one."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def load_dense(path: str | os.PathLike[str]) -> ConvolutionalizedModule:
