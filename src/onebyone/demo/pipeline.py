@@ -65,7 +65,8 @@ LABELS = Labels(
 def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[str, Any]:
     """Run all steps of the demo, and write `out`/index.html and `out`/summary.json.
 
-    The scan is written too (page.png, scores.npz, and viewer.json, which names them for `onebyone view`).
+    The scan is written too (page.png, scores.npz, the network as dense.pt2, and viewer.json, which names them for
+    `onebyone view`).
 
     `progress(description)` is a context manager that returns a function of (done, total) for one step; None shows
     bars on stderr. Returns the content of summary.json. An interrupted run leaves `out` unchanged.
@@ -86,8 +87,9 @@ def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[s
         (folder / "index.html").write_text(page_text.render(results, summary), encoding="utf-8")
         text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (folder / "summary.json").write_text(text, encoding="utf-8")
-        parts = ScanParts(folder / "scores.npz", folder / "page.png")
+        parts = ScanParts(folder / "scores.npz", folder / "page.png", folder / "dense.pt2")
         results.timed.dense.save(parts.scores)
+        results.converted.save(folder / "dense.pt2")
         save_picture(
             to_rgb_picture(results.page.image[:, :, None], "the demo's photograph"), folder / "page.png"
         )
