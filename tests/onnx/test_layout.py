@@ -14,6 +14,7 @@ import onebyone
 from onebyone.errors import BadInput
 from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.layout.convert import convert_with_layout
+from onebyone.onnx.shapes import infer_shapes
 from tests.onnx.exported import NETWORKS, exported
 from tests.onnx.layout_fuzz import compare
 from tests.onnx.models import graph, integers, model, operators, run
@@ -58,6 +59,26 @@ def test_a_run_of_operators_on_tokens_has_no_layout_operator_inside() -> None:
     assert "Reshape" not in kinds
     assert kinds.index("Conv") > kinds.index("Transpose")
     assert [k for k in kinds if k not in ("Squeeze", "Unsqueeze")][-1] == "Transpose"
+
+
+@pytest.mark.parametrize(
+    ("shape", "nodes", "image", "transposes"),
+    [
+        ("2,3,6", "a = Gemm(x, w) b = Reshape(a, s) y = Transpose<perm = [1, 2, 0]>(b)", [1, 4, 1, 6], 1),
+        ("6,5", "a = Gemm(x, w) b = Relu(a) y = Gemm(b, v)", [6, 4, 1, 1], 0),
+    ],
+    ids=["positions", "batch"],
+)
+def test_rows_are_positions_where_that_needs_no_further_layout_operator(
+    shape: str, nodes: str, image: list[int], transposes: int
+) -> None:
+    constants = {"w": integers(4, 6), "v": integers(6, 5), "s": np.array([6, 2, 3], np.int64)}
+    c = converted(model(graph("6,4", shape, nodes), constants), {"x": integers(6, 4, seed=1)})
+    infer_shapes(c.model)
+    first = next(node for node in c.model.graph if node.op_type == "Conv")
+    assert first.inputs[0] is not None
+    assert list(first.inputs[0].shape or ()) == image
+    assert operators(c.model).count("Transpose") == transposes
 
 
 @pytest.mark.parametrize("tokens", ["last", "height", "batch"])

@@ -192,6 +192,8 @@ class ProductRule(LayoutRule):
         others = tuple(axis for axis in self.axes if axis != channel)
         if self.to == "linear" or self._in_the_batch():
             return [(*others, channel), self.axes]
+        if self.row_penalty and others == (0,):
+            return [(channel, 0), self.axes]
         batch = 1 if others[:1] == (0,) else 0
         return [(*others[:batch], channel, *others[batch:]), self.axes]
 

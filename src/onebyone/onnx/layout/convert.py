@@ -35,6 +35,9 @@ from onebyone.records import Change, Refusal, by
 
 #: The cost of a convolution whose tokens are in the batch axis: two Reshapes, and a little more than other plans.
 MERGED_CONVOLUTION = 2.02
+#: The cost of a convolution whose rows (N, C) are its batch, (N, C, 1, 1). So they become positions (1, C, 1, N), which
+#: runtimes compute far faster, unless that takes one more layout operator for fewer than a hundred products.
+ROWS_IN_THE_BATCH = 0.01
 LAW = {"conv": "linear = pointwise convolution", "linear": "pointwise convolution = linear"}
 
 
@@ -117,8 +120,8 @@ def lay_out(
         rewriter: of a model whose constants are initializers (`convert.prepared`). Nodes may have been rewritten.
         to: "conv", or "linear".
         selected: by the path of a product in the original: whether it is to be converted. Others keep their form.
-        tokens: where the positions of a convolution are stored. Rows (N, C) are positions too where all products of
-            the model are on rows; otherwise they stay in the batch axis.
+        tokens: where the positions of a convolution are stored. Rows (N, C) are positions too where that takes no
+            further layout operators (`ROWS_IN_THE_BATCH`); otherwise they stay in the batch axis.
         allowed: for matrix products, a number of layout operators. Plans are tried from the one with the plainest
             products to the one with the fewest layout operators, until a plan needs at most this many.
 
@@ -183,7 +186,7 @@ class _Graph:
                     decoder.product(product)
                     found[product.rule.result] = product
             else:
-                product = products.read(node, penalty, 0.0)
+                product = products.read(node, penalty, ROWS_IN_THE_BATCH)
                 if product is None:
                     decoder.node(node)
                 elif len(product.nodes) == 1:
