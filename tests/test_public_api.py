@@ -26,6 +26,7 @@ VERBS = {
     "scan",
     "tune",
     "verify",
+    "view",
 }
 
 

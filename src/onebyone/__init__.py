@@ -16,6 +16,7 @@ from onebyone.api import (
     scan,
     tune,
     verify,
+    view,
 )
 from onebyone.records import Labels
 
@@ -34,6 +35,7 @@ __all__ = [
     "scan",
     "tune",
     "verify",
+    "view",
 ]
 __version__ = _metadata.version("onebyone")
 

@@ -135,7 +135,8 @@ def test_the_window_under_the_pointer_and_its_crop(address: str) -> None:
 
 def test_a_review_is_written_beside_the_scan(address: str, scanned: tuple[Path, Path, Any]) -> None:
     query = "threshold=0.9&iou=0.2"
-    body = json.dumps({"states": {"0": "rejected", "1": "accepted"}}).encode()
+    first, second = (box[:5] for box in ask(f"{address}boxes.json?{query}")["boxes"])
+    body = json.dumps({"states": [[*first, "rejected"], [*second, "accepted"]]}).encode()
     status, content = fetch(f"{address}review?{query}&suffix=.geojson", body)
     assert (status, json.loads(content)) == (
         200,
@@ -143,7 +144,7 @@ def test_a_review_is_written_beside_the_scan(address: str, scanned: tuple[Path, 
     )
     (feature,) = json.loads((scanned[0].parent / "scores-reviewed.geojson").read_text())["features"]
     assert feature["type"] == "Feature"
-    for bad in (b'{"states": {"9": "accepted"}}', b'{"states": {"0": "x"}}', b"[]", b"{"):
+    for bad in (b'{"states": [[0, 0, 1, 1, 0, "accepted"]]}', b'{"states": [[1, "x"]]}', b"[]", b"{"):
         assert fetch(f"{address}review?{query}", bad)[0] == 400
     assert fetch(f"{address}review?{query}&suffix=.exe", body)[0] == 400
 

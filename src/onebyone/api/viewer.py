@@ -20,8 +20,13 @@ def view(
 ) -> None:
     """Serve a page that shows a scan, on the loopback interface, until interrupted.
 
+    The page lays the score map over the image, draws the detections at any thresholds, and compares windows with their
+    crops. Detections can be accepted or rejected, and are saved beside the scan. A scan that is still running is shown
+    as far as it is done, and the page follows it.
+
     Args:
-        scan: a score map that `scan` wrote, or a folder with a `viewer.json` that names its files.
+        scan: a score map that `scan` wrote or is writing, or a folder with a `viewer.json` that names its files,
+            such as the one of the demo.
         image: the image that was scanned: a path or what `scan` takes; None takes that of the folder.
         model: the file of the any-size network, to compare windows with their crops; None takes that of the folder.
         port: the port; 0 takes a free one.
@@ -30,8 +35,11 @@ def view(
     Raises:
         BadInput: the scan, the image or the model cannot be read, or the image has another size than the scan.
         MissingExtra: Starlette or uvicorn is not installed (extra `view`).
+
+    Example:
+        onebyone.view("scores.zarr", "slide.tif", model="dense.pt2")
     """
-    from onebyone.dense import ScoreMap
+    from onebyone.dense.unfinished import open_scores
     from onebyone.viewing import ScanView
     from onebyone.viewing.scan_folder import scan_parts
     from onebyone.web.server import serve
@@ -40,4 +48,5 @@ def view(
     network = model or parts.model
     dense = None if network is None else open_dense(network)[0]
     shown = parts.image if image is None else image
-    serve(ScanView(ScoreMap.load(parts.scores), parts.scores, shown, dense), port, opened or print)
+    scores, path = open_scores(parts.scores)
+    serve(ScanView(scores, path, shown, dense), port, opened or print)

@@ -16,7 +16,7 @@ def view(
         Path,
         typer.Argument(
             metavar="SCAN",
-            help="A score map that scan wrote (.zarr, .npz, .tif, .npy), or a folder of the demo.",
+            help="A score map that scan wrote or is writing (.zarr, .npz, .tif, .npy), or a folder of the demo.",
         ),
     ],
     image: Annotated[

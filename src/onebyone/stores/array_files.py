@@ -52,14 +52,14 @@ class NpyWriter:
 
     def put(self, region: tuple[Span, ...], values: NDArray[np.float32]) -> None:
         """Write one block to a file of its own and flush it to disk."""
-        file = self._file(region)
+        file = self.file(self._blocks, region)
         file.parent.mkdir(exist_ok=True)
         with atomic_path(file) as temporary, temporary.open("wb") as stream:
             np.save(stream, np.ascontiguousarray(values), allow_pickle=False)
 
     def get(self, region: tuple[Span, ...]) -> NDArray[np.float32]:
         """The values of a block. Raises BadInput for a file that is damaged."""
-        path = self._file(region)
+        path = self.file(self._blocks, region)
         try:
             values: NDArray[np.float32] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -84,10 +84,11 @@ class NpyWriter:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _file(self, region: tuple[Span, ...]) -> Path:
-        """The file of a block; blocks with the same first row share a folder."""
+    @staticmethod
+    def file(blocks: Path, region: tuple[Span, ...]) -> Path:
+        """The file of a block in the folder of all; blocks with the same first row share a folder."""
         starts = [str(span.start) for span in region]
-        return self._blocks / starts[0] / ("_".join(starts) + ".npy")
+        return blocks / starts[0] / ("_".join(starts) + ".npy")
 
     def _publish_array(
         self, array: Path, values: NDArray[np.float32], target: Path, description: MapDescription

@@ -22,11 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onebyone.atomic_files import write_text
 from onebyone.errors import BadInput, Refused
 from onebyone.records import Refusal
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.regions import Region, Span
-from onebyone.stores.working_folder import WorkingFolder, flush_to_disk, working_path
+from onebyone.stores.working_folder import DESCRIPTION, WorkingFolder, flush_to_disk, working_path
 
 Block = tuple[int, ...]
 
@@ -270,6 +271,7 @@ class FileSink(BlockSink):
             return
         if not begun:
             self._folder.clear()
+        write_text(self._folder.path / DESCRIPTION, description.to_text())
         opened.start(self._folder.path)
 
     def is_done(self, block: Block) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,20 @@ from onebyone.stores.geotiff import GeoTiffSource, tiff_description
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.ome_zarr_writer import stored_description, zarr_library
 from onebyone.stores.regions import Span
+from onebyone.stores.zarr_checks import checked_store
+from onebyone.stores.zarr_metadata import array_metadata
 
 
 class StoredMap:
     """The scores (channels, *positions) of a finished map, read from its file when they are indexed.
 
-    `values` is any array that is indexed as NumPy's are. `numpy.asarray` reads the whole map.
+    `values` is any array that is indexed as NumPy's are. `numpy.asarray` reads the whole map. Several threads may read
+    at the same time; each read is served alone, because not every format allows more.
     """
 
     def __init__(self, values: Any) -> None:
         self._values = values
+        self._lock = Lock()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,7 +56,8 @@ class StoredMap:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> NDArray[np.float32]:
-        return np.asarray(self._values[index], dtype=np.float32)
+        with self._lock:
+            return np.asarray(self._values[index], dtype=np.float32)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[...], dtype=dtype)
@@ -98,7 +104,9 @@ def open_map(path: str | os.PathLike[str]) -> tuple[StoredMap, MapDescription]:
             values = _Bands(GeoTiffSource(file))
         else:
             description = stored_description(file)
-            values = zarr_library("reading OME-Zarr").open_array(file / "0", mode="r")
+            library = zarr_library("reading OME-Zarr")
+            store = checked_store(file, "0", array_metadata(file, "0"))
+            values = library.open_array(store, path="0", mode="r")
     except BadInput as error:
         raise BadInput(f"{file} {error}") from error
     except (OSError, ValueError, KeyError, EOFError) as error:

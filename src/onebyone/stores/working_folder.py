@@ -1,9 +1,10 @@
 """The working folder of a scan that writes to disk: what it computes, its identity, and which blocks are durable.
 
 The folder is beside the output, under the output's name with `.partial` after it. It holds `scan.json`, the identity of
-the scan, and `done`: the largest magnitude of the image's pixels so far (float64), then one byte per block of the map,
-which is set after the block's data were flushed to disk. So a scan that was interrupted at any moment goes on where it
-was, and another scan is refused. One process at a time uses the folder; others may put data into it on its behalf.
+the scan, `map.json`, the description of its map for those who look at it, and `done`: the largest magnitude of the
+image's pixels so far (float64), then one byte per block of the map, which is set after the block's data were flushed to
+disk. So a scan that was interrupted at any moment goes on where it was, and another scan is refused. One process at a
+time uses the folder; others may put data into it on its behalf.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onebyone.atomic_files import write_text
 from onebyone.errors import BadInput
@@ -26,6 +28,7 @@ from onebyone.errors import BadInput
 _FORMAT = "onebyone.unfinished-scan/2"
 _MAX_IDENTITY_BYTES = 2**24
 _IDENTITY, _MARKS = "scan.json", "done"
+DESCRIPTION = "map.json"
 _HEADER = 8  # bytes before the marks
 
 
@@ -142,11 +145,7 @@ class WorkingFolder:
             write_text(file, json.dumps(stated, indent=1, sort_keys=True))
             return
         try:
-            if file.is_symlink() or file.stat().st_size > _MAX_IDENTITY_BYTES:
-                raise ValueError("it was not written by a scan")
-            before = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(before, dict) or before.get("format") != _FORMAT:
-                raise ValueError("its format is another")
+            before = _read_identity(file)
         except (ValueError, RecursionError) as error:
             raise BadInput(f"{file} does not describe an unfinished scan: {error}") from error
         if different := differences(before, stated):
@@ -159,6 +158,41 @@ class WorkingFolder:
 def working_path(target: Path) -> Path:
     """The working folder of an output."""
     return target.with_name(f"{target.name}.partial")
+
+
+def read_marks(folder: Path, grid: Sequence[int]) -> NDArray[np.bool_]:
+    """Which blocks of the grid are durable, read from a working folder that another process may use.
+
+    None are where the folder does not say so, such as after it was removed.
+    """
+    file = folder / _MARKS
+    try:
+        if not file.is_symlink() and file.stat().st_size == _HEADER + math.prod(grid):
+            marks = np.fromfile(file, np.bool_, offset=_HEADER, count=math.prod(grid))
+            return marks.reshape(tuple(grid))
+    except (OSError, ValueError):
+        pass
+    return np.zeros(tuple(grid), np.bool_)
+
+
+def read_sizes(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape (channels, *positions) of the map and the positions of a block, as the folder's identity states them.
+
+    Raises ValueError, KeyError, TypeError or OSError where it does not.
+    """
+    stated = _read_identity(folder / _IDENTITY)
+    shape, chunk = stated["shape"], stated["chunk"]
+    return tuple(int(n) for n in shape), tuple(int(n) for n in chunk)
+
+
+def _read_identity(file: Path) -> dict[str, Any]:
+    """The identity of a scan. Raises ValueError or RecursionError where the file does not state one."""
+    if file.is_symlink() or file.stat().st_size > _MAX_IDENTITY_BYTES:
+        raise ValueError("it was not written by a scan")
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(stated, dict) or stated.get("format") != _FORMAT:
+        raise ValueError("its format is another")
+    return stated
 
 
 def flush_to_disk(path: Path) -> None:

@@ -27,14 +27,17 @@ _MAX_LEVELS = 20
 class ImageTiles:
     """The tiles of an image. Calls from several threads are served one after another, because sources require it.
 
+    Crops have the `channels` of a network, as in a scan by it; None leaves those of the file.
+
     Raises
     ------
     BadInput
         if the image cannot be opened or has another size than `size` (height, width).
     """
 
-    def __init__(self, image: Any, size: tuple[int, int]) -> None:
+    def __init__(self, image: Any, size: tuple[int, int], channels: int | None = None) -> None:
         self._levels = _levels(image)
+        self._full = open_image(image, channels=channels)
         self._lock = threading.Lock()
         if self._levels[0].size != size:
             raise BadInput(f"the image has {by(self._levels[0].size)} pixels; the scan is of {by(size)}")
@@ -60,9 +63,9 @@ class ImageTiles:
         return np.asarray(resized)
 
     def crop(self, region: tuple[Span, Span]) -> NDArray[Any]:
-        """The pixels of a region at full resolution (h, w, C), as the file has them."""
+        """The pixels of a region at full resolution (h, w, C), as a scan reads them."""
         with self._lock:
-            return np.array(self._levels[0].read(region))
+            return np.array(self._full.read(region))
 
     def _source_for(self, step: int) -> tuple[ImageSource, tuple[float, ...]]:
         """The coarsest level with at least one pixel per tile pixel, and its scale."""

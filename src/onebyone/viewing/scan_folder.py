@@ -26,13 +26,15 @@ class ScanParts:
 def scan_parts(path: Path) -> ScanParts:
     """The parts of a scan: a score map alone, or those that a folder's `viewer.json` names.
 
+    A scan that is still running is named by its output or by the folder of its unfinished results (OUT.partial).
+
     Raises
     ------
     BadInput
         if the folder has no such file, or the file is damaged or names files outside the folder.
     """
     if not path.is_dir() or not (path / NAME).exists():
-        if path.is_dir() and path.suffix != ".zarr" and not (path / "zarr.json").exists():
+        if path.is_dir() and path.suffix not in (".zarr", ".partial") and not (path / "zarr.json").exists():
             raise BadInput(f"{path}: is a folder without {NAME}; expected a score map that scan wrote")
         return ScanParts(path)
     file = require_file(path / NAME)

@@ -53,6 +53,7 @@ def application(view: ScanView, token: str) -> Starlette:
         Route("/facts.json", _answer(pages.facts)),
         Route("/image/{level:int}/{column:int}/{row:int}.jpg", _answer(pages.image_tile)),
         Route("/map/{label:int}/{level:int}/{column:int}/{row:int}.png", _answer(pages.map_tile)),
+        Route("/progress.json", _answer(pages.progress)),
         Route("/boxes.json", _answer(pages.boxes)),
         Route("/window.json", _answer(pages.window)),
         Route("/review", _answer(pages.review), methods=["POST"]),
@@ -81,6 +82,9 @@ class _Pages:
     def facts(self, request: Request, body: Any) -> Response:
         return JSONResponse(self.view.facts())
 
+    def progress(self, request: Request, body: Any) -> Response:
+        return JSONResponse(self.view.progress_facts())
+
     def image_tile(self, request: Request, body: Any) -> Response:
         if self.view.image is None:
             raise BadInput("the viewer was started without --image")
@@ -104,8 +108,8 @@ class _Pages:
 
     def review(self, request: Request, body: Any) -> Response:
         states = body.get("states") if isinstance(body, dict) else None
-        if not isinstance(states, dict):
-            raise BadInput("states: expected an object of detection numbers and states")
+        if not isinstance(states, list):
+            raise BadInput("states: expected a list of detections and their states")
         threshold, iou = _number(request, "threshold", 1), _number(request, "iou", 1)
         return JSONResponse(
             self.view.save_review(threshold, iou, states, request.query_params.get("suffix", ".json"))

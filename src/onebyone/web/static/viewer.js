@@ -7,8 +7,12 @@ const RAMPS = {
   viridis: ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"],
 };
 const TILE = 256;
+const FOLLOW = 2000;  // milliseconds between questions to the server about a scan that is running
 const $ = (id) => document.getElementById(id);
-const state = { facts: null, boxes: [], states: new Map(), selected: -1, window: null, pinned: false, mapItem: null };
+// states are by box and class, so that they stay when a slider moves or the scan goes on
+const state = {
+  facts: null, boxes: [], states: new Map(), selected: -1, window: null, pinned: false, mapItem: null, version: 0, grip: null,
+};
 let viewer;
 
 async function ask(path, options) {
@@ -19,6 +23,8 @@ async function ask(path, options) {
 }
 
 function report(error) { $("error").textContent = error ? error.message : ""; }
+
+const key = (box) => box.slice(0, 5).join(",");
 
 function layer(url) {
   const [height, width] = state.facts.size;
@@ -34,13 +40,14 @@ function start(facts) {
     + `${facts.positions.map((n) => n.toLocaleString()).join("×")} positions at stride ${facts.stride.join("×")}, `
     + `window ${facts.window.join("×")}. Scores: ${facts.scores}.`;
   facts.classes.forEach((name, k) => $("label").add(new Option(name, k)));
+  tellProgress(facts.progress);
   const first = facts.classes.findIndex((name) => !facts.background.includes(name));
   $("label").value = Math.max(0, first);
   facts.colour_maps.forEach((name) => $("colours").add(new Option(name, name)));
+  $("window-x").max = width; $("window-y").max = height;
+  $("window-x").step = facts.stride[1]; $("window-y").step = facts.stride[0];
   const link = new URLSearchParams(location.hash.slice(1));
-  for (const id of ["label", "opacity", "colours", "threshold", "iou"]) {
-    if (link.has(id)) $(id).value = link.get(id);
-  }
+  readLink(link);
   viewer = OpenSeadragon({
     element: $("stage"), showNavigationControl: false, maxZoomPixelRatio: 16, animationTime: 0.4,
     gestureSettingsMouse: { clickToZoom: false }, gestureSettingsTouch: { clickToZoom: false },
@@ -49,25 +56,37 @@ function start(facts) {
   });
   viewer.addHandler("open", () => {
     showMap();
-    if (link.has("x")) {
-      const item = viewer.world.getItemAt(0);
-      viewer.viewport.zoomTo(item.imageToViewportZoom(Number(link.get("zoom"))), null, true);
-      viewer.viewport.panTo(item.imageToViewportCoordinates(Number(link.get("x")), Number(link.get("y"))), true);
-    }
+    goTo(link);
   });
   for (const event of ["update-viewport", "resize"]) viewer.addHandler(event, draw);
   viewer.addHandler("animation-finish", remember);
   viewer.addHandler("canvas-click", (event) => {
-    if (!event.quick) return;
+    if (!event.quick || state.grip) return;
     const point = imagePoint(event.position);
     const hit = boxAt(point);
     if (hit >= 0) select(hit);
     state.pinned = true;
     showWindow(point, true);
   });
+  // the pinned window is dragged by mouse or finger; everywhere else a drag moves the image
+  viewer.addHandler("canvas-press", (event) => {
+    const point = imagePoint(event.position);
+    state.grip = state.pinned && state.window && inside(point, state.window.box) ? offsetInWindow(point) : null;
+  });
+  viewer.addHandler("canvas-drag", (event) => {
+    if (!state.grip) return;
+    event.preventDefaultAction = true;
+    const point = imagePoint(event.position);
+    showWindow(new OpenSeadragon.Point(point.x - state.grip.x, point.y - state.grip.y), true);
+  });
+  viewer.addHandler("canvas-drag-end", (event) => {
+    if (!state.grip) return;
+    event.preventDefaultAction = true;
+    remember();
+  });
+  viewer.addHandler("canvas-release", () => setTimeout(() => { state.grip = null; }));
   $("stage").addEventListener("pointermove", (event) => {
-    if (event.pointerType === "touch" || event.buttons) return;
-    state.pinned = false;
+    if (event.pointerType === "touch" || event.buttons || state.pinned) return;
     const frame = $("stage").getBoundingClientRect();
     showWindow(imagePoint(new OpenSeadragon.Point(event.clientX - frame.left, event.clientY - frame.top)), true);
   });
@@ -77,16 +96,80 @@ function start(facts) {
 
 function imagePoint(position) { return viewer.world.getItemAt(0).viewerElementToImageCoordinates(position); }
 
+function readLink(link) {
+  for (const id of ["label", "opacity", "colours", "threshold", "iou"]) {
+    if (link.has(id)) $(id).value = link.get(id);
+  }
+}
+
+// Show the part of the image and the window that an address names.
+function goTo(link) {
+  const item = viewer.world.getItemAt(0), number = (name) => Number(link.get(name));
+  if (link.has("x")) {
+    viewer.viewport.zoomTo(item.imageToViewportZoom(number("zoom")), null, true);
+    viewer.viewport.panTo(item.imageToViewportCoordinates(number("x"), number("y")), true);
+  }
+  if (link.has("wx")) pin(number("wx"), number("wy"));
+}
+
+const inside = (point, box) => point.x >= box[0] && point.x < box[2] && point.y >= box[1] && point.y < box[3];
+
+// A point relative to the point by which the server names the window: its middle.
+function offsetInWindow(point) {
+  const [x1, y1, x2, y2] = state.window.box;
+  return new OpenSeadragon.Point(point.x - (x1 + x2) / 2, point.y - (y1 + y2) / 2);
+}
+
+// Keep the window whose first pixel is nearest to (x, y).
+function pin(x, y) {
+  const [h, w] = state.facts.window;
+  state.pinned = true;
+  showWindow(new OpenSeadragon.Point(x + w / 2, y + h / 2), true);
+}
+
+// The layer of the map. The one before it stays below until the new one is loaded, so that nothing flickers.
 function showMap() {
   if (!viewer) return;
-  if (state.mapItem) viewer.world.removeItem(state.mapItem);
+  const label = $("label").value, colours = $("colours").value, version = state.version, before = state.mapItem;
   state.mapItem = null;
-  const label = $("label").value, colours = $("colours").value;
   viewer.addTiledImage({
-    tileSource: layer((level, x, y) => `map/${label}/${level}/${x}/${y}.png?colours=${colours}`),
-    opacity: Number($("opacity").value),
-    success: (event) => { state.mapItem = event.item; },
+    tileSource: layer((level, x, y) => `map/${label}/${level}/${x}/${y}.png?colours=${colours}&v=${version}`),
+    opacity: before ? 0 : Number($("opacity").value),
+    preload: true,
+    success: (event) => {
+      const item = event.item;
+      if (state.mapItem) { viewer.world.removeItem(item); return; }  // a later one came first
+      state.mapItem = item;
+      const swap = () => {
+        if (before && viewer.world.getIndexOfItem(before) >= 0) viewer.world.removeItem(before);
+        if (state.mapItem === item) item.setOpacity(Number($("opacity").value));
+      };
+      if (!before) return;
+      if (item.getFullyLoaded()) swap();
+      else item.addOnceHandler("fully-loaded-change", swap);
+    },
   });
+}
+
+function tellProgress(progress) {
+  state.version = progress.version;
+  $("progress").hidden = progress.finished;
+  $("progress-bar").value = progress.done; $("progress-bar").max = progress.total;
+  const share = Math.floor(100 * progress.done / progress.total);
+  $("progress-text").textContent =
+    `The scan is not complete: ${progress.done.toLocaleString()} of ${progress.total.toLocaleString()} blocks (${share} %).`;
+}
+
+async function follow() {
+  if (!state.facts.progress.finished) {
+    try {
+      const progress = await ask("progress.json"), changed = progress.version !== state.version;
+      state.facts.progress = progress;
+      tellProgress(progress);
+      if (changed) { showMap(); await showBoxes(); }
+    } catch (error) { report(error); }
+    setTimeout(follow, FOLLOW);
+  }
 }
 
 function ramp() { $("ramp").style.background = `linear-gradient(90deg, ${RAMPS[$("colours").value].join(",")})`; }
@@ -101,9 +184,9 @@ async function showBoxes() {
     const found = await ask(`boxes.json?${query}`);
     if (asked !== boxesAsked) return;  // a later request is on its way
     report(null);
+    const selected = state.selected < 0 ? "" : key(state.boxes[state.selected]);
     state.boxes = found.boxes;
-    state.states.clear();
-    state.selected = -1;
+    state.selected = state.boxes.findIndex((box) => key(box) === selected);
     const shown = found.boxes.length < found.total ? ` (the best ${found.boxes.length.toLocaleString()} are shown)` : "";
     $("total").textContent = `${found.total.toLocaleString()}${shown}`;
     const rows = Object.entries(found.counts).map(([name, count]) => {
@@ -136,7 +219,7 @@ function draw() {
   state.boxes.forEach((box, k) => {
     const [x, y, w, h] = place(box);
     if (x > width || y > height || x + w < 0 || y + h < 0) return;
-    const status = state.states.get(k);
+    const status = state.states.get(key(box));
     pen.globalAlpha = status === "rejected" ? 0.35 : 1;
     pen.setLineDash(status === "rejected" ? [4, 4] : []);
     frame(pen, x, y, w, h, PALETTE[box[4] % PALETTE.length], k === state.selected ? 4 : 2);
@@ -147,7 +230,7 @@ function draw() {
   pen.setLineDash([]);
   if (state.window) {
     const [x, y, w, h] = place(state.window.box);
-    pen.setLineDash([6, 4]);
+    pen.setLineDash(state.pinned ? [] : [6, 4]);
     frame(pen, x, y, w, h, "#ffffff", 2);
     pen.setLineDash([]);
   }
@@ -185,6 +268,12 @@ function tellWindow(found) {
   state.window = found;
   const [x1, y1, x2, y2] = found.box;
   $("window-place").textContent = `x ${x1}–${x2}, y ${y1}–${y2}; position (${found.position.join(", ")})`;
+  if (document.activeElement !== $("window-x")) $("window-x").value = x1;
+  if (document.activeElement !== $("window-y")) $("window-y").value = y1;
+  const crop = found.crop;
+  $("window-scores").hidden = !found.scores;
+  if (!found.scores) { $("window-crop").textContent = "This window is not scanned yet."; draw(); return; }
+  $("crop-column").hidden = !(crop && crop.scores);
   const order = found.probabilities.map((p, k) => [p, k]).sort((a, b) => b[0] - a[0]).slice(0, 6);
   $("window-scores").tBodies[0].replaceChildren(...order.map(([p, k]) => {
     const row = document.createElement("tr");
@@ -193,14 +282,14 @@ function tellWindow(found) {
     mark.style.width = `${Math.max(1, Math.round(70 * p))}px`;
     bar.append(mark);
     value.textContent = p.toFixed(4);
+    if (crop && crop.scores) row.insertCell().textContent = crop.probabilities[k].toFixed(4);
     return row;
   }));
-  const crop = found.crop;
   if (!crop) $("window-crop").textContent = "";
   else if (crop.reason) $("window-crop").textContent = crop.reason;
   else {
     const note = state.facts.exact ? "rounding only: the network is exact" : "the network pads, so crops differ near their border";
-    $("window-crop").textContent = `Cropped and run alone: largest difference ${crop.max_difference.toExponential(1)} (${note}).`;
+    $("window-crop").textContent = `Cropped and run alone, the scores differ by at most ${crop.max_difference.toExponential(1)} (${note}).`;
   }
   draw();
 }
@@ -226,13 +315,14 @@ function select(k) {
 
 function judge(status) {
   if (state.selected < 0) { select(0); return; }
-  if (state.states.get(state.selected) === status) state.states.delete(state.selected);
-  else state.states.set(state.selected, status);
+  const judged = key(state.boxes[state.selected]);
+  if (state.states.get(judged) === status) state.states.delete(judged);
+  else state.states.set(judged, status);
   select(state.selected + 1);
 }
 
 function tellReview() {
-  const values = [...state.states.values()];
+  const values = state.boxes.map((box) => state.states.get(key(box))).filter((status) => status);
   const accepted = values.filter((v) => v === "accepted").length;
   const selected = state.selected < 0 ? "" : `Detection ${state.selected + 1} of ${state.boxes.length}. `;
   $("review").textContent = `${selected}${accepted} accepted, ${values.length - accepted} rejected.`;
@@ -243,7 +333,8 @@ async function save(suffix) {
   try {
     const done = await ask(`review?${query}`, {
       method: "POST", headers: { "content-type": "application/json" },
-      body: JSON.stringify({ states: Object.fromEntries(state.states) }),
+      body: JSON.stringify({ states: state.boxes.filter((box) => state.states.has(key(box)))
+        .map((box) => [...box.slice(0, 5), state.states.get(key(box))]) }),
     });
     $("review").textContent = `Wrote ${done.file}: ${done.kept} kept, ${done.rejected} rejected.`;
   } catch (error) { report(error); }
@@ -259,6 +350,10 @@ function remember() {
     x: Math.round(centre.x), y: Math.round(centre.y), zoom: zoom.toPrecision(4), label: $("label").value,
     opacity: $("opacity").value, colours: $("colours").value, threshold: $("threshold").value, iou: $("iou").value,
   });
+  if (state.pinned && state.window) {
+    link.set("wx", state.window.box[0]);
+    link.set("wy", state.window.box[1]);
+  }
   history.replaceState(null, "", `#${link}`);
 }
 
@@ -282,13 +377,30 @@ $("accept").addEventListener("click", () => judge("accepted"));
 $("reject").addEventListener("click", () => judge("rejected"));
 $("save-coco").addEventListener("click", () => save(".json"));
 $("save-geojson").addEventListener("click", () => save(".geojson"));
+for (const id of ["window-x", "window-y"]) $(id).addEventListener("input", () => {
+  if (viewer && $(id).value !== "") pin(Number($("window-x").value), Number($("window-y").value));
+});
+for (const id of ["window-x", "window-y"]) $(id).addEventListener("change", remember);
+$("release").addEventListener("click", () => { state.pinned = false; remember(); draw(); });
+window.addEventListener("hashchange", () => {
+  if (!viewer) return;
+  const link = new URLSearchParams(location.hash.slice(1));
+  readLink(link);
+  Object.values(tell).forEach((show) => show());
+  ramp();
+  showMap();
+  showBoxes();
+  goTo(link);
+});
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
+  const typing = event.target.tagName === "SELECT" || event.target.type === "number";
+  if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
   const action = {
     n: () => select(state.selected + 1), p: () => select(state.selected - 1),
     a: () => judge("accepted"), r: () => judge("rejected"),
+    Escape: () => $("release").click(),
   }[event.key];
   if (action) { event.preventDefault(); action(); }
 });
 
-ask("facts.json").then((facts) => { start(facts); Object.values(tell).forEach((show) => show()); }).catch(report);
+ask("facts.json").then((facts) => { start(facts); Object.values(tell).forEach((show) => show()); follow(); }).catch(report);
