@@ -26,7 +26,7 @@ from onebyone.stores.channels import MatchedSource
 from onebyone.stores.placement import placement_of
 from onebyone.stores.regions import Region, Span
 from onebyone.stores.resized import ResizedSource
-from onebyone.stores.source import ImageSource
+from onebyone.stores.source import ImageSource, SourceProperties
 
 #: The score, in every class, of the positions that are left out.
 FILL = float("nan")
@@ -53,16 +53,11 @@ class PixelMask(Protocol):
 
 
 @dataclass(frozen=True)
-class MaskImage:
+class MaskImage(SourceProperties):
     """The pixels of a mask that are not zero in some channel."""
 
     source: ImageSource
     given: Any = None
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Pixels per spatial axis."""
-        return self.source.size
 
     def flags(self, region: Region) -> Bools:
         """Whether each pixel of a region is part of the mask."""
@@ -75,16 +70,11 @@ class MaskImage:
 
 
 @dataclass(frozen=True)
-class PixelsWithData:
+class PixelsWithData(SourceProperties):
     """The pixels of an image that differ from the value for "no data" in some channel."""
 
     source: ImageSource
     nodata: float
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Pixels per spatial axis."""
-        return self.source.size
 
     def flags(self, region: Region) -> Bools:
         """Whether each pixel of a region has data."""

@@ -14,13 +14,13 @@ from onebyone.dense.checks import largest_magnitude
 from onebyone.dense.plan import Tile
 from onebyone.errors import BadInput
 from onebyone.stores.regions import Region, Span
-from onebyone.stores.source import ImageSource
+from onebyone.stores.source import ImageSource, SourceProperties
 
 ATTEMPTS = 3
 
 
 @dataclass
-class GuardedSource:
+class GuardedSource(SourceProperties):
     """An image source that reads each block of tiles once, tries again after an error, and records what failed.
 
     Where a region cannot be read in `attempts` attempts, or holds values that are not finite, `failures` has the error
@@ -33,21 +33,6 @@ class GuardedSource:
     failures: dict[tuple[Span, ...], str] = field(default_factory=dict)
     peak: float = 0.0
     _held: list[tuple[tuple[Span, ...], NDArray[Any]]] = field(default_factory=list, init=False)
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Pixels per spatial axis."""
-        return self.source.size
-
-    @property
-    def channels(self) -> int:
-        """Channels per pixel."""
-        return self.source.channels
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the values."""
-        return self.source.dtype
 
     def hold(self, tiles: Iterable[Tile]) -> None:
         """Read the region of each block of several tiles (shifted passes) once; its tiles are then parts of it."""

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.stores.placement import Placement, placement_of
 from onebyone.stores.regions import Region
-from onebyone.stores.source import ImageSource
+from onebyone.stores.source import ImageSource, SourceProperties
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float64)  # ITU-R BT.601, as Pillow's convert("L")
 
@@ -30,27 +29,22 @@ def match_channels(values: NDArray[Any], channels: int | None) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class MatchedSource:
+class MatchedSource(SourceProperties):
     """A source of grey or RGB pixels as the other, converted as they are read; an `ImageSource`."""
 
     source: ImageSource
-    channels: int
+    new_channels: int
 
     @property
-    def size(self) -> tuple[int, ...]:
-        """Pixels per spatial axis."""
-        return self.source.size
+    def channels(self) -> int:
+        """Channels per pixel, after."""
+        return self.new_channels
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The type of the values; the luma of floating-point RGB has 64 bits."""
         kind = self.source.dtype
         return np.dtype(np.float64) if kind.kind == "f" and self.channels == 1 else kind
-
-    @property
-    def placement(self) -> Placement:
-        """That of the source."""
-        return placement_of(self.source)
 
     def read(self, region: Region) -> NDArray[Any]:
         """The pixels of a region as (h, w, channels)."""

@@ -19,36 +19,31 @@ from numpy.typing import NDArray
 from onebyone.errors import BadInput
 from onebyone.stores.placement import Placement, placement_of
 from onebyone.stores.regions import Region, Span
-from onebyone.stores.source import ImageSource
+from onebyone.stores.source import ImageSource, SourceProperties
 
 #: Pixels of the image that are in memory at a time while a region is resized.
 _STRIP = 2**24
 
 
 @dataclass(frozen=True)
-class ResizedSource:
+class ResizedSource(SourceProperties):
     """An image at another size; an `ImageSource`. Made by `resized`.
 
     `original_size` is the size of `source`; a coordinate x of an axis is x · original_size / size there.
     """
 
     source: ImageSource
-    size: tuple[int, ...]
+    new_size: tuple[int, ...]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Pixels per spatial axis, after."""
+        return self.new_size
 
     @property
     def original_size(self) -> tuple[int, ...]:
         """Pixels per axis before."""
         return self.source.size
-
-    @property
-    def channels(self) -> int:
-        """Channels per pixel."""
-        return self.source.channels
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the values; integers are rounded."""
-        return self.source.dtype
 
     @property
     def placement(self) -> Placement:
@@ -73,7 +68,7 @@ class ResizedSource:
         values = self.source.read([tap.read for tap in taps])
         for axis, tap in enumerate(taps):
             values = tap.apply(values, axis)
-        if self.dtype.kind == "u":
+        if self.dtype.kind == "u":  # the type is kept
             values = np.rint(values)
         return values.astype(self.dtype)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from onebyone.stores.placement import Placement, placement_of
 from onebyone.stores.regions import Region, Span
 
 #: Pixels per block where a whole source is read in blocks.
@@ -47,6 +48,32 @@ class ImageSource(Protocol):
         The array may be a view of the source's own memory: the caller does not write into it.
         """
         ...
+
+
+class SourceProperties:
+    """Base class of what is made from an image `source`: its properties are those of the source unless overridden."""
+
+    source: ImageSource
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Pixels per spatial axis."""
+        return self.source.size
+
+    @property
+    def channels(self) -> int:
+        """Channels per pixel."""
+        return self.source.channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the values."""
+        return self.source.dtype
+
+    @property
+    def placement(self) -> Placement:
+        """The place of the pixels."""
+        return placement_of(self.source)
 
 
 @dataclass(frozen=True)
