@@ -60,6 +60,15 @@ def test_check_lists_the_numbers(folder: Path) -> None:
     assert data["offenders"][0]["source"] == "our own measurement"
 
 
+def test_what_a_target_pads_is_a_note(folder: Path) -> None:
+    code, output = run("check", "net.onnx", "--target", "ane", "--json")
+    assert code == 3
+    (note,) = json.loads(output)["notes"]
+    assert note.startswith(
+        "ane pads the last axis to a multiple of 32: that of 4 of 4 tensors (the first is x, of 4)"
+    )
+
+
 def test_check_of_a_model_that_fits(folder: Path) -> None:
     code, output = run("check", "net.onnx", "--target", "nvidia-dla")
     assert code == 0

@@ -42,8 +42,8 @@ def check(
             )
         with run.step("Checking"):
             found = api.check(network, targets, example=example)
-        run.notes(notes)
-        data = {"source": source, "notes": list(notes)} | found.to_dict()
+        data = {"source": source} | found.to_dict() | {"notes": [*notes, *found.notes]}
+        run.notes(data["notes"])
         run.result(data, *render.target_tables(found.headline(), data))
         if not found.ok:
             raise typer.Exit(3)

@@ -3,7 +3,7 @@
 Nothing here knows a framework: a front end describes its nodes as `NodeDescription`s.
 """
 
-from onebyone.targets.check import Offender, TargetCheck, violations, violations_of
+from onebyone.targets.check import Offender, TargetCheck, padding_notes, violations, violations_of
 from onebyone.targets.description import LayerNumbers, NodeDescription, TensorDescription
 from onebyone.targets.profile import TargetProfile, find_profile, profile_names, read_profile
 
@@ -15,6 +15,7 @@ __all__ = [
     "TargetProfile",
     "TensorDescription",
     "find_profile",
+    "padding_notes",
     "profile_names",
     "read_profile",
     "violations",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from math import prod
 from typing import Any
 
 from onebyone.records import Readable, html_result, html_table, table
@@ -67,6 +68,7 @@ class TargetCheck(Readable):
         targets: the names of the targets.
         offenders: every violated constraint, in the order of the network's nodes.
         operations: the number of operations that were checked.
+        notes: what is no violation, and costs time or memory.
     """
 
     targets: tuple[str, ...]
@@ -127,6 +129,31 @@ class TargetCheck(Readable):
         """The same for a notebook."""
         rows = self.rows()
         return html_result(self.headline(), *([html_table(_HEADERS, rows)] if rows else []), notes=self.notes)
+
+
+def padding_notes(
+    operations: Sequence[NodeDescription], profiles: Iterable[TargetProfile]
+) -> tuple[str, ...]:
+    """How much each target pads that pads the last axis to a multiple of a number.
+
+    That is no violation, because the compiler pads by itself, but it costs memory and time. The tensors that operations
+    write are counted, as far as all of their sizes are known.
+    """
+    tensors = {t.name: t.sizes for operation in operations for t in operation.outputs if t.sizes}
+    known = {name: [size or 0 for size in sizes] for name, sizes in tensors.items() if all(sizes)}
+    notes = []
+    for profile in profiles:
+        multiple = profile.preferred.width_multiple
+        padded = {name: sizes[-1] for name, sizes in known.items() if sizes[-1] % multiple}
+        if padded:
+            before = sum(prod(sizes) for sizes in known.values())
+            after = sum(prod(sizes[:-1]) * -(-sizes[-1] // multiple) * multiple for sizes in known.values())
+            name, size = next(iter(padded.items()))
+            notes.append(
+                f"{profile.name} pads the last axis to a multiple of {multiple}: that of {len(padded)} of {len(known)} "
+                f"tensors (the first is {name}, of {size}), {after / before:.3g} times the elements in total"
+            )
+    return tuple(notes)
 
 
 def violations(operations: Iterable[NodeDescription], profile: TargetProfile) -> tuple[Offender, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from onebyone.targets.description import NodeDescription
+from onebyone.targets.description import INPUT, NodeDescription
 
 Scalar: TypeAlias = "int | float | str"
 
@@ -27,7 +27,8 @@ class Constraint:
         source: where the number is stated.
         official: whether the vendor states it; False for measurements and reports of others.
         operators: ONNX operators that it applies to; empty for all.
-        exempt: ONNX operators that it does not apply to.
+        exempt: ONNX operators that it does not apply to. With exempt operators it is about operators, and not about the
+            inputs of the network, which an exempt operator may read.
         element_types: it applies only to operations whose first input has one of these types; empty for all.
     """
 
@@ -42,7 +43,7 @@ class Constraint:
     def applies(self, operation: NodeDescription) -> bool:
         """Whether the constraint is about this operation."""
         name = operation.operator
-        if name in self.exempt or (self.operators and name not in self.operators):
+        if (self.exempt and name in (INPUT, *self.exempt)) or (self.operators and name not in self.operators):
             return False
         return not self.element_types or (
             bool(operation.activations) and operation.activations[0].element_type in self.element_types

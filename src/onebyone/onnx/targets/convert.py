@@ -34,7 +34,15 @@ from onebyone.onnx.targets.fewer_axes import fold_axes
 from onebyone.onnx.targets.remedies import remedy
 from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal
-from onebyone.targets import NodeDescription, Offender, TargetCheck, TargetProfile, violations, violations_of
+from onebyone.targets import (
+    NodeDescription,
+    Offender,
+    TargetCheck,
+    TargetProfile,
+    padding_notes,
+    violations,
+    violations_of,
+)
 from onebyone.targets.limits import RankLimit
 from onebyone.targets.requirements import FormRequirement, MissingOperator
 
@@ -136,8 +144,10 @@ def check_model(model: ir.Model, profiles: tuple[TargetProfile, ...]) -> TargetC
     for profile in profiles:
         conversion = convert_for_target(model, profile)
         offenders += conversion.offenders
-    count = sum(node is not None for _, node, _ in describe(prepared(model)))
-    return TargetCheck(tuple(profile.name for profile in profiles), tuple(offenders), count)
+    described = list(describe(prepared(model)))
+    count = sum(node is not None for _, node, _ in described)
+    notes = padding_notes([description for description, _, _ in described], profiles)
+    return TargetCheck(tuple(profile.name for profile in profiles), tuple(offenders), count, notes)
 
 
 def _rewrite_in_rounds(

@@ -38,10 +38,9 @@ def describe(model: ir.Model) -> Iterator[tuple[NodeDescription, ir.Node | None,
             yield NodeDescription(str(value.name), INPUT, INPUT, (), (tensor_of(value),)), None, 0
     from_shapes: set[int] = set()
     for path, node, opset in nodes_of(model):
-        operands = [value for value in node.inputs if value is not None]
-        moving = [value for value in operands if not is_constant(value)]
-        if (operands and not moving) or (not operands and node.op_type == "Constant"):
+        if node.op_type == "Constant" or all(is_constant(value) for value in node.outputs):
             continue
+        moving = [value for value in node.inputs if value is not None and not is_constant(value)]
         if node.op_type in _FROM_SHAPES or (moving and all(id(value) in from_shapes for value in moving)):
             from_shapes.update(id(value) for value in node.outputs)
             continue
@@ -72,8 +71,17 @@ def tensor_of(value: ir.Value) -> TensorDescription:
     constant = is_constant(value)
     shape = shape_of(value) if constant else None
     sizes = shape if shape is not None else sizes_of(value)
-    kind = value.dtype.numpy().name if value.dtype is not None and value.dtype.name != "STRING" else ""
-    return TensorDescription(str(value.name), None if sizes is None else tuple(sizes), kind, constant)
+    return TensorDescription(
+        str(value.name), None if sizes is None else tuple(sizes), _element_type(value), constant
+    )
+
+
+def _element_type(value: ir.Value) -> str:
+    """The type of a value; of a dequantised one, the type that it is stored in, which compilers keep."""
+    producer = value.producer()
+    if producer is not None and (producer.domain, producer.op_type) == ("", "DequantizeLinear"):
+        value = producer.inputs[0] or value
+    return value.dtype.numpy().name if value.dtype is not None and value.dtype.name != "STRING" else ""
 
 
 def _plain(value: Any) -> Any:

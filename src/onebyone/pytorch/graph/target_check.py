@@ -19,7 +19,7 @@ from onebyone.pytorch.graph.convert import Only, convert_graph, exported
 from onebyone.pytorch.graph.functional import functional_program
 from onebyone.pytorch.graph.target_description import describe_program
 from onebyone.records import Refusal
-from onebyone.targets import Offender, TargetCheck, TargetProfile, violations
+from onebyone.targets import Offender, TargetCheck, TargetProfile, padding_notes, violations
 from onebyone.targets.requirements import FormRequirement
 
 ON_ONNX = "not in PyTorch: export the network to ONNX and convert the file for this target"
@@ -50,7 +50,8 @@ def check_program(
             mended = {change.path: change.law for change in conversion.changes}
             refused = {refusal.path: refusal.reason for refusal in conversion.refused}
         found += [_with_outcome(offender, mended, refused) for offender in offenders]
-    return TargetCheck(tuple(profile.name for profile in profiles), tuple(found), len(nodes))
+    notes = padding_notes(nodes, profiles)
+    return TargetCheck(tuple(profile.name for profile in profiles), tuple(found), len(nodes), notes)
 
 
 def convert_program_for_target(
