@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.interpreter import run_python
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
@@ -32,14 +31,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     code = SHORT_BUDGETS + "\n".join(BLOCK.findall(page.read_text("utf-8")))
     script = tmp_path / "page.py"
     script.write_text(code, "utf-8")
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", script.name],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = run_python("-W", "ignore", script.name, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr[-2000:]
 
 

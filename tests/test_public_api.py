@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import onebyone
+from tests.interpreter import ROOT, run_python
 
 VERBS = {
     "check",
@@ -89,5 +90,6 @@ def test_the_command_of_the_readme() -> None:
         "torch.nn.ReLU(), torch.nn.Linear(32, 10)); d = onebyone.convolutionalize(m, window=(8, 8)); "
         "print(d.model(torch.randn(1, 3, 20, 31)).shape, d.geometry)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python("-c", code, folder=ROOT)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("torch.Size([1, 10, 13, 24])")

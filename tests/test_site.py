@@ -9,22 +9,19 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import onebyone
+from tests.interpreter import run_python
 from tools import docstring_sections, site_hooks
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
     "NO_MKDOCS_2_WARNING": "1",
     "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
 }
@@ -59,9 +56,7 @@ def test_sections_of_the_navigation_are_named() -> None:
 
 
 def run(arguments: list[str], folder: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+    ran = run_python(*arguments, folder=folder, environment=ENVIRONMENT)
     assert ran.returncode == 0, ran.stderr[-2000:]
 
 

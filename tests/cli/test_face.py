@@ -16,6 +16,7 @@ import onebyone
 from onebyone.cli import main, session
 from onebyone.cli.main import app
 from tests.cli.conftest import NETWORKS, Run
+from tests.interpreter import ROOT, run_python
 
 VERBS = [
     "convert",
@@ -34,12 +35,10 @@ VERBS = [
     "draw",
     "tune",
 ]
-ROOT = Path(__file__).parents[2]
 
 
-def process(*words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "onebyone", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+def process(*words: str) -> subprocess.CompletedProcess[str]:
+    return run_python("-m", "onebyone", *words, folder=ROOT)
 
 
 def test_version(run: Run) -> None:

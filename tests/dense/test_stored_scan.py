@@ -24,6 +24,7 @@ from onebyone.errors import BadInput, Refused, Unfinished
 from onebyone.laws.geometry import Geometry
 from onebyone.stores.regions import Region
 from onebyone.stores.source import ArraySource
+from tests.interpreter import ROOT, run_python
 
 from .networks import coordinate_image, corner_net, exact_net, integer_image, padded_net
 from .test_killed_scans import SCRIPT, digest
@@ -263,7 +264,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(tmp_path: Path) 
     left = [p.name for p in (tmp_path / "s.npz.partial").rglob("*") if p.is_file()]
     assert {"scan.json", "done"} <= set(left)
     assert not any(name.startswith(".") for name in left)
-    subprocess.run([sys.executable, "-c", SCRIPT, str(out)], check=True, capture_output=True)
+    assert run_python("-c", SCRIPT, str(out), folder=ROOT).returncode == 0
     np.testing.assert_array_equal(
         ScoreMap.load(out).scores, scan(exact_net(), integer_image(120, 110), compared=0).scores
     )

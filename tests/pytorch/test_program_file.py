@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from onebyone.errors import BadInput
 from onebyone.pytorch.files.program_checks import why_unsafe_expression
 from onebyone.pytorch.files.program_file import load_program
 from onebyone.pytorch.files.sources import load_source
+from tests.interpreter import run_python
 from tests.pytorch.source_files import Evil, Small, fresh, recompress, rewrite, saved, sentence
 
 
@@ -255,8 +255,8 @@ def test_most_of_these_attacks_do_work_on_torch_itself(program: Path, tmp_path: 
         "    try: torch.export.load(path).module()(torch.zeros(2, 3, 9, 12))\n"
         "    except Exception: pass\n"
     )
-    command = [sys.executable, "-W", "ignore", "run.py", *(f"{attack}.pt2" for attack in attacks)]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    done = run_python("-W", "ignore", "run.py", *(f"{attack}.pt2" for attack in attacks), folder=tmp_path)
+    assert done.returncode == 0
     assert [a for a in attacks if (tmp_path / f"{a} ran").exists()] == attacks
 
 
