@@ -118,37 +118,54 @@ class LayerModel:
 
         `dtype` None keeps the types as they are.
         """
+        return self._with_constants(constants, dtype, None)
+
+    def in_float64(self, constants: Mapping[str, Array]) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        """The layer in float64, each named constant replaced, and its floating constants, which are inputs.
+
+        As initializers, weights of float64 would be copied into the serialised model and out of it again.
+        """
+        weights: dict[str, Array] = {}
+        return self._with_constants(constants, ir.DataType.DOUBLE, weights), weights
+
+    def _with_constants(
+        self, constants: Mapping[str, Array], dtype: ir.DataType | None, weights: dict[str, Array] | None
+    ) -> onnx.ModelProto:
+        """The model; floating constants become inputs and are added to `weights`, unless that is None."""
         replaced: dict[int, ir.Value] = {}
         for value in self._free:
             replaced[id(value)] = ir.Value(
                 name=value.name, type=ir.TensorType(_cast(value.dtype, dtype)), shape=value.shape
             )
-        initializers = []
+        inputs, initializers = [replaced[id(value)] for value in self._free], []
         for name, tensor in self.constants.items():
             array = np.asarray(constants[name] if name in constants else tensor.numpy())
             kind = _cast(tensor.dtype, dtype)
-            new = ir.tensor(array.astype(kind.numpy()), dtype=kind, name=name)
-            value = ir.Value(
-                name=name, type=ir.TensorType(kind), shape=ir.Shape(array.shape), const_value=new
-            )
+            array = array.astype(kind.numpy(), copy=False)
+            value = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(array.shape))
+            if weights is not None and kind in _FLOATS:
+                weights[name] = array
+                inputs.append(value)
+            else:
+                value.const_value = ir.tensor(array, dtype=kind, name=name)
+                initializers.append(value)
             replaced[id(self._constants[name])] = value
-            initializers.append(value)
         nodes = []
         for node in self._nodes:
             attributes = [_cast_attribute(attribute, dtype) for attribute in node.attributes.values()]
             if node.op_type == "GroupNormalization" and dtype is not None and self._opsets.get("", 1) >= 21:
                 attributes = [a for a in attributes if a.name != "stash_type"]
                 attributes.append(ir.AttrInt64("stash_type", int(dtype)))  # the type of its mean
-            inputs = [None if v is None else replaced[id(v)] for v in node.inputs]
+            operands = [None if v is None else replaced[id(v)] for v in node.inputs]
             outputs = [ir.Value(name=v.name) for v in node.outputs]
             replaced.update({id(old): new for old, new in zip(node.outputs, outputs, strict=True)})
             nodes.append(
-                ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=node.name)
+                ir.Node(node.domain, node.op_type, operands, attributes, outputs=outputs, name=node.name)
             )
         end = replaced[id(self._end)]
         end.type = ir.TensorType(_cast(self._end.dtype or self._start.dtype, dtype))
         graph = ir.Graph(
-            [replaced[id(value)] for value in self._free],
+            inputs,
             [end],
             nodes=nodes,
             initializers=initializers,

@@ -113,9 +113,8 @@ def _largest(
     if given is not None:
         return float(np.abs(np.asarray(given, dtype=np.float64)).max(initial=0))
     part = layer.up_to(value)
-    numbers = run_reference(
-        part.with_constants(constants, ir.DataType.DOUBLE), {name: feeds[name] for name in part.inputs}
-    )[0]
+    model, weights = part.in_float64(constants)
+    numbers = run_reference(model, weights | {name: feeds[name] for name in part.inputs})[0]
     return float(np.abs(numbers).max(initial=0))
 
 

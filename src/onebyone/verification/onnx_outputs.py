@@ -222,4 +222,5 @@ def _difference_beyond(y: Array, reference: Array | None) -> float | None:
 
 def run64(layer: LayerModel, constants: Mapping[str, Array], feeds: Mapping[str, Array]) -> Array:
     """The layer in float64, by the reference implementation, with the given constants."""
-    return run_reference(layer.with_constants(constants, ir.DataType.DOUBLE), feeds)[0]
+    model, weights = layer.in_float64(constants)
+    return run_reference(model, {**weights, **feeds})[0]
