@@ -130,3 +130,15 @@ def test_bad_values_are_refused() -> None:
     for bad_boxes, bad_scores in ((box, one * np.nan), (box + np.inf, one)):
         with pytest.raises(BadInput, match="must be finite"):
             nms(bad_boxes, bad_scores, one.astype(int), 0.5)
+
+
+def test_boxes_without_area_far_apart_are_all_kept() -> None:
+    """The number of cells is bounded, so their numbers do not overflow."""
+    far = [0.0, 1e3, 1e15, 3e15, 1e90]
+    boxes = np.array([[x, y, x, y] for x in far for y in far])
+    kept, _ = nms(boxes, np.ones(25), np.arange(25) % 3, 0.5)
+    assert sorted(kept.tolist()) == list(range(25))
+    near = np.array([[1e15, 0, 1e15 + 8, 8], [1e15 + 1, 0, 1e15 + 9, 8], [0, 0, 0, 0]])
+    assert nms(near, np.array([0.9, 0.8, 0.7]), np.zeros(3, int), 0.5)[0].tolist() == [0, 2]
+    with pytest.raises(BadInput, match=r"a coordinate is 1e\+200; expected at most 1e\+100"):
+        nms(np.array([[0, 0, 1e200, 1]]), np.ones(1), np.zeros(1, int), 0.5)

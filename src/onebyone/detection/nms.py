@@ -24,6 +24,11 @@ from onebyone.errors import BadInput
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+#: Cells per axis at most, so that the number of a cell of any class fits 64 bits.
+MAX_CELLS = 2**20
+#: Coordinates at most, so that areas are finite.
+MAX_COORDINATE = 1e100
+
 
 def iou(box: Floats, others: Floats) -> Floats:
     """Intersection over union (K,) of one box (4,), or K boxes, with others (K, 4), x1, y1, x2, y2; 0 for empty ones.
@@ -76,7 +81,7 @@ def nms(
     Raises
     ------
     BadInput
-        for a threshold outside [0, 1] or values that are not finite.
+        for a threshold outside [0, 1], values that are not finite, or coordinates beyond 1e100.
 
     Example
     -------
@@ -89,6 +94,8 @@ def nms(
         raise BadInput(f"iou={threshold}: expected a number from 0 to 1")
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise BadInput("boxes and scores must be finite")
+    if len(boxes) and np.abs(boxes).max() > MAX_COORDINATE:
+        raise BadInput(f"boxes: a coordinate is {np.abs(boxes).max():g}; expected at most {MAX_COORDINATE:g}")
     corners, classes = boxes.astype(np.float64), labels.astype(np.int64)
     order = canonical_order(corners, scores.astype(np.float64), classes)
     ranked = corners[order]
@@ -109,8 +116,21 @@ def nms(
     return order[np.array(kept, dtype=np.int64)], groups
 
 
+def cell_size(low: Floats, high: Floats, side: Floats) -> Floats:
+    """The size (2,) of cells of boxes: at least that of the largest box, and at most `MAX_CELLS` cells per axis.
+
+    `low` and `high` (2,) are the range of the boxes' first corners, and `side` (2,) their largest width and height.
+
+    >>> cell_size(np.zeros(2), np.array([2.0**30, 9.0]), np.array([0.0, 4.0])).round(3).tolist()
+    [1024.0, 4.0]
+    """
+    # a little larger than the largest box, so that rounding of the quotients does not part neighbours
+    size: Floats = np.maximum(np.maximum(side * (1 + 1e-6), (high - low) / MAX_CELLS), 1e-9)
+    return size
+
+
 class BoxCells:
-    """Boxes sorted by class and by the cell of their first corner. A cell has the size of the largest box.
+    """Boxes sorted by class and by the cell of their first corner. A cell is at least as large as the largest box.
 
     Two boxes that overlap are in the same cell or in neighbouring ones, and the boxes of three neighbouring cells of a
     row are one run of the sorted boxes.
@@ -120,8 +140,9 @@ class BoxCells:
         if not len(boxes):
             self._sorted = np.empty(0, dtype=np.int64)
             return
-        sides = np.maximum((boxes[:, 2:] - boxes[:, :2]).max(axis=0), 1e-9)
-        cells = np.floor((boxes[:, :2] - boxes[:, :2].min(axis=0)) / sides).astype(np.int64) + 1
+        corners, side = boxes[:, :2], (boxes[:, 2:] - boxes[:, :2]).max(axis=0)
+        low = corners.min(axis=0)
+        cells = np.floor((corners - low) / cell_size(low, corners.max(axis=0), side)).astype(np.int64) + 1
         self._columns, rows = (int(n) + 1 for n in cells.max(axis=0))
         classes = np.unique(labels, return_inverse=True)[1]
         keys = (classes * rows + cells[:, 1]) * self._columns + cells[:, 0]

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.detection.candidates import RECORD, Candidates, Records
-from onebyone.detection.nms import BoxCells, canonical_order, iou, nms
+from onebyone.detection.nms import BoxCells, canonical_order, cell_size, iou, nms
 from onebyone.errors import BadInput
 
 Floats = NDArray[np.float64]
@@ -33,7 +33,6 @@ Bools = NDArray[np.bool_]
 MAX_KEPT = 5_000_000
 _BLOCK = 2**14
 _PAIRS = 2**20
-_MAX_CELLS = 2**20  # per axis
 
 
 def undominated(
@@ -141,8 +140,7 @@ class KeptBoxes:
     def __init__(self, candidates: Candidates, per_class: bool) -> None:
         self._per_class = per_class
         span = np.maximum(candidates.high - candidates.low, 0) if candidates.count else np.zeros(2)
-        # a little larger than the largest box, so that rounding of the quotients does not part neighbours
-        self._cell = np.maximum(np.maximum(candidates.side * (1 + 1e-6), span / _MAX_CELLS), 1e-9)
+        self._cell = cell_size(np.zeros(2), span, candidates.side)
         self._low = candidates.low if candidates.count else np.zeros(2)
         self._columns, self._rows = (int(n) + 3 for n in span / self._cell)
         self._records = np.empty(0, RECORD)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from onebyone.detection import coco_results
 from onebyone.errors import MissingExtra
+from onebyone.evaluation.groups import grouped
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def evaluate_boxes(
 ) -> CocoEvaluation:
     """Evaluate COCO results against a COCO data set, with the `max_detections` best of each image and class.
 
+    The ids of images and categories are numbers. Large images are divided into groups (`onebyone.evaluation.groups`).
+
     Raises MissingExtra where pycocotools is not installed.
     """
     try:
@@ -53,11 +56,12 @@ def evaluate_boxes(
     except ImportError as error:
         raise MissingExtra("pycocotools", "demo", purpose) from error
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        groups = grouped(dataset, results, max_detections)
         truth = COCO()
-        truth.dataset = dataset
+        truth.dataset = groups.dataset
         truth.createIndex()
-        run = COCOeval(truth, coco_results(truth, results), "bbox")
-        run.params.maxDets = [max_detections]
+        run = COCOeval(truth, coco_results(truth, groups.results), "bbox")
+        run.params.maxDets = [max(1, len(groups.results))]  # those beyond the limit are left out already
         run.params.iouThrs = np.asarray(ious, dtype=np.float64)
         run.params.areaRng, run.params.areaRngLbl = [[0, float("inf")]], ["all"]
         run.evaluate()
@@ -70,7 +74,9 @@ def evaluate_boxes(
     scores, correct, objects = [], [], []
     for key in categories:
         counted = [~image["dtIgnore"][0].astype(bool) for image in parts[key]]
-        values = [np.asarray(i["dtScores"], np.float64)[c] for i, c in zip(parts[key], counted, strict=True)]
+        places = [np.asarray(i["dtScores"])[c] for i, c in zip(parts[key], counted, strict=True)]
+        ranked = groups.scores.get(key, np.empty(0))
+        values = [ranked[len(ranked) - np.rint(p).astype(np.int64)] for p in places]
         matches = [i["dtMatches"][0][c] > 0 for i, c in zip(parts[key], counted, strict=True)]
         scores.append(np.concatenate([np.empty(0), *values]))
         correct.append(np.concatenate([np.empty(0, bool), *matches]))
