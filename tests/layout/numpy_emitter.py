@@ -34,6 +34,7 @@ class NumpyEmitter(LayoutEmitter[Any]):
     def __init__(self, program: NumpyProgram) -> None:
         self.program = program
         self.permutes = 0
+        self.copies = 0  # of maps, as patches
         self.not_counted: list[np.ndarray] = []
         self.fused: list[GraphValue] = []  # the operators repeated as they were
 
@@ -106,3 +107,22 @@ class NumpyEmitter(LayoutEmitter[Any]):
     def subsample(self, x: Any, steps: Mapping[int, int], image_axes: int) -> Any:
         assert image_axes == 0 or x.ndim in (image_axes + 1, image_axes + 2)
         return x[tuple(slice(None, None, steps.get(position)) for position in range(x.ndim))]
+
+    def patches(self, x: Any, cuts: Sequence[tuple[int, int]]) -> Any:
+        """By the definition, patch after patch."""
+        extents = [extent for _, extent in cuts]
+        counts = list(x.shape)
+        for position, extent in cuts:
+            counts[position] //= extent
+        rows = np.empty((*counts, prod(extents)))
+        for patch in np.ndindex(*counts):
+            for i, offset in enumerate(np.ndindex(*extents)):
+                where = list(patch)
+                for (position, extent), o in zip(cuts, offset, strict=True):
+                    where[position] = patch[position] * extent + o
+                rows[(*patch, i)] = x[tuple(where)]
+        self.copies += 1
+        return rows
+
+    def as_matrix(self, weight: Any) -> Any:
+        return weight.reshape(weight.shape[0], -1)

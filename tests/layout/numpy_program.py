@@ -15,6 +15,7 @@ import numpy as np
 from onebyone.layout import operators
 from onebyone.layout.operators import renamed_constants
 from onebyone.layout.orders import order_of
+from onebyone.layout.patches import PatchRule
 from onebyone.layout.planner import LayoutPlan, choose_orders
 from onebyone.layout.products import ProductRule, WeightProduct
 from onebyone.layout.rules import FixedRule, LayoutRule
@@ -281,6 +282,34 @@ class NumpyProgram:
 
         operands = [x, weight] if offset is None else [x, weight, offset]
         return self._add(operands, compute, rule, shape)
+
+    def patches(
+        self, x: GraphValue, outputs: int, kernel: tuple[int, ...], bias: bool = False, shape: Any = ...
+    ) -> GraphValue:
+        """A convolution whose kernel is its stride, over the last axes, computed from its definition."""
+        axes = len(kernel)
+        channel = x.rank - axes - 1
+        weight = self.constant(outputs, x.size(channel), *kernel)
+        offset = self.constant(outputs) if bias else None
+
+        def compute(a: Sequence[np.ndarray], _: Any) -> np.ndarray:
+            counts = [n // k for n, k in zip(a[0].shape[channel + 1 :], kernel, strict=True)]
+            y = np.zeros((*a[0].shape[:channel], outputs, *counts))
+            for position in np.ndindex(*counts):
+                windows = tuple(slice(p * k, p * k + k) for p, k in zip(position, kernel, strict=True))
+                patch = a[0][(..., slice(None), *windows)]
+                for o in range(outputs):
+                    product = (patch * a[1][o]).reshape(*patch.shape[:channel], -1).sum(-1)
+                    y[(..., o, *position)] = product + (a[2][o] if bias else 0)
+            return y
+
+        operands = [x, weight] if offset is None else [x, weight, offset]
+        return self._add(
+            operands,
+            compute,
+            lambda result: PatchRule(result, tuple(operands), x, weight, offset, kernel),
+            shape,
+        )
 
     # -- evaluation
 

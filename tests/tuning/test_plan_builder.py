@@ -55,6 +55,12 @@ def test_the_form_that_a_network_form_gives_a_layer(times: LayerTimes, form: str
     assert chosen_form(times, Candidate("eager", form)) == expected
 
 
+def test_rewriting_a_graph_converts_some_convolutions_on_patches() -> None:
+    candidate = Candidate("eager", "graph-linear")
+    assert chosen_form(PATCHES, candidate, {PATCHES.group.paths[0]}) == "linear"
+    assert chosen_form(PATCHES, candidate, {"another"}) == "conv"
+
+
 def test_an_assigned_form_takes_precedence() -> None:
     assigned = Candidate("eager", "layers", layers=(("0", "bmm"),))
     assert chosen_form(LINEAR, assigned) == "bmm"

@@ -116,6 +116,21 @@ class LayoutEmitter(Protocol[T]):
         dimensions, so that a pooling operator may be used.
         """
 
+    # -- convolutions on patches, of a front end that makes a `PatchRule`
+
+    def patches(self, x: T, cuts: Sequence[tuple[int, int]]) -> T:
+        """Adjacent patches as rows: the last dimension of the result holds the elements of one patch.
+
+        `cuts` gives positions, and the extent of a patch there; of the elements of a patch, those along the last cut
+        follow each other. At a position of extent k and size n there are ⌊n / k⌋ patches. This is one layout operator,
+        unless it is a view.
+        """
+        raise TypeError(f"patches of {x}: convolutions on patches are not rewritten in this kind of program")
+
+    def as_matrix(self, weight: T) -> T:
+        """A kernel (O, C, *kernel) as a matrix (O, C·Πkernel): a view."""
+        raise TypeError(f"{weight}: convolutions on patches are not rewritten in this kind of program")
+
     # -- derived
 
     def change_units(self, x: T, have: Layout, want: Layout) -> T:

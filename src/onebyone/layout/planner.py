@@ -26,7 +26,10 @@ Rules = Mapping[GraphValue, LayoutRule]
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """For each value with a rule, the order of the result and those of the operands; and the number of permutes."""
+    """For each value with a rule, the order of the result and those of the operands.
+
+    `permutes` counts the permutes, and the layout operators that rules write themselves.
+    """
 
     orders: dict[GraphValue, tuple[Order, OperandOrders]]
     permutes: int
@@ -148,7 +151,9 @@ def _extended(
 ) -> _PartialPlan:
     """The plan with one choice more: operands that are not available in their order are permuted."""
     available = dict(plan.available)
-    cost, permutes = plan.cost + rule.penalty(order, operand_orders), plan.permutes
+    permutes = rule.layout_operators(order, operand_orders)
+    cost = plan.cost + rule.penalty(order, operand_orders) + permutes
+    permutes += plan.permutes
     for operand, operand_order in zip(rule.operands, operand_orders, strict=True):
         if operand in constants or operand_order in (have := _available(plan, operand)):
             continue

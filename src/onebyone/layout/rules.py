@@ -61,6 +61,11 @@ class LayoutRule:
         del order, operand_orders
         return 0.0
 
+    def layout_operators(self, order: Order, operand_orders: OperandOrders) -> int:
+        """How many layout operators the rule itself writes."""
+        del order, operand_orders
+        return 0
+
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from onebyone.tuning import selection
@@ -94,7 +94,8 @@ def _times_as_fast(winner: Trial) -> str:
 
 def _layer(times: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
     group, timings = times.group, times.timings
-    chosen = chosen_form(times, winner.candidate)
+    proof = winner.formed.proof if winner.formed else None
+    chosen = chosen_form(times, winner.candidate, {change.path for change in proof.changes} if proof else ())
     if winner.candidate.dtype and f"{chosen}:{winner.candidate.dtype}" in timings:
         chosen = f"{chosen}:{winner.candidate.dtype}"
     rank = {name: number for number, name in enumerate(times.ranking, 1)}
@@ -123,17 +124,20 @@ def _layer(times: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
     }
 
 
-def chosen_form(times: LayerTimes, candidate: Candidate) -> str:
-    """Return the form that a candidate gives the layers of a group."""
+def chosen_form(times: LayerTimes, candidate: Candidate, converted: Collection[str] = ()) -> str:
+    """Return the form that a candidate gives the layers of a group.
+
+    `converted` are the paths of the layers that its form of the network converted. Only rewriting a graph needs them,
+    which converts some of the convolutions on patches.
+    """
     group = times.group
     names = [f.name for f in layer_forms(group.kind)]
     assigned = candidate.assignment.get(group.paths[0])
     if assigned is not None:
         return assigned
     form = selection.base_form(candidate.form)
-    # rewriting the graph does not change convolutions on patches
-    patches_in_graph = candidate.form.startswith("graph") and group.kind == PATCHES
-    if form in names and form != names[0] and group.convertible and not patches_in_graph:
+    kept = group.kind == PATCHES and candidate.form.startswith("graph") and group.paths[0] not in converted
+    if form in names and form != names[0] and group.convertible and not kept:
         return form
     last = "conv-channels-last"
     return last if candidate.form.endswith(CHANNELS_LAST) and last in times.timings else names[0]

@@ -18,6 +18,7 @@ from onebyone.pytorch.graph.functional import functional_program
 from onebyone.pytorch.graph.nodes import graph_values
 from onebyone.pytorch.graph.optimizer import carry
 from onebyone.pytorch.graph.pairs import pairs_of
+from onebyone.pytorch.graph.patches import MatchedPatches, find_patches
 from onebyone.pytorch.graph.products import MatchedProduct, find_products
 from onebyone.pytorch.graph.rewrite import Rewritten, rewrite
 from onebyone.pytorch.graph.weights import StoredWeights
@@ -39,9 +40,12 @@ def convert_graph(
 ) -> GraphConversion:
     """Convert every product with a constant weight to a 1×1 convolution, or every 1×1 convolution to a linear layer.
 
+    With `to="linear"`, a convolution whose kernel is its stride becomes a linear layer on patches where this needs no
+    more layout operators, as in a vision transformer, whose tokens have their channels last. Elsewhere it is refused.
     Values are stored in the axis order that needs the fewest layout operators: no more than the original has, wherever
     such a plan exists. Parameters keep their names. Weights are stored as (O, I, 1, 1) for `to="conv"` and as (O, I)
-    for `to="linear"`, as views of the original's storage where possible, so training one trains the other.
+    for `to="linear"`, as views of the original's storage where possible, so training one trains the other. Kernels of
+    convolutions on patches keep their shape; the program reads them through a view.
 
     Parameters
     ----------
@@ -82,25 +86,37 @@ def convert_graph(
     program = exported(model, example, dynamic_axes)
     original = functional_program(program)
     values = graph_values(original.graph)
-    products, refused = find_products(original, values, to, _selection(only, model))
+    selected = _selection(only, model)
+    products, refused = find_products(original, values, to, selected)
+    on_patches: list[MatchedPatches] = []
+    if to == "linear":
+        on_patches, others = find_patches(original, values, selected)
+        refused += others
     converted = [match for match in products if match.convert]
-    if only is not None and not converted and not refused:
-        raise BadInput(
-            f"only={only!r} selects no {'product with a constant weight' if to == 'conv' else '1×1 convolution'}"
-        )
+    if only is not None and not converted and not on_patches and not refused:
+        kind = {
+            "conv": "product with a constant weight",
+            "linear": "1×1 convolution or convolution on patches",
+        }
+        raise BadInput(f"only={only!r} selects no {kind[to]}")
     before = layout_operators(program)
     result = Rewritten(program, StoredWeights(), before.total(), {})
-    if converted:
-        result = rewrite(original, values, products, before.total())
+    if converted or on_patches:
+        result = rewrite(original, values, products, before.total(), [match.rule for match in on_patches])
+    kept = [match for match in on_patches if match.rule not in result.on_patches]
+    on_patches = [match for match in on_patches if match.rule in result.on_patches]
+    changes = [_change(match, to, result.weights, original) for match in converted]
+    if not converted and not on_patches:
+        result = Rewritten(program, StoredWeights(), before.total(), {})
     conversion = GraphConversion(
         model=result.program,
-        changes=tuple(_change(match, to, result.weights, original) for match in converted),
-        refused=tuple(refused),
+        changes=(*changes, *(match.change() for match in on_patches)),
+        refused=(*refused, *(match.refusal() for match in kept)),
         to=to,
         level="graph",
         layout_before=before,
         layout_after=layout_operators(result.program),
-        pairs=pairs_of(converted, original, result),
+        pairs=pairs_of(converted, on_patches, original, result),
         weights=result.weights,
     )
     if optimizer is not None:

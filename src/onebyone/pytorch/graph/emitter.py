@@ -226,3 +226,14 @@ class FxEmitter(LayoutEmitter[Node]):
         for position, step in steps.items():
             x = self.call(aten.slice.Tensor, (x, position, 0, END, step))
         return x
+
+    # -- convolutions on patches
+
+    def patches(self, x: Node, cuts: Sequence[tuple[int, int]]) -> Node:
+        """Each cut appends a dimension, also that of the channels, so no dimension has to be permuted."""
+        for position, extent in cuts:
+            x = self.call(aten.unfold.default, (x, position, extent, extent))
+        return x if len(cuts) == 1 else self.call(aten.flatten.using_ints, (x, -len(cuts)))
+
+    def as_matrix(self, weight: Node) -> Node:
+        return self.call(aten.flatten.using_ints, (weight, 1))

@@ -5,12 +5,15 @@ The module after the conversion holds the weight of the new program.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from onebyone.layout.orders import order_of
+from onebyone.pytorch.graph.patches import MatchedPatches
 from onebyone.pytorch.graph.products import MatchedProduct
 from onebyone.pytorch.graph.rewrite import Rewritten
 from onebyone.pytorch.graph.weights import StoredShape, tensor_named
@@ -71,8 +74,29 @@ class ChannelMap(nn.Module):
         return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * spatial)
 
 
+class PatchMap(nn.Module):
+    """A convolution on patches as a linear layer, with its patches cut out as the program does it (`FxEmitter`)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., C, *size)` → `(..., O, *positions)`."""
+        axes = self.weight.dim() - 1
+        first = x.dim() - axes
+        for i, extent in enumerate(self.weight.shape[1:]):
+            x = x.unfold(first + i, extent, extent)
+        rows = x.flatten(-axes).squeeze(first)
+        return F.linear(rows, self.weight.flatten(1), self.bias).movedim(-1, first)
+
+
 def pairs_of(
-    products: list[MatchedProduct], program: ExportedProgram, result: Rewritten
+    products: list[MatchedProduct],
+    on_patches: list[MatchedPatches],
+    program: ExportedProgram,
+    result: Rewritten,
 ) -> tuple[ModulePair, ...]:
     """One pair for each converted product whose weight is one parameter and whose bias is plain."""
     pairs: dict[str, ModulePair] = {}
@@ -87,7 +111,40 @@ def pairs_of(
         pair = _pair(match, shape, before, after, bias)
         if pair is not None:
             pairs[match.path] = pair
+    for patches in on_patches:
+        if patches.path not in pairs and (pair := _pair_on_patches(patches, program, result)) is not None:
+            pairs[patches.path] = pair
     return tuple(pairs.values())
+
+
+def _pair_on_patches(match: MatchedPatches, program: ExportedProgram, result: Rewritten) -> ModulePair | None:
+    if match.weight_name is None or (match.rule.bias is not None and match.bias_name is None):
+        return None
+    bias = None if match.bias_name is None else tensor_named(program, match.bias_name)
+    before, after = (tensor_named(p, match.weight_name) for p in (program, result.program))
+    if before.shape != match.rule.weight.shape or after.shape != before.shape:
+        return None
+    outputs, inputs = before.shape[:2]
+    layer = _convolution((inputs, outputs), match.rule.kernel, match.rule.kernel, before, bias)
+    parameters = (("weight", match.weight_name), ("bias", match.bias_name))
+    names = {attribute: name for attribute, name in parameters if name is not None}
+    return ModulePair(match.path, layer, PatchMap(after, bias), names)
+
+
+def _convolution(
+    channels: tuple[int, int],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int = 1,
+) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    """A convolution without padding from the first to the second number of channels, with the given weight."""
+    settings: dict[str, Any] = {"stride": stride, "groups": groups, "bias": bias is not None}
+    layer = CONVOLUTIONS[len(stride)](*channels, kernel, **settings, device="meta")  # type: ignore[arg-type]
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
 
 
 def _pair(
@@ -110,10 +167,6 @@ def _pair(
         )
     if after.dim() != 2:
         return None
-    convolution = CONVOLUTIONS[len(product.stride)]
     groups, stride = product.groups, product.stride
-    with torch.device("meta"):
-        layer = convolution(inputs, outputs, 1, stride=stride, groups=groups, bias=bias is not None)  # type: ignore[arg-type]
-    layer.weight = nn.Parameter(before.detach(), requires_grad=False)
-    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    layer = _convolution((inputs, outputs), (1,) * len(stride), stride, before, bias, groups)
     return ModulePair(match.path, layer, ChannelMap(after, bias, groups, stride), names)

@@ -86,7 +86,7 @@ class ProductMatcher:
         steps = tuple(stride) if isinstance(stride, list | tuple) else (stride,)
         groups: Any = node.args[8] if name == "convolution" else argument(node, 6, "groups", 1)
         channel = self.values[x].rank - len(kernel) - 1
-        return _dtype_reason(node) or WeightProduct(
+        return dtype_reason(node) or WeightProduct(
             self.values[node],
             self.values[x],
             channel,
@@ -133,7 +133,7 @@ class ProductMatcher:
         if len(self._sizes(weight)) == 1:
             return "a vector weight"
         last, bias = self.values[x].rank - 1, self._value(argument(node, 2, "bias"))
-        return _dtype_reason(node) or WeightProduct(
+        return dtype_reason(node) or WeightProduct(
             self.values[node], self.values[x], last, last, self.values[weight], 0, 1, bias
         )
 
@@ -151,7 +151,7 @@ class ProductMatcher:
         product = product_of_factors(
             self.values[node], self.values[x], self.values[matrix], weight is first, bias, **scales
         )
-        return product if isinstance(product, str) else _dtype_reason(node) or product
+        return product if isinstance(product, str) else dtype_reason(node) or product
 
     def _shared_matrix(self, weight: Node) -> Node | str:
         """The matrix that all entries of the batch share, looked for behind `expand`; or why there is none."""
@@ -175,7 +175,8 @@ class ProductMatcher:
         return shape
 
 
-def _dtype_reason(node: Node) -> str | None:
+def dtype_reason(node: Node) -> str | None:
+    """Why a product is not converted whose numbers are not real or complex; None if it can be."""
     value = tensor_value(node)
     if value is None or value.dtype in FLOATING:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.export import ExportedProgram
@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from onebyone.layout.operators import renamed_constants
 from onebyone.layout.orders import Layout
+from onebyone.layout.patches import PatchRule
 from onebyone.layout.planner import LayoutPlan, choose_orders
 from onebyone.layout.products import MERGE_PENALTIES, ProductRule
 from onebyone.layout.rules import LayoutRule, NormalisationRule, PointwiseRule, RelabelRule
@@ -39,21 +40,26 @@ class Rewritten:
     weights: StoredWeights
     layout_count: int
     storage: dict[GraphValue, Layout]  # the layouts of the constants that are not stored as in the original
+    on_patches: frozenset[PatchRule] = frozenset()  # the convolutions on patches that became linear layers
 
 
 def rewrite(
-    program: ExportedProgram, values: Mapping[Node, GraphValue], products: list[MatchedProduct], allowed: int
+    program: ExportedProgram,
+    values: Mapping[Node, GraphValue],
+    products: list[MatchedProduct],
+    allowed: int,
+    on_patches: Sequence[PatchRule] = (),
 ) -> Rewritten:
-    """Write every product in its form, with few layout operators.
+    """Write every product in its form, and convolutions on patches in the cheaper one, with few layout operators.
 
-    `values` are those of the program's graph, in which the products were matched.
+    `values` are those of the program's graph, in which the products and convolutions were matched.
     Plans are tried from the one with the plainest convolutions to the one with the fewest permutes. The first with at
     most `allowed` layout operators is taken, otherwise the one with the fewest.
     """
     best: Rewritten | None = None
     storage: dict[GraphValue, Layout] = {}
     for penalty in MERGE_PENALTIES:
-        decoded = _decoded(program, values, products, penalty)
+        decoded = _decoded(program, values, products, on_patches, penalty)
         plan = choose_orders(decoded.rules, decoded.constants)
         if plan.permutes > allowed and penalty != MERGE_PENALTIES[-1]:
             continue
@@ -67,6 +73,9 @@ def rewrite(
             if best.layout_count <= allowed:
                 return best
     assert best is not None
+    if best.on_patches:  # a copy that the plan did not foresee: a view that is not stored as its order says
+        as_they_are = rewrite(program, values, products, allowed)
+        return min(best, as_they_are, key=lambda result: result.layout_count)
     return best
 
 
@@ -74,15 +83,17 @@ def _decoded(
     program: ExportedProgram,
     values: Mapping[Node, GraphValue],
     products: list[MatchedProduct],
+    on_patches: Sequence[PatchRule],
     penalty: float,
 ) -> DecodedGraph:
     """The rules of all nodes that are needed, and the values that can be stored in any order."""
     graph, placeholders = program.graph, constant_placeholders(program)
-    product_of = {match.product.result.origin: match for match in products}
+    matched: dict[Node, LayoutRule] = {rule.result.origin: rule for rule in on_patches}
+    matched |= {match.product.result.origin: _product_rule(match, penalty) for match in products}
     decoder = Decoder(values)
     for node in graph.nodes:
-        if node in product_of:
-            decoder.rules[values[node]] = _product_rule(product_of[node], penalty)
+        if node in matched:
+            decoder.rules[values[node]] = matched[node]
         elif node.op == "output" or (node.op == "call_function" and holds_tensors(node)):
             decoder.rule(node)
     needed = _needed(graph.nodes, values, decoder.rules)
@@ -140,7 +151,9 @@ def _written(
     }
     state, others = stored_tensors(program, shapes)
     result = with_graph(program, GraphModule(program.graph_module, graph), state, others)
-    return Rewritten(result, StoredWeights(shapes), layout_operators(result).total(), storage)
+    on_patches = (rule for rule in decoded.rules.values() if isinstance(rule, PatchRule))
+    linear = frozenset(rule for rule in on_patches if rule.is_linear(*plan.orders[rule.result]))
+    return Rewritten(result, StoredWeights(shapes), layout_operators(result).total(), storage, linear)
 
 
 def image_sources(products: list[MatchedProduct], decoded: DecodedGraph) -> dict[GraphValue, int]:
