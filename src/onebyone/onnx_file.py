@@ -94,9 +94,20 @@ def has_external_data(model: ir.Model) -> bool:
 
 
 def bytes_of_weights(model: ir.Model) -> int:
-    """Bytes of all initializers, in memory and in files; texts, which have no fixed size, do not count."""
-    tensors = (tensor for _, tensor in tensors_of(model))
+    """Bytes of all initializers, and of the constants that functions hold, in memory and in files.
+
+    Texts, which have no fixed size, do not count.
+    """
+    tensors = [tensor for _, tensor in tensors_of(model)]
+    held = (node.attributes.get("value") for node in _nodes_of_functions(model) if node.op_type == "Constant")
+    tensors += [
+        attribute.as_tensor() for attribute in held if attribute is not None and not attribute.is_ref()
+    ]
     return sum(int(tensor.nbytes) for tensor in tensors if tensor.dtype != ir.DataType.STRING)
+
+
+def _nodes_of_functions(model: ir.Model) -> Iterator[ir.Node]:
+    return (node for function in model.functions.values() for node in function.all_nodes())
 
 
 def tensors_of(model: ir.Model) -> Iterator[tuple[str, Any]]:

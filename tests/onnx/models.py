@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,19 @@ from onnx.reference import ReferenceEvaluator
 Array = np.ndarray[Any, Any]
 
 
-def model(text: str, weights: Mapping[str, Array] | None = None, opset: int = 20, more: str = "") -> ir.Model:
+def model(
+    text: str,
+    weights: Mapping[str, Array] | None = None,
+    opset: int = 20,
+    more: str = "",
+    imports: Sequence[str] = ("com.microsoft", "local"),
+) -> ir.Model:
     """Parse `graph (inputs) => (outputs) { nodes }`, and add initializers.
 
     Integers are small, so that every sum is exact in float64 and in float32.
     """
-    header = f'<ir_version: 9, opset_import: ["" : {opset}, "com.microsoft" : 1, "local" : 1]>'
+    domains = ", ".join([f'"" : {opset}', *(f'"{domain}" : 1' for domain in imports)])
+    header = f"<ir_version: 9, opset_import: [{domains}]>"
     proto = onnx.parser.parse_model(f"{header}\n{text}\n{more}")
     for name, array in (weights or {}).items():
         proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from onebyone.onnx.convert import convert_model
-from onebyone.onnx.layer_models import LayerModel, named_values
+from onebyone.onnx.layer_models import LayerModel, scopes_of
 from onebyone.verification.onnx_models import verify_onnx
 from tests.onnx.models import integers
 
@@ -69,9 +69,9 @@ def test_conversion_and_cutting_out_of_layers_grow_linearly() -> None:
         def convert_and_cut() -> None:
             result = convert_model(model)
             assert len(result.changes) == layers
-            values = named_values(result.model)
+            scope = scopes_of(result.model)[""]
             for layer in result.layers:
-                LayerModel(result.model, layer.data, layer.output, values)
+                LayerModel(result.model, layer.data, layer.output, scope)
 
         return convert_and_cut
 

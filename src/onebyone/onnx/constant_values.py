@@ -14,6 +14,8 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 _RANDOM = {"RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 #: Keys under which `mark_constants` keeps what it found.
 _CONSTANT, _REPLACEABLE = "onebyone constant", "onebyone replaceable"
+#: Key under which `set_unknown_rank` keeps its reason.
+_UNKNOWN = "onebyone unknown rank"
 
 
 class NotRewritable(Exception):
@@ -37,8 +39,8 @@ def mark_constants(model: ir.Model) -> None:
 
 
 def _mark(node: ir.Node) -> None:
-    if node.op_type == "Constant" and node.domain == "" and "value" in node.attributes:
-        node.outputs[0].const_value = node.attributes["value"].as_tensor()  # functions have no initializers
+    if node.op_type == "Constant" and node.domain == "":
+        _mark_constant_node(node)
     operands = [operand for operand in node.inputs if operand is not None]
     has_graph = any(
         a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
@@ -47,9 +49,29 @@ def _mark(node: ir.Node) -> None:
         return
     behind = [replaceable(operand) for operand in operands]
     if all(is_constant(operand) or reason for operand, reason in zip(operands, behind, strict=True)):
-        reason = next((reason for reason in behind if reason), None)
+        reason = next((reason for reason in behind if reason), call_argument(node))
         for output in node.outputs:
             output.meta[_REPLACEABLE if reason else _CONSTANT] = reason or True
+
+
+def _mark_constant_node(node: ir.Node) -> None:
+    """Record the tensor of a Constant node: functions have no initializers, and lifting leaves outputs of graphs."""
+    output = node.outputs[0]
+    tensor = ir.convenience.get_const_tensor(output) if len(node.attributes) == 1 else None
+    if tensor is not None:
+        output.const_value = tensor
+    else:
+        output.meta[_REPLACEABLE] = (
+            call_argument(node) or f"{str(output.name)!r} is a Constant without a dense tensor"
+        )
+
+
+def call_argument(node: ir.Node) -> str | None:
+    """Why what a node of a function does is not known: a call gives one of its attributes; None where none does."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            return f"depends on the attribute {attribute.ref_attr_name!r} of its function: each call may give another"
+    return None
 
 
 def _mark_arguments(model: ir.Model) -> bool:
@@ -98,6 +120,17 @@ def replaceable(value: ir.Value | None) -> str | None:
         )
     reason: str | None = value.meta.get(_REPLACEABLE)
     return reason
+
+
+def set_unknown_rank(value: ir.Value, reason: str) -> None:
+    """Keep the reason why the rank of a value is not known, for `unknown_rank`."""
+    value.meta[_UNKNOWN] = reason
+
+
+def unknown_rank(value: ir.Value) -> str:
+    """A refusal of a layer whose input has no known rank."""
+    reason = value.meta.get(_UNKNOWN)
+    return f"the rank of its input {value.name!r} is not known" + (f": {reason}" if reason else "")
 
 
 def array_of(value: ir.Value) -> Array:

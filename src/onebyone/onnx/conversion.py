@@ -26,7 +26,8 @@ class RewrittenLayer:
 
     `terms` is the number of products that are summed for one number of the output. `data_sizes` are the sizes of
     `data` as far as they are known, from its shape or from the weight; None if not even the rank is. `is_exact` says
-    whether both forms agree bit for bit where no sum rounds.
+    whether both forms agree bit for bit where no sum rounds. `scope` is the prefix of the paths in the graph or
+    function that computes the output: empty for the main graph.
     """
 
     path: str
@@ -37,6 +38,7 @@ class RewrittenLayer:
     terms: int
     data_sizes: tuple[int | None, ...] | None = None
     is_exact: bool = True
+    scope: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
 from math import prod
 from typing import TypeAlias
 
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveInitializersFromInputsPass
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from onebyone.errors import BadInput
 from onebyone.onnx import linear_products, to_matrix_product
 from onebyone.onnx.constant_values import mark_constants, shape_of
 from onebyone.onnx.conversion import OnnxConversion
+from onebyone.onnx.function_bodies import mark_bodies
 from onebyone.onnx.graph_writer import GraphWriter
+from onebyone.onnx.lifted_constants import lift_constants
 from onebyone.onnx.model_rewriting import (
     ModelRewriter,
     Rewriting,
@@ -117,25 +118,12 @@ def prepared(model: ir.Model, freeze_initialisers: bool = False) -> ir.Model:
             copy.ir_version or 0, 4
         )  # the first version whose initializers need not be inputs
         RemoveInitializersFromInputsPass()(copy)
-    _lift_constants(copy)
+    lift_constants(copy)
+    mark_bodies(copy)
     infer_shapes(copy)
     mark_constants(copy)
     fill_static_sizes(copy)
     return copy
-
-
-def _lift_constants(model: ir.Model) -> None:
-    """Turn Constant nodes into initializers, so that a weight is found in one place whoever exported it.
-
-    A clone shares its tensors with the original, and lifting names them: so each is wrapped first.
-    """
-    for node in model.graph.all_nodes():
-        if node.op_type == "Constant" and node.domain == "" and "value" in node.attributes:
-            tensor = node.attributes["value"].as_tensor()
-            shape = ir.Shape(tensor.shape.numpy())
-            wrapped = ir.LazyTensor(partial(_itself, tensor), tensor.dtype, shape, name=tensor.name)
-            node.attributes["value"] = ir.AttrTensor("value", wrapped)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
 def write_as_convolution(
@@ -162,7 +150,3 @@ def write_as_product(node: ir.Node, writer: GraphWriter, weights: WeightRewriter
 
 def _before(node: ir.Node, weight: ir.Value) -> str:
     return f"{node.op_type} {by(shape_of(weight) or ())}"
-
-
-def _itself(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return tensor

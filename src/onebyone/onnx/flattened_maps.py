@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from onebyone.onnx.constant_values import call_argument
 from onebyone.onnx.graph_writer import WRITTEN
 from onebyone.onnx.linear_products import LinearProduct
 from onebyone.onnx.quantised_groups import have_equal_parameters, layer_input
@@ -78,7 +79,7 @@ def _moves_before(value: ir.Value, dequantise: ir.Node | None) -> tuple[list[ir.
     """
     node = value.producer()
     operand = None if node is None or node.domain != "" else node.inputs[0]
-    if node is None or operand is None:
+    if node is None or operand is None or call_argument(node) is not None:
         return None
     if node.op_type in _MOVES:
         return [node], operand
@@ -90,7 +91,7 @@ def _moves_before(value: ir.Value, dequantise: ir.Node | None) -> tuple[list[ir.
         operand = node.inputs[0]
         if node.op_type == "DequantizeLinear" and have_equal_parameters(node, dequantise):
             return (nodes, operand) if operand.dtype == value.dtype else None
-        if node.op_type not in _MOVES:
+        if node.op_type not in _MOVES or call_argument(node) is not None:
             return None
     return None
 
@@ -146,7 +147,7 @@ def _run(value: ir.Value, indices: np.ndarray, moves: list[ir.Node], vector: ir.
     initializers = [v for v in replaced.values() if v.const_value is not None]
     container = nodes[0].graph
     assert container is not None
-    version = container.opset_imports.get("", 18) if isinstance(container, ir.Graph | ir.Function) else 18
+    version = container.opset_imports.get("", 18)
     graph = ir.Graph(
         [replaced[id(value)]],
         [replaced[id(vector)]],
@@ -203,6 +204,7 @@ def _collect(
         if (
             producer is None
             or producer.domain != ""
+            or call_argument(producer) is not None
             or producer.op_type not in _MOVES | _SHAPE_ARITHMETIC | _QUANTISERS
         ):
             return False

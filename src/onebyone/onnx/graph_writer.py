@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.onnx.constant_values import NotRewritable, sizes_of
+from onebyone.onnx.function_bodies import is_body
 
 #: Key in the `meta` of a node that a conversion inserted: what it computes has no name in the original model.
 WRITTEN = "onebyone written"
@@ -37,7 +38,7 @@ class GraphWriter:
     """Inserts nodes in front of one node of a graph or function; new names derive from `name`.
 
     Args:
-        anchor: the node in front of which everything is inserted. It must belong to a graph or function.
+        anchor: the node in front of which everything is inserted. It must belong to a graph.
         name: prefix of the names of new nodes and values, unique within the model.
         opset: version of the default domain.
     """
@@ -47,7 +48,7 @@ class GraphWriter:
         if container is None:
             raise ValueError(f"{anchor.name}: the node belongs to no graph")
         self.anchor = anchor
-        self.container: ir.Graph | ir.Function = container
+        self.container: ir.Graph = container
         self.name = name
         self.opset = opset
         self.nodes: list[ir.Node] = []
@@ -90,9 +91,9 @@ class GraphWriter:
         tensor = ir.tensor(array) if isinstance(array, np.ndarray) else array
         name = f"{self.name}/{label}_{self._count}"
         self._count += 1
-        if isinstance(self.container, ir.Function):
+        if is_body(self.container):
             value = self.op("Constant", [], {"value": tensor}, dtype=tensor.dtype, output=name)
-            value.shape = ir.Shape(tensor.shape.numpy())
+            value.shape, value.const_value = ir.Shape(tensor.shape.numpy()), tensor
             return value
         value = ir.Value(
             name=name,
@@ -108,7 +109,7 @@ class GraphWriter:
     def drop_unused_constants(self) -> None:
         """Remove initializers that were added and that nothing reads, such as those of a form that was given up."""
         for value in self.constants:
-            if isinstance(self.container, ir.Graph) and not value.uses() and not value.is_graph_output():
+            if not value.uses() and not value.is_graph_output():
                 self.container.initializers.pop(str(value.name), None)
 
     def integers(self, values: Sequence[int], label: str = "shape") -> ir.Value:

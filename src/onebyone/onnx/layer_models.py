@@ -5,7 +5,9 @@ It is cut out between two named values, so that the original and the converted m
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -14,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from onebyone.onnx.constant_values import sizes_of
+from onebyone.onnx.model_rewriting import functions_of, subgraphs_of
 from onebyone.onnx.quantisation import INPUTS
 from onebyone.records import by
 
@@ -29,22 +32,29 @@ class NotSeparable(Exception):
     """A layer that cannot be run by itself; the message says why."""
 
 
+@dataclass(frozen=True)
+class Scope:
+    """The values that nodes of one graph can name, those of the graphs around it included, and its operator sets."""
+
+    values: ChainMap[str, ir.Value]
+    opsets: Mapping[str, int]
+
+
 class LayerModel:
     """The part of a model that computes `output` from `data`.
 
     Args:
-        values: what `named_values` gives for the model; of use where many layers are cut out of one model.
+        scope: one that `scopes_of` gives for the model; that of the main graph where None.
 
     Attributes:
         inputs: names of what has to be given, `data` first, then values that the layer also depends on.
         constants: the tensors that the layer reads, by name.
     """
 
-    def __init__(
-        self, model: ir.Model, data: str, output: str, values: Mapping[str, ir.Value] | None = None
-    ) -> None:
-        values = named_values(model) if values is None else values
-        self._model, self._values = model, values
+    def __init__(self, model: ir.Model, data: str, output: str, scope: Scope | None = None) -> None:
+        scope = scopes_of(model)[""] if scope is None else scope
+        self._model, self._scope = model, scope
+        values = scope.values
         if data not in values or output not in values:
             missing = data if data not in values else output
             raise NotSeparable(f"the value {missing!r} is not in the model")
@@ -56,7 +66,7 @@ class LayerModel:
         container = self._end.producer()
         if container is None:
             raise NotSeparable(f"the value {output!r} is computed by no node")
-        self._opsets = dict(model.opset_imports)
+        self._opsets = {**model.opset_imports, **scope.opsets}
         self.inputs = tuple(str(value.name) for value in self._free)
         self.constants: dict[str, ir.TensorProtocol] = {
             name: value.const_value
@@ -71,7 +81,11 @@ class LayerModel:
 
     def up_to(self, value: ir.Value) -> LayerModel:
         """The part of the layer that computes one of its inner values."""
-        return LayerModel(self._model, str(self._start.name), str(value.name), self._values)
+        return LayerModel(self._model, str(self._start.name), str(value.name), self._scope)
+
+    def reads_from(self, scope: Scope) -> bool:
+        """Whether all inputs are values of the scope, not others of the same names."""
+        return all(scope.values.get(str(value.name)) is value for value in self._free)
 
     @property
     def input_types(self) -> dict[str, ir.DataType]:
@@ -201,15 +215,27 @@ class LayerModel:
                 waiting.extend((operand, False) for operand in node.inputs if operand is not None)
 
 
-def named_values(model: ir.Model) -> dict[str, ir.Value]:
-    """Every value of a model's graphs by its name."""
-    found: dict[str, ir.Value] = {}
-    for graph in model.graphs():
-        for value in (*graph.inputs, *graph.initializers.values()):
-            found[str(value.name)] = value
-        for node in graph:
-            found.update({str(value.name): value for value in node.outputs})
+def scopes_of(model: ir.Model) -> dict[str, Scope]:
+    """The scope of each graph and function, by the prefix of its nodes' paths (`model_rewriting.nodes_of`)."""
+    found: dict[str, Scope] = {}
+    _add_scopes(found, "", model.graph, Scope(ChainMap(), model.opset_imports))
+    for prefix, function in functions_of(model):
+        _add_scopes(found, prefix, function.graph, Scope(ChainMap(), function.opset_imports))
     return found
+
+
+def _add_scopes(found: dict[str, Scope], prefix: str, graph: ir.Graph, outer: Scope) -> None:
+    """Add the scope of a graph and those of its subgraphs, which see the outer values too."""
+    own = {str(value.name): value for value in (*graph.inputs, *graph.initializers.values())}
+    own |= {str(value.name): value for node in graph for value in node.outputs}
+    if prefix in found:  # two nodes of one name
+        other = found[prefix].values.maps[0]
+        own = {name: value for name, value in {**other, **own}.items() if not (name in other and name in own)}
+    scope = Scope(ChainMap(own, *outer.values.maps), outer.opsets)
+    found[prefix] = scope
+    for node in graph:
+        for inner, subgraph in subgraphs_of(node, prefix):
+            _add_scopes(found, inner, subgraph, scope)
 
 
 def _cast(dtype: ir.DataType | None, target: ir.DataType | None) -> ir.DataType:

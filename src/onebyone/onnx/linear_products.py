@@ -19,7 +19,14 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onebyone.onnx.constant_values import is_constant, replaceable, shape_of, sizes_of
+from onebyone.onnx.constant_values import (
+    call_argument,
+    is_constant,
+    replaceable,
+    shape_of,
+    sizes_of,
+    unknown_rank,
+)
 from onebyone.onnx.einsum_equations import linear_terms
 from onebyone.onnx.quantisation import MICROSOFT, Quantisation
 
@@ -103,11 +110,14 @@ def read_product(node: ir.Node) -> Reading | None:
         return reason
     if first is None or second is None:
         return None
+    argument = call_argument(node)
+    if argument is not None:
+        return f"it {argument}"
     data, weight = (second, first) if constant[0] else (first, second)
     if data.dtype is not None and data.dtype not in FLOATS:
         return f"its element type {data.dtype.name.lower()} has no Conv in ONNX"
     if data.shape is None:
-        return f"the rank of its input {data.name!r} is not known"
+        return unknown_rank(data)
     if shape_of(weight) is None:
         return f"the shape of its weight {weight.name!r} is not known"
     read = reader(node, data, weight, constant[0])

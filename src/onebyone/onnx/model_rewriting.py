@@ -6,6 +6,7 @@ the steps of its constants add up.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
@@ -18,8 +19,6 @@ from onebyone.onnx.conversion import RewrittenLayer
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.weight_rewriting import WeightRewriter
 from onebyone.records import Change
-
-Container: TypeAlias = ir.Graph | ir.Function
 
 #: Key in the `meta` of a new node: the index of its layer's record.
 _LAYER = "onebyone layer"
@@ -88,7 +87,7 @@ class ModelRewriter:
             return result
         written, last = result.written, result.replaced[-1]
         origin = self.origin(path)
-        prefix = path.removesuffix(node.name) if node.name else ""
+        prefix = path.removesuffix(_name_of(node))
         self.origins |= {f"{prefix}{new.name}": origin for new in writer.nodes}
         index = node.meta.get(_LAYER, len(self.layers))
         for new in writer.nodes:
@@ -102,6 +101,7 @@ class ModelRewriter:
             result.terms,
             written.data_sizes,
             result.is_exact,
+            prefix,
         )
         if index == len(self.layers):
             self.layers.append(layer)
@@ -132,22 +132,41 @@ def nodes_of(model: ir.Model) -> Iterator[tuple[str, ir.Node, int]]:
     """Every node, subgraphs and functions included, with its path and the version of the default domain."""
     opset = model.opset_imports.get("", 1)
     yield from _nodes_in(model.graph, "", opset)
-    for function in model.functions.values():
+    for prefix, function in functions_of(model):
         version = function.opset_imports.get("", opset)
-        yield from _nodes_in(function, f"{function.name}/", version)
+        yield from _nodes_in(function.graph, prefix, version)
 
 
-def _nodes_in(container: Container, prefix: str, opset: int) -> Iterator[tuple[str, ir.Node, int]]:
+def functions_of(model: ir.Model) -> Iterator[tuple[str, ir.Function]]:
+    """Every function, with the prefix of its nodes' paths: its name, or its identifier if others share the name."""
+    names = Counter(function.name for function in model.functions.values())
+    for identifier, function in model.functions.items():
+        is_unique = names[function.name] == 1
+        yield f"{function.name if is_unique else '.'.join(filter(None, identifier))}/", function
+
+
+def _nodes_in(container: ir.Graph, prefix: str, opset: int) -> Iterator[tuple[str, ir.Node, int]]:
     for node in container:
-        name = node.name or next((output.name for output in node.outputs if output.name), node.op_type)
-        path = f"{prefix}{name}"
-        yield path, node, opset
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _nodes_in(attribute.as_graph(), f"{path}/{attribute.name}/", opset)
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for index, graph in enumerate(attribute.as_graphs()):
-                    yield from _nodes_in(graph, f"{path}/{attribute.name}_{index}/", opset)
+        yield f"{prefix}{_name_of(node)}", node, opset
+        for inner, graph in subgraphs_of(node, prefix):
+            yield from _nodes_in(graph, inner, opset)
+
+
+def subgraphs_of(node: ir.Node, prefix: str) -> Iterator[tuple[str, ir.Graph]]:
+    """The graphs in a node's attributes, each with the prefix of the paths of its nodes."""
+    path = f"{prefix}{_name_of(node)}"
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield f"{path}/{attribute.name}/", attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for index, graph in enumerate(attribute.as_graphs()):
+                yield f"{path}/{attribute.name}_{index}/", graph
+
+
+def _name_of(node: ir.Node) -> str:
+    return node.name or next((output.name for output in node.outputs if output.name), node.op_type)
 
 
 def replace(nodes: Sequence[ir.Node], value: ir.Value) -> None:
@@ -190,8 +209,8 @@ def discard(nodes: Sequence[ir.Node]) -> None:
 
 def sort_where_needed(model: ir.Model) -> None:
     """Sort a graph whose new nodes read a constant expression that stands further down; others keep their order."""
-    containers: list[Container] = [*model.graphs(), *model.functions.values()]
-    for container in containers:
+    bodies = [function.graph for function in model.functions.values()]
+    for container in (*model.graphs(), *bodies, *(inner for body in bodies for inner in body.subgraphs())):
         known: set[ir.Node] = set()
         for node in container:
             producers = (operand.producer() for operand in node.inputs if operand is not None)
@@ -206,13 +225,20 @@ def restore_value_infos(converted: ir.Model, original: ir.Model) -> None:
 
     Inputs, outputs and initializers keep theirs.
     """
+    _restore(converted.graph, original.graph, ())
+    for key, function in converted.functions.items():
+        _restore(function.graph, original.functions[key].graph, (*function.inputs, *function.outputs))
+
+
+def _restore(converted: ir.Graph, original: ir.Graph, more: Sequence[ir.Value]) -> None:
+    """Drop added shapes in one graph and its subgraphs; `more` are inputs and outputs whose shapes may be dropped."""
+    computed = (value for node in original.all_nodes() for value in node.outputs)
     named = {
         str(value.name)
-        for node in original.graph.all_nodes()
-        for value in node.outputs
+        for value in (*computed, *original.inputs)
         if value.type is not None or value.shape is not None
     }
-    for node in converted.graph.all_nodes():
-        for value in node.outputs:
-            if str(value.name) not in named and not value.is_graph_output():
-                value.type, value.shape = None, None
+    inner = [value for node in converted.all_nodes() for value in node.outputs if not value.is_graph_output()]
+    for value in (*inner, *more):
+        if str(value.name) not in named:
+            value.type, value.shape = None, None

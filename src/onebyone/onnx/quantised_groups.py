@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onebyone.onnx.constant_values import NotRewritable, array_of, is_constant, is_one_number
+from onebyone.onnx.constant_values import (
+    NotRewritable,
+    array_of,
+    call_argument,
+    is_constant,
+    is_one_number,
+)
 from onebyone.onnx.graph_writer import GraphWriter
 
 #: Operators of one input that act on each number by itself, and may stand between a layer and its QuantizeLinear.
@@ -58,7 +64,7 @@ def quantising_nodes(output: ir.Value) -> tuple[ir.Node, ...]:
         if len(users) != 1 or users[0].idx != 0 or output.is_graph_output():
             return ()
         node = users[0].node
-        if node.graph is not container or node.domain != "" or not all(map(_is_one_number, node.inputs[1:])):
+        if node.graph is not container or not _is_by_tensor(node):
             return ()
         found.append(node)
         if node.op_type == "QuantizeLinear":
@@ -82,7 +88,7 @@ def have_equal_parameters(first: ir.Node, second: ir.Node) -> bool:
 
 
 def _is_by_tensor(node: ir.Node) -> bool:
-    return node.domain == "" and all(map(_is_one_number, node.inputs[1:]))
+    return node.domain == "" and call_argument(node) is None and all(map(_is_one_number, node.inputs[1:]))
 
 
 def _is_one_number(value: ir.Value | None) -> bool:

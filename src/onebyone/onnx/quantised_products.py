@@ -11,7 +11,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from onebyone.onnx.constant_values import NotRewritable, is_constant, shape_of
+from onebyone.onnx.constant_values import NotRewritable, call_argument, is_constant, shape_of, unknown_rank
 from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.linear_products import LinearProduct, Reading, bias_shape, read_matrix_product
 from onebyone.onnx.quantisation import (
@@ -42,6 +42,9 @@ def read_quantised_product(node: ir.Node) -> Reading | None:
     weight_first = is_constant(left)
     if left is None or right is None or weight_first == is_constant(right):
         return None  # `read_product` has the reason
+    argument = call_argument(node)
+    if argument is not None:
+        return f"it {argument}"
     data, weight = (right, left) if weight_first else (left, right)
     reason = _operand_reason(data, "input") or _operand_reason(weight, "weight")
     if reason is not None:
@@ -68,7 +71,7 @@ def _operand_reason(value: ir.Value, what: str) -> str | None:
         kind = "unknown" if value.dtype is None else value.dtype.name.lower()
         return f"the element type of its {what} {value.name!r} is {kind}; int8 or uint8 was expected"
     if what == "input" and value.shape is None:
-        return f"the rank of its input {value.name!r} is not known"
+        return unknown_rank(value)
     if what == "weight" and shape_of(value) is None:
         return f"the shape of its weight {value.name!r} is not known"
     return None

@@ -20,6 +20,7 @@ from onnx_ir.passes.common import ShapeInferencePass, _c_api_utils
 
 from onebyone.errors import MissingExtra
 from onebyone.onnx import map_types
+from onebyone.onnx.function_bodies import infer_through_calls
 
 _logger = logging.getLogger(__name__)
 #: Bytes of the largest tensor that is folded: shapes and the bounds of slices are far smaller, weights larger.
@@ -36,6 +37,13 @@ def infer_shapes(model: ir.Model) -> None:
     Raises:
         MissingExtra: onnx-shape-inference is not installed.
     """
+    if model.functions:
+        infer_through_calls(model, _infer_without_calls)
+    else:
+        _infer_without_calls(model)
+
+
+def _infer_without_calls(model: ir.Model) -> None:
     plain = map_types.without_maps(model) if map_types.has_maps(model) else model.clone()
     found = [_by_onnx(plain.clone()), _by_symbols(plain.clone())]
     if any(not _shapes(found, key) for key, _ in outputs_of(model.graph)):

@@ -15,7 +15,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onebyone.onnx import axes
-from onebyone.onnx.constant_values import NotRewritable, is_constant, replaceable, shape_of, sizes_of
+from onebyone.onnx.constant_values import (
+    NotRewritable,
+    call_argument,
+    is_constant,
+    replaceable,
+    shape_of,
+    sizes_of,
+    unknown_rank,
+)
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
 from onebyone.onnx.linear_products import FLOATS
 from onebyone.onnx.quantisation import Quantisation, quantised_matrix_product
@@ -90,6 +98,9 @@ def linear_convolution(
         return f"its weight {behind}" if behind is not None and (pointwise or shape is None) else None
     if shape is None:
         return None
+    argument = call_argument(node)
+    if argument is not None:
+        return f"it {argument}" if pointwise else None
     spatial = len(shape) - 2
     strides = tuple(node.attributes.get_ints("strides") or [1] * spatial)
     padded = any(node.attributes.get_ints("pads") or [])
@@ -100,11 +111,10 @@ def linear_convolution(
     groups = node.attributes.get_int("group", 1)
     if padded:
         return "it pads its input: the border positions have no linear layer"
-    if data.shape is None or len(data.shape) != len(shape):
-        rank = (
-            "is not known" if data.shape is None else f"is {len(data.shape)}, that of its weight {len(shape)}"
-        )
-        return f"the rank of its input {data.name!r} {rank}"
+    if data.shape is None:
+        return unknown_rank(data)
+    if len(data.shape) != len(shape):
+        return f"the rank of its input {data.name!r} is {len(data.shape)}, that of its weight {len(shape)}"
     if whole and (groups > 1 or node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")):
         return None
     if data.dtype is not None and data.dtype not in kinds:

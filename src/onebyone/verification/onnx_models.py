@@ -24,7 +24,7 @@ from onebyone.laws import bounds
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import prepared
 from onebyone.onnx.evaluators import NotRunnable, proto_of, run_onnx_runtime
-from onebyone.onnx.layer_models import LayerModel, NotSeparable, named_values
+from onebyone.onnx.layer_models import LayerModel, NotSeparable, Scope, scopes_of
 from onebyone.onnx.network import OnnxNetwork
 from onebyone.onnx.probe_values import SPREADS, calibrated, integer_constants, integer_inputs, requantises
 from onebyone.onnx.weight_rewriting import Step, apply_steps
@@ -67,10 +67,10 @@ def verify_onnx(
     original = prepared(model, rewriting.frozen)
     recorded, problems, unverified = _recorded(original, rewriting, feeds)
     checks = []
-    values = named_values(original), named_values(rewriting.model_with_original_values)
+    scopes = scopes_of(original), scopes_of(rewriting.model_with_original_values)
     for done, layer in enumerate(rewriting.layers, 1):
         try:
-            checks.append(_check_layer(original, rewriting, layer, values, recorded, seed + done, unverified))
+            checks.append(_check_layer(original, rewriting, layer, scopes, recorded, seed + done, unverified))
         except (NotSeparable, NotRunnable) as error:
             unverified.append(f"{layer.path}: {error}")
         if progress is not None:
@@ -157,13 +157,18 @@ def _check_layer(
     original: ir.Model,
     rewriting: OnnxConversion,
     layer: RewrittenLayer,
-    values: tuple[Mapping[str, ir.Value], Mapping[str, ir.Value]],
+    scopes: tuple[Mapping[str, Scope], Mapping[str, Scope]],
     recorded: Mapping[str, Array],
     seed: int,
     unverified: list[str],
 ) -> LayerCheck:
-    before = LayerModel(original, layer.data, layer.output, values[0])
-    after = LayerModel(rewriting.model_with_original_values, layer.data, layer.output, values[1])
+    if not all(layer.scope in found for found in scopes):
+        raise NotSeparable(f"the part {layer.scope!r} of the model is not in both models")
+    names = layer.data, layer.output
+    before = LayerModel(original, *names, scopes[0][layer.scope])
+    after = LayerModel(rewriting.model_with_original_values, *names, scopes[1][layer.scope])
+    if not before.reads_from(scopes[0][""]):
+        recorded = {}
     if not layer.is_exact:
         return compare_in_float64(before, after, layer, seed, FREE_SIZES)
     check = _probe(before, after, rewriting, layer, seed, unverified)
