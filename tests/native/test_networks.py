@@ -262,6 +262,16 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
         (1, 3, 8, 8),
         "narrower than a vector",
     ),
+    "padding that does not count": (
+        nn.Sequential(nn.Conv2d(3, 16, 1), nn.AvgPool2d(3, padding=1, count_include_pad=False)),
+        (1, 3, 8, 8),
+        "padding that does not count",
+    ),
+    "a very large average": (
+        nn.Sequential(nn.Conv2d(3, 16, 1), nn.AvgPool2d(65, 1)),
+        (1, 3, 66, 66),
+        "65×65",
+    ),
     "uneven bins": (
         nn.Sequential(nn.Conv2d(3, 16, 1), nn.AdaptiveAvgPool2d(3)),
         (1, 3, 8, 8),

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from onebyone.native.graph_queries import (
     convolution_arguments,
     fold_batch_norm,
-    own_tensor,
+    pair,
     pool_arguments,
     why_not_folded,
 )
@@ -27,14 +29,16 @@ from onebyone.native.steps import (
 from onebyone.native.unsupported import UnsupportedError
 
 _MAX_TAPS, _NARROW = 64, 4
+_POOL_DEFAULTS = (None, 0, False, True, None)
+"""Stride, padding, ceil_mode, count_include_pad and divisor_override of an average pool."""
 
 
 def convolution(lowering: Lowering, node: Any) -> None:
     """A convolution with the batch norm that follows it."""
     a = convolution_arguments(node)
-    weight, bias = own_tensor(lowering.network, a["weight"]), own_tensor(lowering.network, a["bias"])
+    weight, bias = lowering.constant(a["weight"]), lowering.constant(a["bias"])
     if weight is None or weight.dim() != 4 or (bias is None and a["bias"] is not None):
-        raise UnsupportedError("a convolution's weight is not one of its parameters")
+        raise UnsupportedError("a convolution's weight is not constant")
     weight, bias, norm = fold_batch_norm(lowering.network, node, weight, bias)
     if norm is not None:
         node = norm
@@ -44,8 +48,9 @@ def convolution(lowering: Lowering, node: Any) -> None:
     y = Map(_image_shape(node))
     source, groups, taps = a["input"], a["groups"], kernel_h * kernel_w
     narrow = groups == 1 and _narrow(lowering, source, per_group, window)
-    if narrow and kernel_h <= _MAX_TAPS:
-        x = _padded_input(lowering, source, window.padding)
+    runs = groups == 1 and taps > _MAX_TAPS and window.padding == (0, 0) and window.dilation[1] == 1
+    if (narrow or runs) and kernel_h <= _MAX_TAPS:
+        x = _padded_input(lowering, source, window.padding) if narrow else lowering.map_of(source)
         rows = replace(window, padding=(0, 0))
         lowering.add(
             ConvolutionStep(input=x, output=y, weight=weight, bias=bias, window=rows, whole_rows=True)
@@ -94,6 +99,30 @@ def adaptive_pool(lowering: Lowering, node: Any) -> None:
         raise UnsupportedError(f"an adaptive pool from {x.shape[2:]} to {size} positions")
 
 
+def average_pool(lowering: Lowering, node: Any) -> None:
+    """An average pool of a fixed window: means along each row of the window, then along its columns."""
+    settings: list[Any] = [*node.args[1:], *_POOL_DEFAULTS[len(node.args) - 2 :]]
+    kernel, padding = pair(settings[0], 0), pair(settings[2], 0)
+    stride = pair(settings[1] or kernel, 0)
+    ceil, counts_padding, divisor = settings[3:]
+    if ceil or divisor is not None or (any(padding) and not counts_padding):
+        raise UnsupportedError(
+            "an average pool with ceil_mode, divisor_override or padding that does not count"
+        )
+    if max(kernel) > _MAX_TAPS:
+        raise UnsupportedError(f"an average pool of {kernel[0]}×{kernel[1]} positions")
+    x = lowering.map_of(node.args[0])
+    samples, channels, height, _ = x.shape
+    *_, out_height, out_width = _image_shape(node)
+    along_rows = SlidingWindow((1, kernel[1]), (1, stride[1]), (0, padding[1]))
+    along_columns = SlidingWindow((kernel[0], 1), (stride[0], 1), (padding[0], 0))
+    for window, rows in ((along_rows, height), (along_columns, out_height)):
+        weight = torch.full((channels, 1, *window.kernel), 1 / max(window.kernel), dtype=torch.float64)
+        y = Map((samples, channels, rows, out_width))
+        x = lowering.add(DepthwiseStep(input=x, output=y, weight=weight, window=window))
+    lowering.values[node] = Value(x)
+
+
 def max_pool(lowering: Lowering, node: Any) -> None:
     """A max pool without ceil_mode."""
     *settings, ceil = pool_arguments(node)
@@ -116,5 +145,6 @@ HANDLERS: dict[Any, Callable[[Lowering, Any], None]] = {
     aten.conv2d.default: convolution,
     aten.batch_norm.default: batch_norm,
     aten.adaptive_avg_pool2d.default: adaptive_pool,
+    aten.avg_pool2d.default: average_pool,
     aten.max_pool2d.default: max_pool,
 }
