@@ -1,141 +1,253 @@
 """Networks for accelerators: what targets refuse, layout operators, bytes and times, before and after conversion.
 
-`python -m bench.targets` writes bench/results/targets.json, network by network; a network that is in the file already
-is skipped. `--whole` takes the networks at their full depth, otherwise with few layers, which is recorded.
+`python -m bench.targets` converts every network of `bench/target_networks.py`, with few layers, for every target, and
+writes bench/results/targets.json. `--whole` takes the networks at their full depth. `--times` measures times only: the
+original against both placements of tokens, in ONNX Runtime and OpenVINO. Results are kept with a fingerprint of the
+converter's sources, the network and the target: what was interrupted goes on, and what changed runs again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-import statistics
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 import onebyone
 from bench.target_networks import NETWORKS, write_onnx
+from bench.target_times import ENGINES, Array, geometric_mean, time_ratios
 from bench.zoo.totals import machine
 from onebyone.atomic_files import write_text
-from onebyone.onnx.convert import prepared
-from onebyone.onnx.targets.description import describe
-from onebyone.targets import find_profile, profile_names, violations
+from onebyone.onnx.targets.convert import TargetConversion, convert_for_target
+from onebyone.targets import Offender, TargetProfile, find_profile, profile_names
 
 RESULTS = Path(__file__).parent / "results" / "targets.json"
-ROUNDS = 15
+SOURCES = Path(onebyone.__file__).parent
+#: The sources that decide what a conversion gives.
+CONVERTER = ("onnx", "layout", "targets", "laws")
+#: conv-only and 4d together, with the tokens on the last axis and in the batch.
+PLACEMENTS = {"conv-only and 4d": "width", "conv-only and 4d, tokens in the batch": "batch"}
 NOTE = (
-    "The machine was shared with other work while this ran: times are ratios of medians of rounds in which the "
-    "original and the converted model take turns, and still carry its noise."
-    " With few layers, the Mixer is Mixer-S/16. Swin-T has more layout operators after than before, and "
-    "tensors of more than four axes: both are known shortcomings."
+    "Times are ratios of medians of rounds in which the original and the converted models take turns, on one thread. "
+    "Where the machine was shared with other work, they carry its noise."
 )
-Array = np.ndarray[Any, Any]
 
 
-def offenders(model: ir.Model) -> dict[str, int]:
-    """The number of nodes and inputs that violate each profile's constraints."""
-    descriptions = [description for description, _, _ in describe(prepared(model))]
-    return {
-        name: len({o.path for o in violations(descriptions, find_profile(name))}) for name in profile_names()
-    }
+def profiles() -> dict[str, TargetProfile]:
+    """The targets: conv-only and 4d together in both placements of tokens, and every named one."""
+    both = tuple(c for name in ("conv-only", "4d") for c in find_profile(name).constraints)
+    found = {}
+    for name, axis in PLACEMENTS.items():
+        profile = find_profile("conv-only")
+        preferred = replace(profile.preferred, token_axis=axis)  # type: ignore[arg-type]
+        found[name] = replace(profile, name=name, constraints=both, preferred=preferred)
+    return found | {name: find_profile(name) for name in profile_names()}
 
 
-def kinds_of_offenders(model: ir.Model, name: str) -> dict[str, int]:
-    """What violates one profile, by constraint and operator."""
-    descriptions = [description for description, _, _ in describe(prepared(model))]
-    found = violations(descriptions, find_profile(name))
-    return dict(Counter(f"{o.operator}: {o.constraint} is {o.found}, allowed {o.allowed}" for o in found))
+def fingerprint(*parts: object) -> str:
+    """A hash of the sources of the converter and of these networks, and of what else decides a result."""
+    digest = hashlib.sha256()
+    files = [
+        f
+        for folder in CONVERTER
+        for f in sorted((SOURCES / folder).rglob("*"))
+        if f.suffix in (".py", ".toml")
+    ]
+    for file in [*files, Path(__file__).with_name("target_networks.py")]:
+        digest.update(file.read_bytes())
+    return hashlib.sha256(f"{digest.hexdigest()} {parts}".encode()).hexdigest()[:16]
 
 
-def onnxruntime_runner(path: Path, feeds: dict[str, Array]) -> Any:
-    """A function that runs the file once in ONNX Runtime, on one thread."""
-    import onnxruntime
+def by_reason(offenders: Sequence[Offender]) -> list[dict[str, Any]]:
+    """Offenders in groups of one operator, constraint and reason, with the largest number found."""
+    groups: dict[tuple[str, str, str], list[Offender]] = {}
+    for offender in offenders:
+        groups.setdefault((offender.operator, offender.constraint, offender.how), []).append(offender)
+    return [
+        {
+            "operator": operator,
+            "constraint": constraint,
+            "nodes": len(group),
+            "found": max((o.found for o in group), key=lambda found: found if isinstance(found, int) else 0),
+            "allowed": group[0].allowed,
+            "reason": how,
+        }
+        for (operator, constraint, how), group in groups.items()
+    ]  # fmt: skip
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, feeds)
+
+def nodes(offenders: Sequence[Offender]) -> int:
+    """The number of nodes and inputs that violate a constraint."""
+    return len({o.path for o in offenders})
 
 
-def openvino_runner(path: Path, feeds: dict[str, Array]) -> Any:
-    """A function that runs the file once in OpenVINO, on one thread, in float32."""
-    import openvino
+class Network:
+    """One network as a file, its conversions, and verifications of equal conversions made once."""
 
-    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    return lambda: compiled(list(feeds.values()))
+    def __init__(self, name: str, folder: Path, whole: bool) -> None:
+        self.path = folder / "original.onnx"
+        self.feeds: dict[str, Array] = write_onnx(name, self.path, small=not whole)
+        self.folder = folder
+        self._verified: dict[str, dict[str, Any]] = {}
 
+    def convert(self, profile: TargetProfile) -> tuple[TargetConversion, float]:
+        """The conversion, and its seconds."""
+        start = time.perf_counter()
+        conversion = convert_for_target(ir.load(self.path), profile)
+        return conversion, time.perf_counter() - start
 
-def ratios(paths: list[Path], feeds: dict[str, Array], runner: Any) -> list[float]:
-    """The median time of each file, divided by that of the first; the files take turns in every round."""
-    runs = [runner(path, feeds) for path in paths]
-    for run in runs:
-        run()
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(ROUNDS):
-        for run, taken in zip(runs, times, strict=True):
+    def verified(self, conversion: TargetConversion) -> dict[str, Any]:
+        """The verification of a conversion; that of another one whose nodes are the same is taken again."""
+        key = "\n".join(f"{node}" for node in conversion.model.graph)
+        if key not in self._verified:
             start = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - start)
-    medians = [statistics.median(taken) for taken in times]
-    return [median / medians[0] for median in medians]
+            verification = onebyone.verify(self.path, conversion, self.feeds)
+            self._verified[key] = {
+                "verified": verification.equivalent,
+                "layers_verified_bit_for_bit": sum(bool(layer.bitwise) for layer in verification.layers),
+                "layers_verified": len(verification.layers),
+                "unverified": list(verification.unverified),
+                "max_error": verification.max_error,
+                "verification_seconds": round(time.perf_counter() - start, 1),
+            }
+        return self._verified[key]
+
+    def row(self, profile: TargetProfile) -> dict[str, Any]:
+        """What one target would not take, before and after; layout operators, bytes, seconds and the verification."""
+        conversion, seconds = self.convert(profile)
+        file = conversion.save(self.folder / "converted.onnx")
+        row = {
+            "offenders_before": nodes(conversion.offenders),
+            "offenders_after": nodes(conversion.left),
+            "left": by_reason(conversion.left),
+            "rewritings": len(conversion.changes),
+            "layout_before": dict(conversion.layout_before) | {"total": conversion.layout_before.total()},
+            "layout_after": dict(conversion.layout_after) | {"total": conversion.layout_after.total()},
+            "bytes_before": self.path.stat().st_size,
+            "bytes_after": file.stat().st_size,
+            "conversion_seconds": round(seconds, 2),
+        }
+        unchanged = {"verified": None, "unverified": ["nothing was rewritten"]}
+        return row | (self.verified(conversion) if conversion.changes else unchanged)
+
+    def times(self) -> dict[str, dict[str, float]]:
+        """Ratios of times of both placements of tokens."""
+        files = {"original": self.path}
+        for name in PLACEMENTS:
+            conversion, _ = self.convert(profiles()[name])
+            files[name] = conversion.save(self.folder / f"{len(files)}.onnx")
+        return time_ratios(files, self.feeds)
 
 
-def measure(name: str, folder: Path, whole: bool) -> dict[str, Any]:
-    """One network: converted with a planned layout, and layer by layer for comparison."""
-    original = folder / "original.onnx"
-    feeds = write_onnx(name, original, small=not whole)
-    start = time.perf_counter()
-    conversion = onebyone.convert(original, level="graph")
-    seconds = time.perf_counter() - start
-    planned = conversion.save(folder / "planned.onnx")
-    alone = onebyone.convert(original).save(folder / "layer_by_layer.onnx")
-    verification = onebyone.verify(original, conversion, feeds)
-    before, after = ir.load(original), ir.load(planned)
-    counts = {"before": conversion.layout_before, "after": conversion.layout_after}
-    paths = [original, planned, alone]
+def jobs(
+    name: str, depth: str, times: bool, only: str
+) -> Iterator[tuple[str, str, Callable[[Network], Any]]]:
+    """The results of one network: the key, the fingerprint, and how it is made."""
+    if times:
+        yield "times", fingerprint(name, depth, "times"), Network.times
+        return
+    for target, profile in profiles().items():
+        if only in target:
+            yield target, fingerprint(name, depth, repr(profile)), lambda network, p=profile: network.row(p)
+
+
+def summary(networks: Mapping[str, Any]) -> dict[str, Any]:
+    """By depth: offenders and layout operators of all networks, and the geometric means of time ratios."""
+    found: dict[str, Any] = {}
+    for depth in sorted({depth for depths in networks.values() for depth in depths}):
+        rows = [
+            (key, row["result"]) for depths in networks.values() for key, row in depths.get(depth, {}).items()
+        ]
+        times = [result for key, result in rows if key == "times"]
+        found[depth] = {
+            "targets": {
+                target: totals([result for key, result in rows if key == target]) for target in profiles()
+            },
+            "geometric_mean_of_time_ratios": {
+                engine: {
+                    placement: round(geometric_mean([result[engine][placement] for result in times]), 3)
+                    for placement in PLACEMENTS
+                }
+                for engine in (ENGINES if times else ())
+            },
+            "networks_timed": len(times),
+        }
+    return found
+
+
+def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Sums over the networks of one target."""
     return {
-        "depth": "whole" if whole else "few layers",
-        "converted_layers": len(conversion.changes),
-        "conversion_seconds": round(seconds, 2),
-        "offenders_before": offenders(before),
-        "offenders_after": offenders(after),
-        "left_for_4d": kinds_of_offenders(after, "4d"),
-        "layout_operators": {key: {**count, "total": count.total()} for key, count in counts.items()},
-        "file_bytes": {"before": original.stat().st_size, "after": planned.stat().st_size},
-        "verified": verification.equivalent,
-        "layers_verified_bit_for_bit": sum(bool(layer.bitwise) for layer in verification.layers),
-        "unverified": list(verification.unverified),
-        "max_error": verification.max_error,
-        "time_ratios": {
-            engine: dict(zip(("planned", "layer by layer"), ratios(paths, feeds, runner)[1:], strict=True))
-            for engine, runner in (("ONNX Runtime", onnxruntime_runner), ("OpenVINO", openvino_runner))
-        },
+        "networks": len(rows),
+        "offenders_before": sum(row["offenders_before"] for row in rows),
+        "offenders_after": sum(row["offenders_after"] for row in rows),
+        "layout_before": sum(row["layout_before"]["total"] for row in rows),
+        "layout_after": sum(row["layout_after"]["total"] for row in rows),
+        "networks_with_more_layout_operators": sum(
+            row["layout_after"]["total"] > row["layout_before"]["total"] for row in rows
+        ),
+        "networks_rewritten": sum(row["rewritings"] > 0 for row in rows),
+        "not_equivalent": sum(row["verified"] is False for row in rows),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> int:
+    """Measure what has no result of the same fingerprint yet; return 1 if a conversion is not equivalent."""
+    parser = argparse.ArgumentParser("python -m bench.targets", description=__doc__)
     parser.add_argument("--whole", action="store_true", help="the networks at their full depth")
-    parser.add_argument("--only", help="measure the networks whose name holds this text")
-    options = parser.parse_args()
-    data: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"networks": {}}
-    for name in NETWORKS:
-        known = data["networks"].get(name, {}).get("depth")
-        if known == "whole" or (known and not options.whole) or (options.only or "") not in name:
+    parser.add_argument(
+        "--times", action="store_true", help="times in ONNX Runtime and OpenVINO, and nothing else"
+    )
+    parser.add_argument("--only", default="", help="networks whose name contains this text")
+    parser.add_argument("--target", default="", help="targets whose name contains this text")
+    options = parser.parse_args(arguments)
+    depth = "whole" if options.whole else "few layers"
+    data: dict[str, Any] = (
+        json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"networks": {}}
+    )
+    for name in (n for n in NETWORKS if options.only in n):
+        kept = data["networks"].setdefault(name, {}).setdefault(depth, {})
+        waiting = [
+            job for job in jobs(name, depth, options.times, options.target)
+            if kept.get(job[0], {}).get("fingerprint") != job[1]
+        ]  # fmt: skip
+        if not waiting:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            data["networks"][name] = measure(name, Path(folder), options.whole)
-        data |= {"note": NOTE, "machine": machine(), "threads": 1, "cores": os.cpu_count()}
-        write_text(RESULTS, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-        print(name, json.dumps(data["networks"][name]["layout_operators"]), flush=True)
+            network = Network(name, Path(folder), options.whole)
+            for key, mark, make in waiting:
+                load = os.getloadavg()[0]
+                kept[key] = {"fingerprint": mark, "load": round(load, 1), "result": make(network)}
+                data |= {
+                    "note": NOTE,
+                    "machine": machine(),
+                    "threads": 1,
+                    "summary": summary(data["networks"]),
+                }
+                write_text(results, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+                print(depth, name, key, short(key, kept[key]["result"]), flush=True)
+    rows = [row for depths in data["networks"].values() for kept in depths.values() for row in kept.values()]
+    return int(any(row["result"].get("verified") is False for row in rows))
+
+
+def short(key: str, result: Mapping[str, Any]) -> str:
+    """One line about a result."""
+    if key == "times":
+        return json.dumps(result)
+    counts = [
+        f"{result[f'{what}_before']} → {result[f'{what}_after']} {what}" for what in ("offenders", "bytes")
+    ]
+    layout = f"{result['layout_before']['total']} → {result['layout_after']['total']} layout operators"
+    return ", ".join([*counts, layout, f"verified {result['verified']}"])
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

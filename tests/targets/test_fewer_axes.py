@@ -7,7 +7,9 @@ import onnx_ir as ir
 import pytest
 
 import onebyone
+from onebyone.onnx.constant_values import NotRewritable
 from onebyone.onnx.targets.convert import TargetConversion
+from onebyone.onnx.targets.fewer_axes import merge_around
 from tests.onnx.models import Array, graph, integers, model, operators, run
 
 
@@ -123,3 +125,24 @@ def test_what_has_no_form_of_fewer_axes(nodes: str, reason: str) -> None:
     assert operators(conversion.model) == operators(m)
     assert all(reason in refusal.reason for refusal in conversion.refused)
     assert len(conversion.refused) == len(list(m.graph))
+
+
+def test_attention_needs_no_further_layout_operators() -> None:
+    """No axis is merged that need not be: each slice of q, k and v has the shape that the products read."""
+    nodes = """
+        a = Reshape(x, s) b = Transpose<perm=[2,0,3,1,4]>(a) q, k, v = Split<axis=0, num_outputs=3>(b)
+        i = Squeeze(q, zero) j = Squeeze(k, zero) l = Squeeze(v, zero) t = Transpose<perm=[0,1,3,2]>(j)
+        w = MatMul(i, t) y = MatMul(w, l)
+    """
+    m = model(graph("1,6,24", "1,2,6,4", nodes), {"s": sizes([1, 6, 3, 2, 4]), "zero": sizes([0])})
+    conversion = folded(m, {"x": integers(1, 6, 24)})
+    assert conversion.layout_after["Transpose"] == conversion.layout_before["Transpose"] == 2
+    assert conversion.layout_after["Reshape"] == conversion.layout_before["Reshape"] == 1
+
+
+def test_merged_axes_stay_small() -> None:
+    assert merge_around((3, 1, 6, 197, 64), 0, 4) == ((3, 6, 197, 64), 0)
+    assert merge_around((9, 2, 3, 5, 7, 4), 3, 4) == ((54, 5, 7, 4), 1)
+    assert merge_around((9, 2, 3, 5), 0, 2) == ((9, 30), 0)
+    with pytest.raises(NotRewritable):
+        merge_around((9, 2, 3, 5), 2, 2)

@@ -105,8 +105,7 @@ def convert_for_target(
     bytes_before = bytes_of_weights(copy)
     offenders = violations((description for description, _, _ in describe(copy)), profile)
     rewriter = ModelRewriter(copy)
-    offends = any(isinstance(o.rule, FormRequirement) for o in offenders)
-    form = to or (_required_form(profile) if offends else None)
+    form = to or _required_form(profile, offenders)
     layout_before, stored = layout_operators(copy), {}
     if form is not None:
         stored = _lay_out(rewriter, profile, form, only, layout_before.total())
@@ -192,8 +191,13 @@ def _rewrite_in_rounds(
     return reasons
 
 
-def _required_form(profile: TargetProfile) -> str | None:
-    return next((rule.form for rule in profile.constraints if isinstance(rule, FormRequirement)), None)
+def _required_form(profile: TargetProfile, offenders: tuple[Offender, ...]) -> str | None:
+    """The form that nodes violate: asked for by itself, or convolutions where there is no matrix product."""
+    for offender in offenders:
+        if isinstance(offender.rule, FormRequirement):
+            return offender.rule.form
+    has_no_product = any("MatMul" in _missing(o) and o.operator == "MatMul" for o in offenders)
+    return "conv" if has_no_product and profile.preferred.form == "conv" else None
 
 
 def _lay_out(

@@ -243,8 +243,10 @@ class AxisFolder:
         order = list(node.attributes.get_ints("perm") or reversed(range(len(sizes))))
         order = [axis for axis in order if sizes[axis] != 1]  # where axes of size one are makes no difference
         value, current = self._read(data), sorted(order)
+        if current == order:
+            return [value]
         while True:
-            blocks = blocks_of(current, order)
+            blocks = [[axis] for axis in current] if len(order) <= self._most else blocks_of(current, order)
             if len(blocks) <= self._most:
                 merged = [prod(sizes[axis] for axis in block) for block in blocks] or [1]
                 rank = {block[0]: index for index, block in enumerate(blocks)}
@@ -261,36 +263,34 @@ class AxisFolder:
             value = writer.op("Transpose", [value], {"perm": [0, 2, 1, 3]}, shape=shape)
             current = [*parts[0], *parts[2], *parts[1], *parts[3]]
 
-    def _around(self, writer: GraphWriter, value: ir.Value | None, axis: int) -> tuple[ir.Value, Sizes]:
-        """The value as (before, axis, after)."""
+    def _along(self, writer: GraphWriter, value: ir.Value | None, axis: int) -> tuple[ir.Value, Sizes, int]:
+        """The value with one axis whole and the others merged where needed, its sizes, and where that axis is."""
         assert value is not None
-        sizes = _known(value)
-        axis %= len(sizes)
-        around = (prod(sizes[:axis]), sizes[axis], prod(sizes[axis + 1 :]))
-        return self._as(writer, self._read(value), around), around
+        sizes, place = merge_around(_known(value), axis, self._most)
+        return self._as(writer, self._read(value), sizes), sizes, place
 
     def _softmax(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         if writer.opset < SOFTMAX_OF_ONE_AXIS:
             raise NotRewritable("Softmax normalises over several axes in this opset")
         axis = node.attributes.get_int("axis", -1)
-        data, around = self._around(writer, node.inputs[0], axis)
-        return [writer.op("Softmax", [data], {"axis": 1}, shape=around)]
+        data, sizes, place = self._along(writer, node.inputs[0], axis)
+        return [writer.op("Softmax", [data], {"axis": place}, shape=sizes)]
 
     def _gather(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         index = node.inputs[1]
         if index is None or not is_constant(index) or shape_of(index) not in ((), (1,)):
             raise NotRewritable("Gather of more than one element has no form of fewer axes")
-        data, around = self._around(writer, node.inputs[0], node.attributes.get_int("axis", 0))
-        position = int(array_of(index).reshape(-1)[0]) % around[1]
-        return [writer.slice_axis(data, 1, position, position + 1)]
+        data, sizes, place = self._along(writer, node.inputs[0], node.attributes.get_int("axis", 0))
+        position = int(array_of(index).reshape(-1)[0]) % sizes[place]
+        return [writer.slice_axis(data, place, position, position + 1)]
 
     def _split(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         axis = node.attributes.get_int("axis", 0)
-        data, _ = self._around(writer, node.inputs[0], axis)
+        data, _, place = self._along(writer, node.inputs[0], axis)
         results, start = [], 0
         for output in node.outputs:
             size = _known(output)[axis]
-            results.append(writer.slice_axis(data, 1, start, start + size))
+            results.append(writer.slice_axis(data, place, start, start + size))
             start += size
         return results
 
@@ -306,16 +306,17 @@ class AxisFolder:
         first, last, step = slice(*(int(n) for n in numbers)).indices(before[axes[0]])
         if step < 1:
             raise NotRewritable("Slice in reverse has no form of fewer axes")
-        data, _ = self._around(writer, node.inputs[0], axes[0])
-        return [writer.slice_axis(data, 1, first, last, step)]
+        data, _, place = self._along(writer, node.inputs[0], axes[0])
+        return [writer.slice_axis(data, place, first, last, step)]
 
     def _concat(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         axis = node.attributes.get_int("axis", 0)
         if any(value is None or is_constant(value) for value in node.inputs):
             raise NotRewritable("Concat with a constant has no form of fewer axes")
-        parts = [self._around(writer, value, axis) for value in node.inputs]
-        shape = [parts[0][1][0], sum(around[1] for _, around in parts), parts[0][1][2]]
-        return [writer.op("Concat", [value for value, _ in parts], {"axis": 1}, shape=shape)]
+        parts = [self._along(writer, value, axis) for value in node.inputs]
+        shape, place = list(parts[0][1]), parts[0][2]
+        shape[place] = sum(sizes[place] for _, sizes, _ in parts)
+        return [writer.op("Concat", [value for value, _, _ in parts], {"axis": place}, shape=shape)]
 
     def _matmul(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         first, second = node.inputs
@@ -354,6 +355,28 @@ class AxisFolder:
                 inputs.append(self._as(writer, self._read(value), merged))
         shape = [prod(result[axis] for axis in group) for group in groups]
         return writer.op(node.op_type, inputs, _plain(node), shape=shape, dtype=node.outputs[0].dtype)
+
+
+def merge_around(sizes: Sequence[int], axis: int, most: int) -> tuple[Sizes, int]:
+    """Sizes with at most `most` axes, one of which is `axis`, and its new place: those of size one left out first.
+
+    Then the two neighbours of the smallest product are merged, so that no axis becomes larger than needed.
+
+    >>> merge_around((3, 1, 6, 197, 64), 0, 4)
+    ((3, 6, 197, 64), 0)
+    >>> merge_around((2, 5, 7, 3, 4), -1, 4)
+    ((10, 7, 3, 4), 3)
+    """
+    axis %= len(sizes)
+    before = [size for size in sizes[:axis] if size != 1]
+    after = [size for size in sizes[axis + 1 :] if size != 1]
+    while len(before) + 1 + len(after) > most:
+        pairs = [(side[i] * side[i + 1], side, i) for side in (before, after) for i in range(len(side) - 1)]
+        if not pairs:
+            raise NotRewritable(f"an axis between others needs three axes, and the target takes {most}")
+        product, side, i = min(pairs, key=lambda pair: pair[0])
+        side[i : i + 2] = [product]
+    return (*before, sizes[axis], *after), len(before)
 
 
 def _known(value: ir.Value | None) -> Sizes:
