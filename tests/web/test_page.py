@@ -16,6 +16,7 @@ import uvicorn
 from torch import nn
 
 import onebyone
+from bench import sparse_scan
 from onebyone.dense.unfinished import open_scores
 from onebyone.viewing import ScanView
 from onebyone.web.server import application
@@ -209,3 +210,35 @@ def test_touch_and_dark_on_a_narrow_screen(show: Show, view: ScanView) -> None:
     settled(page, [200, 80, 212, 92])
     touch("touchEnd")
     assert page.evaluate("viewer.viewport.getCenter(true).x") == centre
+
+
+@pytest.mark.slow
+def test_ten_thousand_million_pixels(show: Show, tmp_path: Path) -> None:
+    side = 100_000
+    sparse_scan.write_image(tmp_path / "image.zarr", side)
+    sparse_scan.write_scores(tmp_path / "scores.zarr", side)
+    opened = show(ScanView(*open_scores(tmp_path / "scores.zarr"), tmp_path / "image.zarr"))
+    page = opened.page
+    loaded = "[0, 1].every((k) => viewer.world.getItemAt(k).getFullyLoaded())"
+    page.wait_for_function(loaded)
+    first, last = sparse_scan.square(side)
+    # two of the square's four windows: each of the others overlaps one of them by a third, above the threshold of 0.3
+    assert page.inner_text("#total") == "2"
+    assert page.evaluate("state.boxes[0].slice(0, 4)") == [first, first, last, last]
+    middle = (first + last) // 2
+    page.evaluate(f"location.hash = 'x={middle}&y={middle}&zoom=2&opacity=0'")
+    page.wait_for_function(
+        "viewer.world.getItemAt(0).viewportToImageZoom(viewer.viewport.getZoom(true)) > 1.9"
+    )
+    page.wait_for_function("viewer.world.getItemCount() === 2 && " + loaded)
+    colour = """([x, y]) => {
+      const canvas = document.querySelector("#stage canvas"), ratio = canvas.width / canvas.clientWidth;
+      return [...canvas.getContext("2d").getImageData(x * ratio, y * ratio, 1, 1).data].slice(0, 3);
+    }"""
+    inside = page.evaluate(colour, place(page, middle, middle))
+    outside = page.evaluate(colour, place(page, last + 40, middle))
+    assert max(inside) < 20  # the square, at full resolution
+    assert outside == pytest.approx([100, 100, 128], abs=6)  # the gradient at the middle; JPEG rounds
+    assert [
+        note for note in opened.met if "getImageData" not in note
+    ] == []  # advice on this test's own reading

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 import onebyone
+from bench import sparse_scan
 from onebyone.dense import ScoreMap
 from onebyone.errors import BadInput
 from onebyone.viewing import ScanView
@@ -115,6 +116,23 @@ def test_a_map_tile_colours_the_pixels_around_each_window_s_centre(scanned: tupl
         view.map_tile(2, 0, 0, 0, "viridis")
     with pytest.raises(BadInput, match="colours='x': expected one of inferno, viridis"):
         view.map_tile(0, view.grid.max_level, 0, 0, "x")
+
+
+def test_a_tile_of_many_positions_shows_the_highest_mean_of_the_file_s_pyramid(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(4, 1030, 1030)).astype(np.float32)
+    sparse_scan.write_map(
+        tmp_path / "s.zarr", 33_000, lambda rows, columns: logits[:, rows.slice, columns.slice]
+    )
+    view = ScanView(ScoreMap.load(tmp_path / "s.zarr"), tmp_path / "s.zarr")
+    assert (view.grid.min_level, view.grid.step(8)) == (8, 256)
+    shown = view.map_tile(1, 8, 0, 0, "viridis")[..., 3]
+    # by hand: 1030² positions are more than 2^18, and so are those of 2×2, so the means of 4×4 are read. Position i is
+    # centred at 32·i + 32, so pixel k of 256 image pixels holds those from 8·k to 8·k + 7: the means 2·k and 2·k + 1.
+    means = logits[:, :1024, :1024].reshape(4, 256, 4, 256, 4).mean(axis=(2, 4), dtype=np.float64)
+    probabilities = (np.exp(means) / np.exp(means).sum(axis=0))[1]
+    expected = probabilities.reshape(128, 2, 128, 2).max(axis=(1, 3))
+    assert np.abs(shown[:128, :128] / 255 - expected).max() <= 0.5 / 255 + 1e-6  # rounded to eight bits
 
 
 def test_boxes_are_those_of_detect(address: str, scanned: tuple[Path, Path, Any]) -> None:

@@ -19,16 +19,20 @@ from onebyone.stores.regions import Span
 from onebyone.stores.zarr_checks import checked_store
 from onebyone.stores.zarr_metadata import array_metadata
 
+_MAX_LEVELS = 32
+
 
 class StoredMap:
     """The scores (channels, *positions) of a finished map, read from its file when they are indexed.
 
     `values` is any array that is indexed as NumPy's are. `numpy.asarray` reads the whole map. Several threads may read
-    at the same time; each read is served alone, because not every format allows more.
+    at the same time; each read is served alone, because not every format allows more. `coarser` is the next level of
+    the file's pyramid, the means of 2×2 (or 2×2×2) values; None where the file has none.
     """
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: Any, coarser: StoredMap | None = None) -> None:
         self._values = values
+        self.coarser = coarser
         self._lock = Lock()
 
     @property
@@ -92,7 +96,7 @@ def open_map(path: str | os.PathLike[str]) -> tuple[StoredMap, MapDescription]:
 
     Raises BadInput where it is not a score map, or its array does not fit its description.
     """
-    file = Path(path)
+    file, coarser = Path(path), None
     if not file.exists():
         raise BadInput(f"cannot read {file}: No such file or directory")
     try:
@@ -104,17 +108,34 @@ def open_map(path: str | os.PathLike[str]) -> tuple[StoredMap, MapDescription]:
             values = _Bands(GeoTiffSource(file))
         else:
             description = stored_description(file)
-            library = zarr_library("reading OME-Zarr")
-            store = checked_store(file, "0", array_metadata(file, "0"))
-            values = library.open_array(store, path="0", mode="r")
+            values = _zarr_level(file, 0)
+            coarser = _coarser(file, 1, tuple(values.shape))
     except BadInput as error:
         raise BadInput(f"{file} {error}") from error
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise BadInput(f"{file} cannot be read as a score map: {error}") from error
-    scores = StoredMap(values)
+    scores = StoredMap(values, coarser)
     if scores.ndim < 2 or np.dtype(values.dtype) != np.float32 or len(scores) != len(description.channels):
         raise BadInput(
             f"{file} is not a score map: an array of shape {scores.shape} and type {values.dtype} for "
             f"{len(description.channels)} channels"
         )
     return scores, description
+
+
+def _zarr_level(file: Path, level: int) -> Any:
+    """One array of a pyramid, whose chunks are checked as they are read."""
+    name = str(level)
+    store = checked_store(file, name, array_metadata(file, name))
+    return zarr_library("reading OME-Zarr").open_array(store, path=name, mode="r")
+
+
+def _coarser(file: Path, level: int, finer: tuple[int, ...]) -> StoredMap | None:
+    """The levels of a pyramid from `level` on; None where there is none of half as many positions."""
+    shape = (finer[0], *(-(-n // 2) for n in finer[1:]))
+    if level > _MAX_LEVELS or not (file / str(level)).is_dir():
+        return None
+    values = _zarr_level(file, level)
+    if tuple(values.shape) != shape or np.dtype(values.dtype) != np.float32:
+        return None
+    return StoredMap(values, _coarser(file, level + 1, shape))

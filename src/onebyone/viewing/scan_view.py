@@ -32,7 +32,10 @@ from onebyone.viewing.tile_grid import TileGrid
 
 MAX_BOXES = 20_000
 """Boxes that are sent to the page, those of the highest scores; the count is that of all."""
-_MAX_SCORES = 2**24  # scores that are read for one tile; beyond that every n-th position
+_MAX_SCORES = (
+    2**24
+)  # scores and positions that are read for one tile; beyond that, a coarser level of the file,
+_MAX_POSITIONS = 2**18  # or, where it has none, every n-th position
 _SAMPLES = 64  # positions per axis from which the kind of scores is assumed
 STATES = ("accepted", "rejected")
 
@@ -91,6 +94,7 @@ class ScanView:
         return {
             "name": self.path.name,
             "size": list(self.grid.size),
+            "min_level": self.grid.min_level,
             "max_level": self.grid.max_level,
             "has_image": self.image is not None,
             "has_network": self.dense is not None,
@@ -114,7 +118,8 @@ class ScanView:
         """One tile of a class's probabilities as RGBA (h, w, 4); the opacity of a pixel is its probability.
 
         A pixel that covers several positions shows the highest of their probabilities, so that small objects can be
-        seen in the whole image. Positions that are not scanned yet are transparent.
+        seen from afar. A tile of more than 2^18 positions is made of the means of 2×2, 4×4, … positions that the file
+        has; of every n-th position where it has none. Positions that are not scanned yet are transparent.
         """
         scores = self.scores
         if not 0 <= label < len(scores.classes):
@@ -127,9 +132,9 @@ class ScanView:
         covered = [_covered(scores, axis, region[axis].start, shape[axis], step) for axis in (0, 1)]
         if not all(len(pixels) for pixels, _, _ in covered):
             return tile
-        values, skip = _probabilities(scores, label, [span for _, _, span in covered])
+        values, unit, skip = _probabilities(scores, label, [span for _, _, span in covered])
         for axis, (_, first, span) in enumerate(covered):
-            local = np.minimum((first - span.start) // skip, values.shape[axis] - 1)
+            local = np.minimum((first // unit - span.start // unit) // skip, values.shape[axis] - 1)
             values = np.fmax.reduceat(values, local, axis=axis)
         shown = np.clip(np.nan_to_num(values), 0, 1)
         tile[np.ix_(*(pixels for pixels, _, _ in covered))] = np.concatenate(
@@ -281,12 +286,24 @@ def _covered(
     return pixels, first, Span(int(first[0]), min(int(stop[pixels[-1]]), positions))
 
 
-def _probabilities(scores: ScoreMap, label: int, spans: list[Span]) -> tuple[NDArray[np.floating], int]:
-    """Probabilities of a class in a region of the map, and the step between the positions that were read."""
-    count = len(scores.classes) * len(spans[0]) * len(spans[1])
+def _probabilities(
+    scores: ScoreMap, label: int, spans: Sequence[Span]
+) -> tuple[NDArray[np.floating], int, int]:
+    """Probabilities of a class in a region of the map, from the finest level with few enough scores.
+
+    Also the positions per axis of which each value of this level is the mean, and the step between the values read.
+    """
+    level, unit = scores.scores, 1
+    while len(spans[0]) * len(spans[1]) > unit**2 * min(_MAX_POSITIONS, _MAX_SCORES // len(scores.classes)):
+        coarser = getattr(level, "coarser", None)
+        if coarser is None:
+            break
+        level, unit = coarser, 2 * unit
+    parts = [Span(span.start // unit, -(-span.stop // unit)) for span in spans]
+    count = len(scores.classes) * len(parts[0]) * len(parts[1])
     skip = max(1, int(np.ceil(np.sqrt(count / _MAX_SCORES))))
-    block = scores.scores[:, *(slice(span.start, span.stop, skip) for span in spans)]
-    return _kind(scores).probabilities(np.asarray(block))[label], skip
+    block = level[:, *(slice(part.start, part.stop, skip) for part in parts)]
+    return _kind(scores).probabilities(np.asarray(block))[label], unit, skip
 
 
 def _rows(detections: Detections, most: int | None = None) -> list[tuple[float, ...]]:

@@ -30,6 +30,15 @@ class TileGrid:
         """The level of full resolution."""
         return (max(self.size) - 1).bit_length()
 
+    @property
+    def min_level(self) -> int:
+        """The finest level that is a single tile; a viewer needs none below it.
+
+        >>> TileGrid((600, 1000)).min_level, TileGrid((20, 30)).min_level
+        (8, 5)
+        """
+        return min(self.max_level, TILE.bit_length() - 1)
+
     def step(self, level: int) -> int:
         """Image pixels per tile pixel at a level."""
         if not 0 <= level <= self.max_level:

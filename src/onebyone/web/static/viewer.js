@@ -7,6 +7,7 @@ const RAMPS = {
   viridis: ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"],
 };
 const TILE = 256;
+const PATIENCE = 3000;  // milliseconds that detections wait for the image
 const FOLLOW = 2000;  // milliseconds between questions to the server about a scan that is running
 const $ = (id) => document.getElementById(id);
 // states are by box and class, so that they stay when a slider moves or the scan goes on
@@ -28,7 +29,7 @@ const key = (box) => box.slice(0, 5).join(",");
 
 function layer(url) {
   const [height, width] = state.facts.size;
-  return { width, height, tileSize: TILE, minLevel: 0, maxLevel: state.facts.max_level, getTileUrl: url };
+  return { width, height, tileSize: TILE, minLevel: state.facts.min_level, maxLevel: state.facts.max_level, getTileUrl: url };
 }
 
 function start(facts) {
@@ -50,6 +51,7 @@ function start(facts) {
   readLink(link);
   viewer = OpenSeadragon({
     element: $("stage"), showNavigationControl: false, maxZoomPixelRatio: 16, animationTime: 0.4,
+    minPixelRatio: 0.7,  // of the two levels around the screen's resolution the nearer one, in octaves
     gestureSettingsMouse: { clickToZoom: false }, gestureSettingsTouch: { clickToZoom: false },
     imageSmoothingEnabled: false, crossOriginPolicy: false, drawer: "canvas",
     tileSources: facts.has_image ? layer((level, x, y) => `image/${level}/${x}/${y}.jpg`) : layer(() => ""),
@@ -57,6 +59,7 @@ function start(facts) {
   viewer.addHandler("open", () => {
     showMap();
     goTo(link);
+    afterPicture(showBoxes);
   });
   for (const event of ["update-viewport", "resize"]) viewer.addHandler(event, draw);
   viewer.addHandler("animation-finish", remember);
@@ -91,7 +94,16 @@ function start(facts) {
     showWindow(imagePoint(new OpenSeadragon.Point(event.clientX - frame.left, event.clientY - frame.top)), true);
   });
   ramp();
-  showBoxes();
+}
+
+// Run an action once the image is shown, or at the latest after PATIENCE: detections of a large scan occupy the server.
+function afterPicture(action) {
+  const image = viewer.world.getItemAt(0);
+  let done = false;
+  const once = () => { if (!done) { done = true; action(); } };
+  if (image.getFullyLoaded()) once();
+  else image.addOnceHandler("fully-loaded-change", once);
+  setTimeout(once, PATIENCE);
 }
 
 function imagePoint(position) { return viewer.world.getItemAt(0).viewerElementToImageCoordinates(position); }
