@@ -17,10 +17,11 @@ from onebyone.layout.operators import renamed_constants
 from onebyone.layout.orders import order_of
 from onebyone.layout.patches import PatchRule
 from onebyone.layout.planner import LayoutPlan, choose_orders
-from onebyone.layout.products import ProductRule, WeightProduct
+from onebyone.layout.products import ProductRule
 from onebyone.layout.rules import FixedRule, LayoutRule
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
+from onebyone.layout.weight_products import WeightProduct
 from tests.layout.numpy_emitter import NumpyEmitter, stored
 
 Compute = Callable[[Sequence[Any], "tuple[int, ...] | None"], Any]

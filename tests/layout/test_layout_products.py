@@ -10,15 +10,10 @@ import pytest
 import sympy
 
 from onebyone.layout.orders import UNIT, natural_layout, order_of
-from onebyone.layout.products import (
-    CHANNEL,
-    ProductRule,
-    WeightProduct,
-    image_layout,
-    product_of_factors,
-)
+from onebyone.layout.products import CHANNEL, ProductRule, image_layout
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
+from onebyone.layout.weight_products import WeightProduct, product_of_factors
 from tests.layout.numpy_emitter import NumpyEmitter, stored
 from tests.layout.numpy_program import NumpyProgram
 

@@ -8,9 +8,10 @@ from math import prod
 
 import onnx_ir as ir
 
-from onebyone.layout.products import ProductRule, WeightProduct
+from onebyone.layout.products import ProductRule
 from onebyone.layout.token_axis import TokenAxis
 from onebyone.layout.values import GraphValue
+from onebyone.layout.weight_products import WeightProduct
 from onebyone.onnx.constant_values import shape_of
 from onebyone.onnx.flattened_maps import flattened_map
 from onebyone.onnx.layout.decoder import DecodedModel, TokenProduct

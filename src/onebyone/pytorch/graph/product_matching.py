@@ -10,8 +10,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from onebyone.layout.products import WeightProduct, product_of_factors
 from onebyone.layout.values import GraphValue
+from onebyone.layout.weight_products import WeightProduct, product_of_factors
 from onebyone.pytorch.graph.constants import constant_nodes, input_independent_nodes, trained_nodes
 from onebyone.pytorch.graph.nodes import argument, operator_name, tensor_value
 

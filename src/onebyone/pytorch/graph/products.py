@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from onebyone.layout.products import WeightProduct
 from onebyone.layout.values import GraphValue
+from onebyone.layout.weight_products import WeightProduct
 from onebyone.pytorch.graph.constants import constant_placeholders
 from onebyone.pytorch.graph.counting import PERMUTES
 from onebyone.pytorch.graph.nodes import module_path, operator_name

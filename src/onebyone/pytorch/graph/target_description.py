@@ -9,7 +9,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from onebyone.layout.products import WeightProduct
+from onebyone.layout.weight_products import WeightProduct
 from onebyone.pytorch.graph.constants import constant_nodes
 from onebyone.pytorch.graph.nodes import argument, graph_values, module_path, operator_name, tensor_value
 from onebyone.pytorch.graph.product_matching import ProductMatcher
