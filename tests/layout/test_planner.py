@@ -7,6 +7,7 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+import sympy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -248,3 +249,11 @@ def test_every_permutation_of_a_returned_value_costs_one_permute() -> None:
         program = NumpyProgram()
         program.output(program.transpose(program.fixed(program.input(2, 3, 4)), *axes))
         assert check(program) == (axes != (0, 1, 2))
+
+
+def test_a_symbolic_size_that_can_only_be_one_keeps_its_axis() -> None:
+    """(1, n) reshaped to (1,): n is 1, though the planner cannot see it, so the stored axis must not get lost."""
+    program = NumpyProgram()
+    x = program.input(1, 1, symbolic={1: sympy.Symbol("n", integer=True, positive=True)})
+    program.output(program.relu(program.reshape(program.relu(x), 1)))
+    check(program, minimal=False)

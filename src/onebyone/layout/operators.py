@@ -54,6 +54,8 @@ def reshape(result: GraphValue, x: GraphValue) -> LayoutRule | None:
     if x.shape is None or result.shape is None:
         return None
     groups = reshape_groups(x.shape, result.shape)
+    if not all(before and after for before, after in groups):
+        return None  # a symbolic size that can only be 1, and whose axis has no counterpart
     if all(len(before) == len(after) == 1 for before, after in groups):
         return keep_axes(result, x)
     return ReshapeRule(result, (x,), groups)

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from onebyone.errors import BadInput
 from onebyone.onnx import linear_products, to_matrix_product
-from onebyone.onnx.constant_values import mark_constants, shape_of
+from onebyone.onnx.constant_values import shape_of
 from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.function_bodies import mark_bodies
 from onebyone.onnx.graph_writer import GraphWriter
@@ -27,8 +27,7 @@ from onebyone.onnx.model_rewriting import (
 from onebyone.onnx.quantised_convolutions import read_quantised_convolution
 from onebyone.onnx.quantised_products import read_quantised_product
 from onebyone.onnx.runtime_kernels import runtime_warnings
-from onebyone.onnx.shapes import infer_shapes
-from onebyone.onnx.static_sizes import fill_static_sizes
+from onebyone.onnx.static_sizes import fill_shapes
 from onebyone.onnx.to_convolution import write_convolution
 from onebyone.onnx.weight_rewriting import WeightRewriter
 from onebyone.onnx_file import bytes_of_weights
@@ -120,9 +119,7 @@ def prepared(model: ir.Model, freeze_initialisers: bool = False) -> ir.Model:
         RemoveInitializersFromInputsPass()(copy)
     lift_constants(copy)
     mark_bodies(copy)
-    infer_shapes(copy)
-    mark_constants(copy)
-    fill_static_sizes(copy)
+    fill_shapes(copy)
     return copy
 
 

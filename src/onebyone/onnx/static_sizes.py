@@ -1,56 +1,61 @@
-"""Sizes that a graph computes from inputs of fixed size: worked out node by node, in one pass.
+"""Shapes of all values of a graph; where its inputs have fixed sizes, they are worked out node by node in one pass.
 
 Exporters write the sizes of a fixed image as Shape, Gather, Div, Mod, ConstantOfShape and Concat, which the inference
 engines of `shapes` follow only in part: one size that they miss hides all that depend on it. Here each node that
 computes integers from known ones is run by the ONNX reference implementation, and the shapes of the others are
-inferred by ONNX with the integers that they read.
+inferred by ONNX with the integers that they read. Where that gives every shape, the engines, which take most of the
+time of a conversion, are not needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onebyone.onnx.computed_constants import run_operator
-from onebyone.onnx.constant_values import Array, NotRewritable, array_of, is_constant, shape_of
+from onebyone.onnx.constant_values import (
+    Array,
+    NotRewritable,
+    array_of,
+    is_constant,
+    mark_constants,
+    shape_of,
+    sizes_of,
+)
+from onebyone.onnx.shapes import infer_shapes
 
 #: The most elements of a tensor whose numbers are followed: shapes, paddings, and the bounds of slices.
 MOST_NUMBERS = 64
+#: Engines compute the sizes of the results of these operators, and of those with this attribute, differently: they are
+#: asked, so that only what they agree on is taken.
+_DISPUTED_OPERATORS, _DISPUTED_ATTRIBUTE = frozenset(["Resize", "Upsample"]), "ceil_mode"
+#: The sizes of a tensor, None for those that are not known, and the type of its elements.
+SizesAndType: TypeAlias = "tuple[tuple[int | None, ...], ir.DataType | None]"
 
 
-def fill_static_sizes(model: ir.Model) -> bool:
-    """Set the shapes of the main graph's values where the inputs' sizes are fixed; whether all are known then."""
-    unknown = [value for value in _values(model.graph) if not _is_static(value)]
-    if unknown and _has_fixed_inputs(model.graph):
-        StaticSizes(model).follow()
-    return all(_is_static(value) for value in unknown)
+def fill_shapes(model: ir.Model) -> StaticSizes:
+    """Mark the constants of a model, and fill in the shapes and types of all values as far as they can be inferred.
 
+    Returns the walk over the main graph, which knows the numbers that follow from inputs of fixed size.
 
-def fold_static_numbers(model: ir.Model) -> None:
-    """Replace integers that the main graph computes from fixed sizes by constants."""
-    graph = model.graph
-    if not _has_fixed_inputs(graph):
-        return
+    Raises:
+        MissingExtra: onnx-shape-inference is needed, and not installed.
+    """
+    mark_constants(model)
     sizes = StaticSizes(model)
-    sizes.follow()
-    for value, array in sizes.numbers.items():
-        if value.producer() is None or value.is_graph_output() or is_constant(value) or not value.uses():
-            continue
-        tensor = ir.tensor(array)
-        name = f"{value.name}/number"
-        if name not in graph.initializers:
-            constant = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
-            constant.const_value = tensor
-            graph.register_initializer(constant)
-            value.replace_all_uses_with(constant)
+    if not sizes.infer_everything():
+        infer_shapes(model)
+        sizes = StaticSizes(model)
+        sizes.fill_in()
+    return sizes
 
 
 class StaticSizes:
-    """Walks over the main graph once.
+    """One walk over the main graph of a model whose constants are marked; nothing if an input's size is open.
 
     Attributes:
         numbers: the contents of small tensors of integers and truth values that follow from fixed sizes.
@@ -58,46 +63,92 @@ class StaticSizes:
 
     def __init__(self, model: ir.Model) -> None:
         self.numbers: dict[ir.Value, Array] = {}
-        self._graph = model.graph
+        self._model, self._graph = model, model.graph
         self._opset = model.opset_imports.get("", 1)
+        self._has_fixed_inputs = all(_is_static(value) for value in model.graph.inputs)
+        self._inferred: dict[ir.Value, SizesAndType] = {}
+        self._stated_too = False
+        self._results: dict[tuple[object, ...], Array | None] = {}
 
-    def follow(self) -> None:
-        """Set the shapes, and fill in the numbers; what cannot be worked out stays as it is."""
+    def infer_everything(self) -> bool:
+        """Infer every shape from the inputs; whether that succeeds. Otherwise the model stays as it was.
+
+        It fails where one shape is not known, or differs from the one that the file states.
+        """
+        if not self._has_fixed_inputs or self._model.functions:
+            return False
         for node in self._graph:
-            if node.domain != "":
+            if node.op_type in _DISPUTED_OPERATORS or node.attributes.get_int(_DISPUTED_ATTRIBUTE):
+                return False
+            self._visit(node)
+            if not all(self._is_confirmed(output) for output in node.outputs if output.name):
+                return False
+        self._set_shapes()
+        return True
+
+    def fill_in(self) -> None:
+        """Infer the sizes that are not known; those that are known stay."""
+        if not self._has_fixed_inputs:
+            return
+        self._stated_too = True
+        for node in self._graph:
+            self._visit(node)
+        self._set_shapes()
+
+    def fold(self) -> None:
+        """Replace the integers that the main graph computes from fixed sizes by constants."""
+        for value, array in self.numbers.items():
+            if value.producer() is None or value.is_graph_output() or is_constant(value) or not value.uses():
                 continue
-            if not all(_is_static(output) for output in node.outputs):
-                self._infer(node)
-            self._compute(node)
+            tensor = ir.tensor(array)
+            name = f"{value.name}/number"
+            if name not in self._graph.initializers:
+                constant = ir.Value(name=name, type=ir.TensorType(tensor.dtype))
+                constant.shape, constant.const_value = ir.Shape(array.shape), tensor
+                self._graph.register_initializer(constant)
+                value.replace_all_uses_with(constant)
 
-    def _compute(self, node: ir.Node) -> None:
-        operands = [operand for operand in node.inputs if operand is not None]
-        if len(node.outputs) != 1 or not operands:
-            return
-        output = node.outputs[0]
-        if node.op_type == "Shape":
-            shape = shape_of(operands[0])
-            if shape is not None:
-                ends = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
-                self._record(output, np.asarray(shape[slice(*ends)], dtype=np.int64))
-            return
-        arrays = [self._number(operand) for operand in operands]
-        if all(array is not None for array in arrays):
-            array = run_operator(node, self._opset, [array for array in arrays if array is not None])
-            if array is not None and array.dtype.kind in "iub" and array.size <= MOST_NUMBERS:
-                self._record(output, array)
+    def _set_shapes(self) -> None:
+        for value, (sizes, dtype) in self._inferred.items():
+            if value.dtype is None and dtype is not None:
+                value.dtype = dtype
+            if value.shape is None or not value.is_graph_output():
+                value.shape = ir.Shape(sizes)
 
-    def _record(self, output: ir.Value, array: Array) -> None:
-        self.numbers[output] = array
-        output.shape = ir.Shape(array.shape)
-        if output.dtype is None:
-            output.dtype = ir.DataType.from_numpy(array.dtype)
+    # -- what is known of a value
+
+    def _known(self, value: ir.Value) -> SizesAndType | None:
+        """The sizes and the type of a value; None where one of them is not known."""
+        sizes: tuple[int | None, ...]
+        dtype: ir.DataType | None
+        if value in self._inferred:
+            sizes, dtype = self._inferred[value]
+        elif self._stated_too or value.producer() is None or value.const_value is not None:
+            stated = shape_of(value)
+            if stated is None:
+                return None
+            sizes, dtype = stated, value.dtype
+        else:
+            return None
+        return None if None in sizes or dtype is None else (sizes, dtype)
+
+    def _is_confirmed(self, output: ir.Value) -> bool:
+        """Whether all sizes and the type were inferred, and are what the file states."""
+        known = self._known(output)
+        if known is None:
+            return False
+        sizes, dtype = known
+        stated = sizes_of(output)
+        same = stated is None or (
+            len(stated) == len(sizes) and all(a in (None, b) for a, b in zip(stated, sizes, strict=True))
+        )
+        return same and output.dtype in (None, dtype)
 
     def _number(self, value: ir.Value) -> Array | None:
         if value in self.numbers:
             return self.numbers[value]
-        shape = shape_of(value)
-        small = shape is not None and prod(shape) <= MOST_NUMBERS and value.dtype is not None
+        known = self._known(value)
+        small = known is not None and prod(size or 0 for size in known[0]) <= MOST_NUMBERS
         if not small or not is_constant(value):
             return None
         try:
@@ -106,18 +157,61 @@ class StaticSizes:
             return None
         return self.numbers[value]
 
+    # -- one node
+
+    def _visit(self, node: ir.Node) -> None:
+        has_graph = any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+        )
+        if node.domain == "" and not has_graph:
+            if any(self._known(output) is None for output in node.outputs):
+                self._infer(node)
+            self._compute(node)
+
+    def _compute(self, node: ir.Node) -> None:
+        """The numbers in a node's result."""
+        operands = [operand for operand in node.inputs if operand is not None]
+        if len(node.outputs) != 1 or not operands:
+            return
+        output = node.outputs[0]
+        if node.op_type == "Shape":
+            known = self._known(operands[0])
+            if known is not None:
+                ends = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(known[0]))
+                self._record(output, np.asarray(known[0][slice(*ends)], dtype=np.int64))
+            return
+        arrays = [self._number(operand) for operand in operands]
+        if all(array is not None for array in arrays):
+            array = self._result(node, [array for array in arrays if array is not None])
+            if array is not None and array.dtype.kind in "iub" and array.size <= MOST_NUMBERS:
+                self._record(output, array)
+
+    def _result(self, node: ir.Node, arrays: list[Array]) -> Array | None:
+        """The result of a node; blocks of a network repeat the same computation of sizes, which is run once."""
+        attributes = (ir.serde.serialize_attribute(a).SerializeToString() for a in node.attributes.values())
+        missing = tuple(operand is None for operand in node.inputs)
+        operands = ((array.dtype.str, array.shape, array.tobytes()) for array in arrays)
+        key = (node.op_type, *attributes, missing, *operands)
+        if key not in self._results:
+            self._results[key] = run_operator(node, self._opset, arrays)
+        return self._results[key]
+
+    def _record(self, output: ir.Value, array: Array) -> None:
+        self.numbers[output] = array
+        self._inferred[output] = array.shape, ir.DataType.from_numpy(array.dtype)
+
     def _infer(self, node: ir.Node) -> None:
         """The shapes of a node's results by ONNX, from the shapes of its operands and the integers among them."""
-        operands = [operand for operand in node.inputs if operand is not None]
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-            return
-        if any(not _is_static(operand) or operand.dtype is None for operand in operands):
-            return
-        names = {operand: f"i{index}" for index, operand in enumerate(dict.fromkeys(operands))}
+        names: dict[ir.Value, str] = {}
         types, data = {}, {}
-        for operand, name in names.items():
-            assert operand.dtype is not None
-            types[name] = onnx.helper.make_tensor_type_proto(operand.dtype.value, shape_of(operand))
+        for operand in node.inputs:
+            if operand is None or operand in names:
+                continue
+            known = self._known(operand)
+            if known is None or known[1] is None:
+                return
+            names[operand] = name = f"i{len(names)}"
+            types[name] = onnx.helper.make_tensor_type_proto(known[1].value, known[0])
             number = self._number(operand)
             if number is not None:
                 data[name] = onnx.numpy_helper.from_array(np.asarray(number))
@@ -134,30 +228,19 @@ class StaticSizes:
         for index, output in enumerate(node.outputs):
             tensor = found[f"o{index}"].tensor_type if f"o{index}" in found else None
             if tensor is not None and tensor.HasField("shape"):
-                if output.dtype is None and tensor.elem_type:
-                    output.dtype = ir.DataType(tensor.elem_type)
-                self._set(
-                    output, [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-                )
+                sizes = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+                self._add(output, sizes, ir.DataType(tensor.elem_type) if tensor.elem_type else None)
 
-    def _set(self, output: ir.Value, sizes: list[int | None]) -> None:
-        """Sizes that the file or another engine states are kept; a rank that contradicts them is not taken."""
-        known = output.shape
-        if output.is_graph_output() or (known is not None and len(known) != len(sizes)):
+    def _add(self, output: ir.Value, sizes: list[int | None], dtype: ir.DataType | None) -> None:
+        """Add what was inferred. Where the file or another engine is asked too, a known size and type is kept, and a
+        rank that contradicts them is not taken."""
+        stated = sizes_of(output) if self._stated_too else None
+        if stated is not None and len(stated) != len(sizes):
             return
-        stated = known or [None] * len(sizes)
-        output.shape = ir.Shape(
-            [have if isinstance(have, int) else new for have, new in zip(stated, sizes, strict=True)]
-        )
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    return (value for node in graph for value in node.outputs if value.name != "")
+        if stated is not None:
+            sizes = [new if have is None else have for have, new in zip(stated, sizes, strict=True)]
+        self._inferred[output] = tuple(sizes), (output.dtype if self._stated_too else None) or dtype
 
 
 def _is_static(value: ir.Value) -> bool:
     return value.const_value is not None or shape_of(value) is not None
-
-
-def _has_fixed_inputs(graph: ir.Graph) -> bool:
-    return all(_is_static(value) for value in graph.inputs)

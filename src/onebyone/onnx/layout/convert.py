@@ -27,8 +27,7 @@ from onebyone.onnx.layout.counting import layout_operators
 from onebyone.onnx.layout.decoder import DecodedModel, OnnxDecoder, TokenProduct, needed
 from onebyone.onnx.layout.products import ProductDecoder, read_pointwise, read_token_wise
 from onebyone.onnx.model_rewriting import ModelRewriter, nodes_of, restore_value_infos, sort_where_needed
-from onebyone.onnx.shapes import infer_shapes
-from onebyone.onnx.static_sizes import fill_static_sizes, fold_static_numbers
+from onebyone.onnx.static_sizes import StaticSizes, fill_shapes
 from onebyone.onnx.stored_values import StoredValue
 from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal, by
@@ -130,14 +129,15 @@ def lay_out(
     """
     model = rewriter.model
     sort_where_needed(model)
-    mark_constants(model)
-    if not fill_static_sizes(model):
-        infer_shapes(model)
-        mark_constants(model)
-    fold_static_numbers(model)
     graph = model.graph
-    if evaluate_constants(graph, model.opset_imports.get("", OLDEST_OPSET)):
-        infer_shapes(model)
+    mark_constants(model)
+    is_new = evaluate_constants(graph, model.opset_imports.get("", OLDEST_OPSET))
+    if is_new or rewriter.changes:
+        fill_shapes(model).fold()
+    else:  # the shapes are those of `prepared`
+        sizes = StaticSizes(model)
+        sizes.fill_in()
+        sizes.fold()
     paths = {node: path for path, node, _ in nodes_of(model)}
     found = _Graph(
         graph,

@@ -13,7 +13,6 @@ import onnx_ir as ir
 from onnx_ir.passes.common import IdentityEliminationPass
 
 from onebyone.layout.token_axis import TokenAxis
-from onebyone.onnx.constant_values import mark_constants
 from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.convert import (
     Only,
@@ -27,7 +26,7 @@ from onebyone.onnx.layout.convert import lay_out
 from onebyone.onnx.layout.counting import layout_operators
 from onebyone.onnx.layout.products import read_pointwise, read_token_wise
 from onebyone.onnx.model_rewriting import ModelRewriter, nodes_of, restore_value_infos, sort_where_needed
-from onebyone.onnx.shapes import infer_shapes
+from onebyone.onnx.static_sizes import fill_shapes
 from onebyone.onnx.stored_values import StoredValue
 from onebyone.onnx.targets.description import describe
 from onebyone.onnx.targets.fewer_axes import fold_axes
@@ -186,8 +185,7 @@ def _rewrite_in_rounds(
         if not changed:
             break
         sort_where_needed(model)
-        infer_shapes(model)
-        mark_constants(model)
+        fill_shapes(model)
     return reasons
 
 
