@@ -36,6 +36,8 @@ class GraphBuilder:
     constants: dict[str, Array] = field(default_factory=dict)
     shared: dict[tuple[int, ...], str] = field(default_factory=dict)
     functions: list[onnx.FunctionProto] = field(default_factory=list)
+    #: Functions that take data of any rank, by the shape of their weight.
+    reusable: dict[tuple[int, ...], str] = field(default_factory=dict)
 
     def node(self, op_type: str, inputs: list[str], shape: tuple[int, ...], **attributes: Any) -> str:
         self.value = f"v{len(self.nodes)}"

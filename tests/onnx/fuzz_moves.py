@@ -130,21 +130,59 @@ def branch(b: Any) -> None:
 
 
 def call(b: Any) -> None:
-    """A call of a function that multiplies by a Constant of its own, or by an argument."""
+    """A call of a function that multiplies by a Constant of its own, or by an argument; or a call of an earlier one."""
     shape, out = b.shape, b.size()
     weight, k = b.integers((shape[-1], out)), len(b.functions)
-    nodes, inputs, operands = [], ["x"], [b.value]
-    if b.rng.random() < 0.5:
-        inputs, operands = ["x", "w"], [b.value, b.constant(weight)]
-    else:
-        nodes = [
-            helper.make_node("Constant", [], ["w"], name=f"held{k}", value=numpy_helper.from_array(weight))
-        ]
-    nodes.append(helper.make_node("MatMul", ["x", "w"], ["y"], name=f"in_function{k}"))
-    b.functions.append(
-        helper.make_function("local", f"f{k}", inputs, ["y"], nodes, [helper.make_opsetid("", 20)])
-    )
-    b.node(f"f{k}", operands, (*shape[:-1], out), domain="local")
+    is_argument = b.rng.random() < 0.5
+    result = (*shape[:-1], out)
+    # a generator of its own: the other moves of a seed stay as they are
+    rng = np.random.default_rng((k, *(int(n) + 3 for n in weight.reshape(-1))))
+    if not is_argument and weight.shape in b.reusable and rng.random() < 0.7:
+        b.node(b.reusable[weight.shape], [b.value], result, domain="local")
+        return
+    body, attribute = _body(rng, k, weight, len(shape), is_argument)
+    inputs = ["x", "w"] if is_argument else ["x"]
+    operands = [b.value, b.constant(weight)] if is_argument else [b.value]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
+    name, given = f"f{k}", {attribute: float(rng.integers(1, 3))} if attribute else {}
+    b.functions.append(helper.make_function("local", name, inputs, ["y"], body, opsets, list(given)))
+    if not given and rng.random() < 0.3:
+        inner = [helper.make_node(name, inputs, ["y"], domain="local", name=f"through{k}")]
+        name = f"outer{k}"
+        b.functions.append(helper.make_function("local", name, inputs, ["y"], inner, opsets))
+    if not is_argument and {node.op_type for node in body} <= {"Constant", "MatMul", "Add"}:
+        b.reusable[weight.shape] = name
+    b.node(name, operands, result, domain="local", **given)
+
+
+def _body(
+    rng: np.random.Generator, k: int, weight: Array, rank: int, is_argument: bool
+) -> tuple[list[onnx.NodeProto], str | None]:
+    """The nodes of a function, and the name of the attribute that a call has to give; names are those of the graph."""
+    held = [] if is_argument else [_held("w", weight)]
+    kinds = ["MatMul", "biased"] + ["Gemm"] * (rank == 2) + ["Conv"] * (3 <= rank <= 5 and not is_argument)
+    kind = kinds[rng.integers(len(kinds))]
+    name = f"in_function{k}"
+    if kind == "biased":
+        bias = rng.integers(-3, 4, weight.shape[1:]).astype(np.float32)
+        product = helper.make_node("MatMul", ["x", "w"], ["v0"], name=name)
+        return [*held, _held("c0", bias), product, helper.make_node("Add", ["v0", "c0"], ["y"])], None
+    if kind == "Conv":
+        kernel = np.ascontiguousarray(weight.T).reshape(*weight.shape[::-1], *[1] * (rank - 2))
+        first = helper.make_node("Transpose", ["x"], ["v0"], perm=[0, rank - 1, *range(1, rank - 1)])
+        last = helper.make_node("Transpose", ["v1"], ["y"], perm=[0, *range(2, rank), 1])
+        layer = helper.make_node("Conv", ["v0", "w"], ["v1"], name=name)
+        return [_held("w", kernel), first, layer, last], None
+    node = helper.make_node(kind, ["x", "w"], ["y"], name=name)
+    if kind == "Gemm" and rng.random() < 0.5:
+        reference = onnx.AttributeProto(name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="factor")
+        node.attribute.append(reference)
+        return [*held, node], "factor"
+    return [*held, node], None
+
+
+def _held(name: str, array: Array) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
 
 
 def eligible(model: onnx.ModelProto, to: str) -> set[str]:

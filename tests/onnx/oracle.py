@@ -26,15 +26,23 @@ def outputs(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
 
 
 def _run(
-    nodes: Any, values: dict[str, Array], functions: Mapping[tuple[str, str], onnx.FunctionProto]
+    nodes: Any,
+    values: dict[str, Array],
+    functions: Mapping[tuple[str, str], onnx.FunctionProto],
+    arguments: Mapping[str, Any] | None = None,
 ) -> None:
     for node in nodes:
         given = [values[name] if name else None for name in node.input]
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        attributes = {
+            a.name: (arguments or {})[a.ref_attr_name]
+            if a.ref_attr_name
+            else onnx.helper.get_attribute_value(a)
+            for a in node.attribute
+        }
         function = functions.get((node.domain, node.op_type))
         if function is not None:
             inner = dict(zip(function.input, given, strict=False))
-            _run(function.node, inner, functions)
+            _run(function.node, inner, functions, attributes)
             values[node.output[0]] = inner[function.output[0]]
         elif node.op_type == "If":
             branch = attributes["then_branch" if given[0] else "else_branch"]
