@@ -73,15 +73,7 @@ def test_scanned_with_a_window(converted, tmp_path, level):
     scores_equal_those_of_the_crops(np.load(out)["scores"], np.load(converted / "image.npy"))
 
 
-@pytest.mark.parametrize(
-    "level",
-    # writing and reading a program with symbolic sizes takes long; the file differs little between the levels
-    [
-        "layers",
-        pytest.param("native", marks=pytest.mark.slow),
-        pytest.param("graph2", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("level", ["layers", "native", "graph2"])
 def test_made_dense_and_scanned(converted, tmp_path, level):
     """The dense program that was saved gives the scores of the network on each window."""
     dense, out = tmp_path / "dense.pt2", tmp_path / "scores.npz"

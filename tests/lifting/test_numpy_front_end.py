@@ -73,6 +73,38 @@ def test_convolutions_flatten_and_linear_layers() -> None:
     assert assert_equals_crops(PLAIN, FIRST | head, (8, 8), (15, 12)) == (2, 2)
 
 
+def test_a_pointwise_convolution_of_a_flattened_map_is_one_convolution_on_windows() -> None:
+    """As `convert` writes a linear layer: the map has no channel for each of the 36 elements that it reads."""
+    flat = Op("flat", "reshape", ("turned",), {"shape": (36, 1, 1)})
+    network = [*PLAIN[:4], flat, Op("last", "convolution", ("flat", "kernel2", "shift2"))]
+    head = {"kernel2": normal(5, 36, 1, 1), "shift2": normal(5)}
+    assert assert_equals_crops(network, FIRST | head, (8, 8), (15, 12)) == (2, 2)
+    _, _, lifter = any_size(network, FIRST | head, normal(1, 2, 15, 12), (8, 8))
+    assert [(c.law, c.before, c.after) for c in lifter.changes] == [
+        (
+            "flatten∘linear = convolution without padding",
+            "1×1 convolution (5, 36)",
+            "3×3 convolution (5, 4, 3, 3)",
+        )
+    ]
+
+
+def test_a_pointwise_convolution_of_patches_keeps_their_positions() -> None:
+    """Patches of 2×3 become channels by a reshape, then a 1×1 convolution maps them, then a linear layer all four."""
+    network = [
+        Op("split", "reshape", ("image",), {"shape": (2, 2, 2, 2, 3)}),
+        Op("turned", "transpose", ("split",), {"order": (0, 1, 3, 5, 2, 4)}),
+        Op("patches", "reshape", ("turned",), {"shape": (12, 2, 2)}),
+        Op("mapped", "convolution", ("patches", "kernel", "shift")),
+        Op("flat", "reshape", ("mapped",), {"shape": (20,)}),
+        Op("last", "linear", ("flat", "weight", "bias")),
+    ]
+    constants = {
+        "kernel": normal(5, 12, 1, 1), "shift": normal(5), "weight": normal(3, 20), "bias": normal(3)
+    }  # fmt: skip
+    assert assert_equals_crops(network, constants, (4, 6), (10, 15)) == (2, 3)
+
+
 def test_a_residual_connection() -> None:
     body = {"kernel2": normal(4, 4, 3, 3), "shift2": normal(4), "weight": normal(3, 36), "bias": normal(3)}
     assert assert_equals_crops(RESIDUAL, FIRST | body, (11, 11), (18, 16)) == (2, 2)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import onebyone
 from onebyone.errors import InexactWarning
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from tests.pytorch.anysize import deviation, every_window, image_for, lenet, randomise
@@ -265,3 +266,23 @@ def test_training_goes_on_in_the_any_size_form(name: str) -> None:
         for a, b in zip(straight.parameters(), fresh.parameters(), strict=True)
     )
     assert lost > 1e6 * ROUNDING
+
+
+@pytest.mark.parametrize("level", ["layers", "native"])
+def test_a_converted_network_has_the_layers_of_the_original(level: str) -> None:
+    """Its 1×1 convolution of the flattened map is one convolution on windows again, and a pair for the verifier."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 5, 7), nn.Linear(7, 2)
+    )
+    converted = onebyone.convert(network, level=level).model
+    program = torch.export.export(
+        converted.eval(), (torch.zeros(2, 3, 8, 7),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    dense, plain = (convolutionalize(n, window=(8, 7)) for n in (program, network))
+    assert [c.after for c in dense.changes] == ["6×5 convolution (7, 4, 6, 5)"] == [plain.changes[0].after]
+    assert len(dense.pairs) == 1
+    assert len(list(dense.model.graph.nodes)) < 25  # without a slice for each of the 30 positions
+    assert onebyone.verify(program, dense).equivalent
+    x = torch.randn(1, 3, 14, 15, dtype=torch.float64)
+    torch.testing.assert_close(dense.model.double()(x), plain.model.double()(x), rtol=1e-12, atol=1e-12)

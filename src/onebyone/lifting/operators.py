@@ -238,12 +238,16 @@ class GroupNorm:
 
 @dataclass(frozen=True)
 class Linear:
-    """`y = x Wᵀ + b` over the last axis, or `y = x W + b` where the weight is `transposed`."""
+    """`y = x Wᵀ + b` over an axis, or `y = x W + b` where the weight is `transposed`.
+
+    `axis` is counted from the end. It is the last one, unless the layer is a 1×1 convolution of the network.
+    """
 
     source: Value
     weight: Value
     bias: Value
     transposed: bool = False
+    axis: int = -1
 
 
 @dataclass(frozen=True)
@@ -268,7 +272,8 @@ class Resize:
 class LinearLayer:
     """What the rule for linear layers did, recorded for the verifier.
 
-    The layer reads `source` by `stencil`; its weight has the shape `(K, O)` where `transposed`, else `(O, K)`.
+    The layer reads `source`, whose features are along `axis` (counted from the end), by `stencil`; its weight has the
+    shape `(K, O)` where `transposed`, else `(O, K)`.
     """
 
     call: Call
@@ -277,6 +282,7 @@ class LinearLayer:
     weight: Const
     bias: Const | None
     transposed: bool
+    axis: int
 
     @property
     def law(self) -> str:

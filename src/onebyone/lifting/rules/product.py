@@ -17,7 +17,7 @@ ATTENTION = "two values that depend on the image are multiplied as matrices (att
 
 
 def linear(lifter: Lifter, call: Call, operator: Linear) -> Lifted:
-    """A linear layer over the last axis of a lifted value."""
+    """A linear layer over one axis of a lifted value."""
     value, weight, bias = operator.source, operator.weight, operator.bias
     if not isinstance(weight, Const):
         raise Cannot(ATTENTION)
@@ -25,7 +25,7 @@ def linear(lifter: Lifter, call: Call, operator: Linear) -> Lifted:
         raise Cannot("a constant is multiplied with a weight that depends on the image")
     if len(weight.shape) != 2 or not (bias is None or (isinstance(bias, Const) and len(bias.shape) == 1)):
         raise Cannot("a weight that is not a matrix, or a bias that is not a vector")
-    stencil = as_stencil(value.indices(), value.grid)
+    stencil = as_stencil(np.moveaxis(value.indices(), operator.axis, -1), value.grid)
     if isinstance(stencil, str):
         raise Cannot(stencil)
     emit, matrix = lifter.emit, weight.handle
@@ -43,11 +43,11 @@ def linear(lifter: Lifter, call: Call, operator: Linear) -> Lifted:
     spans = [(s, s) for s in stencil.start]
     rest = [n - s for n, s in zip(value.grid.nominal, stencil.start, strict=True)]
     grid = value.grid.gathered(value.grid.channels, spans, (1,) * lifter.axes, rest).through(ops, out)
-    layer = LinearLayer(call, value, stencil, weight, bias, operator.transposed)
+    layer = LinearLayer(call, value, stencil, weight, bias, operator.transposed, operator.axis)
     lifter.linear_layers.append(layer)
     _record_change(lifter, layer, out)
     result = Lifted(handle, replace(grid, nominal=stencil.nominal), None, value.pooled)
-    return result.with_index(stencil.out_index(out))
+    return result.with_index(np.ascontiguousarray(np.moveaxis(stencil.out_index(out), -1, operator.axis)))
 
 
 def _record_change(lifter: Lifter, layer: LinearLayer, out: int) -> None:
@@ -58,7 +58,7 @@ def _record_change(lifter: Lifter, layer: LinearLayer, out: int) -> None:
     lifter.change(
         layer.call,
         layer.law,
-        f"linear {tuple(layer.weight.shape)}",
+        f"{'linear' if layer.axis == -1 else '1×1 convolution'} {tuple(layer.weight.shape)}",
         f"{by(stencil.kernel)} convolution {shape}",
         int(np.prod(shape)) * layer.call.dtype.itemsize if copies else 0,
     )

@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from onebyone.laws.geometry import Sliding
+from onebyone.lifting.index import as_stencil
 from onebyone.lifting.lifter import Lifter
-from onebyone.lifting.operators import Call, Convolution, Pad, Pool
+from onebyone.lifting.operators import Call, Convolution, Linear, Pad, Pool
 from onebyone.lifting.rules.each_position import at_each_position
 from onebyone.lifting.rules.extra_axes import (
     convolution_along,
@@ -18,6 +21,7 @@ from onebyone.lifting.rules.extra_axes import (
     without_extra_axes,
 )
 from onebyone.lifting.rules.fill import filled
+from onebyone.lifting.rules.product import linear
 from onebyone.lifting.rules.shape import side_by_side
 from onebyone.lifting.rules.window_pools import pooled
 from onebyone.lifting.values import Cannot, Const, Lifted, handle_or_none
@@ -40,6 +44,9 @@ def convolution(lifter: Lifter, call: Call, operator: Convolution) -> Lifted:
         return convolution_along(lifter, call, operator, value, weight, ops)
     if len(ops) != lifter.axes:
         return at_each_position(lifter, call)
+    if operator.groups == 1 and _is_linear_on_several_positions(value, ops):
+        matrix = Const(lifter.emit.reshape(weight.handle, weight.shape[:2]), weight.shape[:2], weight.name)
+        return linear(lifter, call, Linear(value, matrix, operator.bias, axis=-1 - lifter.axes))
     value = lifter.as_map(value)
     # a kernel over the whole map is a linear layer over it: its stride has no effect within one window
     ops = [
@@ -50,6 +57,19 @@ def convolution(lifter: Lifter, call: Call, operator: Convolution) -> Lifted:
     kernel, bias = weight.handle, handle_or_none(operator.bias)
     handle = lifter.emit.convolution(value.handle, kernel, bias, ops, operator.groups)
     return Lifted(handle, grid, None, value.pooled)
+
+
+def _is_linear_on_several_positions(value: Lifted, ops: Sequence[Sliding]) -> bool:
+    """Whether a 1×1 convolution reads channels that are elements of several positions of the map, flattened before.
+
+    It is then a linear layer on windows, which needs no map with a channel for each of those elements.
+    """
+    if value.index is None or not value.index.size or any(replace(op, stride=1) != Sliding(1) for op in ops):
+        return False
+    if any(op.stride > 1 and n > 1 for op, n in zip(ops, value.shape[1:], strict=True)):
+        return False
+    stencil = as_stencil(np.moveaxis(value.index, 0, -1), value.grid)
+    return not isinstance(stencil, str) and not stencil.is_pointwise
 
 
 def pool(lifter: Lifter, call: Call, operator: Pool) -> Lifted:

@@ -47,7 +47,7 @@ def make_pair(lifter: GraphLifter, node: fx.Node, layer: LinearLayer) -> WindowP
         map_shape=value.grid.shape,
         step=stencil.step,
         parameter_shapes=shapes,
-        original=partial(_original, rearrangement, transposed),
+        original=partial(_original, rearrangement, transposed, layer.axis),
         converted=partial(_converted, stencil, value.grid.channels, transposed, as_convolution),
         unfolded=None
         if stencil.is_pointwise
@@ -56,16 +56,16 @@ def make_pair(lifter: GraphLifter, node: fx.Node, layer: LinearLayer) -> WindowP
 
 
 def _original(
-    rearrange: _Rearrangement, transposed: bool, crop: torch.Tensor, params: Params
+    rearrange: _Rearrangement, transposed: bool, axis: int, crop: torch.Tensor, params: Params
 ) -> torch.Tensor:
-    """The network's own operators on crops `(N, C, h, w)`: shape operators, then the linear layer."""
+    """The network's own operators on crops `(N, C, h, w)`: shape operators, then the layer, its features last."""
     missing = -len(crop) % BATCH  # the operators were traced on batches of BATCH samples
     padded = torch.cat([crop, crop.new_zeros(missing, *crop.shape[1:])])
     rows = torch.cat([rearrange(part) for part in torch.split(padded, BATCH)])[: len(crop)]
     if "scale" in params:
         rows = rows * params["scale"] + params["shift"]
     weight = params["weight"].t() if transposed else params["weight"]
-    return F.linear(rows, weight, params.get("bias"))
+    return F.linear(rows.movedim(axis, -1), weight, params.get("bias"))
 
 
 def _converted(
