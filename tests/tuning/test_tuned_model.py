@@ -228,3 +228,16 @@ def test_the_engine_does_not_keep_the_original_s_parameters() -> None:
     gc.collect()
     assert parameter() is None
     torch.testing.assert_close(call(x), right, atol=1e-5, rtol=0)
+
+
+def test_the_form_in_pytorch_can_be_dropped() -> None:
+    """`del model.network` frees the original's parameters; the engine and forked processes do not need them."""
+    original = network()
+    with torch.no_grad():
+        right = original(EXAMPLE)
+    tuned = model("onebyone", original, EXAMPLE, TWO)[0]
+    parameters = [weakref.ref(parameter) for parameter in original.parameters()]
+    del original, tuned.network
+    gc.collect()
+    assert [reference() for reference in parameters] == [None] * len(parameters)
+    torch.testing.assert_close(tuned(EXAMPLE), right, atol=1e-5, rtol=0)

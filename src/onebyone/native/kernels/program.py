@@ -56,12 +56,13 @@ class Program:
         self._constants = [t for s in steps for t in s.constants_read]  # keeps them alive
         placed = _Placed(self._memory.data_ptr(), self._scratch_begin)
         records = []
-        for step, weight, begin in zip(steps, weights, weight_begins, strict=True):
+        for i, (step, begin) in enumerate(zip(steps, weight_begins, strict=True)):
+            weight, weights[i] = weights[i], None
             if weight is not None:
                 self._memory[begin : begin + weight.numel()] = weight.flatten()
                 placed.tensors = {id(weight): begin}
             records.append(step.record(placed))
-            if weight is not None:  # the block holds its numbers now
+            if weight is not None:  # the block holds its numbers now, and nothing else keeps these
                 setattr(step, str(step.constant), weight.new_empty(0))
         self._records = (StepRecord * len(records))(*records)
 
