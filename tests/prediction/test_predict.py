@@ -205,3 +205,45 @@ def test_an_image_is_read_once_and_the_page_that_was_scanned_is_drawn(
     assert [8, 8, 16, 16] in item.detections.boxes.tolist()
     heat = np.asarray(Image.open(save / "two-heat.png").convert("RGB")).astype(int)
     assert np.abs(heat[11, 11] - [252, 255, 187]).max() <= 1
+
+
+def test_several_scales_are_merged(folder: Path, tmp_path: Path) -> None:
+    """A square of 16 pixels fills a window at half the size; a picture too small for a scale is left out there."""
+    image = squares((3, 5))
+    image[16:32, 24:40] = 255
+    options = {"window": 8, "labels": RAW, "threshold": 0.999}
+    (one,) = onebyone.predict(bright(), image, scales=(0.5,), **options)
+    assert [24, 16, 40, 32] in one.detections.boxes.tolist()
+    (both,) = onebyone.predict(bright(), image, scales=(1, 0.5), iou=1, **options)
+    boxes = both.detections.boxes.tolist()
+    assert [24, 16, 40, 32] in boxes
+    assert [5, 3, 13, 11] in boxes
+    assert both.windows == sum(m.windows for m in both.maps)
+    (small,) = onebyone.predict(bright(), image, scales=(1, 0.1), save=tmp_path / "s", **options)
+    assert small.notes == ("image-0: is smaller than the window at scale 0.1, which was left out",)
+    with pytest.raises(
+        BadInput, match=r"scales=0.1, 0.05: an image of 40×56 pixels is smaller than the window"
+    ):
+        onebyone.predict(bright(), image, scales=(0.1, 0.05), **options)
+    for bad in ((), (1, 1), (0.0,), (float("nan"),)):
+        with pytest.raises(BadInput, match="expected one or several different positive numbers"):
+            onebyone.predict(bright(), image, scales=bad, **options)
+
+
+def test_large_images_are_drawn_as_thumbnails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onebyone.detection import detection_picture
+    from onebyone.prediction import predict
+
+    monkeypatch.setattr(detection_picture, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(detection_picture, "THUMBNAIL", 28)
+    monkeypatch.setattr(predict, "MAX_PIXELS", 1000)
+    Image.fromarray(squares((8, 8))).save(tmp_path / "a.png")
+    save = tmp_path / "out"
+    (item,) = onebyone.predict(bright(), tmp_path / "a.png", window=8, labels=RAW, threshold=0.99, save=save)
+    assert item.notes == (
+        f"{tmp_path / 'a.png'}: pictures are thumbnails of 20×28 pixels; the image has 40×56",
+    )
+    assert np.asarray(Image.open(save / "a-detections.png").convert("RGB")).shape == (20, 28, 3)
+    heat = np.asarray(Image.open(save / "a-heat.png").convert("RGB"))
+    assert heat[5, 5].max() > 200
+    assert heat[15, 20].tolist() == [0, 0, 0]

@@ -150,7 +150,7 @@ def detect(
 
     Args:
         scores: the result of `scan`, or the path of a saved one; or several, of one image at several scales
-            (`scan(resize=…)`), whose boxes are merged.
+            (`scan(resize=…)`, or `level=…`), whose boxes are merged, in pixels of the image of the first.
         threshold: confidence threshold: the minimum probability of a detection; a mapping has it by class, with "*"
             for the classes that it does not name (0.5 otherwise).
         iou: IoU threshold for non-maximum suppression (NMS).

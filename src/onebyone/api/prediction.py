@@ -30,6 +30,7 @@ def predict(
     iou: float = 0.3,
     background: Sequence[str | int] = (),
     per_class: bool | None = None,
+    scales: Sequence[float] = (1,),
     score_kind: str | None = None,
     save: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -57,6 +58,8 @@ def predict(
         background: classes to treat as background, in addition to those of the labels.
         per_class: whether only boxes of the same class suppress each other; None does that for independent classes,
             and lets exclusive classes suppress each other.
+        scales: factors by which each image is resized before it is scanned, for objects of other sizes than the window;
+            the boxes of all scales are merged. A scale at which an image is smaller than the window is left out.
         score_kind: what the network's outputs are; None infers it (see `convolutionalize`).
         save: a folder for the results of each image: boxes (`NAME.json`), the heat map (`NAME-heat.png`), the heat map
             with boxes (`NAME-detections.png`), and `predictions.json`, one COCO file for all. None writes nothing.
@@ -67,7 +70,7 @@ def predict(
 
     Returns:
         `Predictions`, one `Prediction` per image with `.detections` (boxes, scores, labels) and, unless `save` is
-        given, `.scores` (the score map).
+        given, `.scores` (the score map; `.maps` has those of all scales).
 
     Raises:
         BadInput: the model or an image cannot be read, or the window is not known.
@@ -95,6 +98,7 @@ def predict(
         folder=folder,
         detection={"threshold": threshold, "iou": iou, "background": tuple(background)},
         scanning={"labels": labels, "score_kind": score_kind, **scanning},
+        scales=tuple(float(f) for f in scales),
         per_class=per_class,
         report=progress,
     )

@@ -242,6 +242,22 @@ def detect(
     ],
     threshold: o.Threshold = "0.5",
     iou: o.Iou = 0.3,
+    across_classes: Annotated[
+        bool,
+        typer.Option("--across-classes", help="Boxes suppress each other whatever their classes."),
+    ] = False,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine", help="Replace each box by the mean, weighted by score, of it and those it suppressed."
+        ),
+    ] = False,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            "--max-detections", min=1, metavar="N", help="Keep the N best detections.", show_default="all"
+        ),
+    ] = None,
     background: o.Background = None,
     score_kind: o.ScoreKind = None,
     boxes: Annotated[
@@ -263,11 +279,33 @@ def detect(
     min_agreement: o.MinAgreement = 0.5,
     output: Annotated[
         Path | None,
-        o.output_option("Write the detections: .json (COCO), .geojson, .csv, or .png (drawn on --image)."),
+        o.output_option(
+            "Write the detections: .json (COCO), .geojson, .csv, .parquet, or .png (drawn on --image or --heat)."
+        ),
     ] = None,
     image: Annotated[
         Path | None,
         typer.Option("--image", help="The picture to draw the boxes on.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    heat: Annotated[
+        bool,
+        typer.Option(
+            "--heat",
+            help="Draw the probability of the most likely class below the boxes; without --image, on black.",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = False,
+    thumbnail: Annotated[
+        int | None,
+        typer.Option(
+            "--thumbnail",
+            min=1,
+            max=2**15,
+            metavar="PIXELS",
+            help="Longest side of the drawing.",
+            show_default="that of the image; 4096 above 10^8 pixels",
+            rich_help_panel=o.OUTPUT,
+        ),
     ] = None,
     page: o.Page = None,
     image_id: Annotated[
@@ -279,14 +317,15 @@ def detect(
 ) -> None:
     """Find objects in a score map: boxes, scores and classes."""
     with session(context) as run:
-        from onebyone import api, atomic_files
+        from onebyone import api, atomic_files, dense
         from onebyone.cli import render
 
         if output is not None:
             atomic_files.require_writable(output)
         with run.step(f"Detecting in {', '.join(map(str, scores))}"):
+            maps = [dense.ScoreMap.load(name) for name in scores]
             detections = api.detect(
-                scores if len(scores) > 1 else scores[0],
+                maps,
                 threshold=threshold,
                 iou=iou,
                 background=background or (),
@@ -294,8 +333,19 @@ def detect(
                 boxes=boxes,
                 box_format=box_format,
                 min_agreement=min_agreement,
+                per_class=not across_classes,
+                max_detections=max_detections,
+                refine=refine,
             )
             if output is not None:
-                detections.save(output, image=image, image_id=image_id, page=page)
-        data = render.detections_data(detections, scores[0], output)
+                detections.save(
+                    output,
+                    image=image,
+                    image_id=image_id,
+                    page=page,
+                    heat=maps if heat else (),
+                    background=background or (),
+                    thumbnail=thumbnail,
+                )
+        data = render.detections_data(detections, scores, output)
         run.result(data, *render.detections_tables(data))

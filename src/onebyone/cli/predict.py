@@ -33,6 +33,16 @@ def predict(
     scale: o.Scale = None,
     colour_order: o.ColourOrder = None,
     score_kind: o.ScoreKind = None,
+    scales: Annotated[
+        o.Numbers,
+        typer.Option(
+            "--scales",
+            parser=o.read_numbers,
+            metavar="F,…",
+            help="Factors by which each picture is resized before it is scanned, such as 1,0.5,0.25, for objects of "
+            "other sizes than the window.",
+        ),
+    ] = "1",  # type: ignore[assignment]
     threshold: o.Threshold = "0.5",
     iou: o.Iou = 0.3,
     background: o.Background = None,
@@ -78,6 +88,7 @@ def predict(
                 iou=iou,
                 background=background or (),
                 score_kind=score_kind,
+                scales=scales,
                 save=None if no_save else output,
                 progress=report,
                 name=source,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -231,10 +230,10 @@ def _agreement(agreement: Data | None, skipped: str) -> list[RenderableType]:
     return [_pairs([("same best class as when cropped", counted)], "Agreement with cropped windows")]
 
 
-def detections_data(detections: Detections, scores: os.PathLike[str], output: object) -> Data:
-    """The result of `detect`: boxes from (x1, y1) to (x2, y2) in pixels."""
+def detections_data(detections: Detections, scores: Sequence[str | os.PathLike[str]], output: object) -> Data:
+    """The result of `detect` on score maps: boxes from (x1, y1) to (x2, y2) in pixels."""
     return {
-        "scores": os.fspath(scores),
+        "scores": [os.fspath(name) for name in scores],
         "image_size": list(detections.image_size),
         "objects": detections.to_dicts(),
         "output": None if output is None else str(output),
@@ -310,7 +309,7 @@ def predictions_tables(predictions: Predictions) -> list[RenderableType]:
         table_of("Images", HEADERS, predictions.rows()),
     ]
     if len(predictions) == 1:
-        parts.append(detections_tables(detections_data(predictions[0].detections, Path(), None))[0])
+        parts.append(detections_tables(detections_data(predictions[0].detections, (), None))[0])
     files = [file for item in predictions for file in item.files]
     return [*parts, *([Text(f"wrote {few(files)}", style="bold")] if files else [])]
 

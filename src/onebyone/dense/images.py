@@ -8,6 +8,7 @@ Values are uint8, uint16 or floating point.
 from __future__ import annotations
 
 import os
+import warnings
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from onebyone.dense.checks import check_whole
-from onebyone.errors import BadInput
+from onebyone.errors import BadInput, OnebyoneError, OnebyoneWarning
 from onebyone.laws.labels import require_sound
 from onebyone.records import Labels
 from onebyone.stores.axes import SlicedSource
@@ -27,6 +28,7 @@ from onebyone.stores.pictures import as_array
 from onebyone.stores.resized import resized
 from onebyone.stores.source import ArraySource, ImageSource, whole_region
 
+_MAX_LEVELS = 20
 _ACCEPTED = "a path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W)"
 
 
@@ -95,6 +97,24 @@ def open_image(
     _check_structure(source, channels)
     require_sound(labels, source.channels)
     return resized(source, resize)
+
+
+def open_levels(image: Any, *, page: int | None = None, axis_names: str | None = None) -> list[ImageSource]:
+    """The image at every resolution level that its file has, the finest first; an image in memory has one.
+
+    Raises BadInput as `open_image` does.
+    """
+    sources = [open_image(image, page=page, axis_names=axis_names)]
+    if not isinstance(image, str | os.PathLike):
+        return sources
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OnebyoneWarning)
+        for level in range(1, _MAX_LEVELS):
+            try:
+                sources.append(open_image(image, level=level, page=page, axis_names=axis_names))
+            except OnebyoneError:
+                break
+    return sources
 
 
 def load_image(image: Any, *, page: int | None = None) -> NDArray[Any]:

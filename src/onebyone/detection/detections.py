@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.atomic_files import atomic_path, write_text
+from onebyone.dense.score_map import ScoreMap
+from onebyone.detection.detection_picture import blank, picture_size, reduced, with_heat
 from onebyone.detection.overlay import draw_boxes, save_picture
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.records import Readable, by, html_result, html_table, table
@@ -122,24 +125,54 @@ class Detections(Readable):
         writer.writerows(self.to_dicts())
         return text.getvalue()
 
-    def draw(
-        self, image: Any, path: str | os.PathLike[str] | None = None, *, page: int | None = None
-    ) -> Image.Image:
-        """A copy of the image with the boxes, their classes and scores drawn on it; saved to `path` where given.
+    def resized(self, size: tuple[int, int]) -> Detections:
+        """The same detections in pixels of the image resized to (height, width)."""
+        down, right = (n / full for n, full in zip(size, self.image_size, strict=True))
+        boxes = (self.boxes * [right, down, right, down]).astype(np.float32)
+        place = self.placement and self.placement.part((0.0, 0.0), (1 / down, 1 / right))
+        return replace(self, boxes=boxes, image_size=tuple(size), placement=place)
 
-        `image` is a path, a Pillow image, or an array (H, W) or (H, W, 3) of this size; `page` is the page, from 0, of
-        a file with several.
+    def draw(
+        self,
+        image: Any,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        page: int | None = None,
+        heat: Sequence[ScoreMap] = (),
+        background: Sequence[str | int] = (),
+        thumbnail: int | None = None,
+    ) -> Image.Image:
+        """A picture of the image with the boxes, their classes and scores drawn on it; saved to `path` where given.
+
+        Parameters
+        ----------
+        image
+            a path, a Pillow image, or an array (H, W) or (H, W, 3) of this size, or of a file with a resolution level
+            of this size. It is read by region. None is black, for a heat map alone.
+        page
+            the page, from 0, of a file with several.
+        heat
+            score maps of the image: the probability of the most likely class is drawn over it, below the boxes, and a
+            legend below the picture. `background` are classes to leave out besides those of the labels.
+        thumbnail
+            the longest side of the picture, in pixels; None draws the image at its size, or with 4096 where it has more
+            than 10^8 pixels.
 
         Raises
         ------
         BadInput
             where the image cannot be read or has another size, or `path` cannot be written.
         """
+        size = picture_size(self.image_size, thumbnail)
+        picture = blank(size) if image is None else reduced(image, self.image_size, size, page=page)
+        result = with_heat(picture, heat, background) if heat else picture
+        drawing = result.crop((0, 0, size[1], size[0]))  # without the legend
         captions = [f"{name} ({score:.2f})" for name, score in zip(self.names, self.scores, strict=True)]
-        drawing = draw_boxes(image, self.boxes, self.labels, captions, self.image_size, page)
+        draw_boxes(drawing, self.resized(size).boxes, self.labels, captions)
+        result.paste(drawing, (0, 0))
         if path is not None:
-            save_picture(drawing, path)
-        return drawing
+            save_picture(result, path)
+        return result
 
     def save(
         self,
@@ -149,16 +182,19 @@ class Detections(Readable):
         image_id: int = 1,
         page: int | None = None,
         placement: Placement | None = None,
+        heat: Sequence[ScoreMap] = (),
+        background: Sequence[str | int] = (),
+        thumbnail: int | None = None,
     ) -> None:
         """Write a file by its suffix: `.json` (COCO results), `.geojson`, `.csv`, `.parquet`, or a picture (`.png`, …).
 
-        A picture is drawn on `image`, or on its `page`; `image_id` is for COCO, `placement` for GeoJSON (see
-        `to_geojson`). The file is written atomically.
+        A picture is drawn on `image`, or on its `page`, with `heat`, `background` and `thumbnail` as in `draw`;
+        `image_id` is for COCO, `placement` for GeoJSON (see `to_geojson`). The file is written atomically.
 
         Raises
         ------
         BadInput
-            for another suffix, a picture without `image`, or a path that cannot be written.
+            for another suffix, a picture without `image` and `heat`, or a path that cannot be written.
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
@@ -170,9 +206,11 @@ class Detections(Readable):
         elif suffix == ".parquet":
             self.to_parquet(path)
         elif suffix in _PICTURE_SUFFIXES:
-            if image is None:
-                raise BadInput(f"cannot save {path}: a drawing needs the image (image=...)")
-            self.draw(image, path, page=page)
+            if image is None and not heat:
+                raise BadInput(
+                    f"cannot save {path}: a drawing needs the image (image=...) or score maps (heat=...)"
+                )
+            self.draw(image, path, page=page, heat=heat, background=background, thumbnail=thumbnail)
         else:
             known = ", ".join((".json", ".geojson", ".csv", ".parquet", *_PICTURE_SUFFIXES))
             raise BadInput(

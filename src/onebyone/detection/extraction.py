@@ -11,6 +11,7 @@ from onebyone.dense.score_map import ScoreMap
 from onebyone.detection.box_regression import offsets_at, regressed, require_regressions
 from onebyone.detection.candidates import Candidates
 from onebyone.detection.detections import Detections
+from onebyone.detection.foreground import foreground
 from onebyone.detection.nms import canonical_order
 from onebyone.detection.streaming_nms import suppress, undominated
 from onebyone.detection.thresholds import Threshold, thresholds_of
@@ -46,7 +47,8 @@ def detect(
     Parameters
     ----------
     scores
-        the result of `scan`; or several, of one image at several scales, whose boxes suppress each other.
+        the result of `scan`; or several, of one image at several scales (resized, or resolution levels of a file),
+        whose boxes suppress each other.
     threshold
         confidence threshold: the smallest probability of a detection, 0 to 1. A mapping has it by class, with "*" for
         the classes that it does not name (0.5 otherwise).
@@ -74,8 +76,8 @@ def detect(
 
     Returns
     -------
-    Detections in pixels of the image that was scanned. Where it was resized for the scan, they are in pixels of the
-    image before that.
+    Detections in pixels of the image that was scanned; of several, in those of the first. Where it was resized for the
+    scan, they are in pixels of the image before that.
 
     Raises
     ------
@@ -96,8 +98,9 @@ def detect(
         for score_map in maps:
             kind = read_kind(score_kind) or score_map.kind or score_map.assumed_kind()
             chosen = foreground(score_map, background)
+            to_first = _to_first(first, score_map) or ()  # checked by `_same_image`
             for part in _parts(score_map, kind, thresholds[chosen], chosen):
-                corners, complete = _boxes_at(score_map, part, boxes, box_format)
+                corners, complete = _boxes_at(score_map, part, boxes, box_format, to_first)
                 values, labels = part.values, part.labels
                 if boxes is not None:
                     has_area = (corners[:, 2:] > corners[:, :2]).all(axis=1)
@@ -127,29 +130,34 @@ def _same_image(maps: Sequence[ScoreMap]) -> ScoreMap:
     for score_map in maps:
         if len(score_map.geometry.window) != 2:
             raise BadInput(f"scores have {len(score_map.geometry.window)} axes; boxes are found on two")
-        if score_map.full_size != first.full_size:
+        if _to_first(first, score_map) is None:
             raise BadInput(
                 f"scores: the maps are of images of {by(first.full_size)} and {by(score_map.full_size)} pixels; "
-                "expected one image, resized"
+                "expected one image, resized, or resolution levels of one file"
             )
         if score_map.classes != first.classes:
             raise BadInput("scores: the maps have different classes; expected those of one network")
     return first
 
 
-def foreground(scores: ScoreMap, background: Sequence[str | int]) -> list[int]:
-    """The numbers of the classes that are not background."""
-    classes = scores.classes
-    given = [background] if isinstance(background, str | int) else list(background)
-    excluded = set()
-    for name in [*given, *scores.labels.background]:
-        if isinstance(name, int) and 0 <= name < len(classes):
-            excluded.add(name)
-        elif name in classes:
-            excluded.add(classes.index(str(name)))
-        else:
-            raise BadInput(f"background={name!r}: expected one of the classes: {', '.join(classes)}")
-    return [k for k in range(len(classes)) if k not in excluded]
+def _to_first(first: ScoreMap, other: ScoreMap) -> list[tuple[float, float]] | None:
+    """Per axis the offset and the scale that take pixels of the other map's image to those of the first one's.
+
+    The first map's pixels are those before it was resized. None where the two images are not one rectangle: they differ
+    in size, and are not known to be resolution levels of one file.
+    """
+    if other.full_size == first.full_size:
+        return [(0.0, f / n) for f, n in zip(first.full_size, other.image_size, strict=True)]
+    here, there = first.full_placement, other.placement
+    if here is None or there is None:
+        return None
+    axes = list(zip(here.offset, here.scale, there.offset, there.scale, strict=True))
+    sizes = zip(first.full_size, other.image_size, strict=True)
+    for (o, s, p, t), (n, m) in zip(axes, sizes, strict=True):
+        # a level's last pixel may be partly beyond the image, or missing
+        if abs(o - p) >= max(s, t) or abs(o + s * n - p - t * m) >= max(s, t):
+            return None
+    return [((p - o) / s, t / s) for o, s, p, t in axes]
 
 
 class _CandidatePart:
@@ -212,11 +220,15 @@ def _divided(
 
 
 def _boxes_at(
-    scores: ScoreMap, part: _CandidatePart, offsets: ScoreMap | None, box_format: str
+    scores: ScoreMap,
+    part: _CandidatePart,
+    offsets: ScoreMap | None,
+    box_format: str,
+    to_first: Sequence[tuple[float, float]],
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """The boxes (K, 4) of candidates, clipped to the image, and whether every window that overlaps them is in the part.
 
-    They are in pixels of the image before it was resized.
+    They are in the pixels that `to_first` leads to (see `_to_first`).
     """
     geometry, complete = scores.geometry, np.ones(len(part.rows), bool)
     low = []
@@ -232,5 +244,5 @@ def _boxes_at(
         corners = regressed(corners, offsets_at(offsets, part.labels, part.rows, part.columns), box_format)
     rows, columns = scores.image_size
     corners = np.clip(corners, 0, [columns, rows, columns, rows])
-    down, right = (f / n for f, n in zip(scores.full_size, scores.image_size, strict=True))
-    return corners * [right, down, right, down], complete
+    (top, down), (left, right) = to_first
+    return corners * [right, down, right, down] + [left, top, left, top], complete

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.atomic_files import atomic_path
-from onebyone.dense.images import load_image
 from onebyone.errors import BadInput
-from onebyone.records import by
-from onebyone.stores.pictures import to_rgb_picture
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
 
 _EDGE = "#000000"
+_MAX_TAGS = 1000  # captions of more boxes cover each other
 _MIN_LUMINANCE_FOR_BLACK_TEXT = 0.45
 _TAG_OVERLAP_COST = (
     4  # covering a pixel of another tag, which has text, costs as much as covering four of boxes
@@ -30,29 +28,23 @@ _TAG_OVERLAP_COST = (
 
 
 def draw_boxes(
-    image: Any,
-    boxes: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    captions: Sequence[str],
-    image_size: Sequence[int],
-    page: int | None = None,
-) -> Image.Image:
-    """A copy of an image with boxes (K, 4) x1, y1, x2, y2 and their captions, the first box on top.
+    picture: Image.Image, boxes: NDArray[np.float32], labels: NDArray[np.int64], captions: Sequence[str]
+) -> None:
+    """Draw boxes (K, 4) x1, y1, x2, y2 on an RGB picture, the first on top, and captions of the first 1,000.
 
-    The label of a box determines its colour. `image` is a path, a Pillow image or an array, and `page` the page of a
-    file with several.
-
-    Raises
-    ------
-    BadInput
-        where the image cannot be read or is not of `image_size` (height, width).
+    The label of a box determines its colour.
     """
-    picture = to_rgb_picture(load_image(image, page=page), "drawing detections")
-    size = (picture.height, picture.width)
-    if size != tuple(image_size):
-        raise BadInput(f"the image has {by(size)} pixels; expected {by(image_size)}, as the detections have")
-    _draw(picture, boxes, labels, captions)
-    return picture
+    from PIL import ImageDraw, ImageFont
+
+    pen = ImageDraw.Draw(picture)
+    line_width = max(2, round(min(picture.size) / 500))
+    font = ImageFont.load_default(size=max(11, round(min(picture.size) / 75)))
+    rows = list(zip(boxes.tolist(), map(colour_of, labels.tolist()), captions, strict=True))
+    for box, colour, _ in reversed(rows):
+        _draw_box(pen, box, colour, line_width)
+    layout = _TagLayout(boxes.astype(np.float64), picture.size)
+    for box, colour, caption in rows[:_MAX_TAGS]:
+        _draw_tag(pen, layout, box, caption, colour, font)
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
@@ -67,22 +59,6 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 def colour_of(label: int) -> str:
     """The colour of a class as #RRGGBB. It depends on the label only, so it is the same in every picture."""
     return PALETTE[label % len(PALETTE)]
-
-
-def _draw(
-    picture: Image.Image, boxes: NDArray[np.float32], labels: NDArray[np.int64], captions: Sequence[str]
-) -> None:
-    from PIL import ImageDraw, ImageFont
-
-    pen = ImageDraw.Draw(picture)
-    line_width = max(2, round(min(picture.size) / 500))
-    font = ImageFont.load_default(size=max(11, round(min(picture.size) / 75)))
-    rows = list(zip(boxes.tolist(), map(colour_of, labels.tolist()), captions, strict=True))
-    for box, colour, _ in reversed(rows):
-        _draw_box(pen, box, colour, line_width)
-    layout = _TagLayout(boxes.astype(np.float64), picture.size)
-    for box, colour, caption in rows:
-        _draw_tag(pen, layout, box, caption, colour, font)
 
 
 def _draw_box(pen: ImageDraw.ImageDraw, box: list[float], colour: str, line_width: int) -> None:

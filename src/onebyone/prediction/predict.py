@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,15 @@ from onebyone.dense.images import open_image
 from onebyone.dense.network import Dense
 from onebyone.dense.score_map import ScoreMap
 from onebyone.detection import detect
-from onebyone.detection.detections import Detections
-from onebyone.detection.extraction import foreground
+from onebyone.detection.detection_picture import MAX_PIXELS, picture_size, reduced, with_heat
 from onebyone.detection.overlay import save_picture
 from onebyone.errors import BadInput
 from onebyone.prediction.inputs import output_names
 from onebyone.prediction.result import Prediction, Predictions
-from onebyone.records import few
+from onebyone.records import by
 from onebyone.stores.channels import matched
-from onebyone.stores.heat_map import heat_map
-from onebyone.stores.pictures import to_rgb_picture
 from onebyone.stores.placement import Placement, placement_of
 from onebyone.stores.source import ArraySource, whole_region
-
-#: Pictures are drawn for images of at most as many pixels, because they are drawn in memory.
-MAX_DRAWN_PIXELS = 10**8
 
 Report = Callable[[int, int], object]
 
@@ -45,6 +39,7 @@ def predict_images(
     folder: Path | None,
     detection: dict[str, Any],
     scanning: dict[str, Any],
+    scales: Sequence[float] = (1.0,),
     per_class: bool | None = None,
     report: Report | None = None,
 ) -> Predictions:
@@ -53,15 +48,19 @@ def predict_images(
     Files: `NAME.json` (COCO results), `NAME-heat.png` (the probability of the most likely class), `NAME-detections.png`
     (the same with the boxes), and in the end `predictions.json`, one COCO file for all images.
 
-    `per_class` is that of `detect`; None lets boxes of different classes suppress each other if classes are exclusive.
+    Every image is scanned at each of `scales`, the factors of its size, and the boxes of all are merged. `per_class` is
+    that of `detect`; None lets boxes of different classes suppress each other if classes are exclusive.
 
     Raises
     ------
     BadInput
-        if an image cannot be read or scanned. Results of the images before it are kept.
+        if there is no image or no scale, or an image cannot be read or scanned. Results of the images before it
+        are kept.
     """
     if not images:
         raise BadInput("images: is empty; expected at least one image")
+    if not scales or len(set(scales)) < len(scales) or not all(isfinite(f) and f > 0 for f in scales):
+        raise BadInput(f"scales={tuple(scales)}: expected one or several different positive numbers")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     items: list[Prediction] = []
@@ -73,19 +72,23 @@ def predict_images(
         pixels, source, options = image, image, scanning
         if folder is not None:
             pixels, source, options = _read_once(image, getattr(dense, "channels", None), scanning)
-        scores = scan(dense, source, **options)
-        independent = _independent(scores) if per_class is None else per_class
-        detections = detect(scores, **detection, per_class=independent)
-        classes = scores.classes
+        fitting = _fitting(source, dense, scales, options) if len(scales) > 1 else scales
+        maps = tuple(scan(dense, source, **options, resize=scale) for scale in fitting)
+        independent = _independent(maps[0]) if per_class is None else per_class
+        detections = detect(maps, **detection, per_class=independent)
+        classes = maps[0].classes
+        shown = str(image) if isinstance(image, str | Path) else name
         item = Prediction(
-            image=str(image) if isinstance(image, str | Path) else name,
+            image=shown,
             detections=detections,
-            windows=scores.windows,
+            windows=sum(m.windows for m in maps),
             seconds=time.perf_counter() - start,
-            scores=scores if folder is None else None,
+            maps=maps if folder is None else (),
+            notes=_left_out(shown, scales, fitting),
         )
         if folder is not None:
-            item = _write(item, pixels, scores, folder / name, detection.get("background", ()))
+            reading = {**options, "background": detection.get("background", ())}
+            item = _write(item, source if pixels is None else pixels, maps, folder / name, reading)
         items.append(item)
     result = Predictions(tuple(items), dense.geometry, scanning.get("labels") or dense.labels, classes)
     if folder is not None:
@@ -110,7 +113,7 @@ def _read_once(
     options = dict(scanning)
     chosen = {name: options.pop(name, None) for name in ("page", "level", "mpp", "axes")}
     source = open_image(image, axis_names=chosen.pop("axes"), **chosen)
-    if prod(source.size) > MAX_DRAWN_PIXELS:
+    if prod(source.size) > MAX_PIXELS:
         return None, image, dict(scanning)
     held = HeldImage(np.ascontiguousarray(source.read(whole_region(source))), placement_of(source))
     is_file = isinstance(image, str | os.PathLike) and Path(image).suffix.lower() != ".npy"
@@ -123,35 +126,44 @@ def _independent(scores: ScoreMap) -> bool:
     return scores.kind is not None and scores.kind.classes == "multi-label"
 
 
+def _fitting(image: Any, dense: Dense, scales: Sequence[float], options: Mapping[str, Any]) -> list[float]:
+    """The scales at which an image has at least one window. Raises BadInput where it has none at any scale."""
+    chosen: dict[str, Any] = {name: options.get(name) for name in ("page", "level", "mpp")}
+    size = open_image(image, axis_names=options.get("axes"), **chosen).size
+    window = dense.geometry.window
+    fitting = [f for f in scales if all(round(n * f) >= w for n, w in zip(size, window, strict=True))]
+    if not fitting:
+        listed = ", ".join(f"{f:g}" for f in scales)
+        raise BadInput(
+            f"scales={listed}: an image of {by(size)} pixels is smaller than the window of {by(window)} at each of them"
+        )
+    return fitting
+
+
+def _left_out(image: str, scales: Sequence[float], fitting: Sequence[float]) -> tuple[str, ...]:
+    """A note on the scales at which an image is smaller than the window."""
+    left_out = [f"{f:g}" for f in scales if f not in fitting]
+    if not left_out:
+        return ()
+    return (f"{image}: is smaller than the window at scale {', '.join(left_out)}, which was left out",)
+
+
 def _write(
-    item: Prediction, image: Any, scores: ScoreMap, stem: Path, background: Sequence[str]
+    item: Prediction, image: Any, maps: Sequence[ScoreMap], stem: Path, options: Mapping[str, Any]
 ) -> Prediction:
-    boxes = stem.with_name(stem.name + ".json")
+    """Write boxes and pictures of an image, whose files are named after `stem`."""
+    boxes, heat, drawn = (
+        stem.with_name(stem.name + suffix) for suffix in (".json", "-heat.png", "-detections.png")
+    )
     item.detections.save(boxes)
-    if prod(scores.image_size) > MAX_DRAWN_PIXELS:
-        note = f"{item.image}: pictures are drawn up to {MAX_DRAWN_PIXELS:,} pixels; it has {prod(scores.image_size):,}"
-        return replace(item, files=(str(boxes),), notes=(note,))
-    heat, drawn = (stem.with_name(stem.name + suffix) for suffix in ("-heat.png", "-detections.png"))
-    picture = heat_picture(image, scores, background)
+    full = item.detections.image_size
+    size = picture_size(full)
+    reading = {name: options.get(name) for name in ("page", "axes")}
+    picture = with_heat(reduced(image, full, size, **reading), maps, options.get("background", ()))
     save_picture(picture, heat)
-    save_picture(_with_boxes(picture, item.detections), drawn)
-    return replace(item, files=(str(boxes), str(heat), str(drawn)))
-
-
-def heat_picture(image: Any, scores: ScoreMap, background: Sequence[str | int] = ()) -> Any:
-    """The image with, for each position, the probability of the most likely class that is not background."""
-    classes = foreground(scores, background)
-    picture = to_rgb_picture(image, "drawing a heat map")
-    values = np.clip(scores.probabilities()[classes].max(axis=0), 0, 1)
-    names = [scores.classes[k] for k in classes]
-    what = names[0] if len(names) == 1 else f"the most likely of {few(names)}"
-    return heat_map(picture, values, Placement.identity().of_map(scores.geometry), f"probability of {what}")
-
-
-def _with_boxes(picture: Any, detections: Detections) -> Any:
-    """The heat map with its legend and the boxes drawn on the part that is the image."""
-    height, width = detections.image_size
-    drawn = detections.draw(picture.crop((0, 0, width, height)))
-    result = picture.copy()
-    result.paste(drawn, (0, 0))
-    return result
+    boxed = item.detections.resized(size).draw(picture.crop((0, 0, size[1], size[0])))
+    picture.paste(boxed, (0, 0))  # above the legend
+    save_picture(picture, drawn)
+    note = f"{item.image}: pictures are thumbnails of {by(size)} pixels; the image has {by(full)}"
+    notes = () if size == tuple(full) else (note,)
+    return replace(item, files=(str(boxes), str(heat), str(drawn)), notes=(*item.notes, *notes))

@@ -19,17 +19,22 @@ HEADERS = ("image", "pixels", "windows", "objects", "classes", "seconds")
 class Prediction(Readable):
     """The result for one image.
 
-    `image` is its file, or a number for an image in memory. `scores` is None where the score map was not kept because
-    results are written to files. `files` are the files that were written.
+    `image` is its file, or a number for an image in memory. `maps` are the score maps, one for each scale; they are
+    not kept where results are written to files. `files` are the files that were written.
     """
 
     image: str
     detections: Detections
     windows: int
     seconds: float
-    scores: ScoreMap | None = None
+    maps: tuple[ScoreMap, ...] = ()
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def scores(self) -> ScoreMap | None:
+        """The score map of the first scale; None where maps were not kept."""
+        return self.maps[0] if self.maps else None
 
     def counts(self) -> tuple[tuple[str, int], ...]:
         """How many objects of each class there are, the most frequent first."""

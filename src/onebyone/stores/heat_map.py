@@ -78,14 +78,12 @@ def heat_map(
     columns, inside_columns = _positions(
         picture.width, values.shape[1], placement.offset[1], placement.scale[1]
     )
-    colours, opacities = ramp_colours(values), (OPACITY * values)
     pixels = np.array(picture.convert("RGB"))
-    for y in np.flatnonzero(
-        inside_rows
-    ):  # row by row, so that large pictures need no copies in floating point
-        chosen = columns[inside_columns]
-        opacity = opacities[rows[y]][chosen][:, None]
-        mixed = pixels[y, inside_columns] * (1 - opacity) + colours[rows[y]][chosen] * opacity
+    # row by row, so that large pictures need no copies in floating point
+    for y in np.flatnonzero(inside_rows):
+        shown = values[rows[y], columns[inside_columns]]
+        opacity = OPACITY * shown[:, None]
+        mixed = pixels[y, inside_columns] * (1 - opacity) + ramp_colours(shown) * opacity
         pixels[y, inside_columns] = np.rint(mixed).astype(np.uint8)
     return _with_legend(pillow("drawing a heat map").fromarray(pixels), title)
 

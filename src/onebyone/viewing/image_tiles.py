@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.dense.images import open_image
-from onebyone.errors import BadInput, OnebyoneError, OnebyoneWarning
+from onebyone.dense.images import open_image, open_levels
+from onebyone.errors import BadInput
 from onebyone.records import by
 from onebyone.stores.pictures import pillow
 from onebyone.stores.placement import placement_of
@@ -21,7 +19,6 @@ from onebyone.viewing.tile_grid import TileGrid
 
 #: A tile averages at most this many pixels of the file; beyond that it takes every n-th.
 MAX_PIXELS = 2**24
-_MAX_LEVELS = 20
 
 
 class ImageTiles:
@@ -36,7 +33,7 @@ class ImageTiles:
     """
 
     def __init__(self, image: Any, size: tuple[int, int], channels: int | None = None) -> None:
-        self._levels = _levels(image)
+        self._levels = open_levels(image)
         self._full = open_image(image, channels=channels)
         self._lock = threading.Lock()
         if self._levels[0].size != size:
@@ -95,22 +92,6 @@ def _padded(pixels: NDArray[np.uint8], shape: tuple[int, int], ratios: list[floa
     """Pixels that a last row and column of tile pixels lack at the image's border, repeated from its edge."""
     missing = [max(0, round(n * r) - have) for n, r, have in zip(shape, ratios, pixels.shape, strict=False)]
     return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-
-
-def _levels(image: Any) -> list[ImageSource]:
-    """The image at every resolution that its file has, the finest first."""
-    first = open_image(image)
-    if not isinstance(image, str | os.PathLike):
-        return [first]
-    sources = [first]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", OnebyoneWarning)
-        for level in range(1, _MAX_LEVELS):
-            try:
-                sources.append(open_image(image, level=level))
-            except OnebyoneError:
-                break
-    return sources
 
 
 def _scale(source: ImageSource, finest: ImageSource) -> tuple[float, ...]:

@@ -1,0 +1,169 @@
+"""Pictures of detections: heat maps and thumbnails against a computation pixel by pixel, on large and stored images."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from typer.testing import CliRunner
+
+import onebyone
+from onebyone.cli.main import app
+from onebyone.dense import ScoreMap
+from onebyone.detection import Detections, detect
+from onebyone.detection.detection_picture import heat, picture_size, reduced
+from onebyone.errors import BadInput
+from onebyone.laws.geometry import Geometry
+from onebyone.laws.scores import ScoreKind
+from onebyone.records import Labels
+from onebyone.stores.map_reader import StoredMap
+from onebyone.stores.regions import Span
+from tests.detection.test_stored_maps import bright_windows
+
+
+def random_map(size: tuple[int, int], window: int, stride: int, seed: int = 0, **facts: Any) -> ScoreMap:
+    """Probabilities of two classes, of which the second is background, of an image of `size`."""
+    geometry = Geometry((window,) * 2, (stride,) * 2, (0, 0), (window,) * 2, (0, 0), True)
+    scores = np.random.default_rng(seed).random((2, *geometry.positions(size))).astype(np.float32)
+    labels = Labels(classes=("a", "b"), background=("b",))
+    kind = ScoreKind("probabilities", "multi-label")
+    return ScoreMap(scores, geometry, labels, size, kind=kind, **facts)
+
+
+def slow_heat(maps: list[ScoreMap], size: tuple[int, int]) -> np.ndarray:
+    """Each pixel has the largest value of the positions that its centre belongs to, or whose centre is in it."""
+    result = np.zeros(size)
+    for m in maps:
+        cells = []
+        for axis in (0, 1):
+            g, ratio = m.geometry, size[axis] / m.image_size[axis]
+            first = (g.window[axis] - g.stride[axis]) / 2 - g.window_offset[axis]
+            edges = [(first + g.stride[axis] * i) * ratio for i in range(m.positions[axis] + 1)]
+            cells.append(list(itertools.pairwise(edges)))
+        for i, (top, bottom) in enumerate(cells[0]):
+            for j, (left, right) in enumerate(cells[1]):
+                value = np.nan_to_num(m.scores[0, i, j])
+                for y in _pixels(top, bottom, size[0]):
+                    for x in _pixels(left, right, size[1]):
+                        result[y, x] = max(result[y, x], value)
+    return result
+
+
+def _pixels(low: float, high: float, count: int) -> list[int]:
+    if high - low >= 1:
+        return [p for p in range(count) if low <= p + 0.5 < high]
+    return [p for p in range(count) if p <= (low + high) / 2 < p + 1]
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "picture"),
+    [
+        ((40, 60), 4, (40, 60)),
+        ((40, 60), 4, (10, 15)),  # a position per pixel
+        ((40, 60), 2, (8, 12)),  # 2.5 positions per pixel
+        ((41, 67), 3, (13, 40)),  # fewer than one per pixel across, more down
+        ((64, 64), 4, (1, 1)),
+    ],
+)
+def test_heat_is_that_of_every_pixel(
+    size: tuple[int, int], stride: int, picture: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = [random_map(size, 8, stride), random_map((size[0] // 2, size[1] // 2), 8, stride, 1)]
+    maps[0].scores[:, 1, 2] = np.nan
+    expected = slow_heat(maps, picture)
+    whole = heat(maps, picture)
+    np.testing.assert_array_equal(whole, expected.astype(np.float32))
+
+    def in_parts(self: ScoreMap) -> Any:
+        for i in range(0, self.positions[0], 3):
+            for j in range(0, self.positions[1], 2):
+                spans = (Span(i, min(i + 3, self.positions[0])), Span(j, min(j + 2, self.positions[1])))
+                yield spans, self.scores[:, spans[0].slice, spans[1].slice]
+
+    monkeypatch.setattr(ScoreMap, "regions", in_parts)
+    np.testing.assert_array_equal(heat(maps, picture), whole)
+
+
+@pytest.fixture
+def scanned(tmp_path: Path) -> Path:
+    """A TIFF of 240×320 pixels with a half-size level and a bright square, and its score maps at two scales."""
+    image = np.full((240, 320, 3), 20, np.uint8)
+    image[64:96, 160:192] = 220
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
+        file.write(image, tile=(64, 64), photometric="rgb", subifds=1)
+        file.write(image[::2, ::2], tile=(64, 64), photometric="rgb", subfiletype=1)
+    dense = onebyone.convolutionalize(bright_windows(), 8, labels=Labels(classes=("bright",), std=(1.0,)))
+    onebyone.scan(dense, tmp_path / "slide.tif", out=tmp_path / "fine.zarr")
+    onebyone.scan(dense, tmp_path / "slide.tif", level=1, out=tmp_path / "coarse.zarr")
+    return tmp_path
+
+
+def test_the_command_draws_a_heat_map_over_a_thumbnail(
+    scanned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StoredMap, "__array__", None)  # the map is read part by part
+    words = ["detect", str(scanned / "fine.zarr"), "--image", str(scanned / "slide.tif"), "--heat"]
+    words += ["--threshold", "1"]  # no boxes
+    done = CliRunner().invoke(app, [*words, "--thumbnail", "80", "-o", str(scanned / "heat.png"), "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["scores"] == [str(scanned / "fine.zarr")]
+    drawn = np.asarray(Image.open(scanned / "heat.png").convert("RGB")).astype(int)
+    assert drawn.shape == (60, 80, 3)  # too narrow for a legend
+    # the middle of a window's cell: a quarter of the image, three quarters of the colour of 1
+    assert np.abs(drawn[20, 44] - (np.array([220] * 3) * 0.25 + np.array([252, 255, 164]) * 0.75)).max() <= 1
+    assert drawn[50, 10].tolist() == [20, 20, 20]
+    both = ["detect", str(scanned / "fine.zarr"), str(scanned / "coarse.zarr"), "--heat", "--json"]
+    done = CliRunner().invoke(app, [*both, "-o", str(scanned / "black.png")])
+    assert done.exit_code == 0, done.stderr
+    assert len(json.loads(done.stdout)["scores"]) == 2
+    assert np.asarray(Image.open(scanned / "black.png").convert("RGB")).shape[1] == 320
+
+
+def test_boxes_of_resolution_levels_are_merged_in_pixels_of_the_first(scanned: Path) -> None:
+    """The square is 32×32 pixels of the full resolution and 16×16 of the half; the windows are 8×8 of each."""
+    maps = [ScoreMap.load(scanned / name) for name in ("fine.zarr", "coarse.zarr")]
+    boxes = onebyone.detect(maps, iou=0).boxes
+    assert len(boxes) == 16  # of equal scores, the small boxes come first
+    coarse = onebyone.detect([maps[1], maps[0]], iou=0)
+    assert coarse.image_size == (120, 160)
+    np.testing.assert_allclose(coarse.boxes * 2, boxes)
+    alone = onebyone.detect(maps[1], iou=0).boxes * 2
+    np.testing.assert_array_equal(
+        sorted(alone.tolist()), [[160 + x, 64 + y, 176 + x, 80 + y] for x in (0, 16) for y in (0, 16)]
+    )
+    with pytest.raises(BadInput, match="expected one image, resized, or resolution levels of one file"):
+        detect([maps[0], random_map((100, 100), 8, 4)])
+
+
+def test_a_thumbnail_is_the_mean_of_its_pixels_from_the_level_that_suffices(scanned: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    drawn = np.asarray(reduced(image, (60, 80), (15, 20))).astype(float)
+    expected = image.reshape(15, 4, 20, 4, 3).mean(axis=(1, 3))
+    # the filter is a triangle of twice the width, so a pixel differs from the plain mean; the means of all are close
+    assert abs(drawn.mean() - expected.mean()) < 2
+    assert drawn.std() < image.std() / 2
+    assert reduced(scanned / "slide.tif", (240, 320), (30, 40)).size == (40, 30)
+    half = np.asarray(reduced(scanned / "slide.tif", (120, 160), (120, 160)))  # the level that was scanned
+    assert half[32:48, 80:96].min() == 220
+    with pytest.raises(BadInput, match="has 240×320 pixels; expected 99×99"):
+        reduced(scanned / "slide.tif", (99, 99), (9, 9))
+    with pytest.raises(BadInput, match="thumbnail=0: expected a side from 1 to 32768"):
+        picture_size((10, 10), 0)
+
+
+def test_boxes_are_drawn_where_they_are_on_a_thumbnail() -> None:
+    boxes = np.array([[100, 40, 180, 120]], np.float32)
+    found = Detections(boxes, np.ones(1, np.float32), np.zeros(1, np.int64), ("a",), (200, 400))
+    np.testing.assert_allclose(found.resized((100, 200)).boxes, boxes / 2)
+    plain = np.zeros((200, 400), np.uint8)
+    drawn = np.asarray(found.draw(plain, thumbnail=200))
+    orange = (drawn == [0xE6, 0x9F, 0x00]).all(axis=2)
+    rows, columns = np.nonzero(orange[20:60])
+    assert (columns.min(), columns.max()) == (50, 89)
+    assert rows.max() == 39
