@@ -299,6 +299,39 @@ def test_the_support_is_drawn_position_by_position(comparison: Comparison) -> No
         assert drawn.count(f'class="c-{role}"') == row.figures[role]["places_reached"]
 
 
+def test_both_forms_are_drawn_as_they_were_measured(comparison: Comparison) -> None:
+    figures = comparison["S2"].figures
+    drawn = made("S2", dict(figures))
+    assert drawn.count(f"{figures['parameters']['linear']:,}") >= 2
+    assert drawn.count("<circle") == len(figures["losses"])
+    unequal = {**figures, "parameters": {"linear": 10, "convolution": 5}}
+    widths = [
+        float(w) for w in re.findall(r'<rect class="c-[a-z]+"[^>]* width="([\d.]+)"', made("S2", unequal))
+    ]
+    assert widths == pytest.approx([270, 135])
+    sweep = comparison["D2"].figures["sweep"]
+    drawn = made("D2", dict(comparison["D2"].figures))
+    for role in ("pointwise", "connected"):
+        ran = [item["ran"] for item in sweep if item["role"] == role]
+        assert drawn.count(f'class="c-{role}"') == sum(ran)
+    assert drawn.count("✗") == sum(
+        not item["ran"] for item in sweep if item["role"] in ("pointwise", "connected")
+    )
+
+
+def test_the_replacement_is_drawn_as_it_was_measured(comparison: Comparison) -> None:
+    figures = dict(comparison["R1"].figures)
+    missed = made("R1", {**figures, "planted_faults_caught": 1, "planted_faults": 4})
+    assert "injected faults noticed: 1 of 4" in missed
+    widths = [float(w) for w in re.findall(r'<rect class="c-[a-z]+"[^>]* width="([\d.]+)"', missed)]
+    assert widths[-1] == pytest.approx(270 / 4)
+    figures = dict(comparison["R3"].figures)
+    drawn = made("R3", figures)
+    rows, columns = figures["places"]
+    assert drawn.count('class="c-pointwise"') == drawn.count('class="c-connected"') == rows * columns
+    assert claim_figure(Row("R3", "…", "holds", {**figures, "places": None}, "…", {}).to_dict()) is None
+
+
 def test_counts_are_the_comparison_s(comparison: Comparison) -> None:
     figures = comparison["D5"].figures
     for row in figures["counts"]:

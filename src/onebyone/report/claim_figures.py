@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from onebyone.drawing.number_format import counted, number, percent
 from onebyone.drawing.scene import Rectangle, Shape
 from onebyone.records import by
 from onebyone.report import charts
 from onebyone.report.charts import Series
-from onebyone.report.figure_text import plain
+from onebyone.report.figure_text import ClaimFigure, plain
+from onebyone.report.form_figures import predictions_figure, proof_figure, sizes_figure, training_figure
 
 Data = Mapping[str, Any]
 NAMES = {"pointwise": "1×1 convolution", "connected": "fully connected", "pooled": "global pool + FC"}
 ROLES = ("pointwise", "kernel", "connected", "pooled")
 BOUND = "rounding bound"
-
-
-class ClaimFigure(NamedTuple):
-    """The HTML of a drawing, and its caption."""
-
-    html: str
-    caption: str
 
 
 def claim_figure(row: Data) -> ClaimFigure | None:
@@ -344,7 +338,7 @@ def _detection(figures: Data, _: Data) -> ClaimFigure | None:
 
 
 _BY_ROW: dict[str, Callable[[Data, Data], ClaimFigure | None]] = {
-    "S1": _weighted_sum, "S3": _activation, "S4": _combination, "S5": _flexibility, "D1": _scope, "D3": _permutation,
-    "D4": _dimensions, "D5": _complexity, "D6": _census, "D7": _shift, "D8": _share, "R2": _chain,
-    "R4": _detection,
+    "S1": _weighted_sum, "S2": training_figure, "S3": _activation, "S4": _combination, "S5": _flexibility,
+    "D1": _scope, "D2": sizes_figure, "D3": _permutation, "D4": _dimensions, "D5": _complexity, "D6": _census,
+    "D7": _shift, "D8": _share, "R1": proof_figure, "R2": _chain, "R3": predictions_figure, "R4": _detection,
 }  # fmt: skip

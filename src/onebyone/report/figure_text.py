@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from onebyone.drawing.number_format import number
 from onebyone.records import by
@@ -13,6 +13,13 @@ _MAX_ITEMS = 8
 """Items of a list that a table shows at most; the page's data holds all of them."""
 _SHAPES = ("size", "map", "window", "stride", "image", "positions", "weight")
 """How the names of figures end whose lists of integers are shapes."""
+
+
+class ClaimFigure(NamedTuple):
+    """The HTML of a drawing, and its caption."""
+
+    html: str
+    caption: str
 
 
 def plain(value: Any) -> float:
