@@ -7,7 +7,7 @@ exact in any order. Normalisations come last, in float64, and are compared withi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -206,11 +206,19 @@ MOVES: list[Callable[[RandomGraph], None]] = [
 ]  # fmt: skip
 
 
-def random_model(seed: int) -> tuple[onnx.ModelProto, Array, bool]:
-    """A random graph, an input for it, and whether its last operators round."""
+#: The operators of networks on tokens, convolutions among them.
+GUARDED = [product, convolution, residual, attention, broadcast, transpose, reshape, unit, squeeze]
+
+
+def random_model(
+    seed: int, moves: Sequence[Callable[[RandomGraph], None]] | None = None
+) -> tuple[onnx.ModelProto, Array, bool]:
+    """A random graph, or one of the given operators, an input for it, and whether its last operators round."""
     g = RandomGraph(seed)
-    for _ in range(int(g.rng.integers(2, 9))):
-        MOVES[int(g.rng.integers(len(MOVES)))](g)
+    if moves is None:
+        moves = [MOVES[int(g.rng.integers(len(MOVES)))] for _ in range(int(g.rng.integers(2, 9)))]
+    for move in moves:
+        move(g)
         if np.prod(g.shape) > 2000 or len(g.shape) > 6:
             break
         g.add("Clip", [g.value, g.constant(np.float64(-3)), g.constant(np.float64(3))], g.shape)
@@ -219,6 +227,8 @@ def random_model(seed: int) -> tuple[onnx.ModelProto, Array, bool]:
         product(g)
         transpose(g)
     free = [f"d{axis}" if g.rng.random() < 0.3 else size for axis, size in enumerate(g.inputs)]
+    if not g.nodes:
+        g.add("Clip", [g.value, g.constant(np.float64(-3)), g.constant(np.float64(3))], g.shape)
     graph = helper.make_graph(
         g.nodes,
         "random",
@@ -230,9 +240,11 @@ def random_model(seed: int) -> tuple[onnx.ModelProto, Array, bool]:
     return model, g.rng.integers(-3, 4, g.inputs).astype(np.float64), g.rounds
 
 
-def compare(seed: int, **options: Any) -> tuple[str | None, OnnxConversion | None]:
+def compare(
+    seed: int, moves: Sequence[Callable[[RandomGraph], None]] | None = None, **options: Any
+) -> tuple[str | None, OnnxConversion | None]:
     """What is wrong with the conversion of one random graph, or None; and the conversion."""
-    model, x, rounds = random_model(seed)
+    model, x, rounds = random_model(seed, moves)
     expected = run_reference(model, {"x": x})[0]
     conversion = convert_with_layout(ir.serde.deserialize_model(model), **options)
     converted = ir.serde.serialize_model(conversion.model)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import onebyone
 from onebyone.errors import BadInput
@@ -16,7 +18,7 @@ from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.layout.convert import convert_with_layout
 from onebyone.onnx.shapes import infer_shapes
 from tests.onnx.exported import NETWORKS, exported
-from tests.onnx.layout_fuzz import compare
+from tests.onnx.layout_fuzz import GUARDED, MOVES, compare
 from tests.onnx.models import graph, integers, model, operators, run
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 def converted(m: ir.Model, feeds: Mapping[str, Array], **options: Any) -> OnnxConversion:
     """A conversion whose outputs equal those of the original bit for bit."""
-    c = convert_with_layout(m, **options)
+    c = convert_with_layout(m, forced=True, **options)
     for expected, actual in zip(run(m, feeds), run(c.model, feeds), strict=True):
         np.testing.assert_array_equal(expected, actual, strict=True)
     assert c.layout_before is not None
@@ -36,7 +38,7 @@ def converted(m: ir.Model, feeds: Mapping[str, Array], **options: Any) -> OnnxCo
 @pytest.mark.parametrize("name", NETWORKS)
 def test_exported_networks_are_equivalent(name: str, exporter: str, free: bool) -> None:
     m, x = exported(name, exporter, free)
-    c = onebyone.convert(m, level="graph")
+    c = convert_with_layout(m, forced=True)
     v = onebyone.verify(m, c, x.numpy())
     assert v.equivalent, v.problems
     assert not v.unverified
@@ -85,7 +87,7 @@ def test_rows_are_positions_where_that_needs_no_further_layout_operator(
 def test_random_graphs_give_the_same_integers(tokens: str) -> None:
     converted_layers = 0
     for seed in range(40):
-        problem, conversion = compare(seed, tokens=tokens)
+        problem, conversion = compare(seed, tokens=tokens, forced=True)
         assert problem is None
         assert conversion is not None
         converted_layers += len(conversion.changes)
@@ -107,7 +109,7 @@ def test_softmax_and_gelu_follow_into_channels_first_form(opset: int) -> None:
         "a = MatMul(x, v) b = Softmax<axis=2>(a) c = Erf(b) d = Mul(b, c) y = MatMul(d, w)",
     )
     m = model(text, {"v": integers(4, 6), "w": integers(6, 3)}, opset=opset)
-    c = convert_with_layout(m)
+    c = convert_with_layout(m, forced=True)
     assert operators(c.model).count("Conv") == 2
     assert operators(c.model).count("Transpose") == 2
     x = integers(1, 5, 4, seed=2)
@@ -119,7 +121,7 @@ def test_softmax_and_gelu_follow_into_channels_first_form(opset: int) -> None:
 def test_a_fault_in_the_layout_is_found() -> None:
     """A Transpose that swaps two axes of equal size is wrong in numbers only, and the whole model shows it."""
     m = model(graph("1,4,4", "1,4,4", "a = MatMul(x, v) y = Relu(a)"), {"v": integers(4, 4)})
-    c = convert_with_layout(m)
+    c = convert_with_layout(m, forced=True)
     transpose = next(node for node in c.model.graph if node.op_type == "Transpose")
     identity = ir.node("Identity", [transpose.inputs[0]])
     c.model.graph.insert_before(transpose, [identity])
@@ -130,13 +132,66 @@ def test_a_fault_in_the_layout_is_found() -> None:
 
 def test_a_weight_of_the_wrong_order_is_found_layer_by_layer() -> None:
     m = model(graph("1,5,4", "1,5,4", "a = MatMul(x, v) y = Relu(a)"), {"v": integers(4, 4)})
-    c = convert_with_layout(m)
+    c = convert_with_layout(m, forced=True)
     name = next(name for name in c.entries if name in c.model.graph.initializers)
     source, steps = c.entries[name]
     faulty = replace(c, entries={name: (source, (*steps, ("transpose", (1, 0, 2, 3))))})
     v = onebyone.verify(m, faulty)
     assert not v.equivalent
     assert "integer probe" in v.problems[0]
+
+
+def test_a_product_is_kept_where_it_would_add_layout_operators() -> None:
+    m = model(graph("2,5,4", "2,5,6", "y = MatMul(x, v)"), {"v": integers(4, 6)})
+    kept = convert_with_layout(m)
+    assert operators(kept.model) == ["MatMul"]
+    assert not kept.changes
+    assert "more layout operators" in kept.refused[0].reason
+    assert len(convert_with_layout(m, forced=True).changes) == 1
+
+
+def test_products_are_kept_only_as_far_as_needed() -> None:
+    """Attention's Transposes pay for the convolutions inside a run; the product behind a sum over all axes does not."""
+    nodes = (
+        "a = Transpose<perm = [0, 2, 1]>(x) b = MatMul(a, v) c = Relu(b) d = MatMul(c, w)"
+        "e = Transpose<perm = [0, 2, 1]>(d) f = Softmax<axis = 2>(e) g = Transpose<perm = [2, 0, 1]>(f)"
+        "h = CumSum(g, zero) y = MatMul(h, u)"
+    )
+    constants = {"v": integers(4, 6), "w": integers(6, 4), "u": integers(4, 3), "zero": np.array(2)}
+    c = convert_with_layout(model(graph("2,4,5", "5,2,3", nodes), constants))
+    assert c.layout_before is not None
+    assert c.layout_after is not None
+    assert c.layout_after.total() <= c.layout_before.total() == 3
+    assert len(c.changes) >= 2
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**20), st.lists(st.sampled_from(GUARDED), max_size=9), st.sampled_from(["conv", "linear"]),
+       st.sampled_from(["last", "height", "batch"]))  # fmt: skip
+def test_layout_operators_are_never_more_than_before(
+    seed: int, moves: list[Any], to: str, tokens: str
+) -> None:
+    problem, c = compare(seed, moves, to=to, tokens=tokens)
+    assert problem is None
+    assert c is not None
+    assert c.layout_before is not None
+    assert c.layout_after is not None
+    assert c.layout_after.total() <= c.layout_before.total()
+
+
+@pytest.mark.slow
+@settings(max_examples=1500, deadline=None)
+@given(st.integers(0, 2**20), st.lists(st.sampled_from(MOVES), max_size=9), st.sampled_from(["conv", "linear"]),
+       st.sampled_from(["last", "height", "batch"]))  # fmt: skip
+def test_layout_operators_are_never_more_with_any_operator(
+    seed: int, moves: list[Any], to: str, tokens: str
+) -> None:
+    problem, c = compare(seed, moves, to=to, tokens=tokens)
+    assert problem is None
+    assert c is not None
+    assert c.layout_before is not None
+    assert c.layout_after is not None
+    assert c.layout_after.total() <= c.layout_before.total()
 
 
 def test_an_unknown_place_of_tokens_is_refused() -> None:

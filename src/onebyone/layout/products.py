@@ -64,6 +64,8 @@ class ProductRule(LayoutRule):
     axis, and a weight that multiplies from the left.
     `tokens` says where the positions of a convolution are stored. `row_penalty` is the cost of rows (N, C) in the batch
     axis, where they could be positions.
+    `keep_cost` is the cost, in layout operators, of writing a product as it was instead of in one of the less plain
+    forms; None where it must be converted.
     """
 
     product: WeightProduct
@@ -72,6 +74,7 @@ class ProductRule(LayoutRule):
     merge_penalty: float = 0.05
     tokens: TokenAxis = TokenAxis.LAST
     row_penalty: float = 0.0
+    keep_cost: float | None = None
 
     # -- orders
 
@@ -110,6 +113,8 @@ class ProductRule(LayoutRule):
         return [(*others[:batch], channel, *others[batch:]), self.axes]
 
     def penalty(self, order: Order, operand_orders: OperandOrders) -> float:
+        if self.keep_cost is not None and self.is_kept(order, operand_orders):
+            return self.keep_cost
         leading, trailing = _around_channel(self._joint_order(order, operand_orders[0]))
         if self.to == "linear":
             return self.merge_penalty if trailing and self.product.groups == 1 else 0.0
@@ -120,6 +125,27 @@ class ProductRule(LayoutRule):
         if not trailing:
             return self.merge_penalty
         return 0.0002 if len(leading) == 1 else 0.0003
+
+    def is_kept(self, order: Order, operand_orders: OperandOrders) -> bool:
+        """Whether the product is written as it was."""
+        if order != self.axes or operand_orders[0] != self.product.x.axes:
+            return False
+        return not self.convert or (self.keep_cost is not None and not self._is_plain(order, operand_orders))
+
+    def reshapes(self, order: Order, operand_orders: OperandOrders) -> int:
+        """The number of Reshapes that are written beside the product."""
+        return 0 if self.is_kept(order, operand_orders) else self._reshapes_of_form(order, operand_orders)
+
+    def _reshapes_of_form(self, order: Order, operand_orders: OperandOrders) -> int:
+        leading, trailing = _around_channel(self._joint_order(order, operand_orders[0]))
+        if self.to == "conv":
+            return 2 if len(leading) > 1 or len(trailing) > MAX_SPATIAL else 0
+        return 2 if len(trailing) > 1 or self.product.groups > 1 else 0
+
+    def _is_plain(self, order: Order, operand_orders: OperandOrders) -> bool:
+        """Whether the converted product needs neither Reshapes nor a weight that multiplies from the left."""
+        _, trailing = _around_channel(self._joint_order(order, operand_orders[0]))
+        return self._reshapes_of_form(order, operand_orders) == 0 and (self.to == "conv" or not trailing)
 
     def _in_the_batch(self) -> bool:
         return self.to == "conv" and self.tokens == TokenAxis.BATCH
@@ -188,8 +214,7 @@ class ProductRule(LayoutRule):
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
-        in_natural_order = order == self.axes and operand_orders[0] == self.product.x.axes
-        if in_natural_order and not self.convert:
+        if self.is_kept(order, operand_orders):
             return write_in_natural_layout(self.result, self.operands, tensors)
         joint = self._joint_order(order, operand_orders[0])
         write = self._convolution if self.to == "conv" else self._linear

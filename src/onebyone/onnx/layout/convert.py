@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import onnx_ir as ir
 
 from onebyone.errors import BadInput
-from onebyone.layout.planner import choose_orders
-from onebyone.layout.products import MERGE_PENALTIES
+from onebyone.layout.planner import LayoutPlan, choose_orders
+from onebyone.layout.products import MERGE_PENALTIES, ProductRule
+from onebyone.layout.rules import FixedRule, LayoutRule, ReshapeRule
 from onebyone.layout.token_axis import TokenAxis
 from onebyone.layout.values import GraphValue
 from onebyone.onnx.computed_constants import evaluate_constants
-from onebyone.onnx.constant_values import is_constant, mark_constants, shape_of
+from onebyone.onnx.constant_values import NotRewritable, is_constant, mark_constants, shape_of
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import (
     OLDEST_OPSET,
@@ -22,13 +25,22 @@ from onebyone.onnx.convert import (
     write_as_convolution,
     write_as_product,
 )
+from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.layout.builder import OnnxGraphBuilder
-from onebyone.onnx.layout.counting import layout_operators
+from onebyone.onnx.layout.counting import is_layout_operator, layout_operators
 from onebyone.onnx.layout.decoder import DecodedModel, OnnxDecoder, TokenProduct, needed
 from onebyone.onnx.layout.products import ProductDecoder, read_pointwise, read_token_wise
-from onebyone.onnx.model_rewriting import ModelRewriter, nodes_of, restore_value_infos, sort_where_needed
+from onebyone.onnx.model_rewriting import (
+    ModelRewriter,
+    Rewriting,
+    Write,
+    nodes_of,
+    restore_value_infos,
+    sort_where_needed,
+)
 from onebyone.onnx.static_sizes import StaticSizes, fill_shapes
 from onebyone.onnx.stored_values import StoredValue
+from onebyone.onnx.weight_rewriting import WeightRewriter
 from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal, by
 
@@ -37,6 +49,12 @@ MERGED_CONVOLUTION = 2.02
 #: The cost of a convolution whose rows (N, C) are its batch, (N, C, 1, 1). So they become positions (1, C, 1, N), which
 #: runtimes compute far faster, unless that takes one more layout operator for fewer than a hundred products.
 ROWS_IN_THE_BATCH = 0.01
+#: The costs of keeping a product as it was, tried in turn until a plan has no more layout operators than the original.
+KEEP_COSTS = (1.5, 0.9, 0.6, 0.4, 0.2, 0.05, 0.001)
+MORE_LAYOUT_OPERATORS = (
+    "its conversion would take more layout operators than the model has; targets that require this form "
+    "(conv-only, linear-only) convert it all the same, as does a conversion without level='graph'"
+)
 LAW = {"conv": "linear = pointwise convolution", "linear": "pointwise convolution = linear"}
 
 
@@ -47,11 +65,15 @@ def convert_with_layout(
     freeze_initialisers: bool = False,
     *,
     tokens: str = "last",
+    forced: bool = False,
 ) -> OnnxConversion:
     """Return a converted copy of a model in which runs of operators on tokens share one layout.
 
     Products that map the channels of every position alike are written by the layout planner, together with all other
     operators; the remaining ones are converted each by itself first.
+
+    The result has at most as many layout operators as the model: products whose conversion would take more are kept,
+    and refused with that reason.
 
     Args:
         model: any model of onnx-ir; it is not changed.
@@ -60,6 +82,7 @@ def convert_with_layout(
         freeze_initialisers: remove initializers from the graph's inputs first, so that they are constants.
         tokens: where a convolution's positions are stored: "last" (N, C, 1, S), "height" (N, C, S, 1) or "batch"
             (N·S, C, 1, 1).
+        forced: convert every product that can be converted, whatever number of layout operators that takes.
 
     Raises:
         BadInput: an argument has another value, or the model's opset is older than 7.
@@ -73,6 +96,22 @@ def convert_with_layout(
         raise BadInput(
             f"model: has opset {opset}; expected {OLDEST_OPSET} or newer (see onnx.version_converter)"
         )
+    token_axis = TokenAxis(tokens)
+    conversion = _converted(model, to, only, freeze_initialisers, token_axis, True)
+    if forced or _added(conversion) <= 0:
+        return conversion
+    return _converted(model, to, only, freeze_initialisers, token_axis, False)
+
+
+def _added(conversion: OnnxConversion) -> int:
+    assert conversion.layout_before is not None
+    assert conversion.layout_after is not None
+    return conversion.layout_after.total() - conversion.layout_before.total()
+
+
+def _converted(
+    model: ir.Model, to: str, only: Only, freeze_initialisers: bool, tokens: TokenAxis, forced: bool
+) -> OnnxConversion:
     copy = prepared(model, freeze_initialisers)
     bytes_before, before = bytes_of_weights(copy), layout_operators(copy)
     rewriter = ModelRewriter(copy)
@@ -82,16 +121,18 @@ def convert_with_layout(
     for path, node, version in list(nodes_of(copy)):
         if node.graph is None or not wanted(path, only) or (node.graph is copy.graph and read(node)):
             continue
-        reason = rewriter.attempt(path, node, version, to, write)
+        reason = rewriter.attempt(path, node, version, to, write if forced else _without_more(write))
         if reason is not None:
             refused.append(Refusal(path, node.op_type, reason))
-    stored = lay_out(rewriter, to, lambda path: wanted(path, only), TokenAxis(tokens), before.total())
+    kept, stored = lay_out(
+        rewriter, to, lambda path: wanted(path, only), tokens, before.total(), forced=forced
+    )
     after = layout_operators(copy)
     restore_value_infos(copy, model)
     return OnnxConversion(
         copy,
         tuple(rewriter.changes),
-        tuple(refused),
+        (*refused, *kept),
         to=to,
         level="graph",
         layers=tuple(rewriter.layers),
@@ -104,13 +145,29 @@ def convert_with_layout(
     )
 
 
+def _without_more(write: Write) -> Write:
+    """The same rewriting, refused where it writes more layout operators than it replaces."""
+
+    def guarded(node: ir.Node, writer: GraphWriter, weights: WeightRewriter) -> Rewriting | str | None:
+        result = write(node, writer, weights)
+        if isinstance(result, Rewriting):
+            more = sum(map(is_layout_operator, writer.nodes)) - sum(map(is_layout_operator, result.replaced))
+            if more > 0:
+                raise NotRewritable(MORE_LAYOUT_OPERATORS)
+        return result
+
+    return guarded
+
+
 def lay_out(
     rewriter: ModelRewriter,
     to: str = "conv",
     selected: Callable[[str], bool] = lambda path: True,
     tokens: TokenAxis = TokenAxis.LAST,
     allowed: int = 0,
-) -> dict[str, StoredValue]:
+    *,
+    forced: bool = True,
+) -> tuple[list[Refusal], dict[str, StoredValue]]:
     """Write the main graph of a model again, with few layout operators, and convert its token-wise products.
 
     The model is changed, and the layers that are converted are added to the rewriter's records.
@@ -121,11 +178,12 @@ def lay_out(
         selected: by the path of a product in the original: whether it is to be converted. Others keep their form.
         tokens: where the positions of a convolution are stored. Rows (N, C) are positions too where that takes no
             further layout operators (`ROWS_IN_THE_BATCH`); otherwise they stay in the batch axis.
-        allowed: for matrix products, a number of layout operators. Plans are tried from the one with the plainest
-            products to the one with the fewest layout operators, until a plan needs at most this many.
+        allowed: a number of layout operators. Plans are tried, from the one with the plainest products to the one
+            with the fewest layout operators, until a plan needs at most this many.
+        forced: convert the products even if that takes more than `allowed`. Otherwise some keep their form.
 
     Returns:
-        How the new graph stores each value of the old one, by its name.
+        The products that keep their form; and how the new graph stores each value of the old one, by its name.
     """
     model = rewriter.model
     sort_where_needed(model)
@@ -146,21 +204,62 @@ def lay_out(
         tokens,
         lambda n: selected(rewriter.origin(paths[n])),
     )
-    best = None
-    for penalty in (MERGED_CONVOLUTION,) if to == "conv" else MERGE_PENALTIES:
-        decoded, products = found.decode(penalty)
-        rules = needed(decoded)
-        plan = choose_orders(rules, decoded.constants)
-        if best is None or plan.permutes < best[3].permutes:
-            best = (decoded, products, rules, plan)
-        if plan.permutes <= allowed:
+    penalties = (MERGED_CONVOLUTION,) if to == "conv" else MERGE_PENALTIES
+    settings: list[tuple[float, float | None]] = [(penalty, None) for penalty in penalties]
+    if not forced:
+        settings += [(MERGED_CONVOLUTION, cost) for cost in KEEP_COSTS]
+    best: _PlannedGraph | None = None
+    for penalty, keep_cost in settings:
+        planned = found.plan(penalty, keep_cost)
+        if best is None or planned.layout_operators < best.layout_operators:
+            best = planned
+        if best.layout_operators <= allowed:
             break
     assert best is not None
-    decoded, products, rules, plan = best
-    _record(rewriter, products, to, paths)
-    written = OnnxGraphBuilder(graph, decoded, rules, products, rewriter.weights).build(plan)
+    kept = best.kept()
+    if best.layout_operators > allowed and not forced:
+        to_convert = (product for product in best.products.values() if product.rule.convert)
+        return [_refusal(rewriter, product, paths) for product in to_convert], {}
+    _record(rewriter, {r: p for r, p in best.products.items() if r not in kept}, to, paths)
+    written = OnnxGraphBuilder(graph, best.decoded, best.rules, best.products, rewriter.weights).build(
+        best.plan
+    )
     sort_where_needed(model)
-    return written
+    return [_refusal(rewriter, best.products[result], paths) for result in kept], written
+
+
+def _refusal(rewriter: ModelRewriter, product: TokenProduct, paths: Mapping[ir.Node, str]) -> Refusal:
+    node = product.nodes[0]
+    return Refusal(rewriter.origin(paths[node]), node.op_type, MORE_LAYOUT_OPERATORS)
+
+
+@dataclass(frozen=True, eq=False)
+class _PlannedGraph:
+    """A graph with a plan for it."""
+
+    decoded: DecodedModel
+    products: Mapping[GraphValue, TokenProduct]
+    rules: Mapping[GraphValue, LayoutRule]
+    plan: LayoutPlan
+
+    def kept(self) -> list[GraphValue]:
+        """The results of the products that were to be converted, and keep their form in this plan."""
+        rules = {result: product.rule for result, product in self.products.items() if result in self.rules}
+        return [r for r, rule in rules.items() if rule.convert and rule.is_kept(*self.plan.orders[r])]
+
+    @cached_property
+    def layout_operators(self) -> int:
+        """The number of layout operators that are written: permutes, Reshapes of the original, and of products."""
+        count = self.plan.permutes
+        for value, rule in self.rules.items():
+            if isinstance(rule, ProductRule):
+                count += rule.reshapes(*self.plan.orders[value])
+            elif isinstance(rule, ReshapeRule):
+                count += 1
+            elif isinstance(rule, FixedRule) and isinstance(value.origin, ir.Value):
+                node = value.origin.producer()
+                count += node is not None and is_layout_operator(node)
+        return count
 
 
 class _Graph:
@@ -171,7 +270,15 @@ class _Graph:
     ) -> None:
         self.graph, self.opset, self.to, self.tokens, self.selected = graph, opset, to, tokens, selected
 
-    def decode(self, penalty: float) -> tuple[DecodedModel, dict[GraphValue, TokenProduct]]:
+    def plan(self, penalty: float, keep_cost: float | None = None) -> _PlannedGraph:
+        """The graph with the plan of lowest cost."""
+        decoded, products = self._decode(penalty, keep_cost)
+        rules = needed(decoded)
+        return _PlannedGraph(decoded, products, rules, choose_orders(rules, decoded.constants))
+
+    def _decode(
+        self, penalty: float, keep_cost: float | None
+    ) -> tuple[DecodedModel, dict[GraphValue, TokenProduct]]:
         """The rules of all nodes, and the products among them."""
         decoder = OnnxDecoder(self.opset)
         products = ProductDecoder(decoder.decoded, self.to, self.selected, self.tokens)
@@ -186,7 +293,7 @@ class _Graph:
                     decoder.product(product)
                     found[product.rule.result] = product
             else:
-                product = products.read(node, penalty, ROWS_IN_THE_BATCH)
+                product = products.read(node, penalty, ROWS_IN_THE_BATCH, keep_cost)
                 if product is None:
                     decoder.node(node)
                 elif len(product.nodes) == 1:

@@ -19,8 +19,9 @@ LAYOUT_OPERATORS = frozenset(["Transpose", "Reshape", "Flatten"])
 def layout_operators(model: ir.Model) -> Counter[str]:
     """The number of layout operators by name; `.total()` is their sum."""
     nodes = [node for function in model.functions.values() for node in function.all_nodes()]
-    return Counter(
-        node.op_type
-        for node in (*model.graph.all_nodes(), *nodes)
-        if node.domain == "" and node.op_type in LAYOUT_OPERATORS and not is_constant(node.inputs[0])
-    )
+    return Counter(node.op_type for node in (*model.graph.all_nodes(), *nodes) if is_layout_operator(node))
+
+
+def is_layout_operator(node: ir.Node) -> bool:
+    """Whether a node only rearranges a value that is not a constant."""
+    return node.domain == "" and node.op_type in LAYOUT_OPERATORS and not is_constant(node.inputs[0])

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onebyone.layout import operators as kinds
 from onebyone.layout.input_products import matrix_product
 from onebyone.layout.products import ProductRule
-from onebyone.layout.rules import FixedRule, LayoutRule
+from onebyone.layout.rules import FixedRule, LayoutRule, RelabelRule, ReshapeRule
 from onebyone.layout.shape_rule import ShapeRule
 from onebyone.layout.sizes import Size
 from onebyone.layout.values import GraphValue
@@ -112,6 +112,10 @@ class OnnxDecoder:
 
     def _add(self, result: GraphValue, rule: LayoutRule, node: ir.Node) -> None:
         self.decoded.rules[result] = rule
+        if isinstance(rule, ReshapeRule | RelabelRule) and all(
+            isinstance(n, int) for n in result.shape or ()
+        ):
+            return  # all that it needs is the value that it rearranges
         others = (v for v in self._operands(node) if v not in rule.operands)
         self.decoded.reads[result] = tuple(others)
 
@@ -201,7 +205,7 @@ class OnnxDecoder:
         if name == "Transpose":
             return kinds.permute(result, x, permutation_of(node, x.rank))
         if name in RESHAPES:
-            return kinds.reshape(result, x)
+            return kinds.reshape(result, self._before_reshapes(node, result, x))
         if name in KEEPING_AXES:
             return kinds.keep_axes(result, x)
         if name == "Pad":
@@ -223,6 +227,21 @@ class OnnxDecoder:
         if name in SOFTMAXES and self.decoded.opset < SOFTMAX_ALONG_ONE_AXIS:
             return self._softmax_over_later_axes(node, result, x)
         return self._along_axes(node, result, x)
+
+    def _before_reshapes(self, node: ir.Node, result: GraphValue, x: GraphValue) -> GraphValue:
+        """The value that a Reshape reads, or the one before all Reshapes in front of it, which are then not needed."""
+        if not all(isinstance(size, int) for size in (result.shape or (None,))):
+            return x
+        before = node.inputs[0].producer() if node.inputs[0] is not None else None
+        while before is not None and before.domain == "" and before.op_type in RESHAPES | KEEPING_AXES:
+            source = before.inputs[0]
+            if source is None or before.graph is not node.graph or is_constant(source):
+                break
+            value = self.decoded.value(source)
+            if value.shape is None or 0 in value.shape:
+                break
+            x, before = value, source.producer()
+        return x
 
     def _expand(self, result: GraphValue, x: GraphValue) -> LayoutRule | None:
         """An expand in which every axis that is not 1 keeps its size, for every value of the symbols."""

@@ -21,6 +21,7 @@ from onebyone.onnx.layout.operators import (
     axis_setting,
 )
 from onebyone.onnx.layout.shape_nodes import ShapeNodeWriter
+from onebyone.onnx.layout.symbolic_sizes import broadcast
 from onebyone.onnx.weight_rewriting import WeightRewriter
 
 #: The end of a Slice that goes to the last element.
@@ -159,7 +160,9 @@ class LayoutNodeEmitter(ShapeNodeWriter, LayoutEmitter[ir.Value]):
         return written if bias is None else self.add(written, bias)
 
     def matmul(self, first: ir.Value, second: ir.Value) -> ir.Value:
-        return self._written("MatMul", [first, second], {}, None)
+        left, right = self._sizes(first), self._sizes(second)
+        batch = broadcast([left[:-2], right[:-2]]) if len(left) > 2 or len(right) > 2 else []
+        return self._written("MatMul", [first, second], {}, [*batch, left[-2], right[-1]])
 
     def add(self, x: ir.Value, other: ir.Value, factor: float = 1.0) -> ir.Value:
         if factor != 1:

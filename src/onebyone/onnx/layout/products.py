@@ -68,7 +68,9 @@ class ProductDecoder:
     selected: Callable[[ir.Node], bool]
     tokens: TokenAxis
 
-    def read(self, node: ir.Node, penalty: float, row_penalty: float) -> TokenProduct | None:
+    def read(
+        self, node: ir.Node, penalty: float, row_penalty: float, keep_cost: float | None = None
+    ) -> TokenProduct | None:
         """The product that begins at a node, in the form in which it is to be written; None where there is none."""
         linear = read_token_wise(node)
         convolution = None if linear is not None else read_pointwise(node)
@@ -85,7 +87,9 @@ class ProductDecoder:
             return None
         rows = row_penalty if product.x.rank == 2 else 0.0
         to = self.to if convert else form
-        rule = ProductRule(product.result, product.operands, product, to, convert, penalty, self.tokens, rows)
+        rule = ProductRule(
+            product.result, product.operands, product, to, convert, penalty, self.tokens, rows, keep_cost
+        )
         return TokenProduct(rule, nodes)
 
     def _linear(self, read: LinearProduct) -> WeightProduct:

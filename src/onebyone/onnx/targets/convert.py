@@ -211,7 +211,8 @@ def _lay_out(
             rewriter.attempt(path, node, opset, form, write)
     tokens = {"width": TokenAxis.LAST, "height": TokenAxis.HEIGHT, "batch": TokenAxis.BATCH}
     axis = tokens[profile.preferred.token_axis]
-    return lay_out(rewriter, form, lambda path: wanted(path, only), axis, allowed)
+    _, stored = lay_out(rewriter, form, lambda path: wanted(path, only), axis, allowed)
+    return stored
 
 
 def _most_axes(profile: TargetProfile) -> int | None:
