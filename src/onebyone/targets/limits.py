@@ -5,7 +5,7 @@ A size that is not known breaks no limit; `requirements.StaticShapes` reports it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal
@@ -171,33 +171,37 @@ def _axis_sizes(tensor: TensorDescription, axis: str, is_spatial: bool) -> Itera
     sizes = tensor.sizes
     if not sizes:
         return
-    chosen: Iterable[int | None]
-    if axis == "every":
-        chosen = sizes
-    elif axis == "last-three":
-        chosen = sizes[-3:] if len(sizes) > 3 else sizes[1:]
-    elif axis == "leading":
-        leading = sizes[: max(len(sizes) - 3, 1)]
-        known = [size for size in leading if size is not None]
-        chosen = [prod(known)] if len(known) == len(leading) else []
-    elif axis == "batch":
-        chosen = sizes[:1]
-    else:
-        chosen = _named_axis(sizes, axis, is_spatial)
+    chosen: Iterable[int | None] = [sizes[place] for place in limited_axes(len(sizes), axis, is_spatial)]
+    if axis == "leading":
+        known = [size for size in chosen if size is not None]
+        chosen = [prod(known)] if len(known) == max(len(sizes) - 3, 1) else []
     yield from (size for size in chosen if size is not None)
 
 
-def _named_axis(sizes: tuple[int | None, ...], axis: str, is_spatial: bool) -> Iterable[int | None]:
-    rank = len(sizes)
+def limited_axes(rank: int, axis: str, is_spatial: bool) -> Sequence[int]:
+    """The positions of the axes of that name, in a tensor of `rank` axes; a map of three axes `is_spatial`.
+
+    >>> limited_axes(4, "channels", False), limited_axes(3, "channels", False), limited_axes(5, "last-three", False)
+    ([1], [], range(2, 5))
+    """
+    first = max(rank - 3, 1)  # the axes before the last three, and one at least
+    match axis:
+        case "every":
+            return range(rank)
+        case "last-three":
+            return range(first, rank)
+        case "leading":
+            return range(min(first, rank))
+        case "batch":
+            return range(min(1, rank))
     if rank == 3 and not is_spatial:
-        return ()
-    places = {
+        return []
+    place = {
         "channels": 1,
-        "height": rank - 2 if rank > 3 else None,
-        "width": rank - 1 if rank > 2 else None,
-    }
-    place = places[axis]
-    return () if place is None or place >= rank else (sizes[place],)
+        "height": rank - 2 if rank > 3 else rank,
+        "width": rank - 1 if rank > 2 else rank,
+    }[axis]
+    return [place] if place < rank else []
 
 
 def _violated(size: int, minimum: int, maximum: int | None, multiple_of: int) -> Scalar | None:

@@ -7,6 +7,7 @@ rounds end.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -31,6 +32,7 @@ from onebyone.onnx.stored_values import StoredValue
 from onebyone.onnx.targets.description import describe
 from onebyone.onnx.targets.fewer_axes import fold_axes
 from onebyone.onnx.targets.remedies import remedy
+from onebyone.onnx.targets.tensor_parts import store_in_parts
 from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal
 from onebyone.targets import (
@@ -42,7 +44,7 @@ from onebyone.targets import (
     violations,
     violations_of,
 )
-from onebyone.targets.limits import RankLimit
+from onebyone.targets.limits import RankLimit, SizeLimit
 from onebyone.targets.requirements import FormRequirement, MissingOperator
 
 #: A guard against rewritings that undo each other; two or three rounds are usual.
@@ -157,11 +159,11 @@ def _rewrite_in_rounds(
     most = _most_axes(profile)
     axis_reasons: dict[str, str] = {}
     for _ in range(MOST_ROUNDS):
-        changed = False
+        before = len(rewriter.changes)
         if most is not None:
-            before = len(rewriter.changes)
             axis_reasons = fold_axes(rewriter, most, only)
-            changed = len(rewriter.changes) > before
+        size_reasons = store_in_parts(rewriter, profile, only)
+        changed = len(rewriter.changes) > before
         for description, node, opset in list(describe(model)):
             if node is None or node.graph is None:
                 found = violations_of(description, profile)
@@ -172,16 +174,22 @@ def _rewrite_in_rounds(
             for offender in violations_of(description, profile):
                 assert offender.rule is not None
                 write = remedy(offender.rule, description, profile)
+                of_run: Mapping[str, str] = {}
+                if isinstance(offender.rule, RankLimit):
+                    of_run = axis_reasons
+                elif isinstance(offender.rule, SizeLimit):
+                    of_run = size_reasons
                 if isinstance(write, str):
-                    by_axes = isinstance(offender.rule, RankLimit) and description.path in axis_reasons
-                    reasons[offender.key] = axis_reasons[description.path] if by_axes else write
+                    reasons[offender.key] = of_run.get(description.path, write)
                     continue
                 before = len(rewriter.changes)
                 reason = rewriter.attempt(description.path, node, opset, profile.name, write)
                 if len(rewriter.changes) > before:
                     changed = True
                     break
-                reasons[offender.key] = reason or "no rewriting is written for it"
+                reasons[offender.key] = of_run.get(
+                    description.path, reason or "no rewriting is written for it"
+                )
         if not changed:
             break
         sort_where_needed(model)

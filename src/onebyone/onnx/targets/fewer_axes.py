@@ -7,29 +7,28 @@ several that each exchange two neighbouring blocks. A run is rewritten as a whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import TypeAlias
 
 import onnx_ir as ir
 
 from onebyone.onnx.constant_values import NotRewritable, array_of, is_constant, shape_of, sizes_of
-from onebyone.onnx.conversion import RewrittenLayer
-from onebyone.onnx.convert import Only, wanted
+from onebyone.onnx.convert import Only
 from onebyone.onnx.graph_writer import GraphWriter
-from onebyone.onnx.model_rewriting import ModelRewriter, discard, nodes_of, replace_value
+from onebyone.onnx.model_rewriting import ModelRewriter
 from onebyone.onnx.targets.permutation_blocks import best_exchange, blocks_of
+from onebyone.onnx.targets.runs import RunOutput, TensorRun, rewrite_runs
 from onebyone.onnx.weight_rewriting import WeightRewriter
-from onebyone.records import Change
 
 FEWER_AXES = "tensor of many axes = the same in row-major order with axes merged"
 #: Operators of one tensor, number by number.
-_UNARY = frozenset(
+TOKEN_WISE = frozenset(
     ["Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Sqrt", "Neg", "Abs", "Gelu", "HardSwish", "HardSigmoid", "LeakyRelu",
      "Cast", "Clip", "Identity", "Reciprocal", "Log", "Floor", "Ceil", "Round", "Not", "Elu", "Softplus", "Mish"]
 )  # fmt: skip
-_BINARY = frozenset(
+BROADCASTING = frozenset(
     ["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Less", "Greater", "And", "Or"]
 )
 _RESHAPES = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
@@ -39,108 +38,16 @@ SOFTMAX_OF_ONE_AXIS = 13
 Sizes: TypeAlias = "tuple[int, ...]"
 
 
-@dataclass
-class AxisRun:
-    """Nodes connected by tensors of more than R axes, with their paths, in the order of the graph."""
-
-    nodes: list[tuple[str, ir.Node]] = field(default_factory=list)
-
-    @property
-    def only_moves(self) -> bool:
-        """Whether no node computes a sum, so that both forms agree bit for bit."""
-        return all(node.op_type not in ("Softmax", "MatMul") for _, node in self.nodes)
-
-
-@dataclass(frozen=True, eq=False)
-class FoldedOutput:
-    """A tensor that a run computes for others: its node, and the tensor that replaces it."""
-
-    path: str
-    old: ir.Value
-    new: ir.Value
-
-
 def fold_axes(rewriter: ModelRewriter, most: int, only: Only) -> dict[str, str]:
     """Rewrite every run of tensors with more than `most` axes. Returns the reason for each node that stays."""
-    reasons: dict[str, str] = {}
-    graph = rewriter.model.graph
-    opset = rewriter.model.opset_imports.get("", 1)
-    nodes = [(path, node) for path, node, _ in nodes_of(rewriter.model) if node.graph is graph]
-    for run in find_runs(nodes, most):
-        if not all(wanted(rewriter.origin(path), only) for path, _ in run.nodes):
-            continue
-        folder = AxisFolder(most, rewriter.weights)
-        try:
-            outputs = folder.write(run, opset)
-        except NotRewritable as error:
-            discard([node for new in reversed(folder.written.values()) for node in reversed(new)])
-            reasons |= {path: str(error) for path, _ in run.nodes}
-            continue
-        layers = [
-            RewrittenLayer(
-                rewriter.origin(output.path),
-                _producer(output.old).op_type,
-                FEWER_AXES,
-                *_data_of(output.old, most),
-                is_exact=run.only_moves,
-            )
-            for output in outputs
-        ]
-        rewriter.record_run(folder.written, layers)
-        for output, layer in zip(outputs, layers, strict=True):
-            before = f"{_producer(output.old).op_type} in a run of {len(run.nodes)} nodes"
-            change = Change(layer.path, layer.kind, FEWER_AXES, before, f"at most {most} axes")
-            rewriter.changes.append(change)
-            replace_value(output.old, output.new)
-            discard([_producer(output.old)])
-    return reasons
-
-
-def _producer(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    assert node is not None
-    return node
-
-
-def _data_of(value: ir.Value, most: int) -> tuple[str, str, int, tuple[int | None, ...] | None]:
-    """A tensor that the run reads and `value` depends on, `value` itself, and the number of terms and sizes of it."""
-    waiting, seen = [value], set[int]()
-    while waiting:
-        node = waiting.pop().producer()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        for operand in node.inputs:
-            if operand is None or is_constant(operand):
-                continue
-            if not _is_large(operand, most):
-                sizes = sizes_of(operand)
-                return str(operand.name), str(value.name), 1, None if sizes is None else tuple(sizes)
-            waiting.append(operand)
-    raise AssertionError(f"{value.name} depends on nothing")
-
-
-def find_runs(nodes: Iterable[tuple[str, ir.Node]], most: int) -> list[AxisRun]:
-    """The runs of a graph: nodes that read or write a tensor of more than `most` axes, joined where they share one."""
-    parent: dict[int, int] = {}
-    members: list[tuple[str, ir.Node, int]] = []
-
-    def root(key: int) -> int:
-        while parent.setdefault(key, key) != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    for path, node in nodes:
-        large = [id(v) for v in (*node.inputs, *node.outputs) if v is not None and _is_large(v, most)]
-        if large:
-            for other in large[1:]:
-                parent[root(other)] = root(large[0])
-            members.append((path, node, large[0]))
-    runs: dict[int, AxisRun] = {}
-    for path, node, key in members:
-        runs.setdefault(root(key), AxisRun()).nodes.append((path, node))
-    return list(runs.values())
+    return rewrite_runs(
+        rewriter,
+        partial(_is_large, most=most),
+        lambda: AxisFolder(most, rewriter.weights),
+        FEWER_AXES,
+        f"at most {most} axes",
+        only,
+    )
 
 
 def _is_large(value: ir.Value, most: int) -> bool:
@@ -158,22 +65,24 @@ class AxisFolder:
         self._most, self._weights = most, weights
         self._stored: dict[int, ir.Value] = {}
         self._returned: set[int] = set()
-        #: The new nodes, by the path of the node that they replace.
-        self.written: dict[str, list[ir.Node]] = {}
+        self.writers: dict[str, GraphWriter] = {}
 
-    def write(self, run: AxisRun, opset: int) -> list[FoldedOutput]:
+    def is_exact(self, run: TensorRun) -> bool:
+        """Whether no node computes a sum, so that both forms agree bit for bit."""
+        return all(node.op_type not in ("Softmax", "MatMul") for _, node in run.nodes)
+
+    def write(self, run: TensorRun, opset: int) -> list[RunOutput]:
         """Insert the new nodes, and return the tensors that others read."""
         if self._most < 4:
             raise NotRewritable(f"transposes are written with four axes, and the target takes {self._most}")
-        inside = {id(node) for _, node in run.nodes}
+        inside = run.ids
         outputs = []
         for path, node in run.nodes:
             if any(
                 v is not None and _is_large(v, self._most) and id(v) not in self._stored for v in node.inputs
             ):
                 raise NotRewritable("an input of the graph has more axes")
-            writer = GraphWriter(node, f"{path}/axes", opset)
-            self.written[path] = writer.nodes
+            writer = self.writers[path] = GraphWriter(node, f"{path}/axes", opset)
             results = self._results(node, writer)
             for old, new in zip(node.outputs, results, strict=False):
                 self._stored[id(old)] = new
@@ -181,12 +90,12 @@ class AxisFolder:
                     sizes = _known(old)
                     if len(sizes) > self._most:
                         raise NotRewritable(f"{old.name} is an output of the graph and has {len(sizes)} axes")
-                    outputs.append(FoldedOutput(path, old, self._result(writer, new, sizes)))
+                    outputs.append(RunOutput(path, old, self._result(writer, new, sizes)))
         return outputs
 
     def _result(self, writer: GraphWriter, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
         """The stored value with these sizes, as the output of a new node, so that it can take the old one's name."""
-        is_new = any(value.producer() is node for nodes in self.written.values() for node in nodes)
+        is_new = any(value.producer() is node for other in self.writers.values() for node in other.nodes)
         if is_new and _known(value) == tuple(sizes) and id(value) not in self._returned:
             self._returned.add(id(value))
             return value
@@ -197,11 +106,11 @@ class AxisFolder:
             raise NotRewritable(f"{node.domain}.{node.op_type} has no form of fewer axes")
         if node.op_type in _RESHAPES:
             return [self._read(node.inputs[0])]
-        if node.op_type in _UNARY:
+        if node.op_type in TOKEN_WISE:
             data = self._folded(writer, node.inputs[0])
             return [writer.op(node.op_type, [data, *node.inputs[1:]], _plain(node), shape=sizes_of(data),
                               dtype=node.outputs[0].dtype)]  # fmt: skip
-        if node.op_type in _BINARY:
+        if node.op_type in BROADCASTING:
             return [self._broadcast(node, writer)]
         special: dict[str, Callable[[ir.Node, GraphWriter], list[ir.Value]]] = {
             "Transpose": self._transpose,

@@ -211,6 +211,14 @@ def _smaller_strides(profile: TargetProfile, description: NodeDescription) -> Wr
     return "no divisor of its strides is allowed"
 
 
+def _size(rule: Constraint, description: NodeDescription, profile: TargetProfile) -> Write | str:
+    """A product of a flattened map is a convolution of the map, whose axes are shorter."""
+    layer = description.layer
+    if layer is not None and layer.form == "linear" and profile.preferred.form != "linear":
+        return write_as_convolution
+    return "no rewriting splits its tensors"
+
+
 def _none(reason: str) -> Callable[[Constraint, NodeDescription, TargetProfile], Write | str]:
     return lambda rule, description, profile: reason
 
@@ -224,7 +232,7 @@ _REMEDIES: dict[type[Constraint], Callable[[Constraint, NodeDescription, TargetP
     ExplicitAttributes: _explicit,
     RankLimit: _rank,
     LayerLimit: _layer_limit,
-    SizeLimit: _none("no rewriting splits a tensor across operators"),
+    SizeLimit: _size,
     StaticShapes: _none("the sizes are the caller's choice: export the model with fixed sizes"),
     ForbiddenElementTypes: _none("another element type would round differently"),
 }

@@ -61,12 +61,12 @@ def split_channels(
         return read
     parts = list(_parts(read, limits))
     inner = _largest_run(read, limits)
-    pieces = sum(len(_runs(*part.inputs, inner if part.groups == 1 else None)) for part in parts)
+    pieces = sum(len(runs_of(*part.inputs, inner if part.groups == 1 else None)) for part in parts)
     if pieces > MOST_PARTS:
         return f"it would take {pieces} convolutions; at most {MOST_PARTS} are written"
     results = []
     for part in parts:
-        runs = _runs(*part.inputs, inner if part.groups == 1 else None)
+        runs = runs_of(*part.inputs, inner if part.groups == 1 else None)
         terms = [
             _piece(read, writer, weights, replace(part, inputs=run), with_bias=index == 0)
             for index, run in enumerate(runs)
@@ -96,20 +96,20 @@ def _parts(read: ConstantConvolution, limits: ConvolutionLimits) -> Iterator[_Ch
     ]
     run = min(groups, *caps)
     if run > 1 or (groups == 1 and run == 1):
-        for first, last in _runs(0, groups, run):
+        for first, last in runs_of(0, groups, run):
             yield _ChannelRun(
                 (first * inputs, last * inputs), (first * outputs, last * outputs), last - first
             )
         return
     for group in range(groups):
-        for start, stop in _runs(group * outputs, (group + 1) * outputs, limits.outputs):
+        for start, stop in runs_of(group * outputs, (group + 1) * outputs, limits.outputs):
             yield _ChannelRun((group * inputs, (group + 1) * inputs), (start, stop), 1)
 
 
-def _runs(start: int, stop: int, largest: int | None) -> list[tuple[int, int]]:
+def runs_of(start: int, stop: int, largest: int | None) -> list[tuple[int, int]]:
     """Consecutive runs of nearly equal length, none longer than `largest`.
 
-    >>> _runs(0, 10, 4)
+    >>> runs_of(0, 10, 4)
     [(0, 3), (3, 6), (6, 10)]
     """
     count = 1 if largest is None else -(-(stop - start) // largest)
@@ -163,7 +163,7 @@ def split_kernel(
         return read
     if None in read.sizes[2:]:
         return "the size of its map is not known, so that the parts of its kernel would read too far"
-    runs = [_runs(0, k, limit) for k, limit in zip(read.settings.kernel, largest, strict=True)]
+    runs = [runs_of(0, k, limit) for k, limit in zip(read.settings.kernel, largest, strict=True)]
     count = 1
     for each in runs:
         count *= len(each)

@@ -1,0 +1,150 @@
+"""Nodes that share tensors which a target does not take, rewritten together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import onnx_ir as ir
+
+from onebyone.onnx.constant_values import NotRewritable, is_constant, sizes_of
+from onebyone.onnx.conversion import RewrittenLayer
+from onebyone.onnx.convert import Only, wanted
+from onebyone.onnx.graph_writer import WRITTEN, GraphWriter
+from onebyone.onnx.model_rewriting import ModelRewriter, discard, nodes_of, replace_value
+from onebyone.records import Change
+
+#: Whether a target does not take a tensor; never true of a constant.
+IsOversized = Callable[[ir.Value], bool]
+
+
+@dataclass
+class TensorRun:
+    """Nodes connected by oversized tensors, with their paths, in the order of the graph."""
+
+    nodes: list[tuple[str, ir.Node]] = field(default_factory=list)
+
+    @property
+    def ids(self) -> set[int]:
+        """The identities of its nodes."""
+        return {id(node) for _, node in self.nodes}
+
+
+@dataclass(frozen=True, eq=False)
+class RunOutput:
+    """A tensor that a run computes for others: its node, and the tensor that replaces it."""
+
+    path: str
+    old: ir.Value
+    new: ir.Value
+
+
+class RunWriter(Protocol):
+    """Writes one run; `writers` have the new nodes, by the path of the node that they replace."""
+
+    writers: dict[str, GraphWriter]
+
+    def write(self, run: TensorRun, opset: int) -> list[RunOutput]:
+        """Insert the new nodes, and return the tensors that others read. Raises NotRewritable."""
+
+    def is_exact(self, run: TensorRun) -> bool:
+        """Whether both forms agree bit for bit where no sum rounds."""
+
+
+def rewrite_runs(
+    rewriter: ModelRewriter,
+    is_oversized: IsOversized,
+    make_writer: Callable[[], RunWriter],
+    law: str,
+    description: str,
+    only: Only,
+) -> dict[str, str]:
+    """Rewrite every run of the main graph. Returns the reason for each node that stays, by its path."""
+    reasons: dict[str, str] = {}
+    graph = rewriter.model.graph
+    opset = rewriter.model.opset_imports.get("", 1)
+    nodes = [(path, node) for path, node, _ in nodes_of(rewriter.model) if node.graph is graph]
+    for run in find_runs(nodes, is_oversized):
+        if not all(wanted(rewriter.origin(path), only) for path, _ in run.nodes):
+            continue
+        writer = make_writer()
+        try:
+            outputs = writer.write(run, opset)
+        except NotRewritable as error:
+            writers = list(reversed(writer.writers.values()))
+            discard([node for each in writers for node in reversed(each.nodes)])
+            for each in writers:
+                each.drop_unused_constants()
+            reasons |= {path: str(error) for path, _ in run.nodes}
+            continue
+        layers = [
+            RewrittenLayer(
+                rewriter.origin(output.path),
+                _producer(output.old).op_type,
+                law,
+                *_data_of(output.old, is_oversized),
+                is_exact=writer.is_exact(run),
+            )
+            for output in outputs
+        ]
+        rewriter.record_run({path: each.nodes for path, each in writer.writers.items()}, layers)
+        for output, layer in zip(outputs, layers, strict=True):
+            before = f"{_producer(output.old).op_type} in a run of {len(run.nodes)} nodes"
+            rewriter.changes.append(Change(layer.path, layer.kind, law, before, description))
+            replace_value(output.old, output.new)
+            discard([_producer(output.old)])
+    return reasons
+
+
+def find_runs(nodes: Iterable[tuple[str, ir.Node]], is_oversized: IsOversized) -> list[TensorRun]:
+    """The runs of a graph: nodes that read or write an oversized tensor, joined where they share one."""
+    parent: dict[int, int] = {}
+    members: list[tuple[str, ir.Node, int]] = []
+
+    def root(key: int) -> int:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for path, node in nodes:
+        large = [id(v) for v in (*node.inputs, *node.outputs) if v is not None and is_oversized(v)]
+        if large:
+            for other in large[1:]:
+                parent[root(other)] = root(large[0])
+            members.append((path, node, large[0]))
+    runs: dict[int, TensorRun] = {}
+    for path, node, key in members:
+        runs.setdefault(root(key), TensorRun()).nodes.append((path, node))
+    return list(runs.values())
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def _data_of(
+    value: ir.Value, is_oversized: IsOversized
+) -> tuple[str, str, int, tuple[int | None, ...] | None]:
+    """A tensor that the run reads and `value` depends on, `value` itself, and the number of terms and sizes of it."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        for operand in node.inputs:
+            if operand is None or is_constant(operand):
+                continue
+            producer = operand.producer()
+            is_new = (
+                producer is not None and WRITTEN in producer.meta
+            )  # the original has no value of this name
+            if not is_oversized(operand) and not is_new:
+                sizes = sizes_of(operand)
+                return str(operand.name), str(value.name), 1, None if sizes is None else tuple(sizes)
+            waiting.append(operand)
+    raise AssertionError(f"{value.name} depends on nothing")
