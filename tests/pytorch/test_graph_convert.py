@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -37,8 +38,9 @@ def assert_same_function(model: nn.Module, args: tuple[Tensor, ...], after: Expo
     """`after` is a conversion of `model` in float64. Its error is at most the error that the original makes in float32,
     scaled by the ratio of the two unit roundoffs, and by 16 for sums in another order.
     """
-    exact = run(export(copy.deepcopy(model).double(), wide(args)), wide(args))
-    rounded = run(export(copy.deepcopy(model).float(), args), args)
+    with torch.no_grad():
+        exact = tree_leaves(copy.deepcopy(model).eval().double()(*wide(args)))
+        rounded = tree_leaves(copy.deepcopy(model).eval().float()(*args))
     ratio = unit_roundoff("float64") / unit_roundoff("float32")
     for right, narrow, got in zip(exact, rounded, run(after, wide(args)), strict=True):
         assert got.shape == right.shape
@@ -58,11 +60,17 @@ def products_left(program: ExportedProgram, to: str) -> int:
     return count
 
 
+@cache
+def converted(name: str, to: str) -> GraphConversion:
+    """The conversion of a block in float64, made once for all tests; they do not change it."""
+    model, args = BLOCKS[name]
+    return convert_graph(copy.deepcopy(model).double(), to=to, example=wide(args))
+
+
 @pytest.mark.parametrize("to", ["conv", "linear"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_convert_and_compute_the_same(name: str, to: str) -> None:
-    model, args = BLOCKS[name]
-    c = convert_graph(copy.deepcopy(model).double(), to=to, example=wide(args))
+    (model, args), c = BLOCKS[name], converted(name, to)
     assert not c.refused
     assert products_left(c.model, to) == 0
     assert_same_function(model, args, c.model)
@@ -71,8 +79,7 @@ def test_blocks_convert_and_compute_the_same(name: str, to: str) -> None:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_there_and_back(name: str) -> None:
-    model, args = BLOCKS[name]
-    there = convert_graph(copy.deepcopy(model).double(), to="conv", example=wide(args))
+    (model, args), there = BLOCKS[name], converted(name, "conv")
     back = convert_graph(there.model, to="linear")
     assert products_left(back.model, "linear") == 0
     assert_same_function(model, args, back.model)
@@ -116,10 +123,8 @@ def test_integers_come_out_bit_for_bit() -> None:
 @pytest.mark.parametrize("name", ["encoder", "ConvNeXt, convolutions", "squeeze, linear", "bottleneck"])
 def test_each_product_stays_within_its_bound(name: str) -> None:
     """On the layer's own input, |Δ| ≤ 2γ(|W||x| + |b|); with a flipped weight the error is far larger."""
-    model, _ = BLOCKS[name]
     to = "linear" if name in ("ConvNeXt, convolutions", "bottleneck") else "conv"
-    model = copy.deepcopy(model).double()
-    c = convert_graph(model, to=to, example=wide(BLOCKS[name][1]))
+    c = converted(name, to)
     assert len(c.pairs) == len(c.changes)
     for pair in c.pairs:
         weight = pair.original.get_parameter("weight")
