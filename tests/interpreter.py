@@ -16,6 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,23 +28,60 @@ def run_python(
     *arguments: str, folder: Path, environment: Mapping[str, str] | None = None, seconds: int = 1800
 ) -> subprocess.CompletedProcess[str]:
     """Run `python arguments…` in `folder`: `[-W action] script.py …`, `-m module …` or `-c code …`."""
+    with tempfile.TemporaryDirectory() as outputs:
+        process = start_python(
+            *arguments, folder=folder, outputs=Path(outputs), environment=environment, seconds=seconds
+        )
+        code = process.wait()
+        out, err = ((Path(outputs) / name).read_text("utf-8") for name in ("out", "err"))
+    return subprocess.CompletedProcess(["python", *arguments], code, out, err)
+
+
+@dataclass(frozen=True)
+class StartedPython:
+    """A program that runs; its standard output and error are the files `out` and `err` of a folder."""
+
+    pid: int
+
+    def wait(self) -> int:
+        """The exit code, once the program has ended; minus the signal that ended it."""
+        code: int = _ask({"wait_for": self.pid})
+        return code
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the program runs."""
+        code: int | None = _ask({"look_at": self.pid})
+        return code
+
+
+def start_python(
+    *arguments: str,
+    folder: Path,
+    outputs: Path,
+    environment: Mapping[str, str] | None = None,
+    seconds: int = 1800,
+) -> StartedPython:
+    """Start `python arguments…` in `folder`, as `run_python` does; `wait` or `poll` it until it has ended."""
+    request = {
+        "arguments": arguments,
+        "folder": str(folder),
+        "environment": {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        "outputs": str(outputs),
+        "seconds": seconds,
+    }
+    return StartedPython(_ask(request))
+
+
+def _ask(request: Mapping[str, Any]) -> Any:
+    """The answer of the process that forks."""
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None
-    with tempfile.TemporaryDirectory() as outputs:
-        request = {
-            "arguments": arguments,
-            "folder": str(folder),
-            "environment": {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-            "outputs": outputs,
-            "seconds": seconds,
-        }
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        answer = server.stdout.readline()
-        assert answer, f"the process that forks ended with code {server.wait()}"
-        out, err = ((Path(outputs) / name).read_text("utf-8") for name in ("out", "err"))
-    return subprocess.CompletedProcess(["python", *arguments], json.loads(answer), out, err)
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    answer = server.stdout.readline()
+    assert answer, f"the process that forks ended with code {server.wait()}"
+    return json.loads(answer)
 
 
 @cache
@@ -81,17 +119,21 @@ def _import_what_programs_import() -> None:
 
 
 def _serve() -> dict[str, Any] | None:
-    """Fork for each request of standard input and answer with the exit code of the fork.
+    """Answer each line of standard input: start a program in a fork, or tell how one ended.
 
     Returns the request in the fork, and None in the process that forks, at the end of its input.
     """
     for line in iter(sys.stdin.readline, ""):
-        child = os.fork()
-        if child == 0:
-            request: dict[str, Any] = json.loads(line)
-            return request
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps(code), flush=True)
+        request: dict[str, Any] = json.loads(line)
+        if "arguments" in request:
+            answer: int | None = os.fork()
+            if answer == 0:
+                return request
+        else:
+            wait = "wait_for" in request
+            ended, status = os.waitpid(request["wait_for" if wait else "look_at"], 0 if wait else os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
+        print(json.dumps(answer), flush=True)
     return None
 
 

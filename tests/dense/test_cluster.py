@@ -72,10 +72,10 @@ def test_the_tiles_of_a_killed_worker_are_done_again(client: Any, tmp_path: Path
     first = threading.Event()
 
     def kill() -> None:
-        first.wait(60)
+        first.wait()
         os.kill(victim, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     scan(exact_net(), SlowSource(image), out=out, tile=2, dask=client,
          progress=lambda done, total: first.set() if done else None)  # fmt: skip

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
-import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.interpreter import ROOT, start_python
 
 SCRIPT = """
 import sys, time
@@ -41,21 +43,29 @@ def _marked(out: Path) -> int:
         return 0
 
 
+def _ready(outputs: Path) -> bool:
+    """Whether the script has imported what it needs and is about to scan."""
+    out = outputs / "out"
+    return out.exists() and out.stat().st_size > 0
+
+
 def _killed_until_done(out: Path, kills: int, seed: int) -> int:
     """Run the script, kill it at random moments, and let it end at last. Returns how often it went on."""
     moments = random.Random(seed)
     resumed = 0
     for k in range(kills + 1):
-        with subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
+        with tempfile.TemporaryDirectory() as outputs:
+            process = start_python("-c", SCRIPT, str(out), folder=ROOT, outputs=Path(outputs))
+            code = None
             if k < kills:
                 blocks = moments.randint(0, 70)  # of 81, counted, so that the moment is no matter of speed
-                while process.poll() is None and _marked(out) < blocks:
+                while code is None and not (_ready(Path(outputs)) and _marked(out) >= blocks):
                     time.sleep(0.001)
-                process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert k < kills or process.returncode == 0
+                    code = process.poll()
+                if code is None:
+                    os.kill(process.pid, signal.SIGKILL)
+            code = process.wait() if code is None else code
+        assert k < kills or code == 0
         resumed += _marked(out) > 0
     return resumed
 
