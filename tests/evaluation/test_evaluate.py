@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import onebyone
 from onebyone.cli.main import app
+from onebyone.detection.thresholds import read_threshold
 from onebyone.errors import BadInput
 
 NAMES = {3: "cat", 8: "dog", 9: "owl"}  # the owl has no object
@@ -243,6 +244,11 @@ def test_the_command(tmp_path: Path, files: Any) -> None:
     assert done.exit_code == 0
     assert f"mAP50 {expected.map50:.3f}" in done.stdout
     assert "Thresholds (IoU 0.5, all classes)" in done.stdout
+    best = tmp_path / "best.json"
+    assert run("boxes.json", "-o", str(best)).exit_code == 0
+    thresholds = read_threshold(f"@{best}")
+    assert thresholds == {c.name: c.best.threshold for c in expected.classes if c.best}
+    assert set(thresholds) == {"cat", "dog"}
     for name in ("broken.json", "missing.json"):
         bad = run(name)
         assert bad.exit_code == 2

@@ -144,6 +144,10 @@ def detect(
     background: Sequence[str | int] = (),
     boxes: ScoreMap | str | os.PathLike[str] | None = None,
     min_agreement: float = LEAST_AGREEMENT,
+    max_entropy: float | None = None,
+    min_energy: float | None = None,
+    negatives: Sequence[ScoreMap | str | os.PathLike[str]] = (),
+    negative_share: float = 0.001,
     **options: Any,
 ) -> Detections:
     """Detect objects in a score map: boxes (x1, y1, x2, y2) in pixels, scores and labels.
@@ -157,6 +161,12 @@ def detect(
         background: classes to treat as background, in addition to those of the labels.
         boxes: box regressions of the same scan, for networks that predict them as another output; or their `.npz`.
         min_agreement: as for `scan`, if the score map carries an agreement with cropped windows.
+        max_entropy: for classifiers that were not trained on background: the largest entropy of a window's
+            probabilities, 0 to 1 as a share of that of equally probable classes.
+        min_energy: the same: the smallest energy of a window, the logarithm of the sum of the exponentials of its
+            logits.
+        negatives: the same: score maps of images without objects, from which the logit of a reject class is fitted.
+        negative_share: the largest share of the windows of `negatives` that the reject class may not get.
         options: per_class, max_detections, refine, score_kind, box_format: see `onebyone.detection.detect`.
 
     Raises:
@@ -165,6 +175,7 @@ def detect(
     """
     from onebyone.dense import ScoreMap
     from onebyone.detection import detect as detect_objects
+    from onebyone.detection.rejection import Rejection, fitted_reject_logit
 
     given = [scores] if isinstance(scores, ScoreMap | str | os.PathLike) else list(scores)
     maps = [ScoreMap.load(s) if isinstance(s, str | os.PathLike) else s for s in given]
@@ -173,6 +184,16 @@ def detect(
         if not agreement.enough:
             warnings.warn(agreement.advice, InexactWarning, stacklevel=2)
     offsets = ScoreMap.load(boxes) if isinstance(boxes, str | os.PathLike) else boxes
+    logit = None
+    if negatives:
+        others = [ScoreMap.load(s) if isinstance(s, str | os.PathLike) else s for s in negatives]
+        logit = fitted_reject_logit(others, negative_share)
     return detect_objects(
-        maps, threshold=threshold, iou=iou, background=tuple(background), boxes=offsets, **options
+        maps,
+        threshold=threshold,
+        iou=iou,
+        background=tuple(background),
+        boxes=offsets,
+        rejection=Rejection(max_entropy, min_energy, logit),
+        **options,
     )

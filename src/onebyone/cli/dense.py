@@ -258,6 +258,10 @@ def detect(
             "--max-detections", min=1, metavar="N", help="Keep the N best detections.", show_default="all"
         ),
     ] = None,
+    max_entropy: o.MaxEntropy = None,
+    min_energy: o.MinEnergy = None,
+    negatives: o.Negatives = None,
+    negative_share: o.NegativeShare = 0.001,
     background: o.Background = None,
     score_kind: o.ScoreKind = None,
     boxes: Annotated[
@@ -336,6 +340,10 @@ def detect(
                 per_class=not across_classes,
                 max_detections=max_detections,
                 refine=refine,
+                max_entropy=max_entropy,
+                min_energy=min_energy,
+                negatives=negatives or (),
+                negative_share=negative_share,
             )
             if output is not None:
                 detections.save(

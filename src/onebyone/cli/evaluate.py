@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -40,14 +41,24 @@ def evaluate(
             show_default="ids are those of the ground truth",
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        o.output_option(
+            "Write the threshold with the largest F1 of each class (.json), which detect --threshold @FILE reads."
+        ),
+    ] = None,
 ) -> None:
     """Evaluate detections against ground truth: average precision (COCO), precision and recall, the best threshold."""
     with session(context) as run:
-        from onebyone import api
+        from onebyone import api, atomic_files
         from onebyone.cli import render_evaluation
 
+        if output is not None:
+            atomic_files.require_writable(output)
         with run.step(f"Evaluating {detections}"):
             result = api.evaluate(detections, ground_truth, max_detections=max_detections, classes=classes)
+        if output is not None:
+            atomic_files.write_text(output, json.dumps(result.thresholds(), indent=1) + "\n")
         run.notes(result.notes)
         data = {"detections": str(detections), "ground_truth": str(ground_truth), **result.to_dict()}
         run.result(data, *render_evaluation.evaluation_tables(result))

@@ -15,6 +15,7 @@ from onebyone.errors import BadInput
 
 SOURCE_HELP = "file.pt2, torchvision:NAME, timm:NAME, package.module:factory or file.py:factory."
 LABELS = "Classes and preprocessing"
+REJECTION = "Classifiers that were not trained on background"
 IMAGE = (1, 3, 224, 224)
 """Shape of the example input if neither --shape nor the network states one."""
 
@@ -316,6 +317,46 @@ Threshold = Annotated[
 Iou = Annotated[
     float,
     typer.Option("--iou", min=0, max=1, metavar="P", help="IoU threshold for non-maximum suppression (NMS)."),
+]
+MaxEntropy = Annotated[
+    float | None,
+    typer.Option(
+        "--max-entropy",
+        min=0,
+        max=1,
+        metavar="H",
+        help="Reject windows whose probabilities have a larger entropy, as a share of that of equal probabilities.",
+        rich_help_panel=REJECTION,
+    ),
+]
+MinEnergy = Annotated[
+    float | None,
+    typer.Option(
+        "--min-energy",
+        metavar="E",
+        help="Reject windows with a smaller energy: the logarithm of the sum of the exponentials of the logits.",
+        rich_help_panel=REJECTION,
+    ),
+]
+Negatives = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--negatives",
+        metavar="SCORES",
+        help="Score map of an image without objects, from which a reject class is fitted; may be repeated.",
+        rich_help_panel=REJECTION,
+    ),
+]
+NegativeShare = Annotated[
+    float,
+    typer.Option(
+        "--negative-share",
+        min=0,
+        max=1,
+        metavar="P",
+        help="Largest share of the windows of --negatives that the reject class may not get.",
+        rich_help_panel=REJECTION,
+    ),
 ]
 Background = Annotated[Names | None, list_option("--background", "Classes to treat as background.")]
 Device = Annotated[str, typer.Option("--device", help="Device to run on: cpu, cuda, cuda:1 …")]

@@ -13,6 +13,7 @@ from onebyone.detection.candidates import Candidates
 from onebyone.detection.detections import Detections
 from onebyone.detection.foreground import foreground
 from onebyone.detection.nms import canonical_order
+from onebyone.detection.rejection import Rejection
 from onebyone.detection.streaming_nms import suppress, undominated
 from onebyone.detection.thresholds import Threshold, thresholds_of
 from onebyone.errors import BadInput
@@ -38,6 +39,7 @@ def detect(
     score_kind: str | ScoreKind | None = None,
     boxes: ScoreMap | None = None,
     box_format: str = "corners",
+    rejection: Rejection | None = None,
 ) -> Detections:
     """Find objects in a score map: the windows that reach the confidence threshold, after non-maximum suppression.
 
@@ -73,6 +75,8 @@ def detect(
         the meaning of the regressions: "corners" (offsets of x1, y1, x2, y2 in widths and heights of the window) or
         "center-size" (offsets of the centre, and logarithms of the change in size); see
         `onebyone.detection.box_regression`.
+    rejection
+        which windows belong to no class, for a classifier that was not trained on background.
 
     Returns
     -------
@@ -82,7 +86,8 @@ def detect(
     Raises
     ------
     BadInput
-        for a threshold outside [0, 1] or a class that does not exist, for scores that are not finite, for maps of
+        for a threshold outside [0, 1] or a class that does not exist, for a rejection that the scores do not allow, for
+        scores that are not finite, for maps of
         different images, and where more than five million boxes are left.
     """
     maps = [scores] if isinstance(scores, ScoreMap) else list(scores)
@@ -98,8 +103,10 @@ def detect(
         for score_map in maps:
             kind = read_kind(score_kind) or score_map.kind or score_map.assumed_kind()
             chosen = foreground(score_map, background)
+            rejection = rejection or Rejection()
+            rejection.require(kind, len(first.classes))
             to_first = _to_first(first, score_map) or ()  # checked by `_same_image`
-            for part in _parts(score_map, kind, thresholds[chosen], chosen):
+            for part in _parts(score_map, kind, thresholds[chosen], chosen, rejection):
                 corners, complete = _boxes_at(score_map, part, boxes, box_format, to_first)
                 values, labels = part.values, part.labels
                 if boxes is not None:
@@ -176,7 +183,7 @@ class _CandidatePart:
 
 
 def _parts(
-    scores: ScoreMap, kind: ScoreKind, thresholds: Floats, chosen: Sequence[int]
+    scores: ScoreMap, kind: ScoreKind, thresholds: Floats, chosen: Sequence[int], rejection: Rejection
 ) -> Iterator[_CandidatePart]:
     """The windows that reach the threshold, part by part."""
     numbers = np.asarray(chosen, dtype=np.int64)
@@ -186,10 +193,11 @@ def _parts(
             not_finite -= len(values) * int(np.count_nonzero(np.isnan(values).all(axis=0)))
         if not_finite:
             raise BadInput(f"scores have {not_finite} value(s) that are not finite")
-        probabilities = kind.probabilities(values)[chosen]
+        probabilities = rejection.probabilities(values, kind)[chosen]
         # compared in the type of the scores, so that a threshold of 0.9 is reached by 0.9 of 32 bits
         limits = thresholds.astype(probabilities.dtype)[:, None, None]
-        for inner in _divided(probabilities >= limits, (0, 0)):
+        candidates = (probabilities >= limits) & rejection.accepted(values, kind)
+        for inner in _divided(candidates, (0, 0)):
             rows, columns, reached = inner
             label, row, column = np.nonzero(reached)
             within = probabilities[:, rows.slice, columns.slice]

@@ -130,6 +130,10 @@ class Evaluation(Readable):
         )
         return f"mAP {self.map:.3f}, mAP50 {self.map50:.3f}, mAP75 {self.map75:.3f}{best}"
 
+    def thresholds(self) -> dict[str, float]:
+        """The threshold with the largest F1 of each class that has detections, as `detect` takes thresholds."""
+        return {c.name: c.best.threshold for c in self.classes if c.best is not None}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
