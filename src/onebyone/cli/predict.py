@@ -38,7 +38,7 @@ def predict(
         typer.Option(
             "--scales",
             parser=o.read_numbers,
-            metavar="F,…",
+            metavar="A,B,…",
             help="Factors by which each picture is resized before it is scanned, such as 1,0.5,0.25, for objects of "
             "other sizes than the window.",
         ),
