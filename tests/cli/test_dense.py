@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import onebyone
 from onebyone.cli import render
 from onebyone.dense import ScoreMap
 from onebyone.laws.geometry import Geometry
@@ -178,3 +180,27 @@ def test_windows_at_any_stride_into_a_zarr_store(run: Run, image: str) -> None:
     small = run("scan", ":sigmoid", image, "--window", 8, "--memory", "1MB", "-o", "s2.zarr")
     assert small.code == 2
     assert "--memory 1MB: expected at least" in small.err
+
+
+def test_a_plan_for_the_tiles_of_an_image_is_scanned_with(run: Run, folder: Path) -> None:
+    np.save(folder / "y.npy", np.random.default_rng(0).normal(size=(40, 52, 3)).astype(np.float32))
+    run("convolutionalize", ":plain", "--window", 16, "-o", "d.pt2")
+    tuned = run(
+        "tune", "d.pt2", "--tile", "y.npy", "--budget", 0.2, "--engines", "eager", "-o", "p.json", "--json"
+    )
+    assert tuned.json["inputs"][0]["shape"] == [1, 3, 40, 52]
+    written = json.loads((folder / "p.json").read_text())
+    written["choice"] = {
+        "name": "eager:original",
+        "engine": "eager",
+        "form": "original",
+        "dtype": None,
+        "layers": {},
+    }
+    (folder / "p.json").write_text(json.dumps(written))
+    assert run("scan", "d.pt2", "y.npy", "--plan", "p.json", "-o", "s.npz").code == 0
+    expected = onebyone.scan("d.pt2", "y.npy", channels_last=False)
+    np.testing.assert_array_equal(ScoreMap.load("s.npz").scores, expected.scores)
+    wrong = run("tune", "d.pt2", "--tile", "y.npy", "--shape", "1,3,40,52")
+    assert wrong.code == 2
+    assert "without --shape" in wrong.err

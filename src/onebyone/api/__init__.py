@@ -6,7 +6,7 @@ work.
 
 from onebyone.api.analysis import compare, draw, tune
 from onebyone.api.evaluation import evaluate
-from onebyone.api.images import detect, names_several, require_all, scan, scan_images
+from onebyone.api.images import detect, names_several, require_all, scan, scan_images, tile_example
 from onebyone.api.information import info
 from onebyone.api.networks import convert, convolutionalize, verify
 from onebyone.api.prediction import predict
@@ -27,6 +27,7 @@ __all__ = [
     "require_all",
     "scan",
     "scan_images",
+    "tile_example",
     "tune",
     "verify",
     "view",

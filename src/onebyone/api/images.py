@@ -40,8 +40,8 @@ def scan(
         min_agreement: minimum share of sampled windows whose best class must be the same as for the cropped window
             (`.agreement`), for networks that are not exact. A share below 0.95 causes a warning.
         options: labels, device, batch, shifts, stride, tile, memory, output, score_kind, softmax, page, level,
-            mpp, axes, mask, nodata, resize, mode ("dense", or "windows" to crop every window), compared, progress,
-            workers, dask: see `onebyone.dense.scan`.
+            mpp, axes, mask, nodata, resize, mode ("dense", or "windows" to crop every window), tune, compared,
+            progress, workers, dask: see `onebyone.dense.scan`.
 
     Returns:
         A `ScoreMap`: `.scores` of shape (classes, H', W'), with the geometry, the labels and the kind of scores.
@@ -71,6 +71,27 @@ class ScannedImage:
     out: Path
     scores: ScoreMap | None
     reason: str = ""
+
+
+def tile_example(d: Dense | str | os.PathLike[str], image: Any) -> tuple[Any, tuple[str, ...], Any]:
+    """A dense network's model, notes on it, and a random tile (1, C, h, w) as large as `scan(d, image, out=…)` reads.
+
+    `tune(model, example).save("plan.json")` then makes a plan for `scan(…, tune="plan.json")`.
+
+    Raises:
+        BadInput: the image cannot be read, or is smaller than the window.
+    """
+    import torch
+
+    from onebyone.dense import open_image
+    from onebyone.dense.network import ScoreOutput
+    from onebyone.dense.planning import Request
+
+    network, notes = open_dense(d) if isinstance(d, str | os.PathLike) else (d, ())
+    source = open_image(image, channels=network.channels, axes=len(network.geometry.window))
+    output = ScoreOutput.of(network, 0, None, None, None, 0)
+    shape = Request(network, network.geometry, source, output, torch.device("cpu")).tile_shape()
+    return network.model, notes, torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def names_several(image: str | os.PathLike[str]) -> bool:

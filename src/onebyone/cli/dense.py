@@ -137,6 +137,21 @@ def scan(
             help="dense: one pass over the image; windows: crop every window, slower but exact for every network.",
         ),
     ] = Mode.dense,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Measure the fastest form for the tiles, verify it and scan with it (minutes)."
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Scan in the form of a plan that tune --tile wrote.",
+            show_default=False,
+        ),
+    ] = None,
     min_agreement: o.MinAgreement = 0.5,
     device: o.Device = "cpu",
     batch: Annotated[
@@ -211,6 +226,7 @@ def scan(
             "workers": workers,
             "dask": dask,
             "mode": mode.value,
+            "tune": tune if plan is None else plan,
         }
         with run.progress(f"Scanning {image.name}") as report:
             if several:

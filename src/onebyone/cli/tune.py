@@ -48,6 +48,15 @@ def tune(
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="The result must accept any batch size.")
     ] = False,
+    tile: Annotated[
+        Path | None,
+        typer.Option(
+            "--tile",
+            metavar="IMAGE",
+            help="Tune a dense .pt2 for the tiles of this image, for scan --plan.",
+            show_default=False,
+        ),
+    ] = None,
     fast_products: Annotated[
         bool,
         typer.Option(
@@ -74,6 +83,10 @@ def tune(
     """
     if output is not None and output.suffix != ".json":
         raise typer.BadParameter("expected a file name ending in .json", param_hint="--output")
+    if tile is not None and (shape is not None or weights is not None or pretrained):
+        raise typer.BadParameter(
+            "expected a dense .pt2 without --shape, --weights or --pretrained", param_hint="--tile"
+        )
     with session(context) as run:
         from onebyone import api, atomic_files, loading
         from onebyone.cli import render
@@ -81,9 +94,12 @@ def tune(
         if output is not None:
             atomic_files.require_writable(output)
         with run.step(f"Opening {source}"):
-            network, notes, example = loading.open_with_example(
-                source, weights, shape, seed=seed, pretrained=pretrained, default_shape=o.IMAGE
-            )
+            if tile is not None:
+                network, notes, example = api.tile_example(source, tile)
+            else:
+                network, notes, example = loading.open_with_example(
+                    source, weights, shape, seed=seed, pretrained=pretrained, default_shape=o.IMAGE
+                )
         with run.progress("Applying the plan" if plan else "Measuring") as progress:
             tuned = api.tune(
                 network,

@@ -90,6 +90,11 @@ class Request:
             windows_per_batch(self.geometry) if self.windows else None,
         )
 
+    def tile_shape(self) -> tuple[int, ...]:
+        """The shape (1, C, *pixels) of the tiles of a scan to a file."""
+        tile = next(iter(self.work(None, False, aligned=True).plan))
+        return (1, self.source.channels, *tile.read_shape)
+
     def _max_tile_pixels(self) -> int:
         if self.memory is None:
             return _MAX_TILE_PIXELS

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from onebyone.dense.runner import usable_device
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.sliding_window import scan_windows
 from onebyone.dense.stored_scan import Distribute, scan_to_file
+from onebyone.dense.tuned_runner import Tune, tuned_tile
 from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
@@ -57,6 +59,7 @@ def scan(
     nodata: float | None = None,
     resize: float = 1,
     mode: str = "dense",
+    tune: Tune = False,
     compared: int | None = None,
     progress: Progress = None,
     workers: int | None = None,
@@ -133,6 +136,11 @@ def scan(
     mode
         "dense" runs the network once on each tile; "windows" crops every window and runs it separately, which is
         slower and exact for every network.
+    tune
+        True to measure which form of the network is the fastest for the shape of the tiles, in PyTorch, in the engine
+        of this package, and in ONNX Runtime and OpenVINO where they are installed, and to scan with it. Its outputs are
+        checked as `onebyone.tune` does. This takes the time of some hundred tiles, and with `out` the plan is kept
+        in OUT.tuning.json. Or a plan, or the path of one, that was made for such tiles.
     compared
         the number of windows that are cropped to measure the agreement. None takes 8 to 64 (see
         `agreement.default_sample_size`); 0 does not measure it.
@@ -179,6 +187,10 @@ def scan(
         raise BadInput("out: is missing; several workers write their scores to a file")
     shifts = shifts_for(d, shifts, stride)
     windows = mode == "windows"
+    if windows and tune is not False:
+        raise BadInput(
+            "tune: expected mode='dense', whose tiles have one shape; mode='windows' runs batches of windows"
+        )
     geometry = windows_geometry(d, shifts) if windows else d.geometry
     complete = mask is None and nodata_of(source, nodata) is None
     if windows and out is None and isinstance(d.model, nn.Module) and complete:
@@ -197,8 +209,14 @@ def scan(
         windows=windows,
         memory=memory,
     )
-    work = request.work(tile, channels_last, aligned=out is not None)
+    work = request.work(tile, False if tune is not False else channels_last, aligned=out is not None)
     coverage = coverage_of(work.plan, source, mask, nodata)
+    if tune is not False:
+        shape = (1, source.channels, *next(iter(work.plan)).read_shape)
+        threads = None if workers is None else 1
+        work = replace(
+            work, tuned=tuned_tile(d.model, shape, work.settings.device, tune, out=out, threads=threads)
+        )
     if out is None:
         result = scan_in_memory(work, source, chosen, compared, progress, coverage)
     else:

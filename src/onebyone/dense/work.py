@@ -10,6 +10,7 @@ from typing import Any
 from onebyone.dense.fingerprint import of_network
 from onebyone.dense.plan import ScanPlan
 from onebyone.dense.runner import TileRunner, TorchSettings, open_runner
+from onebyone.dense.tuned_runner import TunedTile, tuned_runner
 from onebyone.dense.window_runner import WindowRunner
 from onebyone.records import Labels
 
@@ -19,7 +20,8 @@ class ScanWork:
     """A network and how it is applied to tiles; it can be pickled where the network can.
 
     `model` is an `nn.Module`, or an ONNX model of onnx-ir. `windows` is None for a dense network; for a classifier of
-    one window it is the number of windows in a batch.
+    one window it is the number of windows in a batch. `tuned` is the form in which tiles run; None for the network as
+    it is.
     """
 
     model: Any
@@ -28,16 +30,23 @@ class ScanWork:
     settings: TorchSettings
     batch: int
     windows: int | None = None
+    tuned: TunedTile | None = None
 
     @contextmanager
     def runner(self) -> Iterator[TileRunner]:
         """The network, ready to run on batches of tiles."""
+        if self.tuned is not None:
+            with tuned_runner(self.model, self.settings, self.tuned) as tuned_run:
+                yield tuned_run
+            return
         with open_runner(self.model, self.settings) as run:
             yield run if self.windows is None else WindowRunner(run, self.plan.network, self.windows)
 
     def describe(self) -> dict[str, Any]:
         """What determines the scores, apart from the image, as plain data."""
+        tuned = {} if self.tuned is None else {"tuned": self.tuned.to_dict()}
         return {
+            **tuned,
             "weights": of_network(self.model),
             "plan": self.plan.to_dict(),
             "labels": self.labels.to_dict(),
