@@ -1,14 +1,19 @@
-"""Memory checks: compare the size of a requested input with the machine's memory before allocating it."""
+"""Memory: compare the size of a requested input with the machine's memory, and keep freed memory for reuse."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from onebyone.errors import BadInput
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of mallopt in malloc.h
+_UNLIMITED = 2**31 - 1
+_LARGEST_MMAP_THRESHOLD = 2**25  # of those that glibc sets by itself
 _REQUESTED = re.compile(r"(?:you tried to allocate|Tried to allocate) ([\d.]+ ?\w+)")
 _EXHAUSTED = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 
@@ -31,6 +36,31 @@ def require_memory(name: str, value: Sequence[int], shape: Sequence[int], item_b
             f"{name}={size}: an input of {_megabytes(required)} does not fit into the memory of this machine "
             f"({_megabytes(available)})"
         )
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """Keep freed memory in this process for reuse while the context is open.
+
+    glibc returns blocks of more than 32 MiB to the system as soon as they are freed. A network on a large tile
+    allocates such blocks for each layer, and the system must clear every page again before each use. Free memory is
+    returned to the system at the end; the thresholds are then the largest that glibc sets by itself. Does nothing
+    where the C library has no `mallopt`.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        set_option, trim = library.mallopt, library.malloc_trim
+    except (OSError, AttributeError, TypeError):  # macOS, musl, Windows
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, _UNLIMITED)
+    set_option(_TRIM_THRESHOLD, _UNLIMITED)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        set_option(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
+        trim(0)
 
 
 def physical_memory() -> int:

@@ -26,6 +26,7 @@ from onebyone.dense.score_map import ScoreMap, resolve_kind
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
+from onebyone.memory import reused_memory
 from onebyone.pytorch.lift.exported_graph import evaluating
 from onebyone.records import Labels
 from onebyone.stores.placement import placement_of
@@ -99,6 +100,7 @@ def scan_windows(
     total = prod(positions)
     start = time.perf_counter()
     with (
+        reused_memory(),
         evaluating(model),
         torch.inference_mode(),
         progress_reporter(progress, total, "every window") as report,

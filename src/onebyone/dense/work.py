@@ -12,6 +12,7 @@ from onebyone.dense.plan import ScanPlan
 from onebyone.dense.runner import TileRunner, TorchSettings, open_runner
 from onebyone.dense.tuned_runner import TunedTile, tuned_runner
 from onebyone.dense.window_runner import WindowRunner
+from onebyone.memory import reused_memory
 from onebyone.records import Labels
 
 
@@ -36,10 +37,10 @@ class ScanWork:
     def runner(self) -> Iterator[TileRunner]:
         """The network, ready to run on batches of tiles."""
         if self.tuned is not None:
-            with tuned_runner(self.model, self.settings, self.tuned) as tuned_run:
+            with reused_memory(), tuned_runner(self.model, self.settings, self.tuned) as tuned_run:
                 yield tuned_run
             return
-        with open_runner(self.model, self.settings) as run:
+        with reused_memory(), open_runner(self.model, self.settings) as run:
             yield run if self.windows is None else WindowRunner(run, self.plan.network, self.windows)
 
     def describe(self) -> dict[str, Any]:
