@@ -146,3 +146,13 @@ def test_merged_axes_stay_small() -> None:
     assert merge_around((9, 2, 3, 5), 0, 2) == ((9, 30), 0)
     with pytest.raises(NotRewritable):
         merge_around((9, 2, 3, 5), 2, 2)
+
+
+def test_a_shape_that_is_read_of_many_axes() -> None:
+    nodes = """
+        a = Reshape(x, s) n = Shape<start=1, end=3>(a) b = Transpose<perm=[0,2,1,4,3]>(a) p = ReduceProd<keepdims=1>(n)
+        t = Concat<axis=0>(p, rest) y = Reshape(b, t)
+    """
+    m = model(graph("1,72", "6,12", nodes), {"s": sizes([1, 2, 3, 4, 3]), "rest": sizes([-1])})
+    conversion = folded(m, {"x": integers(1, 72)})
+    assert "Shape" not in operators(conversion.model)

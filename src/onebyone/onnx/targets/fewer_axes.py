@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onebyone.onnx.constant_values import NotRewritable, array_of, is_constant, shape_of, sizes_of
 from onebyone.onnx.convert import Only
 from onebyone.onnx.graph_writer import GraphWriter
-from onebyone.onnx.model_rewriting import ModelRewriter
+from onebyone.onnx.model_rewriting import ModelRewriter, discard
 from onebyone.onnx.targets.permutation_blocks import best_exchange, blocks_of
 from onebyone.onnx.targets.runs import RunOutput, TensorRun, rewrite_runs
 from onebyone.onnx.weight_rewriting import WeightRewriter
@@ -40,6 +40,7 @@ Sizes: TypeAlias = "tuple[int, ...]"
 
 def fold_axes(rewriter: ModelRewriter, most: int, only: Only) -> dict[str, str]:
     """Rewrite every run of tensors with more than `most` axes. Returns the reason for each node that stays."""
+    _fix_shapes(rewriter.model, most)
     return rewrite_runs(
         rewriter,
         partial(_is_large, most=most),
@@ -48,6 +49,20 @@ def fold_axes(rewriter: ModelRewriter, most: int, only: Only) -> dict[str, str]:
         f"at most {most} axes",
         only,
     )
+
+
+def _fix_shapes(model: ir.Model, most: int) -> None:
+    """Constants in the place of Shape nodes that read a tensor of more than `most` axes, where all sizes are known."""
+    opset = model.opset_imports.get("", 1)
+    for node in [node for node in model.graph if node.op_type == "Shape" and node.domain == ""]:
+        data, result = node.inputs[0], node.outputs[0]
+        sizes = None if data is None or not _is_large(data, most) else sizes_of(data)
+        if sizes is None or None in sizes or result.is_graph_output():
+            continue
+        first, last = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(sizes))
+        writer = GraphWriter(node, f"{node.name or result.name}/sizes", opset)
+        result.replace_all_uses_with(writer.integers([size or 0 for size in sizes][first:last]))
+        discard([node])
 
 
 def _is_large(value: ir.Value, most: int) -> bool:
