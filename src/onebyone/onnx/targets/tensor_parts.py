@@ -94,14 +94,13 @@ class PartWriter:
 
     def write(self, run: TensorRun, opset: int) -> list[RunOutput]:
         """Insert the new nodes, and return the tensors that others read."""
+        for _, node in run.nodes:
+            for value in (*node.inputs, *node.outputs):
+                if value is not None and self._axis(value) is not None:
+                    self._require_inner(value)
         self._edges = self._parts_of(run)
         outputs = []
         for path, node in run.nodes:
-            for value in node.inputs:
-                if value is not None and self._axis(value) is not None and id(value) not in self._parts:
-                    raise NotRewritable(f"{value.name} is an input of the graph")
-            if any(value.is_graph_output() and self._axis(value) is not None for value in node.outputs):
-                raise NotRewritable(f"{node.outputs[0].name} is an output of the graph")
             writer = self.writers[path] = GraphWriter(node, f"{path}/parts", opset)
             write = _WRITERS.get(node.op_type) if node.domain == "" and len(node.outputs) == 1 else None
             if write is None:
@@ -113,6 +112,12 @@ class PartWriter:
             else:
                 self._parts[id(node.outputs[0])] = results
         return outputs
+
+    def _require_inner(self, value: ir.Value) -> None:
+        if value.is_graph_input() or value.is_graph_output():
+            raise NotRewritable(
+                f"{value.name} is an {'input' if value.is_graph_input() else 'output'} of the graph"
+            )
 
     def _axis(self, value: ir.Value) -> int | None:
         """The axis that is too long; None if there is none."""
@@ -131,7 +136,7 @@ class PartWriter:
                     allowed.append(most)
         if len(lengths) > 1:
             raise NotRewritable(
-                f"tensors of different lengths over the limit meet: {', '.join(map(str, sorted(lengths)))}"
+                f"tensors of {' and '.join(map(str, sorted(lengths)))} elements on the axis meet"
             )
         edges = runs_of(0, lengths.pop(), min(allowed))
         if len(edges) > MOST_PARTS:
