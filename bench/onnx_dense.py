@@ -9,7 +9,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,7 @@ import onebyone
 from bench.zoo.totals import machine
 from onebyone.onnx.lift.dense_file import ConvolutionalizedOnnx
 from onebyone.pytorch.files.sources import load_source
+from onebyone.records import table
 from onebyone.verification.onnx_network import CallableOnnx
 from onebyone.verification.window_crops import all_windows, run_on_windows
 
@@ -43,12 +44,20 @@ def exported(network: nn.Module, window: Sequence[int], path: Path, channels: in
 
 
 def torchvision(name: str) -> Callable[[Path], Array]:
-    """A network of torchvision at 224 pixels with random weights, and an image of 2×3 windows."""
+    """A network of torchvision at 224 pixels with random weights, and an image of 2×3 windows.
+
+    Batch norms take the statistics of random images, so that the numbers stay of order one through the network.
+    """
 
     def make(path: Path) -> Array:
         torch.manual_seed(0)
         network = load_source(f"torchvision:{name}")
         assert isinstance(network, nn.Module)
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1.0
+        with torch.no_grad():
+            network.train()(torch.randn(4, 3, 224, 224))
         exported(network, (224, 224), path)
         return np.random.default_rng(0).standard_normal((1, 3, 256, 288)).astype(np.float32)
 
@@ -196,6 +205,23 @@ def _crops_over_dense(d: ConvolutionalizedOnnx, image: Array) -> float:
     return round(best["crops"] / best["dense"], 2)
 
 
+def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a model: every window against its crop through the original file."""
+    headers = (
+        "model", "windows", "exact", "largest difference", "bound", "float64 difference", "its limit",
+        "over the spread", "same class", "equivalent", "crops / dense time",
+    )  # fmt: skip
+    keys = (
+        "model", "windows", "exact", "largest_difference", "bound", "float64_difference", "float64_limit",
+        "difference_over_spread", "same_best_class", "equivalent", "crops_time_over_dense_time",
+    )  # fmt: skip
+
+    def text(value: object) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+    return table(headers, [tuple(text(row[key]) for key in keys) for row in rows])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the models that are not done; return 1 if any is not equivalent."""
     parser = argparse.ArgumentParser("python -m bench.onnx_dense", description=__doc__)
@@ -208,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows[name] = measured(name)
             page = {"machine": machine(), "models": [rows[n] for n in MODELS if n in rows]}
             RESULTS.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(name, json.dumps(rows[name], ensure_ascii=False), flush=True)
+            print(f"{name}: {rows[name]['target']}", flush=True)
+    print(as_table([rows[name] for name in MODELS]))
     return int(not all(row["equivalent"] for row in rows.values()))
 
 
