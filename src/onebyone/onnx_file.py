@@ -116,3 +116,13 @@ def tensors_of(model: ir.Model) -> Iterator[tuple[str, Any]]:
         for value_name, value in graph.initializers.items():
             if value.const_value is not None:
                 yield str(value_name), value.const_value
+
+
+def unmapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A tensor of an external file once more, so that its mapped pages are freed with it; any other as it is."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    where = (tensor.location, tensor.offset, tensor.length)
+    return ir.ExternalTensor(
+        *where, tensor.dtype, shape=tensor.shape, name=str(tensor.name), base_dir=tensor.base_dir
+    )

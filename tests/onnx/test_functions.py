@@ -6,7 +6,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
+import onebyone
+from onebyone.errors import BadInput
 from onebyone.onnx import function_bodies
 from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.convert import convert_model
@@ -59,6 +62,8 @@ def test_a_product_with_its_bias() -> None:
     result = check(m, integers(5, 2))
     assert "MatMul" not in functions_with(result.model)
     assert functions_with(result.model).count("Conv") == 1
+    whole = verify_onnx(m, result, {"x": integers(5, 2)})
+    assert any(evaluator.startswith("float64") for evaluator in whole.evaluators)
     assert functions_with(result.model).count("Constant") == 4  # weight, bias, axes of Unsqueeze and Squeeze
     assert result.weight_bytes == (36, 68)
     assert not list(result.model.graph.initializers)
@@ -219,19 +224,22 @@ def calling(functions: list[onnx.FunctionProto]) -> ir.Model:
     return ir.serde.deserialize_model(proto)
 
 
-def test_functions_that_stand_for_too_many_nodes_are_not_followed() -> None:
+def test_functions_that_stand_for_too_many_nodes_are_bad_input() -> None:
     assert function_bodies._inlined_size(calling(nested(4))) == 16
     m = calling(nested(60))
     assert function_bodies._inlined_size(m) == 2**60
-    assert function_bodies._inlined(m) is None
+    with pytest.raises(BadInput, match=f"stand for {2**60:,} nodes; expected at most 131,072"):
+        convert_model(m)
 
 
-def test_functions_that_call_each_other_are_not_followed() -> None:
+def test_functions_that_call_each_other_are_bad_input() -> None:
     functions = nested(3)
     functions[0].node[0].op_type, functions[0].node[0].domain = "f2", "local"
     m = calling(functions)
     assert function_bodies._inlined_size(m) is None
-    assert not convert_model(m).changes
+    for inline in (False, True):
+        with pytest.raises(BadInput, match="functions that call themselves"):
+            onebyone.convert(m, inline_functions=inline)
 
 
 CALLED = f"""{LOCAL} layer (x, w) => (y) {{ t = Transpose(w) y = MatMul(x, t) }}
@@ -264,3 +272,60 @@ def test_a_function_that_multiplies_two_activations_has_no_layer() -> None:
     result = convert_model(m)
     assert not result.changes
     assert not result.refused
+
+
+#: Models whose layers need their functions inlined, and how many layers they then have.
+INLINED = {
+    "a weight that is an argument": (
+        "g (float[N,2] x) => (float[N,3] y) { a = local.outer(x, w) b = local.layer(x, v) y = Add(a, b) }",
+        CALLED,
+        2,
+    ),
+    "calls of different ranks": (
+        """g (float[N,2] x) => (float[N,3] y, float[1,N,3] z) {
+            y = local.layer(x) u = Unsqueeze(x, zero) z = local.layer(u) }""",
+        LINEAR,
+        2,
+    ),
+    "a factor of the call": (
+        "g (float[N,2] x) => (float[N,3] y) { y = local.layer<a = 2.0>(x) }",
+        f"{LOCAL} layer <a> (x) => (y) {{ {BY_CALL['of the product'][0]} }}",
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INLINED)
+def test_inlined_functions_are_converted(name: str) -> None:
+    text, more, changes = INLINED[name]
+    weights = {"w": integers(3, 2), "v": integers(3, 2, seed=7), "zero": np.array([0])}
+    m = model(text, weights, more=more)
+    before = ir.serde.serialize_model(m).SerializeToString()
+    assert onebyone.convert(m).refused
+    result = onebyone.convert(m, inline_functions=True)
+    assert len(result.changes) == changes
+    assert not result.refused
+    assert not result.model.functions
+    x = integers(4, 2)
+    for expected, found in zip(run(m, {"x": x}), run(result.model, {"x": x}), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    v = onebyone.verify(m, result, {"x": x})
+    assert v.equivalent, str(v)
+    assert [layer.bitwise for layer in v.layers] == [True] * changes
+    assert any(evaluator.startswith("float64") for evaluator in v.evaluators)
+    assert not v.unverified
+    assert ir.serde.serialize_model(m).SerializeToString() == before
+
+
+def test_functions_with_another_operator_set_are_refused_by_name() -> None:
+    m = model(
+        "g (float[N,2] x) => (float[N,3] y) { y = local.layer(x) }", more=LINEAR.replace('"" : 20', '"" : 18')
+    )
+    with pytest.raises(BadInput, match="functions cannot be inlined: Opset mismatch"):
+        onebyone.convert(m, inline_functions=True)
+    assert "rank of its input 'x' is not known" in convert_model(m).refused[0].reason
+
+
+def test_a_pytorch_network_has_no_functions_to_inline() -> None:
+    with pytest.raises(BadInput, match="inline_functions=True: applies to ONNX models only"):
+        onebyone.convert(torch.nn.Linear(2, 3), inline_functions=True)

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from onebyone.api.targets import convert_for_target
@@ -47,6 +48,7 @@ def convert(
     only: str | Sequence[str] | Callable[..., bool] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     freeze_initialisers: bool = False,
+    inline_functions: bool = False,
     dynamic_axes: Sequence[int] | None = None,
 ) -> Conversion[Any]:
     """Convert linear layers to 1×1 convolutions (`to="conv"`), or 1×1 convolutions to linear layers (`to="linear"`).
@@ -66,6 +68,8 @@ def convert(
         only: which layers to convert: a glob over layer paths (`"*.head"`), several globs, or a function
             (path, module) -> bool; at level "graph" (path) -> bool.
         freeze_initialisers: for an ONNX model whose weights are also inputs of its graph: make them constants first.
+        inline_functions: for an ONNX model: replace calls of its functions by their bodies first, so that a layer whose
+            weight is an argument of its function is converted too.
         dynamic_axes: axes of every input whose size stays free where a module is exported, for example (0,) for any
             batch or (0, 2, 3) for any batch, height and width: at level "graph", and by `.save("net.onnx", x)`.
         optimizer: an optimizer of the original whose parameter groups and state are moved to new parameters.
@@ -82,6 +86,10 @@ def convert(
     (['0'], torch.Size([2, 3]))
     """
     onnx = onnx_model(model)
+    if inline_functions:
+        others = {"example": example, "copy": copy, "optimizer": optimizer, "dynamic_axes": dynamic_axes}
+        others |= {"target": target, "level": level, "only": only, "freeze_initialisers": freeze_initialisers}
+        return _convert_inlined(onnx, to, others)
     if target is not None:
         if level not in (None, "graph") or copy or optimizer is not None:
             raise BadInput("target: applies to ONNX models and to level='graph', without copy and optimizer")
@@ -130,6 +138,19 @@ def convert(
     return convert_module(
         network, to=to, level=level, copy=copy, only=only, optimizer=optimizer, dynamic_axes=dynamic_axes
     )
+
+
+def _convert_inlined(onnx: Any, to: str | None, others: dict[str, Any]) -> Conversion[Any]:
+    """`convert` an ONNX model whose functions are inlined first; `onnx` is None for a PyTorch network."""
+    if onnx is None:
+        raise BadInput(
+            "inline_functions=True: applies to ONNX models only; expected False for a PyTorch network"
+        )
+    from onebyone.onnx.function_bodies import inlined
+
+    source: Any = inlined(onnx)
+    conversion: Any = convert(source, to, **others)
+    return replace(conversion, inlined=True)
 
 
 def convolutionalize(

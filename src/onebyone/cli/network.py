@@ -68,6 +68,13 @@ Freeze = Annotated[
         help="For ONNX models whose weights are also inputs of the graph: make them constants first.",
     ),
 ]
+Inline = Annotated[
+    bool,
+    typer.Option(
+        "--inline-functions",
+        help="For ONNX models with functions: replace their calls by their bodies first.",
+    ),
+]
 Only = Annotated[
     str | None,
     typer.Option("--only", metavar="GLOB", help="Convert only layers whose path matches: 'classifier.*'."),
@@ -95,6 +102,7 @@ def convert(
     level: AtLevel = None,
     only: Only = None,
     freeze: Freeze = False,
+    inline: Inline = False,
     shape: o.Shape = None,
     weights: o.Weights = None,
     pretrained: o.Pretrained = False,
@@ -139,6 +147,7 @@ def convert(
                 only=only,
                 example=example,
                 freeze_initialisers=freeze,
+                inline_functions=inline,
                 dynamic_axes=dynamic_axes,
             )
         data = render.conversion_data(conversion, source, notes)
@@ -169,6 +178,7 @@ def verify(
     level: AtLevel = None,
     only: Only = None,
     freeze: Freeze = False,
+    inline: Inline = False,
     shape: o.Shape = None,
     weights: o.Weights = None,
     pretrained: o.Pretrained = False,
@@ -181,7 +191,14 @@ def verify(
     check could run, for example because no layer was converted. With OTHER, outputs on a random example are compared
     (needs --shape), and the first layer that differs is named.
     """
-    if other is not None and (to, target, level, only, freeze) != (None, None, None, None, False):
+    if other is not None and (to, target, level, only, freeze, inline) != (
+        None,
+        None,
+        None,
+        None,
+        False,
+        False,
+    ):
         raise typer.BadParameter("OTHER is compared as it is; the options that convert SRC do not apply")
     with session(context) as run:
         from onebyone import api, loading
@@ -202,6 +219,7 @@ def verify(
                     only=only,
                     example=example,
                     freeze_initialisers=freeze,
+                    inline_functions=inline,
                 )
         with run.progress("Verifying") as progress:
             verification = api.verify(network, converted, example, seed=seed, progress=progress)

@@ -16,6 +16,12 @@ _RANDOM = {"RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", 
 _CONSTANT, _REPLACEABLE = "onebyone constant", "onebyone replaceable"
 #: Key under which `set_unknown_rank` keeps its reason.
 _UNKNOWN = "onebyone unknown rank"
+#: What helps where calls of a function differ.
+INLINE_FIRST = "inline the functions first (--inline-functions)"
+
+
+#: Attributes of a Constant node that hold numbers or words without a tensor.
+_NUMBERS = {"value_int", "value_ints", "value_float", "value_floats", "value_string", "value_strings"}
 
 
 class NotRewritable(Exception):
@@ -57,9 +63,11 @@ def _mark(node: ir.Node) -> None:
 def _mark_constant_node(node: ir.Node) -> None:
     """Record the tensor of a Constant node: functions have no initializers, and lifting leaves outputs of graphs."""
     output = node.outputs[0]
-    tensor = ir.convenience.get_const_tensor(output) if len(node.attributes) == 1 else None
-    if tensor is not None:
-        output.const_value = tensor
+    attributes = {name: attribute for name, attribute in node.attributes.items() if not attribute.is_ref()}
+    if "value" in attributes:
+        output.const_value = attributes["value"].as_tensor()
+    elif len(node.attributes) == 1 and not attributes.keys().isdisjoint(_NUMBERS):
+        output.const_value = ir.convenience.get_const_tensor(output)
     else:
         output.meta[_REPLACEABLE] = (
             call_argument(node) or f"{str(output.name)!r} is a Constant without a dense tensor"
@@ -70,7 +78,8 @@ def call_argument(node: ir.Node) -> str | None:
     """Why what a node of a function does is not known: a call gives one of its attributes; None where none does."""
     for attribute in node.attributes.values():
         if attribute.is_ref():
-            return f"depends on the attribute {attribute.ref_attr_name!r} of its function: each call may give another"
+            name = attribute.ref_attr_name
+            return f"depends on the attribute {name!r} of its function: each call may give another; {INLINE_FIRST}"
     return None
 
 
@@ -86,7 +95,7 @@ def _mark_arguments(model: ir.Model) -> bool:
             if _REPLACEABLE not in argument.meta and (is_constant(given) or replaceable(given)):
                 argument.meta[_REPLACEABLE] = (
                     f"{str(argument.name)!r} is an argument of the function {function.name!r}: "
-                    "each call passes a constant of its own"
+                    f"each call passes a constant of its own; {INLINE_FIRST}"
                 )
                 is_new = True
     return is_new

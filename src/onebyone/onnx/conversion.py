@@ -50,6 +50,7 @@ class OnnxConversion(Conversion[ir.Model]):
         entries: for each new constant, the constant that it was made from and the steps.
         weight_bytes: bytes of all constants before and after.
         frozen: whether initializers were removed from the graph's inputs.
+        inlined: whether calls of functions were replaced by the functions' bodies.
         layout_before, layout_after: how many layout operators the two models have, by name (`layout.counting`); None
             where the layout was not planned.
         stored: how the converted model stores each value of the original, by its name, where the layout was planned.
@@ -60,6 +61,7 @@ class OnnxConversion(Conversion[ir.Model]):
     entries: Mapping[str, tuple[str, tuple[Step, ...]]] = field(default_factory=dict, repr=False)
     weight_bytes: tuple[int, int] = (0, 0)
     frozen: bool = False
+    inlined: bool = False
     warnings: tuple[str, ...] = ()
     layout_before: Counter[str] | None = None
     layout_after: Counter[str] | None = None

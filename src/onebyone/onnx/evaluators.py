@@ -19,7 +19,7 @@ from onnx.reference.op_run import OpRun
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.onnx.map_types import model_proto
 from onebyone.onnx.quantised_reference import ConvInteger, DequantizeLinear, QGemm, QLinearConv
-from onebyone.onnx_file import LARGEST_FILE, bytes_of_weights, has_external_data
+from onebyone.onnx_file import LARGEST_FILE, bytes_of_weights, has_external_data, unmapped
 from onebyone.records import first_line
 
 Array = np.ndarray[Any, Any]
@@ -77,8 +77,16 @@ def proto_of(model: ir.Model) -> onnx.ModelProto:
         raise NotRunnable(f"its weights have {size:,} bytes, more than a model in memory can hold")
     if has_external_data(model):
         model = model.clone()
-        ir.external_data.load_to_model(model)
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    value.const_value = _in_memory(value.const_value)
     return model_proto(model)
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """A copy of a tensor in another file; arrays that were read from the file before stay as they are."""
+    return ir.tensor(np.array(unmapped(tensor).numpy()), dtype=tensor.dtype, name=tensor.name)
 
 
 def onnx_runtime_version() -> str:

@@ -14,7 +14,8 @@ from graphlib import CycleError, TopologicalSorter
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, NameFixPass
 
-from onebyone.onnx.constant_values import set_unknown_rank
+from onebyone.errors import BadInput
+from onebyone.onnx.constant_values import INLINE_FIRST, set_unknown_rank
 from onebyone.onnx.lifted_constants import lift_constants
 
 _logger = logging.getLogger(__name__)
@@ -43,14 +44,20 @@ def infer_through_calls(model: ir.Model, infer: Callable[[ir.Model], None]) -> N
     Args:
         model: the model.
         infer: fills in the shapes and types of a model without calls.
+
+    Raises:
+        BadInput: functions call themselves, or stand for too many nodes: no engine could follow them.
     """
-    inlined = _inlined(model)
-    if inlined is None:
+    require_bounded(model)
+    try:
+        copy = _with_sources(model)
+    except BadInput as error:  # other operator sets
+        _logger.debug("shapes are not followed into functions: %s", error)
         infer(model)
         return
-    infer(inlined)
+    infer(copy)
     places: dict[ir.Value, list[ir.Value]] = {}
-    for node in inlined.graph.all_nodes():
+    for node in copy.graph.all_nodes():
         source = node.meta.get(_SOURCE)
         if source is not None:
             for value, place in zip(
@@ -58,7 +65,7 @@ def infer_through_calls(model: ir.Model, infer: Callable[[ir.Model], None]) -> N
             ):
                 if value is not None and place is not None:
                     places.setdefault(value, []).append(place)
-    for value, place in zip(model.graph.outputs, inlined.graph.outputs, strict=True):
+    for value, place in zip(model.graph.outputs, copy.graph.outputs, strict=True):
         places.setdefault(value, []).append(place)
     for value, found in places.items():
         is_given = value.const_value is not None or (value.is_graph_input() and value.graph is model.graph)
@@ -78,7 +85,7 @@ def _join(value: ir.Value, places: list[ir.Value]) -> None:
     ranks = sorted({len(shape) for shape in known})
     if len(ranks) > 1:
         calls = f"calls of its function give it {', '.join(map(str, ranks[:-1]))} and {ranks[-1]} axes"
-        set_unknown_rank(value, calls)
+        set_unknown_rank(value, f"{calls}; {INLINE_FIRST}")
     if len(known) != len(shapes) or len(ranks) != 1:
         value.shape = None
         return
@@ -86,24 +93,50 @@ def _join(value: ir.Value, places: list[ir.Value]) -> None:
     value.shape = ir.Shape([axis.pop() if len(axis) == 1 else ir.SymbolicDim(None) for axis in sizes])
 
 
-def _inlined(model: ir.Model) -> ir.Model | None:
-    """A copy whose calls are replaced by the functions' bodies, each node with its source; None if that fails."""
+def inlined(model: ir.Model) -> ir.Model:
+    """A copy in which the body of each function stands in the place of every call.
+
+    Raises:
+        BadInput: functions call themselves, stand for too many nodes, or have other operator sets than the model.
+    """
+    require_bounded(model)
+    copy = model.clone()
+    for node in (node for function in copy.functions.values() for node in function.all_nodes()):
+        for output in node.outputs:
+            output.const_value = (
+                None  # shared with the original, and a value that is renamed renames its tensor
+            )
+    try:
+        InlinePass()(copy)
+    except Exception as error:
+        reason = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__  # type: ignore[assignment]
+        raise BadInput(f"model: its functions cannot be inlined: {reason}") from error
+    copy.functions.clear()  # those that nothing calls
+    NameFixPass()(copy)
+    return copy
+
+
+def require_bounded(model: ir.Model) -> None:
+    """Raise BadInput if functions call themselves, or stand for more than `MOST_NODES` nodes."""
     size = _inlined_size(model)
-    if size is None or size > MOST_NODES:
-        _logger.debug("the functions call each other, or stand for more than %d nodes", MOST_NODES)
-        return None
+    if size is None:
+        raise BadInput("model: has functions that call themselves")
+    if size > MOST_NODES:
+        raise BadInput(f"model: its functions stand for {size:,} nodes; expected at most {MOST_NODES:,}")
+
+
+def _with_sources(model: ir.Model) -> ir.Model:
+    """The inlined copy, with constants as initializers; each node knows the one that it was copied from."""
     nodes = list(_nodes(model))
     for node in nodes:
         node.meta[_SOURCE] = node
-    copy = model.clone()
-    for node in nodes:
-        del node.meta[_SOURCE]
     try:
-        InlinePass()(copy)
-    except Exception as error:  # versions of operators that differ, or a graph as an argument
-        _logger.debug("the functions cannot be inlined: %s", error)
-        return None
-    NameFixPass()(copy)
+        copy = inlined(model)
+    finally:
+        for node in nodes:
+            del node.meta[_SOURCE]
     lift_constants(copy)
     return copy
 

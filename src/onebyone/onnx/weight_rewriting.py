@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onebyone.onnx.constant_values import Array, NotRewritable, known_shape, shape_of
 from onebyone.onnx.graph_writer import GraphWriter
+from onebyone.onnx_file import unmapped
 
 #: One step of a rewriting: ("transpose", permutation), ("reshape", shape), ("broadcast", shape), ("scale", (factor,)),
 #: ("slice", (axis, start, stop)).
@@ -179,19 +180,9 @@ def _lazily(tensor: ir.TensorProtocol, steps: tuple[Step, ...]) -> ir.TensorProt
         shape = _shape_after(shape, kind, numbers)
 
     def make() -> ir.TensorProtocol:
-        return ir.tensor(apply_steps(np.asarray(_unmapped(tensor).numpy()), steps), dtype=tensor.dtype)
+        return ir.tensor(apply_steps(np.asarray(unmapped(tensor).numpy()), steps), dtype=tensor.dtype)
 
     return ir.LazyTensor(make, tensor.dtype, ir.Shape(shape), cache=False, name=tensor.name)
-
-
-def _unmapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """A tensor of an external file once more, so that its mapped pages are freed with it; any other as it is."""
-    if not isinstance(tensor, ir.ExternalTensor):
-        return tensor
-    where = (tensor.location, tensor.offset, tensor.length)
-    return ir.ExternalTensor(
-        *where, tensor.dtype, shape=tensor.shape, name=str(tensor.name), base_dir=tensor.base_dir
-    )
 
 
 def _shape_after(shape: tuple[int, ...], kind: str, numbers: tuple[Any, ...]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from onebyone.laws import bounds
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import prepared
 from onebyone.onnx.evaluators import NotRunnable, proto_of, run_onnx_runtime
+from onebyone.onnx.function_bodies import inlined
 from onebyone.onnx.layer_models import LayerModel, NotSeparable, Scope, scopes_of
 from onebyone.onnx.network import OnnxNetwork
 from onebyone.onnx.probe_values import SPREADS, calibrated, integer_constants, integer_inputs, requantises
@@ -64,7 +65,7 @@ def verify_onnx(
         seed: of the probes.
         progress: called with (done, total) after every layer.
     """
-    original = prepared(model, rewriting.frozen)
+    original = prepared(inlined(model) if rewriting.inlined else model, rewriting.frozen)
     recorded, problems, unverified = _recorded(original, rewriting, feeds)
     checks = []
     scopes = scopes_of(original), scopes_of(rewriting.model_with_original_values)
