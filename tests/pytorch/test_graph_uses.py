@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import onebyone
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.bounds import unit_roundoff
 from onebyone.pytorch.files.program_file import load_program
@@ -203,6 +204,20 @@ def test_bad_arguments() -> None:
         convert_graph(mlp(3, 4), example=torch.randn(2, 5))
 
 
+def test_names_that_python_reserves() -> None:
+    """PyTorch exports such a network, and fails with a SyntaxError where the program is run."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    net.add_module("lambda", nn.Conv2d(4, 2, 1))
+    said = "called 'lambda'; expected names without 'lambda', which Python reserves"
+    with pytest.raises(BadInput, match=said):
+        convert_graph(net, to="linear", example=torch.randn(1, 3, 5, 5))
+    with pytest.raises(BadInput, match=said):
+        onebyone.convolutionalize(net, window=3)
+    x = torch.randn(1, 3, 5, 5)
+    c = onebyone.convert(net, to="linear")
+    assert torch.allclose(c.model(x), net(x), atol=1e-5)
+
+
 def test_a_write_that_a_view_observes_is_functionalised() -> None:
     """A view of the tensor is read after the write: replacing this operator alone would be wrong."""
 
@@ -252,3 +267,41 @@ def test_copies_at_run_time_are_counted() -> None:
 
     program = torch.export.export(Copies(), (torch.randn(2, 3, 4),), strict=False)
     assert copies_at_run_time(program, (torch.randn(2, 3, 4),))["aten::clone"] == 1
+
+
+def test_an_example_of_keyword_arguments() -> None:
+    """As transformers are called: a dict of named inputs, some of them left out."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 6)
+
+        def forward(self, mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+            return self.fc(input_ids) if mask is None else self.fc(input_ids) * mask
+
+    net, x = Named().eval().double(), torch.randn(2, 3, 4, dtype=torch.float64)
+    c = convert_graph(net, to="conv", example={"input_ids": x})
+    assert [change.path for change in c.changes] == ["fc"]
+    right = x @ net.fc.weight.T + net.fc.bias
+    torch.testing.assert_close(c.model.module()(input_ids=x), right, rtol=1e-14, atol=1e-14)
+
+
+def test_layers_that_are_given_a_buffer_are_converted() -> None:
+    """As relative positions are in Swin V2: a table of coordinates, which no input reaches, goes through an MLP."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.randn(1, 5, 5, 2))
+            self.mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.mlp(self.table).permute(0, 3, 1, 2)
+
+    net, x = Positions().eval().double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    c = convert_graph(net, to="conv", example=x)
+    assert sorted([change.path for change in c.changes] + [r.path for r in c.refused]) == ["mlp.0", "mlp.2"]
+    hidden = (net.table @ net.mlp[0].weight.T + net.mlp[0].bias).clamp(min=0)
+    right = x + (hidden @ net.mlp[2].weight.T).permute(0, 3, 1, 2)
+    torch.testing.assert_close(c.model.module()(x), right, rtol=1e-13, atol=1e-13)

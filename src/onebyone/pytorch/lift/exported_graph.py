@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -37,11 +38,18 @@ class Traced:
 
 
 def require_plain_names(model: nn.Module) -> None:
-    """Raise BadInput for a name that torch.fx would write into its code unescaped, and so change the code.
+    """Raise BadInput for a name that torch.fx would write into its code unescaped, and so break or change the code.
 
     >>> require_plain_names(nn.Sequential())
     """
     for path, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
+        reserved = [name for name in path.split(".") if iskeyword(name)]
+        if reserved:
+            raise BadInput(
+                f"model: has a module or parameter called {path!r}; expected names without {reserved[0]!r}, which "
+                f"Python reserves, since PyTorch cannot run the graph of such a network; rename it, or use convert "
+                f"with level='layers'"
+            )
         if any(c in '"\\' or not c.isprintable() for c in path):
             raise BadInput(
                 f"model: has a module or parameter called {path!r}; expected names without double quotes, "
