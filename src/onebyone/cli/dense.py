@@ -19,6 +19,13 @@ class Mode(StrEnum):
     windows = "windows"
 
 
+class Half(StrEnum):
+    """Types of 16 bits."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class Finer(StrEnum):
     """How `scan` computes a map of a finer stride than the network's."""
 
@@ -152,6 +159,12 @@ def scan(
             show_default=False,
         ),
     ] = None,
+    half: Annotated[
+        Half | None,
+        typer.Option(
+            "--half", help="Run the network in 16 bits; its measured error is stated.", show_default=False
+        ),
+    ] = None,
     min_agreement: o.MinAgreement = 0.5,
     device: o.Device = "cpu",
     batch: Annotated[
@@ -227,6 +240,7 @@ def scan(
             "dask": dask,
             "mode": mode.value,
             "tune": tune if plan is None else plan,
+            "half": half,
         }
         with run.progress(f"Scanning {image.name}") as report:
             if several:

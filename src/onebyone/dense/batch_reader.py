@@ -35,7 +35,8 @@ class BatchReader:
     """Reads batches of tiles from one image, normalised for the network.
 
     `buffers` batches can be in use at a time: a batch is overwritten when that many further batches have been read.
-    `check`, where given, sees the pixels of every tile before they are converted.
+    `check`, where given, sees the pixels of every tile before they are converted. `pinned` buffers are in memory that
+    a CUDA device reads while the processor goes on.
     """
 
     source: ImageSource
@@ -43,6 +44,7 @@ class BatchReader:
     channels_last: bool
     buffers: int = 1
     check: PixelCheck | None = None
+    pinned: bool = False
     _memory: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class BatchReader:
         buffer = self._memory.get(number)
         if buffer is None or tuple(buffer.shape) != shape:
             self._memory.pop(number, None)  # freed before the next one is allocated
-            buffer = torch.empty_strided(shape, strides_of(shape, self.channels_last))
+            buffer = torch.empty_strided(shape, strides_of(shape, self.channels_last), pin_memory=self.pinned)
             self._memory[number] = buffer
         return buffer
 

@@ -42,7 +42,12 @@ def scan_in_memory(
     executor = LocalExecutor(prefetch=reads_ahead(work, source))
     check = PixelCheck(source, work.labels)
     reader = BatchReader(
-        source, work.labels, work.settings.channels_last, buffers=executor.buffers, check=check
+        source,
+        work.labels,
+        work.settings.channels_last,
+        buffers=executor.buffers,
+        check=check,
+        pinned=work.settings.device.type == "cuda",
     )
     sinks: list[ArraySink] = []  # made when the number of channels is known
 

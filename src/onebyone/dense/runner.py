@@ -17,6 +17,9 @@ from onebyone.dense.outputs import select_output
 from onebyone.errors import BadInput
 from onebyone.pytorch.lift.exported_graph import evaluating
 
+#: The types of 16 bits in which a network can be run.
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class TileRunner(Protocol):
     """A network that was loaded once and runs on any number of batches.
@@ -48,15 +51,25 @@ def open_runner(model: Any, settings: TorchSettings) -> Iterator[TileRunner]:
 
 @dataclass(frozen=True)
 class TorchSettings:
-    """How a PyTorch network is run: where, in which memory order, and which of its outputs is taken."""
+    """How a PyTorch network is run: where, in which memory order, and which of its outputs is taken.
+
+    `half` is the type of 16 bits that it computes in, "bfloat16" or "float16"; None keeps its own type.
+    """
 
     device: torch.device
     channels_last: bool
     output: int | str = 0
+    half: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data."""
-        return {"device": self.device.type, "channels_last": self.channels_last, "output": self.output}
+        half = {} if self.half is None else {"half": self.half}
+        return {
+            "device": self.device.type,
+            "channels_last": self.channels_last,
+            "output": self.output,
+            **half,
+        }
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,9 @@ class TorchRunner:
 
         Nothing is copied on a CPU where the network computes in float32 and `batch` has the memory order asked for.
         """
-        inputs = torch.from_numpy(batch).to(self.settings.device, floating_dtype(self.model))
+        inputs = torch.from_numpy(batch)
+        # pinned memory is copied while the processor goes on; `cpu` below waits for it
+        inputs = inputs.to(self.settings.device, floating_dtype(self.model), non_blocking=inputs.is_pinned())
         result = select_output(
             self.model(in_memory_order(inputs, self.settings.channels_last)), self.settings.output
         )
@@ -87,6 +102,8 @@ def torch_runner(model: nn.Module, settings: TorchSettings) -> Iterator[TorchRun
     Raises BadInput where the device cannot be used.
     """
     moved = moved_to(model, settings.device)
+    if settings.half is not None:
+        moved = copy.deepcopy(moved).to(HALF[settings.half])
     with evaluating(moved):
         yield TorchRunner(moved, settings)
 

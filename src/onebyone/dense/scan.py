@@ -14,6 +14,7 @@ from torch import nn
 
 from onebyone.dense.cluster import ImageRequest, cluster_client, compute_on_cluster
 from onebyone.dense.coverage import coverage_of, nodata_of
+from onebyone.dense.half import measure_half, require_half
 from onebyone.dense.images import open_image
 from onebyone.dense.memory_scan import scan_in_memory
 from onebyone.dense.network import Dense, ScoreOutput, dilated_network, shifts_for, windows_geometry
@@ -60,6 +61,7 @@ def scan(
     resize: float = 1,
     mode: str = "dense",
     tune: Tune = False,
+    half: str | None = None,
     compared: int | None = None,
     progress: Progress = None,
     workers: int | None = None,
@@ -141,6 +143,9 @@ def scan(
         of this package, and in ONNX Runtime and OpenVINO where they are installed, and to scan with it. Its outputs are
         checked as `onebyone.tune` does. This takes the time of some hundred tiles, and with `out` the plan is kept
         in OUT.tuning.json. Or a plan, or the path of one, that was made for such tiles.
+    half
+        "bfloat16" or "float16": the network runs in 16 bits. A warning states how far the scores of a tile are from
+        those in the network's own type.
     compared
         the number of windows that are cropped to measure the agreement. None takes 8 to 64 (see
         `agreement.default_sample_size`); 0 does not measure it.
@@ -187,10 +192,7 @@ def scan(
         raise BadInput("out: is missing; several workers write their scores to a file")
     shifts = shifts_for(d, shifts, stride)
     windows = mode == "windows"
-    if windows and tune is not False:
-        raise BadInput(
-            "tune: expected mode='dense', whose tiles have one shape; mode='windows' runs batches of windows"
-        )
+    _require_compatible(windows, tune, half, d.model)
     geometry = windows_geometry(d, shifts) if windows else d.geometry
     complete = mask is None and nodata_of(source, nodata) is None
     if windows and out is None and isinstance(d.model, nn.Module) and complete:
@@ -217,6 +219,9 @@ def scan(
         work = replace(
             work, tuned=tuned_tile(d.model, shape, work.settings.device, tune, out=out, threads=threads)
         )
+    if half is not None:
+        work = replace(work, settings=replace(work.settings, half=half))
+        warnings.warn(str(measure_half(work, source)), InexactWarning, stacklevel=2)
     if out is None:
         result = scan_in_memory(work, source, chosen, compared, progress, coverage)
     else:
@@ -225,6 +230,17 @@ def scan(
     if result.agreement is not None and not result.agreement.enough:
         warnings.warn(result.agreement.advice, InexactWarning, stacklevel=2)
     return result
+
+
+def _require_compatible(windows: bool, tune: Tune, half: str | None, model: Any) -> None:
+    """Raise BadInput where the way in which the network runs does not fit the mode."""
+    require_half(half, model)
+    if half is not None and (windows or tune is not False):
+        raise BadInput(f"half={half!r}: expected mode='dense' without tune")
+    if windows and tune is not False:
+        raise BadInput(
+            "tune: expected mode='dense', whose tiles have one shape; mode='windows' runs batches of windows"
+        )
 
 
 @contextmanager

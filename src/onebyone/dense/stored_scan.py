@@ -74,7 +74,13 @@ def compute(
     guard = GuardedSource(source)
     failed: dict[Block, tuple[str, str]] = {}
     left_out: set[Block] = set()
-    reader = BatchReader(guard, work.labels, work.settings.channels_last, buffers=executor.buffers)
+    reader = BatchReader(
+        guard,
+        work.labels,
+        work.settings.channels_last,
+        buffers=executor.buffers,
+        pinned=work.settings.device.type == "cuda",
+    )
 
     def take(tile: Tile, scores: NDArray[np.float32]) -> None:
         if tile.block in left_out:
