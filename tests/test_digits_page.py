@@ -11,7 +11,7 @@ import tifffile
 import torch
 
 from bench import digits_page
-from bench.digit_pages import BLOCK, _nearest, ground_truth, places, strips, write_page
+from bench.digit_pages import BLOCK, SCALES, _nearest, ground_truth, places, strips, write_page
 from onebyone.comparison.digits import load_digits
 from onebyone.detection.nms import iou
 from onebyone.laws.geometry import Geometry
@@ -58,6 +58,14 @@ def test_targets_are_the_overlaps_of_windows_with_boxes() -> None:
             # a quotient of sums of float32 numbers below 2^14: a few units in the last place
             assert best[i, j] == pytest.approx(expected.max(), rel=1e-5)
             assert expected[owner[i, j]] == pytest.approx(expected.max(), rel=1e-5)
+
+
+def test_the_committed_figures_meet_the_aims() -> None:
+    figures = json.loads(digits_page.RESULTS.read_text(encoding="utf-8"))
+    assert figures["pixels"] == 20_000**2
+    assert figures["mAP50"] >= 0.9
+    assert figures["peak_bytes"] < 2**31
+    assert all(figures["digits_by_scale"][f"{scale:g}"] > 1000 for scale in SCALES)
 
 
 @pytest.mark.slow
