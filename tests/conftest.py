@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
+from onebyone.native.kernels import compiler
 from tests.native.compiler_cache import share_compiled_kernels
 
 # the time of an example depends on other processes
@@ -21,8 +22,10 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the kernels once for all processes of the session."""
+    """Compile the kernels once for all processes of the session, for as long as a busy machine takes."""
     share_compiled_kernels(config)
+    compiler._MIN_SECONDS = compiler._MAX_SECONDS = 3600.0
+    compiler._limit.set(3600.0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -104,17 +104,18 @@ class Line:
         return left + x0, self.y - y1, left + x1, self.y - y0
 
 
-def texts(svg: bytes) -> list[Line]:
+@cache
+def texts(svg: bytes) -> tuple[Line, ...]:
     """The texts of a file."""
     root = ElementTree.fromstring(svg)
-    return [
+    return tuple(
         Line(
             "".join(e.itertext()), float(e.attrib["x"]), float(e.attrib["y"]), float(e.attrib["font-size"]),
             e.get("text-anchor", "start"), e.get("font-weight") == "bold", e.attrib["fill"],
             e.attrib["font-family"], float(e.attrib["textLength"]),
         )
         for e in root.iter(f"{SVG}text")
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 @cache

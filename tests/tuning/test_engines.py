@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 import pytest
@@ -43,9 +44,15 @@ def agree(name: str, network: nn.Module, example: Any, setting: EngineSettings =
     return built
 
 
+@cache
+def image_model(name: str) -> TunedModel:
+    """A network of images on an engine, built and checked once for all tests."""
+    return agree(name, networks.images(), torch.randn(2, 3, 8, 8))
+
+
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_images(name: str) -> None:
-    built = agree(name, networks.images(), torch.randn(2, 3, 8, 8))
+    built = image_model(name)
     with pytest.raises(BadInput, match="3×3×8×8 where the example has a float32 tensor of 2×3×8×8"):
         built(torch.randn(3, 3, 8, 8))
     with pytest.raises(BadInput, match="float64 tensor"):
@@ -94,7 +101,7 @@ def test_results_do_not_change_with_the_next_call(name: str) -> None:
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_inputs_in_other_layouts(name: str) -> None:
-    built, _ = model(name, networks.images(), torch.randn(2, 3, 8, 8))
+    built = image_model(name)
     x = torch.randn(2, 3, 8, 8)
     last = x.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(built(last), built(x), rtol=0, atol=0)
