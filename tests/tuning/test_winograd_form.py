@@ -90,7 +90,7 @@ def test_only_the_layers_that_are_named_are_turned() -> None:
         WINOGRAD_FORM.build(trunk(), {"stem": "winograd"})
 
 
-@pytest.mark.parametrize("engine", ["eager", "onednn-graph", "compile"])
+@pytest.mark.parametrize("engine", ["eager", "onednn-graph", pytest.param("compile", marks=pytest.mark.slow)])
 def test_engines_run_it(engine: str) -> None:
     target = trunk()
     formed = WINOGRAD_FORM.build(target, {})
