@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from onebyone.pytorch.graph import convert_graph
 from onebyone.tuning.call_signature import CallSignature
 from onebyone.tuning.candidates import Candidate, Trial
 from onebyone.tuning.clock import Timing
 from onebyone.tuning.layer_groups import group_layers
 from onebyone.tuning.layer_times import LayerTimes
+from onebyone.tuning.network_forms import FormedNetwork
 from onebyone.tuning.plan_builder import _layer, _times_as_fast, chosen_form, reason_for
 from onebyone.tuning.result import BASELINE
 
@@ -59,6 +61,19 @@ def test_rewriting_a_graph_converts_some_convolutions_on_patches() -> None:
     candidate = Candidate("eager", "graph-linear")
     assert chosen_form(PATCHES, candidate, {PATCHES.group.paths[0]}) == "linear"
     assert chosen_form(PATCHES, candidate, {"another"}) == "conv"
+    tokens = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.Flatten(2)).eval()
+    whole = nn.Sequential(nn.Conv2d(3, 4, (4, 4), stride=4), nn.Flatten()).eval()
+    for network, form in ((tokens, "conv"), (whole, "linear")):
+        proof = convert_graph(network, to="linear", example=torch.zeros(1, 3, 4, 4))
+        formed = FormedNetwork(network, proof)
+        assert _layer(PATCHES, winner(candidate=candidate, formed=formed), peak=1.0)["chosen"] == form
+
+
+def test_a_form_whose_proof_is_a_network() -> None:
+    """As that of Winograd's tiles, which is no conversion and lists no changes."""
+    formed = FormedNetwork(nn.Identity(), nn.Identity())
+    layer = _layer(PATCHES, winner(candidate=Candidate("eager", "original"), formed=formed), peak=1.0)
+    assert layer["chosen"] == "conv"
 
 
 def test_an_assigned_form_takes_precedence() -> None:

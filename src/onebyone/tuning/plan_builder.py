@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from onebyone.results.conversion import Conversion
 from onebyone.tuning import selection
 from onebyone.tuning.candidates import Candidate, Trial
 from onebyone.tuning.engines import EngineSettings
@@ -95,7 +96,8 @@ def _times_as_fast(winner: Trial) -> str:
 def _layer(times: LayerTimes, winner: Trial, peak: float) -> dict[str, Any]:
     group, timings = times.group, times.timings
     proof = winner.formed.proof if winner.formed else None
-    chosen = chosen_form(times, winner.candidate, {change.path for change in proof.changes} if proof else ())
+    converted = {change.path for change in proof.changes} if isinstance(proof, Conversion) else set()
+    chosen = chosen_form(times, winner.candidate, converted)
     if winner.candidate.dtype and f"{chosen}:{winner.candidate.dtype}" in timings:
         chosen = f"{chosen}:{winner.candidate.dtype}"
     rank = {name: number for number, name in enumerate(times.ranking, 1)}
