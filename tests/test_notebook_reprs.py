@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from IPython.display import HTML
+from PIL import Image
 from torch import nn
 
 import onebyone
+from onebyone.dense import ScoreMap
+from onebyone.dense.progress import progress_reporter
 from onebyone.detection import Detections
 from onebyone.errors import Refused
+from onebyone.laws.geometry import Geometry
+from onebyone.laws.scores import read_kind
 from onebyone.records import html_table
 
 HOSTILE = "<script>alert('1')</script>&x"  # a double quote in a name is more than torch.fx can take
+FIGURE = re.compile(r"<svg.*?</svg>|<img[^>]*>", re.S)
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
@@ -107,14 +117,58 @@ RESULTS = {
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_notebook_shows_what_print_shows(name: str) -> None:
     result = RESULTS[name]()
-    shown = Page(result._repr_html_())
-    assert shown.tags <= {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td"}
+    html = result._repr_html_()
+    shown = Page(FIGURE.sub("", html))
+    assert shown.tags <= {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "span"}
     assert shown.attributes <= {"style"}
+    assert bool(FIGURE.search(html)) == (name in ("scores", "detections", "many detections"))
+    assert not re.search(r"""(src|href)=["'](?!data:)""", html)
 
     def words(text: str) -> set[str]:
         return {w for w in re.split(r"[\s:()]+", text) if set(w) - set("-")}
 
     assert words(str(result)) <= words(" ".join(shown.cells))
+
+
+def test_boxes_and_maps_are_drawn_where_they_are() -> None:
+    boxes = np.array([[2, 4, 12, 9], [0, 0, 5, 5]], np.float32)
+    found = Detections(boxes, np.array([0.9, 0.8], np.float32), np.array([1, 0]), ("a", "b"), (20, 40))
+    drawn = re.findall(
+        r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', found._repr_html_()
+    )
+    assert [[float(v) / 9 for v in box] for box in drawn] == [[2, 4, 10, 5], [0, 0, 5, 5]]  # 360 / 40 = 9
+    geometry = Geometry((4, 4), (2, 2), (0, 0), (4, 4), (0, 0), True)
+    logits = np.full((2, 3, 3), -20, np.float32)
+    logits[0, 2, 1] = logits[1, 0, 0] = 20
+    labels = onebyone.Labels(("object", "background"), background=("background",))
+    html = ScoreMap(logits, geometry, labels, (8, 8), kind=read_kind("logits"))._repr_html_()
+    data = re.search(r"base64,([^\"]+)", html)
+    assert data is not None
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data[1]))))
+    assert pixels.shape == (360, 360, 3)
+    assert pixels[300, 180].tolist() == [252, 255, 164]  # position (2, 1): the colour of 1
+    assert pixels[60, 60].tolist() == [0, 0, 4]  # position (0, 0) is background: the colour of 0
+
+
+def test_a_notebook_has_a_bar_below_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, content: HTML) -> None:
+            shown.append(content.data)
+
+    def display(content: HTML, *, display_id: bool) -> Handle:
+        assert display_id
+        shown.append(content.data)
+        return Handle()
+
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=object()))
+    monkeypatch.setattr("IPython.display.display", display)
+    with progress_reporter(True, 1200, "a < b") as advance:
+        advance(600)
+        advance(1200)
+    assert shown[0] == "<progress value=0 max=1200></progress> a &lt; b: 0 of 1,200"
+    assert shown[-1] == "<progress value=1200 max=1200></progress> a &lt; b: 1,200 of 1,200"
 
 
 def test_names_are_shown_as_they_are() -> None:

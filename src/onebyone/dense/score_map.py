@@ -263,9 +263,11 @@ class ScoreMap(Readable):
         )
 
     def _repr_html_(self) -> str:
-        """The text of `print` as HTML, for notebooks."""
+        """A picture of the map, and the text of `print` as HTML, for notebooks."""
+        from onebyone.dense.notebook_figure import heat_figure
+
         head, *geometry = str(self).splitlines()
-        return html_result(head, notes=geometry)
+        return html_result(head, heat_figure(self), notes=geometry)
 
     def __str__(self) -> str:
         head = (

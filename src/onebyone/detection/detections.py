@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onebyone.atomic_files import atomic_path, write_text
 from onebyone.dense.score_map import ScoreMap
 from onebyone.detection.detection_picture import blank, picture_size, reduced, with_heat
+from onebyone.detection.notebook_figure import boxes_figure
 from onebyone.detection.overlay import draw_boxes, save_picture
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.records import Readable, by, html_result, html_table, table
@@ -221,8 +222,9 @@ class Detections(Readable):
         return "\n".join([self._headline(), table(_HEADERS, self._rows()), *self._more()])
 
     def _repr_html_(self) -> str:
-        """The text of `print` as HTML, for notebooks."""
-        return html_result(self._headline(), html_table(_HEADERS, self._rows()), notes=self._more())
+        """A figure of the boxes, and the text of `print` as HTML, for notebooks."""
+        figure = boxes_figure(self.boxes, self.labels, self.classes, self.image_size) if len(self) else ""
+        return html_result(self._headline(), figure, html_table(_HEADERS, self._rows()), notes=self._more())
 
     def _headline(self) -> str:
         return f"{len(self)} detections in an image of {by(self.image_size)} pixels"
