@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +13,13 @@ from onebyone.laws.scores import assumed_kind
 from onebyone.stores.heat_map import ramp_colours
 from onebyone.stores.pictures import pillow
 
-if TYPE_CHECKING:
-    from onebyone.dense.score_map import ScoreMap
-
 _SIDE = 360
 """Pixels of the longer side of the picture."""
 _MOST = 720  # positions per axis that are read
 
 
-def heat_figure(scores: ScoreMap) -> str:
-    """The highest probability of a class that is not background, at every position, as an image element.
+def heat_figure(scores: Any) -> str:
+    """The highest probability of a class that is not background, at every position of a `ScoreMap`, as an image element.
 
     Of a large map a coarser level of its file is read, or every n-th position. Empty for maps that have not two axes,
     have no class but background, and where Pillow is not installed.
@@ -36,7 +33,7 @@ def heat_figure(scores: ScoreMap) -> str:
         return ""
     level = scores.scores
     while max(level.shape[1:]) > _MOST and getattr(level, "coarser", None) is not None:
-        level = level.coarser  # type: ignore[attr-defined]
+        level = level.coarser
     step = -(-max(level.shape[1:]) // _MOST)
     values = np.asarray(level[:, ::step, ::step])
     kind = scores.kind or assumed_kind(values)[0]
