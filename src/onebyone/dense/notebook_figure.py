@@ -19,7 +19,7 @@ _MOST = 720  # positions per axis that are read
 
 
 def heat_figure(scores: Any) -> str:
-    """The highest probability of a class that is not background, at every position of a `ScoreMap`, as an image element.
+    """An image element with the highest probability of a class that is not background, at every position of a map.
 
     Of a large map a coarser level of its file is read, or every n-th position. Empty for maps that have not two axes,
     have no class but background, and where Pillow is not installed.
