@@ -156,3 +156,25 @@ def test_a_shape_that_is_read_of_many_axes() -> None:
     m = model(graph("1,72", "6,12", nodes), {"s": sizes([1, 2, 3, 4, 3]), "rest": sizes([-1])})
     conversion = folded(m, {"x": integers(1, 72)})
     assert "Shape" not in operators(conversion.model)
+
+
+@pytest.mark.parametrize("pieces", ["split", "gather"])
+def test_attention_in_windows_needs_no_further_layout_operators(pieces: str) -> None:
+    """(5 windows, 6, 3·2·4) → (3, 5, 2, 6, 4) → q, k, v: each is a part of the merged axis 3·2."""
+    select = {
+        "split": """c0, c1, c2 = Split<axis=0>(b) q = Squeeze(c0, zero) k = Squeeze(c1, zero)
+            v = Squeeze(c2, zero)""",
+        "gather": "q = Gather<axis=0>(b, none) k = Gather<axis=0>(b, one) v = Gather<axis=0>(b, last)",
+    }
+    nodes = f"""
+        a = Reshape(x, s) b = Transpose<perm=[2,0,3,1,4]>(a)
+        {select[pieces]}
+        t = Transpose<perm=[0,1,3,2]>(k) w = MatMul(q, t) o = MatMul(w, v) y = Transpose<perm=[0,2,1,3]>(o)
+    """
+    numbers = {"none": np.array(0), "one": np.array(1), "last": np.array(-1)}
+    constants = {"s": sizes([5, 6, 3, 2, 4]), "zero": sizes([0])} | numbers
+    m = model(graph("5,6,24", "5,6,2,4", nodes), constants)
+    conversion = folded(m, {"x": integers(5, 6, 24)})
+    assert conversion.layout_before is not None
+    assert conversion.layout_after is not None
+    assert conversion.layout_after.total() <= conversion.layout_before.total() == 4

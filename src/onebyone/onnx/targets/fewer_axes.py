@@ -80,6 +80,9 @@ class AxisFolder:
         self._most, self._weights = most, weights
         self._stored: dict[int, ir.Value] = {}
         self._returned: set[int] = set()
+        #: Of a transposed tensor whose readers select elements of one axis: where that axis is stored, merged with
+        #: those after it, and the number of elements of these.
+        self._selected: dict[int, tuple[int, int]] = {}
         self.writers: dict[str, GraphWriter] = {}
 
     def is_exact(self, run: TensorRun) -> bool:
@@ -169,6 +172,7 @@ class AxisFolder:
         value, current = self._read(data), sorted(order)
         if current == order:
             return [value]
+        order = self._with_selected_axis_merged(node, sizes, order)
         while True:
             blocks = [[axis] for axis in current] if len(order) <= self._most else blocks_of(current, order)
             if len(blocks) <= self._most:
@@ -187,6 +191,30 @@ class AxisFolder:
             value = writer.op("Transpose", [value], {"perm": [0, 2, 1, 3]}, shape=shape)
             current = [*parts[0], *parts[2], *parts[1], *parts[3]]
 
+    def _with_selected_axis_merged(self, node: ir.Node, sizes: Sizes, order: list[int]) -> list[int]:
+        """The order of a transpose with the axis of which its readers select elements merged into the next one.
+
+        Attention reads q, k and v as the elements of an axis of size three, which is transposed to the front. Each is
+        also a part of the merged axis (3 · heads), and this takes one transpose of four axes.
+        """
+        axis = selected_axis(node.outputs[0])
+        current = sorted(order)
+        if axis is None or len(blocks_of(current, order)) <= self._most:
+            return order
+        selected = list(node.attributes.get_ints("perm") or reversed(range(len(sizes))))[axis]
+        following = [a for a in current if a > selected]
+        if sizes[selected] == 1 or not following:
+            return order
+        merged = [a for a in order if a != selected]
+        merged.insert(merged.index(following[0]), selected)
+        blocks = blocks_of(current, merged)
+        block = next((block for block in blocks if block[0] == selected), None)
+        if len(blocks) > self._most or block is None:
+            return order
+        place = sum(other[0] in merged[: merged.index(selected)] for other in blocks)
+        self._selected[id(node.outputs[0])] = place, prod(sizes[a] for a in block[1:])
+        return merged
+
     def _along(self, writer: GraphWriter, value: ir.Value | None, axis: int) -> tuple[ir.Value, Sizes, int]:
         """The value with one axis whole and the others merged where needed, its sizes, and where that axis is."""
         assert value is not None
@@ -204,16 +232,24 @@ class AxisFolder:
         index = node.inputs[1]
         if index is None or not is_constant(index) or shape_of(index) not in ((), (1,)):
             raise NotRewritable("Gather of more than one element has no form of fewer axes")
-        data, sizes, place = self._along(writer, node.inputs[0], node.attributes.get_int("axis", 0))
-        position = int(array_of(index).reshape(-1)[0]) % sizes[place]
-        return [writer.slice_axis(data, place, position, position + 1)]
+        axis = node.attributes.get_int("axis", 0)
+        position = int(array_of(index).reshape(-1)[0]) % _known(node.inputs[0])[axis]
+        data, place, count = self._elements(writer, node.inputs[0], axis)
+        return [writer.slice_axis(data, place, position * count, (position + 1) * count)]
+
+    def _elements(self, writer: GraphWriter, value: ir.Value | None, axis: int) -> tuple[ir.Value, int, int]:
+        """The value, where it stores an axis, and how many elements there are one of this axis."""
+        if id(value) in self._selected:
+            return self._read(value), *self._selected[id(value)]
+        data, _, place = self._along(writer, value, axis)
+        return data, place, 1
 
     def _split(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         axis = node.attributes.get_int("axis", 0)
-        data, _, place = self._along(writer, node.inputs[0], axis)
+        data, place, count = self._elements(writer, node.inputs[0], axis)
         results, start = [], 0
         for output in node.outputs:
-            size = _known(output)[axis]
+            size = _known(output)[axis] * count
             results.append(writer.slice_axis(data, place, start, start + size))
             start += size
         return results
@@ -279,6 +315,27 @@ class AxisFolder:
                 inputs.append(self._as(writer, self._read(value), merged))
         shape = [prod(result[axis] for axis in group) for group in groups]
         return writer.op(node.op_type, inputs, _plain(node), shape=shape, dtype=node.outputs[0].dtype)
+
+
+def selected_axis(value: ir.Value) -> int | None:
+    """The axis of which every reader of a value selects single elements: Gather of one, Split into ones."""
+    axes: set[int] = set()
+    if value.is_graph_output() or value.shape is None:
+        return None
+    for use in value.uses():
+        node = use.node
+        axis = node.attributes.get_int("axis", 0) % len(value.shape)
+        if use.idx != 0:
+            return None
+        if node.op_type == "Gather":
+            index = node.inputs[1]
+            is_one = index is not None and is_constant(index) and shape_of(index) in ((), (1,))
+        else:
+            is_one = node.op_type == "Split" and all(_known(output)[axis] == 1 for output in node.outputs)
+        if node.domain != "" or not is_one:
+            return None
+        axes.add(axis)
+    return axes.pop() if len(axes) == 1 else None
 
 
 def merge_around(sizes: Sequence[int], axis: int, most: int) -> tuple[Sizes, int]:
