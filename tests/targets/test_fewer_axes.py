@@ -162,7 +162,7 @@ def test_a_shape_that_is_read_of_many_axes() -> None:
 def test_attention_in_windows_needs_no_further_layout_operators(pieces: str) -> None:
     """(5 windows, 6, 3·2·4) → (3, 5, 2, 6, 4) → q, k, v: each is a part of the merged axis 3·2."""
     select = {
-        "split": """c0, c1, c2 = Split<axis=0>(b) q = Squeeze(c0, zero) k = Squeeze(c1, zero)
+        "split": """c0, c1, c2 = Split<axis=0, num_outputs=3>(b) q = Squeeze(c0, zero) k = Squeeze(c1, zero)
             v = Squeeze(c2, zero)""",
         "gather": "q = Gather<axis=0>(b, none) k = Gather<axis=0>(b, one) v = Gather<axis=0>(b, last)",
     }
