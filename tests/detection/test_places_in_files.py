@@ -136,7 +136,7 @@ def test_a_shift_by_one_pixel_would_be_noticed(tmp_path: Path, monkeypatch: pyte
 
     def shifted(*arguments: Any) -> Any:
         corners, complete = boxes_at(*arguments)
-        return [*corners, 1, 0, 1, 0], complete
+        return corners + np.array([1.0, 0, 1, 0]), complete
 
     monkeypatch.setattr(extraction, "_boxes_at", shifted)
     image, boxes = planted(8, [(40, 32)])
