@@ -52,4 +52,4 @@ def test_another_error_is_not_taken_for_exhaustion() -> None:
 
 def test_a_device_that_holds_no_numbers(run: Run, shelf: Path) -> None:
     said = complain(run, "scan", shelf / "d.pt2", shelf / "image.npy", "--device", "meta")
-    assert "device 'meta' cannot be used here" in said
+    assert "--device meta: cannot be used here" in said

@@ -233,7 +233,7 @@ def test_a_geometry_that_does_not_fit_the_network_is_refused(stride: int, window
             {},
             r"1800 value\(s\) that are not finite, the first nan at row 0, column 0",
         ),
-        (coordinate_image(9, 9), {"device": "nowhere"}, r"device 'nowhere' cannot be used here"),
+        (coordinate_image(9, 9), {"device": "nowhere"}, r"device='nowhere': cannot be used here"),
         (coordinate_image(9, 9), {"batch": 0}, r"batch=0: expected a positive integer"),
         (
             coordinate_image(9, 9),

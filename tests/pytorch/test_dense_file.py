@@ -97,7 +97,7 @@ def test_an_interrupted_write_leaves_nothing(
 
 
 def test_other_names_and_other_files(dense: ConvolutionalizedModule, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"a name ending in .pt2 or .onnx"):
+    with pytest.raises(BadInput, match=r"expected a name that ends in .pt2 or .onnx"):
         dense.save(tmp_path / "d.bin")
     program = torch.export.export(nn.Sequential(nn.Linear(3, 2)), (torch.zeros(1, 3),), strict=False)
     torch.export.save(program, tmp_path / "plain.pt2")

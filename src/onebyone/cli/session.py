@@ -133,12 +133,18 @@ class Session:
 
 
 def _options(context: typer.Context) -> dict[str, str]:
-    """The long option that sets each argument, of the command that runs and of the functions that it calls."""
+    """How the command line names each argument of the command that runs, and of the functions that it calls.
+
+    That is its long option, or the name of a positional argument in the help, such as SRC.
+    """
     by_argument: dict[str, str] = {}
     for parameter in context.command.params:
         long = [option for option in parameter.opts if option.startswith("--")]
-        if parameter.name and parameter.name not in EVERYWHERE and long:
-            by_argument[parameter.name] = long[0]
+        if parameter.name and parameter.name not in EVERYWHERE:
+            if long:
+                by_argument[parameter.name] = long[0]
+            elif parameter.param_type_name == "argument":
+                by_argument[parameter.name] = getattr(parameter, "metavar", None) or parameter.name.upper()
     given = set(by_argument.values())
     return {name: option for name, option in _OTHER_ARGUMENTS.items() if option in given} | by_argument
 

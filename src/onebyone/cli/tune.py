@@ -118,6 +118,8 @@ def tune(
             )
         if output is not None:
             tuned.plan.save(output)
+        choice = tuned.plan.choice
+        run.detail(f"Engine: {choice['engine']}, form: {choice['form']}")
         notes = (*notes, *tuned.notes)
         run.notes(notes)
         data = {"source": source, "notes": list(notes), "output": output, **tuned.plan.to_dict()}

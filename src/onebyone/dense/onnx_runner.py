@@ -66,7 +66,7 @@ def onnx_runner(
 
     provider = _PROVIDERS.get(device.partition(":")[0])
     if provider not in onnxruntime.get_available_providers():
-        raise BadInput(f"device {device!r} cannot be used here: ONNX Runtime does not have it")
+        raise BadInput(f"device={device!r}: cannot be used here: ONNX Runtime does not have it")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads

@@ -127,7 +127,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=usable).cpu()  # the meta device allocates, but its tensors hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInput(f"device {str(device)!r} cannot be used here: {reason}") from error
+        raise BadInput(f"device={str(device)!r}: cannot be used here: {reason}") from error
     return usable
 
 

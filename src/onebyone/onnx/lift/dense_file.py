@@ -40,7 +40,7 @@ class ConvolutionalizedOnnx(Convolutionalized[ir.Model, ir.Model]):
             if the name does not end in `.onnx`, or the path cannot be written.
         """
         if Path(path).suffix != ".onnx":
-            raise BadInput(f"path is {os.fspath(path)!r}; a name ending in .onnx was expected")
+            raise BadInput(f"path={os.fspath(path)!r}: expected a name that ends in .onnx")
         save_model(self.with_note(), path)
 
     def with_note(self) -> ir.Model:

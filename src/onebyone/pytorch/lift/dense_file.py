@@ -49,7 +49,7 @@ class ConvolutionalizedModule(Convolutionalized[nn.Module, nn.Module | ExportedP
         """
         suffix = Path(path).suffix
         if suffix not in (".pt2", ".onnx"):
-            raise BadInput(f"path is {os.fspath(path)!r}; a name ending in .pt2 or .onnx was expected")
+            raise BadInput(f"path={os.fspath(path)!r}: expected a name that ends in .pt2 or .onnx")
         (save_onnx if suffix == ".onnx" else save_program)(export_dense(self), path, dense_note(self))
 
 
