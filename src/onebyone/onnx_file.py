@@ -15,6 +15,8 @@ from typing import Any
 import onnx_ir as ir
 
 from onebyone.atomic_files import atomic_path
+from onebyone.errors import BadInput
+from onebyone.records import first_line
 
 #: Protocol buffers hold less than 2 GiB; larger models keep their tensors in a file beside.
 LARGEST_FILE = 2_000_000_000
@@ -30,16 +32,28 @@ def write_model(
     `finish` is called with the path of the new file before it is moved into place.
 
     Raises:
-        BadInput: the path cannot be written, or a tensor cannot be read any more.
+        BadInput: the path cannot be written, or a tensor cannot be read any more, or the model holds a text that is
+            not UTF-8.
     """
     path = Path(path)
     if bytes_of_weights(model) > LARGEST_FILE or has_external_data(model):
         return _write_with_data(model, path, finish)
     with atomic_path(path) as temporary:
-        ir.save(model, temporary, format="protobuf")
+        _save(model, temporary)
         if finish is not None:
             finish(temporary)
     return path
+
+
+def _save(model: ir.Model, path: Path, **options: Any) -> None:
+    """Serialise; what a damaged file holds may be read first here, such as texts that are not UTF-8."""
+    try:
+        ir.save(model, path, format="protobuf", **options)
+    except ir.serde.SerdeError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise BadInput(f"model: cannot be written as an ONNX file: {first_line(reason)}") from error
 
 
 def _write_with_data(model: ir.Model, path: Path, finish: Callable[[Path], object] | None) -> Path:
@@ -56,13 +70,7 @@ def _write_with_data(model: ir.Model, path: Path, finish: Callable[[Path], objec
                 folder = Path(folders.enter_context(TemporaryDirectory(dir=temporary.parent, prefix=prefix)))
                 data = temporary.with_name(f"{path.name}.data")
                 written, new, previous = folder / path.name, folder / data.name, folder / "previous"
-                ir.save(
-                    model,
-                    written,
-                    format="protobuf",
-                    external_data=data.name,
-                    size_threshold_bytes=SMALLEST_EXTERNAL,
-                )
+                _save(model, written, external_data=data.name, size_threshold_bytes=SMALLEST_EXTERNAL)
                 if finish is not None:
                     finish(written)
                 os.replace(written, temporary)

@@ -13,8 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from onebyone.errors import BadInput
+from onebyone.onnx.convert import convert_model
 from onebyone.onnx.model_file import open_model
-from tests.onnx.corrupted import bases, outcome_of
+from tests.onnx.corrupted import bases, corrupted, outcome_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,10 +54,16 @@ def test_every_base_is_converted_where_it_is_whole(tmp_path: Path) -> None:
     for name, proto in bases().items():
         (tmp_path / f"{name}.onnx").write_bytes(proto.SerializeToString())
         outcome = outcome_of(tmp_path / f"{name}.onnx", target)
-        # the input of a function has no rank
-        assert outcome == (
-            "converted" if name != "function" else "nothing to convert, or refused with reasons"
-        )
+        assert outcome == "converted", name
+
+
+def test_a_text_that_is_not_utf8_is_named_when_the_model_is_written(tmp_path: Path) -> None:
+    """It is read first when the model is written; seed 26 overwrites one in a function."""
+    _, path = corrupted(26, tmp_path)
+    conversion = convert_model(open_model(path), "conv")
+    with pytest.raises(BadInput, match="model: cannot be written as an ONNX file: 'utf-8' codec"):
+        conversion.save(tmp_path / "converted.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_external_data_of_a_constant_node_stays_in_the_folder(tmp_path: Path) -> None:
