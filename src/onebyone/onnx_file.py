@@ -102,20 +102,18 @@ def has_external_data(model: ir.Model) -> bool:
 
 
 def bytes_of_weights(model: ir.Model) -> int:
-    """Bytes of all initializers, and of the constants that functions hold, in memory and in files.
-
-    Texts, which have no fixed size, do not count.
-    """
-    tensors = [tensor for _, tensor in tensors_of(model)]
-    held = (node.attributes.get("value") for node in _nodes_of_functions(model) if node.op_type == "Constant")
-    tensors += [
-        attribute.as_tensor() for attribute in held if attribute is not None and not attribute.is_ref()
-    ]
-    return sum(int(tensor.nbytes) for tensor in tensors if tensor.dtype != ir.DataType.STRING)
+    """Bytes of the weights, in memory and in files. Texts, which have no fixed size, do not count."""
+    return sum(int(tensor.nbytes) for tensor in weights_of(model) if tensor.dtype != ir.DataType.STRING)
 
 
-def _nodes_of_functions(model: ir.Model) -> Iterator[ir.Node]:
-    return (node for function in model.functions.values() for node in function.all_nodes())
+def weights_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """The tensors of all initializers, and of the constants that functions hold."""
+    yield from (tensor for _, tensor in tensors_of(model))
+    for function in model.functions.values():
+        for node in function.all_nodes():
+            attribute = node.attributes.get("value") if node.op_type == "Constant" else None
+            if attribute is not None and not attribute.is_ref():
+                yield attribute.as_tensor()
 
 
 def tensors_of(model: ir.Model) -> Iterator[tuple[str, Any]]:

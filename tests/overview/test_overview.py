@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import onebyone
 from onebyone.cli.main import app
 from onebyone.errors import BadInput
+from tests.onnx.corrupted import bases
 
 
 class Mixed(nn.Module):
@@ -112,6 +113,14 @@ def _onnx_file(folder: Path) -> Path:
     path = folder / "net.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
+
+
+def test_weights_in_a_function_count() -> None:
+    overview = onebyone.info(bases()["function"])
+    assert (overview.parameters, overview.weight_bytes, overview.dtypes) == (6, 24, ("float32",))
+    assert [(layer.path, layer.parameters, layer.converts_to) for layer in overview.layers] == [
+        ("layer/y", 6, "conv")
+    ]
 
 
 def test_an_onnx_file(tmp_path: Path) -> None:

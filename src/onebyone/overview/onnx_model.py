@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,7 @@ def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
     """
     from onebyone.onnx.convert import convert_model
     from onebyone.onnx.model_rewriting import nodes_of
-    from onebyone.onnx_file import bytes_of_weights
+    from onebyone.onnx_file import bytes_of_weights, weights_of
 
     to_conv, to_linear = (convert_model(model, to) for to in ("conv", "linear"))
     nodes = {path: node for path, node, _ in nodes_of(model)}
@@ -50,7 +49,7 @@ def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
         **{change.path: "conv" for change in to_conv.changes},
     }
     reasons = {r.path: r.reason for conversion in (to_linear, to_conv) for r in conversion.refused}
-    weights = list(_weights(model))
+    weights = list(weights_of(model))
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in model.opset_imports.items())
     return NetworkOverview(
         name=name,
@@ -65,7 +64,7 @@ def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
         layers=tuple(
             _layer(path, node, converts.get(path, ""), reasons.get(path, ""))
             for path, node in nodes.items()
-            if _has_weight(node)
+            if _shape_of_weight(node) is not None
         ),
         operators=tuple(Counter(_operator(node) for node in nodes.values()).most_common()),
         to_conv=to_conv.changes,
@@ -74,19 +73,9 @@ def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
     )
 
 
-def _weights(model: ir.Model) -> Iterable[Any]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-
-
 def _layer(path: str, node: ir.Node, converts_to: str, reason: str) -> LayerSummary:
-    weight = next(
-        v for v in node.inputs if v is not None and v.const_value is not None and v.const_value.shape
-    )
-    assert weight.const_value is not None
-    shape = weight.const_value.shape.numpy()
+    shape = _shape_of_weight(node)
+    assert shape is not None
     sliding = "Conv" in node.op_type and len(shape) > 2
     stride = node.attributes.get("strides")
     group = node.attributes.get("group")
@@ -102,11 +91,22 @@ def _layer(path: str, node: ir.Node, converts_to: str, reason: str) -> LayerSumm
     )
 
 
-def _has_weight(node: ir.Node) -> bool:
-    constants = [v for v in node.inputs if v is not None and v.const_value is not None]
-    return node.op_type in _PRODUCTS and any(
-        v.const_value is not None and v.const_value.shape for v in constants
-    )
+def _shape_of_weight(node: ir.Node) -> tuple[int, ...] | None:
+    """The shape of a product's first constant that is not a number; None for other nodes."""
+    if node.op_type not in _PRODUCTS:
+        return None
+    tensors = (_tensor(value) for value in node.inputs if value is not None)
+    shapes = (tuple(tensor.shape.numpy()) for tensor in tensors if tensor is not None and tensor.shape)
+    return next(shapes, None)
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    """An initializer, or what a Constant node holds, as in the bodies of functions."""
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain != "" or "value" not in node.attributes:
+        return value.const_value
+    attribute = node.attributes["value"]
+    return None if attribute.is_ref() else attribute.as_tensor()
 
 
 def _operator(node: ir.Node) -> str:
