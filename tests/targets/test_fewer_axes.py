@@ -178,3 +178,37 @@ def test_attention_in_windows_needs_no_further_layout_operators(pieces: str) -> 
     assert conversion.layout_before is not None
     assert conversion.layout_after is not None
     assert conversion.layout_after.total() <= conversion.layout_before.total() == 4
+
+
+#: A partition into windows whose sizes are computed from the shape of a product upstream, as timm's Swin writes it.
+COMPUTED_SIZES = """
+    a = MatMul(x, w) c = Relu(a) n = Shape<start=0, end=1>(a)
+    s = Concat<axis=0>(n, windows) b = Reshape(c, s) d = Transpose<perm=[0,1,3,2,4,5]>(b)
+    t = Concat<axis=0>(n, rows) y = Reshape(d, t)
+"""
+
+
+def windows_of_computed_sizes() -> ir.Model:
+    constants = {"w": integers(3, 3), "windows": sizes([2, 2, 2, 2, 3]), "rows": sizes([16, 3])}
+    return model(graph("1,4,4,3", "1,16,3", COMPUTED_SIZES), constants)
+
+
+def test_layers_with_computed_sizes_are_verified_one_by_one() -> None:
+    m = windows_of_computed_sizes()
+    x = {"x": integers(1, 4, 4, 3)}
+    conversion = folded(m, x)
+    assert [(layer.data, layer.output) for layer in conversion.layers] == [("c", "y")]
+    verification = onebyone.verify(m, conversion, x)
+    assert [layer.bitwise for layer in verification.layers] == [True]
+    assert verification.unverified == ()
+
+
+def test_a_wrong_order_of_windows_is_found_in_its_layer() -> None:
+    m = windows_of_computed_sizes()
+    conversion = onebyone.convert(m, target="4d")
+    (transpose,) = (node for node in conversion.model.graph if node.op_type == "Transpose")
+    assert transpose.attributes.get_ints("perm") == (0, 2, 1, 3)  # of (2, 2, 2, 6)
+    transpose.attributes["perm"] = ir.AttrInt64s("perm", [0, 1, 2, 3])
+    verification = onebyone.verify(m, conversion)  # without an example, so that only the layers are compared
+    assert not verification.equivalent
+    assert verification.first_difference == "y"

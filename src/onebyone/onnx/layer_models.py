@@ -45,15 +45,25 @@ class LayerModel:
 
     Args:
         scope: one that `scopes_of` gives for the model; that of the main graph where None.
+        fixed_shapes: take the known sizes of a tensor that does not depend on `data`, where a Shape node reads them,
+            instead of computing that tensor.
 
     Attributes:
         inputs: names of what has to be given, `data` first, then values that the layer also depends on.
         constants: the tensors that the layer reads, by name.
     """
 
-    def __init__(self, model: ir.Model, data: str, output: str, scope: Scope | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        data: str,
+        output: str,
+        scope: Scope | None = None,
+        *,
+        fixed_shapes: bool = False,
+    ) -> None:
         scope = scopes_of(model)[""] if scope is None else scope
-        self._model, self._scope = model, scope
+        self._model, self._scope, self._fixed_shapes = model, scope, fixed_shapes
         values = scope.values
         if data not in values or output not in values:
             missing = data if data not in values else output
@@ -68,11 +78,11 @@ class LayerModel:
             raise NotSeparable(f"the value {output!r} is computed by no node")
         self._opsets = {**model.opset_imports, **scope.opsets}
         self.inputs = tuple(str(value.name) for value in self._free)
-        self.constants: dict[str, ir.TensorProtocol] = {
-            name: value.const_value
-            for name, value in self._constants.items()
-            if value.const_value is not None
-        }
+        self.constants: dict[str, ir.TensorProtocol] = {}
+        for name, value in self._constants.items():
+            tensor = value.const_value or self._fixed_shape(value)
+            if tensor is not None:
+                self.constants[name] = tensor
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -81,7 +91,8 @@ class LayerModel:
 
     def up_to(self, value: ir.Value) -> LayerModel:
         """The part of the layer that computes one of its inner values."""
-        return LayerModel(self._model, str(self._start.name), str(value.name), self._scope)
+        names = str(self._start.name), str(value.name)
+        return LayerModel(self._model, *names, self._scope, fixed_shapes=self._fixed_shapes)
 
     def reads_from(self, scope: Scope) -> bool:
         """Whether all inputs are values of the scope, not others of the same names."""
@@ -204,7 +215,7 @@ class LayerModel:
             if id(now) in done:
                 continue
             done.add(id(now))
-            if now.const_value is not None:
+            if now.const_value is not None or self._fixed_shape(now) is not None:
                 self._constants[str(now.name)] = now
             elif node is None or node is self._start.producer():
                 self._free.append(now)  # an input, or another output of the node that computes the data
@@ -216,6 +227,33 @@ class LayerModel:
                     raise NotSeparable(f"it depends on {node.op_type}, which has a graph of its own")
                 waiting.append((now, True))
                 waiting.extend((operand, False) for operand in node.inputs if operand is not None)
+
+    def _fixed_shape(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """The result of a Shape node, if `fixed_shapes` and its tensor's known sizes allow to take it as a constant."""
+        node = value.producer()
+        if not self._fixed_shapes or node is None or (node.domain, node.op_type) != ("", "Shape"):
+            return None
+        tensor = node.inputs[0]
+        sizes = None if tensor is None else sizes_of(tensor)
+        if tensor is None or sizes is None or self._depends_on_data(tensor):
+            return None
+        known = [size for size in sizes if size is not None and size > 0]
+        if len(known) < len(sizes):
+            return None
+        first, last = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(known))
+        return ir.tensor(np.asarray(known[first:last], dtype=np.int64))
+
+    def _depends_on_data(self, value: ir.Value) -> bool:
+        waiting, seen = [value], set[int]()
+        while waiting:
+            now = waiting.pop()
+            if now is self._start:
+                return True
+            node = now.producer()
+            if node is not None and id(node) not in seen:
+                seen.add(id(node))
+                waiting.extend(operand for operand in node.inputs if operand is not None)
+        return False
 
 
 def scopes_of(model: ir.Model) -> dict[str, Scope]:

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onebyone.laws import bounds
 from onebyone.onnx.conversion import RewrittenLayer
 from onebyone.onnx.layer_models import LayerModel
-from onebyone.verification.onnx_outputs import run64
+from onebyone.verification.onnx_outputs import missing_dependence, run64
 from onebyone.verification.result import Fault, LayerCheck
 
 Array = np.ndarray[Any, Any]
@@ -43,10 +43,10 @@ def compare_in_float64(
 ) -> LayerCheck:
     """Both forms on random numbers, with the layer's own constants."""
     rng = np.random.default_rng(seed)
-    feeds = {
-        name: SPREAD * rng.standard_normal(shape)
-        for name, shape in before.shapes(layer.data_sizes, free_sizes).items()
-    }
+    shapes = before.shapes(layer.data_sizes, free_sizes)
+    feeds, others = (
+        {name: SPREAD * rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2)
+    )
     expected, actual = run64(before, {}, feeds), run64(after, {}, feeds)
     if expected.shape != actual.shape:
         why = f"the outputs have shapes {expected.shape} and {actual.shape}"
@@ -66,7 +66,8 @@ def compare_in_float64(
     error = np.abs(expected - actual)
     ratio = float(np.max(np.divide(error, limit, out=np.zeros_like(error), where=error > 0), initial=0.0))
     hidden = [fault.name for fault in faults if not fault.seen_by_integers]
-    why = "" if ratio <= 1 else f"|Δ| in float64 is {ratio:.3g} times its limit"
+    why = missing_dependence(before, after, {}, feeds, others, expected)
+    why = why if ratio <= 1 else f"|Δ| in float64 is {ratio:.3g} times its limit"
     if not why and hidden and len(hidden) == len(faults):
         why = f"the comparison in float64 cannot see: {', '.join(hidden)}"
     return LayerCheck(

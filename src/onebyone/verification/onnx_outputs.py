@@ -238,4 +238,35 @@ def _difference_beyond(y: Array, reference: Array | None) -> float | None:
 def run64(layer: LayerModel, constants: Mapping[str, Array], feeds: Mapping[str, Array]) -> Array:
     """The layer in float64, by the reference implementation, with the given constants."""
     model, weights = layer.in_float64(constants)
-    return run_reference(model, {**weights, **feeds})[0]
+    return run_reference(model, {**weights, **inputs_of(layer, feeds)})[0]
+
+
+def inputs_of(layer: LayerModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays that a layer reads, among those for another form of it.
+
+    Raises:
+        NotRunnable: one is missing.
+    """
+    for name in layer.inputs:
+        if name not in feeds:
+            raise NotRunnable(f"it reads {name!r}, and its other form does not")
+    return {name: feeds[name] for name in layer.inputs}
+
+
+def missing_dependence(
+    before: LayerModel,
+    after: LayerModel,
+    constants: Mapping[str, Array],
+    feeds: Mapping[str, Array],
+    others: Mapping[str, Array],
+    expected: Array,
+) -> str:
+    """What is wrong if the original form depends on the numbers of an input that the converted form does not have.
+
+    The converted form may lack an input of which the original reads the shape only: `expected`, the result for `feeds`,
+    stays the same with the numbers of `others` there.
+    """
+    changed = {name: others[name] for name in before.inputs if name not in after.inputs}
+    if not changed or np.array_equal(run64(before, constants, {**feeds, **changed}), expected):
+        return ""
+    return f"it depends on {', '.join(changed)}, which the converted form does not read"

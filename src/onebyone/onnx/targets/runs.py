@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import inf, prod
 from typing import Protocol
 
 import onnx_ir as ir
@@ -129,8 +130,12 @@ def _producer(value: ir.Value) -> ir.Node:
 def _data_of(
     value: ir.Value, is_oversized: IsOversized
 ) -> tuple[str, str, int, tuple[int | None, ...] | None]:
-    """A tensor that the run reads and `value` depends on, `value` itself, and the number of terms and sizes of it."""
+    """The largest tensor that the run reads and `value` depends on, `value`, the number of terms, and its sizes.
+
+    Smaller ones may be shapes, which the converted form need not read.
+    """
     waiting, seen = [value], set[int]()
+    read: list[ir.Value] = []
     while waiting:
         node = waiting.pop().producer()
         if node is None or id(node) in seen:
@@ -144,7 +149,16 @@ def _data_of(
                 producer is not None and WRITTEN in producer.meta
             )  # the original has no value of this name
             if not is_oversized(operand) and not is_new:
-                sizes = sizes_of(operand)
-                return str(operand.name), str(value.name), 1, None if sizes is None else tuple(sizes)
-            waiting.append(operand)
-    raise AssertionError(f"{value.name} depends on nothing")
+                read.append(operand)
+            else:
+                waiting.append(operand)
+    assert read, f"{value.name} depends on nothing"
+    data = max(read, key=_count)
+    sizes = sizes_of(data)
+    return str(data.name), str(value.name), 1, None if sizes is None else tuple(sizes)
+
+
+def _count(value: ir.Value) -> float:
+    """The number of elements; infinite where a size is not known."""
+    sizes = sizes_of(value)
+    return inf if sizes is None or None in sizes else prod(size or 0 for size in sizes)
