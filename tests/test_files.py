@@ -7,8 +7,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from onebyone.atomic_files import atomic_path, require_file, require_writable, write_bytes, write_text
+from onebyone.cli.main import app
 from onebyone.errors import BadInput
 
 
@@ -107,3 +109,22 @@ def test_a_device_or_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
         os.mkfifo(path)
     with pytest.raises(BadInput, match="it is a device or a pipe; expected a regular file"):
         require_file(path)
+
+
+def test_a_command_does_not_replace_the_file_that_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = tmp_path / "net.onnx"
+    net.write_text("a network")
+    (tmp_path / "link.onnx").symlink_to(net)
+    monkeypatch.chdir(tmp_path)
+    for path, source in ((net, "net.onnx"), (Path("link.onnx"), str(net))):
+        with pytest.raises(BadInput, match="it is the network that is read; expected another name"):
+            require_writable(path, source)
+        result = CliRunner().invoke(app, ["convert", source, "-o", str(path)], env={"COLUMNS": "300"})
+        assert result.exit_code == 2
+        assert "it is the network that is read" in result.output + result.stderr
+    require_writable(net, "torchvision:resnet18")
+    require_writable(tmp_path / "other.onnx", str(net))
+    assert net.read_text() == "a network"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.onnx", "net.onnx"]

@@ -68,8 +68,18 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def require_writable(path: str | os.PathLike[str]) -> None:
-    """Raise BadInput if `path` cannot be written; for use before a long computation. Leaves no file behind."""
+def require_writable(path: str | os.PathLike[str], source: str | None = None) -> None:
+    """Raise BadInput if `path` cannot be written, or is the file `source`, which a command reads.
+
+    For use before a long computation. Leaves no file behind.
+    """
+    if (
+        source is not None
+        and os.path.exists(source)
+        and os.path.exists(path)
+        and os.path.samefile(source, path)
+    ):
+        raise BadInput(f"cannot write {path}: it is the network that is read; expected another name")
     _create_temporary(Path(os.path.realpath(path)), Path(path)).unlink()
 
 

@@ -102,6 +102,11 @@ def test_targets_are_listed_with_their_sources() -> None:
         (("check", "net.onnx", "--target", "missing.toml"), "missing.toml"),
         (("convert", "net.onnx", "--target", "hexagon", "-o", "out.onnx"), "is not known"),
         (("targets", "hexagon"), "is not known"),
+        (
+            ("convert", "net.onnx", "--target", "4d", "--target", "mine.toml", "-o", "out.onnx"),
+            "--target: 2 targets were given (4d, mine); a network is converted for one",
+        ),
+        (("verify", "net.onnx", "--target", "4d", "--target", "rknn"), "2 targets were given (4d, rknn)"),
     ],
 )
 def test_bad_input(folder: Path, arguments: tuple[str, ...], message: str) -> None:

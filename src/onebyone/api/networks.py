@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+    from onebyone.api.targets import Target
     from onebyone.results import Conversion, Convolutionalized
-    from onebyone.targets import TargetProfile
     from onebyone.verification import Verification
 
     Source = nn.Module | ExportedProgram | str | os.PathLike[str]
@@ -41,7 +41,7 @@ def convert(
     model: Source,
     to: str | None = None,
     *,
-    target: str | os.PathLike[str] | TargetProfile | None = None,
+    target: Target | Sequence[Target] | None = None,
     level: str | None = None,
     example: Any = None,
     copy: bool = False,
@@ -58,7 +58,7 @@ def convert(
         model: an `nn.Module`, an `ExportedProgram`, an ONNX model (a path that ends in .onnx, a `ModelProto` or a
             model of onnx-ir), or the name of a source (see `onebyone --help`).
         to: "conv" or "linear"; None means "conv", or only what violates the constraints of a `target`.
-        target: an accelerator, or the path of a profile (.toml): rewrite the nodes that it would not take; `.refused`
+        target: one accelerator, or the path of a profile (.toml): rewrite the nodes that it would not take; `.refused`
             lists those that stay (see `check`). A PyTorch network is converted at level "graph".
         level: "layers" replaces layers with drop-in modules that share the parameters; "native" with `nn.Conv2d` /
             `nn.Linear`; "graph" rewrites the whole graph with few layout operators, and needs an `example` for a

@@ -78,7 +78,12 @@ def convert_for_target(
     dynamic_axes: Sequence[int] | None,
 ) -> Conversion[Any]:
     """`convert` for a target: `onnx` is the model where it is an ONNX model, else None."""
-    (profile,) = find_profiles([target])
+    profile, *others = find_profiles(target)
+    if others:
+        names = ", ".join(each.name for each in (profile, *others))
+        raise BadInput(
+            f"target: {1 + len(others)} targets were given ({names}); a network is converted for one"
+        )
     if onnx is not None:
         from onebyone.onnx.targets.convert import convert_for_target as convert_onnx
 

@@ -44,7 +44,7 @@ To = Annotated[
     ),
 ]
 ForTarget = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--target",
         metavar="NAME|PROFILE.toml",
@@ -98,7 +98,7 @@ def convert(
     context: typer.Context,
     source: o.SourceOrOnnx,
     to: To = None,
-    target: ForTarget = None,
+    targets: ForTarget = None,
     level: AtLevel = None,
     only: Only = None,
     freeze: Freeze = False,
@@ -133,7 +133,7 @@ def convert(
         from onebyone.cli import render
 
         for path in filter(None, (output, report)):
-            atomic_files.require_writable(path)
+            atomic_files.require_writable(path, source)
         with run.step(f"Opening {source}"):
             network, notes, example = loading.open_model(
                 source, weights, shape, seed=seed, pretrained=pretrained
@@ -142,7 +142,7 @@ def convert(
             conversion = api.convert(
                 network,
                 to and to.value,
-                target=target,
+                target=targets or None,
                 level=level and level.value,
                 only=only,
                 example=example,
@@ -174,7 +174,7 @@ def verify(
         ),
     ] = None,
     to: To = None,
-    target: ForTarget = None,
+    targets: ForTarget = None,
     level: AtLevel = None,
     only: Only = None,
     freeze: Freeze = False,
@@ -191,7 +191,7 @@ def verify(
     check could run, for example because no layer was converted. With OTHER, outputs on a random example are compared
     (needs --shape), and the first layer that differs is named.
     """
-    if other is not None and (to, target, level, only, freeze, inline) != (
+    if other is not None and (to, targets or None, level, only, freeze, inline) != (
         None,
         None,
         None,
@@ -214,7 +214,7 @@ def verify(
                 converted = api.convert(
                     network,
                     to and to.value,
-                    target=target,
+                    target=targets or None,
                     level=level and level.value,
                     only=only,
                     example=example,
@@ -278,7 +278,7 @@ def convolutionalize(
         from onebyone.cli import render
 
         if output is not None:
-            atomic_files.require_writable(output)
+            atomic_files.require_writable(output, source)
         with run.step(f"Opening {source}"):
             network, notes = loading.open_model(source, weights, seed=seed, pretrained=pretrained)[:2]
         with run.step("Convolutionalizing"):
