@@ -24,20 +24,23 @@ MAX_PIXELS = 2**24
 class ImageTiles:
     """The tiles of an image. Calls from several threads are served one after another, because sources require it.
 
-    Crops have the `channels` of a network, as in a scan by it; None leaves those of the file.
+    Of a file with resolution levels, the finest one shown is the one that was scanned: that of `size`. Crops have the `channels` of a network, as in a scan by it; None leaves those of the file.
 
     Raises
     ------
     BadInput
-        if the image cannot be opened or has another size than `size` (height, width).
+        if the image cannot be opened or has no resolution level of `size` (height, width).
     """
 
     def __init__(self, image: Any, size: tuple[int, int], channels: int | None = None) -> None:
-        self._levels = open_levels(image)
-        self._full = open_image(image, channels=channels)
+        levels = open_levels(image)
+        sizes = [level.size for level in levels]
+        if size not in sizes:
+            raise BadInput(f"the image has {' or '.join(map(by, sizes))} pixels; the scan is of {by(size)}")
+        scanned = sizes.index(size)
+        self._levels = levels[scanned:]
+        self._full = open_image(image, channels=channels, level=scanned or None)
         self._lock = threading.Lock()
-        if self._levels[0].size != size:
-            raise BadInput(f"the image has {by(self._levels[0].size)} pixels; the scan is of {by(size)}")
         self.grid = TileGrid(size)
         self._top = self._largest_value()
 
@@ -60,7 +63,7 @@ class ImageTiles:
         return np.asarray(resized)
 
     def crop(self, region: tuple[Span, Span]) -> NDArray[Any]:
-        """The pixels of a region at full resolution (h, w, C), as a scan reads them."""
+        """The pixels of a region of the level that was scanned (h, w, C), as a scan reads them."""
         with self._lock:
             return np.array(self._full.read(region))
 
