@@ -55,6 +55,28 @@ of_the_page = 16 * 188 * 332 * 25 + 32 * 92 * 164 * 16 * 9 + 43 * 79 * head
 assert (each, one_pass) == (43 * 79 * of_a_window, of_the_page)
 assert not set(known.tolist()) & set(unseen.tolist())
 """,
+    "a_slide_in_an_afternoon": """
+from pathlib import Path
+from onebyone.dense.unfinished import open_scores
+from onebyone.loading import open_dense
+from onebyone.viewing import ScanView
+level = tifffile.imread("new.ome.tif", level=1)
+assert (*level.shape[:2], *scores.positions) == (1280, 1792, 313, 441)
+scored = ~np.isnan(scores.scores[0])
+covered = np.array([mask[2 * i : 2 * i + 16, 2 * j : 2 * j + 16].any() for i, j in np.ndindex(scored.shape)])
+assert (scored.ravel() == covered).all() and 0.5 < covered.mean() < 0.95
+for i, j in np.argwhere(scored)[:: scored.sum() // 20].tolist():
+    crop = torch.from_numpy(level[4 * i : 4 * i + 32, 4 * j : 4 * j + 32]).permute(2, 0, 1)[None] / 255
+    torch.testing.assert_close(torch.from_numpy(scores.scores[:, i, j]), net(crop)[0], rtol=1e-4, atol=1e-4)
+middles = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+hits = [(np.abs(middles - place[::-1]).max(1) < 6) & (found.labels == kind) for place, kind in zip(truth, truth_kinds)]
+assert np.mean([hit.any() for hit in hits]) > 0.9 and np.any(hits, axis=0).mean() > 0.9
+assert sum(c.objects for c in result.classes) == len(truth)
+view = ScanView(*open_scores(Path("scores.zarr")), "new.ome.tif", open_dense("nuclei.pt2")[0])
+seen = view.window(*map(float, (found.boxes[0, :2] + found.boxes[0, 2:]) / 2), True)
+assert seen["crop"]["max_difference"] < 1e-4, seen
+assert int(np.argmax(seen["scores"])) == found.labels[0]
+""",
     "a_transformer_as_convolutions": """
 called = [str(n.target) for n in loaded.graph.nodes if n.op == "call_function"]
 assert not any("linear" in name or "mm" in name for name in called)
@@ -84,6 +106,7 @@ def test_there_is_a_check_for_each() -> None:
     [
         "the_two_layers_are_one",
         pytest.param("from_classifier_to_detector", marks=pytest.mark.slow),  # it trains
+        pytest.param("a_slide_in_an_afternoon", marks=pytest.mark.slow),  # it trains
         pytest.param("a_transformer_as_convolutions", marks=[pytest.mark.zoo, pytest.mark.slow]),
     ],
 )
