@@ -1,7 +1,7 @@
 """Build the source distribution and the wheel, install the wheel as a user would, and run the commands of a user.
 
     python tools/wheel.py            # without extras, with the newest and the oldest dependencies that are allowed
-    python tools/wheel.py --extras   # also with every extra, and the commands of the README (minutes)
+    python tools/wheel.py --extras   # also with every extra, and the commands of the README and the tutorial (minutes)
 
 Every command runs in an empty folder outside the repository, in an environment with only the wheel and its declared
 dependencies. PyTorch has the version of the lock file, because another one is a download of several GB. The exit code
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+TUTORIAL = ROOT / "docs" / "tutorial"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NETWORK = """
 import torch
@@ -52,6 +54,7 @@ class Case:
     words: str
     code: int = 0
     says: str = ""
+    program: str = "onebyone"
 
 
 VERBS = (
@@ -99,6 +102,7 @@ WITH_EXTRAS = (
     Case("view scores.npz --image nothing.png", code=2, says="nothing.png"),
     Case("demo --output demo", says="demo"),
 )
+TUTORIAL_SAYS = "280×392 │ 5,733 │ 35 │"  # pixels, windows, and one detection for each digit of the page
 
 
 class Environment:
@@ -106,23 +110,25 @@ class Environment:
 
     def __init__(self, folder: Path) -> None:
         self._bin, self._work = folder / "env" / "bin", folder / "work"
+        # With PYTHONPATH, pip would take the sources for an installed distribution, and not install the wheel.
+        self._variables = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
         self._work.mkdir(parents=True)
         (self._work / "net.py").write_text(NETWORK, encoding="utf-8")
+        shutil.copy(TUTORIAL / "digits.py", self._work)
         subprocess.run([sys.executable, "-m", "venv", self._bin.parent], check=True)
 
     def install(self, *words: str) -> None:
         """Run `pip install`, and stop if dependencies are in conflict."""
         pip = [self._bin / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", *words], check=True)
-        subprocess.run([*pip, "check"], check=True)
+        subprocess.run([*pip, "install", *words], check=True, env=self._variables)
+        subprocess.run([*pip, "check"], check=True, env=self._variables)
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment, in which nothing of the repository can be imported."""
-        environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
         return subprocess.run(
             [self._bin / words[0], *words[1:]],
             cwd=self._work,
-            env=environment,
+            env=self._variables,
             text=True,
             capture_output=True,
             check=False,
@@ -140,13 +146,14 @@ class Environment:
         return [fault for case in cases if (fault := self._fault(case))]
 
     def _fault(self, case: Case) -> str:
-        done = self.run("onebyone", *case.words.split())
+        done = self.run(case.program, *case.words.split())
         output = " ".join((done.stdout + done.stderr).split())
-        say(f"  {done.returncode}  onebyone {case.words}")
+        command = f"{case.program} {case.words}"
+        say(f"  {done.returncode}  {command}")
         if done.returncode == case.code and case.says in output:
             return ""
         expected = f"expected {case.code} and {case.says!r} in"
-        return f"onebyone {case.words}: exit code {done.returncode}, {expected}:\n{output}"
+        return f"{command}: exit code {done.returncode}, {expected}:\n{output}"
 
 
 def say(line: str) -> None:
@@ -162,6 +169,17 @@ def oldest(requirements: Iterable[str]) -> list[str]:
     ['numpy==1.26']
     """
     return [r.replace(">=", "==") for r in requirements if ">=" in r]
+
+
+def tutorial() -> list[Case]:
+    """The commands of the tutorial, exactly as its page shows them; the last one prints the detections."""
+    page = (TUTORIAL / "index.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S)
+    programs = [line.partition(" ") for line in block.splitlines()]
+    return [
+        Case(words, says=TUTORIAL_SAYS if program == "onebyone" else "", program=program)
+        for program, _, words in programs
+    ]
 
 
 def build(folder: Path) -> Path:
@@ -188,7 +206,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Build, install and run the commands; 1 if a result is unexpected."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--extras", action="store_true", help="Also install every extra and run the README's commands."
+        "--extras",
+        action="store_true",
+        help="Also install every extra and run the commands of the README and the tutorial.",
     )
     extras = parser.parse_args(words).extras
     torch = next(
@@ -215,7 +235,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 if which == "oldest":
                     environment.install(*oldest(r for key, rs in lists.items() if key != "dev" for r in rs))
                 say(f"{which}, with all extras: torch {environment.version('torch')}")
-                faults += environment.try_all((*PLAIN, *WITH_EXTRAS))
+                faults += environment.try_all((*PLAIN, *WITH_EXTRAS, *tutorial()))
     say("\n\n".join(faults) or "every command gave the expected result")
     return bool(faults)
 
