@@ -17,8 +17,8 @@ from onebyone.loading import open_dense
 from onebyone.viewing import ScanView
 
 SIZES = ((96, 160), (48, 80), (24, 40))
-#: Twice the rounding of sums of 192 and of 36 products. PyTorch's weights are below 1/√192 and 1/√36, and pixels at most
-#: 1, so that no sum of absolute products exceeds √192 · √36 < 84.
+#: Twice the rounding of sums of 192 and of 36 products. PyTorch's weights are below 1/√192 and 1/√36, and pixels at
+#: most 1, so that no sum of absolute products exceeds √192 · √36 < 84.
 BOUND = 2 * (192 + 36) * 2.0**-24 * 84
 
 

@@ -48,7 +48,7 @@ def _in_notebook() -> bool:
 @contextmanager
 def _notebook_bar(total: int, title: str) -> Iterator[Callable[[int], None]]:
     """A bar below the cell, without widgets, which need an extension of the notebook."""
-    from IPython import display as notebook
+    notebook: Any = sys.modules["IPython"].display  # not imported, because IPython is not a dependency
 
     page: Any = notebook.HTML
     show: Any = notebook.display

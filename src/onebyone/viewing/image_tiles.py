@@ -24,7 +24,8 @@ MAX_PIXELS = 2**24
 class ImageTiles:
     """The tiles of an image. Calls from several threads are served one after another, because sources require it.
 
-    Of a file with resolution levels, the finest one shown is the one that was scanned: that of `size`. Crops have the `channels` of a network, as in a scan by it; None leaves those of the file.
+    Of a file with resolution levels, the finest one shown is the one that was scanned: that of `size`. Crops have the
+    `channels` of a network, as in a scan by it; None leaves those of the file.
 
     Raises
     ------
