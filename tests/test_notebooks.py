@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-MACHINE = re.compile(r"/(?:work|root|home|tmp|Users|opt|usr|var)/|site-packages|\.pyenv|[A-Z]:\\\\", re.I)
+MACHINE = re.compile(r"/(?:work|root|home|tmp|Users|opt|usr|var)/|site-packages|\.pyenv|\b[A-Z]:\\\\", re.I)
 
 
 def _tool() -> ModuleType:

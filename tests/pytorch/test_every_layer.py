@@ -17,14 +17,14 @@ from torch.nn.utils import parametrizations, prune
 import onebyone
 
 
-def layers(net: nn.Module, to: str, level: str) -> set[str]:
-    """The paths of what `to` converts: by class and kernel. Programs keep convolutions on patches."""
+def layers(net: nn.Module, to: str) -> set[str]:
+    """The paths of what `to` converts or refuses: by class and kernel."""
     found = set()
     for path, module in net.named_modules():
         name = type(module).__name__
         linear = isinstance(module, nn.Linear) or hasattr(module, "in_features")
         kernel = getattr(module, "kernel_size", (0,)) if "Conv" in name else (0,)
-        on_patches = level != "graph" and kernel == getattr(module, "stride", None)
+        on_patches = kernel == getattr(module, "stride", None)
         if (linear and to == "conv") or ((set(kernel) == {1} or on_patches) and to == "linear"):
             found.add(path)
     return found
@@ -212,7 +212,7 @@ def test_every_layer_is_converted_or_refused(name, level):
         first = {id(module): path for path, module in net.named_modules()}  # a layer used twice has two paths
         modules = dict(net.named_modules(remove_duplicate=False))
         paths = {first[id(modules[p])] if p in modules else p for p in listed}
-        assert paths - BESIDE.get(name, set()) == layers(net, to, level)
+        assert paths - BESIDE.get(name, set()) == layers(net, to)
         assert not {change.path for change in c.changes} & {r.path for r in c.refused}
     assert all(r.reason for r in c.refused)
 
