@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onebyone.atomic_files import atomic_path
 from onebyone.errors import BadInput
-from onebyone.records import first_line
+from onebyone.records import first_line, root_cause
 
 #: Protocol buffers hold less than 2 GiB; larger models keep their tensors in a file beside.
 LARGEST_FILE = 2_000_000_000
@@ -50,10 +50,8 @@ def _save(model: ir.Model, path: Path, **options: Any) -> None:
     try:
         ir.save(model, path, format="protobuf", **options)
     except ir.serde.SerdeError as error:
-        reason: BaseException = error
-        while reason.__cause__ is not None:
-            reason = reason.__cause__
-        raise BadInput(f"model: cannot be written as an ONNX file: {first_line(reason)}") from error
+        reason = first_line(root_cause(error))
+        raise BadInput(f"model: cannot be written as an ONNX file: {reason}") from error
 
 
 def _write_with_data(model: ir.Model, path: Path, finish: Callable[[Path], object] | None) -> Path:

@@ -155,6 +155,19 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip()
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """The error that a chain of errors began with: libraries wrap one once for each of their levels.
+
+    >>> outer = ValueError("outer")
+    >>> outer.__cause__ = KeyError("inner")
+    >>> root_cause(outer)
+    KeyError('inner')
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table in plain aligned text, as `print(result)` shows it.
 

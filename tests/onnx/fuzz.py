@@ -7,6 +7,7 @@ float32 in any order; Clip keeps them small. What is right is computed by `tests
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -251,8 +252,8 @@ def check(seed: int, moves: Moves = MOVES) -> Iterator[str]:
             yield f"{to}: refused, {refusal.reason.split(' of shape ')[0][:60]}"
 
 
-def main() -> None:
-    """Check many seeds, and print what happened how often."""
+def main() -> int:
+    """Check many seeds, and print what happened how often; return 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
@@ -266,7 +267,8 @@ def main() -> None:
             print(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}")
     for name, count in sorted(counts.items()):
         print(f"{count:6d}  {name}")
+    return int(any(name.startswith("WRONG") for name in counts))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

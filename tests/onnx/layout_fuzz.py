@@ -7,6 +7,7 @@ exact in any order. Normalisations come last, in float64, and are compared withi
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -260,7 +261,7 @@ def compare(
     return (None if error <= tolerance else f"{seed}: differs by {error}"), conversion
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--first", type=int, default=0)
@@ -276,7 +277,8 @@ def main() -> None:
             wrong += 1
             print(problem, flush=True)
     print(f"{options.count} graphs, {converted} layers converted, {wrong} wrong")
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -272,7 +272,7 @@ def test_a_file_carries_what_is_known_of_the_model(tmp_path: Path) -> None:
     assert str(again.outputs[0].kind) == "probabilities:exclusive"
     with pytest.raises(onebyone.errors.BadInput, match=r"without onebyone.json"):
         load_dense(tmp_path / "model.onnx")
-    with pytest.raises(onebyone.errors.BadInput, match=r"ending in \.onnx"):
+    with pytest.raises(onebyone.errors.BadInput, match=r"expected a name that ends in \.onnx"):
         d.save(tmp_path / "dense.pt2")
 
 

@@ -6,7 +6,7 @@ Made from the TOML files alone: nothing of the package reads the numbers here.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
 
@@ -71,18 +71,21 @@ def _rank(constraint: dict[str, Any]) -> list[Pair]:
     return found
 
 
+#: The shape of a tensor whose limited axis has a given size, by the kind of axis.
+SHAPES: dict[str, Callable[[int], tuple[int, ...]]] = {
+    "batch": lambda n: (n, 8, 4, 4),
+    "channels": lambda n: (1, n, 4, 4),
+    "height": lambda n: (1, 8, n, 4),
+    "width": lambda n: (1, 8, 4, n),
+    "every": lambda n: (1, 8, 4, n),
+    "leading": lambda n: (n, 8, 4, 4),
+    "last-three": lambda n: (1, 8, n, 4),
+}
+
+
 def _size(constraint: dict[str, Any]) -> list[Pair]:
     operator, most = _operator(constraint, "Relu"), constraint["maximum"]
-    shapes = {
-        "batch": lambda n: (n, 8, 4, 4),
-        "channels": lambda n: (1, n, 4, 4),
-        "height": lambda n: (1, 8, n, 4),
-        "width": lambda n: (1, 8, 4, n),
-        "every": lambda n: (1, 8, 4, n),
-        "leading": lambda n: (n, 8, 4, 4),
-        "last-three": lambda n: (1, 8, n, 4),
-    }
-    make = shapes[constraint["axis"]]
+    make = SHAPES[constraint["axis"]]
     found = [(node(operator, make(most)), node(operator, make(most + 1)))]
     if constraint["axis"] == "leading":  # the product of several leading axes
         found.append((node(operator, (2, most // 2, 8, 4, 4)), node(operator, (2, most // 2 + 1, 8, 4, 4))))

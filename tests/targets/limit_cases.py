@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import isqrt, prod
 from typing import Any
 
 import onnx_ir as ir
 
+from tests.targets.boundary_cases import SHAPES
 from tests.targets.node_models import model_of
 from tests.targets.number_case import Case, Entry, listed_operators
 
@@ -51,19 +52,10 @@ def rank_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
 
 
 _SLIDING = ("Conv", "ConvTranspose", "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "LpPool")
-_AXES: dict[str, Callable[[int], tuple[int, ...]]] = {
-    "batch": lambda n: (n, 8, 4, 4),
-    "channels": lambda n: (1, n, 4, 4),
-    "height": lambda n: (1, 8, n, 4),
-    "width": lambda n: (1, 8, 4, n),
-    "every": lambda n: (1, 8, 4, n),
-    "leading": lambda n: (n, 8, 4, 4),
-    "last-three": lambda n: (1, 8, n, 4),
-}
 
 
 def size_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
-    shape = _AXES[entry["axis"]]
+    shape = SHAPES[entry["axis"]]
 
     def make(operator: str, size: int) -> ir.Model:
         return model_of(operator, shape(size)[: {"Gemm": 2, "Unsqueeze": 3}.get(operator, 4)])

@@ -17,6 +17,7 @@ from onnx_ir.passes.common import InlinePass, NameFixPass
 from onebyone.errors import BadInput
 from onebyone.onnx.constant_values import INLINE_FIRST, set_unknown_rank
 from onebyone.onnx.lifted_constants import lift_constants
+from onebyone.records import root_cause
 
 _logger = logging.getLogger(__name__)
 #: Key in the `meta` of a node of the inlined copy: the node of the model that it was copied from.
@@ -103,16 +104,12 @@ def inlined(model: ir.Model) -> ir.Model:
     copy = model.clone()
     for node in (node for function in copy.functions.values() for node in function.all_nodes()):
         for output in node.outputs:
-            output.const_value = (
-                None  # shared with the original, and a value that is renamed renames its tensor
-            )
+            # shared with the original, and a value that is renamed renames its tensor
+            output.const_value = None
     try:
         InlinePass()(copy)
     except Exception as error:
-        reason = error
-        while reason.__cause__ is not None:
-            reason = reason.__cause__  # type: ignore[assignment]
-        raise BadInput(f"model: its functions cannot be inlined: {reason}") from error
+        raise BadInput(f"model: its functions cannot be inlined: {root_cause(error)}") from error
     copy.functions.clear()  # those that nothing calls
     NameFixPass()(copy)
     return copy

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onebyone.onnx.constant_values import sizes_of
 from onebyone.onnx.model_rewriting import functions_of, subgraphs_of
 from onebyone.onnx.quantisation import INPUTS
-from onebyone.records import by, first_line
+from onebyone.records import by, first_line, root_cause
 
 Array = np.ndarray[Any, Any]
 
@@ -200,7 +200,7 @@ class LayerModel:
         try:
             return ir.serde.serialize_model(ir.Model(graph, ir_version=10))
         except ir.serde.SerdeError as error:  # a name that is no text, in a damaged file
-            raise NotSeparable(f"it cannot be stored as a model: {first_line(_cause(error))}") from error
+            raise NotSeparable(f"it cannot be stored as a model: {first_line(root_cause(error))}") from error
 
     def _collect(self, value: ir.Value) -> None:
         """Add what computes a value, in an order in which it can run."""
@@ -277,13 +277,6 @@ def _add_scopes(found: dict[str, Scope], prefix: str, graph: ir.Graph, outer: Sc
     for node in graph:
         for inner, subgraph in subgraphs_of(node, prefix):
             _add_scopes(found, inner, subgraph, scope)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The first of a chain of errors: onnx-ir reports a fault once for each level that it is in."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _cast(dtype: ir.DataType | None, target: ir.DataType | None) -> ir.DataType:

@@ -18,6 +18,7 @@ from onebyone.onnx import map_types
 from onebyone.onnx.file_checks import require_sound_proto, shortened
 from onebyone.onnx.shapes import quiet
 from onebyone.onnx_file import tensors_of, write_model
+from onebyone.records import first_line, root_cause
 
 
 def open_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
@@ -64,7 +65,9 @@ def _decoded(proto: onnx.ModelProto, name: str) -> ir.Model:
         with quiet():
             return map_types.decoded(proto)
     except Exception as error:
-        raise BadInput(f"{name} is not a valid ONNX model: {shortened(_reason(error))}") from error
+        raise BadInput(
+            f"{name} is not a valid ONNX model: {shortened(first_line(root_cause(error)))}"
+        ) from error
 
 
 def _require_sound(model: ir.Model, name: str) -> None:
@@ -126,9 +129,3 @@ def _require_order(graph: ir.Graph, outer: set[ir.Value], name: str) -> None:
     for output in graph.outputs:
         if output not in known:
             raise BadInput(f"{name}: its output {output.name!r} is computed by no node")
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__  # onnx-ir reports a fault once for each level that it is in
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

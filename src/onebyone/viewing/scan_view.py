@@ -32,10 +32,8 @@ from onebyone.viewing.tile_grid import TileGrid
 
 MAX_BOXES = 20_000
 """Boxes that are sent to the page, those of the highest scores; the count is that of all."""
-_MAX_SCORES = (
-    2**24
-)  # scores and positions that are read for one tile; beyond that, a coarser level of the file,
-_MAX_POSITIONS = 2**18  # or, where it has none, every n-th position
+#: Scores and positions that are read for one tile; beyond that, a coarser level of the file, or every n-th position.
+_MAX_SCORES, _MAX_POSITIONS = 2**24, 2**18
 _SAMPLES = 64  # positions per axis from which the kind of scores is assumed
 STATES = ("accepted", "rejected")
 

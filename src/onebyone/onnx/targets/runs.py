@@ -145,9 +145,8 @@ def _data_of(
             if operand is None or is_constant(operand):
                 continue
             producer = operand.producer()
-            is_new = (
-                producer is not None and WRITTEN in producer.meta
-            )  # the original has no value of this name
+            # the original has no value of the name of one that was written
+            is_new = producer is not None and WRITTEN in producer.meta
             if not is_oversized(operand) and not is_new:
                 read.append(operand)
             else:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.pytorch.files.exporting import quiet
-from onebyone.records import first_line
+from onebyone.records import first_line, root_cause
 from onebyone.results.note import NOTE
 
 if TYPE_CHECKING:
@@ -51,20 +51,15 @@ def onnx_model_of(program: ExportedProgram, note: str = "") -> ir.Model:
         with quiet():
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:
-        raise BadInput(f"model: PyTorch's exporter cannot write it as ONNX: {_reason(error)}") from error
+        # the exporter wraps the error of the operator in errors of its stages
+        reason = first_line(root_cause(error))
+        raise BadInput(f"model: PyTorch's exporter cannot write it as ONNX: {reason}") from error
     assert exported is not None  # it is None only where a path is given
     model: ir.Model = exported.model
     _name_free_axes(model)
     if note:
         model.metadata_props[NOTE] = note
     return model
-
-
-def _reason(error: BaseException) -> str:
-    """What stopped the exporter: it wraps the error of the operator in errors of its stages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)
 
 
 def _name_free_axes(model: ir.Model) -> None:
