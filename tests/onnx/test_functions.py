@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -15,6 +17,7 @@ from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.convert import convert_model
 from onebyone.onnx.evaluators import run_onnx_runtime
 from onebyone.verification.onnx_models import verify_onnx
+from tests.cli.conftest import run_command
 from tests.onnx.models import Array, bytes_of, integers, model, run
 
 LOCAL = '<domain: "local", opset_import: ["" : 20, "local" : 1]>'
@@ -324,6 +327,23 @@ def test_functions_with_another_operator_set_are_refused_by_name() -> None:
     with pytest.raises(BadInput, match="functions cannot be inlined: Opset mismatch"):
         onebyone.convert(m, inline_functions=True)
     assert "rank of its input 'x' is not known" in convert_model(m).refused[0].reason
+
+
+def test_functions_are_inlined_on_the_command_line(tmp_path: Path) -> None:
+    text, more, changes = INLINED["a weight that is an argument"]
+    proto = ir.serde.serialize_model(
+        model(text, {"w": integers(3, 2), "v": integers(3, 2, seed=7)}, more=more)
+    )
+    path, target = tmp_path / "model.onnx", tmp_path / "converted.onnx"
+    onnx.save(proto, path)
+    without = run_command("convert", path, "--json")
+    assert len(without.json["changes"]) < changes
+    assert "inline" in str(without.json["refused"])
+    done = run_command("convert", path, "--inline-functions", "-o", target, "--json")
+    assert (done.code, len(done.json["changes"]), done.json["refused"]) == (0, changes, []), done.err
+    assert not onnx.load(target).functions
+    verified = run_command("verify", path, "--inline-functions", "--shape", "4,2", "--json")
+    assert (verified.code, verified.json["equivalent"], verified.json["integer_probe"]) == (0, True, True)
 
 
 def test_a_pytorch_network_has_no_functions_to_inline() -> None:

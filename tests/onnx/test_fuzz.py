@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from onebyone.onnx import axes
+from tests.onnx import fuzz
 from tests.onnx.fuzz import FLOATING_MOVES, check
 
 
@@ -45,6 +46,20 @@ def test_a_wrong_order_of_axes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(axes, "merged", wrong)
     with pytest.raises(Exception, match=r"wrong by|cannot run|differ|Incompatible|seed"):
         _check_all(range(40))
+
+
+def test_a_sweep_with_a_fault_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def faulty(seed: int) -> list[str]:
+        assert seed != 1, "wrong by 1"
+        return ["conv: 1 converted"]
+
+    monkeypatch.setattr(fuzz, "check", faulty)
+    for count, code in ((1, 0), (2, 1)):
+        monkeypatch.setattr("sys.argv", ["fuzz", "--count", str(count)])
+        assert fuzz.main() == code
+    assert "WRONG: AssertionError" in capsys.readouterr().out
 
 
 def _check_all(seeds: range) -> None:
