@@ -81,8 +81,8 @@ def digests(path: Path) -> str:
         (3, "zarr"),
         pytest.param(20, "npz", marks=pytest.mark.slow),
         pytest.param(20, "zarr", marks=pytest.mark.slow),
-        pytest.param(8, "tif", marks=pytest.mark.slow),
-        pytest.param(8, "npy", marks=pytest.mark.slow),
+        pytest.param(20, "tif", marks=pytest.mark.slow),
+        pytest.param(20, "npy", marks=pytest.mark.slow),
     ],
 )
 def test_a_scan_that_was_killed_gives_the_same_bytes(kills: int, suffix: str, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 import onebyone
 from onebyone.cli.main import app
 from onebyone.dense import ScoreMap
+from onebyone.detection.detection_picture import heat
+from onebyone.detection.rejection import Rejection
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
@@ -139,3 +141,28 @@ def test_the_command(tmp_path: Path) -> None:
     bad = CliRunner().invoke(app, [*words, "--negatives", str(tmp_path / "missing.npz")])
     assert bad.exit_code == 2
     assert len(bad.stderr.strip().splitlines()) == 1
+
+
+def test_heat_maps_show_the_reject_class_and_no_rejected_window() -> None:
+    """One pixel a window: the largest probability beside the reject class, 0 for windows of too large an entropy."""
+    logits = random_logits(3)
+    rejection = Rejection(max_entropy=0.6, reject_logit=2.0)
+    shown = heat([logit_map(logits)], (8, 9), ["b"], rejection)
+    kept = np.zeros((8, 9))
+    for k, i, j in expected(logits, 0, max_entropy=0.6):
+        z = np.exp(logits[:, i, j].astype(np.float64))
+        kept[i, j] = max(kept[i, j], z[k] / (z.sum() + math.exp(2.0)) if k != 1 else 0)
+    assert 10 < np.count_nonzero(kept) < 62
+    np.testing.assert_allclose(shown, kept, rtol=1e-6)  # some roundings of float32, each 6e-8
+    with pytest.raises(BadInput, match="reject_logit: needs logits"):
+        heat([logit_map(np.full((3, 2, 2), 0.3), "probabilities:exclusive")], (2, 2), (), rejection)
+
+
+def test_detections_are_drawn_on_the_heat_of_the_windows_that_were_not_rejected() -> None:
+    """A threshold that leaves no box, so that the picture is the heat map alone, black where it is 0."""
+    scores = logit_map(random_logits(4))
+    found = onebyone.detect(scores, threshold=1, max_entropy=0.5)
+    drawn = np.asarray(found.draw(None, heat=[scores]))[2::4, 2::4]  # the middle of each window
+    accepted = {(i, j) for _, i, j in expected(scores.scores, 0, max_entropy=0.5)}
+    assert {(i, j) for i, j in np.ndindex(8, 9) if drawn[i, j].any()} == accepted
+    assert 5 < len(accepted) < 67

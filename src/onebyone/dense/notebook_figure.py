@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onebyone.errors import MissingExtra
+from onebyone.errors import BadInput
+from onebyone.laws.labels import foreground
 from onebyone.laws.scores import assumed_kind
 from onebyone.stores.heat_map import ramp_colours
 from onebyone.stores.pictures import pillow
@@ -24,12 +25,14 @@ def heat_figure(scores: Any) -> str:
     Of a large map a coarser level of its file is read, or every n-th position. Empty for maps that have not two axes,
     have no class but background, and where Pillow is not installed.
     """
-    shown = [k for k, name in enumerate(scores.classes) if name not in scores.labels.background]
-    if len(scores.positions) != 2 or not shown or min(scores.positions) < 1:
+    if len(scores.positions) != 2 or min(scores.positions) < 1:
         return ""
     try:
+        shown = foreground(scores.classes, scores.labels.background)
         library = pillow("a picture of the scores")
-    except MissingExtra:
+    except BadInput:  # a background that is no class, or no Pillow
+        return ""
+    if not shown:
         return ""
     level = scores.scores
     while max(level.shape[1:]) > _MOST and getattr(level, "coarser", None) is not None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onebyone.dense.images import open_levels
 from onebyone.dense.score_map import ScoreMap
 from onebyone.detection.foreground import foreground
+from onebyone.detection.rejection import Rejection
 from onebyone.errors import BadInput
 from onebyone.records import by, few
 from onebyone.stores.heat_map import heat_map
@@ -92,36 +93,50 @@ def blank(size: tuple[int, int]) -> Image.Image:
 
 
 def with_heat(
-    picture: Image.Image, maps: Sequence[ScoreMap], background: Sequence[str | int] = ()
+    picture: Image.Image,
+    maps: Sequence[ScoreMap],
+    background: Sequence[str | int] = (),
+    rejection: Rejection | None = None,
 ) -> Image.Image:
     """The picture with the probability of the most likely class that is not background drawn over it, and a legend.
 
     `maps` are the score maps of the image, or of the image at several scales, of which the largest value counts.
+    `rejection` is that of `heat`.
     """
     names = [maps[0].classes[k] for k in foreground(maps[0], background)]
     what = names[0] if len(names) == 1 else f"the most likely of {few(names)}"
-    values = heat(maps, (picture.height, picture.width), background)
+    values = heat(maps, (picture.height, picture.width), background, rejection)
     return heat_map(picture, values, Placement.identity(), f"probability of {what}")
 
 
 def heat(
-    maps: Sequence[ScoreMap], size: tuple[int, int], background: Sequence[str | int] = ()
+    maps: Sequence[ScoreMap],
+    size: tuple[int, int],
+    background: Sequence[str | int] = (),
+    rejection: Rejection | None = None,
 ) -> NDArray[np.float32]:
     """The largest probability of a class that is not background, for each pixel (h, w) of a picture of the image.
 
     Each position colours the stride × stride pixels of the image around the centre of its window. A pixel of the
     picture has the largest value of the positions that its centre belongs to or whose centre it contains; 0 where there
-    is none, and where positions have no scores. Maps are read part by part.
+    is none, and where positions have no scores. Maps are read part by part. Windows that `rejection` does not accept
+    have 0, and the reject class lowers the probabilities of all others, as in `detect`.
+
+    Raises BadInput where the scores do not allow the rejection.
     """
-    result = np.zeros(size, np.float32)
+    result, rejection = np.zeros(size, np.float32), rejection or Rejection()
     for score_map in maps:
         chosen = foreground(score_map, background)
         kind = score_map.kind or score_map.assumed_kind()
+        rejection.require(kind, len(score_map.classes))
         ratio = [n / full for n, full in zip(size, score_map.image_size, strict=True)]
         placement = Placement.identity().of_map(score_map.geometry)
         cells = [(o * r, s * r) for o, s, r in zip(placement.offset, placement.scale, ratio, strict=True)]
         for region, scores in score_map.regions():
-            values = np.clip(np.nan_to_num(kind.probabilities(scores)[chosen].max(axis=0)), 0, 1)
+            highest = rejection.probabilities(scores, kind)[chosen].max(axis=0) * rejection.accepted(
+                scores, kind
+            )
+            values = np.clip(np.nan_to_num(highest), 0, 1)
             first = []
             for axis, (span, (offset, scale)) in enumerate(zip(region, cells, strict=True)):
                 values, start = _on_pixels(values, axis, span, offset, scale, size[axis])

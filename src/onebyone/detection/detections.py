@@ -19,6 +19,7 @@ from onebyone.dense.score_map import ScoreMap
 from onebyone.detection.detection_picture import blank, picture_size, reduced, with_heat
 from onebyone.detection.notebook_figure import boxes_figure
 from onebyone.detection.overlay import draw_boxes, save_picture
+from onebyone.detection.rejection import Rejection
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.records import Readable, by, html_result, html_table, table
 from onebyone.stores.placement import Placement
@@ -39,7 +40,8 @@ class Detections(Readable):
     `boxes` (K, 4) float32 are x1, y1, x2, y2 in pixels of the image that was scanned: x1 is the box's first column and
     x2 the column after its last one, and likewise for rows. `scores` (K,) float32 are probabilities, `labels` (K,)
     int64 indices into `classes`, and `image_size` is (height, width). `placement` relates these pixels to those of the
-    image's full resolution and to the world; None where it is not known.
+    image's full resolution and to the world; None where it is not known. `rejection` is the one they were found with,
+    which heat maps below them show too.
     """
 
     boxes: NDArray[np.float32]
@@ -48,6 +50,7 @@ class Detections(Readable):
     classes: tuple[str, ...]
     image_size: tuple[int, ...]
     placement: Placement | None = None
+    rejection: Rejection | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -154,7 +157,8 @@ class Detections(Readable):
             the page, from 0, of a file with several.
         heat
             score maps of the image: the probability of the most likely class is drawn over it, below the boxes, and a
-            legend below the picture. `background` are classes to leave out besides those of the labels.
+            legend below the picture. `background` are classes to leave out besides those of the labels. Windows that
+            were rejected have no colour.
         thumbnail
             the longest side of the picture, in pixels; None draws the image at its size, or with 4096 where it has more
             than 10^8 pixels.
@@ -166,7 +170,7 @@ class Detections(Readable):
         """
         size = picture_size(self.image_size, thumbnail)
         picture = blank(size) if image is None else reduced(image, self.image_size, size, page=page)
-        result = with_heat(picture, heat, background) if heat else picture
+        result = with_heat(picture, heat, background, self.rejection) if heat else picture
         drawing = result.crop((0, 0, size[1], size[0]))  # without the legend
         captions = [f"{name} ({score:.2f})" for name, score in zip(self.names, self.scores, strict=True)]
         draw_boxes(drawing, self.resized(size).boxes, self.labels, captions)

@@ -126,6 +126,7 @@ def detect(
         classes=first.classes,
         image_size=first.full_size,
         placement=first.full_placement,
+        rejection=rejection,
     )
 
 

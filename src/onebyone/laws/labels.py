@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from onebyone.errors import BadInput
 from onebyone.records import Labels
@@ -47,6 +47,25 @@ def require_sound(labels: Labels, channels: int | None = None) -> None:
     unknown = [name for name in labels.background if counts and name not in counts]
     if unknown:
         raise BadInput(f"background: {unknown[0]!r} is not one of the classes")
+
+
+def foreground(classes: Sequence[str], background: Iterable[str | int]) -> list[int]:
+    """The numbers of the classes that are not background; `background` has names or numbers of classes.
+
+    Raises BadInput for a name or a number that is not a class.
+
+    >>> foreground(["tissue", "glass", "fold"], ["glass", 2])
+    [0]
+    """
+    excluded = set()
+    for name in background:
+        if isinstance(name, int) and 0 <= name < len(classes):
+            excluded.add(name)
+        elif name in classes:
+            excluded.add(classes.index(str(name)))
+        else:
+            raise BadInput(f"background={name!r}: expected one of the classes: {', '.join(classes)}")
+    return [k for k in range(len(classes)) if k not in excluded]
 
 
 def require_fitting(labels: Labels, counts: Iterable[int]) -> None:

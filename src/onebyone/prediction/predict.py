@@ -159,7 +159,8 @@ def _write(
     full = item.detections.image_size
     size = picture_size(full)
     reading = {name: options.get(name) for name in ("page", "axes")}
-    picture = with_heat(reduced(image, full, size, **reading), maps, options.get("background", ()))
+    drawing = reduced(image, full, size, **reading)
+    picture = with_heat(drawing, maps, options.get("background", ()), item.detections.rejection)
     save_picture(picture, heat)
     boxed = item.detections.resized(size).draw(picture.crop((0, 0, size[1], size[0])))
     picture.paste(boxed, (0, 0))  # above the legend
