@@ -16,7 +16,7 @@ small = st.integers(0, 9)
 
 @st.composite
 def plans(draw: st.DrawFn) -> ScanPlan:
-    """Plans of one or two axes with any halo, shifts and tile."""
+    """Plans of one or two axes with any halo, shifts and tile, aligned or not."""
     axes = draw(st.integers(1, 2))
     per_axis = []
     for _ in range(axes):
@@ -29,7 +29,8 @@ def plans(draw: st.DrawFn) -> ScanPlan:
     window, stride, before, after, size, shifts, tile = (tuple(v) for v in zip(*per_axis, strict=True))
     field = tuple(w + b + a for w, b, a in zip(window, before, after, strict=True))
     geometry = Geometry(window, stride, (0,) * axes, field, before, not any(before + after))
-    return plan_scan(geometry, size, shifts=shifts, tile=draw(st.sampled_from([tile, None])))
+    tile = draw(st.sampled_from([tile, None]))
+    return plan_scan(geometry, size, shifts=shifts, tile=tile, aligned=draw(st.booleans()))
 
 
 @given(plans())
@@ -191,6 +192,9 @@ def test_inner_tiles_own_the_same_number_of_positions(plan: ScanPlan) -> None:
     """Blocks are of equal size: no tile computes a whole block for a remainder of a few positions."""
     for axis, blocks in enumerate(plan.axis_tiles):
         owned = [len(block[0].write) for block in blocks]
+        if plan.aligned:
+            assert all(n == plan.tile[axis] // plan.shifts[axis] for n in owned[:-1])
+            continue
         assert all(n == plan.tile[axis] // plan.shifts[axis] for n in owned[1:-1])
         if len(owned) > 2 and plan.network.exact:
             assert owned[0] - owned[-1] < len(owned)
@@ -201,6 +205,67 @@ def test_a_tile_size_that_was_given_is_balanced_too() -> None:
     assert [[len(block[0].write) for block in axis] for axis in plan.axis_tiles] == [[83, 83]] * 2
     assert plan.pixels_read == (2 * (82 * 4 + 64)) ** 2
     assert plan_scan(_geometry(64, 4), (724, 724), tile=plan.tile).to_dict() == plan.to_dict()
+
+
+@pytest.mark.parametrize("shifts", [1, 2])
+def test_aligned_blocks_begin_at_multiples_of_their_size(shifts: int) -> None:
+    """By trying every size: the fewest blocks of at most `tile` positions of a pass, as equal as they can be."""
+    geometry = Geometry((8,), (2,), (0,), (14,), (3,), False)
+    for size in range(8, 60):
+        positions = (size - 8) // (2 // shifts) + 1
+        count = -(-positions // shifts)
+        for tile in range(shifts, 12, shifts):
+            plan = plan_scan(geometry, (size,), shifts=shifts, tile=tile, aligned=True)
+            blocks = min(n for n in range(1, count + 1) if n * (tile // shifts) >= count)
+            block = shifts * min(n for n in range(1, count + 1) if n * blocks >= count)
+            assert (plan.aligned, plan.tile, plan.positions) == (True, (block,), (positions,))
+            starts = [plan.block_region((b,))[0].start for b in range(len(plan.axis_tiles[0]))]
+            assert starts == list(range(0, positions, block))
+            assert all(part.keep.start >= 0 for blocks in plan.axis_tiles[0] for part in blocks)
+
+
+def test_block_regions_are_all_positions_of_a_block() -> None:
+    geometry = Geometry((4, 4), (2, 3), (0, 0), (4, 4), (0, 0), True)
+    plan = plan_scan(geometry, (23, 31), shifts=(2, 3), tile=(4, 6))
+    written: dict[tuple[int, ...], set[tuple[int, int]]] = {}
+    for tile in plan:
+        rows, columns = (range(n)[s.slice] for n, s in zip(plan.positions, tile.write, strict=True))
+        written.setdefault(tile.block, set()).update((i, j) for i in rows for j in columns)
+    for block, positions in written.items():
+        rows, columns = (
+            range(n)[s.slice] for n, s in zip(plan.positions, plan.block_region(block), strict=True)
+        )
+        assert {(i, j) for i in rows for j in columns} == positions
+    assert {b[0] for b in written} == set(range(len(plan.axis_tiles[0])))
+    assert list(written) == sorted(written)  # the tiles of a block follow each other
+
+
+def test_a_plan_as_plain_data() -> None:
+    geometry = Geometry((8,), (2,), (0,), (8,), (0,), True)
+    plan = plan_scan(geometry, [40], shifts=2, tile=5, aligned=True)
+    assert plan.to_dict() == {
+        "geometry": geometry.to_dict(),
+        "image_size": [40],
+        "shifts": [2],
+        "tile": [
+            6
+        ],  # five are rounded up to a multiple of the shifts, and 33 positions divided into six blocks
+        "aligned": True,
+    }
+    assert not plan_scan(geometry, (40,)).aligned
+    assert plan_scan(geometry, (40,)).to_dict()["aligned"] is False
+    assert (plan.network.stride, plan.geometry.stride) == ((2,), (1,))
+
+
+def test_shifts_are_named_wherever_they_are_given() -> None:
+    geometry = Geometry((8,), (2,), (0,), (8,), (0,), True)
+    for call in (
+        lambda: plan_scan(geometry, (20,), shifts=0),
+        lambda: finer_geometry(geometry, 0),
+        lambda: choose_tile(geometry, (20,), shifts=0),
+    ):
+        with pytest.raises(BadInput, match=r"^shifts=0: expected a positive integer, or 1 of them"):
+            call()
 
 
 def test_plans_differ_where_their_arguments_do() -> None:

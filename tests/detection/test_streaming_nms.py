@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onebyone.dense import ScoreMap
-from onebyone.detection import detect, nms
+from onebyone.detection import candidates as candidate_files
+from onebyone.detection import detect, nms, streaming_nms
 from onebyone.detection.candidates import Candidates
 from onebyone.detection.extraction import _divided
 from onebyone.detection.nms import vote
@@ -32,18 +36,55 @@ def random_boxes(seed: int, count: int, levels: int) -> tuple[np.ndarray, np.nda
     return boxes, random.integers(0, levels, count) / levels, random.integers(0, 3, count)
 
 
-@settings(max_examples=150)
+@contextmanager
+def small_blocks(size: int) -> Iterator[None]:
+    """Blocks of so many candidates, and of as many pairs, in place of the thousands of the constants."""
+    with (
+        patch.object(candidate_files, "_MIN_BLOCK", size),
+        patch.object(streaming_nms, "_BLOCK", size),
+        patch.object(streaming_nms, "_PAIRS", size),
+    ):
+        yield
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**31), st.integers(0, 90), st.integers(1, 20), st.integers(1, 9))
+def test_candidates_are_ranked_block_by_block(seed: int, count: int, capacity: int, block: int) -> None:
+    """By sorting plain tuples. No block is empty, and none is larger than what the runs have in memory."""
+    boxes, scores, labels = random_boxes(seed, count, 9)
+    rows = list(zip((-scores).tolist(), labels.tolist(), boxes.tolist(), strict=True))
+    with small_blocks(block), Candidates(capacity) as candidates:
+        for part in np.array_split(np.arange(count), 9):
+            candidates.add(boxes[part], scores[part], labels[part])
+        blocks = list(candidates.ranked())
+    ranked = [(-float(r["score"]), int(r["label"]), r["box"].tolist()) for b in blocks for r in b]
+    assert ranked == sorted(rows)
+    assert all(len(b) for b in blocks)
+    assert candidates.count == count
+    if count:
+        assert candidates.low.tolist() == boxes[:, :2].min(axis=0).tolist()
+        assert candidates.high.tolist() == boxes[:, :2].max(axis=0).tolist()
+        assert candidates.side.tolist() == (boxes[:, 2:] - boxes[:, :2]).max(axis=0).tolist()
+
+
+@settings(max_examples=100)
 @given(
-    st.integers(0, 2**31), st.integers(0, 120), st.integers(1, 40), st.integers(1, 30), IOUS, st.booleans()
+    st.integers(0, 2**31),
+    st.integers(0, 120),
+    st.integers(1, 40),
+    st.integers(1, 30),
+    st.integers(1, 12),
+    IOUS,
+    st.booleans(),
 )
 def test_suppression_of_ranked_blocks_equals_that_of_all(
-    seed: int, count: int, levels: int, capacity: int, threshold: float, per_class: bool
+    seed: int, count: int, levels: int, capacity: int, block: int, threshold: float, per_class: bool
 ) -> None:
-    """Whatever is on disk, and in whichever order candidates arrive."""
+    """Whatever is on disk, however few candidates are read and compared at once, and in whichever order they arrive."""
     boxes, scores, labels = random_boxes(seed, count, levels)
     expected, groups = nms(boxes, scores, labels, threshold, per_class=per_class)
     parts = np.array_split(np.random.default_rng(seed).permutation(count), 7)
-    with Candidates(capacity) as candidates:
+    with small_blocks(block), Candidates(capacity) as candidates:
         for part in parts:
             candidates.add(boxes[part], scores[part], labels[part])
         kept = suppress(candidates, threshold, per_class=per_class)

@@ -2,6 +2,7 @@
 
     python -m tools.mutants laws dense         # these rooms; every room without arguments
     python -m tools.mutants laws --minutes 10  # stop after ten minutes; the next call continues
+    python -m tools.mutants laws --sample 400  # the same 400 mutants of the room whenever it is called
     python -m tools.mutants laws --survivors   # also run the survivors again, after tests were added
 
 mutmut supplies the mutations: swapped operators and comparisons, changed numbers and strings, removed arguments, and so
@@ -9,12 +10,15 @@ on. They are applied in memory, and the tests of the room run in forks of a proc
 
 1. One run without a mutation records how long each test takes and which functions it calls.
 2. For a mutation inside a function, a fork replaces the function's code and runs the tests that call the function, the
-   fastest first, up to the first failure.
+   fastest first, up to the first failure. Tests that killed another mutant of the function are preferred.
 3. Mutations outside functions (constants, default values), and those that survive step 2 in functions that are called
    while modules are imported, run in a fork that imports the mutated module.
 
 Not mutated: docstrings, annotations, decorators, texts of messages (f-strings, `raise`, strings with spaces), and
 `strict=` of `zip`, which is an assertion. Mutations that do not change the bytecode are not counted.
+
+At most 20 CPU seconds of tests run on a mutant. So a survivor may be one that only slow tests notice, and scores are
+lower bounds. Of a sample, the summary has a 95 % confidence interval of the score of the whole room (Wilson's).
 
 Outcomes are kept in .mutants/ROOM.json, so a run can be interrupted; bench/results/mutants.json is the summary.
 Survivors that no test can notice are listed with the reason in tools/mutants/equivalent.json. Exit code 1 if fewer than
@@ -27,6 +31,7 @@ import argparse
 import functools
 import importlib
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -39,6 +44,7 @@ from typing import Any
 from tools.mutants.mutations import ROOT, Mutant, mutants_of
 from tools.mutants.running import (
     FAILED_TOOL,
+    IMPORTS,
     Baseline,
     Calls,
     Campaign,
@@ -46,7 +52,7 @@ from tools.mutants.running import (
     names_of_tests,
     run_imported,
     run_pytest,
-    time_limit,
+    within_budget,
 )
 
 STORE = ROOT / ".mutants"
@@ -83,7 +89,9 @@ ROOMS = {
     "lifting": Room(("src/onebyone/lifting",), ("tests/lifting",)),
     "layout": Room(("src/onebyone/layout",), ("tests/layout",)),
     "verification": Room(("src/onebyone/verification",), ("tests/verification",)),
-    "dense": Room(("src/onebyone/dense/plan.py",), ("tests/dense",)),
+    "dense": Room(
+        ("src/onebyone/dense/plan.py",), ("tests/dense/test_plan.py", "tests/dense/test_plan_bounds.py")
+    ),
     "detection": Room(("src/onebyone/detection",), ("tests/detection",)),
 }
 
@@ -124,16 +132,16 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def run_room(name: str, deadline: float, survivors: bool) -> dict[str, Any]:
-    """Run the mutants of a room that have no outcome yet, and return its summary."""
+def run_room(name: str, deadline: float, survivors: bool, sample: int | None) -> dict[str, Any]:
+    """Run the mutants of a room, or of a sample of them, that have no outcome yet, and return its summary."""
     room, ledger = ROOMS[name], Ledger(name, deadline)
     mutants = [mutant for file in room.files for mutant in mutants_of(file)]
     if survivors:
         again = {m.key for m in mutants if ledger.outcomes.get(m.key) == "survived"}
         ledger.outcomes = {key: outcome for key, outcome in ledger.outcomes.items() if key not in again}
         ledger.path.write_text(json.dumps(ledger.outcomes))
-    pending = [m for m in mutants if m.key not in ledger.outcomes]
-    pending.sort(key=lambda m: m.key)  # a random order, so that an interrupted run is a fair sample
+    mutants.sort(key=lambda m: m.key)  # keys are hashes: a random order that is always the same
+    pending = [m for m in mutants[:sample] if m.key not in ledger.outcomes]
     say(f"{name}: {len(mutants)} mutants, {len(pending)} to run")
     if pending:
         baseline = Baseline(room.files, ledger.calls_path)
@@ -150,9 +158,9 @@ def run_room(name: str, deadline: float, survivors: bool) -> dict[str, Any]:
         for mutant in pending:
             if mutant.key in ledger.outcomes or time.monotonic() >= deadline:
                 continue
-            tests = names_of_tests(mutant, calls, quick=True)
-            task = functools.partial(run_imported, room.test_paths, mutant, tests)
-            code = forked(task, 60 + time_limit(tests, calls)) if tests else 0
+            tests = within_budget(names_of_tests(mutant, calls, quick=True), calls)
+            task = functools.partial(run_imported, mutant, tests, calls)
+            code = forked(task, IMPORTS) if tests else 0
             ledger.report(mutant, code, final=True)
     return summary_of(mutants, ledger.outcomes)
 
@@ -172,13 +180,25 @@ def summary_of(mutants: Sequence[Mutant], outcomes: dict[str, str]) -> dict[str,
                 if all(r[k] == described[k] for k in ("file", "function", "before", "after"))
             ]
             survivors.append(described | {"equivalent": same[0]["reason"] if same else None})
+    survivors.sort(key=lambda survivor: (survivor["file"], survivor["line"], survivor["after"]))
     return {
         "mutants": len(mutants),
         "tested": tested,
         "killed": counts["killed"] + counts["stopped"],
         "score": round((counts["killed"] + counts["stopped"]) / tested, 4) if tested else None,
+        "interval": interval(counts["killed"] + counts["stopped"], tested, len(mutants)),
         "survivors": survivors,
     }
+
+
+def interval(killed: int, tested: int, mutants: int) -> list[float] | None:
+    """The 95 % confidence interval of the share of killed mutants (Wilson, 1927); None if all or none were tested."""
+    if tested in (0, mutants):
+        return None
+    z, share = 1.96, killed / tested
+    centre = (share + z**2 / (2 * tested)) / (1 + z**2 / tested)
+    half = z * math.sqrt(share * (1 - share) / tested + (z / (2 * tested)) ** 2) / (1 + z**2 / tested)
+    return [round(centre - half, 4), round(centre + half, 4)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,6 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("rooms", nargs="*", help=f"some of {', '.join(ROOMS)}; all of them by default")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time")
+    parser.add_argument(
+        "--sample", type=int, help="run only so many mutants of each room, chosen at random once"
+    )
     parser.add_argument("--survivors", action="store_true", help="also run the survivors again")
     options = parser.parse_args(arguments)
     if unknown := set(options.rooms) - set(ROOMS):
@@ -196,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stored = json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else {"rooms": {}}
     low = False
     for name in options.rooms or ROOMS:
-        result = run_room(name, deadline, options.survivors)
+        result = run_room(name, deadline, options.survivors, options.sample)
         low |= result["score"] is None or result["score"] < REQUIRED or result["tested"] < result["mutants"]
         unexplained = sum(s["equivalent"] is None for s in result["survivors"])
         say(
@@ -204,6 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{len(result['survivors'])} survived, {unexplained} of them without a reason; "
             f"{result['mutants'] - result['tested']} not run"
         )
+        if result["interval"]:
+            low_end, high_end = result["interval"]
+            say(f"{name}: the score of the whole room is {low_end:.1%} to {high_end:.1%} (95 % confidence)")
         stored["rooms"][name] = result
         stored["mutmut"] = metadata.version("mutmut")
         stored["rooms"] = {room: stored["rooms"][room] for room in ROOMS if room in stored["rooms"]}

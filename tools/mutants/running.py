@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import json
 import math
+import mmap
 import os
 import resource
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
@@ -28,6 +31,10 @@ MEMORY = 8 * 2**30
 """Bytes that a fork may allocate."""
 QUICK = 1.0
 """Seconds of a test that also runs on mutants of files in which it calls no function."""
+IMPORTS = 60.0
+"""CPU seconds for the import of the tests and sources."""
+BUDGET = 20.0
+"""CPU seconds of the tests that run on one mutant; one that they do not notice counts as survived."""
 
 Calls = dict[str, tuple[float, list[str]]]
 """By test: its CPU seconds, and the functions of the mutated files that it calls."""
@@ -48,8 +55,7 @@ def forked(task: Callable[[], int], seconds: float = math.inf, *, silent: bool =
                 for stream in (1, 2):
                     os.dup2(null, stream)
             if seconds < math.inf:
-                limit = int(time.process_time() + seconds) + 1
-                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+                limit_cpu(seconds)
                 pages = int(Path("/proc/self/statm").read_text().split()[0])
                 limit = pages * resource.getpagesize() + MEMORY
                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -59,6 +65,12 @@ def forked(task: Callable[[], int], seconds: float = math.inf, *, silent: bool =
             os._exit(code)
     _, status = os.waitpid(process, 0)
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+
+
+def limit_cpu(seconds: float) -> None:
+    """End this process by a signal after this many more CPU seconds."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, hard))
 
 
 def run_pytest(paths: Sequence[str], plugin: object) -> int:
@@ -105,9 +117,9 @@ class Tests:
 class Selection(Tests):
     """Runs only the named tests, in this order, with modules that `finder` supplies."""
 
-    def __init__(self, names: Sequence[str], finder: Any) -> None:
+    def __init__(self, names: Sequence[str], finder: Any, calls: Calls) -> None:
         self.order = {name: position for position, name in enumerate(names)}
-        self.finder = finder
+        self.finder, self.calls = finder, calls
 
     def pytest_collection(self) -> None:
         """Called before the collection."""
@@ -119,6 +131,10 @@ class Selection(Tests):
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Called after the collection."""
         items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid])
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Called before each test."""
+        limit_cpu(time_limit([nodeid], self.calls))
 
 
 class Baseline(Tests):
@@ -173,21 +189,31 @@ class Campaign(Tests):
         self, files: Sequence[Path], mutants: Sequence[Mutant], calls: Calls, report: Callable[..., bool]
     ) -> None:
         self.files, self.mutants, self.calls, self.report = files, mutants, calls, report
+        self.failing = mmap.mmap(-1, 8)  # shared with the forks: the number of the test that failed
+        self.kills: Counter[tuple[str, str]] = Counter()  # by function and test
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Called in place of pytest's loop over the tests."""
         items = {item.nodeid: item for item in session.items}
         functions, caches = self.live_functions()
+        gc.freeze()  # so that a collection in a fork neither visits nor copies what the libraries have allocated
         for mutant in self.mutants:
             before, after = mutant.functions or MODULE
             live = functions.get(name_of(before), [])
+            function = name_of(before)
             names = [name for name in names_of_tests(mutant, self.calls) if name in items]
+            names = within_budget(
+                sorted(names, key=lambda name: self.calls[name][0] / (1 + self.kills[function, name])),
+                self.calls,
+            )
             if not live or not names or len(before.co_freevars) != len(after.co_freevars):
                 continue
             selected = [items[name] for name in names]
             task = functools.partial(self.run, selected, live, after, caches)
             code = forked(task, time_limit(names, self.calls))
+            if code:
+                self.kills[function, names[int.from_bytes(self.failing[:8])]] += 1
             if not self.report(mutant, code, final=name_of(before) not in self.calls[COLLECTION][1]):
                 break
         return True
@@ -216,10 +242,15 @@ class Campaign(Tests):
             function.__code__ = code
         for cache in caches:
             cache.cache_clear()
-        return int(any(self.failure(a, b) for a, b in zip(items, [*items[1:], None], strict=True)))
+        for number, (item, following) in enumerate(zip(items, [*items[1:], None], strict=True)):
+            self.failing[:8] = number.to_bytes(8)
+            limit_cpu(time_limit([item.nodeid], self.calls))
+            if self.failure(item, following):
+                return 1
+        return 0
 
 
-def run_imported(paths: Sequence[str], mutant: Mutant, names: Sequence[str]) -> int:
+def run_imported(mutant: Mutant, names: Sequence[str], calls: Calls) -> int:
     """Import the mutated module in place of the original, then run the tests."""
     relative = mutant.path.relative_to(ROOT / "src").with_suffix("")
     module = ".".join(relative.parts).removesuffix(".__init__")
@@ -236,7 +267,8 @@ def run_imported(paths: Sequence[str], mutant: Mutant, names: Sequence[str]) -> 
                 spec.loader = Loader(name, str(mutant.path))
             return spec
 
-    return run_pytest(paths, Selection(names, Finder))
+    files = {name.split("::", 1)[0] for name in names}
+    return run_pytest(sorted(files), Selection(names, Finder, calls))
 
 
 def names_of_tests(mutant: Mutant, calls: Calls, *, quick: bool = False) -> list[str]:
@@ -251,9 +283,19 @@ def names_of_tests(mutant: Mutant, calls: Calls, *, quick: bool = False) -> list
     return list(dict.fromkeys([*callers, *others]))
 
 
+def within_budget(names: Sequence[str], calls: Calls) -> list[str]:
+    """The first of these tests, as many as take no more than `BUDGET` together; at least one."""
+    ends = itertools.accumulate(calls[name][0] for name in names)
+    return [
+        name
+        for number, (name, end) in enumerate(zip(names, ends, strict=True))
+        if end <= BUDGET or not number
+    ]
+
+
 def time_limit(names: Sequence[str], calls: Calls) -> float:
-    """CPU seconds after which a mutant is stopped."""
-    return 20 + 5 * sum(calls[name][0] for name in names)
+    """CPU seconds after which a mutant is stopped, without those of imports."""
+    return 5 + 5 * sum(calls[name][0] for name in names)
 
 
 def name_of(code: CodeType) -> str:
