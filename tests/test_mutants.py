@@ -121,3 +121,25 @@ raise SystemExit(c.main(["thing"]))
     assert survivors == {"if x <= 0:", "if x < 1:", "return x + 7", "return x - 8"}
     assert summary["tested"] == summary["mutants"] == summary["killed"] + len(survivors)
     assert summary["killed"] == 3  # FACTOR = 3, FACTOR = None, FACTOR / x
+    assert summary["interval"] is None  # all were tested
+
+
+def test_a_sample_has_the_interval_of_wilson() -> None:
+    """The ends are the shares p from which the sample's is 1.96 standard deviations of p away (Wilson, 1927)."""
+    from tools.mutants.__main__ import interval
+
+    low, high = interval(90, 100, 1000)
+    for p in (low, high):
+        assert abs(0.9 - p) == pytest.approx(1.96 * (p * (1 - p) / 100) ** 0.5, abs=1e-4)
+    assert low < 0.9 < high
+    assert interval(0, 0, 10) is interval(10, 10, 10) is None
+
+
+def test_the_tests_of_a_mutant_are_bounded() -> None:
+    from tools.mutants.running import BUDGET, within_budget
+
+    calls = {
+        name: (seconds * BUDGET, []) for name, seconds in (("a", 0.25), ("b", 0.75), ("c", 0.01), ("d", 2))
+    }
+    assert within_budget(["a", "b", "c"], calls) == ["a", "b"]
+    assert within_budget(["d", "a"], calls) == ["d"]

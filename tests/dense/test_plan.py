@@ -39,6 +39,7 @@ def test_every_position_is_written_once(plan: ScanPlan) -> None:
     for tile in plan:
         written[tuple(s.slice for s in tile.write)] += 1
         assert [len(s) for s in tile.keep] == [len(s) for s in tile.write]
+        assert all(len(s) for s in tile.write)
     assert (written == 1).all()
     assert len(plan) == len(list(plan))
 
@@ -221,7 +222,8 @@ def test_aligned_blocks_begin_at_multiples_of_their_size(shifts: int) -> None:
             assert (plan.aligned, plan.tile, plan.positions) == (True, (block,), (positions,))
             starts = [plan.block_region((b,))[0].start for b in range(len(plan.axis_tiles[0]))]
             assert starts == list(range(0, positions, block))
-            assert all(part.keep.start >= 0 for blocks in plan.axis_tiles[0] for part in blocks)
+            parts = [part for blocks in plan.axis_tiles[0] for part in blocks]
+            assert all(part.keep.start >= 0 and len(part.write) > 0 for part in parts)
 
 
 def test_block_regions_are_all_positions_of_a_block() -> None:

@@ -81,6 +81,13 @@ def test_a_tile_of_exactly_the_limit_is_not_divided() -> None:
     assert choose_tile(geometry, (64,), min_pixels=2**16, max_pixels=63) == (15,)
 
 
+def test_windows_side_by_side_share_nothing_so_the_smallest_tile_is_one_window() -> None:
+    assert choose_tile(one_axis(2, 2, 0, 0, 0), (20,), min_pixels=1) == (1,)
+    assert choose_tile(one_axis(3, 2, 0, 0, 0), (21,), min_pixels=1) == (
+        2,
+    )  # 6 times the one pixel they share
+
+
 def test_the_default_limits() -> None:
     """A signal of 2^16 pixels is one tile; a window of 2^21 pixels has tiles of 2^23, less than 6 times its overlap."""
     geometry = one_axis(8, 1, 0, 0, 0)

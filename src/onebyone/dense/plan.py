@@ -90,7 +90,7 @@ class ScanPlan:
     shifts: tuple[int, ...]
     tile: tuple[int, ...]
     axis_tiles: tuple[tuple[tuple[AxisTile, ...], ...], ...]  # indexed by axis, block and shift
-    aligned: bool = False
+    aligned: bool
 
     def __len__(self) -> int:
         """The number of tiles."""
