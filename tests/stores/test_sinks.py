@@ -18,7 +18,10 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
 from onebyone.errors import BadInput, Refused
+from onebyone.stores import ome_zarr_writer
 from onebyone.stores.map_description import MapDescription
+from onebyone.stores.map_reader import open_map
+from onebyone.stores.ome_zarr_writer import halved
 from onebyone.stores.placement import Placement
 from onebyone.stores.regions import Span
 from onebyone.stores.sinks import open_sink
@@ -197,16 +200,59 @@ def test_ome_zarr_states_axes_scales_and_channels(tmp_path: Path, version: str) 
     np.testing.assert_array_equal(np.asarray(node.data[1]), np.nanmean(pairs, axis=(2, 4)).astype(np.float32))
 
 
-def test_many_chunks_are_sharded(tmp_path: Path) -> None:
-    shape = (600, 40, 40)
-    sink = open_sink(tmp_path / "a.zarr", shape, MapDescription(("a",) * 600, PLACEMENT), chunk=(16, 16))
+@pytest.mark.parametrize(
+    ("channels", "most_files", "chunks", "shards", "files"),
+    [
+        (
+            600,
+            1024,
+            (200, 16, 16),
+            None,
+            27,
+        ),  # 256 channels of 16×16 positions fit a chunk; three parts are equal
+        (601, 26, (201, 16, 16), (603, 16, 16), 9),  # the last chunk of a shard holds fewer channels
+        (3, 8, (3, 16, 16), None, 9),  # a shard of one chunk would only add its index
+    ],
+)
+def test_chunks_hold_many_channels_and_are_sharded_where_there_are_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, most_files: int, chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None, files: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(ome_zarr_writer, "_MAX_FILES", most_files)
+    shape = (channels, 40, 40)
+    names = tuple(f"class {i}" for i in range(channels))
+    sink = open_sink(tmp_path / "a.zarr", shape, MapDescription(names, PLACEMENT), chunk=(16, 16))
     values = np.random.default_rng(2).normal(size=shape).astype(np.float32)
     sink.write((Span(0, 40), Span(0, 40)), values)
+    np.testing.assert_array_equal(sink.get((2, 1)), values[:, 32:40, 16:32])
     sink.finish()
     array = zarr.open_group(tmp_path / "a.zarr", mode="r")["0"]
-    assert array.shards == (600, 16, 16)
-    assert len([p for p in (tmp_path / "a.zarr" / "0" / "c").rglob("*") if p.is_file()]) == 9
+    assert (array.chunks, array.shards) == (chunks, shards)
+    assert len([p for p in (tmp_path / "a.zarr" / "0" / "c").rglob("*") if p.is_file()]) == files
     np.testing.assert_array_equal(np.asarray(array[:]), values)
+    np.testing.assert_array_equal(open_map(tmp_path / "a.zarr")[0][channels - 1], values[-1])
+
+
+def test_small_blocks_do_not_make_small_chunks_of_the_pyramid(tmp_path: Path) -> None:
+    shape = (2, 700, 531)
+    values = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    sink = open_sink(tmp_path / "a.zarr", shape, MapDescription(("a", "b"), PLACEMENT), chunk=(35, 33))
+    sink.write((Span(0, 700), Span(0, 531)), values)
+    sink.finish()
+    levels = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    assert [levels[str(i)].chunks for i in range(3)] == [(2, 35, 33), (1, 256, 256), (1, 256, 256)]
+    expected = [halved(channel) for channel in values]
+    np.testing.assert_array_equal(np.asarray(levels["1"][:]), expected)
+    np.testing.assert_array_equal(np.asarray(levels["2"][:]), [halved(channel) for channel in expected])
+
+
+@pytest.mark.parametrize("block", [(1, 1), (256, 256), (257, 300), (1011, 40), (1024, 4099), (1021, 1021)])
+def test_chunks_divide_blocks_and_are_not_tiny(block: tuple[int, int]) -> None:
+    for channels in (1, 3, 1000):
+        of_channels, *inner = ome_zarr_writer.chunk_shape(channels, block)
+        assert all(b % n == 0 and n >= min(b, 64) for b, n in zip(block, inner, strict=True))
+        assert 1 <= of_channels <= channels
+        assert of_channels == 1 or of_channels * inner[0] * inner[1] <= 256**2
 
 
 def test_geotiff_has_the_transform_of_the_positions(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ microns of the image's full resolution or, where those are not known, in its pix
 
     scale_l = m·2^l·scale,   translation_l = m·(offset + 2^l·scale/2 − 1/2)
 
-so that a viewer that shows the image with `scale = m` and no translation shows the scores in the right place. Where a
-block holds several chunks (large maps, or many classes), it is one shard in 0.5.
+so that a viewer that shows the image with `scale = m` and no translation shows the scores in the right place.
+
+A chunk has as many channels of its positions as fit into 256 KiB (1 MiB in three dimensions), because each chunk is
+read and written by a call of its own. Where a block holds several chunks (large maps, or many classes), it is one
+shard in 0.5.
 
 Specifications: https://ngff.openmicroscopy.org/0.5/ and https://ngff.openmicroscopy.org/0.4/.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import os
 from itertools import product
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,13 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.errors import BadInput, MissingExtra
+from onebyone.stores.file_sink import block_shape
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.regions import Span
 from onebyone.stores.working_folder import flush_to_disk
 
 VERSIONS = ("0.5", "0.4")
 _SPATIAL = "zyx"
-_INNER = {2: 256, 3: 64}  # positions per axis of a chunk inside a shard
+_INNER = {2: 256, 3: 64}  # positions per axis of a chunk that holds one channel
 _SMALLEST_LEVEL = 256  # levels are added until no axis is longer than this
 _MAX_FILES = 1024  # chunks are sharded where there would be more files
 #: Colours of the channels in viewers, without #: Okabe and Ito, "Color Universal Design", 2008.
@@ -126,9 +131,10 @@ class OmeZarrWriter:
         path = self._root / str(level)
         if (path / ("zarr.json" if self._v3 else ".zarray")).exists():
             return self._zarr.open_array(path, mode="r+")
-        inner = tuple(_inner_chunk(b, _INNER[len(block)]) for b in block)
-        files = shape[0] * int(np.prod([-(-n // b) for n, b in zip(shape[1:], inner, strict=True)]))
-        sharded = self._v3 and files > _MAX_FILES
+        chunk = chunk_shape(shape[0], block)
+        counts = [-(-n // c) for n, c in zip((shape[0], *block), chunk, strict=True)]  # chunks of a block
+        files = prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
+        sharded = self._v3 and files > _MAX_FILES and prod(counts) > 1
         axes = ("c", *_SPATIAL[-len(block) :])
         codecs: Any = (
             {"compressors": self._zarr.codecs.ZstdCodec(level=3), "dimension_names": axes}
@@ -139,8 +145,8 @@ class OmeZarrWriter:
             path,
             shape=shape,
             dtype="float32",
-            chunks=(1, *inner),
-            shards=(shape[0], *block) if sharded else None,
+            chunks=chunk,
+            shards=(counts[0] * chunk[0], *block) if sharded else None,
             fill_value=self._fill,
             zarr_format=3 if self._v3 else 2,
             config={"write_empty_chunks": True},
@@ -158,17 +164,19 @@ class OmeZarrWriter:
         return [prefix.joinpath(*map(str, index)) for index in product(channels, *spans)]
 
     def _write_pyramid(self) -> tuple[float, float]:
-        """Write all levels below the first, block by block. Returns the least and the greatest finite score."""
+        """Write all levels below the first, block by block. Returns the least and the greatest finite score.
+
+        Their blocks do not depend on those of the first level, which may be tiles of few positions.
+        """
         finer: Any = self._array
         low, high = float("inf"), float("-inf")
         for level in range(1, max(2, self._levels())):
             shape = (self._shape[0], *(-(-n // 2) for n in finer.shape[1:]))
-            coarser = self._level(level, shape, self._block) if level < self._levels() else None
-            ranges = [range(0, n, b) for n, b in zip(shape[1:], self._block, strict=True)]
+            block = block_shape(self._shape[0], shape[1:])
+            coarser = self._level(level, shape, block) if level < self._levels() else None
+            ranges = [range(0, n, b) for n, b in zip(shape[1:], block, strict=True)]
             for first in product(*ranges):
-                place = [
-                    slice(f, min(f + b, n)) for f, b, n in zip(first, self._block, shape[1:], strict=True)
-                ]
+                place = [slice(f, min(f + b, n)) for f, b, n in zip(first, block, shape[1:], strict=True)]
                 values = finer[(slice(None), *(slice(2 * p.start, 2 * p.stop) for p in place))]
                 finite = values[np.isfinite(values)] if level == 1 else values[:0]
                 if finite.size:
@@ -246,9 +254,25 @@ def stored_description(target: Path) -> MapDescription:
     return MapDescription.from_dict(group_attributes(target).get("onebyone"))
 
 
-def _inner_chunk(block: int, largest: int) -> int:
-    """The chunk of a block on one axis: the block itself, or its largest divisor up to `largest`."""
-    return next(n for n in range(min(block, largest), 0, -1) if block % n == 0)
+def chunk_shape(channels: int, block: tuple[int, ...]) -> tuple[int, ...]:
+    """The chunks (channels, *positions) of a map whose blocks have `block` positions per axis.
+
+    Chunks divide a block. A block without a useful divisor is one chunk.
+
+    >>> chunk_shape(4, (31, 31)), chunk_shape(1000, (64, 64)), chunk_shape(3, (512, 1011))
+    ((4, 31, 31), (16, 64, 64), (1, 256, 1011))
+    """
+    largest = _INNER[len(block)]
+    inner = [_divisor(b, largest) for b in block]
+    most = max(1, largest ** len(block) // prod(inner))
+    return (-(-channels // -(-channels // most)), *inner)
+
+
+def _divisor(block: int, largest: int) -> int:
+    """The largest divisor up to `largest`; the block itself where that would be less than a quarter of `largest`."""
+    if block <= largest:
+        return block
+    return next((n for n in range(largest, largest // 4, -1) if block % n == 0), block)
 
 
 def _zstd_v2() -> Any:
