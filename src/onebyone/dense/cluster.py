@@ -4,6 +4,10 @@ Every worker gets the network once, as a plugin that the scheduler also installs
 the image itself, and stores its blocks itself, in the folder of the scan, which all workers must see. A task is a few
 groups of blocks. At most `AHEAD` tasks for each worker wait, so a long scan does not fill the scheduler. The process
 that started the scan marks the blocks of finished tasks; the task of a worker that is lost is done again by another.
+
+A worker of n threads keeps n cores busy, so that as many workers as cores share a machine without disturbing each
+other. It therefore reads ahead in a thread of its own only where that thread would mostly wait, or the network runs on
+another device. Blocks are always written by a thread of their own, which mostly waits until they are on disk.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from onebyone.dense.guarded_source import place
 from onebyone.dense.images import open_image
 from onebyone.dense.plan import Tile
 from onebyone.dense.stored_scan import Done, compute
+from onebyone.dense.timed_source import TimedSource
 from onebyone.dense.work import ScanWork
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.stores.file_sink import SharedBlocks
@@ -30,6 +35,9 @@ from onebyone.stores.source import ImageSource
 
 #: Tasks that wait for each worker, and groups of blocks in a task: enough that reading and writing overlap the network.
 AHEAD, GROUPS = 2, 4
+
+#: Dask's setting of the environment in which a worker process starts.
+_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class ScanPlugin:
     def setup(self, worker: Any) -> None:
         """Called by Dask on each worker."""
         self._threads = int(worker.state.nthreads)
-        self._opened: tuple[Any, ImageSource] | None = None
+        self._opened: tuple[Any, TimedSource] | None = None
         self._closing = ExitStack()
 
     def teardown(self, worker: Any) -> None:
@@ -68,12 +76,13 @@ class ScanPlugin:
         """Compute and store some groups of blocks."""
         if self._opened is None:
             torch.set_num_threads(self._threads)
-            self._opened = self._closing.enter_context(self.work.runner()), self.image.open()
+            self._opened = self._closing.enter_context(self.work.runner()), TimedSource(self.image.open())
         run, source = self._opened
         stored: list[Block] = []
         peaks = [0.0]
         sink = self.blocks.open(stored.append)
-        executor = LocalExecutor(prefetch=True, write_behind=True)
+        ahead = self.work.settings.device.type != "cpu" or source.waits
+        executor = LocalExecutor(prefetch=ahead, write_behind=True)
         failures: dict[Block, tuple[str, str]] = {}
         for part in compute(self.work, run, source, sink, peaks.append, groups, executor):
             failures.update(part.failures)
@@ -140,9 +149,14 @@ def _run_task(name: str, groups: list[list[Tile]]) -> Done:
 def cluster_client(dask: Any, workers: int | None) -> Iterator[Any]:
     """A `distributed.Client`: `dask` itself, or one for its address, or one for `workers` processes on this machine.
 
+    Dask computes in threads other than the first of a process. To these, glibc gives memory that returns to the system
+    as soon as a large tensor is freed, whatever its thresholds are (see `reused_memory`), unless MALLOC_ARENA_MAX is 1.
+    The processes that are started here have this setting.
+
     Raises MissingExtra where Dask is not installed, and BadInput where no scheduler answers.
     """
     try:
+        from dask import config
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise MissingExtra("dask[distributed]", "cluster", "scanning with several workers") from error
@@ -158,7 +172,9 @@ def cluster_client(dask: Any, workers: int | None) -> Iterator[Any]:
         with client:
             yield client
     else:
+        environment = {**config.get(_ENVIRONMENT, {}), "MALLOC_ARENA_MAX": 1}
         with (
+            config.set({_ENVIRONMENT: environment}),
             LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
