@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 
 from onebyone.errors import BadInput
 
@@ -15,6 +16,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of mallopt in malloc.h
 _UNLIMITED = 2**31 - 1
 _LARGEST_MMAP_THRESHOLD = 2**25  # of those that glibc sets by itself
 _REQUESTED = re.compile(r"(?:you tried to allocate|Tried to allocate) ([\d.]+ ?\w+)")
+_lock, _contexts = Lock(), 0  # the open contexts of `reused_memory`
 _EXHAUSTED = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 
 
@@ -44,23 +46,34 @@ def reused_memory() -> Iterator[None]:
 
     glibc returns blocks of more than 32 MiB to the system as soon as they are freed. A network on a large tile
     allocates such blocks for each layer, and the system must clear every page again before each use. Free memory is
-    returned to the system at the end; the thresholds are then the largest that glibc sets by itself. Does nothing
-    where the C library has no `mallopt`.
+    returned to the system at the end.
+
+    The thresholds are then the largest that glibc sets by itself. glibc has no function that reads the earlier ones,
+    so they cannot be restored: a process that had set lower ones, by `mallopt` or by environment variables, keeps
+    freed blocks of up to 32 MiB from then on, and glibc no longer adapts the thresholds to the blocks that are freed.
+    This affects how soon free memory is returned to the system, and no result. Contexts may overlap: the last one to
+    end has the effect. Does nothing where the C library has no `mallopt`.
     """
+    global _contexts
     try:
         library = ctypes.CDLL(None)
         set_option, trim = library.mallopt, library.malloc_trim
     except (OSError, AttributeError, TypeError):  # macOS, musl, Windows
         yield
         return
-    set_option(_MMAP_THRESHOLD, _UNLIMITED)
-    set_option(_TRIM_THRESHOLD, _UNLIMITED)
+    with _lock:
+        _contexts += 1
+        set_option(_MMAP_THRESHOLD, _UNLIMITED)
+        set_option(_TRIM_THRESHOLD, _UNLIMITED)
     try:
         yield
     finally:
-        set_option(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
-        set_option(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
-        trim(0)
+        with _lock:
+            _contexts -= 1
+            if not _contexts:
+                set_option(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+                set_option(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
+                trim(0)
 
 
 def physical_memory() -> int:

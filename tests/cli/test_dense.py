@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 import onebyone
 from onebyone.cli import render
@@ -204,3 +205,20 @@ def test_a_plan_for_the_tiles_of_an_image_is_scanned_with(run: Run, folder: Path
     wrong = run("tune", "d.pt2", "--tile", "y.npy", "--shape", "1,3,40,52")
     assert wrong.code == 2
     assert "without --shape" in wrong.err
+
+
+def test_tiles_are_tuned_for_the_level_and_the_page_that_are_scanned(run: Run, folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 104, 3), dtype=np.uint8)
+    with tifffile.TiffWriter(folder / "y.tif") as file:
+        settings = {"photometric": "rgb", "tile": (16, 16)}
+        for _ in range(2):  # pages
+            file.write(pixels, subifds=1, **settings)
+            file.write(pixels[::2, ::2], subfiletype=1, **settings)
+    run("convolutionalize", ":plain", "--window", 16, "-o", "d.pt2")
+    options = ("--page", 1, "--level", 1, "--budget", 0.2, "--engines", "eager", "--json")
+    tuned = run("tune", "d.pt2", "--tile", "y.tif", *options)
+    assert tuned.json["inputs"][0]["shape"] == [1, 3, 40, 52]
+    far = run("tune", "d.pt2", "--tile", "y.tif", "--page", 7)
+    assert (far.code, "page" in far.err) == (2, True)
+    alone = run("tune", "d.pt2", "--level", 1)
+    assert (alone.code, "--tile IMAGE" in alone.err) == (2, True)

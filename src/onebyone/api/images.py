@@ -73,10 +73,19 @@ class ScannedImage:
     reason: str = ""
 
 
-def tile_example(d: Dense | str | os.PathLike[str], image: Any) -> tuple[Any, tuple[str, ...], Any]:
+def tile_example(
+    d: Dense | str | os.PathLike[str],
+    image: Any,
+    *,
+    page: int | None = None,
+    level: int | None = None,
+    mpp: float | None = None,
+    axes: str | None = None,
+) -> tuple[Any, tuple[str, ...], Any]:
     """A dense network's model, notes on it, and a random tile (1, C, h, w) as large as `scan(d, image, out=…)` reads.
 
-    `tune(model, example).save("plan.json")` then makes a plan for `scan(…, tune="plan.json")`.
+    `tune(model, example).save("plan.json")` then makes a plan for `scan(…, tune="plan.json")`. `page`, `level`, `mpp`
+    and `axes` are those of the scan, which decide the size of the image.
 
     Raises:
         BadInput: the image cannot be read, or is smaller than the window.
@@ -88,7 +97,15 @@ def tile_example(d: Dense | str | os.PathLike[str], image: Any) -> tuple[Any, tu
     from onebyone.dense.planning import Request
 
     network, notes = open_dense(d) if isinstance(d, str | os.PathLike) else (d, ())
-    source = open_image(image, channels=network.channels, axes=len(network.geometry.window))
+    source = open_image(
+        image,
+        channels=network.channels,
+        axes=len(network.geometry.window),
+        page=page,
+        level=level,
+        mpp=mpp,
+        axis_names=axes,
+    )
     output = ScoreOutput.of(network, 0, None, None, None, 0)
     shape = Request(network, network.geometry, source, output, torch.device("cpu")).tile_shape()
     return network.model, notes, torch.randn(*shape, generator=torch.Generator().manual_seed(0))

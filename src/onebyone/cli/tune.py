@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,6 +57,10 @@ def tune(
             show_default=False,
         ),
     ] = None,
+    page: o.Page = None,
+    level: o.Level = None,
+    mpp: o.MicronsPerPixel = None,
+    axes: o.Axes = None,
     fast_products: Annotated[
         bool,
         typer.Option(
@@ -87,6 +91,10 @@ def tune(
         raise typer.BadParameter(
             "expected a dense .pt2 without --shape, --weights or --pretrained", param_hint="--tile"
         )
+    read: dict[str, Any] = {"page": page, "level": level, "mpp": mpp, "axes": axes}
+    for name, value in read.items():
+        if tile is None and value is not None:
+            raise typer.BadParameter("expected --tile IMAGE beside it", param_hint=f"--{name}")
     with session(context) as run:
         from onebyone import api, atomic_files, loading
         from onebyone.cli import render
@@ -95,7 +103,7 @@ def tune(
             atomic_files.require_writable(output)
         with run.step(f"Opening {source}"):
             if tile is not None:
-                network, notes, example = api.tile_example(source, tile)
+                network, notes, example = api.tile_example(source, tile, **read)
             else:
                 network, notes, example = loading.open_with_example(
                     source, weights, shape, seed=seed, pretrained=pretrained, default_shape=o.IMAGE
