@@ -114,6 +114,9 @@ def _images(pick: random.Random) -> tuple[nn.Module, Tensor]:
             layers.append(_activation(pick))
     if pick.random() < 0.6:
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, pick.choice((5, 10, 64)))]
+    elif pick.random() < 0.6:
+        k = pick.choice((1, 3, 5))
+        layers += [nn.Conv2d(c, pick.choice((1, 3, 5)), k, padding=k // 2), _activation(pick)]
     return nn.Sequential(*layers), torch.randn(pick.choice((1, 1, 2, 3)), 3, *size)
 
 

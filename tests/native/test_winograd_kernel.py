@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from onebyone.errors import BadInput
 from onebyone.laws.winograd import F4X3
 from onebyone.native.kernels.winograd import ROUNDINGS, WinogradConvolution, packed, reference_conv2d, why_not
-from tests.native.build import U32, needs_compiler
+from onebyone.native.maps import Map
+from onebyone.native.steps import GatherStep, WinogradStep
+from tests.native.build import U32, build, input_step, needs_compiler, run, steps_of
 
 pytestmark = needs_compiler
 
@@ -107,6 +109,78 @@ def test_every_division_into_blocks(shape: tuple[int, ...]) -> None:
     assert (
         float((kernel(x, w, None) - exact).abs().max()) < 2e-5
     )  # outputs are of size 1; 18 + C roundings of 6e-8
+
+
+class Shortcut(nn.Module):
+    """A 3×3 convolution at stride 1 to which its input is added."""
+
+    def __init__(self, channels: int, relu: bool, pool: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, channels, 3, padding=1)
+        self.relu, self.pool = relu, pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, C, H, W), or half of H and W."""
+        x = self.first(x)
+        y = self.second(x) + x
+        y = y.relu() if self.relu else y
+        return F.max_pool2d(y, 2) if self.pool else y
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 18), (61, 58)])
+@pytest.mark.parametrize(("relu", "pool"), [(False, False), (True, False), (False, True), (True, True)])
+def test_an_addend_is_fused(size: tuple[int, int], relu: bool, pool: bool) -> None:
+    torch.manual_seed(0)
+    network, x = Shortcut(32, relu, pool).eval(), torch.randn(2, 3, *size)
+    steps = steps_of(network, x)
+    assert [s.kind.name for s in steps] == ["INPUT", "CONVOLUTION", "WINOGRAD"]
+    (added,) = (s.addend for s in steps if isinstance(s, WinogradStep))
+    assert added is not None
+    with torch.no_grad():
+        inner = F.conv2d(x.double(), network.first.weight.double(), network.first.bias.double())
+        w, b = network.second.weight, network.second.bias
+        exact = F.conv2d(inner, w.double(), b.double(), padding=1) + inner
+        exact = exact.relu() if relu else exact
+        exact = F.max_pool2d(exact, 2) if pool else exact
+        # the rounding of the first convolution is amplified by the second; its sums are of four numbers
+        rounding = 4 * U32 * F.conv2d(x.double().abs(), network.first.weight.double().abs())
+        rounding += 4 * U32 * network.first.bias.double().abs()[:, None, None]
+        allowed = (
+            bound(inner + rounding, w, (1, 1)) + F.conv2d(rounding, w.double().abs(), padding=1) + rounding
+        )
+        allowed += (
+            2 * U32 * (F.conv2d(inner, w.double(), b.double(), padding=1).abs() + inner.abs() + allowed)
+        )
+        allowed = F.max_pool2d(allowed, 2) if pool else allowed
+        error = (build(network, x)(x) - exact).abs()
+        assert bool((error <= allowed).all())
+        network.first.bias += 0.01  # a wrong addend exceeds the bound
+        assert bool(((build(network, x)(x) - exact).abs() > allowed).any())
+
+
+def test_an_addend_that_is_not_finite_changes_only_its_own_position() -> None:
+    g = torch.Generator().manual_seed(3)
+    x, addend = (torch.randint(-4, 5, (1, 16, 9, 9), generator=g).float() for _ in range(2))
+    w = torch.randint(-4, 5, (16, 16, 3, 3), generator=g).float()
+    y = kernel(x, w, None)
+    addend[0, 3, 4, 5], addend[0, 7, 0, 0] = float("inf"), float("nan")
+    x[0, 2, 8, 8] = float("inf")  # the windows of four outputs hold it, and their tile is computed again
+    numbers = torch.cat([part.permute(0, 2, 3, 1).reshape(-1) for part in (addend, x)])
+    first, memory = input_step(numbers)
+    source, output = Map((1, 16, 9, 9)), Map((1, 16, 9, 9))
+    copied = GatherStep(source=memory, output=source, index=torch.tensor([x.numel()]), length=x.numel())
+    step = WinogradStep(
+        input=source, output=output, weight=packed(w), padding=(1, 1), addend=Map((1, 16, 9, 9), base=memory)
+    )
+    got = run(numbers, [first, copied, step], output).view(1, 16, 9, 9)
+    expected = y + addend
+    expected[..., 7:, 7:] = float("nan")
+    finite = expected.isfinite()
+    # a tile that is computed again has the sums of other numbers: its outputs are equal within the bound
+    limit = bound(x.nan_to_num(posinf=0.0), w, (1, 1)) + 2 * U32 * expected.nan_to_num().abs()
+    assert torch.equal(got.isfinite(), finite)
+    assert bool(((got - expected).abs() <= 2 * limit)[finite].all())
+    assert float(got[0, 3, 4, 5]) == float("inf")
 
 
 def test_relu_and_max_pool_propagate_nan() -> None:

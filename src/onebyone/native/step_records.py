@@ -48,7 +48,7 @@ class ConvolutionRecord(Structure):
         *_IMAGE,
         *_integers("out_height out_width out_channels"),
         ("window", SlidingWindowRecord),
-        *_integers("whole_rows activation"),
+        *_integers("whole_rows few_outputs activation"),
     )
 
 
@@ -56,7 +56,7 @@ class WinogradRecord(Structure):
     """`WinogradStep` of steps.h."""
 
     _fields_ = (
-        *_pointers("input weight bias output scratch"),
+        *_pointers("input weight bias addend output scratch"),
         *_IMAGE,
         *_integers("out_channels pad_h pad_w relu max_pool"),
     )

@@ -3,7 +3,7 @@
 #pragma once
 #include <limits>
 #include "threads.h"
-#include "simd.h"
+#include "few_outputs.h"
 #include "red_zones.h"
 
 namespace onebyone {
@@ -44,13 +44,14 @@ inline void multiply_taps(const float* const* rows, int64_t taps, int64_t length
 struct Convolution {
   const ConvolutionStep& s;
   const float* zeros;
-  const int64_t rows, panels;
+  const int64_t rows, columns, panels;  // `columns` outputs are computed together
   const bool whole_rows;
   const int64_t taps, length;  // a tap is a position of the kernel or, with whole_rows, a row of it
   const bool pointwise;
 
   Convolution(const ConvolutionStep& step, const float* zero_row)
-      : s(step), zeros(zero_row), rows(s.samples * s.out_height * s.out_width), panels(ceil_div(s.out_channels, PANEL)),
+      : s(step), zeros(zero_row), rows(s.samples * s.out_height * s.out_width),
+        columns(s.few_outputs ? FEW_OUTPUTS : PANEL), panels(ceil_div(s.out_channels, columns)),
         whole_rows(s.whole_rows), taps(whole_rows ? s.window.kernel_h : s.window.kernel_h * s.window.kernel_w),
         length(whole_rows ? s.window.kernel_w * s.channels : s.channels),
         pointwise(taps == 1 && s.window.stride_h == 1 && s.window.stride_w == 1 && !s.window.pad_h &&
@@ -87,14 +88,17 @@ struct Convolution {
   }
 
   void multiply(int64_t row, int64_t n, int64_t panel, const float* const* from) const {
-    const float* w = s.weight + panel * taps * length * PANEL;
-    const float* bias = s.bias ? s.bias + panel * PANEL : nullptr;
-    const int64_t columns = std::min<int64_t>(PANEL, s.out_channels - panel * PANEL);
-    const int64_t offset = row * s.out_channels + panel * PANEL;
+    const int64_t first = panel * columns, outputs = std::min(columns, s.out_channels - first);
+    const float* w = s.weight + first * taps * length;
+    const float* bias = s.bias ? s.bias + first : nullptr;
+    const int64_t offset = row * s.out_channels + first;
     const float* addend = s.addend ? s.addend + offset : nullptr;
+    float* y = s.output + offset;
+    if (s.few_outputs)
+      return multiply_few_outputs(from, n, outputs, taps, length, w, bias, addend, y, s.out_channels, s.activation);
     with_rows(n, [&](auto count) {
-      const auto product = columns > LANES ? multiply_taps<count(), 2> : multiply_taps<count(), 1>;
-      product(from, taps, length, w, bias, addend, s.output + offset, s.out_channels, columns, s.activation);
+      const auto product = outputs > LANES ? multiply_taps<count(), 2> : multiply_taps<count(), 1>;
+      product(from, taps, length, w, bias, addend, y, s.out_channels, outputs, s.activation);
     });
   }
 

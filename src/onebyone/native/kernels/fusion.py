@@ -28,6 +28,8 @@ from onebyone.native.steps import (
 
 _MACS_PER_BYTE = 3
 """Roughly how many multiply-accumulates a core does in the time in which it reads one byte of weights from memory."""
+_SUM_OF_LANES, _WORTHWHILE = 12, 0.7
+"""The cost of adding the lanes of a vector, in vector operations, and the share of the cost that must be left."""
 _POOL_2X2 = SlidingWindow((2, 2), stride=(2, 2))
 
 
@@ -38,6 +40,9 @@ def lower(steps: list[Step], answer: Map, fast_products: bool = False) -> list[S
     the scaling that keeps an error bound for each row (`onebyone.laws.scaling`).
     """
     lowered = _with_winograd(steps, answer)
+    for step in lowered:
+        if isinstance(step, ConvolutionStep):
+            step.few_outputs = _few_outputs_are_faster(step)
     lowered = [_as_linear(s, fast_products) if isinstance(s, ConvolutionStep) else s for s in lowered]
     lowered = _apply_factors_in_linear_steps(lowered, answer)
     _run_in_place(lowered, answer)
@@ -62,6 +67,7 @@ def _with_winograd(steps: list[Step], answer: Map) -> list[Step]:
                     weight=step.weight,
                     bias=step.bias,
                     padding=step.window.padding,
+                    addend=step.addend,
                     relu=step.activation == Activation.RELU,
                 )
             )
@@ -121,6 +127,8 @@ def _as_linear(step: ConvolutionStep, fast_products: bool) -> ConvolutionStep | 
     rows, weight = samples * high * wide, step.weight.permute(0, 2, 3, 1).flatten(1)
     index, pieces, window = None, 1, step.window
     pointwise = window == SlidingWindow((1, 1), dilation=window.dilation)
+    if step.few_outputs:
+        return step
     if step.whole_rows or not pointwise:
         if not _strassen_levels(rows, weight, fast_products):
             return step
@@ -170,7 +178,7 @@ def _pieces(step: ConvolutionStep) -> Tensor:
 def _winograd_is_faster(step: ConvolutionStep) -> bool:
     """Whether Winograd's algorithm applies, and costs less: its weights are larger, and are read once either way."""
     samples, _, high, wide = step.output.shape
-    if step.whole_rows or step.addend is not None:
+    if step.whole_rows:
         return False
     if step.activation not in (Activation.NONE, Activation.RELU):
         return False
@@ -181,6 +189,19 @@ def _winograd_is_faster(step: ConvolutionStep) -> bool:
     direct = 9 * (samples * high * wide + 4 * _MACS_PER_BYTE)
     winograd = F4X3.edge**2 * (samples * F4X3.tiles((high, wide)) + 4 * _MACS_PER_BYTE)
     return bool(winograd < direct)
+
+
+def _few_outputs_are_faster(step: ConvolutionStep) -> bool:
+    """Whether vectors should run along the numbers that an output reads, because few outputs would not fill them.
+
+    The costs are vector operations for one row of the output. One vector of outputs takes an operation for each number
+    of the row. Along the row, each output takes a vector for every `lanes` numbers of a tap, and the sum of its lanes.
+    """
+    lanes, (outputs, channels, high, wide) = int(kernel().onebyone_lanes()), step.weight.shape
+    taps, length = (high, wide * channels) if step.whole_rows else (high * wide, channels)
+    across = taps * length * -(-outputs // lanes)
+    along = outputs * (taps * -(-length // lanes) + _SUM_OF_LANES)
+    return along < across * _WORTHWHILE
 
 
 def _as_floats(tensor: Tensor | None) -> Tensor | None:
@@ -203,7 +224,8 @@ def _pack(step: Step, fast_products: bool) -> None:
     elif isinstance(step, WinogradStep):
         step.weight, step.bias = packed(step.weight), _padded(step.bias, panel)
     elif isinstance(step, ConvolutionStep):
-        step.weight = in_panels(step.weight.permute(0, 2, 3, 1).flatten(1), panel)
+        rows = step.weight.permute(0, 2, 3, 1).flatten(1)
+        step.weight = rows.float().contiguous() if step.few_outputs else in_panels(rows, panel)
         step.bias = _padded(step.bias, panel)
 
 

@@ -73,7 +73,7 @@ static void run_step(const Step& step, const float* zeros, const Team& team) {
     case WINOGRAD: {
       const WinogradStep& s = step.winograd;
       const WinogradJob j = job_of(s, team.size);
-      winograd(j, WinogradBlocks(j), team, s.input, s.weight, s.bias, s.output, s.scratch);
+      winograd(j, WinogradBlocks(j), team, s.input, s.weight, s.bias, s.addend, s.output, s.scratch);
       break;
     }
     case DEPTHWISE: depthwise(step.depthwise, zeros, team); break;

@@ -39,14 +39,16 @@ struct ConvolutionStep {
   int64_t samples, height, width, channels;
   int64_t out_height, out_width, out_channels;
   SlidingWindow window;
-  int64_t whole_rows;  // 1: the input is already padded, and each row of the kernel reads one run of numbers
+  int64_t whole_rows;   // 1: the input is already padded, and each row of the kernel reads one run of numbers
+  int64_t few_outputs;  // 1: the weight is not packed in panels: the numbers of one output after those of another
   int64_t activation;
 };
 
-// A 3×3 convolution at stride 1 by Winograd's algorithm; `relu` and a 2×2 `max_pool` at stride 2 may follow.
+// A 3×3 convolution at stride 1 by Winograd's algorithm, + bias + addend; `relu` and a 2×2 `max_pool` at stride 2 may
+// follow.
 struct WinogradStep {
   const float *input, *weight;
-  const float* bias;  // or null
+  const float *bias, *addend;  // or null; the addend has the shape of the convolution's output
   float *output, *scratch;
   int64_t samples, height, width, channels;
   int64_t out_channels, pad_h, pad_w;

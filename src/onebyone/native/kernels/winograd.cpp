@@ -15,7 +15,7 @@ extern "C" int onebyone_winograd(const float* image, const float* weight, const 
   float* scratch = scratch_of_thread.of(blocks.floats(j));
   if (!scratch) return 1;
   onebyone::run_parallel(threads, [&](const onebyone::Team& team) {
-    onebyone::winograd(j, blocks, team, image, weight, bias, result, scratch);
+    onebyone::winograd(j, blocks, team, image, weight, bias, nullptr, result, scratch);
   });
   return 0;
 }

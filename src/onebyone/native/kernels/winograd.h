@@ -108,11 +108,11 @@ ONE_COPY void read_tile(const WinogradJob& j, const float* image, int64_t tile, 
   }
 }
 
-// Transforms the products of a tile into its outputs; returns whether all of them are finite. With REPAIR, outputs whose
-// window holds an extreme number become NaN
+// Transforms the products of a tile into its outputs, and adds the bias and the addend; returns whether all outputs are
+// finite before the addend is added. With REPAIR, outputs whose window holds an extreme number become NaN
 template <bool REPAIR>
-ONE_COPY bool write_tile(const WinogradJob& j, float* image, const float* bias, int64_t tile, const float* from,
-                         int64_t stride, const bool* extreme) {
+ONE_COPY bool write_tile(const WinogradJob& j, float* image, const float* bias, const float* addend, int64_t tile,
+                         const float* from, int64_t stride, const bool* extreme) {
   const TilePosition at(j, tile);
   const int64_t rows = std::min<int64_t>(OUT_EDGE, j.out_h() - at.top);
   const int64_t columns = std::min<int64_t>(OUT_EDGE, j.out_w() - at.left);
@@ -134,6 +134,8 @@ ONE_COPY bool write_tile(const WinogradJob& j, float* image, const float* bias, 
         for (int p = 0; REPAIR && p < 9; p++)
           if (extreme[(i + p / 3) * IN_EDGE + x + p % 3]) y[i][x] = broadcast(std::numeric_limits<float>::quiet_NaN());
         finite_check += y[i][x] * 0.0f;  // NaN for an infinity or NaN
+        if (addend && i < rows && x < columns)
+          y[i][x] += load(addend + ((at.sample * j.out_h() + at.top + i) * j.out_w() + at.left + x) * j.outputs + k);
         if (j.relu) y[i][x] = relu(y[i][x]);
       }
     }
@@ -182,8 +184,8 @@ inline void multiply(const WinogradJob& j, const float* x, const float* w, float
 
 // Computes a tile again that gave an infinity or NaN. The transforms spread such a number over all outputs of the tile; here
 // only the outputs whose window holds an extreme number become NaN, and the others get their values
-inline void repair_tile(const WinogradJob& j, const float* image, const float* weight, const float* bias, float* result,
-                        int64_t tile) {
+inline void repair_tile(const WinogradJob& j, const float* image, const float* weight, const float* bias,
+                        const float* addend, float* result, int64_t tile) {
   std::vector<float> memory(PRODUCTS * (j.in_stride() + j.out_stride()));
   float *x = memory.data(), *y = x + PRODUCTS * j.in_stride();
   bool extreme[PRODUCTS] = {};
@@ -193,7 +195,7 @@ inline void repair_tile(const WinogradJob& j, const float* image, const float* w
   for (int64_t u = 0; u < PRODUCTS * j.panels(); u++)
     multiply(j, x + u / j.panels() * j.in_stride(), weight + u * j.channels * PANEL,
              y + u / j.panels() * j.out_stride() + u % j.panels() * PANEL, 1);
-  write_tile<true>(j, result, bias, tile, y, j.out_stride(), extreme);
+  write_tile<true>(j, result, bias, addend, tile, y, j.out_stride(), extreme);
 }
 
 // bytes: weights that each thread may read for every dozen tiles; weights that a last-level cache holds; what a block that
@@ -215,16 +217,16 @@ struct WinogradBlocks {
   int64_t floats(const WinogradJob& j) const { return j.floats(size) * (separate ? j.threads : 1); }
 };
 
-// called by all threads of a team
+// called by all threads of a team; `addend` has the shape of the convolution's output, or is null
 inline void winograd(const WinogradJob& j, const WinogradBlocks& blocks, const Team& team, const float* image,
-                     const float* weight, const float* bias, float* result, float* scratch) {
+                     const float* weight, const float* bias, const float* addend, float* result, float* scratch) {
   const int64_t tiles = j.tiles(), panels = j.panels(), block = blocks.size;
   const int64_t x_stride = block * j.in_stride(), y_stride = block * j.out_stride();  // between the 36 layers
   float* memory = scratch + (blocks.separate ? team.thread * j.floats(block) : 0);
   float *x = take(memory, j.in_floats(block)), *y = take(memory, j.floats(block) - j.in_floats(block));
   const auto write = [&](int64_t tile, const float* from) {
-    if (!write_tile<false>(j, result, bias, tile, from, y_stride, nullptr))
-      repair_tile(j, image, weight, bias, result, tile);
+    if (!write_tile<false>(j, result, bias, addend, tile, from, y_stride, nullptr))
+      repair_tile(j, image, weight, bias, addend, result, tile);
   };
   const auto unit = [&](int64_t u, int64_t n) {
     multiply(j, x + u / panels * x_stride, weight + u * j.channels * PANEL, y + u / panels * y_stride + u % panels * PANEL,

@@ -49,7 +49,8 @@ class InputStep(Step):
 class ConvolutionStep(ImageStep):
     """activation(convolution(input) + bias + addend), in one group; the weight is (O, C, kernel height, width).
 
-    With `whole_rows` the input is padded already, and each row of the kernel reads one run of numbers.
+    With `whole_rows` the input is padded already, and each row of the kernel reads one run of numbers. With
+    `few_outputs` the kernel sums along the numbers that an output reads, instead of over many outputs at a time.
     """
 
     kind = Kind.CONVOLUTION
@@ -58,6 +59,7 @@ class ConvolutionStep(ImageStep):
     bias: Tensor | None = None
     window: SlidingWindow
     whole_rows: bool = False
+    few_outputs: bool = False
     addend: Map | None = None
     activation: Activation = Activation.NONE
 
@@ -66,26 +68,37 @@ class ConvolutionStep(ImageStep):
         return records.ConvolutionRecord(
             *(at(self.input), at(self.weight), at(self.bias), at(self.addend), at(self.output)),
             *(*_image(self.input), out_height, out_width, outputs),
-            *(self.window.record(), self.whole_rows, self.activation),
+            *(self.window.record(), self.whole_rows, self.few_outputs, self.activation),
         )
 
 
 @dataclass(eq=False, kw_only=True)
 class WinogradStep(ImageStep):
-    """A 3×3 convolution at stride 1 by Winograd's algorithm, then ReLU and a 2×2 max pool where they are asked for."""
+    """A 3×3 convolution at stride 1 by Winograd's algorithm + bias + addend.
+
+    ReLU and a 2×2 max pool follow where they are asked for. The addend has the shape of the convolution's output.
+    """
 
     kind = Kind.WINOGRAD
     constant = "weight"
     weight: Tensor
     bias: Tensor | None = None
     padding: tuple[int, int]
+    addend: Map | None = None
     relu: bool = False
     max_pool: bool = False
 
     def fields(self, addresses: Addresses) -> ctypes.Structure:
         at = addresses.of
         return records.WinogradRecord(
-            *(at(self.input), at(self.weight), at(self.bias), at(self.output), addresses.scratch),
+            *(
+                at(self.input),
+                at(self.weight),
+                at(self.bias),
+                at(self.addend),
+                at(self.output),
+                addresses.scratch,
+            ),
             *(*_image(self.input), self.output.shape[1], *self.padding, self.relu, self.max_pool),
         )
 
