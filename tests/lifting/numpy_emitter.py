@@ -115,6 +115,42 @@ def reduce(source: Array, reduction: str, axes: Sequence[int], keep_axes: bool =
     return getattr(np, reduction)(source, tuple(axes), keepdims=keep_axes)
 
 
+def repeat_channels(source: Array, count: int) -> Array:
+    return source.repeat(count, 1)
+
+
+def single_positions(source: Array, axes: int) -> Array:
+    return source.reshape(*source.shape[:2], *(1,) * axes, *source.shape[2:])
+
+
+def as_batch(source: Array, axes: int, shape: Sequence[int]) -> Array:
+    return np.moveaxis(source, 1, -1).reshape(-1, *shape)
+
+
+def from_batch(source: Array, like: Array, axes: int) -> Array:
+    return np.moveaxis(source.reshape(len(like), *like.shape[2:], -1), -1, 1)
+
+
+def standardise_channels(
+    source: Array, weight: Array | None, bias: Array | None, epsilon: float | None, root_mean_square: bool
+) -> Array:
+    channels = np.arange(source.shape[1])
+    centred = source if root_mean_square else source - source.mean(1, keepdims=True)
+    least = np.finfo(source.dtype).eps if epsilon is None else epsilon
+    result = centred / np.sqrt((centred * centred).mean(1, keepdims=True) + least)
+    if weight is not None:
+        result = result * per_channel(weight, channels, source.ndim - 2)
+    return result if bias is None else result + per_channel(bias, channels, source.ndim - 2)
+
+
+def select(source: Array, axis: int, index: Array) -> Array:
+    return source.take(index, axis)
+
+
+def tap(weight: Array, axis: int, position: int) -> Array:
+    return weight.take(position, axis)
+
+
 def grouped_product(source: Array, weight: Array) -> Array:
     return np.einsum("ngsk...,sko->ngso...", source, weight)
 

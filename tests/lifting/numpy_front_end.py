@@ -58,6 +58,76 @@ def _max_pool(x: Array, size: int) -> Array:
     return cut.reshape(n, c, h // size, size, w // size, size).max((3, 5))
 
 
+def _pool(
+    x: Array,
+    reduction: str,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int] | None = None,
+) -> Array:
+    """Over the last axes, position by position."""
+    steps = dilation or (1,) * len(kernel)
+    first = x.ndim - len(kernel)
+    counts = [
+        (n - (k - 1) * d - 1) // s + 1
+        for n, k, s, d in zip(x.shape[first:], kernel, stride, steps, strict=True)
+    ]
+    out = np.zeros((*x.shape[:first], *counts))
+    for position in np.ndindex(*counts):
+        taps = [
+            np.arange(p * s, p * s + (k - 1) * d + 1, d)
+            for p, s, k, d in zip(position, stride, kernel, steps, strict=True)
+        ]
+        part = x[(..., *np.ix_(*taps))]
+        out[(..., *position)] = getattr(part, reduction)(tuple(range(first, x.ndim)))
+    return out
+
+
+def _adaptive(x: Array, reduction: str, bins: Sequence[int]) -> Array:
+    """Bin i of m over n positions is [⌊i·n/m⌋, ⌈(i+1)·n/m⌉)."""
+    first = x.ndim - len(bins)
+    out = np.zeros((*x.shape[:first], *bins))
+    for position in np.ndindex(*bins):
+        spans = [
+            slice(math.floor(i * n / m), math.ceil((i + 1) * n / m))
+            for i, n, m in zip(position, x.shape[first:], bins, strict=True)
+        ]
+        out[(..., *position)] = getattr(x[(..., *spans)], reduction)(tuple(range(first, x.ndim)))
+    return out
+
+
+def _reduce(x: Array, reduction: str, axes: tuple[int, ...], keep: bool = False) -> Array:
+    if reduction == "norm":
+        return np.sqrt((x**2).sum(axes, keepdims=keep))
+    return getattr(x, reduction)(axes, keepdims=keep)
+
+
+def _layer_norm(x: Array, weight: Array, bias: Array, axes: int, root_mean_square: bool = False) -> Array:
+    last = tuple(range(-axes, 0))
+    centred = x if root_mean_square else x - x.mean(last, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(last, keepdims=True) + EPSILON) * weight + bias
+
+
+def _softmax(x: Array, axis: int) -> Array:
+    return np.exp(x) / np.exp(x).sum(axis, keepdims=True)
+
+
+def _wide_convolution(x: Array, weight: Array, bias: Array, padding: int = 0) -> Array:
+    """Over two axes, with zeros around the second."""
+    return _convolution(np.pad(x, [(0, 0), (0, 0), (0, 0), (padding, padding)]), weight, bias)
+
+
+def _dilated(x: Array, weight: Array, bias: Array, dilation: int, groups: int) -> Array:
+    """The kernel with zeros between its taps, for each group of channels by itself."""
+    out, count = [], len(weight) // groups
+    for g, part in enumerate(np.split(x, groups, 1)):
+        kernel = weight[g * count : (g + 1) * count]
+        wide = np.zeros((*kernel.shape[:2], *((n - 1) * dilation + 1 for n in kernel.shape[2:])))
+        wide[:, :, ::dilation, ::dilation] = kernel
+        out.append(_convolution(part, wide, bias[g * count : (g + 1) * count]))
+    return np.concatenate(out, 1)
+
+
 MEANINGS: dict[str, Callable[..., Any]] = {
     "convolution": _convolution,
     "max_pool": _max_pool,
@@ -76,6 +146,21 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "transpose": lambda x, order: x.transpose(order),
     "slice": lambda x, window: x[window],
     "concatenate": lambda *parts, axis: np.concatenate(parts, axis),
+    "dilated": _dilated,
+    "wide_convolution": _wide_convolution,
+    "pool": _pool,
+    "adaptive": _adaptive,
+    "reduce": _reduce,
+    "layer_norm": _layer_norm,
+    "softmax": _softmax,
+    "cumsum": lambda x, axis: x.cumsum(axis),
+    "variance": lambda x, axes: x.var(axes),
+    "stack": lambda *parts, axis: np.stack(parts, axis),
+    "select": lambda x, index, axis: x.take(index, axis),
+    "pad": lambda x, amounts, number=0.0: np.pad(
+        x, [(0, 0)] * (x.ndim - len(amounts)) + list(amounts), constant_values=number
+    ),
+    "linear_in": lambda x, weight: x @ weight,
     "repeat": lambda x, factor: x.repeat(factor, 2).repeat(factor, 3),
 }
 
@@ -91,12 +176,55 @@ def run(network: Sequence[Op], constants: Mapping[str, Array], image: Array) -> 
 # the decoder
 
 
+def _axes(source: Any, axes: Sequence[int]) -> tuple[int, ...]:
+    return operators.axes_without_batch(axes, len(source.shape) + 1)
+
+
+def _along(kind: str) -> Callable[..., operators.AxisOperator]:
+    """The decoder of an operator that keeps the elements along an axis in their order."""
+    return lambda v, axis: operators.AxisOperator(
+        v[0], _axes(v[0], (axis,)), lambda x, over: [MEANINGS[kind](x, *over)], reduces=False, any_order=False
+    )
+
+
+#: Operands and settings to the neutral operator, for operators that need nothing else.
+DECODERS: dict[str, Callable[..., Any]] = {
+    "dilated": lambda v, dilation, groups: operators.Convolution(
+        *v, (1, 1), [(0, 0)] * 2, (dilation,) * 2, groups
+    ),
+    "wide_convolution": lambda v, padding=0: operators.Convolution(
+        *v, (1, 1), [(0, 0), (padding, padding)], (1, 1), 1
+    ),
+    "pool": lambda v, reduction, kernel, stride, dilation=None: operators.Pool(
+        v[0], reduction, kernel, stride, [(0, 0)] * len(kernel), dilation or (1,) * len(kernel)
+    ),
+    "adaptive": lambda v, reduction, bins: operators.AdaptivePool(v[0], reduction, bins),
+    "reduce": lambda v, reduction, axes, keep=False: operators.Reduce(
+        v[0], reduction, _axes(v[0], axes), keep
+    ),
+    "layer_norm": lambda v, axes, root_mean_square=False: operators.LayerNorm(
+        v[0], axes, v[1], v[2], EPSILON, root_mean_square
+    ),
+    "softmax": _along("softmax"),
+    "cumsum": _along("cumsum"),
+    "variance": lambda v, axes: operators.AxisOperator(
+        v[0], _axes(v[0], axes), lambda x, over: [x.var(tuple(over))], reduces=True, any_order=True, any_extent=True
+    ),
+    "stack": lambda v, axis: operators.Stack(v, axis - 1),
+    "select": lambda v, axis: operators.Select(*v, axis - 1),
+    "pad": lambda v, amounts, number=0.0: operators.Pad(v[0], amounts, "constant", number),
+    "linear_in": lambda v: operators.Linear(*v, None, transposed=True),
+}  # fmt: skip
+
+
 def decode(op: Op, operands: Sequence[Any], call: operators.Call, nominal: Array) -> Any:
     """The neutral operator of an operator on lifted values and constants."""
     first, settings = operands[0], op.settings
     if op.kind == "convolution":
         stride, none = (settings.get("stride", 1),) * 2, [(0, 0)] * 2
         return operators.Convolution(*operands, stride, none, (1, 1), 1)
+    if op.kind in DECODERS:
+        return DECODERS[op.kind](operands, **settings)
     if op.kind == "max_pool":
         size = (settings["size"],) * 2
         return operators.Pool(first, "max", size, size, [(0, 0)] * 2, (1, 1))

@@ -90,6 +90,7 @@ ALONG: dict[str, tuple[Function, int]] = {
     "any channel": (lambda y: (y > 0).any(1).to(y.dtype), 16),
     "differences of channels": (lambda y: y.diff(dim=1), 48),
     "maxout": (lambda y: y.unflatten(1, (2, 2)).max(2)[0], 32),
+    "maxout by a pool": (lambda y: F.max_pool3d(y, (2, 1, 1)), 32),
     "powers averaged": (lambda y: F.lp_pool2d(y, 2, 2), 16),
 }
 

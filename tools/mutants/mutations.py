@@ -4,6 +4,7 @@ from __future__ import annotations
 import __future__
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import CodeType
 from typing import Any
 
 import libcst as cst
+from libcst.metadata import WhitespaceInclusivePositionProvider
 from mutmut.mutation import mutators
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,10 +52,11 @@ class Mutant:
 
 
 class Collector(cst.CSTVisitor):
-    """Collects (node, mutated node) of one top-level statement."""
+    """Collects (node, mutated node, number of blocks around it) of one top-level statement."""
 
     def __init__(self) -> None:
-        self.changes: list[tuple[cst.CSTNode, cst.CSTNode]] = []
+        self.changes: list[tuple[cst.CSTNode, cst.CSTNode, int]] = []
+        self.depth = 0
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         """Mutate the node, and descend unless it is excluded."""
@@ -61,8 +64,15 @@ class Collector(cst.CSTVisitor):
             return False
         for kind, operator in mutators.mutation_operators:
             if isinstance(node, kind):
-                self.changes += [(node, new) for new in operator(node) if not _removes_assertion(node, new)]
+                self.changes += [
+                    (node, new, self.depth) for new in operator(node) if not _removes_assertion(node, new)
+                ]
+        self.depth += isinstance(node, cst.IndentedBlock)
         return True
+
+    def on_leave(self, original_node: cst.CSTNode) -> None:
+        """Called after the children of a node."""
+        self.depth -= isinstance(original_node, cst.IndentedBlock)
 
 
 def _excluded(node: cst.CSTNode) -> bool:
@@ -97,26 +107,32 @@ def _removes_assertion(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
 def mutants_of(path: Path) -> list[Mutant]:
     """The distinct mutants of a file."""
     text = path.read_text(encoding="utf-8")
-    module = cst.parse_module(text)
-    statements = [module.code_for_node(statement) for statement in module.body]
-    start = text.index(statements[0]) if statements else 0
+    wrapper = cst.MetadataWrapper(cst.parse_module(text), unsafe_skip_copy=True)
+    module, spans = wrapper.module, wrapper.resolve(WhitespaceInclusivePositionProvider)
+    line_starts = [0, *itertools.accumulate(map(len, text.splitlines(keepends=True)))]
+
+    def span(node: cst.CSTNode) -> tuple[int, int]:
+        """The first character of a node's code, and the one after its last."""
+        first, last = spans[node].start, spans[node].end
+        return line_starts[first.line - 1] + first.column, line_starts[last.line - 1] + last.column
+
     mutants: dict[str, Mutant] = {}
     sources: set[str] = set()
-    for number, statement in enumerate(module.body):
-        head, tail = text[:start] + "".join(statements[:number]), "".join(statements[number + 1 :])
-        original = _compiled(path, head, statements[number])
+    for statement in module.body:
+        begin, end = span(statement)
+        original = _compiled(path, text[:begin], text[begin:end])
         collector = Collector()
         statement.visit(collector)
-        for node, new in collector.changes:
-            changed = statement.deep_replace(node, new)
-            assert isinstance(changed, cst.CSTNode)
-            code = module.code_for_node(changed)
-            source = head + code + tail
+        for node, new, depth in collector.changes:
+            first, last = span(node)
+            indent = "\n" + module.default_indent * depth
+            code = text[begin:first] + module.code_for_node(new).replace("\n", indent) + text[last:end]
+            source = text[:begin] + code + text[end:]
             if source in sources:
                 continue
             sources.add(source)
             try:
-                difference = _difference(original, _compiled(path, head, code))
+                difference = _difference(original, _compiled(path, text[:begin], code))
             except SyntaxError:
                 continue
             if difference is not None:

@@ -197,6 +197,7 @@ class Campaign(Tests):
         """Called in place of pytest's loop over the tests."""
         items = {item.nodeid: item for item in session.items}
         functions, caches = self.live_functions()
+        session.config.option.tbstyle = "line"  # a long traceback takes longer than most tests
         gc.freeze()  # so that a collection in a fork neither visits nor copies what the libraries have allocated
         for mutant in self.mutants:
             before, after = mutant.functions or MODULE

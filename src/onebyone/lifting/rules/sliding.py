@@ -81,7 +81,8 @@ def pool(lifter: Lifter, call: Call, operator: Pool) -> Lifted:
     if len(ops) == lifter.axes:
         value = lifter.as_map(value)
         return rule(lifter, call, operator, value, _within(value, ops))
-    kept = spatial_axes(lifter, value)
+    # a pool over as many axes as the value has pools the channels too
+    kept = spatial_axes(lifter, value) if len(value.shape) == len(ops) + 1 else ()
     if not kept or any(op.kernel > 1 for axis, op in enumerate(ops, 1) if axis not in kept):
         return pool_other_axes(lifter, call, operator)
     source = lifter.as_map(without_extra_axes(value, kept))
