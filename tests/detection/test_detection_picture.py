@@ -167,3 +167,67 @@ def test_boxes_are_drawn_where_they_are_on_a_thumbnail() -> None:
     rows, columns = np.nonzero(orange[20:60])
     assert (columns.min(), columns.max()) == (50, 89)
     assert rows.max() == 39
+
+
+def test_pictures_are_never_enlarged() -> None:
+    assert (
+        picture_size((30, 20), 30) == picture_size((30, 20), 31) == picture_size((30, 20), 32768) == (30, 20)
+    )
+    assert picture_size((10_000, 10_000)) == (10_000, 10_000)  # 10^8 pixels, and one row more
+    assert picture_size((10_001, 10_000)) == (4096, 4096)
+    assert picture_size((2, 100_000)) == (2, 100_000)
+    assert picture_size((2, 100_000), 50) == (1, 50)
+    for side in (-1, 32769):
+        with pytest.raises(BadInput, match=f"thumbnail={side}: expected a side from 1 to 32768 pixels"):
+            picture_size((10, 10), side)
+
+
+def test_boxes_and_the_legend_of_a_heat_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The boxes are where they are without a heat map, and the legend is below the picture."""
+    boxes = np.array([[100, 40, 180, 120]], np.float32)
+    found = Detections(boxes, np.ones(1, np.float32), np.zeros(1, np.int64), ("a", "b"), (200, 400))
+    cold = random_map((200, 400), 8, 8)
+    cold.scores[:] = 0
+    drawn = np.asarray(found.draw(np.zeros((200, 400), np.uint8), heat=[cold]))
+    assert drawn.shape[0] > 200
+    assert drawn.shape[1] == 400
+    rows, columns = np.nonzero((drawn[:200] == [0xE6, 0x9F, 0x00]).all(axis=2)[60:])
+    assert (columns.min(), columns.max(), rows.max() + 60) == (100, 179, 119)
+    black = np.asarray(found.draw(None, heat=[cold]))
+    assert (black[:200] == drawn[:200]).all()
+
+    legends: list[str] = []
+    monkeypatch.setattr(
+        "onebyone.detection.detection_picture.heat_map",
+        lambda picture, values, placement, legend: legends.append(legend) or picture,
+    )
+    for background in ((), ("a",)):
+        three = ScoreMap(
+            np.zeros((3, *cold.positions), np.float32),
+            cold.geometry,
+            Labels(("a", "b", "c")),
+            (200, 400),
+            kind=cold.kind,
+        )
+        found.draw(None, heat=[three], background=background)
+    found.draw(None, heat=[cold])
+    assert legends == [
+        "probability of the most likely of a, b, c",
+        "probability of the most likely of b, c",
+        "probability of a",
+    ]
+
+
+def test_a_thumbnail_of_an_array_with_channels_first() -> None:
+    image = np.zeros((3, 20, 30), np.uint8)
+    image[0] = 200
+    picture = reduced(image, (20, 30), (10, 15), axes="cyx")
+    assert (picture.size, picture.getpixel((7, 5))) == ((15, 10), (200, 0, 0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_images_that_are_not_finite_are_not_drawn(bad: float) -> None:
+    image = np.zeros((20, 30), np.float32)
+    image[3, 4] = bad
+    with pytest.raises(BadInput, match="the image has values that are not finite, so it cannot be drawn"):
+        reduced(image, (20, 30), (20, 30))

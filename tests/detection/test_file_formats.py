@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onebyone.detection import Detections, coco_ground_truth, coco_results
+from onebyone.errors import BadInput
 from onebyone.stores.placement import Placement
 
 FOUND = Detections(
@@ -147,3 +148,10 @@ def test_resized_detections_are_at_the_same_place_of_the_world() -> None:
     for a, b in zip(placed.to_geojson()["features"], half.to_geojson()["features"], strict=True):
         np.testing.assert_allclose(a["geometry"]["coordinates"], b["geometry"]["coordinates"], rtol=1e-6)
     assert FOUND.resized((15, 20)).placement is None
+
+
+def test_the_formats_are_listed_where_none_fits(tmp_path: Path) -> None:
+    known = ".json, .geojson, .csv, .parquet, .png, .jpg, .jpeg, .tif, .tiff, .webp, .pdf"
+    with pytest.raises(BadInput) as error:
+        FOUND.save(tmp_path / "a.txt")
+    assert str(error.value).endswith(f"a.txt: expected a file name that ends in one of {known}")

@@ -155,9 +155,13 @@ def run_room(name: str, deadline: float, survivors: bool, sample: int | None) ->
         campaign = Campaign(room.files, pending, calls, ledger.report)
         forked(functools.partial(run_pytest, room.test_paths, campaign), silent=False)
         ledger.load()
-        for mutant in pending:
-            if mutant.key in ledger.outcomes or time.monotonic() >= deadline:
-                continue
+        if time.monotonic() >= deadline:
+            # those before the last that was run, also beyond the deadline, so that what was run is a random sample
+            run = [number for number, mutant in enumerate(pending) if mutant.key in ledger.outcomes]
+            pending = pending[: max(run, default=-1) + 1]
+        remaining = [mutant for mutant in pending if mutant.key not in ledger.outcomes]
+        say(f"{name}: {len(remaining)} mutants by importing their module")
+        for mutant in remaining:
             tests = within_budget(names_of_tests(mutant, calls, quick=True), calls)
             task = functools.partial(run_imported, mutant, tests, calls)
             code = forked(task, IMPORTS) if tests else 0
