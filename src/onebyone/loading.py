@@ -52,14 +52,18 @@ def open_model(
     *,
     seed: int = 0,
     pretrained: bool = False,
+    default_shape: Sequence[int] | None = None,
 ) -> tuple[Any, tuple[str, ...], Any]:
     """`open_with_example`, for functions that take ONNX models too: then the example is a dict by input name."""
     model = onnx_model(spec)
     if model is None:
-        return open_with_example(spec, weights, shape, seed=seed, pretrained=pretrained)
+        return open_with_example(
+            spec, weights, shape, seed=seed, pretrained=pretrained, default_shape=default_shape
+        )
     require_own_weights(spec, weights, pretrained)
     from onebyone.onnx.evaluators import random_feeds
 
+    shape = shape or default_shape
     return model, (), None if shape is None else random_feeds(model, shape, seed)
 
 

@@ -180,6 +180,21 @@ def test_an_unreadable_region_is_reported_with_its_place_and_the_rest_is_kept(tm
     assert len(error.value.failures) == len(blocks - kept)
 
 
+@pytest.mark.filterwarnings("ignore:bfloat16. on a tile:onebyone.errors.InexactWarning")
+@pytest.mark.parametrize("option", [{"half": "bfloat16"}, {"nodata": 9}])
+def test_what_reads_the_image_beforehand_leaves_an_unreadable_region_to_the_scan(
+    option: dict[str, Any], tmp_path: Path
+) -> None:
+    """The error of 16 bits is measured on another tile, and the pixels in the region are taken to have data."""
+    plan = plan_scan(exact_net().geometry, (83, 71), tile=3, aligned=True)
+    rows, columns = list(plan)[len(plan) // 2].read
+    broken = FaultySource(integer_image(83, 71)[..., None], (rows.start + 3, columns.start + 3), times=10**9)
+    with pytest.raises(Unfinished, match="All others are kept") as error:
+        scan(exact_net(), broken, out=tmp_path / "s.npz", tile=3, **option)
+    kept = list((tmp_path / "s.npz.partial" / "blocks").rglob("*.npy"))
+    assert len(kept) + len(error.value.failures) == len({t.block for t in plan})
+
+
 def test_a_region_that_can_be_read_at_the_third_attempt_is_no_failure(tmp_path: Path) -> None:
     image = integer_image(83, 71)
     flaky = FaultySource(image[..., None], (50, 40), times=0)

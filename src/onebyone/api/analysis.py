@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from onebyone.loading import example_of, require_network, runnable
+from onebyone.errors import BadInput
+from onebyone.loading import example_of, onnx_model, require_network, runnable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,7 +121,8 @@ def tune(
     """Find the fastest equivalent form of a network on this machine.
 
     Args:
-        model: an `nn.Module`, an `ExportedProgram`, or the name of a source.
+        model: an `nn.Module`, an `ExportedProgram`, or the name of a source. Or an ONNX model of one input, which is
+            measured in ONNX Runtime and OpenVINO, where they are installed, as it is.
         example: a typical input: a tensor, a tuple of positional or a dict of keyword arguments. Optional for a
             program that stores one.
         budget: approximate time limit in seconds.
@@ -152,6 +154,26 @@ def tune(
     """
     from onebyone.tuning import tune as select
 
+    onnx = onnx_model(model)
+    if onnx is not None:
+        if dtypes or dynamic_batch or fast_products:
+            raise BadInput(
+                "dtypes, dynamic_batch, fast_products: an ONNX model is measured as it is; expected a PyTorch network"
+            )
+        from onebyone.tuning.onnx_tuning import tune_onnx
+
+        return tune_onnx(
+            onnx,
+            example,
+            budget=budget,
+            engines=engines,
+            threads=threads,
+            device=device,
+            seed=seed,
+            progress=progress,
+            plan=plan,
+            force=force,
+        )
     network = require_network(model)
     return select(
         network,

@@ -40,8 +40,8 @@ def scan(
         min_agreement: minimum share of sampled windows whose best class must be the same as for the cropped window
             (`.agreement`), for networks that are not exact. A share below 0.95 causes a warning.
         options: labels, device, batch, shifts, stride, tile, memory, output, score_kind, softmax, page, level,
-            mpp, axes, mask, nodata, resize, mode ("dense", or "windows" to crop every window), tune, half, compared,
-            progress, workers, dask: see `onebyone.dense.scan`.
+            mpp, axes, mask, nodata, resize, mode ("dense", or "windows" to crop every window), tune, engine, half,
+            compared, progress, workers, dask: see `onebyone.dense.scan`.
 
     Returns:
         A `ScoreMap`: `.scores` of shape (classes, H', W'), with the geometry, the labels and the kind of scores.

@@ -159,6 +159,15 @@ def scan(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="onnxruntime|openvino",
+            help="What runs an ONNX model; OpenVINO's scores are checked beside ONNX Runtime's first.",
+            show_default="onnxruntime",
+        ),
+    ] = None,
     half: Annotated[
         Half | None,
         typer.Option(
@@ -240,6 +249,7 @@ def scan(
             "dask": dask,
             "mode": mode.value,
             "tune": tune if plan is None else plan,
+            "engine": engine,
             "half": half,
         }
         with run.progress(f"Scanning {image.name}") as report:

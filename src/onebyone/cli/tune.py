@@ -13,7 +13,7 @@ from onebyone.cli.session import session
 
 def tune(
     context: typer.Context,
-    source: o.Source,
+    source: o.SourceOrOnnx,
     shape: o.Shape = None,
     weights: o.Weights = None,
     pretrained: o.Pretrained = False,
@@ -23,7 +23,7 @@ def tune(
         o.list_option(
             "--engines",
             "eager, compile, compile+freeze, aot-inductor, onednn-graph, onebyone (torch means these six), "
-            "onnxruntime, openvino; or all.",
+            "onnxruntime, openvino; or all. For an ONNX model: onnxruntime, openvino.",
             show_default="all that are installed",
         ),
     ] = None,
@@ -53,7 +53,7 @@ def tune(
         typer.Option(
             "--tile",
             metavar="IMAGE",
-            help="Tune a dense .pt2 for the tiles of this image, for scan --plan.",
+            help="Tune a dense .pt2 or .onnx for the tiles of this image, for scan --plan.",
             show_default=False,
         ),
     ] = None,
@@ -83,13 +83,13 @@ def tune(
 
     Measures every form of its layers, and the whole network in every form under every installed engine; selects by
     the time of the whole network, and verifies the selection. Without --shape the input is 1×3×224×224, or the
-    example stored in a .pt2.
+    example stored in a .pt2. An ONNX model is measured as it is, in ONNX Runtime and OpenVINO.
     """
     if output is not None and output.suffix != ".json":
         raise typer.BadParameter("expected a file name ending in .json", param_hint="--output")
     if tile is not None and (shape is not None or weights is not None or pretrained):
         raise typer.BadParameter(
-            "expected a dense .pt2 without --shape, --weights or --pretrained", param_hint="--tile"
+            "expected a dense .pt2 or .onnx without --shape, --weights or --pretrained", param_hint="--tile"
         )
     read: dict[str, Any] = {"page": page, "level": level, "mpp": mpp, "axes": axes}
     for name, value in read.items():
@@ -105,7 +105,7 @@ def tune(
             if tile is not None:
                 network, notes, example = api.tile_example(source, tile, **read)
             else:
-                network, notes, example = loading.open_with_example(
+                network, notes, example = loading.open_model(
                     source, weights, shape, seed=seed, pretrained=pretrained, default_shape=o.IMAGE
                 )
         with run.progress("Applying the plan" if plan else "Measuring") as progress:

@@ -182,6 +182,8 @@ def cluster_client(dask: Any, workers: int | None) -> Iterator[Any]:
                 dashboard_address=None,
                 memory_limit=None,
                 silence_logs=50,
+                # a free port that no other machine reaches, where Dask would warn of one that is in use
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             ) as cluster,
             Client(cluster) as client,
         ):

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.dense.fingerprint import of_image
+from onebyone.dense.guarded_source import read_or_none
 from onebyone.dense.images import open_image
 from onebyone.dense.plan import ScanPlan
 from onebyone.errors import BadInput
@@ -60,8 +61,12 @@ class MaskImage(SourceProperties):
     given: Any = None
 
     def flags(self, region: Region) -> Bools:
-        """Whether each pixel of a region is part of the mask."""
-        flags: Bools = np.any(self.source.read(region) != 0, axis=-1)
+        """Whether each pixel of a region is part of the mask. Raises BadInput where it cannot be read."""
+        try:
+            values = self.source.read(region)
+        except BadInput as error:
+            raise BadInput(f"mask: {error}") from error
+        flags: Bools = np.any(values != 0, axis=-1)
         return flags
 
     def describe(self) -> dict[str, Any]:
@@ -77,8 +82,10 @@ class PixelsWithData(SourceProperties):
     nodata: float
 
     def flags(self, region: Region) -> Bools:
-        """Whether each pixel of a region has data."""
-        values = self.source.read(region)
+        """Whether each pixel of a region has data; taken as true where it cannot be read, which the scan reports."""
+        values = read_or_none(self.source, region)
+        if values is None:
+            return np.ones(tuple(map(len, region)), bool)
         with_data = ~np.isnan(values) if isnan(self.nodata) else values != self.nodata
         flags: Bools = np.any(with_data, axis=-1)
         return flags

@@ -80,6 +80,18 @@ class GuardedSource(SourceProperties):
         return np.zeros((*(len(span) for span in region), self.channels), self.dtype)
 
 
+def read_or_none(source: ImageSource, region: Region) -> NDArray[Any] | None:
+    """The pixels of a region, which is read again after an error; None where it cannot be read."""
+    for _ in range(ATTEMPTS):
+        try:
+            return source.read(region)
+        except MemoryError:
+            raise
+        except Exception:  # readers of damaged files raise errors of many types
+            continue
+    return None
+
+
 def place(region: Region) -> str:
     """A region of pixels for messages.
 

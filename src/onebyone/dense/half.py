@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from onebyone.dense.guarded_source import GuardedSource
 from onebyone.dense.plan import Tile
 from onebyone.dense.preprocessing import normalise
 from onebyone.dense.runner import HALF, open_runner
@@ -49,12 +50,17 @@ class HalfError:
 
 
 def measure_half(work: ScanWork, source: ImageSource) -> HalfError:
-    """Run the tile in the middle of the plan in 16 bits and in the network's own type.
+    """Run the tile in the middle of the plan, or the next that can be read, in 16 bits and in the network's own type.
 
-    Raises BadInput where the scores in 16 bits are not finite: float16 ends at 65,504.
+    Raises BadInput where the scores in 16 bits are not finite: float16 ends at 65,504. And where no tile can be read.
     """
-    tile = list(work.plan)[len(work.plan) // 2]
-    batch = normalise(source.read(tile.read), work.labels)[None]
+    guard, tiles = GuardedSource(source), list(work.plan)
+    for tile in tiles[len(tiles) // 2 :] + tiles[: len(tiles) // 2]:
+        batch = normalise(guard.read(tile.read), work.labels)[None]
+        if tuple(tile.read) not in guard.failures:
+            break
+    else:
+        raise BadInput(f"half={work.settings.half!r}: no tile of the image can be read to measure its error")
     scores = _scores(work, tile, batch)
     exact = _scores(replace(work, settings=replace(work.settings, half=None)), tile, batch)
     if not np.isfinite(scores).all():

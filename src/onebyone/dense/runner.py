@@ -37,38 +37,41 @@ class TileRunner(Protocol):
 
 @contextmanager
 def open_runner(model: Any, settings: TorchSettings) -> Iterator[TileRunner]:
-    """A runner for a PyTorch network, or for an ONNX model in ONNX Runtime, with PyTorch's number of threads."""
+    """A runner for a PyTorch network, or for an ONNX model in its engine, with PyTorch's number of threads."""
     if isinstance(model, nn.Module):
         with torch_runner(model, settings) as torch_run:
             yield torch_run
         return
-    from onebyone.dense.onnx_runner import onnx_runner
+    from onebyone.dense.onnx_runner import OnnxRunner
+    from onebyone.tuning.onnx_engines import LoadedOnnx
 
     threads = torch.get_num_threads()
-    with onnx_runner(model, output=settings.output, device=str(settings.device), threads=threads) as run:
-        yield run
+    loaded = LoadedOnnx(model, settings.engine or "onnxruntime", device=str(settings.device), threads=threads)
+    yield OnnxRunner(loaded, settings.output)
 
 
 @dataclass(frozen=True)
 class TorchSettings:
-    """How a PyTorch network is run: where, in which memory order, and which of its outputs is taken.
+    """How a network is run: where, in which memory order, and which of its outputs is taken.
 
-    `half` is the type of 16 bits that it computes in, "bfloat16" or "float16"; None keeps its own type.
+    `half` is the type of 16 bits that a PyTorch network computes in, "bfloat16" or "float16"; None keeps its own type.
+    `engine` is what runs an ONNX model, "onnxruntime" or "openvino"; None is ONNX Runtime.
     """
 
     device: torch.device
     channels_last: bool
     output: int | str = 0
     half: str | None = None
+    engine: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data."""
-        half = {} if self.half is None else {"half": self.half}
+        named = {"half": self.half, "engine": self.engine}
         return {
             "device": self.device.type,
             "channels_last": self.channels_last,
             "output": self.output,
-            **half,
+            **{name: value for name, value in named.items() if value is not None},
         }
 
 

@@ -18,6 +18,7 @@ from onebyone.dense.half import measure_half, require_half
 from onebyone.dense.images import open_image
 from onebyone.dense.memory_scan import scan_in_memory
 from onebyone.dense.network import Dense, ScoreOutput, dilated_network, shifts_for, windows_geometry
+from onebyone.dense.onnx_engine import probe_shape, require_fitting_engine, with_engine
 from onebyone.dense.plan import PerAxis
 from onebyone.dense.planning import Request
 from onebyone.dense.preprocessing import warn_of_raw_pixels
@@ -61,6 +62,7 @@ def scan(
     resize: float = 1,
     mode: str = "dense",
     tune: Tune = False,
+    engine: str | None = None,
     half: str | None = None,
     compared: int | None = None,
     progress: Progress = None,
@@ -142,7 +144,11 @@ def scan(
         True to measure which form of the network is the fastest for the shape of the tiles, in PyTorch, in the engine
         of this package, and in ONNX Runtime and OpenVINO where they are installed, and to scan with it. Its outputs are
         checked as `onebyone.tune` does. This takes the time of some hundred tiles, and with `out` the plan is kept
-        in OUT.tuning.json. Or a plan, or the path of one, that was made for such tiles.
+        in OUT.tuning.json. Or a plan, or the path of one, that was made for such tiles. Of an ONNX model the engine is
+        chosen.
+    engine
+        what runs an ONNX model: "onnxruntime", or "openvino", whose scores of two tiles are compared with those of ONNX
+        Runtime first.
     half
         "bfloat16" or "float16": the network runs in 16 bits. A warning states how far the scores of a tile are from
         those in the network's own type.
@@ -159,6 +165,8 @@ def scan(
 
     Raises
     ------
+    NotEquivalent
+        where the chosen engine or plan does not compute the network's outputs up to rounding errors.
     BadInput
         for an image smaller than the window, with other channels or with values that are not finite; for shifts that
         do not divide the stride; for a device that cannot be used; for a network whose output does not have the
@@ -192,7 +200,7 @@ def scan(
         raise BadInput("out: is missing; several workers write their scores to a file")
     shifts = shifts_for(d, shifts, stride)
     windows = mode == "windows"
-    _require_compatible(windows, tune, half, d.model)
+    _require_compatible(windows, tune, half, engine, d.model)
     geometry = windows_geometry(d, shifts) if windows else d.geometry
     complete = mask is None and nodata_of(source, nodata) is None
     if windows and out is None and isinstance(d.model, nn.Module) and complete:
@@ -216,9 +224,11 @@ def scan(
     if tune is not False:
         shape = (1, source.channels, *next(iter(work.plan)).read_shape)
         threads = None if workers is None else 1
-        work = replace(
-            work, tuned=tuned_tile(d.model, shape, work.settings.device, tune, out=out, threads=threads)
-        )
+        probe = probe_shape(work, source.channels)
+        tuned = tuned_tile(d.model, shape, work.settings.device, tune, out=out, threads=threads, probe=probe)
+        work = replace(work, tuned=tuned)
+    if engine is not None:
+        work = with_engine(work, source.channels, engine)
     if half is not None:
         work = replace(work, settings=replace(work.settings, half=half))
         warnings.warn(str(measure_half(work, source)), InexactWarning, stacklevel=2)
@@ -232,9 +242,12 @@ def scan(
     return result
 
 
-def _require_compatible(windows: bool, tune: Tune, half: str | None, model: Any) -> None:
+def _require_compatible(windows: bool, tune: Tune, half: str | None, engine: str | None, model: Any) -> None:
     """Raise BadInput where the way in which the network runs does not fit the mode."""
     require_half(half, model)
+    require_fitting_engine(engine, model)
+    if engine is not None and tune is not False:
+        raise BadInput(f"engine={engine!r} and tune were both given; expected one of them")
     if half is not None and (windows or tune is not False):
         raise BadInput(f"half={half!r}: expected mode='dense' without tune")
     if windows and tune is not False:

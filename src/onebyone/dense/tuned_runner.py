@@ -1,7 +1,8 @@
 """Tiles in their fastest form: `tune` measures the network on the shape of a tile, and the runner uses its choice.
 
 Engines such as the one of this package compile a network for one shape. Nearly all tiles of a plan have the same
-shape, so they run in the chosen form; tiles at the borders and single windows run in PyTorch.
+shape, so they run in the chosen form; tiles at the borders and single windows run in PyTorch. For an ONNX model the
+choice is an engine that takes every shape, so all tiles run in it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,9 @@ from torch import nn
 
 from onebyone.dense.outputs import select_output
 from onebyone.dense.runner import TorchRunner, TorchSettings, floating_dtype, torch_runner
-from onebyone.errors import BadInput
 from onebyone.pytorch.lift.exported_graph import evaluating
 from onebyone.tuning import TuningPlan
-from onebyone.tuning import tune as select
+from onebyone.tuning import tune as tune_network
 
 #: The engines that are tried for tiles, the last one first. Others compile for minutes, or run smaller products better.
 ENGINES = ("eager", "openvino", "onnxruntime", "onebyone")
@@ -68,6 +69,7 @@ def tuned_tile(
     *,
     out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    probe: Sequence[int] | None = None,
 ) -> TunedTile:
     """Choose the fastest verified form of a network for tiles of `shape` (1, C, *pixels).
 
@@ -76,31 +78,43 @@ def tuned_tile(
         out: the output of the scan. Beside it, in OUT.tuning.json, a measured plan is kept, and read again when the
             scan goes on, because another form would give other roundings.
         threads: of one run; None takes PyTorch's setting.
+        probe: the shape of a smaller tile on which the engines of an ONNX model are compared with float64 too.
 
     Raises:
-        BadInput: the network is not a PyTorch module, or a plan cannot be read or built.
+        BadInput: a plan cannot be read or built.
         Refused: the plan was made for another tile, network or machine.
     """
-    if not isinstance(model, nn.Module):
-        raise BadInput("tune: an ONNX model is run by ONNX Runtime; expected a PyTorch network")
-    example = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(floating_dtype(model))
+    example = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    select = _selection(model, probe)
+    if isinstance(model, nn.Module):
+        example = example.to(floating_dtype(model))
     kept = None if out is None else Path(out).with_name(f"{Path(out).name}.tuning.json")
     plan = kept if tune is True and kept is not None and kept.exists() else tune
     if plan is True:
-        tuned = select(
-            model,
-            example,
-            budget=max(_LEAST_SECONDS, _RUNS * _seconds_of_run(model, example)),
-            engines=ENGINES,
-            threads=threads,
-            device=device,
-        )
+        budget = _LEAST_SECONDS
+        if isinstance(model, nn.Module):
+            budget = max(budget, _RUNS * _seconds_of_run(model, example))
+        tuned = select(model, example, budget=budget, threads=threads, device=device)
         if kept is not None:
             tuned.save(kept)
     else:
         assert not isinstance(plan, bool)
         tuned = select(model, example, plan=plan, threads=threads, device=device)
     return TunedTile(tuned.plan, tuned.model)
+
+
+def _selection(model: Any, probe: Sequence[int] | None) -> Any:
+    """The function that tunes a model of this kind."""
+    if isinstance(model, nn.Module):
+        return partial(tune_network, engines=ENGINES)
+    from onebyone.tuning.onnx_tuning import tune_onnx
+
+    return partial(tune_onnx, probes=() if probe is None else (probe_tile(probe),))
+
+
+def probe_tile(shape: Sequence[int]) -> torch.Tensor:
+    """A random tile."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
 def _seconds_of_run(model: nn.Module, example: torch.Tensor) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import nn
 
 from onebyone.dense.fingerprint import of_network
 from onebyone.dense.plan import ScanPlan
@@ -36,11 +38,14 @@ class ScanWork:
     @contextmanager
     def runner(self) -> Iterator[TileRunner]:
         """The network, ready to run on batches of tiles."""
-        if self.tuned is not None:
+        if self.tuned is not None and isinstance(self.model, nn.Module):
             with reused_memory(), tuned_runner(self.model, self.settings, self.tuned) as tuned_run:
                 yield tuned_run
             return
-        with reused_memory(), open_runner(self.model, self.settings) as run:
+        settings = self.settings
+        if self.tuned is not None:
+            settings = replace(settings, engine=self.tuned.plan.choice["engine"])
+        with reused_memory(), open_runner(self.model, settings) as run:
             yield run if self.windows is None else WindowRunner(run, self.plan.network, self.windows)
 
     def describe(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ time uses the folder; others may put data into it on its behalf.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -30,6 +31,20 @@ _MAX_IDENTITY_BYTES = 2**24
 _IDENTITY, _MARKS = "scan.json", "done"
 DESCRIPTION = "map.json"
 _HEADER = 8  # bytes before the marks
+
+
+def _allocate(handle: int, size: int) -> None:
+    """Give a file its size and its space on disk; the bytes that exist are kept.
+
+    Without the space, a mark that is set through memory on a full disk would end the process.
+    """
+    os.ftruncate(handle, size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot do it
+                raise
 
 
 class WorkingFolder:
@@ -67,7 +82,7 @@ class WorkingFolder:
             self._require_same_scan({"format": _FORMAT, **key, "grid": list(grid)})
             handle = os.open(self.path / _MARKS, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                os.ftruncate(handle, _HEADER + math.prod(grid))  # keeps the bytes that exist
+                _allocate(handle, _HEADER + math.prod(grid))
             finally:
                 os.close(handle)
             self._peak = np.memmap(self.path / _MARKS, np.float64, "r+", shape=(1,))

@@ -61,6 +61,25 @@ def describe_network(network: nn.Module, operators: str) -> dict[str, Any]:
     }
 
 
+def describe_onnx_model(model: Any) -> dict[str, Any]:
+    """Return the same for an ONNX model of onnx-ir: fingerprints of its weights' names, shapes and types, and nodes."""
+    weights = {str(name): value.const_value for name, value in model.graph.initializers.items()}
+    shapes = [(name, list(t.shape.numpy()), str(t.dtype)) for name, t in weights.items()]
+    plain = (int, float, str, tuple)
+    nodes = []
+    for node in model.graph.all_nodes():
+        settings = sorted(
+            f"{a.name}={a.value}" for a in node.attributes.values() if isinstance(a.value, plain)
+        )
+        nodes.append(f"{node.domain} {node.op_type} {[v and v.name for v in node.inputs]} {settings}")
+    return {
+        "name": str(model.graph.name),
+        "parameters": sum(int(t.size) for t in weights.values()),
+        "weights": _digest(sorted(map(str, shapes))),
+        "operators": _digest(nodes),
+    }
+
+
 class OperatorFingerprint:
     """A fingerprint of what a run computes: every operator with its numeric arguments and the shape of its result.
 

@@ -14,6 +14,8 @@ from onebyone.tuning.tuned_model import TunedModel
 from onebyone.verification.result import Verification
 
 BASELINE = "eager:original"
+ONNX_BASELINE = "onnxruntime:original"
+"""The candidate that others are compared with, of an ONNX model."""
 _MAX_ROWS, _MAX_SEARCHED, _MAX_NAMES = 25, 3, 5
 Rows = list[tuple[str, ...]]
 Table = tuple[list[str], Rows]
@@ -56,15 +58,16 @@ def headline(plan: TuningPlan) -> str:
 def tables(plan: TuningPlan) -> list[Table]:
     """Return (headers, rows) of three tables: timed candidates, refused candidates, and layers with their forms."""
     timed = sorted((c for c in plan.candidates if _is_timed(c)), key=lambda c: c["median_ms"])
-    eager_ms = next((c["median_ms"] for c in timed if c.get("name") == BASELINE), None)
-    rows = [_candidate_row(c, eager_ms, plan.choice) for c in timed]
+    base = next((c for c in timed if c.get("name") in (BASELINE, ONNX_BASELINE)), None)
+    base_ms, beside = (base["median_ms"], str(base.get("engine"))) if base else (None, "eager")
+    rows = [_candidate_row(c, base_ms, plan.choice) for c in timed]
     refused: dict[str, list[str]] = {}
     for c in plan.candidates:
         if not _is_timed(c):
             refused.setdefault(str(c.get("refused")), []).append(str(c.get("name")))
     return [
         (
-            ["candidate", "ms", "spread", "runs", "× eager", "rounding ratio", "worst row", ""],
+            ["candidate", "ms", "spread", "runs", f"× {beside}", "rounding ratio", "worst row", ""],
             _shown_rows(rows),
         ),
         (["not chosen, because", "candidates"], [(reason, _few(names)) for reason, names in refused.items()]),
@@ -96,16 +99,14 @@ def _is_timed(candidate: Mapping[str, Any]) -> bool:
     return candidate.get("median_ms") is not None and not candidate.get("refused")
 
 
-def _candidate_row(
-    c: Mapping[str, Any], eager_ms: float | None, choice: Mapping[str, Any]
-) -> tuple[str, ...]:
+def _candidate_row(c: Mapping[str, Any], base_ms: float | None, choice: Mapping[str, Any]) -> tuple[str, ...]:
     ratios = [c.get("rounding_ratio"), c.get("row_ratio")]
     return (
         str(c.get("name")),
         milliseconds(c["median_ms"]),
         milliseconds(c.get("spread_ms")),
         str(c.get("runs")),
-        f"{eager_ms / c['median_ms']:.2f}" if eager_ms else "",
+        f"{base_ms / c['median_ms']:.2f}" if base_ms else "",
         *(f"{r:.3g}" if isinstance(r, int | float) else "–" for r in ratios),
         "chosen" if c.get("name") == choice.get("name") else "",
     )

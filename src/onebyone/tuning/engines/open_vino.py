@@ -49,12 +49,21 @@ def _compiled(exported: Exported, settings: EngineSettings) -> Any:
             model = ov.convert_model(exported.program)
         except Exception:  # its ONNX front end may support operators that its PyTorch front end does not
             model = _through_onnx(exported)
-        hints = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": settings.threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+    return compiled_model(model, settings.threads)
+
+
+def compiled_model(model: Any, threads: int) -> Any:
+    """A model of OpenVINO, or the path of an ONNX file, compiled for the processor: float32, `threads` threads."""
+    hints = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import openvino as ov
+
         return ov.Core().compile_model(model, "CPU", hints)
 
 
