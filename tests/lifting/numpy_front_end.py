@@ -108,6 +108,16 @@ def _layer_norm(x: Array, weight: Array, bias: Array, axes: int, root_mean_squar
     return centred / np.sqrt((centred**2).mean(last, keepdims=True) + EPSILON) * weight + bias
 
 
+def _group_norm(x: Array, weight: Array, bias: Array, groups: int | None) -> Array:
+    """Over each group of channels and all positions; None: each channel by itself."""
+    count = groups or x.shape[1]
+    parts = x.reshape(len(x), count, -1)
+    centred = parts - parts.mean(2, keepdims=True)
+    normed = (centred / np.sqrt(centred.var(2, keepdims=True) + EPSILON)).reshape(x.shape)
+    wide = (-1, *(1,) * (x.ndim - 2))
+    return normed * weight.reshape(wide) + bias.reshape(wide)
+
+
 def _softmax(x: Array, axis: int) -> Array:
     return np.exp(x) / np.exp(x).sum(axis, keepdims=True)
 
@@ -161,6 +171,8 @@ MEANINGS: dict[str, Callable[..., Any]] = {
         x, [(0, 0)] * (x.ndim - len(amounts)) + list(amounts), constant_values=number
     ),
     "linear_in": lambda x, weight: x @ weight,
+    "group_norm": _group_norm,
+    "convolution_1d": lambda x, weight, bias: _convolution(x[:, :, None], weight[:, :, None], bias)[:, :, 0],
     "repeat": lambda x, factor: x.repeat(factor, 2).repeat(factor, 3),
 }
 
@@ -213,6 +225,8 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "stack": lambda v, axis: operators.Stack(v, axis - 1),
     "select": lambda v, axis: operators.Select(*v, axis - 1),
     "pad": lambda v, amounts, number=0.0: operators.Pad(v[0], amounts, "constant", number),
+    "group_norm": lambda v, groups: operators.GroupNorm(v[0], groups, v[1], v[2], EPSILON),
+    "convolution_1d": lambda v: operators.Convolution(*v, (1,), [(0, 0)], (1,), 1),
     "linear_in": lambda v: operators.Linear(*v, None, transposed=True),
 }  # fmt: skip
 
@@ -256,11 +270,18 @@ def any_size(
     image: Array,
     window: tuple[int, ...],
     context: str | None = None,
+    **settings: Any,
 ) -> tuple[Array, tuple[int, ...], Lifter]:
-    """The last value of the network at every window of a larger image, `(N, K, *positions)`; the stride in pixels."""
+    """The last value of the network at every window of a larger image, `(N, K, *positions)`; the stride in pixels.
+
+    `settings` are those of the lifter. Constants named "known…" are part of the code, not of a checkpoint.
+    """
     nominal = run(network, constants, np.zeros((BATCH, image.shape[1], *window)))
-    lifter = Lifter(numpy_emitter, window, context=context)  # type: ignore[arg-type]
-    values: dict[str, Any] = {name: Const(array, array.shape, name) for name, array in constants.items()}
+    lifter = Lifter(numpy_emitter, window, context=context, **settings)  # type: ignore[arg-type]
+    values: dict[str, Any] = {
+        name: Const(array, array.shape, name, array if name.startswith("known") else None)
+        for name, array in constants.items()
+    }
     values["image"] = Lifted(image, Grid.image(image.shape[1], window))
     for op in network:
         operands = [values[name] for name in op.operands]
