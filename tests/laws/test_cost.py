@@ -268,3 +268,28 @@ def test_cropped_windows_in_batches() -> None:
     one, two = (cost.network(layers, (4,), batch, itemsize=2) for batch in (1, 2))
     expected = Cost(one.parameters, 5 * one.macs, 2 * two.bytes_read + one.bytes_read, 5 * one.bytes_written)
     assert cost.every_window(layers, (4,), (5,), batch=2, itemsize=2) == expected
+
+
+def test_a_flattened_map_counts_bytes_of_its_own_type() -> None:
+    half, whole = (cost.flatten_linear(2, 3, (4, 5), 6, itemsize=n) for n in (2, 4))
+    assert half == cost.linear(2, 60, 6, itemsize=2)
+    assert (2 * half.bytes_read, 2 * half.bytes_written) == (whole.bytes_read, whole.bytes_written)
+
+
+def test_the_ranking_is_by_the_rates_of_the_processor_that_is_given() -> None:
+    works = [cost.Work(path, path, 10**6, 4 * 10**6, 4 * 10**6) for path in ("linear", "conv")]
+    even = dict.fromkeys(cost.PATHS, 1e-12)
+    for fast in ("linear", "conv"):
+        rates = {**dict.fromkeys(cost.PATHS, 1e-9), fast: 1e-12}
+        processor = cost.Processor(rates, even, even, 1e-12, 1e-12)
+        assert cost.rank(works, processor)[0] == fast
+
+
+def test_the_built_in_rates_are_those_of_a_processor() -> None:
+    """Each path has every rate, and a unit of work takes less than a millionth of a second beyond the call."""
+    for path in cost.PATHS:
+        for per in (cost.DEFAULT.seconds_per_mac, cost.DEFAULT.seconds_per_weight_byte):
+            assert 1e-13 < per[path] < 1e-9
+        assert 1e-7 < cost.DEFAULT.seconds_per_call[path] < 1e-4
+    assert 1e-12 < cost.DEFAULT.seconds_per_byte < 1e-9
+    assert 1e-12 < cost.DEFAULT.seconds_per_copied_byte < 1e-9

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from onebyone.errors import BadInput
-from onebyone.laws.labels import require_fitting, require_sound
+from onebyone.laws.labels import foreground, require_fitting, require_sound
 from onebyone.records import Labels
 
 
@@ -60,3 +60,13 @@ def test_class_names_must_match_the_channels_of_an_output() -> None:
         require_fitting(named, [4, 5, 4])
     with pytest.raises(BadInput, match=r"^classes: labels name 2 classes and the network gives 3$"):
         require_fitting(named, [3])
+
+
+def test_the_foreground_is_what_is_not_named() -> None:
+    classes = ["a", "b", "c"]
+    assert foreground(classes, []) == [0, 1, 2]
+    assert [foreground(classes, [k]) for k in (0, 2)] == [[1, 2], [0, 1]]
+    assert foreground(classes, ["b", 0, "b"]) == [2]
+    for bad in (-1, 3, "d"):
+        with pytest.raises(BadInput, match=f"^background={bad!r}: expected one of the classes: a, b, c$"):
+            foreground(classes, [bad])

@@ -220,3 +220,12 @@ def test_rows_that_are_not_finite_enter_as_zeros() -> None:
 def test_a_product_that_is_too_large_is_infinite_without_a_warning() -> None:
     y = multiply(np.full((2, 2), 3e38, np.float32), np.ones((2, 2), np.float32), 1)
     assert np.isposinf(y).all()
+
+
+@pytest.mark.parametrize("exponent", [-60, 0, 1, 10, 60])
+def test_scales_of_sizes_just_above_a_power_of_two(exponent: int) -> None:
+    """In float64 the logarithm of the next number above 2^10 is 10, but the power above it is 2^11."""
+    large, small = np.nextafter(2.0**exponent, np.inf), 2.0 ** (exponent - 20)
+    scales = channel_scales(np.array([[large, small]]))
+    assert scales is not None
+    assert scales.tolist() == [1.0, 2.0**-21]

@@ -155,3 +155,28 @@ def test_an_empty_map_of_scores_is_possible() -> None:
     empty = np.zeros((2, 0), np.float32)
     assert ScoreKind("probabilities").probabilities(empty).shape == (2, 0)
     assert str(assumed_kind(empty)[0]) == "probabilities:exclusive"
+
+
+def test_softmax_of_large_logits_at_several_positions() -> None:
+    """Each position by itself: a difference of 1 has the same probabilities at 1000 and at -1000."""
+    scores = np.array([[[1000.0, -1000.0]], [[999.0, -1001.0]]], np.float32)
+    high = 1 / (1 + math.exp(-1))
+    found = ScoreKind("logits").probabilities(scores)
+    np.testing.assert_allclose(found, [[[high, high]], [[1 - high, 1 - high]]], rtol=RELATIVE)
+
+
+def test_sums_of_exactly_the_allowed_excess() -> None:
+    """Two classes: 10 roundings of half precision, at one position of a map with two axes."""
+    scores = np.full((2, 3, 4), 0.5, np.float64)
+    scores[1, 2, 1] += 10 * 2.0**-11
+    assert str(assumed_kind(scores)[0]) == "probabilities:exclusive"
+    scores[1, 2, 1] += 2.0**-40
+    assert str(assumed_kind(scores)[0]) == "probabilities"
+
+
+def test_log_probabilities_up_to_the_rounding_of_half_precision() -> None:
+    kind = ScoreKind("log-probabilities")
+    assert kind.probabilities(np.array([[2.0**-11]])).tolist() == [[1.0]]
+    with pytest.raises(BadInput, match=r"the largest score is .*; expected at most 0"):
+        kind.probabilities(np.array([[2.0**-11 * 1.001]]))
+    assert kind.probabilities(np.zeros((2, 0), np.float32)).shape == (2, 0)

@@ -123,3 +123,21 @@ def test_the_wider_dtype_is_used() -> None:
 
 def test_tiles_of_one_axis() -> None:
     assert [F4X3.tiles((n,)) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+
+
+def test_outputs_have_the_wider_type_of_both_operands() -> None:
+    tile, weight = np.ones((1, 2, 6, 6)), np.ones((3, 2, 3, 3))
+    for a, b, kind in ((np.float32, np.float64, np.float64), (np.float64, np.float32, np.float64),
+                       (np.float32, np.float32, np.float32)):  # fmt: skip
+        assert F4X3.correlate(tile.astype(a), weight.astype(b)).dtype == kind
+    third = np.full((1, 1, 6, 6), 1 / 3)
+    exact = F4X3.correlate(third.astype(np.float32), np.ones((1, 1, 3, 3)))
+    assert abs(exact - 9 * float(np.float32(1 / 3))).max() < 1e-13  # entries of float32 would be off by 1e-7
+
+
+@pytest.mark.parametrize(("outputs", "taps"), [(0, 4), (4, 0), (-1, 5)])
+def test_at_least_one_output_and_one_tap(outputs: int, taps: int) -> None:
+    with pytest.raises(
+        BadInput, match=rf"expected {outputs + taps - 2} distinct points for F\({outputs}, {taps}\)"
+    ):
+        winograd(outputs, taps, range(outputs + taps - 2))
