@@ -101,6 +101,17 @@ def repeat_positions(source: Array, factors: Sequence[int]) -> Array:
     return source
 
 
+def interpolate(source: Array, factors: Sequence[int]) -> Array:
+    for axis, factor in enumerate(factors, 2):
+        n = source.shape[axis]
+        at = np.clip((np.arange(n * factor) + 0.5) / factor - 0.5, 0, n - 1)
+        below = np.floor(at).astype(int)
+        share = (at - below).reshape(-1, *(1,) * (source.ndim - axis - 1))
+        above = np.minimum(below + 1, n - 1)
+        source = source.take(below, axis) * (1 - share) + source.take(above, axis) * share
+    return source
+
+
 def split_channels(source: Array, sizes: Sequence[int]) -> Array:
     return source.reshape(len(source), *sizes, *source.shape[2:])
 

@@ -108,6 +108,26 @@ def _layer_norm(x: Array, weight: Array, bias: Array, axes: int, root_mean_squar
     return centred / np.sqrt((centred**2).mean(last, keepdims=True) + EPSILON) * weight + bias
 
 
+def _twice(x: Array) -> Array:
+    """Positions at quarters between their neighbours, those outside at the border."""
+    for axis in (2, 3):
+        padded = np.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)], "edge")
+        before, after = (padded.take(range(a, a + x.shape[axis]), axis) for a in (0, 2))
+        parts = np.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1)
+        x = parts.reshape(*(n * (2 if a == axis else 1) for a, n in enumerate(x.shape)))
+    return x
+
+
+def _ceil_max_pool(x: Array, kernel: int, stride: int) -> Array:
+    """The last position may be partial."""
+    counts = [math.ceil((n - kernel) / stride) + 1 for n in x.shape[2:]]
+    out = np.zeros((*x.shape[:2], *counts))
+    for i, j in np.ndindex(*counts):
+        part = x[:, :, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
+        out[:, :, i, j] = part.max((2, 3))
+    return out
+
+
 def _group_norm(x: Array, weight: Array, bias: Array, groups: int | None) -> Array:
     """Over each group of channels and all positions; None: each channel by itself."""
     count = groups or x.shape[1]
@@ -174,6 +194,8 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "group_norm": _group_norm,
     "convolution_1d": lambda x, weight, bias: _convolution(x[:, :, None], weight[:, :, None], bias)[:, :, 0],
     "repeat": lambda x, factor: x.repeat(factor, 2).repeat(factor, 3),
+    "twice": _twice,
+    "ceil_max_pool": _ceil_max_pool,
 }
 
 
@@ -226,6 +248,9 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "select": lambda v, axis: operators.Select(*v, axis - 1),
     "pad": lambda v, amounts, number=0.0: operators.Pad(v[0], amounts, "constant", number),
     "group_norm": lambda v, groups: operators.GroupNorm(v[0], groups, v[1], v[2], EPSILON),
+    "ceil_max_pool": lambda v, kernel, stride: operators.Pool(
+        v[0], "max", (kernel,) * 2, (stride,) * 2, [(0, 0)] * 2, (1, 1), ceil_mode=True
+    ),
     "convolution_1d": lambda v: operators.Convolution(*v, (1,), [(0, 0)], (1,), 1),
     "linear_in": lambda v: operators.Linear(*v, None, transposed=True),
 }  # fmt: skip
@@ -259,8 +284,8 @@ def decode(op: Op, operands: Sequence[Any], call: operators.Call, nominal: Array
         return operators.Rearrange(first, lambda numbers: MEANINGS[op.kind](numbers, **settings))
     if op.kind == "concatenate":
         return operators.Concatenation(operands, settings["axis"] - 1)
-    if op.kind == "repeat":
-        return operators.Resize(first, nominal.shape[2:], "nearest")
+    if op.kind in ("repeat", "twice"):
+        return operators.Resize(first, nominal.shape[2:], "nearest" if op.kind == "repeat" else "linear")
     return operators.Elementwise(operands, call.apply)
 
 

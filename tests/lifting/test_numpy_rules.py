@@ -75,8 +75,8 @@ def test_reductions(reduction: str, keep: bool, axes: tuple[int, ...]) -> None:
     )
     if axes == (2, 3):
         change = lifter.changes[0]
-        assert (change.law, change.before, change.after) == (
-            "global pool = pool over the window", "pool over the map", "4×3 pool at stride 1"
+        assert (change.law, change.before, change.after, change.copied_bytes) == (
+            "global pool = pool over the window", "pool over the map", "4×3 pool at stride 1", 0
         )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_reductions_of_some_channels_and_of_every_second_position(reduction: str
             network = [
                 CONV,
                 Op("part", "slice", ("conv",), {"window": window}),
-                Op("out", "reduce", ("part",), {"reduction": reduction, "axes": axes}),
+                Op("out", "reduce", ("part",), {"reduction": reduction, "axes": axes, "keep": left == 24}),
                 *head(count, "out"),
             ]
             assert_equals_crops(network, with_head(count))
@@ -357,6 +357,9 @@ def test_networks_without_a_class_map() -> None:
     ):  # fmt: skip
         with pytest.raises(Refused, match=message):
             left_out_pool(lifter, steps, outputs)
+    with pytest.raises(Refused) as error:
+        left_out_pool(none, CLASSIFIER, ["linear"])
+    assert [(r.path, r.kind) for r in error.value.refusals] == [("", "head='cam'")]
 
 
 def test_two_equal_pools_are_one_class_map() -> None:

@@ -1,7 +1,7 @@
 """Statistics of a window or an image, class maps, operators on one position, and constants beside values.
 
-On the NumPy front end. All values are below 10³ with at most 10² terms in a sum, so rounding stays below 10⁻¹¹ in
-float64; the variance of a group norm loses three more digits by its formula E[x²] − E[x]².
+All values are below 10³ with at most 10² terms in a sum, so rounding stays below 10⁻¹¹ in float64; the variance of a
+group norm loses three more digits by its formula E[x²] − E[x]².
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ def test_group_norms_over_the_window_or_the_image(groups: int | None) -> None:
     dense, _, lifter = any_size(network, CONSTANTS, one, WINDOW, "image", **wide)
     assert np.abs(dense - expected).max() < NORM_ROUNDING
 
-    # on a larger image: the statistics of the whole map, then the means of each window's positions
-    image = normal(1, 2, 12, 11)
+    image = normal(1, 2, 12, 11)  # the statistics of the whole map, then the means of each window
     dense, _, _ = any_size(network, CONSTANTS, image, WINDOW, "image", **wide)
     active = run(network[:3], CONSTANTS, image)["relu"]
     means = np.lib.stride_tricks.sliding_window_view(active, (5, 4), (2, 3)).mean((4, 5))
@@ -112,12 +111,16 @@ def test_a_class_map_leaves_the_pool_out() -> None:
         Op("last", "linear", ("pooled", "weight", "bias")),
     ]
     image = normal(2, 2, 12, 11)
-    nominal = run(network, CONSTANTS, image[:, :, :7, :6])
     _, _, plain = any_size(network, CONSTANTS, image, WINDOW)
     assert not plain.left_out
     classes = numpy_map(network, image, head="cam")
     assert classes.shape == (2, 3, 10, 9)
-    assert np.abs(classes[:, :, :5, :4].mean((2, 3)) - nominal["last"]).max() < ROUNDING
+    assert (
+        np.abs(
+            classes[:, :, :5, :4].mean((2, 3)) - run(network, CONSTANTS, image[:, :, :7, :6])["last"]
+        ).max()
+        < ROUNDING
+    )
     maxima = [CONV, Op("pooled", "reduce", ("conv",), {"reduction": "max", "axes": (2, 3)})]
     dense, _, lifter = any_size(maxima, CONSTANTS, image, WINDOW, head="cam")
     assert not lifter.left_out  # a maximum does not commute with the classifier
@@ -208,9 +211,9 @@ def test_outputs_that_are_not_vectors_of_windows_are_refused() -> None:
         lifter = Lifter(numpy_emitter, (6, 5))  # type: ignore[arg-type]
         output_map(lifter, 1, value)
         assert [(r.path, r.kind, r.reason) for r in lifter.refused] == [("", "output 1", reason)]
-    lifter = Lifter(numpy_emitter, (6, 5))  # type: ignore[arg-type]
-    output_map(lifter, 0, Unknown())  # its reason was recorded where it arose
-    assert not lifter.refused
+    unknown = Lifter(numpy_emitter, (6, 5))  # type: ignore[arg-type]
+    output_map(unknown, 0, Unknown())  # its reason was recorded where it arose
+    assert not unknown.refused
 
 
 @pytest.mark.parametrize(
@@ -231,3 +234,171 @@ def test_advice_where_the_receptive_field_is_far_larger_than_the_window(
         )
         assert "Measure that with verify; mode='windows' of scan crops every window instead" in advice[0]
     assert far_advice(Geometry((10, 20), (2, 2), (0, 0), field, (0, 0), True)) == ()
+
+
+def on_one_window(network: list[Op], values: dict[str, Array], context: str | None = None) -> Lifter:
+    """What is not exact on larger images is the network itself on an image of one window."""
+    image = normal(2, 2, *WINDOW)
+    dense, _, lifter = any_size(network, values, image, WINDOW, context)
+    expected = run(network, values, image)[network[-1].result]
+    assert np.abs(dense - expected.reshape(2, -1, 1, 1)).max() < ROUNDING
+    return lifter
+
+
+def flattened(source: str, features: int) -> tuple[list[Op], dict[str, Array]]:
+    """A linear layer on all elements of a value, which tells them apart."""
+    ops = [
+        Op("flat", "reshape", (source,), {"shape": (features,)}),
+        Op("out", "linear", ("flat", "wide", "bias")),
+    ]
+    return ops, CONSTANTS | {"wide": normal(3, features)}
+
+
+def test_interpolation_to_twice_the_positions() -> None:
+    coarse = Op("conv", "convolution", ("image", "kernel", "shift"), {"stride": 2})
+    ops, values = flattened("fine", 4 * 6 * 4)
+    lifter = on_one_window([coarse, Op("fine", "twice", ("conv",)), *ops], values)
+    assert lifter.inexact == [
+        "fine (twice): interpolation reads beyond the border of a crop, where a larger image has neighbours"
+    ]
+    for factor in (2, 3):  # a map of a position per pixel cannot become finer
+        with pytest.raises(
+            Cannot, match=r"interpolation from \(5, 4\) to .* positions, which is not a whole factor"
+        ):
+            any_size(
+                [CONV, Op("fine", "repeat", ("conv",), {"factor": factor})],
+                CONSTANTS,
+                normal(1, 2, 9, 9),
+                WINDOW,
+            )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "partial"), [(2, 2, True), (2, 3, True), (3, 2, True), (3, 1, False)]
+)
+def test_pools_whose_last_position_is_partial(kernel: int, stride: int, partial: bool) -> None:
+    pool = Op("pool", "ceil_max_pool", ("conv",), {"kernel": kernel, "stride": stride})
+    features = int(np.prod([4, *(-(-(n - kernel) // stride) + 1 for n in (5, 4))]))
+    ops, values = flattened("pool", features)
+    lifter = on_one_window([CONV, pool, *ops], values)
+    assert any("ceil_mode makes the last position partial" in text for text in lifter.inexact) == partial
+
+
+def test_padding_of_a_convolution_is_named() -> None:
+    padded = Op("conv", "wide_convolution", ("image", "kernel", "shift"), {"padding": 1})
+    ops, values = flattened("conv", 4 * 5 * 6)
+    lifter = on_one_window([padded, *ops], values)
+    assert lifter.inexact == [
+        "conv (wide_convolution): padding 0×1 affects crops but not the interior of a larger image"
+    ]
+    with pytest.raises(Cannot, match="the window is too small: no position is left"):
+        any_size([CONV, Op("two", "convolution", ("conv", "large", "shift"))],
+                 CONSTANTS | {"large": np.zeros((4, 4, 6, 1))}, normal(1, 2, 9, 9), (7, 6))  # fmt: skip
+
+
+@pytest.mark.parametrize("between", [
+    Op("context", "softmax", ("pooled",), {"axis": 1}),
+    Op("context", "reduce", ("pooled",), {"reduction": "max", "axes": (1,), "keep": True}),
+    Op("context", "layer_norm", ("pooled", "one", "one"), {"axes": 3}),
+    Op("context", "select", ("pooled", "order"), {"axis": 1}),
+    Op("context", "relu", ("pooled",)),
+])  # fmt: skip
+def test_what_is_computed_from_a_pooled_value_is_context_too(between: Op) -> None:
+    network = [
+        CONV,
+        Op("pooled", "mean", ("conv",), {"axes": (2, 3), "keep": True}),
+        between,
+        Op("less", "subtract", ("conv", "context")),
+        Op("last", "reduce", ("less",), {"reduction": "max", "axes": (2, 3)}),
+    ]
+    values = CONSTANTS | {"order": np.array([3, 1, 2, 0]), "one": np.ones((4, 1, 1))}
+    with pytest.raises(Cannot, match="global context"):
+        any_size(network, values, normal(1, 2, 9, 9), WINDOW)
+    lifter = on_one_window(network, values, "window")
+    assert lifter.context_pools == {"pooled"}
+
+
+def test_a_value_of_one_position_that_is_not_pooled_is_no_context() -> None:
+    corner = Op(
+        "corner", "slice", ("conv",), {"window": (slice(None), slice(None), slice(0, 1), slice(0, 1))}
+    )
+    with pytest.raises(
+        Cannot, match="a value of one position that is not pooled over the window is repeated"
+    ):
+        any_size(
+            [CONV, corner, Op("less", "subtract", ("conv", "corner"))], CONSTANTS, normal(1, 2, 9, 9), WINDOW
+        )
+
+
+def exact(network: list[Op], values: dict[str, Array]) -> Lifter:
+    """Every window of a larger image has the result of its crop; the stride is that of the windows' positions."""
+    image = normal(2, 2, 12, 11)
+    dense, stride, lifter = any_size(network, values, image, WINDOW)
+    assert (stride, lifter.inexact) == ((1, 1), [])
+    assert np.abs(dense - every_crop(network, values, image, WINDOW, stride)).max() < ROUNDING
+    return lifter
+
+
+def test_the_stride_of_a_kernel_over_the_whole_map_does_not_count() -> None:
+    values = CONSTANTS | {"large": normal(2, 4, 4, 4), "two": normal(2)}
+    square = Op("part", "slice", ("conv",), {"window": (slice(None), slice(None), slice(1, None))})
+    exact([CONV, square, Op("last", "convolution", ("part", "large", "two"), {"stride": 3})], values)
+
+
+def test_values_of_several_and_of_one_position_side_by_side() -> None:
+    network = [
+        CONV,
+        Op("pooled", "mean", ("conv",), {"axes": (2, 3)}),
+        Op("every", "reshape", ("conv",), {"shape": (80,)}),
+        Op("both", "concatenate", ("pooled", "every"), {"axis": 1}),
+    ]
+    ops, values = flattened("both", 84)
+    exact([*network, *ops], values)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"), [((1, 4, 1, 1), False), ((4, 1, 1), False), ((2, 4, 1, 1), True)]
+)
+def test_constants_with_an_axis_for_the_batch(shape: tuple[int, ...], batch: bool) -> None:
+    ops, values = flattened("sum", 80)
+    network, values = [CONV, Op("sum", "add", ("conv", "one")), *ops], values | {"one": normal(*shape)}
+    if batch:
+        with pytest.raises(Cannot, match="a constant made for each sample of the batch"):
+            any_size(network, values, normal(2, 2, 9, 9), WINDOW)
+    else:
+        exact(network, values)
+
+
+def test_products_of_two_values_of_which_one_has_all_axes() -> None:
+    one = Op("one", "slice", ("conv",), {"window": (slice(None), 2)})
+    for first, second, equation, features in (
+        ("conv", "one", "nchw,nhw->nwc", 16),
+        ("one", "conv", "nhw,nchw->nchw", 80),
+        ("conv", "turned", "nchw,nwh->nhc", 20),
+    ):
+        turned = Op("turned", "transpose", ("one",), {"order": (0, 2, 1)})
+        ops, values = flattened("product", features)
+        product = Op("product", "einsum", (first, second), {"equation": equation})
+        exact([CONV, one, turned, product, *ops], values)
+
+
+@pytest.mark.parametrize(("equation", "shape", "features"), [
+    ("nchw,cok->nohw", (4, 5, 2), 100),  # k is summed over the constant alone
+    ("nchw,cko->nohw", (4, 1, 5), 100),
+    ("nchw,oc->nhwo", (5, 4), 100),
+    ("nchw,kcw->nkhcw", (2, 4, 1), 160),  # one element along the width for all
+    ("nchw,->nchw", (), 80),
+])  # fmt: skip
+def test_factors_with_axes_of_their_own_or_of_one_element(
+    equation: str, shape: tuple[int, ...], features: int
+) -> None:
+    ops, values = flattened("product", features)
+    product = Op("product", "einsum", ("conv", "factor"), {"equation": equation})
+    exact([CONV, product, *ops], values | {"factor": normal(*shape, 1)[..., 0]})
+
+
+def test_the_number_that_fills_a_constant() -> None:
+    assert Const("one", (1,), known=np.array([3.0])).single == 3.0
+    assert Const("two", (2,), known=np.array([3.0, 4.0])).single is None
+    assert Const("none", (0,), known=np.zeros(0)).single is None
+    assert Const("learned", (1,)).single is None
