@@ -190,6 +190,9 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "pad": lambda x, amounts, number=0.0: np.pad(
         x, [(0, 0)] * (x.ndim - len(amounts)) + list(amounts), constant_values=number
     ),
+    "crop": lambda x, amounts: x[
+        (..., *(slice(-a, n + b) for n, (a, b) in zip(x.shape[-len(amounts) :], amounts, strict=True)))
+    ],
     "linear_in": lambda x, weight: x @ weight,
     "group_norm": _group_norm,
     "convolution_1d": lambda x, weight, bias: _convolution(x[:, :, None], weight[:, :, None], bias)[:, :, 0],
@@ -252,6 +255,7 @@ DECODERS: dict[str, Callable[..., Any]] = {
         v[0], "max", (kernel,) * 2, (stride,) * 2, [(0, 0)] * 2, (1, 1), ceil_mode=True
     ),
     "convolution_1d": lambda v: operators.Convolution(*v, (1,), [(0, 0)], (1,), 1),
+    "crop": lambda v, amounts: operators.Pad(v[0], amounts),
     "linear_in": lambda v: operators.Linear(*v, None, transposed=True),
 }  # fmt: skip
 
