@@ -12,6 +12,7 @@ import pytest
 import sympy
 
 from onebyone.layout import operators
+from onebyone.layout.normalisations import NormalisationRule
 from onebyone.layout.orders import UNIT, Layout, Order, natural_layout, order_of
 from onebyone.layout.rules import (
     AxisRule,
@@ -21,7 +22,6 @@ from onebyone.layout.rules import (
     ExpandRule,
     FixedRule,
     LayoutRule,
-    NormalisationRule,
     PointwiseRule,
     RelabelRule,
     ReshapeRule,

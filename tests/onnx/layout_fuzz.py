@@ -21,7 +21,7 @@ from onebyone.onnx.evaluators import run_reference
 from onebyone.onnx.layout.convert import convert_with_layout
 
 Array = np.ndarray[Any, Any]
-OPSETS = (11, 12, 13, 15, 17, 18, 20, 22)
+OPSETS = (11, 12, 13, 15, 17, 18, 20, 22, 23)
 
 
 class RandomGraph:
@@ -197,8 +197,30 @@ def expand(g: RandomGraph) -> None:
 
 
 def normalise(g: RandomGraph) -> None:
+    """Softmax along any axis, or a normalisation over the last one, by the operator or as exporters write it.
+
+    With an ε of 1 no division makes a rounding larger; a scale of 1/8 keeps results of values up to 3 below 1.
+    """
     g.rounds = True
-    g.add(str(g.rng.choice(["Softmax", "LogSoftmax"])), [g.value], g.shape, axis=g.axis())
+    kinds = ["Softmax", "LogSoftmax", "root mean square"]
+    kinds += ["LayerNormalization"] if g.opset >= 17 else []
+    kinds += ["RMSNormalization"] if g.opset >= 23 else []
+    kind, shape = str(g.rng.choice(kinds)), g.shape
+    scale = g.constant(g.rng.choice([-0.125, 0.125], shape[-1:]))
+    if kind == "LayerNormalization":
+        g.add(kind, [g.value, scale], shape, axis=-1, epsilon=1.0)
+    elif kind == "RMSNormalization":
+        g.add(kind, [g.value, scale], shape, axis=-1, epsilon=1.0, stash_type=TensorProto.DOUBLE)
+    elif kind == "root mean square":
+        x = g.value
+        g.add("Mul", [x, x], shape)
+        g.with_axes("ReduceMean", [len(shape) - 1], 18, (*shape[:-1], 1), keepdims=1)
+        g.add("Add", [g.value, g.constant(np.float64(1))], g.shape)
+        g.add("Sqrt", [g.value], g.shape)
+        g.add("Div", [x, g.value], shape)
+        g.add("Mul", [g.value, scale], shape)
+    else:
+        g.add(kind, [g.value], shape, axis=g.axis())
 
 
 MOVES: list[Callable[[RandomGraph], None]] = [

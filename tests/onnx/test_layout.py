@@ -165,6 +165,46 @@ def test_products_are_kept_only_as_far_as_needed() -> None:
     assert len(c.changes) >= 2
 
 
+TURNED = "{b} = Transpose<perm = [0, 2, 1]>({a}) {c} = MatMul({b}, v) {d} = Transpose<perm = [0, 2, 1]>({c})"
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 3])
+def test_a_product_that_adds_layout_operators_is_converted_where_the_plan_saves_as_many(pairs: int) -> None:
+    """A product with one matrix for each sample, behind pairs of Transposes that the plan removes."""
+    names = ["x", *(f"{letter}{i}" for i in range(pairs) for letter in "bcd")]
+    runs = [TURNED.format(**dict(zip("abcd", names[3 * i : 3 * i + 4], strict=True))) for i in range(pairs)]
+    m = model(
+        graph("2,4,5", "2,4,3", " ".join([*runs, f"y = MatMul({names[-1]}, w)"])),
+        {"v": integers(4, 4), "w": integers(2, 5, 3, seed=1)},
+    )
+    c = convert_with_layout(m)
+    assert c.layout_before is not None
+    assert c.layout_after is not None
+    assert c.layout_after.total() <= c.layout_before.total() == 2 * pairs
+    is_converted = any(
+        node.op_type == "Conv" and node.attributes.get_int("group", 1) == 2 for node in c.model.graph
+    )
+    assert is_converted == (pairs == 3)
+    assert [refusal.path.endswith("y") for refusal in c.refused] == [True] * (not is_converted)
+    x = {"x": integers(2, 4, 5, seed=2)}
+    np.testing.assert_array_equal(run(c.model, x)[0], run(m, x)[0], strict=True)
+
+
+def test_layout_operators_of_subgraphs_leave_the_main_graph_no_room() -> None:
+    """What is inside a branch is never saved, so it does not pay for a conversion outside."""
+    branches = (
+        "then_branch = t () => (float[2,5,4] p) "
+        "{ a = Transpose<perm = [0, 2, 1]>(x) p = Transpose<perm = [0, 2, 1]>(a) },"
+        "else_branch = e () => (float[2,5,4] q) { q = Neg(x) }"
+    )
+    nodes = f"c = If<{branches}>(condition) y = MatMul(c, v)"
+    m = model(graph("2,5,4", "2,5,6", nodes), {"v": integers(4, 6), "condition": np.array(True)})
+    c = convert_with_layout(m)
+    assert c.layout_before is not None
+    assert c.layout_after is not None
+    assert c.layout_after.total() <= c.layout_before.total()
+
+
 def require_no_more_layout_operators(seed: int, moves: list[Any], to: str, tokens: str) -> None:
     """The conversion of a random graph is right, and has at most as many layout operators as the graph."""
     problem, c = compare(seed, moves, to=to, tokens=tokens)

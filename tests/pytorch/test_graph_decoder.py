@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onebyone.layout.normalisations import NormalisationRule
 from onebyone.layout.rules import (
     AxisRule,
     ChannelsSecondRule,
@@ -17,7 +18,6 @@ from onebyone.layout.rules import (
     ExpandRule,
     FixedRule,
     LayoutRule,
-    NormalisationRule,
     PointwiseRule,
     RelabelRule,
     ReshapeRule,

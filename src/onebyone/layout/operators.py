@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from onebyone.layout.normalisations import NormalisationRule, SumNormalisationRule
 from onebyone.layout.orders import Order, significant_axes
 from onebyone.layout.reshape_groups import reshape_groups
 from onebyone.layout.rules import (
@@ -19,7 +20,6 @@ from onebyone.layout.rules import (
     ElementRule,
     ExpandRule,
     LayoutRule,
-    NormalisationRule,
     PointwiseRule,
     RelabelRule,
     ReshapeRule,
@@ -120,6 +120,32 @@ def normalise(
         return None
     parameters = tuple(value for value in (scale, offset) if value is not None)
     return NormalisationRule(result, (x, *parameters), over, scale, offset)
+
+
+def normalise_sum(
+    result: GraphValue,
+    x: GraphValue,
+    addends: tuple[GraphValue, ...],
+    scale: GraphValue | None,
+    offset: GraphValue | None,
+) -> LayoutRule | None:
+    """Layer or root-mean-square normalisation of a sum over its last axis. `x` has the shape of the result."""
+    parameters = tuple(value for value in (scale, offset) if value is not None)
+    operands = (x, *addends, *parameters)
+    if (
+        any(value.shape is None for value in operands)
+        or x.shape != result.shape
+        or len(set(operands)) < len(operands)
+    ):
+        return None
+    last = x.rank - 1
+    if (
+        last not in x.axes
+        or any(value.rank != 1 for value in parameters)
+        or any(a.rank > x.rank for a in addends)
+    ):
+        return None
+    return SumNormalisationRule(result, operands, (last,), scale, offset, addends)
 
 
 def channels_second(result: GraphValue, operands: tuple[GraphValue, ...]) -> LayoutRule | None:

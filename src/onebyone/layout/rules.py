@@ -11,6 +11,7 @@ operator has of which nothing is known. The functions of `layout.operators` choo
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from onebyone.layout.orders import (
     insertions,
     operand_layout,
     operand_order,
+    order_of,
     renamed,
     without_leading_units,
 )
@@ -123,20 +125,33 @@ class PointwiseRule(LayoutRule):
         for operand in self.operands:
             full = operand_layout(layout, operand.axes, self._shift(operand))
             # one operand of full rank is enough for the result to have all dimensions of the layout
-            shorter = operand is not model and (model is not None or operand.rank == 0)
-            stored[operand] = tensors.get(operand, without_leading_units(full) if shorter else full)
+            may_be_shorter = operand is not model and (model is not None or operand.rank == 0)
+            layout_there = tensors.nearest(operand, full) if may_be_shorter else full
+            stored[operand] = tensors.get(operand, layout_there)
         return tensors.emitter.repeat(self.result, stored), layout
 
     def _layout(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[Layout, GraphValue | None]:
-        """The layout of the first operand that has all significant axes, and that operand, if there is one."""
+        """A layout in which most operands that have all significant axes are available, and one of these operands.
+
+        Of several, the one with the most dimensions: the other operands are then available in it too, so that a
+        residual stream becomes an image once instead of in each of its branches.
+        """
+        models: dict[Layout, GraphValue] = {}
+        counts: Counter[Layout] = Counter()
         for operand, x_order in zip(self.operands, operand_orders, strict=True):
             if len(x_order) == len(order):
-                shift = self._shift(operand)
-                layout = tensors.layout_with(operand, x_order)
-                return renamed(layout, {axis: axis + shift for axis in x_order}), operand
-        return order, None
+                names = {axis: axis + self._shift(operand) for axis in x_order}
+                available = [have for have in tensors.available(operand) if order_of(have) == x_order]
+                for have in available or [x_order]:
+                    layout = renamed(have, names)
+                    counts[layout] += 1
+                    models.setdefault(layout, operand)
+        if not models:
+            return order, None
+        chosen = max(models, key=lambda layout: (counts[layout], len(layout)))
+        return chosen, models[chosen]
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,52 +327,6 @@ class ChannelsSecondRule(LayoutRule):
 
 
 @dataclass(frozen=True, eq=False)
-class NormalisationRule(LayoutRule):
-    """Layer and root-mean-square normalisation over the last axes of the operand.
-
-    The fused operator is kept where these axes are stored last. Normalisation over a single axis can also be written
-    with elementary operators along the dimension at which the axis is stored. `scale` and `offset` are those of the
-    operands that are the parameters.
-    """
-
-    over: tuple[int, ...]
-    scale: GraphValue | None = None
-    offset: GraphValue | None = None
-
-    def _stored_last(self, order: Order) -> bool:
-        return order[-len(self.over) :] == self.over
-
-    def operand_orders(self, order: Order) -> list[OperandOrders]:
-        others = tuple(operand.axes for operand in self.operands[1:])
-        return [(order, *others)] if self._stored_last(order) or len(self.over) == 1 else []
-
-    def result_orders(self, operand: int, order: Order) -> list[Order]:
-        return [order] if operand == 0 and self.operand_orders(order) else [self.axes]
-
-    def penalty(self, order: Order, operand_orders: OperandOrders) -> float:
-        return 0.0 if self._stored_last(order) else 0.0001
-
-    def write(
-        self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
-    ) -> tuple[T, Layout]:
-        x, *others = self.operands
-        layout = tensors.layout_with(x, order)
-        if self._stored_last(order):
-            layout = layout if self._stored_last(layout) else order
-            stored = {x: tensors.get(x, layout), **{other: tensors.natural(other) for other in others}}
-            return tensors.emitter.repeat(self.result, stored), layout
-        scale, offset = (self._parameter(tensors, value, layout) for value in (self.scale, self.offset))
-        position = layout.index(self.over[0])
-        written = tensors.emitter.normalise(self.result, tensors.get(x, layout), position, scale, offset)
-        return written, layout
-
-    def _parameter(self, tensors: StoredTensors[T], parameter: GraphValue | None, layout: Layout) -> T | None:
-        if parameter is None:
-            return None
-        return tensors.get(parameter, without_leading_units(operand_layout(layout, (0,), self.over[0])))
-
-
-@dataclass(frozen=True, eq=False)
 class ReshapeRule(LayoutRule):
     """Reshape, view, flatten: each group's axes must be stored side by side (see `layout.reshape_groups`)."""
 
@@ -374,7 +343,8 @@ class ReshapeRule(LayoutRule):
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
-        stored = tensors.get(self.operands[0], operand_orders[0])
+        x = self.operands[0]
+        stored = tensors.get(x, tensors.layout_with(x, operand_orders[0]))
         sizes: list[int | T] = []
         for axis in order:
             size = self._size(tensors, axis)

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from onebyone.layout.emitter import LayoutEmitter
-from onebyone.layout.orders import Layout, Order, order_of, renamed
+from onebyone.layout.orders import (
+    Layout,
+    Order,
+    order_of,
+    renamed,
+    unit_changes,
+    without_leading_units,
+)
 from onebyone.layout.values import GraphValue
 
 T = TypeVar("T")
@@ -70,6 +77,22 @@ class StoredTensors(Generic[T]):
         if value.shape is None:
             return next(iter(self._tensors[value].values()))
         return self.get(value, value.natural_layout)
+
+    def available(self, value: GraphValue) -> Mapping[Layout, T]:
+        """The tensors that hold a value, by layout, the written one first; none for a renamed constant."""
+        return self._tensors.get(value, {})
+
+    def nearest(self, value: GraphValue, layout: Layout) -> Layout:
+        """A layout, or the same without leading unit dimensions, whichever takes fewer squeezes and unsqueezes.
+
+        A constant, which takes none, is stored without them, unless it is available with them.
+        """
+        available = self.available(value)
+        shorter = without_leading_units(layout)
+        if layout in available or value in self._constants:
+            return layout if layout in available else shorter
+        have = next((have for have in available if order_of(have) == order_of(layout)), order_of(layout))
+        return min(layout, shorter, key=lambda want: sum(map(bool, unit_changes(have, want))))
 
     def layout_with(self, value: GraphValue, order: Order) -> Layout:
         """An available layout of this order; the order itself, without unit dimensions, where there is none."""

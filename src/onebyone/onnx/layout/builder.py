@@ -13,6 +13,7 @@ from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
 from onebyone.onnx.layout.decoder import DecodedModel, TokenProduct
 from onebyone.onnx.layout.emitter import LayoutNodeEmitter
+from onebyone.onnx.layout.merged_views import merge_views
 from onebyone.onnx.stored_values import StoredValue
 from onebyone.onnx.weight_rewriting import WeightRewriter
 
@@ -32,15 +33,19 @@ class OnnxGraphBuilder:
         self._original = list(graph)
         self._end = ir.Node("", "Identity", [graph.inputs[0]], num_outputs=1)
         graph.append(self._end)
-        self._emitter = LayoutNodeEmitter(decoded, products, weights, self._end, _unused_suffix(graph))
+        self._word = _unused_suffix(graph)
+        self._emitter = LayoutNodeEmitter(decoded, products, weights, self._end, self._word)
         self._tensors: StoredTensors[ir.Value] = StoredTensors(self._emitter, decoded.constants)
         self._emitter.reads_from(self._tensors)
 
-    def build(self, plan: LayoutPlan) -> dict[str, StoredValue]:
-        """Write the graph and remove the original nodes; returns how the new one stores each value of the old."""
+    def build(self, plan: LayoutPlan) -> dict[str, list[StoredValue]]:
+        """Write the graph and remove the original nodes; returns how the new one stores each value of the old.
+
+        All later places of a value are computed from its first one.
+        """
         graph, original = self._graph, self._original
         self._put_inputs()
-        written: dict[GraphValue, tuple[ir.Value, Layout]] = {}
+        written: list[GraphValue] = []
         *operators, last = self._rules.items()
         for value, rule in operators:
             order, operand_orders = plan.orders[value]
@@ -49,16 +54,25 @@ class OnnxGraphBuilder:
             self._tensors.put(value, layout, tensor)
             if isinstance(value.origin, ir.Value) and value.shape is not None:
                 self._describe(value, layout, tensor)
-                written[value] = (tensor, layout)
+                written.append(value)
         self._outputs(last[0])
         graph.remove(self._end)
         kept = set(self._kept_nodes(original))
         graph.remove([node for node in original if node.graph is graph and node not in kept], safe=True)
         _drop_unread(graph)
-        return {
-            str(value.name): StoredValue(str(tensor.name), layout, value.natural_layout)
-            for value, (tensor, layout) in written.items()
-        }
+        replaced = merge_views(graph, self._word)
+        _drop_unread(graph)
+        return {str(value.name): places for value in written if (places := self._places(value, replaced))}
+
+    def _places(self, value: GraphValue, replaced: Mapping[ir.Value, ir.Value]) -> list[StoredValue]:
+        """Where the graph holds a value, the tensor that its operator wrote first; none if only a merged view did."""
+        places = []
+        for layout, tensor in self._tensors.available(value).items():
+            while tensor in replaced:
+                tensor = replaced[tensor]
+            if tensor.graph is self._graph:
+                places.append(StoredValue(str(tensor.name), layout, value.natural_layout))
+        return places
 
     def _put_inputs(self) -> None:
         """Inputs and constants are there in their original layout; a bias may be needed as a vector."""

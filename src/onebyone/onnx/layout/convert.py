@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import onnx_ir as ir
@@ -97,36 +97,17 @@ def convert_with_layout(
             f"model: has opset {opset}; expected {OLDEST_OPSET} or newer (see onnx.version_converter)"
         )
     token_axis = TokenAxis(tokens)
-    conversion = _converted(model, to, only, freeze_initialisers, token_axis, True)
-    if forced or _added(conversion) <= 0:
-        return conversion
-    return _converted(model, to, only, freeze_initialisers, token_axis, False)
-
-
-def _added(conversion: OnnxConversion) -> int:
-    assert conversion.layout_before is not None
-    assert conversion.layout_after is not None
-    return conversion.layout_after.total() - conversion.layout_before.total()
-
-
-def _converted(
-    model: ir.Model, to: str, only: Only, freeze_initialisers: bool, tokens: TokenAxis, forced: bool
-) -> OnnxConversion:
     copy = prepared(model, freeze_initialisers)
     bytes_before, before = bytes_of_weights(copy), layout_operators(copy)
     rewriter = ModelRewriter(copy)
-    refused: list[Refusal] = []
-    write = write_as_convolution if to == "conv" else write_as_product
-    read = read_token_wise if to == "conv" else read_pointwise
-    for path, node, version in list(nodes_of(copy)):
-        if node.graph is None or not wanted(path, only) or (node.graph is copy.graph and read(node)):
-            continue
-        reason = rewriter.attempt(path, node, version, to, write if forced else _without_more(write))
-        if reason is not None:
-            refused.append(Refusal(path, node.op_type, reason))
-    kept, stored = lay_out(
-        rewriter, to, lambda path: wanted(path, only), tokens, before.total(), forced=forced
-    )
+    refused, waiting = _convert_others(rewriter, to, only, forced)
+    planned = plan_layout(rewriter, to, lambda path: wanted(path, only), token_axis, before.total(), forced)
+    if _convert_waiting(rewriter, to, waiting, before.total() - planned.total):
+        planned = plan_layout(
+            rewriter, to, lambda path: wanted(path, only), token_axis, before.total(), forced
+        )
+    refused += [Refusal(other.path, other.node.op_type, MORE_LAYOUT_OPERATORS) for other in waiting]
+    kept, stored = planned.write(rewriter)
     after = layout_operators(copy)
     restore_value_infos(copy, model)
     return OnnxConversion(
@@ -145,14 +126,66 @@ def _converted(
     )
 
 
-def _without_more(write: Write) -> Write:
-    """The same rewriting, refused where it writes more layout operators than it replaces."""
+@dataclass(frozen=True)
+class _Waiting:
+    """A product whose conversion by itself would add layout operators, and how many."""
+
+    path: str
+    node: ir.Node
+    opset: int
+    more: int
+
+
+def _convert_others(
+    rewriter: ModelRewriter, to: str, only: Only, forced: bool
+) -> tuple[list[Refusal], list[_Waiting]]:
+    """Convert the products that the planner does not write; returns those refused, and those that would add operators.
+
+    With `forced`, the latter are converted too.
+    """
+    write = write_as_convolution if to == "conv" else write_as_product
+    read = read_token_wise if to == "conv" else read_pointwise
+    model = rewriter.model
+    refused: list[Refusal] = []
+    waiting: list[_Waiting] = []
+    for path, node, opset in list(nodes_of(model)):
+        if node.graph is None or not wanted(path, only) or (node.graph is model.graph and read(node)):
+            continue
+        added = [0]
+        reason = rewriter.attempt(path, node, opset, to, write if forced else _without_more(write, added))
+        if reason is not None and added[0] > 0:
+            waiting.append(_Waiting(path, node, opset, added[0]))
+        elif reason is not None:
+            refused.append(Refusal(path, node.op_type, reason))
+    return refused, waiting
+
+
+def _convert_waiting(rewriter: ModelRewriter, to: str, waiting: list[_Waiting], spare: int) -> bool:
+    """Convert products that wait as far as the plan leaves layout operators, and take them from the list.
+
+    Returns whether any was converted, so that the graph has to be planned again.
+    """
+    write = write_as_convolution if to == "conv" else write_as_product
+    converted = False
+    for product in list(waiting):
+        if product.more <= spare and product.node.graph is not None:
+            spare -= product.more
+            rewriter.attempt(product.path, product.node, product.opset, to, write)
+            waiting.remove(product)
+            converted = True
+    return converted
+
+
+def _without_more(write: Write, added: list[int]) -> Write:
+    """The same rewriting, refused where it adds layout operators; `added[0]` is set to how many it adds."""
 
     def guarded(node: ir.Node, writer: GraphWriter, weights: WeightRewriter) -> Rewriting | str | None:
         result = write(node, writer, weights)
         if isinstance(result, Rewriting):
-            more = sum(map(is_layout_operator, writer.nodes)) - sum(map(is_layout_operator, result.replaced))
-            if more > 0:
+            added[0] = sum(map(is_layout_operator, writer.nodes)) - sum(
+                map(is_layout_operator, result.replaced)
+            )
+            if added[0] > 0:
                 raise NotRewritable(MORE_LAYOUT_OPERATORS)
         return result
 
@@ -165,12 +198,24 @@ def lay_out(
     selected: Callable[[str], bool] = lambda path: True,
     tokens: TokenAxis = TokenAxis.LAST,
     allowed: int = 0,
-    *,
-    forced: bool = True,
-) -> tuple[list[Refusal], dict[str, StoredValue]]:
+) -> dict[str, StoredValue]:
     """Write the main graph of a model again, with few layout operators, and convert its token-wise products.
 
-    The model is changed, and the layers that are converted are added to the rewriter's records.
+    The model is changed, and the layers that are converted are added to the rewriter's records. The arguments are those
+    of `plan_layout`. Returns how the new graph stores each value of the old one, by its name.
+    """
+    return plan_layout(rewriter, to, selected, tokens, allowed, forced=True).write(rewriter)[1]
+
+
+def plan_layout(
+    rewriter: ModelRewriter,
+    to: str,
+    selected: Callable[[str], bool],
+    tokens: TokenAxis,
+    allowed: int,
+    forced: bool,
+) -> PlannedGraph:
+    """Plan the main graph of a model with few layout operators. Nothing is written but the numbers of constants.
 
     Args:
         rewriter: of a model whose constants are initializers (`convert.prepared`). Nodes may have been rewritten.
@@ -178,12 +223,9 @@ def lay_out(
         selected: by the path of a product in the original: whether it is to be converted. Others keep their form.
         tokens: where the positions of a convolution are stored. Rows (N, C) are positions too where that takes no
             further layout operators (`ROWS_IN_THE_BATCH`); otherwise they stay in the batch axis.
-        allowed: a number of layout operators. Plans are tried, from the one with the plainest products to the one
-            with the fewest layout operators, until a plan needs at most this many.
+        allowed: a number of layout operators of the whole model. Plans are tried, from the one with the plainest
+            products to the one with the fewest layout operators, until a plan needs at most this many.
         forced: convert the products even if that takes more than `allowed`. Otherwise some keep their form.
-
-    Returns:
-        The products that keep their form; and how the new graph stores each value of the old one, by its name.
     """
     model = rewriter.model
     sort_where_needed(model)
@@ -203,29 +245,22 @@ def lay_out(
         to,
         tokens,
         lambda n: selected(rewriter.origin(paths[n])),
+        layout_operators(model).total() - sum(map(is_layout_operator, graph)),
+        paths,
     )
     penalties = (MERGED_CONVOLUTION,) if to == "conv" else MERGE_PENALTIES
     settings: list[tuple[float, float | None]] = [(penalty, None) for penalty in penalties]
     if not forced:
         settings += [(MERGED_CONVOLUTION, cost) for cost in KEEP_COSTS]
-    best: _PlannedGraph | None = None
+    best: PlannedGraph | None = None
     for penalty, keep_cost in settings:
         planned = found.plan(penalty, keep_cost)
-        if best is None or planned.layout_operators < best.layout_operators:
+        if best is None or planned.total < best.total:
             best = planned
-        if best.layout_operators <= allowed:
+        if best.total <= allowed:
             break
     assert best is not None
-    kept = best.kept()
-    if best.layout_operators > allowed and not forced:
-        to_convert = (product for product in best.products.values() if product.rule.convert)
-        return [_refusal(rewriter, product, paths) for product in to_convert], {}
-    _record(rewriter, {r: p for r, p in best.products.items() if r not in kept}, to, paths)
-    written = OnnxGraphBuilder(graph, best.decoded, best.rules, best.products, rewriter.weights).build(
-        best.plan
-    )
-    sort_where_needed(model)
-    return [_refusal(rewriter, best.products[result], paths) for result in kept], written
+    return replace(best, is_refused=best.total > allowed and not forced)
 
 
 def _refusal(rewriter: ModelRewriter, product: TokenProduct, paths: Mapping[ir.Node, str]) -> Refusal:
@@ -234,13 +269,40 @@ def _refusal(rewriter: ModelRewriter, product: TokenProduct, paths: Mapping[ir.N
 
 
 @dataclass(frozen=True, eq=False)
-class _PlannedGraph:
-    """A graph with a plan for it."""
+class PlannedGraph:
+    """A graph with a plan for it.
 
+    `is_refused` says that the plan takes too many layout operators, so that nothing is to be written.
+    """
+
+    graph: _Graph
     decoded: DecodedModel
     products: Mapping[GraphValue, TokenProduct]
     rules: Mapping[GraphValue, LayoutRule]
     plan: LayoutPlan
+    is_refused: bool = False
+
+    @property
+    def total(self) -> int:
+        """The number of layout operators of the whole model, those of subgraphs and functions included."""
+        return self.layout_operators + self.graph.elsewhere
+
+    def write(self, rewriter: ModelRewriter) -> tuple[list[Refusal], dict[str, StoredValue]]:
+        """Write the graph. Returns the products that keep their form, and how it stores each value of the old graph."""
+        paths = self.graph.paths
+        if self.is_refused:
+            to_convert = (product for product in self.products.values() if product.rule.convert)
+            return [_refusal(rewriter, product, paths) for product in to_convert], {}
+        kept = self.kept()
+        converted = {result: product for result, product in self.products.items() if result not in kept}
+        _record(rewriter, converted, self.graph.to, paths)
+        written = OnnxGraphBuilder(
+            self.graph.graph, self.decoded, self.rules, self.products, rewriter.weights
+        ).build(self.plan)
+        sort_where_needed(rewriter.model)
+        rewriter.held |= {place.tensor: name for name, places in written.items() for place in places}
+        refused = [_refusal(rewriter, self.products[result], paths) for result in kept]
+        return refused, {name: places[0] for name, places in written.items()}
 
     def kept(self) -> list[GraphValue]:
         """The results of the products that were to be converted, and keep their form in this plan."""
@@ -262,19 +324,28 @@ class _PlannedGraph:
         return count
 
 
+@dataclass(frozen=True, eq=False)
 class _Graph:
-    """Decodes one graph with different penalties."""
+    """Decodes one graph with different penalties.
 
-    def __init__(
-        self, graph: ir.Graph, opset: int, to: str, tokens: TokenAxis, selected: Callable[[ir.Node], bool]
-    ) -> None:
-        self.graph, self.opset, self.to, self.tokens, self.selected = graph, opset, to, tokens, selected
+    Attributes:
+        elsewhere: the number of layout operators in subgraphs and functions.
+        paths: the path of each node.
+    """
 
-    def plan(self, penalty: float, keep_cost: float | None = None) -> _PlannedGraph:
+    graph: ir.Graph
+    opset: int
+    to: str
+    tokens: TokenAxis
+    selected: Callable[[ir.Node], bool]
+    elsewhere: int
+    paths: Mapping[ir.Node, str]
+
+    def plan(self, penalty: float, keep_cost: float | None = None) -> PlannedGraph:
         """The graph with the plan of lowest cost."""
         decoded, products = self._decode(penalty, keep_cost)
         rules = needed(decoded)
-        return _PlannedGraph(decoded, products, rules, choose_orders(rules, decoded.constants))
+        return PlannedGraph(self, decoded, products, rules, choose_orders(rules, decoded.constants))
 
     def _decode(
         self, penalty: float, keep_cost: float | None

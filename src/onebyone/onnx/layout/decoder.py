@@ -6,7 +6,7 @@ conditions of a kind and make the rule. Every other operator keeps the original 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from onebyone.layout.shape_rule import ShapeRule
 from onebyone.layout.sizes import Size
 from onebyone.layout.values import GraphValue
 from onebyone.onnx.constant_values import is_constant, shape_of
+from onebyone.onnx.layout.captured_values import captured
 from onebyone.onnx.layout.operators import (
     KEEPING_AXES,
     MICROSOFT,
@@ -28,9 +29,15 @@ from onebyone.onnx.layout.operators import (
     RESHAPES,
     SOFTMAX_ALONG_ONE_AXIS,
     SOFTMAXES,
+    SUM_NORMALISATIONS,
     axis_setting,
 )
 from onebyone.onnx.layout.symbolic_sizes import SymbolicSizes, broadcast, reshaped
+
+#: Operators whose result has the sizes of their first input.
+SAME_SIZES = frozenset(
+    [*SOFTMAXES, *NORMALISATIONS, *SUM_NORMALISATIONS, "CumSum", "LpNormalization", "BatchNormalization"]
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ class OnnxDecoder:
             return
         if (node.domain, node.op_type) in POINTWISE:
             sizes.refine(output, broadcast(known))
-        elif node.op_type in SOFTMAXES | NORMALISATIONS | {"CumSum", "LpNormalization", "BatchNormalization"}:
+        elif node.op_type in SAME_SIZES:
             sizes.refine(output, known[0])
         elif node.op_type == "Transpose":
             sizes.refine(output, [known[0][axis] for axis in permutation_of(node, len(known[0]))])
@@ -184,6 +191,8 @@ class OnnxDecoder:
             return None
         if (node.domain, node.op_type) in POINTWISE:
             return self._pointwise(node, result, operands)
+        if node.domain == MICROSOFT and node.op_type in SUM_NORMALISATIONS:
+            return self._sum_normalisation(node, result, x)
         return self._with_axes(node, result, x) if node.domain == "" else None
 
     def _first(self, node: ir.Node) -> GraphValue | None:
@@ -257,6 +266,18 @@ class OnnxDecoder:
         if any(p is not None and p.rank != count for p in (scale, offset)):
             return None
         return kinds.normalise(result, x, count, scale, offset)
+
+    def _sum_normalisation(self, node: ir.Node, result: GraphValue, x: GraphValue) -> LayoutRule | None:
+        scale, offset, bias = (
+            None if place is None else self._input(node, place) for place in SUM_NORMALISATIONS[node.op_type]
+        )
+        addends = tuple(value for value in (self._input(node, 1), bias) if value is not None)
+        return kinds.normalise_sum(result, x, addends, scale, offset)
+
+    def _input(self, node: ir.Node, place: int) -> GraphValue | None:
+        """An input of a node; None where it is left out."""
+        value = node.inputs[place] if place < len(node.inputs) else None
+        return None if value is None or value.name == "" else self.decoded.value(value)
 
     def _softmax_over_later_axes(self, node: ir.Node, result: GraphValue, x: GraphValue) -> LayoutRule | None:
         """Softmax of opset 12 and older normalises over an axis and all after it together; those of size 1 are none."""
@@ -356,27 +377,6 @@ class OnnxDecoder:
 def permutation_of(node: ir.Node, rank: int) -> list[int]:
     """The permutation of a Transpose; without one, the axes are reversed."""
     return [int(axis) for axis in node.attributes.get_ints("perm") or range(rank - 1, -1, -1)]
-
-
-def captured(node: ir.Node) -> Iterator[ir.Value]:
-    """The values outside that the subgraphs of a node read, constants of the main graph excepted."""
-    for graph in subgraphs(node):
-        inside: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
-        for nested in graph:
-            inside.update(nested.outputs)
-        read = [v for nested in graph for v in (*nested.inputs, *captured(nested)) if v is not None]
-        for value in (*read, *graph.outputs):
-            if value not in inside and value.name != "" and not is_constant(value):
-                yield value
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs that are attributes of a node."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def needed(decoded: DecodedModel) -> dict[GraphValue, LayoutRule]:

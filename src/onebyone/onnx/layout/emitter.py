@@ -12,9 +12,12 @@ from onebyone.layout.emitter import LayoutEmitter
 from onebyone.layout.orders import Layout
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
-from onebyone.onnx.layout.decoder import DecodedModel, TokenProduct, captured, subgraphs
+from onebyone.onnx.layout.captured_values import captured, subgraphs
+from onebyone.onnx.layout.decoder import DecodedModel, TokenProduct
 from onebyone.onnx.layout.normalisations import elementary, normalised_axes
 from onebyone.onnx.layout.operators import (
+    BIASED_ACTIVATIONS,
+    MICROSOFT,
     NORMALISATIONS,
     SOFTMAX_ALONG_ONE_AXIS,
     SOFTMAXES,
@@ -83,6 +86,8 @@ class LayoutNodeEmitter(ShapeNodeWriter, LayoutEmitter[ir.Value]):
             node.op_type in SOFTMAXES and self.decoded.opset < SOFTMAX_ALONG_ONE_AXIS
         ):
             self._set_normalised_axes(node, operands, attributes)
+        if node.domain == MICROSOFT and node.op_type in BIASED_ACTIVATIONS:
+            return self._biased_activation(node, inputs, attributes)
         return self._node(node, inputs, attributes)
 
     def argument_size(self, result: GraphValue, axis: int) -> int | ir.Value | None:
@@ -199,16 +204,20 @@ class LayoutNodeEmitter(ShapeNodeWriter, LayoutEmitter[ir.Value]):
         return self.use(operands[known] if known in operands else self.natural(known))
 
     def _node(
-        self, node: ir.Node, inputs: Sequence[ir.Value | None], attributes: Mapping[str, ir.Attr]
+        self,
+        node: ir.Node,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, ir.Attr],
+        op_type: str | None = None,
     ) -> ir.Value:
-        """A copy of a node with other inputs and attributes; its first output."""
+        """A copy of a node with other inputs and attributes, and another operator if one is given; its first output."""
         outputs = [
             ir.Value(name=output.name and f"{self.writer.name}/{output.name}", type=output.type)
             for output in node.outputs
         ]
         copy = ir.Node(
             node.domain,
-            node.op_type,
+            op_type or node.op_type,
             inputs,
             attributes.values(),
             overload=node.overload,
@@ -220,6 +229,19 @@ class LayoutNodeEmitter(ShapeNodeWriter, LayoutEmitter[ir.Value]):
         self.writer.container.insert_before(self._end, [copy])
         self.writer.nodes.append(copy)
         return outputs[0]
+
+    def _biased_activation(
+        self, node: ir.Node, inputs: Sequence[ir.Value | None], attributes: Mapping[str, ir.Attr]
+    ) -> ir.Value:
+        """The activation of a sum, as it was where its bias is still a vector along the last dimension.
+
+        Otherwise the bias, which broadcasts against the other operand, is added by itself.
+        """
+        x, bias = (*inputs, None)[:2]
+        if x is None or bias is None or bias.name == "" or len(self._sizes(bias)) == 1:
+            return self._node(node, inputs, attributes)
+        total = self._written("Add", [x, bias], {}, self._sizes(x))
+        return self._node(node, [total], attributes, BIASED_ACTIVATIONS[node.op_type])
 
     def _moved(self, node: ir.Node, replaced: Mapping[ir.Value, ir.Value]) -> ir.Value:
         """The node itself, which owns its subgraphs, with what it and they read from outside replaced."""

@@ -15,6 +15,10 @@ from onebyone.onnx.layout.operators import (
     SOFTMAXES,
 )
 
+#: The normalisations that subtract the mean.
+CENTRED = frozenset(["LayerNormalization", "SkipLayerNormalization"])
+#: Source: the contrib operators of ONNX Runtime, docs/ContribOperators.md and skip_layer_norm.cc.
+DEFAULT_EPSILON = {"SkipLayerNormalization": 1e-12, "SkipSimplifiedLayerNormalization": 1e-12}
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -47,10 +51,10 @@ def elementary(
     dtype = x.dtype
     if dtype in NARROW:
         x = _cast(writer, x, ir.DataType.FLOAT)
-    if node.op_type == "LayerNormalization":
+    if node.op_type in CENTRED:
         x = _op(writer, "Sub", x, _reduced(writer, "ReduceMean", x, position))
     square = _op(writer, "Mul", x, x)
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    epsilon = node.attributes.get_float("epsilon", DEFAULT_EPSILON.get(node.op_type, 1e-5))
     kind = x.dtype.numpy() if x.dtype is not None else np.dtype(np.float32)
     variance = _reduced(writer, "ReduceMean", square, position)
     spread = _op(writer, "Add", variance, writer.constant(np.asarray(epsilon, kind), "epsilon"))

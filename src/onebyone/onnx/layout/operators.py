@@ -13,7 +13,7 @@ POINTWISE = frozenset(("", name) for name in [
     "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu",
     "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign",
     "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
-]) | frozenset((MICROSOFT, name) for name in ["Gelu", "QuickGelu"])
+]) | frozenset((MICROSOFT, name) for name in ["Gelu", "QuickGelu", "BiasGelu", "FastGelu"])
 # fmt: on
 REDUCTIONS = frozenset(
     f"Reduce{name}"
@@ -21,6 +21,13 @@ REDUCTIONS = frozenset(
 )
 SOFTMAXES = frozenset(["Softmax", "LogSoftmax", "Hardmax"])
 NORMALISATIONS = frozenset(["LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"])
+#: Normalisations of a sum, of `MICROSOFT`: where the scale, the offset and the bias are inputs; None without an offset.
+SUM_NORMALISATIONS: dict[str, tuple[int, int | None, int]] = {
+    "SkipLayerNormalization": (2, 3, 4),
+    "SkipSimplifiedLayerNormalization": (2, None, 3),
+}
+#: Activations of a sum of two inputs, of which the second is a vector along the last axis: the activation by itself.
+BIASED_ACTIVATIONS = {"BiasGelu": "Gelu", "FastGelu": "FastGelu"}
 RESHAPES = frozenset(["Reshape", "Flatten"])
 KEEPING_AXES = frozenset(["Squeeze", "Unsqueeze"])
 #: The first opset in which Softmax normalises along one axis; before, along an axis and all after it.

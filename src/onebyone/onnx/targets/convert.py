@@ -7,7 +7,8 @@ rounds end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -23,14 +24,15 @@ from onebyone.onnx.convert import (
     write_as_convolution,
     write_as_product,
 )
-from onebyone.onnx.layout.convert import lay_out
+from onebyone.onnx.layout.convert import LAW, lay_out
 from onebyone.onnx.layout.counting import layout_operators
 from onebyone.onnx.layout.products import read_pointwise, read_token_wise
 from onebyone.onnx.model_rewriting import ModelRewriter, nodes_of, restore_value_infos, sort_where_needed
 from onebyone.onnx.static_sizes import fill_shapes
 from onebyone.onnx.stored_values import StoredValue
+from onebyone.onnx.targets.decompositions import VIEWS_AS_RESHAPES
 from onebyone.onnx.targets.description import describe
-from onebyone.onnx.targets.fewer_axes import fold_axes
+from onebyone.onnx.targets.fewer_axes import FEWER_AXES, fold_axes
 from onebyone.onnx.targets.remedies import remedy
 from onebyone.onnx.targets.tensor_parts import store_in_parts
 from onebyone.onnx_file import bytes_of_weights
@@ -76,10 +78,11 @@ class TargetConversion(OnnxConversion):
     def headline(self) -> str:
         """One line: what was violated, what still is, and the bytes of the weights before and after."""
         before, after = self.weight_bytes
-        return (
+        line = (
             f"for {self.target}: {len(self.offenders)} violations, {len(self.changes)} rewritings, "
             f"{len(self.left)} violations left, weights {before:,} → {after:,} bytes"
         )
+        return "\n".join([line, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def convert_for_target(
@@ -115,6 +118,7 @@ def convert_for_target(
     reasons = _rewrite_in_rounds(rewriter, profile, only)
     sort_where_needed(copy)
     restore_value_infos(copy, model)
+    layout_after = layout_operators(copy)
     left = tuple(
         replace(o, mendable=False, how=reasons.get(o.key, "no rewriting is written for it"))
         for o in violations((description for description, _, _ in describe(prepared(copy))), profile)
@@ -130,8 +134,9 @@ def convert_for_target(
         weight_bytes=(bytes_before, bytes_of_weights(copy)),
         frozen=freeze_initialisers,
         layout_before=layout_before,
-        layout_after=layout_operators(copy),
+        layout_after=layout_after,
         stored=stored,
+        warnings=_more_layout_operators(layout_before.total(), layout_after.total(), rewriter.changes),
         target=profile.name,
         offenders=_with_outcome(offenders, left, rewriter),
         left=left,
@@ -219,8 +224,7 @@ def _lay_out(
             rewriter.attempt(path, node, opset, form, write)
     tokens = {"width": TokenAxis.LAST, "height": TokenAxis.HEIGHT, "batch": TokenAxis.BATCH}
     axis = tokens[profile.preferred.token_axis]
-    _, stored = lay_out(rewriter, form, lambda path: wanted(path, only), axis, allowed)
-    return stored
+    return lay_out(rewriter, form, lambda path: wanted(path, only), axis, allowed)
 
 
 def _most_axes(profile: TargetProfile) -> int | None:
@@ -244,6 +248,21 @@ def _of_input(offender: Offender, description: NodeDescription, profile: TargetP
 
 def _missing(offender: Offender) -> tuple[str, ...]:
     return offender.rule.operators if isinstance(offender.rule, MissingOperator) else ()
+
+
+def _more_layout_operators(before: int, after: int, changes: Sequence[Change]) -> tuple[str, ...]:
+    """Why the converted model has more layout operators than the original, in one sentence; nothing if it has not."""
+    if after <= before:
+        return ()
+    laws = Counter(change.law for change in changes)
+    views = sum(count for law, count in laws.items() if law in VIEWS_AS_RESHAPES)
+    reasons = [
+        (laws[LAW["conv"]], "{} products become convolutions, whose data is stored as (N, C, H, W)"),
+        (views, "{} Reshapes take the place of operators that only insert or remove axes of size 1"),
+        (laws[FEWER_AXES], "{} tensors have more axes than the target takes, and are transposed in steps"),
+    ]
+    causes = "; ".join(text.format(count) for count, text in reasons if count)
+    return (f"{after - before} more layout operators than in the original ({before} → {after}): {causes}",)
 
 
 def _remove_identities(rewriter: ModelRewriter, offenders: tuple[Offender, ...]) -> None:

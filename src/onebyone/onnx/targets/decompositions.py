@@ -213,5 +213,7 @@ _DECOMPOSITIONS: dict[str, tuple[str, _Write, bool]] = {
     "Flatten": ("flatten = reshape", _reshape, True),
     "Expand": ("expand = tile", _expand, True),
 }
+#: The laws by which operators that insert or remove axes of size 1 become Reshapes.
+VIEWS_AS_RESHAPES = frozenset(["squeeze = reshape", "unsqueeze = reshape"])
 #: The operators that have another form; no form needs one of these again, except shapes, which become a Reshape.
 DECOMPOSED = frozenset(_DECOMPOSITIONS)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from onebyone.layout.normalisations import NormalisationRule
 from onebyone.layout.operators import renamed_constants
 from onebyone.layout.orders import Layout
 from onebyone.layout.patches import PatchRule
 from onebyone.layout.planner import LayoutPlan, choose_orders
 from onebyone.layout.products import MERGE_PENALTIES, ProductRule
-from onebyone.layout.rules import LayoutRule, NormalisationRule, PointwiseRule, RelabelRule
+from onebyone.layout.rules import LayoutRule, PointwiseRule, RelabelRule
 from onebyone.layout.storage import choose_storage, weight_layouts
 from onebyone.layout.values import GraphValue
 from onebyone.pytorch.graph.builder import DecodedGraph, GraphBuilder, Storage
