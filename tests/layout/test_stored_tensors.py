@@ -39,10 +39,45 @@ def test_an_available_layout_of_an_order_is_preferred() -> None:
     value, array = GraphValue("x", (2, 1, 3)), np.arange(6.0).reshape(2, 1, 3)
     tensors, _ = tensors_with(value, array)
     assert tensors.layout_with(value, (0, 2)) == (0, UNIT, 2)
+    assert tensors.layout_with(value, (2, 0)) == (2, UNIT, 0), "one permute of all dimensions"
+    tensors.get(value, (2, 0))
     assert tensors.layout_with(value, (2, 0)) == (2, 0)
-    tensors.get(value, (2, UNIT, 0))
-    assert tensors.layout_with(value, (2, 0)) == (2, UNIT, 0)
     assert tensors.layout_with(GraphValue("other", (2,)), (0,)) == (0,)
+
+
+def test_a_permute_takes_at_most_one_squeeze_or_unsqueeze() -> None:
+    value, array = GraphValue("x", (2, 1, 3)), np.arange(6.0).reshape(2, 1, 3)
+    for layout, others in (
+        ((2, UNIT, 0), 0),
+        ((2, 0), 1),
+        ((UNIT, 2, UNIT, 0), 1),
+        ((UNIT, UNIT, 2, UNIT, 0), 2),
+    ):
+        tensors, emitter = tensors_with(value, array)
+        calls: list[str] = []
+        for name in ("squeeze", "unsqueeze"):
+            setattr(emitter, name, recorded(getattr(emitter, name), name, calls))
+        assert np.array_equal(tensors.get(value, layout), stored(array, layout))
+        assert emitter.permutes == 1
+        assert len(calls) == others
+
+
+def test_the_nearest_layout_takes_the_fewest_squeezes_and_unsqueezes() -> None:
+    value, array = GraphValue("x", (1, 2, 3)), np.arange(6.0).reshape(1, 2, 3)
+    tensors, _ = tensors_with(value, array)
+    assert tensors.nearest(value, (UNIT, 1, 2)) == (UNIT, 1, 2), "there"
+    assert tensors.nearest(value, (UNIT, 1, UNIT, 2)) == (UNIT, 1, UNIT, 2), (
+        "one unsqueeze, where (1, UNIT, 2) takes two"
+    )
+    assert tensors.nearest(value, (UNIT, UNIT, 1, 2)) in ((UNIT, UNIT, 1, 2), (1, 2)), "one of either"
+
+
+def recorded(function: Any, name: str, calls: list[str]) -> Any:
+    def call(*arguments: Any) -> Any:
+        calls.append(name)
+        return function(*arguments)
+
+    return call
 
 
 def test_sizes_are_integers_or_read_from_the_tensor() -> None:

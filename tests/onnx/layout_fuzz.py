@@ -210,7 +210,7 @@ def normalise(g: RandomGraph) -> None:
     if kind == "LayerNormalization":
         g.add(kind, [g.value, scale], shape, axis=-1, epsilon=1.0)
     elif kind == "RMSNormalization":
-        g.add(kind, [g.value, scale], shape, axis=-1, epsilon=1.0, stash_type=TensorProto.DOUBLE)
+        g.add(kind, [g.value, scale], shape, axis=-1, epsilon=1.0)
     elif kind == "root mean square":
         x = g.value
         g.add("Mul", [x, x], shape)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from onebyone.layout.orders import Layout, order_of, permutation_between, unit_changes
+from onebyone.layout.orders import UNIT, Layout, permutation_between, unit_changes
 from onebyone.layout.values import GraphValue
 
 T = TypeVar("T")
@@ -143,13 +143,15 @@ class LayoutEmitter(Protocol[T]):
         return x
 
     def reorder(self, x: T, have: Layout, want: Layout) -> T:
-        """A tensor stored in `have`, in the layout `want` of another order: one permute.
+        """A tensor stored in `have`, in the layout `want` of another order: one permute, of unit dimensions too.
 
-        Unit dimensions are permuted along where both layouts have equally many; otherwise they are removed before and
-        inserted after the permute.
+        Where the layouts have different numbers of unit dimensions, the difference is inserted or removed before it.
         """
-        if len(have) == len(want):
-            return self.permute(x, permutation_between(have, want))
-        x = self.change_units(x, have, order_of(have))
-        x = self.permute(x, permutation_between(order_of(have), order_of(want)))
-        return self.change_units(x, order_of(want), want)
+        missing = len(want) - len(have)
+        padded = (*have, *(UNIT,) * missing)
+        for _ in range(-missing):
+            place = padded.index(UNIT)
+            padded = padded[:place] + padded[place + 1 :]
+        if missing:
+            x = self.change_units(x, have, padded)
+        return self.permute(x, permutation_between(padded, want))

@@ -144,7 +144,7 @@ class PointwiseRule(LayoutRule):
             if len(x_order) == len(order):
                 names = {axis: axis + self._shift(operand) for axis in x_order}
                 available = [have for have in tensors.available(operand) if order_of(have) == x_order]
-                for have in available or [x_order]:
+                for have in available or [tensors.layout_with(operand, x_order)]:
                     layout = renamed(have, names)
                     counts[layout] += 1
                     models.setdefault(layout, operand)

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from onebyone.layout.emitter import LayoutEmitter
 from onebyone.layout.orders import (
+    UNIT,
     Layout,
     Order,
     order_of,
@@ -95,9 +96,18 @@ class StoredTensors(Generic[T]):
         return min(layout, shorter, key=lambda want: sum(map(bool, unit_changes(have, want))))
 
     def layout_with(self, value: GraphValue, order: Order) -> Layout:
-        """An available layout of this order; the order itself, without unit dimensions, where there is none."""
-        available = self._tensors.get(value, {})
-        return next((layout for layout in available if order_of(layout) == order), order)
+        """An available layout of this order.
+
+        Where there is none, that of the tensor that the value's operator wrote, with its axes in this order, so that
+        one permute makes it.
+        """
+        available = self.available(value)
+        for layout in available:
+            if order_of(layout) == order:
+                return layout
+        written = next(iter(available), order)
+        axes = iter(order)
+        return tuple(axis if axis == UNIT else next(axes) for axis in written)
 
     def any_layout(self, value: GraphValue) -> tuple[Layout, T]:
         """The layout in which a value was written, and its tensor; the original one for a renamed constant."""
