@@ -207,9 +207,7 @@ def normalise(g: RandomGraph) -> None:
     kinds += ["RMSNormalization"] if g.opset >= 23 else []
     kind, shape = str(g.rng.choice(kinds)), g.shape
     scale = g.constant(g.rng.choice([-0.125, 0.125], shape[-1:]))
-    if kind == "LayerNormalization":
-        g.add(kind, [g.value, scale], shape, axis=-1, epsilon=1.0)
-    elif kind == "RMSNormalization":
+    if kind == "LayerNormalization" or kind == "RMSNormalization":
         g.add(kind, [g.value, scale], shape, axis=-1, epsilon=1.0)
     elif kind == "root mean square":
         x = g.value

@@ -256,13 +256,15 @@ def _more_layout_operators(before: int, after: int, changes: Sequence[Change]) -
         return ()
     laws = Counter(change.law for change in changes)
     views = sum(count for law, count in laws.items() if law in VIEWS_AS_RESHAPES)
-    reasons = [
-        (laws[LAW["conv"]], "{} products become convolutions, whose data is stored as (N, C, H, W)"),
-        (views, "{} Reshapes take the place of operators that only insert or remove axes of size 1"),
-        (laws[FEWER_AXES], "{} tensors have more axes than the target takes, and are transposed in steps"),
-    ]
-    causes = "; ".join(text.format(count) for count, text in reasons if count)
-    return (f"{after - before} more layout operators than in the original ({before} → {after}): {causes}",)
+    reasons = {
+        "convolutions in the place of products, of data stored as (N, C, H, W)": laws[LAW["conv"]],
+        "Reshapes in the place of operators that insert or remove axes of size 1": views,
+        "transposes in several steps of tensors with more axes than it takes": laws[FEWER_AXES],
+    }
+    causes = "; ".join(f"{reason} ({count})" for reason, count in reasons.items() if count)
+    return (
+        f"{after - before} more layout operators than in the original ({before} → {after}); the target needs {causes}",
+    )
 
 
 def _remove_identities(rewriter: ModelRewriter, offenders: tuple[Offender, ...]) -> None:
