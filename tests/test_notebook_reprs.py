@@ -191,3 +191,30 @@ def test_a_table_has_a_cell_for_each_entry() -> None:
     page = Page(html_table(["a", "b"], [[1, None], ["", "é|\n"]]))
     assert page.cells == ["a", "b", "1", "None", "", "é|\n"]
     assert "thead" not in Page(html_table([], [["x"]])).tags
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours #rrggbb, as WCAG 2 defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_cells_that_judge_are_coloured_by_what_they_say() -> None:
+    model = network()
+    same = onebyone.verify(model, onebyone.convert(model), X)._repr_html_()
+    differs = html_table(["integers", "verdict"], [["DIFFER", "FAILS: the first weight"]])
+    cell = re.compile(r"<td style=\"text-align:left;background:(#\w+);color:(#\w+)\">(.*?)</td>")
+    good, bad = (set(cell.findall(html)) for html in (same, differs))
+    assert {words.split(":")[0] for *_, words in good} == {"bit for bit", "ok"}
+    assert {"DIFFER", "FAILS"} == {words.split(":")[0] for *_, words in bad}
+    assert len({background for background, *_ in good | bad}) == 2
+    assert min(contrast(background, text) for background, text, _ in good | bad) >= 4.5
+    assert "background:" not in html_table(
+        ["class", "score"], [["ok", "0.5"]]
+    )  # a class of that name judges nothing

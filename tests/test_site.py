@@ -55,6 +55,14 @@ def test_sections_of_the_navigation_are_named() -> None:
     assert doctest.testmod(site_hooks) == (0, 1)
 
 
+def test_the_explainer_and_its_report_link_to_each_other() -> None:
+    page = site_hooks.report(DOCS / "explainer" / "comparison.json")
+    addresses = re.findall(r'href="([^"]*)"', page)
+    assert [a for a in addresses if not a.startswith("#")] == ["index.html"]
+    assert {a[1:] for a in addresses if a.startswith("#")} <= set(re.findall(r'id="([^"]*)"', page))
+    assert f"]({Path(site_hooks.REPORT).name})" in (DOCS / "explainer" / "index.md").read_text("utf-8")
+
+
 def run(arguments: list[str], folder: Path) -> None:
     ran = run_python(*arguments, folder=folder, environment=ENVIRONMENT)
     assert ran.returncode == 0, ran.stderr[-2000:]

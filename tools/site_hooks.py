@@ -1,12 +1,22 @@
-"""A hook of the documentation's site: the sections of the navigation and the search have accessible names.
+"""Hooks of the documentation's site: the explainer's report, and accessible names of navigation and search.
+
+The report is the page that `onebyone compare --html` would write for the stored run that the explainer shows.
 
 The theme names a section by a label that has no text if the section has an index page, and the search not at all.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from onebyone.report.comparison_page import comparison_page
+
+REPORT = "explainer/report.html"
 
 _SECTION = re.compile(
     r'(<nav class="md-nav"[^>]*?) aria-labelledby="__nav_\w+_label"'
@@ -14,6 +24,19 @@ _SECTION = re.compile(
     r"([^<]+?)(?=\s*</label>)"
 )
 _SEARCH = '<div class="md-search" data-md-component="search" role="dialog"'
+
+
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """The files of the site with the explainer's report."""
+    run = Path(config["docs_dir"]) / "explainer" / "comparison.json"
+    files.append(File.generated(config, REPORT, content=report(run)))
+    return files
+
+
+def report(run: Path) -> str:
+    """The report of a stored comparison, with a link back to the explainer."""
+    links = [("The explainer shows this network in the browser", "index.html")]
+    return comparison_page(json.loads(run.read_text("utf-8")), title="the explainer's network", links=links)
 
 
 def on_post_page(output: str, **_: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
@@ -200,7 +201,8 @@ def html_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     '<table><tbody><tr><td style="text-align:left">&lt;b&gt;</td></tr></tbody></table>'
     """
     head = "".join(_cell("th", h) for h in headers)
-    body = "".join("<tr>" + "".join(_cell("td", c) for c in row) + "</tr>" for row in rows)
+    lines = [(row, tones(headers, row)) for row in rows]
+    body = "".join(f"<tr>{''.join(map(_cell, ['td'] * len(row), row, shades))}</tr>" for row, shades in lines)
     return "<table>" + (f"<thead><tr>{head}</tr></thead>" if head else "") + f"<tbody>{body}</tbody></table>"
 
 
@@ -214,5 +216,35 @@ def html_result(verdict: str, *parts: str, notes: Iterable[str] = ()) -> str:
     return f"<div><p><strong>{escape(verdict)}</strong></p>{''.join(parts)}{lines}</div>"
 
 
-def _cell(tag: str, content: object) -> str:
-    return f'<{tag} style="text-align:left">{escape(str(content))}</{tag}>'
+#: Headers of columns whose cells judge, and the words with which such cells begin.
+_JUDGING = frozenset({"verdict", "integers", "mendable", "choice", "equals cropping every window"})
+_TONES = (
+    (re.compile(r"holds when\b"), "caution"),
+    (re.compile(r"(ok|holds|bit for bit|yes|chosen)\b"), "good"),
+    (re.compile(r"(FAILS|DIFFER|does not hold|no)\b"), "bad"),
+)
+#: Background and text of cells in notebooks: legible on light and dark pages, because both are set.
+_COLOURS = {"good": ("#d4f2dc", "#0b3d1c"), "caution": ("#fbeec2", "#453300"), "bad": ("#fbd9d7", "#5c0f0b")}
+
+
+def tones(headers: Sequence[str], row: Sequence[object]) -> list[str]:
+    """What each cell of a row says: "good", "caution", "bad", or "" where it judges nothing.
+
+    Tables on the terminal and in notebooks colour such cells; the words say the same without colour. In a list of names
+    and values, which has no headers, the first cell of the row is the header.
+
+    >>> tones(["layer", "verdict"], ["ok", "ok"]), tones([], ["mendable", "no"])
+    (['', 'good'], ['', 'bad'])
+    """
+    names = headers or [row[0]] * len(row)
+    matches = (
+        next((tone for words, tone in _TONES if words.match(str(cell))), "") if name in _JUDGING else ""
+        for name, cell in zip(names, row, strict=True)
+    )
+    return list(matches)
+
+
+def _cell(tag: str, content: object, tone: str = "") -> str:
+    background, text = _COLOURS.get(tone, ("", ""))
+    colours = f";background:{background};color:{text}" if tone else ""
+    return f'<{tag} style="text-align:left{colours}">{escape(str(content))}</{tag}>'

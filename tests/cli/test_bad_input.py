@@ -254,8 +254,23 @@ def test_what_cannot_be_done_is_refused_with_every_reason(run: Run, folder: Path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("convert",), "Missing argument"),
-        (("convert", ":plain", "--to", "sideways"), "Invalid value"),
+        (("convert",), "error: SRC is missing; expected the network: file.onnx, file.pt2"),
+        (("predict", ":plain"), "error: IMAGE... is missing; expected pictures, folders or patterns"),
+        (("convert", ":plain", "--to", "sideways"), "error: --to: 'sideways' is not one of conv, linear"),
+        (("convert", ":plain", "--output"), "error: --output needs a value (Write the result"),
+        (("convert", ":plain", "--json=3"), "error: --json takes no value"),
+        (
+            ("convert", ":plain", "--owtput", "a"),
+            "error: --owtput is not an option of onebyone convert: did you",
+        ),
+        (("scan", ":plain", "a.npy", "b.npy"), "error: 'b.npy' is one argument too many; expected SRC IMAGE"),
+        (
+            ("scan", ":plain", "a.npy", "--batch", "many"),
+            "error: --batch: 'many' is not an integer of 1 or more",
+        ),
+        (("scan", ":plain", "a.npy", "--batch", "0"), "error: --batch: '0' is not an integer of 1 or more"),
+        (("detect", "s.npz", "--iou", "3"), "error: --iou: '3' is not a number from 0 to 1"),
+        (("compare", ":plain", "--budget", "0.5"), "error: --budget: '0.5' is not a number of 1 or more"),
         (("convert", ":plain", "--shape", "1,3,x,16"), "is not a shape"),
         (("convert", ":plain", "--shape", "1,3,0,16"), "must be 1 or more"),
         (("convert", ":plain", "-o", "p.pt2"), "--shape is required"),
@@ -263,16 +278,23 @@ def test_what_cannot_be_done_is_refused_with_every_reason(run: Run, folder: Path
         (("convolutionalize", ":plain", "--window", "big"), "is not a window"),
         (("scan", "d.pt2", "image.npy", "--mean", "a,b"), "is not a list of numbers"),
         (("scan", "d.pt2", "image.npy", "--classes", "@nowhere.txt"), "cannot read the names"),
-        (("detect", "s.npz", "--threshold", "1.5"), "Invalid value"),
-        (("nonsense",), "No such command"),
+        (("detect", "s.npz", "--threshold", "1.5"), "error: --threshold: 1.5: expected a number from 0 to 1"),
+        (("nonsense",), "error: 'nonsense' is not a command: expected demo, info"),
+        (("scn",), "error: 'scn' is not a command: did you mean scan?"),
     ],
 )
 def test_wrong_usage(run: Run, folder: Path, words: tuple[str, ...], said: str) -> None:
     done = run(*words)
     assert done.code == 2
     assert done.out == ""
-    assert said in " ".join(done.err.replace("│", " ").split())
+    assert said in " ".join(done.err.split())
+    assert done.err.count("\n") == 1  # one sentence, without a box around it
     assert list(folder.iterdir()) == []
+
+
+def test_wrong_usage_is_also_json(run: Run) -> None:
+    done = run("convert", ":plain", "--to", "sideways", "--json")
+    assert (done.code, done.json["error"]) == (2, "--to: 'sideways' is not one of conv, linear")
 
 
 @pytest.fixture

@@ -222,3 +222,11 @@ def test_tiles_are_tuned_for_the_level_and_the_page_that_are_scanned(run: Run, f
     assert (far.code, "page" in far.err) == (2, True)
     alone = run("tune", "d.pt2", "--level", 1)
     assert (alone.code, "--tile IMAGE" in alone.err) == (2, True)
+
+
+def test_verbose_names_the_engine(run: Run, image: str) -> None:
+    words = ("scan", ":sigmoid", image, "--window", 8, "--mode")
+    for mode in ("dense", "windows"):
+        done = run(*words, mode, "-v")
+        assert "Engine: PyTorch, eager" in done.err.splitlines()
+        assert "Engine" not in run(*words, mode).err

@@ -119,3 +119,14 @@ def test_a_failed_verification_says_what_failed() -> None:
     assert "FAILS: rows swapped" in text
     assert "problem: fc: rows swapped" in text
     assert text.splitlines()[-1] == "NOT equivalent"
+
+
+def test_cells_that_judge_are_coloured_on_a_terminal() -> None:
+    table = render.table_of("Layers", ("layer", "verdict"), [("ok", "ok"), ("b", "FAILS: why"), ("c", "–")])
+    stream = io.StringIO()
+    Console(file=stream, width=60, highlight=False, force_terminal=True, color_system="standard").print(table)
+    text = stream.getvalue()
+    assert "\x1b[32mok" in text  # green
+    assert "\x1b[1;31mFAILS: why" in text  # bold red
+    assert text.count("\x1b[32m") == 1  # the layer named "ok" is not a verdict
+    assert "\x1b" not in shown([table])  # no colours in a pipe

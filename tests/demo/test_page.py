@@ -45,11 +45,13 @@ class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.loads: list[str] = []
+        self.ids: set[str] = set()
         self.wordless = 0
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
+        self.ids |= {v for k, v in attrs if k == "id" and v}
         self.loads += [v for k, v in attrs if v and k in {"src", "href", "srcset", "data", "xlink:href"}]
         self.wordless += (tag == "img" and "alt" not in given) or (
             tag == "svg" and not given.get("aria-label")
@@ -208,5 +210,11 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert reader.open == []
     assert reader.wordless == 0
     assert reader.loads
-    assert all(link.startswith("data:") for link in reader.loads)
+    links = [link for link in reader.loads if not link.startswith("data:")]
+    report = Reader()
+    report.feed((tmp_path / "demo" / "report.html").read_text(encoding="utf-8"))
+    assert {link.partition("#")[0] for link in links} == {"report.html"}
+    assert {link.partition("#")[2] for link in links} - {""} == {"R1", "R2", "R3", "R4"} <= report.ids
+    assert [link for link in report.loads if not link.startswith(("data:", "#"))] == ["index.html"]
+    assert {link[1:] for link in report.loads if link.startswith("#")} <= report.ids
     assert "prefers-color-scheme: dark" in page

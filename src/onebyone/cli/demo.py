@@ -18,7 +18,8 @@ def demo(
 ) -> None:
     """Train a digit classifier, convert it, verify it, and detect digits on a photograph. Takes about two minutes.
 
-    Writes index.html, which shows every step, summary.json, and the scan for `onebyone view`.
+    Writes index.html, which shows every step, report.html, which tests claims about the layers, summary.json, and the
+    scan for `onebyone view`.
     """
     with session(context) as run:
         from onebyone import demo as demonstration

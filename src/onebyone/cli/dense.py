@@ -260,6 +260,7 @@ def scan(
                 data = render_scans.scanned_data(items, source)
             else:
                 scores = api.scan(dense, image, out=out, progress=report, min_agreement=0, **options)
+                run.detail(f"Engine: {scores.engine}")
                 data = render.scores_data(scores, source, image, out)
         run.notes(notes)
         if several:

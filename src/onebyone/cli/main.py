@@ -10,6 +10,7 @@ import typer
 from onebyone import __version__
 from onebyone.cli import check, compare, demo, dense, draw, evaluate, info, network, predict, tune, view
 from onebyone.cli.command import Json, Quiet, Verbose, command
+from onebyone.cli.usage import Command, Group
 
 EPILOG = (
     "Exit codes: 0 done · 1 not equivalent · 2 wrong usage or unreadable input · 3 refused, with the reason. "
@@ -32,6 +33,7 @@ def _paragraphs(text: str | None) -> str:
 
 app = typer.Typer(
     name="onebyone",
+    cls=Group,
     help=_paragraphs(HELP),
     epilog=EPILOG,
     no_args_is_help=True,
@@ -78,7 +80,7 @@ for panel, function in (
     (DENSE, evaluate.evaluate),
     (DENSE, view.view),
 ):
-    app.command(rich_help_panel=panel, help=_paragraphs(function.__doc__))(command(function))
+    app.command(rich_help_panel=panel, help=_paragraphs(function.__doc__), cls=Command)(command(function))
 
 
 def run() -> None:

@@ -98,7 +98,7 @@ def read_threshold(text: str) -> Any:
     try:
         return parsed(text)
     except BadInput as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error).removeprefix("threshold=")) from None
 
 
 def read_numbers(text: str) -> Numbers:

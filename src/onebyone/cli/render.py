@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from onebyone.records import by, few, size_of
+from onebyone.records import by, few, size_of, tones
 
 if TYPE_CHECKING:
     from onebyone.dense import ScoreMap
@@ -192,6 +191,7 @@ def scores_data(scores: ScoreMap, source: str, image: os.PathLike[str], output: 
         "windows": scores.windows,
         "seconds": scores.seconds,
         "device": scores.device,
+        "engine": scores.engine,
         "geometry": scores.geometry.to_dict(),
         "labels": scores.labels.to_dict(),
         "preprocessing": scores.labels.preprocessing(),
@@ -248,9 +248,6 @@ def detections_tables(data: Data) -> list[RenderableType]:
     return [table_of("Objects", ("class", "score", *sides), rows), summary] if rows else [summary]
 
 
-_COLOURS = {"holds": "green", "does not hold as usually said": "red", "not available": "dim"}
-
-
 def comparison_tables(data: Data) -> list[RenderableType]:
     """The layers compared, and one row per claim with its verdict and reason."""
     layers = [
@@ -258,12 +255,8 @@ def comparison_tables(data: Data) -> list[RenderableType]:
         for name, layer in data["layers"].items()
         if "origin" in layer
     ]
-    table = Table(title="Common claims, tested", title_justify="left", title_style="bold", show_lines=True)
-    for header, wide in (("", 2), ("claim", None), ("verdict", 18), ("reason", None)):
-        table.add_column(header, overflow="fold", min_width=wide)
-    for row in data["rows"]:
-        verdict = Text(row["verdict"], style=_COLOURS.get(row["verdict"], "yellow"))
-        table.add_row(row["id"], escape(row["statement"]), verdict, escape(row["because"]))
+    claims = [(row["id"], row["statement"], row["verdict"], row["because"]) for row in data["rows"]]
+    table = table_of("Common claims, tested", ("", "claim", "verdict", "reason"), claims, lines=True)
     about = data["about"]
     summary = f"{len(data['rows'])} rows in {about['seconds']:.0f} s on {about['threads']} threads"
     return [_pairs(layers, "Layers compared"), table, _summary(summary, data)]
@@ -325,16 +318,30 @@ def demo_tables(summary: Data, folder: os.PathLike[str]) -> list[RenderableType]
     ]
 
 
-def table_of(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
-    table = Table(title=title, title_justify="left", title_style="bold")
+_LEAST_WIDTH = {"verdict": 18}
+_STYLES = {"good": "green", "caution": "yellow", "bad": "bold red"}
+
+
+def table_of(
+    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], *, lines: bool = False
+) -> Group:
+    """The table of every command: at most MOST_ROWS rows, with cells that judge in colour.
+
+    `lines` separates the rows, for cells of several lines.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold", show_lines=lines)
     for header in headers:
-        table.add_column(header, overflow="fold")
+        table.add_column(header, overflow="fold", min_width=_LEAST_WIDTH.get(header))
     for row in rows[:MOST_ROWS]:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*_cells(headers, row))
     more = len(rows) - MOST_ROWS
     return (
         Group(table, Text(f"… and {more} more: --json lists all", style="dim")) if more > 0 else Group(table)
     )
+
+
+def _cells(headers: Sequence[str], row: Sequence[str]) -> list[Text]:
+    return [Text(str(c), _STYLES.get(tone, "")) for c, tone in zip(row, tones(headers, row), strict=True)]
 
 
 def _pairs(rows: Sequence[tuple[str, str]], title: str | None = None) -> Table:
@@ -342,7 +349,7 @@ def _pairs(rows: Sequence[tuple[str, str]], title: str | None = None) -> Table:
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(escape(name), escape(value))
+        table.add_row(*_cells((), (name, value)))
     return table
 
 

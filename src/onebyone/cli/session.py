@@ -75,20 +75,20 @@ class Session:
             self._stdout.write(as_json({**data, **notes}))
             self._stdout.flush()  # the command may go on, as a server does
         elif not self.quiet:
-            console = _console(self._stdout)
+            output = console(self._stdout)
             for table in tables:
-                console.print(table)
+                output.print(table)
 
     def note(self, text: str) -> None:
         """Print a note on stderr, with the names of options in place of those of Python arguments."""
         if not self.quiet:
-            note = _escaped(self.with_option_names(text))
-            _console(sys.stderr).print(f"[yellow]note:[/] {note}", soft_wrap=True)
+            note = escaped(self.with_option_names(text))
+            console(sys.stderr).print(f"[yellow]note:[/] {note}", soft_wrap=True)
 
     def detail(self, text: str) -> None:
         """Print a line on stderr with --verbose."""
         if self.verbose:
-            _console(sys.stderr).print(_escaped(text), style="dim", soft_wrap=True)
+            console(sys.stderr).print(escaped(text), style="dim", soft_wrap=True)
 
     def notes(self, texts: Iterable[str]) -> None:
         """Print several notes on stderr."""
@@ -170,7 +170,7 @@ def session(context: typer.Context) -> Iterator[Session]:
         _report(error, run)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        _console(sys.stderr).print("interrupted")
+        console(sys.stderr).print("interrupted")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if (message := exhaustion(error)) is not None:
@@ -210,15 +210,15 @@ def _library_warnings_silenced(run: Session) -> Iterator[None]:
 
 
 def _report(error: OnebyoneError, run: Session) -> None:
-    console = _console(sys.stderr)
+    output = console(sys.stderr)
     refusals = [
         replace(r, reason=run.with_option_names(r.reason))
         for r in (error.refusals if isinstance(error, Refused) else ())
     ]
     message = run.with_option_names(str(error).splitlines()[0].removesuffix(":") if refusals else str(error))
-    console.print(f"[bold red]{'refused' if refusals else 'error'}:[/] {_escaped(message)}", soft_wrap=True)
+    output.print(f"[bold red]{'refused' if refusals else 'error'}:[/] {escaped(message)}", soft_wrap=True)
     for refusal in refusals:
-        console.print(f"  {_escaped(str(refusal))}", soft_wrap=True)
+        output.print(f"  {escaped(str(refusal))}", soft_wrap=True)
     if run.as_json:
         run.result({"error": message, "refusals": [r.to_dict() for r in refusals]})
 
@@ -231,8 +231,8 @@ def _report_bug(error: Exception, run: Session) -> None:
     if run.verbose:
         traceback.print_exception(error)
     advice = "" if run.verbose else "; --verbose prints the traceback"
-    _console(sys.stderr).print(
-        f"[bold red]internal error:[/] {_escaped(message)}. This is a bug in onebyone{advice}", soft_wrap=True
+    console(sys.stderr).print(
+        f"[bold red]internal error:[/] {escaped(message)}. This is a bug in onebyone{advice}", soft_wrap=True
     )
     if run.as_json:
         run.result({"error": f"internal error: {message}", "refusals": []})
@@ -252,7 +252,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
     from rich import progress as p
 
     columns = (p.SpinnerColumn(), p.TextColumn("{task.description}"), p.BarColumn(), p.MofNCompleteColumn())
-    with p.Progress(*columns, p.TimeElapsedColumn(), console=_console(sys.stderr), transient=True) as bar:
+    with p.Progress(*columns, p.TimeElapsedColumn(), console=console(sys.stderr), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -299,14 +299,16 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _console(stream: TextIO) -> Console:
+def console(stream: TextIO) -> Console:
+    """What prints with colours on `stream`, `WIDE` columns wide where it is not a terminal."""
     from rich.console import Console
 
     width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
     return Console(file=stream, width=width, highlight=False, emoji=False)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """`text` printed as it is, without the meaning of brackets."""
     from rich.markup import escape
 
     return escape(text)

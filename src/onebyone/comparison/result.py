@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from onebyone.atomic_files import write_text
 from onebyone.comparison.claim_result import Row
 from onebyone.errors import BadInput
+from onebyone.records import html_table
 
 _WIDTH = 110
 
@@ -96,12 +96,14 @@ class Comparison:
         path: str | os.PathLike[str] | None = None,
         plan: Any = None,
         title: str | None = None,
+        links: Sequence[tuple[str, str]] = (),
     ) -> str:
         """The comparison as one self-contained HTML page: rows, figures, interactive views, verification and data.
 
         The page needs no network connection. If `path` is given, it is written there atomically. `plan` is a plan
         of `onebyone tune` to include: the plan, its plain data, or the path of its JSON file. `title` is the name
-        of the network on the page; its class if None.
+        of the network on the page; its class if None. `links` are pairs (text, address) of pages that tell the same
+        story, relative to this one.
 
         Raises
         ------
@@ -122,7 +124,7 @@ class Comparison:
         from onebyone.report.tuning_plan import read_plan
 
         shown = None if plan is None else finite(read_plan(plan))
-        page = comparison_page(finite(self.to_dict()), shown, title)
+        page = comparison_page(finite(self.to_dict()), shown, title, links)
         if path is not None:
             write_text(path, page)
         return page
@@ -136,17 +138,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """The rows as an HTML table, for notebooks."""
-        head = "".join(f"<th>{name}</th>" for name in ("", "claim", "verdict", "because"))
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f'<td style="text-align:left">{html.escape(c)}</td>'
-                for c in (r.id, r.statement, r.verdict, r.because)
-            )
-            + "</tr>"
-            for r in self.rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        rows = [(r.id, r.statement, r.verdict, r.because) for r in self.rows]
+        return html_table(("", "claim", "verdict", "because"), rows)
 
 
 def finite(value: Any) -> Any:

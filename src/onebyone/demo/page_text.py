@@ -9,7 +9,7 @@ from torch import nn
 
 from onebyone.demo import data, figures, train
 from onebyone.demo.average_precision import matched
-from onebyone.demo.results import MAX_IOU, MIN_SCORE, SHOWN_SCORE, DemoResults
+from onebyone.demo.results import MAX_IOU, MIN_SCORE, REPORT, SHOWN_SCORE, DemoResults
 from onebyone.drawing.number_format import superscript
 from onebyone.drawing.scene import Scene, Shape
 from onebyone.drawing.svg_writer import to_inline_svg
@@ -26,6 +26,7 @@ def render(r: DemoResults, summary: dict[str, Any]) -> str:
     right = int((owner[drawn] >= 0).sum())
     return render_template(
         "demo.html.j2",
+        report=REPORT,
         r=r,
         s=summary,
         tiles=tiles(summary),
@@ -45,6 +46,7 @@ def render(r: DemoResults, summary: dict[str, Any]) -> str:
         thumbnail=data_uri(jpeg(r.page.image[::4, ::4], 80), "image/jpeg"),
         samples=data_uri(png(_samples(r))),
         curve=_curve(r),
+        claims=_claims(r),
         counts={
             "truth": len(r.page.labels),
             "drawn": int(drawn.sum()),
@@ -232,6 +234,11 @@ def _samples(r: DemoResults) -> np.ndarray[Any, np.dtype[np.uint8]]:
         crops.append(r.page.image[y : y + data.WINDOW, x : x + data.WINDOW])
     lines = [np.concatenate(crops[10 * turn : 10 * turn + 10], axis=1) for turn in range(2)]
     return np.concatenate(lines, axis=0)
+
+
+def _claims(r: DemoResults) -> list[tuple[str, str, str]]:
+    """The claims about replacing the layers, which the demo shows: id, claim and verdict in the report."""
+    return [(row.id, row.statement, row.verdict) for row in r.comparison.rows if row.id.startswith("R")]
 
 
 def _curve(r: DemoResults) -> str:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from onebyone.comparison import Comparison, compare
 from onebyone.comparison.digits import Digits, load_digits
 from onebyone.demo import data, network, page_text, train
 from onebyone.demo.atomic_folder import atomic_folder, require_folder
 from onebyone.demo.average_precision import Score, score
 from onebyone.demo.digit_page import DigitPage, compose
 from onebyone.demo.progress import Steps, bar
-from onebyone.demo.results import MAX_IOU, MIN_SCORE, DemoResults, Difference, Timed, Trained
+from onebyone.demo.results import MAX_IOU, MIN_SCORE, REPORT, DemoResults, Difference, Timed, Trained
 from onebyone.dense import normalise, plan_scan, scan, scan_windows
 from onebyone.detection import detect
 from onebyone.detection.overlay import save_picture
@@ -52,6 +53,9 @@ FINE_ROWS = 32
 EXCERPT = 160
 """Side, in pixels, of the part of the page on which every window is verified, including gradients."""
 
+CLAIMS_SECONDS = 20.0
+"""Time limit of the comparison of the two layers; what takes longer is reported as not tested."""
+
 LABELS = Labels(
     classes=data.CLASSES,
     scale=1 / 255,
@@ -63,10 +67,10 @@ LABELS = Labels(
 
 
 def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[str, Any]:
-    """Run all steps of the demo, and write `out`/index.html and `out`/summary.json.
+    """Run all steps of the demo, and write `out`/index.html, `out`/report.html and `out`/summary.json.
 
-    The scan is written too (page.png, scores.npz, the network as dense.pt2, and viewer.json, which names them for
-    `onebyone view`).
+    The report tests common claims about the two layers on the demo's network. The scan is written too (page.png,
+    scores.npz, the network as dense.pt2, and viewer.json, which names them for `onebyone view`).
 
     `progress(description)` is a context manager that returns a function of (done, total) for one step; None shows
     bars on stderr. Returns the content of summary.json. An interrupted run leaves `out` unchanged.
@@ -85,6 +89,11 @@ def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[s
     summary = summarise(results)
     with atomic_folder(out) as folder:
         (folder / "index.html").write_text(page_text.render(results, summary), encoding="utf-8")
+        results.comparison.to_html(
+            folder / REPORT,
+            title="the demo's network",
+            links=[("The demo shows this network on a whole photograph", "index.html")],
+        )
         text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (folder / "summary.json").write_text(text, encoding="utf-8")
         parts = ScanParts(folder / "scores.npz", folder / "page.png", folder / "dense.pt2")
@@ -131,6 +140,16 @@ def measure(seed: int, progress: Steps) -> DemoResults:
     )
     detections = detect(timed.dense, threshold=MIN_SCORE, iou=MAX_IOU, per_class=False)
     scored: Score = step("score the detections", lambda _: score(detections, page))
+    comparison: Comparison = step(
+        "test claims about the two layers",
+        lambda advance: compare(
+            trained.network,
+            torch.from_numpy(normalise(page.image[: data.WINDOW, : data.WINDOW, None], LABELS))[None],
+            budget=CLAIMS_SECONDS,
+            seed=seed,
+            progress=advance,
+        ),
+    )
     layers = network.cost_layers(trained.network)
     tiles = plan_scan(converted.geometry, page.image.shape, tile=TILE)
     return DemoResults(
@@ -143,6 +162,7 @@ def measure(seed: int, progress: Steps) -> DemoResults:
         difference=difference,
         detections=detections,
         score=scored,
+        comparison=comparison,
         macs_dense=sum(cost.network(layers, tile.read_shape).macs for tile in tiles),
         macs_windows=cost.every_window(layers, (data.WINDOW,) * 2, timed.windows.positions).macs,
         seconds=time.perf_counter() - start,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from onebyone.comparison import Comparison
 from onebyone.comparison.digits import Digits
 from onebyone.demo.average_precision import Score
 from onebyone.demo.digit_page import DigitPage
@@ -21,6 +22,9 @@ SHOWN_SCORE = 0.9
 """Confidence threshold of the detections that are drawn."""
 MAX_IOU = 0.3
 """IoU threshold for non-maximum suppression over all classes, because digits do not overlap."""
+
+REPORT = "report.html"
+"""The page of the comparison, beside that of the demo; each links to the other."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class DemoResults:
     difference: Difference
     detections: Detections
     score: Score
+    comparison: Comparison
     macs_dense: int
     macs_windows: int
     seconds: float

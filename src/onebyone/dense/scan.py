@@ -204,10 +204,11 @@ def scan(
     geometry = windows_geometry(d, shifts) if windows else d.geometry
     complete = mask is None and nodata_of(source, nodata) is None
     if windows and out is None and isinstance(d.model, nn.Module) and complete:
-        return scan_windows(
+        scores = scan_windows(
             d.model, source, geometry, labels=labels, device=device, output=chosen.number,
             score_kind=chosen.kind, batch=batch if batch > 1 else None, progress=progress,
         )  # fmt: skip
+        return replace(scores, engine="PyTorch, eager")
     request = Request(
         d,
         geometry,
@@ -239,7 +240,7 @@ def scan(
             result = scan_to_file(work, source, chosen, compared, progress, out, image, distribute, coverage)
     if result.agreement is not None and not result.agreement.enough:
         warnings.warn(result.agreement.advice, InexactWarning, stacklevel=2)
-    return result
+    return replace(result, engine=work.engine)
 
 
 def _require_compatible(windows: bool, tune: Tune, half: str | None, engine: str | None, model: Any) -> None:

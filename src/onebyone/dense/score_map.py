@@ -42,6 +42,7 @@ class ScoreMap(Readable):
     `placement` relates the pixels of the image that was scanned to those of its full resolution and to the world; None
     where it is not known. `unscored` says why some positions have no scores, which are NaN there (a mask, pixels
     without data); empty where every position has scores.
+    `engine` names what ran the network, for the scan that made the map; it is not stored.
     `resized_from` is the size of the image before it was resized for the scan; None where it was not.
 
     Raises
@@ -63,6 +64,7 @@ class ScoreMap(Readable):
     placement: Placement | None = None
     unscored: str = ""
     resized_from: tuple[int, ...] | None = None
+    engine: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         expected = self.geometry.positions(self.image_size)

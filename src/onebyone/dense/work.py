@@ -48,6 +48,13 @@ class ScanWork:
         with reused_memory(), open_runner(self.model, settings) as run:
             yield run if self.windows is None else WindowRunner(run, self.plan.network, self.windows)
 
+    @property
+    def engine(self) -> str:
+        """What runs the tiles, in words."""
+        if self.tuned is not None:
+            return f"{self.tuned.plan.choice['engine']}, form {self.tuned.plan.choice['form']}"
+        return "PyTorch, eager" if isinstance(self.model, nn.Module) else "ONNX Runtime"
+
     def describe(self) -> dict[str, Any]:
         """What determines the scores, apart from the image, as plain data."""
         tuned = {} if self.tuned is None else {"tuned": self.tuned.to_dict()}

@@ -38,10 +38,16 @@ _KINDS = {
 """By verdict: its class, its mark, and its name in the summary."""
 
 
-def comparison_page(data: Data, plan: Data | None = None, title: str | None = None) -> str:
+def comparison_page(
+    data: Data,
+    plan: Data | None = None,
+    title: str | None = None,
+    links: Sequence[tuple[str, str]] = (),
+) -> str:
     """The page for a comparison's plain data (`Comparison.to_dict`, finite) and, if given, a checked tuning plan.
 
-    `title` is the name of the network; its class if None. The page loads nothing: it contains its style, script,
+    `title` is the name of the network; its class if None. `links` are pairs (text, address) of pages that tell the same
+    story, relative to this one. The page loads nothing: it contains its style, script,
     pictures and data, and its content security policy allows no other script.
 
     Raises
@@ -58,6 +64,7 @@ def comparison_page(data: Data, plan: Data | None = None, title: str | None = No
         data=json_in_html({**data, "plan": plan}),
         about=data["about"],
         title=title or data["about"]["network"],
+        links=links,
         rows=rows,
         summary=_summary(rows),
         groups=_groups(rows),

@@ -67,7 +67,7 @@ def tables(plan: TuningPlan) -> list[Table]:
             refused.setdefault(str(c.get("refused")), []).append(str(c.get("name")))
     return [
         (
-            ["candidate", "ms", "spread", "runs", f"× {beside}", "rounding ratio", "worst row", ""],
+            ["candidate", "ms", "spread", "runs", f"× {beside}", "rounding ratio", "worst row", "choice"],
             _shown_rows(rows),
         ),
         (["not chosen, because", "candidates"], [(reason, _few(names)) for reason, names in refused.items()]),

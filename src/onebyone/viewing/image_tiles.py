@@ -14,6 +14,7 @@ from onebyone.records import by
 from onebyone.stores.pictures import pillow
 from onebyone.stores.placement import placement_of
 from onebyone.stores.regions import Span
+from onebyone.stores.resized import ResizedSource
 from onebyone.stores.source import ImageSource
 from onebyone.viewing.tile_grid import TileGrid
 
@@ -25,7 +26,8 @@ class ImageTiles:
     """The tiles of an image. Calls from several threads are served one after another, because sources require it.
 
     Of a file with resolution levels, the finest one shown is the one that was scanned: that of `size`. Crops have the
-    `channels` of a network, as in a scan by it; None leaves those of the file.
+    `channels` of a network, as in a scan by it; None leaves those of the file. They are taken from the image resized to
+    `scanned`, if the scan resized it.
 
     Raises
     ------
@@ -33,14 +35,21 @@ class ImageTiles:
         if the image cannot be opened or has no resolution level of `size` (height, width).
     """
 
-    def __init__(self, image: Any, size: tuple[int, int], channels: int | None = None) -> None:
+    def __init__(
+        self,
+        image: Any,
+        size: tuple[int, int],
+        channels: int | None = None,
+        scanned: tuple[int, ...] | None = None,
+    ) -> None:
         levels = open_levels(image)
         sizes = [level.size for level in levels]
         if size not in sizes:
             raise BadInput(f"the image has {' or '.join(map(by, sizes))} pixels; the scan is of {by(size)}")
-        scanned = sizes.index(size)
-        self._levels = levels[scanned:]
-        self._full = open_image(image, channels=channels, level=scanned or None)
+        level = sizes.index(size)
+        self._levels = levels[level:]
+        full = open_image(image, channels=channels, level=level or None)
+        self._crops = full if scanned is None or scanned == size else ResizedSource(full, scanned)
         self._lock = threading.Lock()
         self.grid = TileGrid(size)
         self._top = self._largest_value()
@@ -64,9 +73,9 @@ class ImageTiles:
         return np.asarray(resized)
 
     def crop(self, region: tuple[Span, Span]) -> NDArray[Any]:
-        """The pixels of a region of the level that was scanned (h, w, C), as a scan reads them."""
+        """The pixels of a region of the image that was scanned (h, w, C), as the scan reads them."""
         with self._lock:
-            return np.array(self._full.read(region))
+            return np.array(self._crops.read(region))
 
     def _source_for(self, step: int) -> tuple[ImageSource, tuple[float, ...]]:
         """The coarsest level with at least one pixel per tile pixel, and its scale."""

@@ -51,6 +51,9 @@ class Progress:
 class ScanView:
     """A score map, its image (None shows the map alone) and its network (None compares no crops).
 
+    The image is shown as its file has it. Where the scan resized it, the map is placed over it by the ratio of the sizes,
+    and crops are taken from the resized image, as in the scan.
+
     `path` is that of the score map, or the one that an unfinished scan will write. Methods may be called from several
     threads; each reads the scores on its own, and none waits for another one's computation.
 
@@ -64,10 +67,12 @@ class ScanView:
         if len(scores.positions) != 2:
             raise BadInput(f"the score map has {len(scores.positions)} axes; the viewer shows two")
         self.path, self.dense = path, dense
-        height, width = scores.image_size
+        height, width = scores.full_size
         self.grid = TileGrid((height, width))
         self.image = (
-            None if image is None else ImageTiles(image, (height, width), getattr(dense, "channels", None))
+            None
+            if image is None
+            else ImageTiles(image, (height, width), getattr(dense, "channels", None), scores.image_size)
         )
         self._refreshing, self._running = Lock(), Lock()
         self.scores = _with_kind(scores)
@@ -98,9 +103,8 @@ class ScanView:
             "has_network": self.dense is not None,
             "classes": list(scores.classes),
             "background": list(scores.labels.background),
-            "window": list(scores.geometry.window),
-            "window_offset": list(scores.geometry.window_offset),
-            "stride": list(scores.geometry.stride),
+            "window": _shown_pixels(scores, scores.geometry.window),
+            "stride": _shown_pixels(scores, scores.geometry.stride),
             "positions": list(scores.positions),
             "exact": scores.geometry.exact,
             "scores": _kind(scores).describe(len(scores.classes)),
@@ -167,16 +171,17 @@ class ScanView:
         Scores are None where the window is not scanned yet.
         """
         scores = self.scores
-        placement = Placement.identity().of_map(scores.geometry)
+        placement = _placement(scores).of_map(scores.geometry)
         position = [
             int(np.clip(np.floor((v - o) / s), 0, n - 1))
             for v, o, s, n in zip((y, x), placement.offset, placement.scale, scores.positions, strict=True)
         ]
         rows, columns = scores.window_at(position)
+        first, last = (_shown_pixels(scores, corner) for corner in zip(rows, columns, strict=True))
         values = np.asarray(scores.scores[:, position[0], position[1]], np.float32)
         result: dict[str, Any] = {
             "position": position,
-            "box": [columns[0], rows[0], columns[1], rows[1]],
+            "box": [*first[::-1], *last[::-1]],
             "scores": None,
             "probabilities": None,
         }
@@ -193,7 +198,7 @@ class ScanView:
         """The network's scores of a window that is cropped, and how far the map's are from them."""
         if self.dense is None or self.image is None:
             return {"reason": "start the viewer with --image and --model to compare with the crop"}
-        height, width = self.grid.size
+        height, width = scores.image_size
         if min(rows[0], columns[0]) < 0 or rows[1] > height or columns[1] > width:
             return {"reason": "the window extends beyond the image"}
         pixels = self.image.crop((Span(*rows), Span(*columns)))
@@ -264,6 +269,17 @@ def _kind(scores: ScoreMap) -> ScoreKind:
     return scores.kind or ScoreKind("logits")
 
 
+def _placement(scores: ScoreMap) -> Placement:
+    """The pixels that were scanned, in those of the image that is shown: other ones where the scan resized it."""
+    ratio = tuple(f / n for f, n in zip(scores.full_size, scores.image_size, strict=True))
+    return Placement((0.0, 0.0), ratio)
+
+
+def _shown_pixels(scores: ScoreMap, pixels: Sequence[float]) -> list[float]:
+    """Numbers of scanned pixels (rows, columns) in pixels of the image that is shown, in hundredths."""
+    return [round(v, 2) for v in _placement(scores).to_level_0(pixels)]
+
+
 def _covered(
     scores: ScoreMap, axis: int, start: int, count: int, step: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], Span]:
@@ -272,7 +288,7 @@ def _covered(
     The tile has `count` pixels of `step` image pixels each, from the image pixel `start` on. A tile pixel smaller than
     a position shows the position around its centre; a larger one shows the positions whose centres are in it.
     """
-    placement = Placement.identity().of_map(scores.geometry)
+    placement = _placement(scores).of_map(scores.geometry)
     offset, scale, positions = placement.offset[axis], placement.scale[axis], scores.positions[axis]
     edges = start + np.arange(count + 1) * step
     at = np.floor((edges + min(step, scale) / 2 - offset) / scale).astype(np.intp)
