@@ -40,7 +40,7 @@ KEYS = {
 class Reader(HTMLParser):
     """Collects what a page loads, its pictures without a text alternative, and its open elements."""
 
-    VOID = frozenset({"meta", "img", "input", "br", "hr", "link"})
+    VOID = frozenset({"meta", "img", "input", "br", "wbr", "hr", "link"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from onebyone.report.interactive_views import cost_counts
 from tests.comparison.conftest import network
 from tests.report.conftest import IMAGE, LONG, require
 
-VOID = {"meta", "img", "input", "br", "hr", "link", "line", "rect", "circle", "polyline"}
+VOID = {"meta", "img", "input", "br", "wbr", "hr", "link", "line", "rect", "circle", "polyline"}
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 

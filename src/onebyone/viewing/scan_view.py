@@ -51,8 +51,8 @@ class Progress:
 class ScanView:
     """A score map, its image (None shows the map alone) and its network (None compares no crops).
 
-    The image is shown as its file has it. Where the scan resized it, the map is placed over it by the ratio of the sizes,
-    and crops are taken from the resized image, as in the scan.
+    The image is shown as its file has it. Where the scan resized it, the map is placed over it by the ratio of the
+    sizes, and crops are taken from the resized image, as in the scan.
 
     `path` is that of the score map, or the one that an unfinished scan will write. Methods may be called from several
     threads; each reads the scores on its own, and none waits for another one's computation.
