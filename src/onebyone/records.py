@@ -236,7 +236,7 @@ def tones(headers: Sequence[str], row: Sequence[object]) -> list[str]:
     >>> tones(["layer", "verdict"], ["ok", "ok"]), tones([], ["mendable", "no"])
     (['', 'good'], ['', 'bad'])
     """
-    names = headers or [row[0]] * len(row)
+    names = headers or [str(row[0])] * len(row)
     matches = (
         next((tone for words, tone in _TONES if words.match(str(cell))), "") if name in _JUDGING else ""
         for name, cell in zip(names, row, strict=True)

@@ -47,12 +47,12 @@ class Group(TyperGroup):
             raise _EXCEPTIONS.UsageError(f"{args[0]!r} is not a command: {hint}", ctx)
         return super().resolve_command(ctx, args)
 
-    def main(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, **settings: Any) -> Any:  # type: ignore[override]
         if not settings.pop("standalone_mode", True):
-            return super().main(args, *more, standalone_mode=False, **settings)
+            return super().main(args, standalone_mode=False, **settings)
         words = list(sys.argv[1:] if args is None else args)
         try:
-            code = super().main(args, *more, standalone_mode=False, **settings)
+            code = super().main(args, standalone_mode=False, **settings)
         except _EXCEPTIONS.NoArgsIsHelpError as error:
             error.show()
             code = error.exit_code
@@ -99,7 +99,7 @@ def sentence(error: Any) -> str:
     if extra and context is not None:
         wanted = " ".join(_name(p) for p in context.command.params if p.param_type_name == "argument")
         return f"{extra[1]!r} is one argument too many; expected {wanted or 'no arguments'}"
-    return message
+    return str(message)
 
 
 def _bad_value(error: Any, context: Any) -> str:
@@ -108,13 +108,13 @@ def _bad_value(error: Any, context: Any) -> str:
         return f"{hint}: {error.message}" if hint else str(error.message)
     expected = _expected(context, error.param.name)
     value = _value(error)
-    said = error.message if expected is None or value is None else f"{value!r} is not {expected}"
+    said = str(error.message) if expected is None or value is None else f"{value!r} is not {expected}"
     return f"{error.param_hint or _name(error.param)}: {said.rstrip('.')}"
 
 
 def _value(error: Any) -> str | None:
     """The value that was refused, which typer keeps in the cause and click in the message."""
-    cause = getattr(error, "__cause__", None)
+    cause: Any = getattr(error, "__cause__", None)
     if hasattr(cause, "errors") and (errors := cause.errors()):
         return str(errors[0]["input"])
     quoted = re.match(r"(?:Value error, )?'?(.+?)'? is not ", error.message)
