@@ -22,6 +22,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial"
@@ -49,12 +50,16 @@ open("photograph.png", "wb").write(b"\\x89PNG\\r\\n\\x1a\\n" + png)
 
 @dataclass(frozen=True)
 class Case:
-    """A command line, its expected exit code, and a text that its output must contain."""
+    """A command line, its expected exit code, and a text that its output must contain.
+
+    A command that `serves` a page prints its address and runs until it is stopped; the page counts as its output.
+    """
 
     words: str
     code: int = 0
     says: str = ""
     program: str = "onebyone"
+    serves: bool = False
 
 
 VERBS = (
@@ -101,16 +106,22 @@ WITH_EXTRAS = (
     Case("evaluate boxes.json boxes.json", code=2, says="images"),
     Case("view scores.npz --image nothing.png", code=2, says="nothing.png"),
     Case("demo --output demo", says="demo"),
+    Case("view demo --no-browser", says="openseadragon", serves=True),
 )
 TUTORIAL_SAYS = "280×392 │ 5,733 │ 35 │"  # pixels, windows, and one detection for each digit of the page
 # scikit-learn contains a photograph, so the trained classifier also scans a JPEG file that it has not made.
-PHOTOGRAPH = (
-    "import shutil, sklearn.datasets, pathlib;"
-    "shutil.copy(pathlib.Path(sklearn.datasets.__file__).parent / 'images/china.jpg', 'china.jpg')"
-)
+PHOTOGRAPH = """
+import importlib.resources, pathlib
+photograph = importlib.resources.files("sklearn.datasets.images") / "china.jpg"
+pathlib.Path("china.jpg").write_bytes(photograph.read_bytes())
+"""
 ON_A_PHOTOGRAPH = (
+    Case("photograph.py", program="python"),
     Case("predict digits.pt2 china.jpg --threshold 0.9 -o photograph", says="427×640 │ 15,147 │"),
-    Case("view photograph", code=2, says="photograph"),
+    Case("scan digits.pt2 china.jpg -o china.zarr", says="wrote china.zarr"),
+    Case(
+        "view china.zarr --image china.jpg --model digits.pt2 --no-browser", says="openseadragon", serves=True
+    ),
 )
 
 
@@ -123,6 +134,7 @@ class Environment:
         self._variables = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
         self._work.mkdir(parents=True)
         (self._work / "net.py").write_text(NETWORK, encoding="utf-8")
+        (self._work / "photograph.py").write_text(PHOTOGRAPH, encoding="utf-8")
         shutil.copy(TUTORIAL / "digits.py", self._work)
         subprocess.run([sys.executable, "-m", "venv", self._bin.parent], check=True)
 
@@ -143,6 +155,28 @@ class Environment:
             check=False,
         )
 
+    def serve(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """Start a program that serves a page, read the page at the address that it prints, and stop it."""
+        command = [self._bin / words[0], *words[1:]]
+        with subprocess.Popen(
+            command,
+            cwd=self._work,
+            env=self._variables,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as server:
+            assert server.stdout is not None
+            printed = ""
+            for line in server.stdout:
+                printed += line
+                if address := re.search(r"http://127\.0\.0\.1:\S+", line):
+                    with urlopen(address[0], timeout=60) as page:
+                        printed += page.read().decode()
+                    server.terminate()
+                    return subprocess.CompletedProcess(command, 0, printed, "")
+        return subprocess.CompletedProcess(command, server.returncode, printed, "")
+
     def version(self, name: str) -> str:
         """The installed version of a distribution."""
         return self.run(
@@ -160,7 +194,8 @@ class Environment:
         return faults
 
     def _fault(self, case: Case) -> str:
-        done = self.run(case.program, *case.words.split())
+        run = self.serve if case.serves else self.run
+        done = run(case.program, *case.words.split())
         output = " ".join((done.stdout + done.stderr).split())
         command = f"{case.program} {case.words}"
         say(f"  {done.returncode}  {command}")
@@ -247,9 +282,11 @@ def main(words: Sequence[str] | None = None) -> int:
             environment.install("-c", str(newest), f"{wheel}[all]")
             for which in ("newest", "oldest"):
                 if which == "oldest":
-                    environment.install(*oldest(r for key, rs in lists.items() if key != "dev" for r in rs))
+                    environment.install(
+                        *oldest(r for key, rs in lists.items() if key not in {"docs", "dev"} for r in rs)
+                    )
                 say(f"{which}, with all extras: torch {environment.version('torch')}")
-                faults += environment.try_all((*PLAIN, *WITH_EXTRAS, *tutorial()))
+                faults += environment.try_all((*PLAIN, *WITH_EXTRAS, *tutorial(), *ON_A_PHOTOGRAPH))
     say(f"{len(faults)} unexpected results" if faults else "every command gave the expected result")
     return bool(faults)
 

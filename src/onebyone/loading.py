@@ -108,13 +108,15 @@ def open_dense(
     window: int | Sequence[int] | None = None,
     channels: int | None = None,
     *,
+    context: str | None = None,
     weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
     pretrained: bool = False,
 ) -> tuple[Dense, tuple[str, ...]]:
     """Load a dense network: a saved one, or any other source with its `window`, which is convolutionalized.
 
-    Raises BadInput if `window` differs from the window of a saved dense network.
+    `context` is that of `convolutionalize`. Raises BadInput if `window` or `context` differs from that of a saved dense
+    network.
     """
     from onebyone.pytorch.files.checkpoints import nonfinite_weights
     from onebyone.pytorch.lift.dense_file import load_dense
@@ -122,18 +124,19 @@ def open_dense(
     onnx = onnx_model(spec)
     if onnx is not None:
         require_own_weights(spec, weights, pretrained)
-        return _open_dense_onnx(spec, onnx, window, channels), ()
+        return _open_dense_onnx(spec, onnx, window, channels, context), ()
     if window is None or opens_densely(spec):
         if Path(spec).suffix != ".pt2":
             raise BadInput(f"{os.fspath(spec)}: its window size is not known; give window= in pixels")
         require_own_weights(spec, weights, pretrained)
         saved = load_dense(spec)
-        _require_same_window(saved.nominal, window, spec)
+        _require_same(saved, window, context, spec)
         return saved, _notes(nonfinite_weights(saved.model))
     network, notes = open_network(os.fspath(spec), weights, seed=seed, pretrained=pretrained)
     from onebyone.pytorch.lift.convolutionalize import convolutionalize as lift
 
-    return lift(network, window, channels, labels=preprocessing_of(spec, network)), notes
+    labels = preprocessing_of(spec, network)
+    return lift(network, window, channels, context=context, labels=labels), notes
 
 
 def opens_densely(spec: str | os.PathLike[str]) -> bool:
@@ -149,15 +152,16 @@ def _open_dense_onnx(
     model: Any,
     window: int | Sequence[int] | None,
     channels: int | None,
+    context: str | None,
 ) -> Dense:
     """The dense ONNX model of a file, or the classifier in it convolutionalized."""
     from onebyone.onnx.lift.convolutionalize import convolutionalize as lift
     from onebyone.onnx.lift.dense_file import is_dense, load_dense
 
     if not is_dense(model):
-        return lift(model, window, channels)
+        return lift(model, window, channels, context=context)
     saved = load_dense(spec)
-    _require_same_window(saved.nominal, window, spec)
+    _require_same(saved, window, context, spec)
     return saved
 
 
@@ -199,11 +203,17 @@ def require_own_weights(
             raise BadInput(f"{argument}: {os.fspath(spec)} already contains weights")
 
 
-def _require_same_window(
-    expected: tuple[int, ...], window: int | Sequence[int] | None, spec: str | os.PathLike[str]
+def _require_same(
+    saved: Any, window: int | Sequence[int] | None, context: str | None, spec: str | os.PathLike[str]
 ) -> None:
+    """Raise BadInput where a saved dense network was made with another window or context than is asked for."""
+    if context is not None and context != saved.context:
+        raise BadInput(
+            f"context={context}: {os.fspath(spec)} is a dense network that was made with context={saved.context}"
+        )
     if window is None:
         return
+    expected = saved.nominal
     requested = (window,) * len(expected) if isinstance(window, int) else tuple(window)
     if requested != expected:
         raise BadInput(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 import onebyone
 from onebyone.cli.main import app
-from onebyone.errors import BadInput
+from onebyone.errors import BadInput, Refused
 from onebyone.prediction.inputs import image_files
 
 RAW = onebyone.Labels(classes=("bright",), std=(1.0,))
@@ -247,3 +248,27 @@ def test_large_images_are_drawn_as_thumbnails(tmp_path: Path, monkeypatch: pytes
     heat = np.asarray(Image.open(save / "a-heat.png").convert("RGB"))
     assert heat[5, 5].max() > 200
     assert heat[15, 20].tolist() == [0, 0, 0]
+
+
+def test_global_pooling_of_an_onnx_file_pools_over_what_is_asked_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    ).eval()
+    file = tmp_path / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (torch.zeros(1, 1, 8, 8),), file, dynamo=False)
+    image = np.random.default_rng(0).random((20, 24, 1), np.float32)
+    given = {"threshold": 0.0, "iou": 1.0, "labels": onebyone.Labels(std=(1.0,))}
+    with pytest.raises(Refused):
+        onebyone.predict(file, image, window=8, **given)
+    expected = onebyone.predict(network, image, window=8, context="window", **given)[0].scores.scores
+    found = onebyone.predict(file, image, window=8, context="window", **given)[0].scores.scores
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2**-18)  # sums of 36 products below 1
+    assert (
+        np.ptp(expected, axis=(1, 2)).min() > 2**-10
+    )  # the windows differ, as they would not over the whole image
+    onebyone.convolutionalize(file, 8, context="window").save(tmp_path / "dense.onnx")
+    with pytest.raises(BadInput, match=r"context=image: .* was made with context=window"):
+        onebyone.predict(tmp_path / "dense.onnx", image, context="image", **given)

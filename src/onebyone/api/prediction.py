@@ -129,7 +129,7 @@ def _dense(
         dense: Dense = model  # scan says what is missing
         return dense
     if isinstance(model, str | os.PathLike) and opens_densely(model):
-        return open_dense(model, window, channels)[0]
+        return open_dense(model, window, channels, context=context)[0]
     network = require_network(model)
     window = window or (window_of_source(source, network) if source else None)
     if window is None:

@@ -275,8 +275,10 @@ def _placement(scores: ScoreMap) -> Placement:
     return Placement((0.0, 0.0), ratio)
 
 
-def _shown_pixels(scores: ScoreMap, pixels: Sequence[float]) -> list[float]:
-    """Numbers of scanned pixels (rows, columns) in pixels of the image that is shown, in hundredths."""
+def _shown_pixels(scores: ScoreMap, pixels: Sequence[int]) -> list[float]:
+    """Numbers of scanned pixels (rows, columns) in pixels of the image that is shown, in hundredths if resized."""
+    if scores.resized_from is None:
+        return list(pixels)
     return [round(v, 2) for v in _placement(scores).to_level_0(pixels)]
 
 
