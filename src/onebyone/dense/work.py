@@ -51,9 +51,11 @@ class ScanWork:
     @property
     def engine(self) -> str:
         """What runs the tiles, in words."""
-        if self.tuned is not None:
-            return f"{self.tuned.plan.choice['engine']}, form {self.tuned.plan.choice['form']}"
-        return "PyTorch, eager" if isinstance(self.model, nn.Module) else "ONNX Runtime"
+        choice = None if self.tuned is None else self.tuned.plan.choice
+        if isinstance(self.model, nn.Module):
+            return "PyTorch, eager" if choice is None else f"{choice['engine']}, form {choice['form']}"
+        name = choice["engine"] if choice else self.settings.engine
+        return "OpenVINO" if name == "openvino" else "ONNX Runtime"
 
     def describe(self) -> dict[str, Any]:
         """What determines the scores, apart from the image, as plain data."""
