@@ -280,3 +280,18 @@ def test_symbolic_sizes(stride: tuple[int, ...]) -> None:
                 x, 6, to=to, channel=1, bias=True, groups=groups, stride=steps, shape=(n, 6, 5, length)
             )
             assert check(program, result) > 0
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 5), (5, 4)])
+def test_the_bias_and_its_factors_belong_to_the_product(shape: tuple[int, ...]) -> None:
+    """Of vectors and matrices, on either side."""
+    left = shape == (5, 4)
+    x, weight, bias = value(3, 4) if not left else value(4, 3), value(*shape), value(5)
+    result = value(3) if len(shape) == 1 else value(5, 3) if left else value(3, 5)
+    matched = product_of_factors(result, x, weight, left, bias, 2.0, 3.0)
+    assert isinstance(matched, WeightProduct)
+    assert (matched.bias, matched.alpha, matched.beta) == (bias, 2.0, 3.0)
+    assert (matched.result, matched.x, matched.weight) == (result, x, weight)
+    plain = product_of_factors(result, x, weight, left)
+    assert isinstance(plain, WeightProduct)
+    assert (plain.bias, plain.alpha, plain.beta) == (None, 1.0, 1.0)

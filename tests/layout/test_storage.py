@@ -84,6 +84,20 @@ def test_weights_are_followed_through_renamed_axes(to: str, layout: Layout) -> N
     del weight
 
 
+def test_products_that_are_kept_do_not_hide_those_after_them() -> None:
+    """A kept product, one whose weight is computed, and a converted one."""
+    program = NumpyProgram()
+    x = program.input(2, 3, 4)
+    kept, computed, converted = (
+        program.rules[program.product(x, 5, to="conv", convert=n != 0)] for n in range(3)
+    )
+    assert isinstance(kept, ProductRule)
+    assert isinstance(computed, ProductRule)
+    assert isinstance(converted, ProductRule)
+    free = program.constants - {computed.product.weight}
+    assert weight_layouts([kept, computed, converted], free, {}).keys() == {converted.product.weight}
+
+
 def test_a_linear_weight_that_is_stored_as_needed_is_left_out() -> None:
     program = NumpyProgram()
     rule = program.rules[program.product(program.input(2, 4), 5, to="linear")]
