@@ -1,0 +1,105 @@
+"""Matrix products of two computed values, written in every order that their rule allows."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onebyone.layout.input_products import matrix_product
+from onebyone.layout.orders import order_of
+from onebyone.layout.stored_tensors import StoredTensors
+from onebyone.layout.values import GraphValue
+from tests.layout.numpy_emitter import NumpyEmitter, stored
+from tests.layout.numpy_program import NumpyProgram
+
+#: Shapes of both factors, and how many (order, form) pairs the rule must allow: the orders of the batch axes longer
+#: than 1, times the two forms.
+SHAPES = [
+    ((3, 4), (4, 5), 2),
+    ((2, 3, 4), (2, 4, 5), 2),
+    ((2, 3, 4), (4, 5), 2),
+    ((3, 4), (2, 4, 5), 2),
+    ((2, 3, 4, 5), (2, 3, 5, 6), 4),
+    ((2, 3, 4, 5), (3, 5, 6), 4),
+    ((2, 1, 4, 5), (1, 3, 5, 6), 4),
+    ((2, 7, 3, 4, 5), (7, 1, 5, 6), 12),
+    ((2, 1, 4), (2, 4, 5), 2),  # one row: both forms
+    ((2, 3, 4), (2, 4, 1), 2),
+    ((2, 3, 1), (2, 1, 5), 2),
+]
+
+
+def values(
+    first: tuple[int, ...], second: tuple[int, ...]
+) -> tuple[NumpyProgram, GraphValue, GraphValue, np.ndarray]:
+    program = NumpyProgram()
+    a, b = program.input(*first), program.input(*second)
+    return program, a, b, program.arrays[a] @ program.arrays[b]
+
+
+@pytest.mark.parametrize(("first", "second", "count"), SHAPES)
+def test_written_in_every_order_it_is_the_same_product(
+    first: tuple[int, ...], second: tuple[int, ...], count: int
+) -> None:
+    program, a, b, right = values(first, second)
+    rule = matrix_product(GraphValue("result", right.shape), a, b)
+    assert rule is not None
+    written_forms = 0
+    for order in permutations(rule.axes):
+        for operand_orders in rule.operand_orders(tuple(order)):
+            emitter = NumpyEmitter(program)
+            tensors: StoredTensors[Any] = StoredTensors(emitter)
+            for value, axes in zip((a, b), operand_orders, strict=True):
+                assert sorted(axes) == sorted(value.axes)
+                tensors.put(value, axes, stored(program.arrays[value], axes))
+            written, layout = rule.write(tensors, tuple(order), operand_orders)
+            assert order_of(layout) == order
+            assert np.array_equal(written, stored(right, layout))
+            assert emitter.permutes == 0
+            written_forms += 1
+    assert written_forms == count
+
+
+@pytest.mark.parametrize(("first", "second", "count"), SHAPES)
+def test_the_orders_that_an_operand_suggests_keep_it_as_it_is_stored(
+    first: tuple[int, ...], second: tuple[int, ...], count: int
+) -> None:
+    """Where its last two axes are its matrix, in either order; and both forms are suggested."""
+    _, a, b, right = values(first, second)
+    rule = matrix_product(GraphValue("result", right.shape), a, b)
+    assert rule is not None
+    for number, value in enumerate((a, b)):
+        for order in permutations(value.axes):
+            suggested = rule.result_orders(number, tuple(order))
+            assert suggested
+            assert all(sorted(s) == sorted(rule.axes) for s in suggested)
+            ends = [axis for axis in order if axis >= value.rank - 2]
+            if list(order[len(order) - len(ends) :]) == ends:
+                kept = [s for s in suggested if order in {o[number] for o in rule.operand_orders(s)}]
+                assert kept
+
+
+def test_the_natural_order_is_the_product_itself() -> None:
+    for first, second, _ in SHAPES:
+        _, a, b, right = values(first, second)
+        rule = matrix_product(GraphValue("result", right.shape), a, b)
+        assert rule is not None
+        assert (a.axes, b.axes) in rule.operand_orders(rule.axes)
+
+
+@pytest.mark.parametrize(("first", "second", "result"), [
+    ((4,), (4, 5), (5,)), ((3, 4), (4,), (3,)), (None, (4, 5), (3, 5)), ((3, 4), None, (3, 5)),
+    ((3, 4), (4, 5), None), ((3, 4), (4, 5), (1, 3, 5)),
+])  # fmt: skip
+def test_products_of_vectors_or_of_unknown_shapes_have_no_rule(first: Any, second: Any, result: Any) -> None:
+    assert matrix_product(GraphValue("c", result), GraphValue("a", first), GraphValue("b", second)) is None
+
+
+def test_the_square_of_a_value_has_no_rule() -> None:
+    """Its two uses would need two orders."""
+    a = GraphValue("a", (4, 4))
+    assert matrix_product(GraphValue("c", (4, 4)), a, a) is None
+    assert matrix_product(GraphValue("c", (4, 4)), a, GraphValue("b", (4, 4))) is not None
