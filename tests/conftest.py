@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, settings
 
-from onebyone.native.kernels import compiler
 from tests.native.compiler_cache import share_compiled_kernels
 
 # the time of an example depends on other processes
@@ -22,12 +25,35 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the kernels once for all processes of the session, for as long as a busy machine takes."""
+    """Compile the kernels once for all processes of the session, and leave log records alone.
+
+    pytest's own plugin for logging is off (`addopts` in pyproject.toml): its handlers make torch write a stack trace
+    and the text of the graph to its structured log at every step of `torch.export`.
+    """
     share_compiled_kernels(config)
-    compiler._MIN_SECONDS = compiler._MAX_SECONDS = 3600.0
-    compiler._limit.set(3600.0)
+    logging.getLogger().addHandler(logging.NullHandler())  # so that no library adds one that prints
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect without garbage collections. What exists afterwards, modules and tests, stays until the session ends:
+    later garbage collections do not visit it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest tests first, so that no process works alone at the end (the sort keeps the order otherwise)."""
+    """Let kernels compile for as long as a busy machine takes, and run the longest tests first.
+
+    The longest tests come first so that no process works alone at the end; the sort keeps the order otherwise. The
+    process that only distributes the tests does not collect, so it does not import torch.
+    """
+    from onebyone.native.kernels import compiler
+
+    compiler._MIN_SECONDS = compiler._MAX_SECONDS = 3600.0
+    compiler._limit.set(3600.0)
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

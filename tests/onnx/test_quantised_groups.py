@@ -105,7 +105,7 @@ LAYERS = {
 @pytest.mark.parametrize("form", ["QDQ", "QOperator", "dynamic"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_network_of_onnx_runtimes_quantiser(
-    name: str, form: str, per_channel: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, form: str, per_channel: bool, tmp_path: Path
 ) -> None:
     m = quantised_network(name, form, per_channel, tmp_path)
     x = {"x": np.random.default_rng(1).normal(size=SHAPES[name]).astype(np.float32)}

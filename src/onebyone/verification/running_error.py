@@ -48,8 +48,10 @@ class RunningError:
                 program = network
                 if isinstance(program, nn.Module):
                     program = torch.export.export(program, (example,), strict=False)
-                # functional operators without decomposition: the graph then has no in-place changes
-                self.program = program.run_decompositions({})
+                if not all(_has_rule(node) for node in program.graph.nodes):
+                    # functional operators without decomposition: the graph then has no in-place changes
+                    program = program.run_decompositions({})
+                self.program = program
         except Exception as reason:
             cause = f"{type(reason).__name__}: {first_line(reason)}"
             raise NoRuleError(f"the network cannot be exported ({cause})") from reason
@@ -112,6 +114,15 @@ _OF_SIZES = {
     for name in ("sym_size", "zeros_like", "ones_like", "new_zeros", "new_ones")
     if hasattr(torch.ops.aten, name)
 }
+
+
+def _has_rule(node: fx.Node) -> bool:
+    """Whether the interpreter can run the node as it is: it writes to none of its operands, and it has a rule."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+        return False
+    return node.target.overloadpacket in RULES or node.target.overloadpacket in _OF_SIZES
 
 
 def _flat(items: Any) -> list[Any]:
