@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer import testing
 from typer.testing import CliRunner
 
 from onebyone.cli.main import app
 
 NETWORKS = "tests.cli.networks"
+# CliRunner.invoke makes all commands from their functions at every call; once is enough.
+vars(testing)["_get_command"] = cache(vars(testing)["_get_command"])
 
 
 @dataclass(frozen=True)
