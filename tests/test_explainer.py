@@ -52,7 +52,7 @@ def page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any
         "utf-8",
     )
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(120_000)  # milliseconds; a busy machine is slow
+    context.set_default_timeout(300_000)  # milliseconds; a busy machine is slow
     opened = context.new_page()
     problems: list[str] = []
     opened.on("pageerror", lambda e: problems.append(str(e)))

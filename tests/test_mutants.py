@@ -112,7 +112,7 @@ raise SystemExit(c.main(["thing"]))
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 1, done.stderr

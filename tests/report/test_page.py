@@ -24,7 +24,7 @@ from onebyone.report.claim_figures import claim_figure
 from onebyone.report.html import json_in_html, outside_links
 from onebyone.report.interactive_views import cost_counts
 from tests.comparison.conftest import network
-from tests.report.conftest import IMAGE, LONG, require
+from tests.report.conftest import IMAGE, LONG, budget_that_is_never_spent, require
 
 VOID = {"meta", "img", "input", "br", "wbr", "hr", "link", "line", "rect", "circle", "polyline"}
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -364,7 +364,8 @@ def test_without_a_browser_tests_are_skipped_but_never_where_changes_are_checked
 
 @pytest.mark.slow
 def test_the_whole_comparison_on_a_page(tmp_path: Path) -> None:
-    found = onebyone.compare(network(), IMAGE, budget=60)
+    with budget_that_is_never_spent():
+        found = onebyone.compare(network(), IMAGE, budget=60)
     read = Reader(found.to_html(tmp_path / "r.html"))
     assert [a["id"] for a in read.all("article")] == list(CLAIMS)
     assert all(row.verdict != "not available" for row in found.rows)

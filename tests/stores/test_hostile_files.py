@@ -18,7 +18,7 @@ _MEMORY_MIB = 640
 
 def run(folder: Path, count: int, seed: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.stores.hostile_files", str(folder), str(count), str(seed)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 
