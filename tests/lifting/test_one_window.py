@@ -10,6 +10,7 @@ import pytest
 
 from onebyone.laws.geometry import Sliding
 from onebyone.lifting.grid import PERIOD, Grid
+from onebyone.lifting.index import unbatched
 from onebyone.lifting.lifter import Lifter
 from onebyone.lifting.operators import Rearrange
 from onebyone.lifting.rules.einsum import einsum_terms
@@ -231,3 +232,26 @@ def test_the_extents_of_maps_of_large_strides_are_not_known() -> None:
     for stride in (PERIOD, PERIOD + 1):
         grid = Grid.image(1, (2 * PERIOD, 8)).through([Sliding(1, stride), Sliding(1)])
         assert grid.extents_known == (stride == PERIOD)
+
+
+def test_elements_of_another_sample_are_noticed() -> None:
+    """Three elements a sample: numbers 0, 1, 2 and 3, 4, 5; the last of a row is the first of the next sample."""
+    assert np.array_equal(unbatched(np.array([[0, 2], [3, 5]]), 3, 2), [0, 2])
+    for numbers in ([[0, 3], [3, 6]], [[-1, 2], [2, 5]], [[0, 2], [3, 4]], [[3, 5], [0, 2]]):
+        assert isinstance(unbatched(np.array(numbers), 3, 2), str)
+
+
+def test_values_in_the_opposite_order_of_positions_are_not_combined() -> None:
+    turned = Op("turned", "slice", ("conv",), {"window": (slice(None), slice(None), slice(None, None, -1))})
+    with pytest.raises(
+        Cannot, match="two values are combined whose elements are laid out differently in the image"
+    ):
+        any_size([CONV, turned, Op("sum", "add", ("conv", "turned"))], CONSTANTS, normal(1, 2, 9, 9), WINDOW)
+
+
+def test_one_channel_times_a_factor_of_several_is_their_sum() -> None:
+    """As PyTorch does, an axis of one element is broadcast to the constant's length before the sum."""
+    one = Op("one", "slice", ("conv",), {"window": (slice(None), slice(0, 1))})
+    ops, values = flattened("product", 40)
+    product = Op("product", "einsum", ("one", "factor"), {"equation": "nchw,ck->nkhw"})
+    exact([CONV, one, product, *ops], values | {"factor": normal(3, 2)})
