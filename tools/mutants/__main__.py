@@ -18,7 +18,8 @@ Not mutated: docstrings, annotations, decorators, texts of messages (f-strings, 
 `strict=` of `zip`, which is an assertion. Mutations that do not change the bytecode are not counted.
 
 At most 20 CPU seconds of tests run on a mutant. So a survivor may be one that only slow tests notice, and scores are
-lower bounds. Of a sample, the summary has a 95 % confidence interval of the score of the whole room (Wilson's).
+lower bounds. Of a sample, the summary has a 95 % confidence interval of the score of the whole room (Wilson's), before
+tests were added: tests for the survivors of a sample say nothing about the other mutants.
 
 Outcomes are kept in .mutants/ROOM.json, so a run can be interrupted; bench/results/mutants.json is the summary.
 Survivors that no test can notice are listed with the reason in tools/mutants/equivalent.json. Exit code 1 if fewer than
@@ -97,7 +98,10 @@ ROOMS = {
 
 
 class Ledger:
-    """The outcomes of a room, kept in a file: "killed", "stopped" or "survived" by mutant key."""
+    """The outcomes of a room, kept in a file: "killed", "stopped", "survived" or "killed later" by mutant key.
+
+    "killed later" are survivors that tests notice which were added afterwards.
+    """
 
     def __init__(self, room: str, deadline: float) -> None:
         STORE.mkdir(exist_ok=True)
@@ -107,6 +111,7 @@ class Ledger:
             deadline,
         )
         self.outcomes: dict[str, str] = {}
+        self.again: set[str] = set()
         self.load()
 
     def load(self) -> None:
@@ -119,7 +124,8 @@ class Ledger:
         if code == FAILED_TOOL:
             raise RuntimeError(f"the mutation tester failed on {mutant.file}:{mutant.line}")
         if code != 0 or final:
-            self.outcomes[mutant.key] = {None: "stopped", 0: "survived"}.get(code, "killed")
+            killed = "killed later" if mutant.key in self.again else "killed" if code else "stopped"
+            self.outcomes[mutant.key] = "survived" if code == 0 else killed
             self.path.write_text(json.dumps(self.outcomes))
         if code == 0 and final:
             say(f"survived: {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}")
@@ -137,8 +143,10 @@ def run_room(name: str, deadline: float, survivors: bool, sample: int | None) ->
     room, ledger = ROOMS[name], Ledger(name, deadline)
     mutants = [mutant for file in room.files for mutant in mutants_of(file)]
     if survivors:
-        again = {m.key for m in mutants if ledger.outcomes.get(m.key) == "survived"}
-        ledger.outcomes = {key: outcome for key, outcome in ledger.outcomes.items() if key not in again}
+        ledger.again = {m.key for m in mutants if ledger.outcomes.get(m.key) == "survived"}
+        ledger.outcomes = {
+            key: outcome for key, outcome in ledger.outcomes.items() if key not in ledger.again
+        }
         ledger.path.write_text(json.dumps(ledger.outcomes))
     mutants.sort(key=lambda m: m.key)  # keys are hashes: a random order that is always the same
     pending = [m for m in mutants[:sample] if m.key not in ledger.outcomes]
@@ -174,6 +182,8 @@ def summary_of(mutants: Sequence[Mutant], outcomes: dict[str, str]) -> dict[str,
     reasons = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
     counts = Counter(outcomes.get(m.key, "not run") for m in mutants)
     tested = len(mutants) - counts["not run"]
+    first = counts["killed"] + counts["stopped"]
+    killed = first + counts["killed later"]
     survivors = []
     for mutant in mutants:
         if outcomes.get(mutant.key) == "survived":
@@ -188,9 +198,9 @@ def summary_of(mutants: Sequence[Mutant], outcomes: dict[str, str]) -> dict[str,
     return {
         "mutants": len(mutants),
         "tested": tested,
-        "killed": counts["killed"] + counts["stopped"],
-        "score": round((counts["killed"] + counts["stopped"]) / tested, 4) if tested else None,
-        "interval": interval(counts["killed"] + counts["stopped"], tested, len(mutants)),
+        "killed": killed,
+        "score": round(killed / tested, 4) if tested else None,
+        "interval": interval(first, tested, len(mutants)),
         "survivors": survivors,
     }
 
@@ -233,7 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if result["interval"]:
             low_end, high_end = result["interval"]
-            say(f"{name}: the score of the whole room is {low_end:.1%} to {high_end:.1%} (95 % confidence)")
+            say(
+                f"{name}: the score of the whole room is {low_end:.1%} to {high_end:.1%} "
+                "(95 % confidence, before tests were added for the survivors)"
+            )
         stored["rooms"][name] = result
         stored["mutmut"] = metadata.version("mutmut")
         stored["rooms"] = {room: stored["rooms"][room] for room in ROOMS if room in stored["rooms"]}

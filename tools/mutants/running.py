@@ -196,6 +196,7 @@ class Campaign(Tests):
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Called in place of pytest's loop over the tests."""
         items = {item.nodeid: item for item in session.items}
+        gc.unfreeze()  # objects that tests/conftest.py has frozen are not listed
         functions, caches = self.live_functions()
         session.config.option.tbstyle = "line"  # a long traceback takes longer than most tests
         gc.freeze()  # so that a collection in a fork neither visits nor copies what the libraries have allocated
