@@ -2,8 +2,9 @@
 
 `python -m bench.targets` converts every network of `bench/target_networks.py`, with few layers, for every target, and
 writes bench/results/targets.json. `--whole` takes the networks at their full depth. `--times` measures times only: the
-original against both placements of tokens, in ONNX Runtime and OpenVINO. Results are kept with a fingerprint of the
-converter's sources, the network and the target: what was interrupted goes on, and what changed runs again.
+original against both placements of tokens, in ONNX Runtime and OpenVINO. Every row is kept with a fingerprint of the
+converter's sources, the network and the target, the commit of the sources and the load of the machine: what was
+interrupted goes on, and what changed runs again, networks without results first.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,11 @@ from bench.target_networks import NETWORKS, write_onnx
 from bench.target_times import ENGINES, Array, geometric_mean, time_ratios
 from bench.zoo.totals import machine
 from onebyone.atomic_files import write_text
+from onebyone.onnx.convert import prepared
 from onebyone.onnx.targets.convert import TargetConversion, convert_for_target
 from onebyone.targets import Offender, TargetProfile, find_profile, profile_names
+from onebyone.verification.onnx_models import verify_onnx
+from onebyone.verification.onnx_outputs import OriginalOutputs, original_outputs
 
 RESULTS = Path(__file__).parent / "results" / "targets.json"
 SOURCES = Path(onebyone.__file__).parent
@@ -37,7 +43,9 @@ CONVERTER = ("onnx", "layout", "targets", "laws")
 PLACEMENTS = {"conv-only and 4d": "width", "conv-only and 4d, tokens in the batch": "batch"}
 NOTE = (
     "Times are ratios of medians of rounds in which the original and the converted models take turns, on one thread. "
-    "Where the machine was shared with other work, they carry its noise."
+    "Each row has the commit of the sources that gave it, and the load of the machine at its begin: where the machine "
+    "was shared with other work, times carry its noise. With few layers the Mixer is Mixer-S/16; the GPT-2 block is "
+    "one block at both depths."
 )
 
 
@@ -64,6 +72,17 @@ def fingerprint(*parts: object) -> str:
     for file in [*files, Path(__file__).with_name("target_networks.py")]:
         digest.update(file.read_bytes())
     return hashlib.sha256(f"{digest.hexdigest()} {parts}".encode()).hexdigest()[:16]
+
+
+def commit() -> str:
+    """The commit of the sources that run, with a mark where files of the package differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(SOURCES), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", str(SOURCES))
+    return git("rev-parse", "--short", "HEAD") + (", with changes" if changed else "")
 
 
 def by_reason(offenders: Sequence[Offender]) -> list[dict[str, Any]]:
@@ -95,13 +114,19 @@ class Network:
     def __init__(self, name: str, folder: Path, whole: bool) -> None:
         self.path = folder / "original.onnx"
         self.feeds: dict[str, Array] = write_onnx(name, self.path, small=not whole)
+        self.model = ir.load(self.path)
         self.folder = folder
         self._verified: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def outputs(self) -> OriginalOutputs:
+        """What the original computes on its example."""
+        return original_outputs(prepared(self.model), self.feeds)
 
     def convert(self, profile: TargetProfile) -> tuple[TargetConversion, float]:
         """The conversion, and its seconds."""
         start = time.perf_counter()
-        conversion = convert_for_target(ir.load(self.path), profile)
+        conversion = convert_for_target(self.model, profile)
         return conversion, time.perf_counter() - start
 
     def verified(self, conversion: TargetConversion) -> dict[str, Any]:
@@ -109,7 +134,7 @@ class Network:
         key = "\n".join(f"{node}" for node in conversion.model.graph)
         if key not in self._verified:
             start = time.perf_counter()
-            verification = onebyone.verify(self.path, conversion, self.feeds)
+            verification = verify_onnx(self.model, conversion, self.feeds, known=self.outputs)
             self._verified[key] = {
                 "verified": verification.equivalent,
                 "layers_verified_bit_for_bit": sum(bool(layer.bitwise) for layer in verification.layers),
@@ -213,7 +238,8 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> int
     data: dict[str, Any] = (
         json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"networks": {}}
     )
-    for name in (n for n in NETWORKS if options.only in n):
+    sources = commit()
+    for name in sorted((n for n in NETWORKS if options.only in n), key=lambda n: rows_of(data, n, depth)):
         kept = data["networks"].setdefault(name, {}).setdefault(depth, {})
         waiting = [
             job for job in jobs(name, depth, options.times, options.target)
@@ -225,7 +251,13 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> int
             network = Network(name, Path(folder), options.whole)
             for key, mark, make in waiting:
                 load = os.getloadavg()[0]
-                kept[key] = {"fingerprint": mark, "load": round(load, 1), "result": make(network)}
+                result = make(network)
+                kept[key] = {
+                    "fingerprint": mark,
+                    "commit": sources,
+                    "load": round(load, 1),
+                    "result": result,
+                }
                 data |= {
                     "note": NOTE,
                     "machine": machine(),
@@ -236,6 +268,11 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> int
                 print(depth, name, key, short(key, kept[key]["result"]), flush=True)
     rows = [row for depths in data["networks"].values() for kept in depths.values() for row in kept.values()]
     return int(any(row["result"].get("verified") is False for row in rows))
+
+
+def rows_of(data: Mapping[str, Any], name: str, depth: str) -> int:
+    """The number of rows that one network has."""
+    return len(data["networks"].get(name, {}).get(depth, {}))
 
 
 def short(key: str, result: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isqrt, prod
 from typing import Any
 
@@ -190,6 +191,9 @@ def layer_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
         yield case("prime_factors", factor, first, {"prime_factors": others}, by="prime_factors")
     if "channel_block" in entry:
         yield case("channel_block", block, first, {"channel_block": 1})
+    if entry.get("depthwise") is False:
+        depthwise = lambda: model_of("Conv", (1, 16, 4, 4), group=16, outputs=16)  # noqa: E731
+        yield replace(case("depthwise", False, first, {"depthwise": True}), inside=depthwise)
     for kind in entry.get("element_types", []):
         others = tuple(k for k in entry["element_types"] if k != kind)
         yield case("element_types", kind, first, {"element_types": others}, element_type=kind)

@@ -1,8 +1,9 @@
 """Run ONNX models: by ONNX's own reference implementation, and by ONNX Runtime as users run them.
 
 The reference implementation (onnx 1.23) is wrong or incomplete in places: BatchNormalization before opset 14 takes the
-statistics of the batch, Softmax before opset 13 takes one axis, GlobalMaxPool is wrong at rank 3, and operators of ONNX
-Runtime are missing. What is known is replaced here, and in `quantised_reference`.
+statistics of the batch, Softmax before opset 13 takes one axis, GlobalMaxPool is wrong at rank 3, GatherElements fails
+on one row, and operators of ONNX Runtime are missing. What is known is replaced here, and in `quantised_reference`; so
+is Erf, which it computes number by number in Python.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
@@ -175,6 +177,26 @@ class GlobalMaxPool(OpRun):  # type: ignore[misc]
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
+class Erf(OpRun):  # type: ignore[misc]
+    """The error function, in the type of its input."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (torch.erf(torch.from_numpy(np.array(x, order="C"))).numpy(),)
+
+
+class GatherElements(OpRun):  # type: ignore[misc]
+    """Elements along an axis, at the positions of the indices on the other axes."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, indices: Array, **attributes: Any) -> tuple[Array]:
+        axis = (attributes.get("axis") or 0) % x.ndim
+        region = tuple(slice(None if a == axis else size) for a, size in enumerate(indices.shape))
+        return (np.take_along_axis(x[region], indices, axis),)
+
+
 class FusedMatMul(OpRun):  # type: ignore[misc]
     """A matrix product with its operands transposed in their last two axes on request."""
 
@@ -215,6 +237,8 @@ def _row_softmax(x: Array, axis: int | None) -> Array:
 _BEFORE_OPSET_13 = [Softmax, LogSoftmax]
 _REPLACED = [
     BatchNormalization,
+    Erf,
+    GatherElements,
     GlobalMaxPool,
     FusedMatMul,
     ConvInteger,

@@ -243,8 +243,11 @@ def sort_where_needed(model: ir.Model) -> None:
 def restore_value_infos(converted: ir.Model, original: ir.Model) -> None:
     """Drop the shapes that only inference added: a file carries those that the original carried.
 
-    Inputs, outputs and initializers keep theirs.
+    Inputs and initializers keep theirs, and outputs get those of the original again, with the names of its sizes.
     """
+    for value, old in zip(converted.graph.outputs, original.graph.outputs, strict=True):
+        if old.shape is not None:
+            value.shape = old.shape.copy()
     _restore(converted.graph, original.graph, ())
     for key, function in converted.functions.items():
         _restore(function.graph, original.functions[key].graph, (*function.inputs, *function.outputs))

@@ -112,8 +112,7 @@ class StaticSizes:
         for value, (sizes, dtype) in self._inferred.items():
             if value.dtype is None and dtype is not None:
                 value.dtype = dtype
-            if value.shape is None or not value.is_graph_output():
-                value.shape = ir.Shape(sizes)
+            value.shape = ir.Shape(sizes)
 
     # -- what is known of a value
 

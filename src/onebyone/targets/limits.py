@@ -86,7 +86,8 @@ class LayerLimit(Constraint):
 
     "kernel" is the size on each axis; "weight-passes" is kernel area · ⌈input channels of one group / channel_block⌉;
     "unequal-strides" the difference between the largest and the smallest stride; "pointwise-padding" the padding of a
-    convolution whose kernel is 1×1.
+    convolution whose kernel is 1×1. `depthwise` tells whether the limit holds for depthwise convolutions, with one
+    input channel in each group.
     """
 
     kind: ClassVar[str] = "layer"
@@ -111,10 +112,16 @@ class LayerLimit(Constraint):
     multiple_of: int = 1
     channel_block: int = 1
     prime_factors: tuple[int, ...] = ()
+    depthwise: bool = True
 
     @property
     def title(self) -> str:
         return self.quantity
+
+    def applies(self, operation: NodeDescription) -> bool:
+        layer = operation.layer
+        is_depthwise = layer is not None and layer.groups > 1 and layer.groups == layer.input_channels
+        return super().applies(operation) and (self.depthwise or not is_depthwise)
 
     def check(self, operation: NodeDescription) -> Finding | None:
         if operation.layer is None or (operation.layer.form == "linear" and "channels" not in self.quantity):
@@ -147,6 +154,8 @@ class LayerLimit(Constraint):
             text += f" products of {' and '.join(map(str, self.prime_factors))}"
         if self.quantity == "weight-passes":
             text += f" (kernel area · ⌈input channels / {self.channel_block}⌉)"
+        if not self.depthwise:
+            text += " (not of depthwise convolutions)"
         return text
 
 

@@ -33,6 +33,7 @@ from onebyone.verification.layer_matching import first_differing_layer, traced_o
 from onebyone.verification.onnx_decompositions import compare_in_float64
 from onebyone.verification.onnx_outputs import (
     REFERENCE,
+    OriginalOutputs,
     WholeModel,
     compare_outputs,
     inputs_of,
@@ -62,6 +63,7 @@ def verify_onnx(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    known: OriginalOutputs | None = None,
 ) -> Verification:
     """Whether a converted model computes what the original computes.
 
@@ -71,6 +73,7 @@ def verify_onnx(
         feeds: an array for each input; without them the layers are still probed.
         seed: of the probes.
         progress: called with (done, total) after every layer.
+        known: what `original_outputs` gave for the original on these feeds, where several conversions are verified.
     """
     original = prepared(inlined(model) if rewriting.inlined else model, rewriting.frozen)
     recorded, problems, unverified = _recorded(original, rewriting, feeds)
@@ -94,6 +97,7 @@ def verify_onnx(
             problems,
             unverified,
             max((x.terms for x in rewriting.layers), default=1),
+            known,
         )
     problems += [f"{check.path}: {check.why}" for check in checks if not check.ok]
     probed = any(check.bitwise is not None for check in checks)

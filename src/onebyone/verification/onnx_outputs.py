@@ -6,7 +6,8 @@ unit roundoff of the next shorter type (see `verification.output_comparison`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,47 @@ REFERENCE = f"the ONNX reference implementation {onnx.__version__}"
 _UNITS = {"float64": (2.0**-53, 2.0**-24), "float32": (2.0**-24, 2.0**-11), "float16": (2.0**-11, 2.0**-3)}
 
 
+@dataclass(frozen=True)
+class OriginalOutputs:
+    """What a model computes on an example, for the comparison with any number of conversions of it.
+
+    Attributes:
+        first, plain: the outputs by ONNX Runtime, optimised and not; empty where the model does not run.
+        references: the outputs in float64, None where the reference implementation cannot give one.
+        exact: those that agree with ONNX Runtime.
+        unverified: what could not be computed, and why.
+    """
+
+    names: tuple[str, ...]
+    first: Sequence[Array]
+    plain: Sequence[Array]
+    references: Sequence[Array | None]
+    exact: Sequence[Array | None]
+    unverified: tuple[str, ...]
+
+
+def original_outputs(original: ir.Model, feeds: Mapping[str, Array]) -> OriginalOutputs:
+    """Run the original: by ONNX Runtime, optimised and not, and in float64."""
+    names = tuple(str(value.name) for value in original.graph.outputs)
+    unverified: list[str] = []
+    if not onnx_runtime_version():
+        unverified.append(
+            "the whole model in ONNX Runtime, which is not installed: the ONNX reference implementation ran both"
+        )
+    try:
+        first = _run(original, feeds, optimised=True)
+    except NotRunnable as error:
+        return OriginalOutputs(names, (), (), (), (), (*unverified, f"the whole model: {error}"))
+    try:
+        plain = _run(original, feeds, optimised=False)
+    except NotRunnable:
+        plain = first
+    without_calls = _without_calls(original)
+    references = [_reference(without_calls, name, feeds, unverified) for name in names]
+    exact = [_trusted(*of_output, unverified) for of_output in zip(names, first, references, strict=True)]
+    return OriginalOutputs(names, first, plain, references, exact, tuple(unverified))
+
+
 def compare_outputs(
     original: ir.Model,
     converted: ir.Model,
@@ -53,29 +95,21 @@ def compare_outputs(
     problems: list[str],
     unverified: list[str],
     terms: int = 1,
+    known: OriginalOutputs | None = None,
 ) -> WholeModel:
-    """Compare every output; `terms` is the largest number of products that one number of a converted layer sums."""
+    """Compare every output.
+
+    `terms` is the largest number of products that one number of a converted layer sums; `known` is what the original
+    computes on the same example, if it was run before.
+    """
     whole = WholeModel()
-    engine = onnx_runtime_version()
-    if not engine:
-        unverified.append(
-            "the whole model in ONNX Runtime, which is not installed: the ONNX reference implementation ran both"
-        )
-    try:
-        first = _run(original, feeds, optimised=True)
-    except NotRunnable as error:
-        unverified.append(f"the whole model: {error}")
+    before = known or original_outputs(original, feeds)
+    unverified += before.unverified
+    if not before.first:
         return whole
-    try:
-        plain = _run(original, feeds, optimised=False)
-    except NotRunnable:
-        plain = first
-    names = [str(value.name) for value in original.graph.outputs]
-    without_calls = _without_calls(original)
-    references = [_reference(without_calls, name, feeds, unverified) for name in names]
-    exact = [_trusted(*of_output, unverified) for of_output in zip(names, first, references, strict=True)]
-    whole.evaluators = (f"own types: {engine or REFERENCE}",)
-    if any(reference is not None for reference in exact):
+    names, references = before.names, before.references
+    whole.evaluators = (f"own types: {onnx_runtime_version() or REFERENCE}",)
+    if any(reference is not None for reference in before.exact):
         whole.evaluators += (f"float64: {REFERENCE}",)
     outside: dict[str, tuple[float, str]] = {}
     for optimised in (True, False):
@@ -84,7 +118,8 @@ def compare_outputs(
         except NotRunnable as error:
             problems.append(f"the converted model, {'' if optimised else 'not '}optimised: {error}")
             continue
-        for name, y, z, reference in zip(names, first if optimised else plain, second, exact, strict=True):
+        own = before.first if optimised else before.plain
+        for name, y, z, reference in zip(names, own, second, before.exact, strict=True):
             difference, problem = _compare_output(whole, name, y, z, reference, problems)
             if not problem:
                 continue
@@ -99,7 +134,7 @@ def compare_outputs(
             elif difference >= outside.get(name, (0.0, ""))[0]:
                 outside[name] = (difference, problem)
     if outside:
-        _compare_with_sensitivity(original, feeds, names, outside, terms, problems, unverified)
+        _compare_with_sensitivity(original, feeds, list(names), outside, terms, problems, unverified)
     return whole
 
 

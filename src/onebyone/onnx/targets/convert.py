@@ -34,6 +34,7 @@ from onebyone.onnx.targets.decompositions import VIEWS_AS_RESHAPES
 from onebyone.onnx.targets.description import describe
 from onebyone.onnx.targets.fewer_axes import FEWER_AXES, fold_axes
 from onebyone.onnx.targets.remedies import remedy
+from onebyone.onnx.targets.single_nodes import fold_nodes, is_of_single_nodes
 from onebyone.onnx.targets.tensor_parts import store_in_parts
 from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal
@@ -46,6 +47,7 @@ from onebyone.targets import (
     violations,
     violations_of,
 )
+from onebyone.targets.constraint import Constraint
 from onebyone.targets.limits import RankLimit, SizeLimit
 from onebyone.targets.requirements import FormRequirement, MissingOperator
 
@@ -168,6 +170,7 @@ def _rewrite_in_rounds(
         if most is not None:
             axis_reasons = fold_axes(rewriter, most, only)
         size_reasons = store_in_parts(rewriter, profile, only)
+        node_reasons = fold_nodes(rewriter, profile, most, only)
         changed = len(rewriter.changes) > before
         for description, node, opset in list(describe(model)):
             if node is None or node.graph is None:
@@ -179,11 +182,7 @@ def _rewrite_in_rounds(
             for offender in violations_of(description, profile):
                 assert offender.rule is not None
                 write = remedy(offender.rule, description, profile)
-                of_run: Mapping[str, str] = {}
-                if isinstance(offender.rule, RankLimit):
-                    of_run = axis_reasons
-                elif isinstance(offender.rule, SizeLimit):
-                    of_run = size_reasons
+                of_run = _reasons_of_runs(offender.rule, axis_reasons, size_reasons, node_reasons)
                 if isinstance(write, str):
                     reasons[offender.key] = of_run.get(description.path, write)
                     continue
@@ -200,6 +199,18 @@ def _rewrite_in_rounds(
         sort_where_needed(model)
         fill_shapes(model)
     return reasons
+
+
+def _reasons_of_runs(
+    rule: Constraint,
+    of_axes: Mapping[str, str],
+    of_sizes: Mapping[str, str],
+    of_nodes: Mapping[str, str],
+) -> Mapping[str, str]:
+    """Why nodes that violate such a limit were not rewritten together, by path."""
+    if is_of_single_nodes(rule):
+        return of_nodes
+    return of_axes if isinstance(rule, RankLimit) else of_sizes if isinstance(rule, SizeLimit) else {}
 
 
 def _required_form(profile: TargetProfile, offenders: tuple[Offender, ...]) -> str | None:

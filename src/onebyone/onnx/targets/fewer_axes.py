@@ -19,7 +19,13 @@ from onebyone.onnx.convert import Only
 from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.model_rewriting import ModelRewriter, discard
 from onebyone.onnx.targets.permutation_blocks import best_exchange, blocks_of
-from onebyone.onnx.targets.runs import RunOutput, TensorRun, rewrite_runs
+from onebyone.onnx.targets.runs import (
+    RunOutput,
+    TensorRun,
+    find_runs,
+    nodes_of_main_graph,
+    rewrite_runs,
+)
 from onebyone.onnx.weight_rewriting import WeightRewriter
 
 FEWER_AXES = "tensor of many axes = the same in row-major order with axes merged"
@@ -41,9 +47,11 @@ Sizes: TypeAlias = "tuple[int, ...]"
 def fold_axes(rewriter: ModelRewriter, most: int, only: Only) -> dict[str, str]:
     """Rewrite every run of tensors with more than `most` axes. Returns the reason for each node that stays."""
     _fix_shapes(rewriter.model, most)
+    is_large = partial(_is_large, most=most)
     return rewrite_runs(
         rewriter,
-        partial(_is_large, most=most),
+        find_runs(nodes_of_main_graph(rewriter.model), is_large),
+        is_large,
         lambda: AxisFolder(most, rewriter.weights),
         FEWER_AXES,
         f"at most {most} axes",
@@ -70,14 +78,14 @@ def _is_large(value: ir.Value, most: int) -> bool:
 
 
 class AxisFolder:
-    """Writes one run with at most `most` axes.
+    """Writes one run with at most `most` axes, after those of size one in `lead`.
 
     Raises:
         NotRewritable: a node has no form of fewer axes, or a size is not known.
     """
 
-    def __init__(self, most: int, weights: WeightRewriter) -> None:
-        self._most, self._weights = most, weights
+    def __init__(self, most: int, weights: WeightRewriter, lead: Sizes = ()) -> None:
+        self._most, self._weights, self._lead = most - len(lead), weights, lead
         self._stored: dict[int, ir.Value] = {}
         self._returned: set[int] = set()
         #: Of a transposed tensor whose readers select elements of one axis: where that axis is stored, merged with
@@ -101,25 +109,28 @@ class AxisFolder:
             ):
                 raise NotRewritable("an input of the graph has more axes")
             writer = self.writers[path] = GraphWriter(node, f"{path}/axes", opset)
-            results = self._results(node, writer)
+            results = self.results(node, writer)
             for old, new in zip(node.outputs, results, strict=False):
                 self._stored[id(old)] = new
                 if old.is_graph_output() or any(id(use.node) not in inside for use in old.uses()):
                     sizes = _known(old)
                     if len(sizes) > self._most:
                         raise NotRewritable(f"{old.name} is an output of the graph and has {len(sizes)} axes")
-                    outputs.append(RunOutput(path, old, self._result(writer, new, sizes)))
+                    outputs.append(RunOutput(path, old, self.result(writer, new, sizes)))
         return outputs
 
-    def _result(self, writer: GraphWriter, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
+    def result(self, writer: GraphWriter, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
         """The stored value with these sizes, as the output of a new node, so that it can take the old one's name."""
         is_new = any(value.producer() is node for other in self.writers.values() for node in other.nodes)
         if is_new and _known(value) == tuple(sizes) and id(value) not in self._returned:
             self._returned.add(id(value))
             return value
+        if self._lead and _known(value) == (*self._lead, *sizes):
+            return writer.squeeze(value, range(len(self._lead)), sizes)
         return writer.op("Reshape", [value, writer.integers(sizes)], shape=list(sizes))
 
-    def _results(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+    def results(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
+        """Insert the new form of one node, and return its results in the axes in which they are stored."""
         if node.domain != "":
             raise NotRewritable(f"{node.domain}.{node.op_type} has no form of fewer axes")
         if node.op_type in _RESHAPES:
@@ -149,8 +160,12 @@ class AxisFolder:
         return self._stored.get(id(value), value)
 
     def _as(self, writer: GraphWriter, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
-        """The stored value with these sizes."""
-        if _known(value) == tuple(sizes):
+        """The stored value with these sizes, after those of size one."""
+        stored = _known(value)
+        if self._lead and stored == tuple(sizes):
+            return writer.unsqueeze(value, range(len(self._lead)), [*self._lead, *sizes])
+        sizes = [*self._lead, *sizes]
+        if stored == tuple(sizes):
             return value
         return writer.op("Reshape", [value, writer.integers(sizes)], shape=list(sizes))
 
@@ -159,7 +174,7 @@ class AxisFolder:
         stored = self._read(value)
         sizes = _known(stored)
         if len(sizes) <= self._most:
-            return stored
+            return self._as(writer, stored, sizes) if self._lead else stored
         count = len(sizes) - self._most + 1
         return self._as(writer, stored, (prod(sizes[:count]), *sizes[count:]))
 
@@ -218,8 +233,12 @@ class AxisFolder:
     def _along(self, writer: GraphWriter, value: ir.Value | None, axis: int) -> tuple[ir.Value, Sizes, int]:
         """The value with one axis whole and the others merged where needed, its sizes, and where that axis is."""
         assert value is not None
-        sizes, place = merge_around(_known(value), axis, self._most)
-        return self._as(writer, self._read(value), sizes), sizes, place
+        sizes = _known(value)
+        place = axis % len(sizes)
+        if not self._lead or len(sizes) > self._most:
+            sizes, place = merge_around(sizes, axis, self._most)
+        data = self._as(writer, self._read(value), sizes)
+        return data, (*self._lead, *sizes), len(self._lead) + place
 
     def _softmax(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         if writer.opset < SOFTMAX_OF_ONE_AXIS:
@@ -299,7 +318,7 @@ class AxisFolder:
         last: list[bool] = []
         for axis in range(len(result)):
             pattern = [sizes[axis] == result[axis] for sizes in full]
-            if groups and (result[axis] == 1 or pattern == last):
+            if groups and len(result) > self._most and (result[axis] == 1 or pattern == last):
                 groups[-1].append(axis)
             else:
                 groups.append([axis])
@@ -313,7 +332,7 @@ class AxisFolder:
                 inputs.append(self._weights.rewrite(writer, value, [("reshape", merged)]))
             else:
                 inputs.append(self._as(writer, self._read(value), merged))
-        shape = [prod(result[axis] for axis in group) for group in groups]
+        shape = [*self._lead, *(prod(result[axis] for axis in group) for group in groups)]
         return writer.op(node.op_type, inputs, _plain(node), shape=shape, dtype=node.outputs[0].dtype)
 
 

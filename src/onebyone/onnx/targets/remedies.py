@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from math import gcd, prod
@@ -31,6 +31,11 @@ from onebyone.targets.requirements import (
     StaticShapes,
 )
 
+#: Operators that no other operators compute exactly, and why not.
+_NO_OTHER_FORM = {
+    "MatMul": "it multiplies two activations, and the weight of a convolution is a constant",
+    "Erf": "no formula of other operators gives its numbers exactly; the one of Gelu with Tanh is another function",
+}
 #: Products that `write_as_convolution` and `write_plain_product` read.
 _PRODUCTS = frozenset(["MatMul", "Gemm", "Einsum", "com.microsoft.FusedMatMul", "com.microsoft.FusedGemm"])
 
@@ -50,17 +55,19 @@ def _checked(
     """The rewriting, refused where a node that it inserts violates the same constraint, and has no other form."""
     result = write(node, writer, weights)
     if isinstance(result, Rewriting):
-        for new in writer.nodes:
-            description = describe_node(str(new.name), new)
-            finding = rule.check(description) if rule.applies(description) else None
-            if finding is not None and not (
-                isinstance(rule, MissingOperator) and new.op_type in decompositions.DECOMPOSED
-            ):
-                what = "" if isinstance(rule, MissingOperator) else f": {rule.title} {finding.found}"
-                raise NotRewritable(
-                    f"its new form needs {new.op_type}, which violates the same constraint{what}"
-                )
+        require_allowed(rule, writer.nodes)
     return result
+
+
+def require_allowed(rule: Constraint, nodes: Iterable[ir.Node]) -> None:
+    """Raise NotRewritable if a new node violates the constraint again, and has no other form."""
+    for new in nodes:
+        description = describe_node(str(new.name), new)
+        finding = rule.check(description) if rule.applies(description) else None
+        has_other_form = isinstance(rule, MissingOperator) and new.op_type in decompositions.DECOMPOSED
+        if finding is not None and not has_other_form:
+            what = "" if isinstance(rule, MissingOperator) else f": {rule.title} {finding.found}"
+            raise NotRewritable(f"its new form needs {new.op_type}, which violates the same constraint{what}")
 
 
 def _form(rule: Constraint, description: NodeDescription, profile: TargetProfile) -> Write | str:
@@ -77,7 +84,7 @@ def _missing(rule: Constraint, description: NodeDescription, profile: TargetProf
         return write_as_product
     if operator == "Einsum":
         return products.write_batched_product
-    return decompositions.decompose
+    return _NO_OTHER_FORM.get(operator, decompositions.decompose)
 
 
 def _operand(rule: Constraint, description: NodeDescription, profile: TargetProfile) -> Write | str:

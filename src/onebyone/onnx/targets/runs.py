@@ -53,20 +53,24 @@ class RunWriter(Protocol):
         """Whether both forms agree bit for bit where no sum rounds."""
 
 
+def nodes_of_main_graph(model: ir.Model) -> list[tuple[str, ir.Node]]:
+    """The nodes of the main graph with their paths."""
+    return [(path, node) for path, node, _ in nodes_of(model) if node.graph is model.graph]
+
+
 def rewrite_runs(
     rewriter: ModelRewriter,
+    runs: Iterable[TensorRun],
     is_oversized: IsOversized,
     make_writer: Callable[[], RunWriter],
     law: str,
     description: str,
     only: Only,
 ) -> dict[str, str]:
-    """Rewrite every run of the main graph. Returns the reason for each node that stays, by its path."""
+    """Rewrite runs of the main graph. Returns the reason for each node that stays, by its path."""
     reasons: dict[str, str] = {}
-    graph = rewriter.model.graph
     opset = rewriter.model.opset_imports.get("", 1)
-    nodes = [(path, node) for path, node, _ in nodes_of(rewriter.model) if node.graph is graph]
-    for run in find_runs(nodes, is_oversized):
+    for run in runs:
         if not all(wanted(rewriter.origin(path), only) for path, _ in run.nodes):
             continue
         writer = make_writer()

@@ -18,7 +18,13 @@ from onebyone.onnx.convert import Only
 from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.model_rewriting import ModelRewriter
 from onebyone.onnx.targets.fewer_axes import BROADCASTING, TOKEN_WISE
-from onebyone.onnx.targets.runs import RunOutput, TensorRun, rewrite_runs
+from onebyone.onnx.targets.runs import (
+    RunOutput,
+    TensorRun,
+    find_runs,
+    nodes_of_main_graph,
+    rewrite_runs,
+)
 from onebyone.onnx.targets.splitting import MOST_PARTS, runs_of
 from onebyone.onnx.targets.windows import read_any_convolution, write_conv
 from onebyone.onnx.weight_rewriting import Step, WeightRewriter
@@ -65,9 +71,14 @@ def store_in_parts(rewriter: ModelRewriter, profile: TargetProfile, only: Only) 
     limits = SizeLimits.of(profile)
     if not limits.rules:
         return {}
+
+    def is_oversized(value: ir.Value) -> bool:
+        return bool(limits.exceeded(value))
+
     return rewrite_runs(
         rewriter,
-        lambda value: bool(limits.exceeded(value)),
+        find_runs(nodes_of_main_graph(rewriter.model), is_oversized),
+        is_oversized,
         lambda: PartWriter(limits, rewriter.weights),
         PARTS,
         "tensors in parts",
