@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from tests.targets.boundary_cases import SHAPES
 from tests.targets.node_models import model_of
-from tests.targets.number_case import Case, Entry, listed_operators
+from tests.targets.number_case import Case, Entry, MakeCase, listed_operators
 
 
-def rank_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def rank_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     singles = entry.get("count") == "non-singleton"
 
     def make(operator: str, rank: int) -> ir.Model:
@@ -29,9 +29,7 @@ def rank_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
             if "maximum" in entry
             else (entry["minimum"], -1, f"≥ {entry['minimum']}")
         )
-        return Case(
-            profile,
-            index,
+        return make_case(
             key,
             value,
             operator,
@@ -55,7 +53,7 @@ def rank_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
 _SLIDING = ("Conv", "ConvTranspose", "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "LpPool")
 
 
-def size_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def size_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     shape = SHAPES[entry["axis"]]
 
     def make(operator: str, size: int) -> ir.Model:
@@ -65,9 +63,7 @@ def size_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
         limit = entry["maximum"] if outside is None else entry["minimum"]
         wrong = entry["maximum"] + 1 if outside is None else outside
         allowed = entry["maximum"] if outside is None else f"≥ {entry['minimum']}"
-        return Case(
-            profile,
-            index,
+        return make_case(
             key,
             value,
             operator,
@@ -85,9 +81,7 @@ def size_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
     yield from listed_operators(entry, case)
     for operator in entry.get("exempt", []):
         others = tuple(name for name in entry["exempt"] if name != operator)
-        yield Case(
-            profile,
-            index,
+        yield make_case(
             "exempt",
             operator,
             operator,
@@ -132,7 +126,7 @@ def layer_model(
     return model_of("Conv", sizes, element_type, **settings)
 
 
-def layer_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def layer_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     block = entry.get("channel_block", 1)
     limits = {
         "maximum": (
@@ -169,9 +163,7 @@ def layer_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
         def make(n: int) -> ir.Model:
             return layer_model(operator, entry["quantity"], n, block, kind)
 
-        return Case(
-            profile,
-            index,
+        return make_case(
             key,
             value,
             operator,

@@ -41,6 +41,10 @@ class Case:
         return f"{self.profile}-{self.index}-{self.key}-{self.value}-{self.operator}"
 
 
+#: Makes the cases of one constraint, whose profile and index it knows.
+MakeCase = Callable[..., Case]
+
+
 def listed_operators(entry: Entry, case: Callable[..., Case]) -> Iterator[Case]:
     """The operators that a constraint lists, each of which would not be checked if it were left out."""
     for operator in entry.get("operators", []):

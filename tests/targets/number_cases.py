@@ -6,11 +6,12 @@ Made from the TOML files alone: nothing of the package reads the numbers here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from tests.targets import limit_cases, requirement_cases
 from tests.targets.boundary_cases import built_in_files
-from tests.targets.number_case import Case, Entry
+from tests.targets.number_case import Case, Entry, MakeCase
 
 #: Keys of a constraint that say nothing about a network.
 PROVENANCE = frozenset(["kind", "source", "official", "axis", "quantity"])
@@ -24,7 +25,7 @@ IMPOSSIBLE = frozenset(
 )
 
 
-_MAKERS: dict[str, Callable[[str, int, Entry], Iterator[Case]]] = {
+_MAKERS: dict[str, Callable[[MakeCase, Entry], Iterator[Case]]] = {
     "rank": limit_cases.rank_cases,
     "size": limit_cases.size_cases,
     "layer": limit_cases.layer_cases,
@@ -43,7 +44,7 @@ def all_cases() -> Iterator[Case]:
     """The cases of every profile."""
     for profile, content in sorted(built_in_files().items()):
         for index, entry in enumerate(content["constraint"]):
-            for case in _MAKERS[entry["kind"]](profile, index, entry):
+            for case in _MAKERS[entry["kind"]](partial(Case, profile, index), entry):
                 name = entry.get("axis", entry.get("quantity", entry["kind"]))
                 if (profile, name, case.key, case.operator) not in IMPOSSIBLE:
                     yield case

@@ -8,14 +8,12 @@ from typing import Any
 import onnx_ir as ir
 
 from tests.targets.node_models import model_of
-from tests.targets.number_case import Case, Entry, listed_operators
+from tests.targets.number_case import Case, Entry, MakeCase, listed_operators
 
 
-def missing_operator_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def missing_operator_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     def case(key: str, value: Any, operator: str, ignored: Entry) -> Case:
-        return Case(
-            profile,
-            index,
+        return make_case(
             key,
             value,
             operator,
@@ -29,16 +27,16 @@ def missing_operator_cases(profile: str, index: int, entry: Entry) -> Iterator[C
     yield from listed_operators(entry, case)
 
 
-def form_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def form_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     to_conv = entry["form"] == "conv"
     models = [lambda: model_of("Conv", (1, 8, 4, 4)), lambda: model_of("MatMul", (1, 4, 8))]
     inside, outside = models if to_conv else reversed(models)
     found, allowed = ("MatMul", "Conv") if to_conv else ("Conv", "MatMul or Gemm")
     other = {"form": "linear" if to_conv else "conv"}
-    yield Case(profile, index, "form", entry["form"], found, inside, outside, found, allowed, other)
+    yield make_case("form", entry["form"], found, inside, outside, found, allowed, other)
 
 
-def constant_operand_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def constant_operand_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     second = lambda: model_of("MatMul", (1, 4, 8))  # noqa: E731
     first = lambda: model_of("MatMul", (1, 4, 8), first=True)  # noqa: E731
     batched = lambda: model_of("MatMul", (2, 4, 8), matrices=(2,))  # noqa: E731
@@ -48,13 +46,9 @@ def constant_operand_cases(profile: str, index: int, entry: Entry) -> Iterator[C
     )
     inside = second if "side" in entry else single
     if "side" in entry:
-        yield Case(
-            profile, index, "side", "second", "MatMul", inside, outside, found, allowed, {"side": "either"}
-        )
+        yield make_case("side", "second", "MatMul", inside, outside, found, allowed, {"side": "either"})
     if "one_matrix" in entry:
-        yield Case(
-            profile,
-            index,
+        yield make_case(
             "one_matrix",
             True,
             "MatMul",
@@ -65,9 +59,7 @@ def constant_operand_cases(profile: str, index: int, entry: Entry) -> Iterator[C
             {"one_matrix": False},
         )
     for operator in entry.get("operators", []):
-        yield Case(
-            profile,
-            index,
+        yield make_case(
             "operators",
             operator,
             operator,
@@ -79,14 +71,12 @@ def constant_operand_cases(profile: str, index: int, entry: Entry) -> Iterator[C
         )
 
 
-def explicit_attribute_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def explicit_attribute_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     names = entry["attributes"]
     inside = lambda: model_of("Conv", (1, 8, 4, 4), kernel=(3, 3))  # noqa: E731
     for name in names:
         others = tuple(other for other in names if other != name)
-        yield Case(
-            profile,
-            index,
+        yield make_case(
             "attributes",
             name,
             "Conv",
@@ -98,9 +88,7 @@ def explicit_attribute_cases(profile: str, index: int, entry: Entry) -> Iterator
         )
     if "pads" in names:
         others = tuple(other for other in names if other != "pads")
-        yield Case(
-            profile,
-            index,
+        yield make_case(
             "attributes",
             "pads",
             "Conv",
@@ -111,9 +99,7 @@ def explicit_attribute_cases(profile: str, index: int, entry: Entry) -> Iterator
             {"attributes": others},
         )
     for operator in entry.get("operators", []):
-        yield Case(
-            profile,
-            index,
+        yield make_case(
             "operators",
             operator,
             operator,
@@ -125,7 +111,7 @@ def explicit_attribute_cases(profile: str, index: int, entry: Entry) -> Iterator
         )
 
 
-def attribute_value_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def attribute_value_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     name, (allowed,), default = entry["attribute"], entry["allowed"], entry["default"]
 
     def make(**attributes: Any) -> Callable[[], ir.Model]:
@@ -139,13 +125,11 @@ def attribute_value_cases(profile: str, index: int, entry: Entry) -> Iterator[Ca
         ("default", default, make(), {"default": wrong}),
         ("operators", "Gemm", inside, {"operators": ("no operator",)}),
     ):
-        yield Case(profile, index, key, value, "Gemm", good, outside, wrong, allowed, ignored)
+        yield make_case(key, value, "Gemm", good, outside, wrong, allowed, ignored)
 
 
-def static_shape_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
-    yield Case(
-        profile,
-        index,
+def static_shape_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
+    yield make_case(
         "kind",
         "static-shapes",
         "Input",
@@ -158,12 +142,10 @@ def static_shape_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]
     )
 
 
-def element_type_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def element_type_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     for kind in entry["forbidden"]:
         others = tuple(other for other in entry["forbidden"] if other != kind)
-        yield Case(
-            profile,
-            index,
+        yield make_case(
             "forbidden",
             kind,
             "Relu",
@@ -175,11 +157,9 @@ def element_type_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]
         )
 
 
-def bias_cases(profile: str, index: int, entry: Entry) -> Iterator[Case]:
+def bias_cases(make_case: MakeCase, entry: Entry) -> Iterator[Case]:
     for good, wrong in (((6,), (1,)), ((1, 6), (2, 6))):
-        yield Case(
-            profile,
-            index,
+        yield make_case(
             "operators",
             "Gemm",
             "Gemm",
