@@ -213,6 +213,21 @@ def test_what_cannot_be_mended_is_listed_with_its_numbers() -> None:
     assert "fixed sizes" in found[2].how
 
 
+def test_a_new_layout_needs_no_operator_that_the_target_lacks() -> None:
+    m = model(
+        graph("1,5,8", "1,5,4", "a = MatMul(x, w) b = Relu(a) y = MatMul(b, v)"),
+        {"w": integers(8, 6), "v": integers(6, 4, seed=1)},
+    )
+    conversion = convert(m, "kneron-kl520")
+    assert not conversion.left
+    assert not {"MatMul", "Squeeze", "Unsqueeze"} & set(operators(conversion.model))
+    feeds = {"x": integers(1, 5, 8, seed=2)}
+    equal_on_integers(m, conversion, feeds)
+    verification = onebyone.verify(m, conversion, feeds)
+    assert verification.equivalent
+    assert not verification.unverified
+
+
 def test_too_many_parts_are_refused() -> None:
     m = model(graph("1,256,2,2", "1,1,2,2", "y = Conv(x, w)"), {"w": integers(1, 256, 1, 1)})
     conversion = convert(

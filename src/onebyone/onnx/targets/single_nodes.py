@@ -108,8 +108,8 @@ class NodeFolder(AxisFolder):
 
     def results(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         """Insert the new form of the node, and return its results in the axes in which they are stored."""
-        if any(sizes_of(value) is None or None in (sizes_of(value) or ()) for value in node.outputs):
-            raise NotRewritable(f"the sizes of {node.outputs[0].name} are not known")
+        if not all(all(sizes_of(value) or (None,)) for value in node.outputs):
+            raise NotRewritable(f"a size of {node.outputs[0].name} is not known, or 0")
         if self._lead and (node.domain != "" or node.op_type not in _WITH_LEADING_AXIS):
             raise NotRewritable(f"{node.op_type} has no form with a batch of one")
         if node.op_type == "Pad":
