@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from onebyone.onnx.evaluators import proto_of, run_reference
-from tests.onnx.models import graph, model, run
+from onebyone.onnx.evaluators import proto_of, run_onnx_runtime, run_reference
+from tests.onnx.models import graph, model
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_gather_elements_against_onnx_runtime(shape: str, indices: tuple[int, ..
     result = ",".join(map(str, indices))
     m = model(graph(shape, result, f"y = GatherElements<axis={axis}>(x, i)"), {"i": index})
     x = np.random.default_rng(1).standard_normal([int(s) for s in shape.split(",")]).astype(np.float32)
-    assert np.array_equal(run_reference(proto_of(m), {"x": x})[0], run(m, {"x": x})[0])
+    assert np.array_equal(run_reference(proto_of(m), {"x": x})[0], run_onnx_runtime(proto_of(m), {"x": x})[0])
 
 
 @pytest.mark.parametrize("shape", [(), (3, 7)])
