@@ -117,7 +117,7 @@ def test_an_axis_with_the_same_length_as_another_is_not_mistaken_for_it() -> Non
         ("b = Softmax<axis=1>(a) y = Conv(b, v)", "Softmax has no form in parts"),
         ("y = Relu(a)", "y is an output of the graph"),
         ("y = Conv(a, k)", "y is an output of the graph"),
-        ("b = ReduceMean(a, axes) y = Sub(a, b)", "ReduceMean has no form in parts"),
+        ("b = ReduceMean(a, axes) d = Sub(a, b) y = Conv(d, v)", "ReduceMean has no form in parts"),
         ("b = Conv<group=3>(a, h) y = Conv(b, v)", "Conv has groups of several channels"),
     ],
 )
