@@ -34,7 +34,7 @@ from onebyone.onnx.targets.decompositions import VIEWS_AS_RESHAPES
 from onebyone.onnx.targets.description import describe
 from onebyone.onnx.targets.fewer_axes import FEWER_AXES, fold_axes
 from onebyone.onnx.targets.remedies import remedy
-from onebyone.onnx.targets.single_nodes import fold_nodes, is_of_single_nodes
+from onebyone.onnx.targets.single_nodes import OTHER_AXES, fold_nodes, is_of_single_nodes
 from onebyone.onnx.targets.tensor_parts import store_in_parts
 from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal
@@ -271,6 +271,7 @@ def _more_layout_operators(before: int, after: int, changes: Sequence[Change]) -
         "convolutions in the place of products, of data stored as (N, C, H, W)": laws[LAW["conv"]],
         "Reshapes in the place of operators that insert or remove axes of size 1": views,
         "transposes in several steps of tensors with more axes than it takes": laws[FEWER_AXES],
+        "Reshapes around single operators whose axes or batch it limits": laws[OTHER_AXES],
     }
     causes = "; ".join(f"{reason} ({count})" for reason, count in reasons.items() if count)
     return (
