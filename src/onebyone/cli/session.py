@@ -41,6 +41,7 @@ _LONG = 1.0  # seconds after which the name of a step is printed
 _REPEAT = 10.0  # seconds between lines of progress without a terminal
 # Arguments of Python functions that commands make from an option of another name.
 _OTHER_ARGUMENTS = {
+    "context": "--context",
     "example": "--shape",
     "x": "--shape",
     "target": "--target",
