@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
+import torch
+from torch import nn
 
+import onebyone
 from onebyone.dense import ScoreMap, scan
 from onebyone.errors import BadInput, Unfinished
+from onebyone.laws.geometry import Sliding
+from onebyone.loading import onnx_model
 from onebyone.stores.regions import Region
 from onebyone.stores.source import ArraySource
 
-from .networks import exact_net, integer_image
+from .networks import Net, exact_net, geometry_of, integer_image, integers
 
 distributed = pytest.importorskip("distributed")
 
@@ -82,6 +88,31 @@ def test_the_tiles_of_a_killed_worker_are_done_again(client: Any, tmp_path: Path
     killer.join()
     assert victim not in client.run(os.getpid).values()
     np.testing.assert_array_equal(ScoreMap.load(out).scores, scan(exact_net(), image).scores)
+
+
+def test_a_network_of_a_file_reaches_the_workers(client: Any, tmp_path: Path) -> None:
+    """What torch.export attaches to the network of a .pt2 cannot be pickled."""
+    network = integers(nn.Sequential(nn.Conv2d(1, 3, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2)))
+    onebyone.convolutionalize(network, 8, labels=onebyone.Labels(std=(1.0,))).save(tmp_path / "net.pt2")
+    image = integer_image(83, 71)
+    for name, options in (("a.npz", {}), ("b.npz", {"dask": client})):
+        onebyone.scan(tmp_path / "net.pt2", image, out=tmp_path / name, tile=6, batch=2, **options)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_an_onnx_model_reaches_the_workers(client: Any, tmp_path: Path) -> None:
+    graph = "g (float[N,1,H,W] x) => (float[N,2,A,B] y) <float[2,1,3,3] w = {%s}> { y = Conv(x, w) }"
+    text = '<ir_version: 9, opset_import: ["" : 17]> ' + graph % ", ".join(str(k - 8) for k in range(18))
+    geometry = geometry_of([Sliding(3)], 3)
+    net = Net(onnx_model(onnx.parser.parse_model(text)), geometry)
+    image = integer_image(40, 33)
+    for name, options in (("a.npz", {}), ("b.npz", {"dask": client})):
+        scan(net, image, out=tmp_path / name, tile=6, batch=2, **options)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    expected = nn.functional.conv2d(
+        torch.from_numpy(image).float().reshape(1, 1, 40, 33), torch.arange(-8.0, 10.0).reshape(2, 1, 3, 3)
+    )
+    np.testing.assert_array_equal(ScoreMap.load(tmp_path / "b.npz").scores, expected[0].numpy())
 
 
 def test_what_a_worker_cannot_read_is_reported_with_its_place(client: Any, tmp_path: Path) -> None:
