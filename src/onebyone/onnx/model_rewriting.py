@@ -55,7 +55,6 @@ class ModelRewriter:
         model: the copy that is rewritten.
         changes, layers: what was done, in the order in which it was done.
         origins: for the path of each new node, the path of the node of the original that it stems from.
-        held: for tensors that hold a value of the original in any layout, the name of that value.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -64,24 +63,10 @@ class ModelRewriter:
         self.changes: list[Change] = []
         self.layers: list[RewrittenLayer] = []
         self.origins: dict[str, str] = {}
-        self.held: dict[str, str] = {}
 
     def origin(self, path: str) -> str:
         """The path of the original's node; a node that was not rewritten stems from itself."""
         return self.origins.get(path, path)
-
-    def at_original_values(self, layer: RewrittenLayer) -> RewrittenLayer | None:
-        """The record of a layer between values of the original; None if both ends are one value in two layouts.
-
-        A rewriting inside a view of a value is then part of the layers that begin or end at that value.
-        """
-        if layer.scope:
-            return layer
-        data, output = (self.held.get(name, name) for name in (layer.data, layer.output))
-        if data == output:
-            return None
-        sizes = layer.data_sizes if data == layer.data else None  # the original knows those of its value
-        return dataclass_replace(layer, data=data, output=output, data_sizes=sizes)
 
     def attempt(self, path: str, node: ir.Node, opset: int, suffix: str, write: Write) -> str | None:
         """Rewrite one node. Returns the reason where it is refused, and None where it was rewritten or is not meant.
@@ -116,14 +101,12 @@ class ModelRewriter:
             result.is_exact,
             prefix,
         )
-        record = self.at_original_values(layer)
-        if record is not None:
-            for new in writer.nodes:
-                new.meta[_LAYER] = index
-            if index == len(self.layers):
-                self.layers.append(record)
-            else:
-                self.layers[index] = _merged(self.layers[index], record)
+        for new in writer.nodes:
+            new.meta[_LAYER] = index
+        if index == len(self.layers):
+            self.layers.append(layer)
+        else:
+            self.layers[index] = _merged(self.layers[index], layer)
         replace(result.replaced, written.result)
         discard([new for new in writer.nodes if written.result not in new.outputs])
         self.changes.append(Change(origin, node.op_type, written.law, result.before, written.description))
@@ -131,14 +114,11 @@ class ModelRewriter:
 
     def record_run(self, written: Mapping[str, Sequence[ir.Node]], layers: Sequence[RewrittenLayer]) -> None:
         """Record nodes that were rewritten together: the new nodes by the path of the old one, and their outputs."""
-        recorded = [self.at_original_values(layer) for layer in layers]
-        known = [layer for layer in recorded if layer is not None]
         for path, nodes in written.items():
             for node in nodes:
                 self.origins[str(node.name)] = self.origin(path)
-                if known:
-                    node.meta[_LAYER] = len(self.layers)
-        self.layers += known
+                node.meta[_LAYER] = len(self.layers)
+        self.layers += layers
 
 
 def _merged(known: RewrittenLayer, layer: RewrittenLayer) -> RewrittenLayer:

@@ -300,7 +300,6 @@ class PlannedGraph:
             self.graph.graph, self.decoded, self.rules, self.products, rewriter.weights
         ).build(self.plan)
         sort_where_needed(rewriter.model)
-        rewriter.held |= {place.tensor: name for name, places in written.items() for place in places}
         refused = [_refusal(rewriter, self.products[result], paths) for result in kept]
         return refused, {name: places[0] for name, places in written.items()}
 
