@@ -57,7 +57,7 @@ def test_what_does_not_fit(path: Path) -> None:
         onebyone.convert(path, level="native")
     with pytest.raises(onebyone.errors.BadInput, match="expected 'conv' or 'linear'"):
         onebyone.convert(path, to="dense")
-    with pytest.raises(onebyone.errors.BadInput, match="which is not read here"):
+    with pytest.raises(onebyone.errors.BadInput, match="Got invalid dimensions for input: x"):
         onebyone.tune(path, torch.zeros(1, 3, 10, 12))
     with pytest.raises(onebyone.errors.BadInput, match="does not end in"):
         onebyone.convert(path).save(path.with_suffix(".pt2"))
@@ -94,5 +94,4 @@ def test_damaged_files_on_the_command_line(tmp_path: Path) -> None:
     for words in (["convert"], ["verify"], ["tune", "--shape", "1,3,8,8"]):
         failed = run_command(words[0], tmp_path / "net.onnx", *words[1:])
         assert failed.code == 2
-        expected = "which is not read here" if words[0] == "tune" else "not an ONNX model"
-        assert expected in " ".join(failed.err.split())
+        assert "not an ONNX model" in " ".join(failed.err.split())
