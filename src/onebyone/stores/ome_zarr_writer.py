@@ -38,6 +38,7 @@ VERSIONS = ("0.5", "0.4")
 _SPATIAL = "zyx"
 _INNER = {2: 256, 3: 64}  # positions per axis of a chunk that holds one channel
 _SMALLEST_LEVEL = 256  # levels are added until no axis is longer than this
+_CHUNKS_AT_ONCE = 64
 _MAX_FILES = 1024  # chunks are sharded where there would be more files
 #: Colours of the channels in viewers, without #: Okabe and Ito, "Color Universal Design", 2008.
 _COLOURS = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7", "FFFFFF")
@@ -93,7 +94,9 @@ class OmeZarrWriter:
     def start(self, folder: Path) -> None:
         """Make the array of the full resolution in the working folder, or open it."""
         self._root = folder / "map.zarr"
-        self._array = self._level(0, self._shape, self._block)
+        # many small chunks are read at once for the pyramid; by default each is a task of its own
+        with self._zarr.config.set({"codec_pipeline.batch_size": _CHUNKS_AT_ONCE}):
+            self._array = self._level(0, self._shape, self._block)
 
     def put(self, region: tuple[Span, ...], values: NDArray[np.float32]) -> None:
         """Write one block and flush its chunks to disk."""
