@@ -35,6 +35,8 @@ from onebyone.stores.source import ImageSource
 
 #: Tasks that wait for each worker, and groups of blocks in a task: enough that reading and writing overlap the network.
 AHEAD, GROUPS = 2, 4
+#: Tasks for each worker, so that all end at nearly the same time; where there are fewer groups, a task has fewer.
+TASKS = 8
 
 #: Dask's setting of the environment in which a worker process starts.
 _ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
@@ -105,18 +107,20 @@ def compute_on_cluster(
     plugin_type = type("ScanWorkerPlugin", (ScanPlugin, WorkerPlugin), {})
     plugin = plugin_type(work, image, blocks)
     client.register_plugin(plugin)
+    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    size = min(GROUPS, max(1, len(work.plan) // (work.batch * workers * TASKS)))
     remaining = iter(groups)
     tasks: dict[Any, list[list[Tile]]] = {}
     completed = as_completed(raise_errors=False)
 
     def submit() -> None:
-        if task := list(islice(remaining, GROUPS)):
+        if task := list(islice(remaining, size)):
             future = client.submit(_run_task, plugin.name, task, pure=False, retries=2)
             tasks[future] = task
             completed.add(future)
 
     try:
-        for _ in range(AHEAD * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))):
+        for _ in range(AHEAD * workers):
             submit()
         for future in completed:
             task = tasks.pop(future)

@@ -200,11 +200,18 @@ def halved(values: NDArray[np.float32]) -> NDArray[np.float32]:
     count = (~np.isnan(total)).astype(np.float64)
     total = np.nan_to_num(total, nan=0.0, posinf=np.inf, neginf=-np.inf)
     for axis in range(values.ndim):
-        even = np.arange(0, values.shape[axis], 2)
-        total, count = (np.add.reduceat(a, even, axis=axis) for a in (total, count))
+        total, count = _sums_of_pairs(total, axis), _sums_of_pairs(count, axis)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean: NDArray[np.float32] = (total / count).astype(np.float32)
     return mean
+
+
+def _sums_of_pairs(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Each value at an even index plus the one after it; the last one alone where their number is odd."""
+    rows = np.moveaxis(values, axis, 0)
+    sums = rows[::2].copy()
+    sums[: len(rows) // 2] += rows[1::2]
+    return np.moveaxis(sums, 0, axis)
 
 
 def ome_metadata(
