@@ -6,8 +6,8 @@ the largest resident set that the system reports for that process. `memory_ratio
 that of the one that has a hundredth of its pixels, and `time_per_pixel_ratio` the same for the time per pixel.
 `dask_scaling` is the wall time with one worker over that with two, of one thread each, after the workers have loaded
 the network: the median of rounds in which both take turns. It is measured for the network of `bench.dense`'s
-efficiency, which computes 218 times as much per pixel as that of the scans, whose scans read and write for half of their
-time (`dask_scaling_light`).
+efficiency, which computes 218 times as much per pixel as that of the scans, whose scans read and write for half of
+their time (`dask_scaling_light`).
 """
 
 from __future__ import annotations
