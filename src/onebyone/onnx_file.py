@@ -99,6 +99,11 @@ def has_external_data(model: ir.Model) -> bool:
     return any(isinstance(tensor, ir.ExternalTensor) for _, tensor in tensors_of(model))
 
 
+def fed_inputs(graph: ir.Graph) -> list[ir.Value]:
+    """The inputs that have no value in the file, so that each call gives them one."""
+    return [value for value in graph.inputs if str(value.name) not in graph.initializers]
+
+
 def bytes_of_weights(model: ir.Model) -> int:
     """Bytes of the weights, in memory and in files. Texts, which have no fixed size, do not count."""
     return sum(int(tensor.nbytes) for tensor in weights_of(model) if tensor.dtype != ir.DataType.STRING)

@@ -215,9 +215,18 @@ def require_no_more_layout_operators(seed: int, moves: list[Any], to: str, token
     assert c.layout_after.total() <= c.layout_before.total()
 
 
+def conversions_of(moves: list[Any]) -> Any:
+    """Random graphs of these operators, and every way to convert them."""
+    return given(
+        st.integers(0, 2**20),
+        st.lists(st.sampled_from(moves), max_size=9),
+        st.sampled_from(["conv", "linear"]),
+        st.sampled_from(["last", "height", "batch"]),
+    )
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 2**20), st.lists(st.sampled_from(GUARDED), max_size=9), st.sampled_from(["conv", "linear"]),
-       st.sampled_from(["last", "height", "batch"]))  # fmt: skip
+@conversions_of(GUARDED)
 def test_layout_operators_are_never_more_than_before(
     seed: int, moves: list[Any], to: str, tokens: str
 ) -> None:
@@ -226,8 +235,7 @@ def test_layout_operators_are_never_more_than_before(
 
 @pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
-@given(st.integers(0, 2**20), st.lists(st.sampled_from(MOVES), max_size=9), st.sampled_from(["conv", "linear"]),
-       st.sampled_from(["last", "height", "batch"]))  # fmt: skip
+@conversions_of(MOVES)
 def test_layout_operators_are_never_more_with_any_operator(
     seed: int, moves: list[Any], to: str, tokens: str
 ) -> None:

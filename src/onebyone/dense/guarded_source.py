@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from onebyone.dense.checks import largest_magnitude
 from onebyone.dense.plan import Tile
 from onebyone.errors import BadInput
+from onebyone.records import first_line
 from onebyone.stores.regions import Region, Span
 from onebyone.stores.source import ImageSource, SourceProperties
 
@@ -62,34 +64,38 @@ class GuardedSource(SourceProperties):
         return self._read(tuple(region))
 
     def _read(self, region: tuple[Span, ...]) -> NDArray[Any]:
-        error: Exception | None = None
-        for _ in range(self.attempts):
-            try:
-                values = self.source.read(region)
-                peak = largest_magnitude(values)
-                if not math.isfinite(peak):
-                    raise BadInput("it has values that are not finite")
-                self.peak = max(self.peak, peak)
-                return values
-            except MemoryError:
-                raise
-            except Exception as caught:  # readers of damaged files raise errors of many types
-                error = caught
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        self.failures[region] = reason
-        return np.zeros((*(len(span) for span in region), self.channels), self.dtype)
+        values = _attempted(partial(self._finite, region), self.attempts)
+        if isinstance(values, Exception):
+            self.failures[region] = first_line(values)
+            return np.zeros((*(len(span) for span in region), self.channels), self.dtype)
+        return values
+
+    def _finite(self, region: tuple[Span, ...]) -> NDArray[Any]:
+        values = self.source.read(region)
+        peak = largest_magnitude(values)
+        if not math.isfinite(peak):
+            raise BadInput("it has values that are not finite")
+        self.peak = max(self.peak, peak)
+        return values
 
 
 def read_or_none(source: ImageSource, region: Region) -> NDArray[Any] | None:
     """The pixels of a region, which is read again after an error; None where it cannot be read."""
-    for _ in range(ATTEMPTS):
+    values = _attempted(partial(source.read, region), ATTEMPTS)
+    return None if isinstance(values, Exception) else values
+
+
+def _attempted(read: Callable[[], NDArray[Any]], attempts: int) -> NDArray[Any] | Exception:
+    """What `read` gives, tried again after an error; the last error where every attempt fails."""
+    error: Exception = BadInput("it was not read")
+    for _ in range(attempts):
         try:
-            return source.read(region)
+            return read()
         except MemoryError:
             raise
-        except Exception:  # readers of damaged files raise errors of many types
-            continue
-    return None
+        except Exception as caught:  # readers of damaged files raise errors of many types
+            error = caught
+    return error
 
 
 def place(region: Region) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from onebyone.dense.work import ScanWork
 from onebyone.errors import BadInput
+from onebyone.tuning.onnx_engines import require_known_engine
 
 #: Positions per axis of the small tile on which an engine is compared with float64.
 _POSITIONS = 4
@@ -19,10 +20,7 @@ def require_fitting_engine(engine: Any, model: Any) -> None:
     """Raise BadInput for anything but None and the name of an engine, and for models that are not of ONNX."""
     if engine is None:
         return
-    from onebyone.tuning.onnx_engines import ONNX_ENGINES
-
-    if engine not in ONNX_ENGINES:
-        raise BadInput(f"engine={engine!r}: expected {' or '.join(map(repr, ONNX_ENGINES))}")
+    require_known_engine(engine)
     if isinstance(model, nn.Module):
         raise BadInput(
             f"engine={engine!r}: expected an ONNX model; tune=True chooses that of a PyTorch network"

@@ -19,6 +19,7 @@ from onebyone.dense.window_runner import WindowRunner
 from onebyone.errors import BadInput
 from onebyone.memory import reused_memory
 from onebyone.records import Labels
+from onebyone.tuning.onnx_engines import ONNX_ENGINES
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class ScanWork:
         if isinstance(self.model, nn.Module):
             return "PyTorch, eager" if choice is None else f"{choice['engine']}, form {choice['form']}"
         name = choice["engine"] if choice else self.settings.engine
-        return "OpenVINO" if name == "openvino" else "ONNX Runtime"
+        return ONNX_ENGINES[name or "onnxruntime"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "model": portable(self.model)}

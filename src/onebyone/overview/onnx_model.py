@@ -40,7 +40,7 @@ def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
     """
     from onebyone.onnx.convert import convert_model
     from onebyone.onnx.model_rewriting import nodes_of
-    from onebyone.onnx_file import bytes_of_weights, weights_of
+    from onebyone.onnx_file import bytes_of_weights, fed_inputs, weights_of
 
     to_conv, to_linear = (convert_model(model, to) for to in ("conv", "linear"))
     nodes = {path: node for path, node, _ in nodes_of(model)}
@@ -54,9 +54,7 @@ def overview_of_onnx(model: ir.Model, name: str) -> NetworkOverview:
     return NetworkOverview(
         name=name,
         format=f"ONNX, opset {opsets}",
-        inputs=tuple(
-            (str(v.name), _shape(v)) for v in model.graph.inputs if v.name not in model.graph.initializers
-        ),
+        inputs=tuple((str(v.name), _shape(v)) for v in fed_inputs(model.graph)),
         outputs=tuple((str(v.name), _shape(v)) for v in model.graph.outputs),
         parameters=sum(prod(tensor.shape.numpy()) for tensor in weights),
         weight_bytes=bytes_of_weights(model),

@@ -48,13 +48,13 @@ class LoadedOnnx:
         self, model: ir.Model, engine: str = "onnxruntime", *, device: str = "cpu", threads: int = 0
     ) -> None:
         from onebyone.onnx.model_file import save_model
+        from onebyone.onnx_file import fed_inputs
 
-        inputs = [v for v in model.graph.inputs if str(v.name) not in model.graph.initializers]
+        inputs = fed_inputs(model.graph)
         if len(inputs) != 1:
             names = ", ".join(str(v.name) for v in inputs)
             raise BadInput(f"model: has the inputs {names}; expected an ONNX model of one input")
-        if engine not in ONNX_ENGINES:
-            raise BadInput(f"engine={engine!r}: expected {' or '.join(map(repr, ONNX_ENGINES))}")
+        require_known_engine(engine)
         self.engine, self.input = engine, str(inputs[0].name)
         self.dtype = np.dtype(np.float32 if inputs[0].dtype is None else inputs[0].dtype.numpy())
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
@@ -82,6 +82,12 @@ class LoadedOnnx:
             raise BadInput(
                 f"{ONNX_ENGINES[self.engine]} cannot run the model: {first_line(error)}"
             ) from error
+
+
+def require_known_engine(engine: str) -> None:
+    """Raise BadInput for anything but a name in `ONNX_ENGINES`."""
+    if engine not in ONNX_ENGINES:
+        raise BadInput(f"engine={engine!r}: expected {' or '.join(map(repr, ONNX_ENGINES))}")
 
 
 def installed_engines() -> list[str]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from onebyone.errors import BadInput, NotEquivalent
 from onebyone.onnx.evaluators import NotRunnable, feeds_of
+from onebyone.onnx_file import fed_inputs
 from onebyone.tuning.accuracy import AccuracyChecker, AccuracyResult
 from onebyone.tuning.call_signature import CallSignature
 from onebyone.tuning.candidates import Candidate, Trial
@@ -261,7 +262,7 @@ def _engines(names: str | Sequence[str] | None) -> list[str]:
 
 
 def _input(model: ir.Model) -> str:
-    return next(str(v.name) for v in model.graph.inputs if str(v.name) not in model.graph.initializers)
+    return str(fed_inputs(model.graph)[0].name)
 
 
 def _example_tensor(model: ir.Model, example: Any) -> Tensor:

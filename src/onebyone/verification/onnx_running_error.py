@@ -18,6 +18,7 @@ from onebyone.laws.bounds import unit_roundoff
 from onebyone.lifting.values import Cannot
 from onebyone.onnx.lift.graph_lifter import literal_of
 from onebyone.onnx.lift.single_nodes import evaluate
+from onebyone.onnx_file import fed_inputs
 from onebyone.verification.error_rules import RULES, Approx, NoRuleError
 from onebyone.verification.onnx_network import CallableOnnx
 
@@ -78,7 +79,7 @@ class _Interpreter:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 self.values[value] = np.asarray(value.const_value.numpy())
-        source = next(v for v in graph.inputs if str(v.name) not in graph.initializers)
+        source = fed_inputs(graph)[0]
         self.values[source] = Approx(rows, torch.zeros_like(rows))
 
     def outputs(self) -> list[Approx]:

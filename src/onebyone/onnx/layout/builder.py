@@ -38,11 +38,8 @@ class OnnxGraphBuilder:
         self._tensors: StoredTensors[ir.Value] = StoredTensors(self._emitter, decoded.constants)
         self._emitter.reads_from(self._tensors)
 
-    def build(self, plan: LayoutPlan) -> dict[str, list[StoredValue]]:
-        """Write the graph and remove the original nodes; returns how the new one stores each value of the old.
-
-        All later places of a value are computed from its first one.
-        """
+    def build(self, plan: LayoutPlan) -> dict[str, StoredValue]:
+        """Write the graph and remove the original nodes; returns how the new one stores each value of the old."""
         graph, original = self._graph, self._original
         self._put_inputs()
         written: list[GraphValue] = []
@@ -62,17 +59,16 @@ class OnnxGraphBuilder:
         _drop_unread(graph)
         replaced = merge_views(graph, self._word)
         _drop_unread(graph)
-        return {str(value.name): places for value in written if (places := self._places(value, replaced))}
+        return {str(value.name): stored for value in written if (stored := self._stored(value, replaced))}
 
-    def _places(self, value: GraphValue, replaced: Mapping[ir.Value, ir.Value]) -> list[StoredValue]:
-        """Where the graph holds a value, the tensor that its operator wrote first; none if only a merged view did."""
-        places = []
+    def _stored(self, value: GraphValue, replaced: Mapping[ir.Value, ir.Value]) -> StoredValue | None:
+        """The first tensor of the graph that holds a value; None if only a view did that was merged."""
         for layout, tensor in self._tensors.available(value).items():
             while tensor in replaced:
                 tensor = replaced[tensor]
             if tensor.graph is self._graph:
-                places.append(StoredValue(str(tensor.name), layout, value.natural_layout))
-        return places
+                return StoredValue(str(tensor.name), layout, value.natural_layout)
+        return None
 
     def _put_inputs(self) -> None:
         """Inputs and constants are there in their original layout; a bias may be needed as a vector."""

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onebyone.onnx.constant_values import is_constant
+from onebyone.onnx.model_rewriting import subgraphs_of
 
 
 def captured(node: ir.Node) -> Iterator[ir.Value]:
     """The values outside that the subgraphs of a node read, constants of the main graph excepted."""
-    for graph in subgraphs(node):
+    for _, graph in subgraphs_of(node, ""):
         inside: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
         for nested in graph:
             inside.update(nested.outputs)
@@ -19,12 +20,3 @@ def captured(node: ir.Node) -> Iterator[ir.Value]:
         for value in (*read, *graph.outputs):
             if value not in inside and value.name != "" and not is_constant(value):
                 yield value
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs that are attributes of a node."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()

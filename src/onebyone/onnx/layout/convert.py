@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import onnx_ir as ir
 
@@ -101,11 +101,12 @@ def convert_with_layout(
     bytes_before, before = bytes_of_weights(copy), layout_operators(copy)
     rewriter = ModelRewriter(copy)
     refused, waiting = _convert_others(rewriter, to, only, forced)
-    planned = plan_layout(rewriter, to, lambda path: wanted(path, only), token_axis, before.total(), forced)
+    plan = partial(
+        plan_layout, rewriter, to, lambda path: wanted(path, only), token_axis, before.total(), forced
+    )
+    planned = plan()
     if _convert_waiting(rewriter, to, waiting, before.total() - planned.total):
-        planned = plan_layout(
-            rewriter, to, lambda path: wanted(path, only), token_axis, before.total(), forced
-        )
+        planned = plan()
     refused += [Refusal(other.path, other.node.op_type, MORE_LAYOUT_OPERATORS) for other in waiting]
     kept, stored = planned.write(rewriter)
     after = layout_operators(copy)
@@ -301,7 +302,7 @@ class PlannedGraph:
         ).build(self.plan)
         sort_where_needed(rewriter.model)
         refused = [_refusal(rewriter, self.products[result], paths) for result in kept]
-        return refused, {name: places[0] for name, places in written.items()}
+        return refused, written
 
     def kept(self) -> list[GraphValue]:
         """The results of the products that were to be converted, and keep their form in this plan."""

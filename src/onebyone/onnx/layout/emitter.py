@@ -12,7 +12,7 @@ from onebyone.layout.emitter import LayoutEmitter
 from onebyone.layout.orders import Layout
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
-from onebyone.onnx.layout.captured_values import captured, subgraphs
+from onebyone.onnx.layout.captured_values import captured
 from onebyone.onnx.layout.decoder import DecodedModel, TokenProduct
 from onebyone.onnx.layout.normalisations import elementary, normalised_axes
 from onebyone.onnx.layout.operators import (
@@ -25,6 +25,7 @@ from onebyone.onnx.layout.operators import (
 )
 from onebyone.onnx.layout.shape_nodes import ShapeNodeWriter
 from onebyone.onnx.layout.symbolic_sizes import broadcast
+from onebyone.onnx.model_rewriting import subgraphs_of
 from onebyone.onnx.weight_rewriting import WeightRewriter
 
 #: The end of a Slice that goes to the last element.
@@ -76,7 +77,7 @@ class LayoutNodeEmitter(ShapeNodeWriter, LayoutEmitter[ir.Value]):
         if result in self.products:
             return self._chain(self.products[result].nodes, operands)
         replaced = {v: self._operand(v, operands) for v in (*node.inputs, *captured(node)) if v is not None}
-        if any(True for _ in subgraphs(node)):
+        if any(True for _ in subgraphs_of(node, "")):
             return self._moved(node, replaced)
         inputs = [None if v is None else replaced[v] for v in node.inputs]
         attributes = dict(node.attributes)
@@ -245,7 +246,7 @@ class LayoutNodeEmitter(ShapeNodeWriter, LayoutEmitter[ir.Value]):
 
     def _moved(self, node: ir.Node, replaced: Mapping[ir.Value, ir.Value]) -> ir.Value:
         """The node itself, which owns its subgraphs, with what it and they read from outside replaced."""
-        for graph in subgraphs(node):
+        for _, graph in subgraphs_of(node, ""):
             for nested in graph.all_nodes():
                 for index, value in enumerate(nested.inputs):
                     if value is not None and value in replaced:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onebyone.errors import BadInput
 from onebyone.lifting.grid import Integers
+from onebyone.onnx_file import fed_inputs
 from onebyone.records import by
 
 #: An axis at most this long is read as channels, where nothing else tells.
@@ -59,7 +60,7 @@ def image_input(graph: ir.Graph) -> ir.Value:
     Raises:
         BadInput: there are several, or its type or rank is none of an image.
     """
-    inputs = [value for value in graph.inputs if str(value.name) not in graph.initializers]
+    inputs = fed_inputs(graph)
     if len(inputs) != 1:
         names = ", ".join(str(value.name) for value in inputs)
         raise BadInput(f"model takes {len(inputs)} inputs ({names}); a network of one image was expected")
