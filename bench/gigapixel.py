@@ -92,7 +92,7 @@ def one_scan(side: int, workers: int, name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "scores.zarr"
         with ExitStack() as stack:
-            options: dict[str, Any] = {"batch": 4}
+            options: dict[str, Any] = {}
             if workers:
                 from onebyone.dense.cluster import cluster_client
 

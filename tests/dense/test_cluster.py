@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -70,6 +71,41 @@ def test_two_workers_write_the_bytes_of_one_process(client: Any, tmp_path: Path)
     assert seen[0][0] == 0
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_workers_complete_a_pyramid_with_the_bytes_of_one_process(client: Any, tmp_path: Path) -> None:
+    pytest.importorskip("zarr")
+    image = integer_image(1130, 1060)
+    scan(exact_net(), image, out=tmp_path / "a.zarr", tile=61)
+    scan(exact_net(), image, out=tmp_path / "b.zarr", tile=61, dask=client)
+    names, others = (
+        sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*") if p.is_file())
+        for name in ("a.zarr", "b.zarr")
+    )
+    assert names == others
+    assert {name.parts[0] for name in names} > {"0", "1"}
+    for name in names:
+        assert (tmp_path / "a.zarr" / name).read_bytes() == (tmp_path / "b.zarr" / name).read_bytes()
+
+
+def test_results_of_workers_are_in_order(client: Any) -> None:
+    from onebyone.dense.cluster import map_on_cluster
+
+    assert map_on_cluster(client, math.sqrt, range(1, 24)) == [math.sqrt(n) for n in range(1, 24)]
+    assert map_on_cluster(client, math.sqrt, []) == []
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
+        map_on_cluster(client, math.sqrt, [4, -1])
+
+
+def test_workers_that_die_while_they_complete_a_file_are_reported(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onebyone.dense.cluster import map_on_cluster
+
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)
+    with pytest.raises(Unfinished, match="the workers died while they completed the file"):
+        map_on_cluster(client, os._exit, [1])
+    client.wait_for_workers(2)
 
 
 def test_the_tiles_of_a_killed_worker_are_done_again(client: Any, tmp_path: Path) -> None:

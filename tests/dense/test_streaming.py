@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from onebyone.dense import ArraySource, ScoreMap, Span, choose_tile, scan
 from onebyone.dense.checks import PixelCheck, check_whole
-from onebyone.dense.executor import TileJob, prefetch_pays, tile_batches
+from onebyone.dense.executor import LocalExecutor, TileJob, prefetch_pays, tile_batches
 from onebyone.dense.plan import Tile, plan_scan
 from onebyone.dense.runner import TorchSettings
 from onebyone.errors import BadInput
@@ -115,6 +116,38 @@ def test_tiles_can_be_finished_in_any_order(shifts: int, monkeypatch: pytest.Mon
     scores = scan(net, image, tile=3, batch=2, shifts=shifts, progress=lambda *a: progress.append(a))
     np.testing.assert_array_equal(scores.scores, expected)
     assert progress[-1][0] == progress[-1][1] == scores.passes
+
+
+def test_a_job_hears_when_only_writing_is_left() -> None:
+    net, pixels = exact_net(), np.zeros((1, 1, 83, 71), np.float32)
+    plan = plan_scan(net.geometry, (83, 71), tile=3)
+    events: list[str] = []
+    last = threading.Event()
+
+    def read(tiles: Sequence[Tile]) -> np.ndarray:
+        return pixels[:, :, *(span.slice for span in tiles[0].read)]
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        events.append("run")
+        with torch.inference_mode():
+            return net.model(torch.from_numpy(batch)).numpy()
+
+    def take(tile: Tile, _: np.ndarray) -> None:
+        if tile == tiles[-1]:
+            assert last.wait(60)  # so the network was done before the last tile was written
+        events.append("written")
+
+    def computed() -> None:
+        events.append("computed")
+        last.set()
+
+    tiles = list(plan)
+    job = TileJob(plan, read, run, take, computed)
+    assert list(LocalExecutor(write_behind=True).execute(job, tile_batches(tiles, 1))) == [[t] for t in tiles]
+    assert events.count("computed") == 1
+    assert events[-1] == "written"
+    assert events.index("computed") > max(i for i, event in enumerate(events) if event == "run")
+    assert (events.count("run"), events.count("written")) == (len(tiles), len(tiles))
 
 
 def test_each_position_is_written_once_and_from_the_network_s_own_output(

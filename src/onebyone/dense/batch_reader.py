@@ -65,6 +65,10 @@ class BatchReader:
         array: NDArray[np.float32] = batch.numpy()
         return array
 
+    def release(self) -> None:
+        """Free the buffers that nothing else uses. The reader allocates others where it is used again."""
+        self._memory.clear()
+
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
         number = next(self._next_buffer)
         buffer = self._memory.get(number)

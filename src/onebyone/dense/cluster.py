@@ -7,16 +7,20 @@ that started the scan marks the blocks of finished tasks; the task of a worker t
 
 A worker of n threads keeps n cores busy, so that as many workers as cores share a machine without disturbing each
 other. It therefore reads ahead in a thread of its own only where that thread would mostly wait, or the network runs on
-another device. Blocks are always written by a thread of their own, which mostly waits until they are on disk.
+another device. Blocks are always written by a thread of their own, which mostly waits until they are on disk. A task
+whose last blocks are being written leaves its place to the next one, so that the network runs meanwhile; one task of a
+worker at a time does so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -29,19 +33,27 @@ from onebyone.dense.plan import Tile
 from onebyone.dense.stored_scan import Done, compute
 from onebyone.dense.timed_source import TimedSource
 from onebyone.dense.work import ScanWork
-from onebyone.errors import BadInput, MissingExtra
+from onebyone.errors import BadInput, MissingExtra, Unfinished
 from onebyone.stores.file_sink import SharedBlocks
 from onebyone.stores.source import ImageSource
 
-#: Tasks that wait for each worker, and groups of blocks in a task: enough that reading and writing overlap the network.
-AHEAD, GROUPS = 2, 4
-#: Tasks for each worker, so that all end at nearly the same time; where there are fewer groups, a task has fewer.
-TASKS = 8
+#: Tasks of each worker that are not done: one is written, one is computed, and one waits.
+AHEAD = 3
+#: The largest number of groups of blocks in a task, and the parts into which what is left for a worker is cut. Tasks
+#: become shorter towards the end, so that all workers end at nearly the same time.
+GROUPS, PARTS = 4, 4
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 #: Dask's setting of the environment in which a worker process starts.
 _ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 #: Dask's measurements of its workers, which nobody sees here, and which take a tenth of a core from each.
-_UNSEEN = {"distributed.worker.profile.enabled": False, "distributed.admin.system-monitor.interval": "5s"}
+_UNSEEN = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.tick.interval": "1s",
+}
 
 
 @dataclass(frozen=True)
@@ -71,15 +83,27 @@ class ScanPlugin:
         self._threads = int(worker.state.nthreads)
         self._opened: tuple[Any, TimedSource] | None = None
         self._closing = ExitStack()
+        self._writing = Lock()
 
     def teardown(self, worker: Any) -> None:
         """Called by Dask when the worker ends."""
         self._closing.close()
 
     def run(self, groups: list[list[Tile]]) -> Done:
-        """Compute and store some groups of blocks."""
+        """Compute and store some groups of blocks, on a thread of the worker."""
+        from distributed import secede
+
+        with ExitStack() as until_written:
+
+            def leave() -> None:
+                until_written.enter_context(self._writing)  # the disk sets the pace where it is the slowest
+                secede()
+
+            return self._compute(groups, leave)
+
+    def _compute(self, groups: list[list[Tile]], computed: Callable[[], None]) -> Done:
+        torch.set_num_threads(self._threads)  # each task may have a thread of its own
         if self._opened is None:
-            torch.set_num_threads(self._threads)
             self._opened = self._closing.enter_context(self.work.runner()), TimedSource(self.image.open())
         run, source = self._opened
         stored: list[Block] = []
@@ -88,7 +112,7 @@ class ScanPlugin:
         ahead = self.work.settings.device.type != "cpu" or source.waits
         executor = LocalExecutor(prefetch=ahead, write_behind=True)
         failures: dict[Block, tuple[str, str]] = {}
-        for part in compute(self.work, run, source, sink, peaks.append, groups, executor):
+        for part in compute(self.work, run, source, sink, peaks.append, groups, executor, computed):
             failures.update(part.failures)
         return Done(sum(map(len, groups)), failures, tuple(stored), max(peaks))
 
@@ -107,14 +131,16 @@ def compute_on_cluster(
     plugin_type = type("ScanWorkerPlugin", (ScanPlugin, WorkerPlugin), {})
     plugin = plugin_type(work, image, blocks)
     client.register_plugin(plugin)
-    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    size = min(GROUPS, max(1, len(work.plan) // (work.batch * workers * TASKS)))
-    remaining = iter(groups)
+    workers = _worker_count(client)
+    remaining, left = iter(groups), -(-len(work.plan) // work.batch)  # fewer are left where a scan goes on
     tasks: dict[Any, list[list[Tile]]] = {}
     completed = as_completed(raise_errors=False)
 
     def submit() -> None:
+        nonlocal left
+        size = max(1, min(GROUPS, left // (PARTS * workers)))
         if task := list(islice(remaining, size)):
+            left -= size
             future = client.submit(_run_task, plugin.name, task, pure=False, retries=2)
             tasks[future] = task
             completed.add(future)
@@ -141,6 +167,35 @@ def compute_on_cluster(
                 future.cancel()
         with suppress(Exception):
             client.unregister_worker_plugin(plugin.name)
+
+
+def map_on_cluster(
+    client: Any, function: Callable[[_Item], _Result], items: Sequence[_Item], /
+) -> list[_Result]:
+    """Apply a function to items on the workers, a few at a time. Returns the results in the order of the items.
+
+    Raises what the function raised, and Unfinished where the workers died again and again.
+    """
+    from distributed import KilledWorker
+
+    size = max(1, -(-len(items) // (PARTS * _worker_count(client))))
+    parts = [items[first : first + size] for first in range(0, len(items), size)]
+    try:
+        results = client.gather(client.map(partial(_apply, function), parts, pure=False, retries=2))
+    except KilledWorker as error:
+        raise Unfinished(
+            "the workers died while they completed the file. All blocks are kept: run the same scan again", []
+        ) from error
+    return [result for part in results for result in part]
+
+
+def _apply(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """The function's results for some items, on a worker."""
+    return [function(item) for item in items]
+
+
+def _worker_count(client: Any) -> int:
+    return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
 
 
 def _run_task(name: str, groups: list[list[Tile]]) -> Done:

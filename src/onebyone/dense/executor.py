@@ -28,13 +28,15 @@ class TileJob:
     """What is done to each batch of tiles, in three steps that an executor can overlap or distribute.
 
     `read` gives the network's input for tiles of one shape, `run` is the network, a `TileRunner`, and `take` gets the
-    scores (channels, h, w) of the positions that each tile owns.
+    scores (channels, h, w) of the positions that each tile owns. `computed` is called when the network has run on the
+    last batch, so that only writing may be left.
     """
 
     plan: ScanPlan
     read: Callable[[Sequence[Tile]], _Floats]
     run: Callable[[_Floats], _Floats]
     take: Callable[[Tile, _Floats], None]
+    computed: Callable[[], None] = lambda: None
 
     def predict(self, tiles: Sequence[Tile], batch: _Floats) -> _Floats:
         """The network's output for the batch of some tiles: (tiles, channels, *positions).
@@ -88,6 +90,7 @@ class LocalExecutor:
             for tiles, maps in predicted:
                 job.write(tiles, maps)
                 yield tiles
+            job.computed()
             return
         with ThreadPoolExecutor(1, thread_name_prefix="onebyone-writer") as writer:
             pending: deque[tuple[list[Tile], Future[None]]] = deque()
@@ -95,6 +98,7 @@ class LocalExecutor:
                 pending.append((tiles, writer.submit(job.write, tiles, maps)))
                 while len(pending) > PENDING_WRITES or (pending and pending[0][1].done()):
                     yield _written(pending)
+            job.computed()
             while pending:
                 yield _written(pending)
 

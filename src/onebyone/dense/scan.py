@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from onebyone.dense.cluster import ImageRequest, cluster_client, compute_on_cluster
+from onebyone.dense.cluster import ImageRequest, cluster_client, compute_on_cluster, map_on_cluster
 from onebyone.dense.coverage import coverage_of, nodata_of
 from onebyone.dense.half import measure_half, require_half
 from onebyone.dense.images import open_image
@@ -26,7 +27,7 @@ from onebyone.dense.progress import Progress
 from onebyone.dense.runner import usable_device
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.sliding_window import scan_windows
-from onebyone.dense.stored_scan import Distribute, scan_to_file
+from onebyone.dense.stored_scan import Distribution, scan_to_file
 from onebyone.dense.tuned_runner import Tune, tuned_tile
 from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.scores import ScoreKind
@@ -236,8 +237,10 @@ def scan(
     if out is None:
         result = scan_in_memory(work, source, chosen, compared, progress, coverage)
     else:
-        with _distributed(ImageRequest(image, options), workers, dask) as distribute:
-            result = scan_to_file(work, source, chosen, compared, progress, out, image, distribute, coverage)
+        with _distributed(ImageRequest(image, options), workers, dask) as distribution:
+            result = scan_to_file(
+                work, source, chosen, compared, progress, out, image, distribution, coverage
+            )
     if result.agreement is not None and not result.agreement.enough:
         warnings.warn(result.agreement.advice, InexactWarning, stacklevel=2)
     return replace(result, engine=work.engine)
@@ -258,10 +261,13 @@ def _require_compatible(windows: bool, tune: Tune, half: str | None, engine: str
 
 
 @contextmanager
-def _distributed(image: ImageRequest, workers: int | None, dask: Any) -> Iterator[Distribute | None]:
-    """The computation on a cluster; None without one."""
+def _distributed(image: ImageRequest, workers: int | None, dask: Any) -> Iterator[Distribution | None]:
+    """The processes of a cluster; None without one."""
     if workers is None and dask is None:
         yield None
         return
     with cluster_client(dask, workers) as client:
-        yield lambda work, blocks, groups: compute_on_cluster(client, work, image, blocks, groups)
+        yield Distribution(
+            lambda work, blocks, groups: compute_on_cluster(client, work, image, blocks, groups),
+            partial(map_on_cluster, client),
+        )

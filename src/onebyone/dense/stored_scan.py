@@ -30,7 +30,7 @@ from onebyone.dense.runner import TileRunner
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.work import ScanWork
 from onebyone.errors import Unfinished
-from onebyone.stores.file_sink import BlockSink, FileSink, SharedBlocks
+from onebyone.stores.file_sink import BlockSink, FileSink, Mapper, SharedBlocks, map_here
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.placement import placement_of
 from onebyone.stores.sinks import open_sink
@@ -52,8 +52,15 @@ class Done:
     peak: float = 0.0
 
 
-#: Computes groups of blocks elsewhere, whose sinks the shared blocks give.
-Distribute = Callable[[ScanWork, SharedBlocks, Iterable[list[Tile]]], Iterator[Done]]
+@dataclass(frozen=True)
+class Distribution:
+    """Other processes that do a part of a scan.
+
+    `compute` computes groups of blocks, whose sinks the shared blocks give. `mapper` completes the file.
+    """
+
+    compute: Callable[[ScanWork, SharedBlocks, Iterable[list[Tile]]], Iterator[Done]]
+    mapper: Mapper
 
 
 def compute(
@@ -64,11 +71,12 @@ def compute(
     note_peak: Callable[[float], None],
     groups: Iterable[list[Tile]],
     executor: LocalExecutor | None = None,
+    computed: Callable[[], None] = lambda: None,
 ) -> Iterator[Done]:
     """Compute groups of blocks and store each block durably. Yields what was done after each batch.
 
     Before a block is stored, `note_peak` gets the largest magnitude of the pixels so far. A block of which a tile
-    cannot be read is left out.
+    cannot be read is left out. `computed` is called when only writing is left.
     """
     executor = executor or LocalExecutor()
     guard = GuardedSource(source)
@@ -110,7 +118,11 @@ def compute(
             waiting.append(group)
             yield from tile_batches(group, work.batch)
 
-    job = TileJob(work.plan, read, run, take)
+    def end_computing() -> None:
+        reader.release()
+        computed()
+
+    job = TileJob(work.plan, read, run, take, end_computing)
     for tiles in executor.execute(job, batches()):
         new = {tile.block: failed.pop(tile.block) for tile in tiles if tile.block in failed}
         yield Done(len(tiles), new)
@@ -170,7 +182,7 @@ def scan_to_file(
     progress: Progress,
     out: str | os.PathLike[str],
     image: Any,
-    distribute: Distribute | None = None,
+    distribution: Distribution | None = None,
     coverage: Coverage | None = None,
 ) -> ScoreMap:
     """Scan an image into a file, and go on where an earlier process of the same scan stopped.
@@ -196,13 +208,13 @@ def scan_to_file(
 
         with closing(open_sink(out, shape, described(None), fill=FILL, chunk=work.plan.tile)) as sink:
             if not sink.complete:
-                compute_all(work, run, source, sink, progress, distribute, coverage)
+                compute_all(work, run, source, sink, progress, distribution, coverage)
                 check = PixelCheck(source, work.labels)
                 check.peak = sink.peak
                 check.finish()
                 positions = StoredPositions(sink)
                 agreement = compare_with_crops(work, source, positions, output, run, compared, coverage)
-                sink.finish(described(agreement))
+                sink.finish(described(agreement), distribution.mapper if distribution else map_here)
     return replace(ScoreMap.load(out), seconds=time.perf_counter() - start)
 
 
@@ -212,10 +224,10 @@ def compute_all(
     source: ImageSource,
     sink: FileSink,
     progress: Progress,
-    distribute: Distribute | None = None,
+    distribution: Distribution | None = None,
     coverage: Coverage | None = None,
 ) -> None:
-    """Compute every block that the sink does not have: in this process, or where `distribute` does it."""
+    """Compute every block that the sink does not have, in this process or in others."""
     outside: Collection[Block] = () if coverage is None else coverage.outside
     tiles_done = sum(tile.block in outside or sink.is_done(tile.block) for tile in work.plan)
     executor = LocalExecutor(prefetch=reads_ahead(work, source), write_behind=True)
@@ -223,8 +235,8 @@ def compute_all(
         report(tiles_done)
         groups = remaining_groups(work, sink.is_done, outside)
         parts = (
-            distribute(work, sink.shared, groups)
-            if distribute
+            distribution.compute(work, sink.shared, groups)
+            if distribution
             else compute(work, run, source, sink, sink.note_peak, groups, executor)
         )
         collect(parts, sink, tiles_done, len(work.plan), report)

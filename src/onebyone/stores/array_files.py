@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from onebyone.atomic_files import atomic_path, kind_of_file, require_file, write_text
 from onebyone.errors import BadInput
+from onebyone.stores.file_sink import Mapper
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.regions import Span
 
@@ -68,7 +69,7 @@ class NpyWriter:
             ) from error
         return values
 
-    def publish(self, target: Path, description: MapDescription) -> None:
+    def publish(self, target: Path, description: MapDescription, mapper: Mapper) -> None:
         """Put the blocks together in the working folder, and rename the result into place."""
         array = self._blocks.parent / "values.npy"
         values = np.lib.format.open_memmap(array, "w+", np.float32, self._shape)

@@ -11,13 +11,13 @@ Other processes may write blocks too, through a `BlockSink` each; the process th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,23 @@ _CHUNK = {1: 2**16, 2: 256, 3: 64}
 _MAX_BLOCK_BYTES = 2**24
 #: Blocks are enlarged, up to their largest size, until a map has at most this number of them.
 _MAX_BLOCKS = 2**14
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Mapper(Protocol):
+    """Applies a function to each item, in this process or in others, to which the function and the items are sent."""
+
+    def __call__(self, function: Callable[[_Item], _Result], items: Sequence[_Item], /) -> Iterable[_Result]:
+        """The results, in the order of the items."""
+        ...
+
+
+def map_here(function: Callable[[_Item], _Result], items: Sequence[_Item], /) -> Iterable[_Result]:
+    """A `Mapper` that works in this process."""
+    return map(function, items)
 
 
 class MapWriter(Protocol):
@@ -61,8 +78,8 @@ class MapWriter(Protocol):
         """The values (channels, h, w) of a block that was written."""
         ...
 
-    def publish(self, target: Path, description: MapDescription) -> None:
-        """Complete the output in the working folder and rename it to `target`."""
+    def publish(self, target: Path, description: MapDescription, mapper: Mapper) -> None:
+        """Complete the output in the working folder and rename it to `target`. `mapper` may do long work."""
         ...
 
     def close(self) -> None:
@@ -136,21 +153,22 @@ class BlockGrid:
 class BlockSink:
     """Collects positions and stores every block when its last position has arrived, once.
 
-    `stored` is called with each block after its data were flushed to disk, and `is_done` tells which blocks are not
-    needed. Several regions may be written at the same time where they share no block.
+    `path` is the output, `stored` is called with each block after its data were flushed to disk, and `is_done` tells
+    which blocks are not needed. Several regions may be written at the same time where they share no block.
 
     Raises BadInput where a block cannot be written.
     """
 
     def __init__(
         self,
+        path: Path,
         writer: MapWriter,
         grid: BlockGrid,
         fill: float,
         is_done: Callable[[Block], bool],
         stored: Callable[[Block], None],
     ) -> None:
-        self._writer, self._grid, self._fill = writer, grid, fill
+        self.path, self._writer, self._grid, self._fill = path, writer, grid, fill
         self._is_done, self._stored, self._lock = is_done, stored, Lock()
         self._pending: dict[Block, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
 
@@ -179,7 +197,8 @@ class BlockSink:
         try:
             self._writer.put(self._grid.region(block), values)
         except OSError as error:
-            raise BadInput(f"cannot write a block of scores: {error.strerror or error}") from error
+            reason = error.strerror or error
+            raise BadInput(f"cannot write a block of the scores {self.path}: {reason}") from error
         self._stored(block)
 
     def _add(self, region: Region, values: NDArray[np.float32] | None) -> None:
@@ -225,7 +244,7 @@ class SharedBlocks:
         """A sink for blocks that are not durable; `stored` is told which were written."""
         writer = self.writer()
         writer.start(working_path(self.path))
-        return BlockSink(writer, self.grid, self.fill, lambda block: False, stored)
+        return BlockSink(self.path, writer, self.grid, self.fill, lambda block: False, stored)
 
 
 class FileSink(BlockSink):
@@ -254,16 +273,17 @@ class FileSink(BlockSink):
         fill: float = float("nan"),
         chunk: tuple[int, ...] | None = None,
     ) -> None:
-        self.path, self.shape, self.fill = Path(os.path.abspath(path)), tuple(shape), fill
+        output = Path(os.path.abspath(path))
+        self.shape, self.fill = tuple(shape), fill
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
         self.chunk = block_shape(self.shape[0], self.shape[1:], chunk)
         grid = BlockGrid(self.shape, self.chunk)
-        self.shared = SharedBlocks(self.path, writer, grid, fill)
+        self.shared = SharedBlocks(output, writer, grid, fill)
         self._description, opened = description, writer()
-        exists = _require_own(self.path, opened)
+        exists = _require_own(output, opened)
         sizes = {"shape": list(self.shape), "chunk": list(self.chunk), "fill": repr(float(fill))}
-        self._folder = WorkingFolder(self.path, {**description.key, **sizes}, grid.blocks)
-        super().__init__(opened, grid, fill, self._folder.is_done, self._folder.mark)
+        self._folder = WorkingFolder(output, {**description.key, **sizes}, grid.blocks)
+        super().__init__(output, opened, grid, fill, self._folder.is_done, self._folder.mark)
         begun = opened.begun(self._folder.path)
         self.complete = exists and not begun and self._folder.remaining == 0
         if self.complete:  # the scan ended between its last two steps
@@ -308,10 +328,11 @@ class FileSink(BlockSink):
         values: NDArray[np.float32] = self.get(block)[(slice(None), *inside)]
         return values
 
-    def finish(self, description: MapDescription | None = None) -> None:
+    def finish(self, description: MapDescription | None = None, mapper: Mapper = map_here) -> None:
         """Complete the output and rename it into place.
 
-        `description` replaces the one that was given before, with what is known at the end only.
+        `description` replaces the one that was given before, with what is known at the end only. `mapper` can send
+        the long work of the format to other processes, which see the same folder.
 
         Raises ValueError where a position was neither written nor skipped.
         """
@@ -326,7 +347,7 @@ class FileSink(BlockSink):
         try:
             if self.path.is_dir():  # an earlier score map of onebyone; `__init__` checked this
                 os.replace(self.path, folder.path / f"replaced{self.path.suffix}")
-            self._writer.publish(self.path, description or self._description)
+            self._writer.publish(self.path, description or self._description, mapper)
         except OSError as error:
             raise BadInput(f"cannot write {self.path}: {error.strerror or error}") from error
         flush_to_disk(self.path.parent)

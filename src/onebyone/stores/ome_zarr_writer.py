@@ -19,6 +19,7 @@ Specifications: https://ngff.openmicroscopy.org/0.5/ and https://ngff.openmicros
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.errors import BadInput, MissingExtra
-from onebyone.stores.file_sink import block_shape
+from onebyone.stores.file_sink import Mapper, block_shape
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.regions import Span
 from onebyone.stores.working_folder import flush_to_disk
@@ -109,9 +110,9 @@ class OmeZarrWriter:
         """The values of a block."""
         return np.asarray(self._array[(slice(None), *(span.slice for span in region))], dtype=np.float32)
 
-    def publish(self, target: Path, description: MapDescription) -> None:
+    def publish(self, target: Path, description: MapDescription, mapper: Mapper) -> None:
         """Write the pyramid and the metadata, then rename the store into place."""
-        low, high = self._write_pyramid()
+        low, high = self._write_pyramid(mapper)
         ome = ome_metadata(description, len(self._shape) - 1, self._levels(), self._version, (low, high))
         group = self._zarr.open_group(self._root, mode="a", zarr_format=3 if self._v3 else 2)
         mine = {"onebyone": description.to_dict()}
@@ -166,28 +167,48 @@ class OmeZarrWriter:
         prefix = self._root / "0" / "c" if self._v3 else self._root / "0"
         return [prefix.joinpath(*map(str, index)) for index in product(channels, *spans)]
 
-    def _write_pyramid(self) -> tuple[float, float]:
+    def _write_pyramid(self, mapper: Mapper) -> tuple[float, float]:
         """Write all levels below the first, block by block. Returns the least and the greatest finite score.
 
-        Their blocks do not depend on those of the first level, which may be tiles of few positions.
+        The blocks of a level cover whole chunks of the one before it, where these are small enough, so that each chunk
+        is read once.
         """
         finer: Any = self._array
-        low, high = float("inf"), float("-inf")
+        extremes: list[tuple[float, float]] = []
         for level in range(1, max(2, self._levels())):
             shape = (self._shape[0], *(-(-n // 2) for n in finer.shape[1:]))
-            block = block_shape(self._shape[0], shape[1:])
+            block = _aligned_block(block_shape(self._shape[0], shape[1:]), finer.chunks[1:])
             coarser = self._level(level, shape, block) if level < self._levels() else None
             ranges = [range(0, n, b) for n, b in zip(shape[1:], block, strict=True)]
-            for first in product(*ranges):
-                place = [slice(f, min(f + b, n)) for f, b, n in zip(first, block, shape[1:], strict=True)]
-                values = finer[(slice(None), *(slice(2 * p.start, 2 * p.stop) for p in place))]
-                finite = values[np.isfinite(values)] if level == 1 else values[:0]
-                if finite.size:
-                    low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-                if coarser is not None:
-                    coarser[(slice(None), *place)] = np.stack([halved(channel) for channel in values])
+            places = [
+                tuple(slice(f, min(f + b, n)) for f, b, n in zip(first, block, shape[1:], strict=True))
+                for first in product(*ranges)
+            ]
+            of_level = list(mapper(partial(_write_coarser, finer, coarser), places))
+            extremes = extremes or of_level
             finer = coarser
+        low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
         return (low, high) if low < high else (0.0, 1.0)
+
+
+def _aligned_block(largest: tuple[int, ...], finer: tuple[int, ...]) -> tuple[int, ...]:
+    """A block of the next level, of at most `largest` positions per axis.
+
+    Where it can be, it is a multiple of the chunks of the finer level, and so covers whole chunks of it.
+
+    >>> _aligned_block((256, 256), (226, 35)), _aligned_block((256, 256), (1021, 64))
+    ((226, 245), (256, 256))
+    """
+    return tuple(most // n * n or most for most, n in zip(largest, finer, strict=True))
+
+
+def _write_coarser(finer: Any, coarser: Any, place: tuple[slice, ...]) -> tuple[float, float]:
+    """Write a block of the next level, if there is one. Returns the extremes of the finite scores that it covers."""
+    values = finer[(slice(None), *(slice(2 * p.start, 2 * p.stop) for p in place))]
+    if coarser is not None:
+        coarser[(slice(None), *place)] = np.stack([halved(channel) for channel in values])
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (float("inf"), float("-inf"))
 
 
 def halved(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -196,11 +217,19 @@ def halved(values: NDArray[np.float32]) -> NDArray[np.float32]:
     >>> halved(np.array([[1, 3, 5], [np.nan, 5, 7]], np.float32)).tolist()
     [[3.0, 6.0]]
     """
+    missing = np.isnan(values)
     total = values.astype(np.float64)
-    count = (~np.isnan(total)).astype(np.float64)
-    total = np.nan_to_num(total, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    if missing.any():
+        total[missing] = 0.0
+        count = np.logical_not(missing).astype(np.float64)
+        for axis in range(values.ndim):
+            count = _sums_of_pairs(count, axis)
+    else:
+        count = np.ones(())
+        for length in values.shape:
+            count = np.multiply.outer(count, _sums_of_pairs(np.ones(length), 0))
     for axis in range(values.ndim):
-        total, count = _sums_of_pairs(total, axis), _sums_of_pairs(count, axis)
+        total = _sums_of_pairs(total, axis)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean: NDArray[np.float32] = (total / count).astype(np.float32)
     return mean
