@@ -39,7 +39,10 @@ VERSIONS = ("0.5", "0.4")
 _SPATIAL = "zyx"
 _INNER = {2: 256, 3: 64}  # positions per axis of a chunk that holds one channel
 _SMALLEST_LEVEL = 256  # levels are added until no axis is longer than this
-_CHUNKS_AT_ONCE = 64
+#: zarr's settings of an array, which it takes when the array is made or opened. Every chunk of a block that is done
+#: has a file, also where all of it is the fill value. Many small chunks are read at once for the pyramid; by default
+#: each is a task of its own.
+_ARRAY_SETTINGS = {"array.write_empty_chunks": True, "codec_pipeline.batch_size": 64}
 _MAX_FILES = 1024  # chunks are sharded where there would be more files
 #: Colours of the channels in viewers, without #: Okabe and Ito, "Color Universal Design", 2008.
 _COLOURS = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7", "FFFFFF")
@@ -95,9 +98,7 @@ class OmeZarrWriter:
     def start(self, folder: Path) -> None:
         """Make the array of the full resolution in the working folder, or open it."""
         self._root = folder / "map.zarr"
-        # many small chunks are read at once for the pyramid; by default each is a task of its own
-        with self._zarr.config.set({"codec_pipeline.batch_size": _CHUNKS_AT_ONCE}):
-            self._array = self._level(0, self._shape, self._block)
+        self._array = self._level(0, self._shape, self._block)
 
     def put(self, region: tuple[Span, ...], values: NDArray[np.float32]) -> None:
         """Write one block and flush its chunks to disk."""
@@ -113,6 +114,8 @@ class OmeZarrWriter:
     def publish(self, target: Path, description: MapDescription, mapper: Mapper) -> None:
         """Write the pyramid and the metadata, then rename the store into place."""
         low, high = self._write_pyramid(mapper)
+        for file in self._root.rglob("*.partial"):  # what zarr was writing in a process that was killed
+            file.unlink()
         ome = ome_metadata(description, len(self._shape) - 1, self._levels(), self._version, (low, high))
         group = self._zarr.open_group(self._root, mode="a", zarr_format=3 if self._v3 else 2)
         mine = {"onebyone": description.to_dict()}
@@ -133,8 +136,13 @@ class OmeZarrWriter:
     def _level(self, level: int, shape: tuple[int, ...], block: tuple[int, ...]) -> Any:
         """One array of the pyramid, opened or created."""
         path = self._root / str(level)
-        if (path / ("zarr.json" if self._v3 else ".zarray")).exists():
-            return self._zarr.open_array(path, mode="r+")
+        with self._zarr.config.set(_ARRAY_SETTINGS):
+            if (path / ("zarr.json" if self._v3 else ".zarray")).exists():
+                return self._zarr.open_array(path, mode="r+")
+            return self._new_level(path, shape, block)
+
+    def _new_level(self, path: Path, shape: tuple[int, ...], block: tuple[int, ...]) -> Any:
+        """An empty array of the pyramid."""
         chunk = chunk_shape(shape[0], block)
         counts = [-(-n // c) for n, c in zip((shape[0], *block), chunk, strict=True)]  # chunks of a block
         files = prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
@@ -153,7 +161,6 @@ class OmeZarrWriter:
             shards=(counts[0] * chunk[0], *block) if sharded else None,
             fill_value=self._fill,
             zarr_format=3 if self._v3 else 2,
-            config={"write_empty_chunks": True},
             overwrite=True,
             **codecs,
         )
