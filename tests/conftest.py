@@ -1,4 +1,5 @@
-"""Settings of all tests: no deadline for hypothesis examples, kernels compiled once, and the longest tests first."""
+"""Settings of all tests: no deadline for hypothesis examples, what is the same for all tests computed once, and the
+longest tests first."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.library_caches import cache_tables_of_exporters
 from tests.native.compiler_cache import share_compiled_kernels
 
 # the time of an example depends on other processes
@@ -36,13 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collect without garbage collections. What exists afterwards, modules and tests, stays until the session ends:
-    later garbage collections do not visit it."""
+    """Collect without garbage collections, and run tests with few.
+
+    What exists afterwards, modules and tests, stays until the session ends: later garbage collections do not visit it.
+    Exporting a network allocates so many objects that Python's own thresholds would take a tenth of all tests' time.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         gc.enable()
 
 
@@ -60,6 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     from onebyone.native.kernels import compiler
 
+    cache_tables_of_exporters()
     compiler._MIN_SECONDS = compiler._MAX_SECONDS = 3600.0
     compiler._limit.set(3600.0)
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

@@ -7,6 +7,7 @@ current folder, arguments, environment and output files. The process that forks 
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -167,6 +168,7 @@ def _run(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     _import_what_programs_import()
+    gc.freeze()  # garbage collections of the programs do not visit what was imported before
     program = _serve()
     if program is not None:
         _run(program)
