@@ -8,8 +8,8 @@ import pytest
 
 import onebyone
 from onebyone.onnx.constant_values import NotRewritable
+from onebyone.onnx.targets.axis_groups import merge_around
 from onebyone.onnx.targets.convert import TargetConversion
-from onebyone.onnx.targets.fewer_axes import merge_around
 from tests.onnx.models import Array, graph, integers, model, operators, run
 
 
@@ -65,6 +65,34 @@ def test_attention_with_one_projection() -> None:
     m = model(graph("1,6,24", "1,6,2,4", indices + nodes), {"s": sizes([1, 6, 3, 2, 4])})
     conversion = folded(m, {"x": integers(1, 6, 24)})
     assert [change.path for change in conversion.changes] == ["q", "k", "v"]
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        "q, k, v = Split<axis=1, num_outputs=3>(a)",
+        "q = Gather<axis=-4>(a, zero) k = Gather<axis=1>(a, one) v = Gather<axis=1>(a, two)",
+    ],
+)
+def test_selected_elements_keep_all_other_axes(select: str) -> None:
+    """Channels-first attention (B, 3·2·4, 6) → (B, 3, 2, 4, 6) → q, k, v takes one Reshape, not one for each of them.
+
+    The axis of q, k and v is merged with that of the heads, and the scale of q needs no other axes.
+    """
+    squeeze = "" if "Gather" in select else "q1 = Squeeze(q2, ax) k1 = Squeeze(k, ax) v1 = Squeeze(v, ax)"
+    names = ("q2", "k", "v") if "Gather" in select else ("q1", "k1", "v1")
+    q, k, v = names
+    indices = " ".join(
+        f"{name} = Constant<value_int={n}>()" for name, n in (("zero", 0), ("one", 1), ("two", -1))
+    )
+    nodes = f"""
+        {indices} a = Reshape(x, s) {select} q2 = Mul(q, h) {squeeze}
+        t = Transpose<perm=[0,1,3,2]>({q}) w = MatMul(t, {k}) y = MatMul({v}, w)
+    """
+    constants = {"s": sizes([5, 3, 2, 4, 6]), "h": np.asarray([2], np.float32), "ax": sizes([1])}
+    m = model(graph("5,24,6", "5,2,4,6", nodes), constants)
+    conversion = folded(m, {"x": integers(5, 24, 6)})
+    assert operators(conversion.model).count("Reshape") == 1, operators(conversion.model)
 
 
 def test_splits_slices_and_joins() -> None:

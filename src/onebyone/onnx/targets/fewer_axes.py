@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -18,6 +17,7 @@ from onebyone.onnx.constant_values import NotRewritable, array_of, is_constant, 
 from onebyone.onnx.convert import Only
 from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.model_rewriting import ModelRewriter, discard
+from onebyone.onnx.targets.axis_groups import Sizes, merge_around, merged_groups
 from onebyone.onnx.targets.permutation_blocks import best_exchange, blocks_of
 from onebyone.onnx.targets.runs import (
     RunOutput,
@@ -40,8 +40,6 @@ BROADCASTING = frozenset(
 _RESHAPES = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
 #: From this opset on, Softmax normalises over one axis.
 SOFTMAX_OF_ONE_AXIS = 13
-
-Sizes: TypeAlias = "tuple[int, ...]"
 
 
 def fold_axes(rewriter: ModelRewriter, most: int, only: Only) -> dict[str, str]:
@@ -88,6 +86,8 @@ class AxisFolder:
         self._most, self._weights, self._lead = most - len(lead), weights, lead
         self._stored: dict[int, ir.Value] = {}
         self._returned: set[int] = set()
+        #: Values with other axes, by the value and its new sizes: several nodes may read one.
+        self._reshaped: dict[tuple[int, Sizes], ir.Value] = {}
         #: Of a transposed tensor whose readers select elements of one axis: where that axis is stored, merged with
         #: those after it, and the number of elements of these.
         self._selected: dict[int, tuple[int, int]] = {}
@@ -167,7 +167,10 @@ class AxisFolder:
         sizes = [*self._lead, *sizes]
         if stored == tuple(sizes):
             return value
-        return writer.op("Reshape", [value, writer.integers(sizes)], shape=list(sizes))
+        key = id(value), tuple(sizes)
+        if key not in self._reshaped:
+            self._reshaped[key] = writer.op("Reshape", [value, writer.integers(sizes)], shape=list(sizes))
+        return self._reshaped[key]
 
     def _folded(self, writer: GraphWriter, value: ir.Value | None) -> ir.Value:
         """The stored value with at most `most` axes: the first ones merged."""
@@ -257,9 +260,20 @@ class AxisFolder:
         return [writer.slice_axis(data, place, position * count, (position + 1) * count)]
 
     def _elements(self, writer: GraphWriter, value: ir.Value | None, axis: int) -> tuple[ir.Value, int, int]:
-        """The value, where it stores an axis, and how many elements there are one of this axis."""
+        """The value, where it stores an axis, and how many elements there are one of this axis.
+
+        Where the axis would be one too many, it is merged with the next one: an element of it is then a run of
+        neighbours there, and what is selected keeps all other axes.
+        """
         if id(value) in self._selected:
             return self._read(value), *self._selected[id(value)]
+        sizes = _known(value)
+        axis %= len(sizes)
+        before, after = ([n for n in part if n != 1] for part in (sizes[:axis], sizes[axis + 1 :]))
+        if after and len(before) + len(after) == self._most:
+            assert value is not None
+            merged = (*before, sizes[axis] * after[0], *after[1:])
+            return self._as(writer, self._read(value), merged), len(self._lead) + len(before), after[0]
         data, _, place = self._along(writer, value, axis)
         return data, place, 1
 
@@ -314,15 +328,14 @@ class AxisFolder:
         result = _known(node.outputs[0])
         operands = [value for value in node.inputs if value is not None]
         full = [(1,) * (len(result) - len(_known(value))) + _known(value) for value in operands]
-        groups: list[list[int]] = []
-        last: list[bool] = []
-        for axis in range(len(result)):
-            pattern = [sizes[axis] == result[axis] for sizes in full]
-            if groups and len(result) > self._most and (result[axis] == 1 or pattern == last):
-                groups[-1].append(axis)
-            else:
-                groups.append([axis])
-                last = pattern
+        groups = [[axis] for axis in range(len(result))]
+        if len(result) > self._most:
+            stored = next((self._read(v) for v, sizes in zip(operands, full, strict=True)
+                           if sizes == result and not is_constant(v)), None)  # fmt: skip
+            boundaries = set() if stored is None else {prod(_known(stored)[:i]) for i in range(len(result))}
+            groups = merged_groups(result, full, boundaries)
+            if len(groups) > self._most:
+                groups = merged_groups(result, full, set())
         if len(groups) > self._most:
             raise NotRewritable(f"{node.op_type} broadcasts along axes that alternate")
         inputs = []
@@ -355,28 +368,6 @@ def selected_axis(value: ir.Value) -> int | None:
             return None
         axes.add(axis)
     return axes.pop() if len(axes) == 1 else None
-
-
-def merge_around(sizes: Sequence[int], axis: int, most: int) -> tuple[Sizes, int]:
-    """Sizes with at most `most` axes, one of which is `axis`, and its new place: those of size one left out first.
-
-    Then the two neighbours of the smallest product are merged, so that no axis becomes larger than needed.
-
-    >>> merge_around((3, 1, 6, 197, 64), 0, 4)
-    ((3, 6, 197, 64), 0)
-    >>> merge_around((2, 5, 7, 3, 4), -1, 4)
-    ((10, 7, 3, 4), 3)
-    """
-    axis %= len(sizes)
-    before = [size for size in sizes[:axis] if size != 1]
-    after = [size for size in sizes[axis + 1 :] if size != 1]
-    while len(before) + 1 + len(after) > most:
-        pairs = [(side[i] * side[i + 1], side, i) for side in (before, after) for i in range(len(side) - 1)]
-        if not pairs:
-            raise NotRewritable(f"an axis between others needs three axes, and the target takes {most}")
-        product, side, i = min(pairs, key=lambda pair: pair[0])
-        side[i : i + 2] = [product]
-    return (*before, sizes[axis], *after), len(before)
 
 
 def _known(value: ir.Value | None) -> Sizes:

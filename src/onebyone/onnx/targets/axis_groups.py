@@ -1,0 +1,56 @@
+"""Which neighbouring axes of a tensor are merged so that few are left, on plain integers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from math import prod
+from typing import TypeAlias
+
+from onebyone.onnx.constant_values import NotRewritable
+
+Sizes: TypeAlias = "tuple[int, ...]"
+
+
+def merged_groups(result: Sizes, operands: Sequence[Sizes], boundaries: Collection[int]) -> list[list[int]]:
+    """Neighbouring axes along which the same operands broadcast, except where an axis begins at a boundary.
+
+    A boundary is the product of the sizes of all axes before it. Axes of size one are merged with their neighbours.
+
+    >>> merged_groups((64, 1, 3, 32, 49), [(64, 1, 3, 32, 49), (1, 1, 1, 1, 1)], {64})
+    [[0, 1], [2, 3, 4]]
+    >>> merged_groups((1, 6, 5), [(1, 6, 5), (1, 1, 5)], ())
+    [[0, 1], [2]]
+    """
+    groups: list[list[int]] = []
+    last: list[bool] | None = None
+    for axis, size in enumerate(result):
+        pattern = None if size == 1 else [sizes[axis] == size for sizes in operands]
+        is_joined = last is None or pattern is None
+        if groups and (is_joined or (pattern == last and prod(result[:axis]) not in boundaries)):
+            groups[-1].append(axis)
+        else:
+            groups.append([axis])
+        last = last if pattern is None else pattern
+    return groups
+
+
+def merge_around(sizes: Sequence[int], axis: int, most: int) -> tuple[Sizes, int]:
+    """Sizes with at most `most` axes, one of which is `axis`, and its new place: those of size one left out first.
+
+    Then the two neighbours of the smallest product are merged, so that no axis becomes larger than needed.
+
+    >>> merge_around((3, 1, 6, 197, 64), 0, 4)
+    ((3, 6, 197, 64), 0)
+    >>> merge_around((2, 5, 7, 3, 4), -1, 4)
+    ((10, 7, 3, 4), 3)
+    """
+    axis %= len(sizes)
+    before = [size for size in sizes[:axis] if size != 1]
+    after = [size for size in sizes[axis + 1 :] if size != 1]
+    while len(before) + 1 + len(after) > most:
+        pairs = [(side[i] * side[i + 1], side, i) for side in (before, after) for i in range(len(side) - 1)]
+        if not pairs:
+            raise NotRewritable(f"an axis between others needs three axes, and the target takes {most}")
+        product, side, i = min(pairs, key=lambda pair: pair[0])
+        side[i : i + 2] = [product]
+    return (*before, sizes[axis], *after), len(before)
