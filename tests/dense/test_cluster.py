@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx.parser
@@ -44,6 +44,48 @@ class BrokenSource(ArraySource):
         if all(s.start <= 50 < s.stop for s in region):
             raise OSError("Input/output error")
         return super().read(region)
+
+
+class WatchedSource(ArraySource):
+    """An image that counts how often it is opened, and how many threads read it at the same time."""
+
+    opened: ClassVar[list[str]] = []
+    reading: ClassVar[list[int]] = []
+    most: ClassVar[list[int]] = []
+
+    def __init__(self, values: np.ndarray, process: str = "") -> None:
+        super().__init__(values)
+        if process:
+            self.opened.append(process)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.values, "worker")
+
+    def read(self, region: Region) -> np.ndarray:
+        self.reading.append(1)
+        time.sleep(0.005)
+        self.most.append(len(self.reading))
+        self.reading.pop()
+        return super().read(region)
+
+
+class Watched(nn.Module):
+    """A network that notes how many threads run it at the same time."""
+
+    running: ClassVar[list[int]] = []
+    most: ClassVar[list[int]] = []
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.running.append(1)
+        time.sleep(0.005)
+        self.most.append(len(self.running))
+        self.running.pop()
+        result: torch.Tensor = self.body(x)
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +128,28 @@ def test_workers_complete_a_pyramid_with_the_bytes_of_one_process(client: Any, t
     assert {name.parts[0] for name in names} > {"0", "1"}
     for name in names:
         assert (tmp_path / "a.zarr" / name).read_bytes() == (tmp_path / "b.zarr" / name).read_bytes()
+
+
+def test_a_worker_of_several_threads_runs_one_network_on_one_image(tmp_path: Path) -> None:
+    """Neither engines nor readers of images need to stand two threads; the network uses all threads itself."""
+    net, image = exact_net(), integer_image(83, 71)
+    scan(net, image, out=tmp_path / "a.npz", tile=3, batch=2)
+    watched = Net(Watched(net.model), net.geometry)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=3, processes=False, dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        ) as cluster,
+        distributed.Client(cluster) as threads,
+    ):  # fmt: skip
+        scan(watched, WatchedSource(image[..., None]), out=tmp_path / "b.npz", tile=3, batch=2, dask=threads,
+             compared=0)  # fmt: skip
+    assert len(Watched.most) > 10
+    assert (max(Watched.most), max(WatchedSource.most)) == (1, 1)
+    assert len(WatchedSource.opened) == 1
+    np.testing.assert_array_equal(
+        ScoreMap.load(tmp_path / "a.npz").scores, ScoreMap.load(tmp_path / "b.npz").scores
+    )
 
 
 def test_results_of_workers_are_in_order(client: Any) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
 from onebyone.errors import BadInput, Refused
-from onebyone.stores import ome_zarr_writer
+from onebyone.stores import array_files, ome_zarr_writer
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.map_reader import open_map
 from onebyone.stores.ome_zarr_writer import halved
@@ -299,3 +303,73 @@ def test_bad_outputs(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="one per axis"):
         open_sink(tmp_path / "a.npy", SHAPE, described(), chunk=(3,))
     assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import sys
+import numpy as np
+from onebyone.errors import BadInput
+from onebyone.stores.map_description import MapDescription
+from onebyone.stores.placement import Placement
+from onebyone.stores.regions import Span
+from onebyone.stores.sinks import open_sink
+
+for name in ("a.npy", "a.npz", "a.tif"):
+    sink = open_sink(sys.argv[1] + "/" + name, (1, 500, 500), MapDescription(("a",), Placement.identity(2)))
+    sink.write((Span(0, 500), Span(0, 500)), np.random.default_rng(0).random((1, 500, 500), np.float32))
+    try:
+        sink.finish()
+    except BadInput as error:
+        print(error)
+    sink.close()
+    sink._folder.remove()
+"""
+
+
+def test_a_file_system_that_fills_while_the_file_is_put_together(tmp_path: Path) -> None:
+    """A map is written through memory, where a write beyond the space of the disk would end the process."""
+    mount = f"mount -t tmpfs -o size=1500k tmpfs {tmp_path}"  # the blocks of 1 MB, and half of the whole map
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "sh", "-c", mount]).returncode:
+        pytest.skip("this system lets no user mount a file system")
+    program = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    command = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh", *program]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "default"}
+    )
+    assert ended.returncode == 0, ended.stderr
+    names = ("a.npy", "a.npz", "a.tif")
+    assert ended.stdout.splitlines() == [
+        f"cannot write {tmp_path / n}: No space left on device" for n in names
+    ]
+
+
+def test_an_archive_is_written_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it writes the archive leaves nothing else beside the output."""
+    seen: list[list[str]] = []
+    original = array_files.write_archive
+
+    def write(*arguments: Any) -> None:
+        seen.append([p.name for p in tmp_path.iterdir()])
+        original(*arguments)
+
+    monkeypatch.setattr(array_files, "write_archive", write)
+    sink = open_sink(tmp_path / "a.npz", SHAPE, described(), chunk=(32, 32))
+    sink.write((Span(0, 70), Span(0, 91)), scores())
+    sink.finish()
+    assert seen == [["a.npz.partial"]]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_what_gdal_cannot_write_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise rasterio.errors.RasterioIOError("Write failed.") from ValueError("Write error at scanline 256")
+
+    sink = open_sink(tmp_path / "a.tif", SHAPE, described(), chunk=(32, 32))
+    sink.write((Span(0, 70), Span(0, 91)), scores())
+    monkeypatch.setattr(rasterio, "open", fail)
+    with pytest.raises(
+        BadInput, match=r"cannot write .*a\.tif: GDAL .*Write error at scanline 256.*disk full"
+    ):
+        sink.finish()
+    sink.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tif.partial"]

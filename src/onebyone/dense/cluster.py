@@ -83,20 +83,26 @@ class ScanPlugin:
         self._threads = int(worker.state.nthreads)
         self._opened: tuple[Any, TimedSource] | None = None
         self._closing = ExitStack()
-        self._writing = Lock()
+        self._computing, self._writing = Lock(), Lock()
 
     def teardown(self, worker: Any) -> None:
         """Called by Dask when the worker ends."""
         self._closing.close()
 
     def run(self, groups: list[list[Tile]]) -> Done:
-        """Compute and store some groups of blocks, on a thread of the worker."""
+        """Compute and store some groups of blocks, on a thread of the worker.
+
+        One task at a time computes, whatever the number of the worker's threads: the network may not run twice at the
+        same time, the image may not be read twice at the same time, and the network uses all of these threads.
+        """
         from distributed import secede
 
-        with ExitStack() as until_written:
+        with ExitStack() as until_written, ExitStack() as until_computed:
+            until_computed.enter_context(self._computing)
 
             def leave() -> None:
                 until_written.enter_context(self._writing)  # the disk sets the pace where it is the slowest
+                until_computed.close()
                 secede()
 
             return self._compute(groups, leave)

@@ -7,6 +7,7 @@ the output is put together from these files at the end.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -23,6 +24,7 @@ from onebyone.errors import BadInput
 from onebyone.stores.file_sink import Mapper
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.regions import Span
+from onebyone.stores.working_folder import allocate, flush_to_disk
 
 ARCHIVE_FORMAT = "onebyone.ScoreMap/1"
 _MAX_DESCRIPTION = 2**24
@@ -55,8 +57,10 @@ class NpyWriter:
         """Write one block to a file of its own and flush it to disk."""
         file = self.file(self._blocks, region)
         file.parent.mkdir(exist_ok=True)
+        encoded = io.BytesIO()  # NumPy's own errors of a file do not say that the disk is full
+        np.save(encoded, np.ascontiguousarray(values), allow_pickle=False)
         with atomic_path(file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, np.ascontiguousarray(values), allow_pickle=False)
+            stream.write(encoded.getbuffer())
 
     def get(self, region: tuple[Span, ...]) -> NDArray[np.float32]:
         """The values of a block. Raises BadInput for a file that is damaged."""
@@ -73,6 +77,8 @@ class NpyWriter:
         """Put the blocks together in the working folder, and rename the result into place."""
         array = self._blocks.parent / "values.npy"
         values = np.lib.format.open_memmap(array, "w+", np.float32, self._shape)
+        with array.open("r+b") as file:
+            allocate(file.fileno(), array.stat().st_size)
         starts = (range(0, n, b) for n, b in zip(self._shape[1:], self._block, strict=True))
         for first in product(*starts):
             region = tuple(
@@ -115,8 +121,13 @@ class NpzWriter(NpyWriter):
     def _publish_array(
         self, array: Path, values: NDArray[np.float32], target: Path, description: MapDescription
     ) -> None:
-        with atomic_path(target) as temporary, temporary.open("wb") as file:
+        new = array.with_name(
+            "map.npz"
+        )  # inside the working folder, so that no crash leaves a part beside the output
+        with new.open("wb") as file:
             write_archive(file, values, description.scan)
+        flush_to_disk(new)
+        os.replace(new, target)
 
 
 def write_archive(file: IO[bytes], scores: NDArray[np.float32], facts: Mapping[str, Any]) -> None:

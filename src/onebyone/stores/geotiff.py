@@ -134,21 +134,25 @@ class GeoTiffWriter(NpyWriter):
         placement = description.placement
         a, b, c, d, e, f = placement.world_transform or _pixel_transform(placement)
         new = array.with_name("map.tif")
-        with self._rasterio.open(
-            new, "w", driver="GTiff", height=height, width=width, count=channels, dtype="float32",
-            crs=None if placement.crs is None else self._rasterio.crs.CRS.from_wkt(placement.crs),
-            transform=self._rasterio.Affine(a, b, c, d, e, f), nodata=self._fill,
-            tiled=True, blockxsize=_TILE, blockysize=_TILE, compress="deflate", predictor=3, bigtiff="if_safer",
-            interleave="band",
-        ) as dataset:  # fmt: skip
-            dataset.update_tags(**{_TAG: description.to_text()})
-            rows = max(_TILE, _ROWS_BYTES // (4 * width) // _TILE * _TILE)
-            for band, name in enumerate(description.channels, start=1):
-                dataset.set_band_description(band, name)
-                for start in range(0, height, rows):
-                    stop = min(start + rows, height)
-                    part = np.ascontiguousarray(values[band - 1, start:stop])
-                    dataset.write(part, band, window=((start, stop), (0, width)))
+        try:
+            with self._rasterio.open(
+                new, "w", driver="GTiff", height=height, width=width, count=channels, dtype="float32",
+                crs=None if placement.crs is None else self._rasterio.crs.CRS.from_wkt(placement.crs),
+                transform=self._rasterio.Affine(a, b, c, d, e, f), nodata=self._fill,
+                tiled=True, blockxsize=_TILE, blockysize=_TILE, compress="deflate", predictor=3, bigtiff="if_safer",
+                interleave="band",
+            ) as dataset:  # fmt: skip
+                dataset.update_tags(**{_TAG: description.to_text()})
+                rows = max(_TILE, _ROWS_BYTES // (4 * width) // _TILE * _TILE)
+                for band, name in enumerate(description.channels, start=1):
+                    dataset.set_band_description(band, name)
+                    for start in range(0, height, rows):
+                        stop = min(start + rows, height)
+                        part = np.ascontiguousarray(values[band - 1, start:stop])
+                        dataset.write(part, band, window=((start, stop), (0, width)))
+        except self._rasterio.errors.RasterioError as error:
+            reason = _first_line(error.__cause__ or error)
+            raise OSError(f"GDAL cannot write its temporary file ({reason}); is the disk full?") from error
         os.replace(new, target)
 
 
@@ -178,5 +182,5 @@ def is_georeferenced(path: Path) -> bool:
         return False
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -33,10 +33,11 @@ DESCRIPTION = "map.json"
 _HEADER = 8  # bytes before the marks
 
 
-def _allocate(handle: int, size: int) -> None:
+def allocate(handle: int, size: int) -> None:
     """Give a file its size and its space on disk; the bytes that exist are kept.
 
-    Without the space, a mark that is set through memory on a full disk would end the process.
+    Without the space, a value that is set through memory on a full disk would end the process. Raises OSError where
+    the disk is full.
     """
     os.ftruncate(handle, size)
     if hasattr(os, "posix_fallocate"):
@@ -82,7 +83,7 @@ class WorkingFolder:
             self._require_same_scan({"format": _FORMAT, **key, "grid": list(grid)})
             handle = os.open(self.path / _MARKS, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                _allocate(handle, _HEADER + math.prod(grid))
+                allocate(handle, _HEADER + math.prod(grid))
             finally:
                 os.close(handle)
             self._peak = np.memmap(self.path / _MARKS, np.float64, "r+", shape=(1,))
