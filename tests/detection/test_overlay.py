@@ -51,6 +51,18 @@ def test_a_box_is_a_line_of_its_colour_between_two_dark_ones(size: tuple[int, in
     np.testing.assert_array_equal(picture[y1 : y2 + 4, x1 - 4 : x2 + 4], expected)
 
 
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 9), (9, 1), (2, 9), (3, 3), (3, 9), (5, 4), (9, 5)]
+)
+def test_no_pixel_outside_of_a_narrow_box_has_its_colour(height: int, width: int) -> None:
+    """The line of this picture is 3 pixels wide, so each box is narrower than two lines: it is filled."""
+    picture = drawn([20, 36, 20 + width, 36 + height], 2, "", (1300, 1300))
+    rows, columns = np.nonzero((picture[36:100] == OKABE_ITO[2]).all(axis=2))  # the tag is above the box
+    assert set(zip(rows, columns, strict=True)) == {
+        (r, c) for r in range(height) for c in range(20, 20 + width)
+    }
+
+
 def test_a_box_too_small_for_its_inner_line_is_filled() -> None:
     picture = drawn([20, 30, 24, 34], 0, "", (80, 70))
     assert (picture[30:34, 20:24] == OKABE_ITO[0]).all()

@@ -67,9 +67,13 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: list[float], colour: str, line_widt
     # a dark edge on both sides keeps every colour visible on every background
     pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_EDGE)
     inner = (x1 + line_width, y1 + line_width, x2 - line_width, y2 - line_width)
-    if inner[0] <= inner[2] and inner[1] <= inner[3]:
+    if inner[0] > inner[2] or inner[1] > inner[3]:
+        pen.rectangle(
+            (x1, y1, x2, y2), fill=colour
+        )  # Pillow would draw the wide lines beyond the opposite sides
+    else:
         pen.rectangle(inner, outline=_EDGE)
-    pen.rectangle((x1, y1, x2, y2), outline=colour, width=line_width)
+        pen.rectangle((x1, y1, x2, y2), outline=colour, width=line_width)
 
 
 class _TagLayout:

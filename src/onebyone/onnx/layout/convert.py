@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -152,10 +152,10 @@ def _convert_others(
     for path, node, opset in list(nodes_of(model)):
         if node.graph is None or not wanted(path, only) or (node.graph is model.graph and read(node)):
             continue
-        added = [0]
-        reason = rewriter.attempt(path, node, opset, to, write if forced else _without_more(write, added))
-        if reason is not None and added[0] > 0:
-            waiting.append(_Waiting(path, node, opset, added[0]))
+        frugal = _WithoutMore(write)
+        reason = rewriter.attempt(path, node, opset, to, write if forced else frugal)
+        if reason is not None and frugal.added > 0:
+            waiting.append(_Waiting(path, node, opset, frugal.added))
         elif reason is not None:
             refused.append(Refusal(path, node.op_type, reason))
     return refused, waiting
@@ -177,20 +177,24 @@ def _convert_waiting(rewriter: ModelRewriter, to: str, waiting: list[_Waiting], 
     return converted
 
 
-def _without_more(write: Write, added: list[int]) -> Write:
-    """The same rewriting, refused where it adds layout operators; `added[0]` is set to how many it adds."""
+class _WithoutMore:
+    """The rewriting `write`, refused where it adds layout operators; `added` is how many the last one adds."""
 
-    def guarded(node: ir.Node, writer: GraphWriter, weights: WeightRewriter) -> Rewriting | str | None:
-        result = write(node, writer, weights)
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self.added = 0
+
+    def __call__(self, node: ir.Node, writer: GraphWriter, weights: WeightRewriter) -> Rewriting | str | None:
+        result = self._write(node, writer, weights)
         if isinstance(result, Rewriting):
-            added[0] = sum(map(is_layout_operator, writer.nodes)) - sum(
-                map(is_layout_operator, result.replaced)
-            )
-            if added[0] > 0:
+            self.added = _layout_operators(writer.nodes) - _layout_operators(result.replaced)
+            if self.added > 0:
                 raise NotRewritable(MORE_LAYOUT_OPERATORS)
         return result
 
-    return guarded
+
+def _layout_operators(nodes: Iterable[ir.Node]) -> int:
+    return sum(map(is_layout_operator, nodes))
 
 
 def lay_out(
