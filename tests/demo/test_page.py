@@ -177,9 +177,13 @@ def test_an_old_folder_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
         write_half(old, RuntimeError)
     assert (old / "index.html").read_text() == "old"
     with atomic_folder(old) as folder:
+        assert (
+            folder.parent == old
+        )  # on its file system: the folder may be a mounted one, or a link to another disk
         (folder / "index.html").write_text("new")
     assert (old / "index.html").read_text() == "new"
     assert (old / "mine.txt").read_text() == "mine"
+    assert sorted(p.name for p in old.iterdir()) == ["index.html", "mine.txt"]
 
 
 def test_a_file_in_the_way_is_refused_before_any_work(

@@ -18,8 +18,11 @@ from typer.testing import CliRunner
 
 import onebyone
 from onebyone.cli.main import app
+from onebyone.dense import ScoreMap
 from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.prediction.inputs import image_files
+from onebyone.viewing import ScanView
+from onebyone.viewing.scan_folder import ScanParts, scan_parts
 
 RAW = onebyone.Labels(classes=("bright",), std=(1.0,))
 
@@ -94,9 +97,13 @@ def test_files_are_written_for_each_image(folder: Path, tmp_path: Path) -> None:
         bright(), [folder / "a.png", squares((8, 8))], window=8, labels=RAW, save=save
     )
     assert sorted(p.name for p in save.iterdir()) == [
-        *("a-detections.png", "a-heat.png", "a.json"),
-        *("image-1-detections.png", "image-1-heat.png", "image-1.json", "predictions.json"),
+        *("a-detections.png", "a-heat.png", "a-image.png", "a-scores.npz", "a.json"),
+        *("image-1-detections.png", "image-1-heat.png", "image-1-image.png", "image-1-scores.npz"),
+        *("image-1.json", "predictions.json", "viewer.json"),
     ]
+    assert {name for p in predictions for name in p.files} == {
+        str(p) for p in save.iterdir() if p.name not in ("predictions.json", "viewer.json")
+    }
     assert all(p.scores is None for p in predictions)
     coco = COCO(save / "predictions.json")
     assert [image["file_name"] for image in coco.loadImgs([1, 2])] == [str(folder / "a.png"), "image-1"]
@@ -106,6 +113,38 @@ def test_files_are_written_for_each_image(folder: Path, tmp_path: Path) -> None:
     # position (8, 8) covers [11.5, 12.5), so the centre of pixel 11; it has three quarters of the colour of 1 on white
     assert np.abs(heat[11, 11] - [252, 255, 187]).max() <= 1
     assert heat[30, 40].tolist() == [0, 0, 0]
+
+
+def test_the_viewer_shows_the_same_boxes(folder: Path, tmp_path: Path) -> None:
+    """The scan in the folder gives the boxes of the result, and crops of its image the scores of the map."""
+    dense = onebyone.convolutionalize(bright(), 8, labels=RAW)
+    save = tmp_path / "out"
+    (item,) = onebyone.predict(dense, folder / "a.png", threshold=0.99, save=save)
+    parts = scan_parts(save)
+    assert parts.image is not None
+    assert (np.asarray(Image.open(parts.image)) == squares((16, 40), (30, 2))).all()
+    view = ScanView(ScoreMap.load(parts.scores), parts.scores, parts.image, dense)
+    found = view.boxes(0.99, 0.3)
+    assert sorted(box[:4] for box in found["boxes"]) == sorted(item.detections.boxes.tolist())
+    window = view.window(41.0, 17.0, True)
+    assert window["crop"]["scores"] == pytest.approx(
+        window["scores"], abs=2**-20
+    )  # sums of 192 terms of 1/3072
+
+
+def test_classes_given_as_background_are_background_in_the_viewer(folder: Path, tmp_path: Path) -> None:
+    onebyone.predict(
+        bright(), folder / "a.png", window=8, labels=RAW, background=("bright",), save=tmp_path / "out"
+    )
+    parts = scan_parts(tmp_path / "out")
+    assert ScoreMap.load(parts.scores).labels.background == ("bright",)
+
+
+def test_the_viewer_shows_the_map_alone_where_pixels_have_more_than_eight_bits(tmp_path: Path) -> None:
+    image = squares((8, 8)).astype(np.float32)
+    (item,) = onebyone.predict(bright(), image, window=8, labels=RAW, save=tmp_path / "out")
+    assert item.image_file is None
+    assert scan_parts(tmp_path / "out") == ScanParts((tmp_path / "out" / "image-0-scores.npz").resolve())
 
 
 def test_names_of_images(folder: Path, tmp_path: Path) -> None:

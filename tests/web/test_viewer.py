@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -23,9 +24,9 @@ from bench import sparse_scan
 from onebyone.dense import ScoreMap
 from onebyone.errors import BadInput
 from onebyone.viewing import ScanView
-from onebyone.viewing.scan_folder import scan_parts
+from onebyone.viewing.scan_folder import ScanParts, scan_parts, write_scan_parts
 from onebyone.viewing.tile_grid import TILE, TileGrid
-from onebyone.web.server import application
+from onebyone.web.server import application, serve
 
 TOKEN = "a-token"
 
@@ -215,14 +216,42 @@ def test_tile_grids_cover_the_image_once() -> None:
 def test_folders_name_their_parts(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"is a folder without viewer\.json"):
         scan_parts(tmp_path)
-    (tmp_path / "viewer.json").write_text('{"scores": "s.npz", "image": "../secret.png"}')
+    (tmp_path / "viewer.json").write_text('[{"scores": "s.npz", "image": "../secret.png"}]')
     with pytest.raises(BadInput, match="outside its folder"):
         scan_parts(tmp_path)
-    (tmp_path / "viewer.json").write_text('{"image": 3}')
-    with pytest.raises(BadInput, match="is damaged"):
+    for damaged in ('[{"image": 3}]', '[{"image": "a.png"}]', '{"scores": "s.npz"}', "[3]", "[", "\xff"):
+        (tmp_path / "viewer.json").write_text(damaged)
+        with pytest.raises(BadInput, match="is damaged"):
+            scan_parts(tmp_path)
+    (tmp_path / "viewer.json").write_text('[{"scores": "s.npz"}]')
+    assert scan_parts(tmp_path) == ScanParts((tmp_path / "s.npz").resolve())
+
+
+def test_a_scan_of_a_folder_with_several_is_named_by_its_map(tmp_path: Path) -> None:
+    scans = [ScanParts(tmp_path / f"{name}.npz", tmp_path / f"{name}.png") for name in "abcd"]
+    write_scan_parts(tmp_path, scans)
+    with pytest.raises(
+        BadInput, match=r"has 4 scans; give the path of one: a\.npz, b\.npz, c\.npz and 1 more"
+    ):
         scan_parts(tmp_path)
-    (tmp_path / "viewer.json").write_text('{"scores": "s.npz"}')
-    assert scan_parts(tmp_path).scores == (tmp_path / "s.npz").resolve()
+    assert scan_parts(tmp_path / "c.npz") == scans[2]
+    assert scan_parts(tmp_path / "other.npz") == ScanParts(tmp_path / "other.npz")
+
+
+def test_a_port_and_an_address_that_cannot_be_used_are_refused(scanned: tuple[Path, Path, Any]) -> None:
+    view = ScanView(ScoreMap.load(scanned[0]), scanned[0])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            BadInput, match=f"host=127.0.0.1, port={port}: cannot be used: Address already in use"
+        ):
+            serve(view, port)
+    with pytest.raises(
+        BadInput, match=r"host=192\.0\.2\.1, port=0: cannot be used"
+    ):  # of RFC 5737, for examples
+        serve(view, host="192.0.2.1")
 
 
 def test_an_image_of_another_size_is_refused(scanned: tuple[Path, Path, Any]) -> None:

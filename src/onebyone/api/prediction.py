@@ -62,7 +62,8 @@ def predict(
             the boxes of all scales are merged. A scale at which an image is smaller than the window is left out.
         score_kind: what the network's outputs are; None infers it (see `convolutionalize`).
         save: a folder for the results of each image: boxes (`NAME.json`), the heat map (`NAME-heat.png`), the heat map
-            with boxes (`NAME-detections.png`), and `predictions.json`, one COCO file for all. None writes nothing.
+            with boxes (`NAME-detections.png`), the score map and the pixels that were scanned (`NAME-scores.npz` and
+            `NAME-image.png`, which `view` shows), and `predictions.json`, one COCO file for all. None writes nothing.
         progress: a function of (done, total) images.
         name: the source that `model` comes from, for its class names, preprocessing and window; None takes `model` if
             that is a name.
@@ -84,6 +85,7 @@ def predict(
     """
     from onebyone.prediction.inputs import image_files
     from onebyone.prediction.predict import predict_images
+    from onebyone.viewing.scan_folder import ScanParts, write_scan_parts
 
     listed = image_files(images if isinstance(images, list | tuple) else [images])
     folder = None if save is None else Path(save)
@@ -92,7 +94,7 @@ def predict(
     source = name or (os.fspath(model) if isinstance(model, str | os.PathLike) else None)
     dense = _dense(model, source, window, channels, context, score_kind)
     labels = (labels.with_preprocessing(dense.labels) if labels else None) or dense.labels
-    return predict_images(
+    predictions = predict_images(
         dense,
         listed,
         folder=folder,
@@ -102,6 +104,12 @@ def predict(
         per_class=per_class,
         report=progress,
     )
+    if folder is not None:
+        files = [
+            (Path(p.scores_file), p.image_file and Path(p.image_file)) for p in predictions if p.scores_file
+        ]
+        write_scan_parts(folder, [ScanParts(scores, image or None) for scores, image in files])
+    return predictions
 
 
 def _dense(

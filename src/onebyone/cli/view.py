@@ -16,7 +16,8 @@ def view(
         Path,
         typer.Argument(
             metavar="SCAN",
-            help="A score map that scan wrote or is writing (.zarr, .npz, .tif, .npy), or a folder of the demo.",
+            help="A score map that scan wrote or is writing (.zarr, .npz, .tif, .npy), or a folder that demo or "
+            "predict wrote.",
         ),
     ],
     image: Annotated[
@@ -32,6 +33,14 @@ def view(
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port.", show_default="a free one")
     ] = 0,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="Address of the interface to listen on; 0.0.0.0 in a container whose port is published.",
+        ),
+    ] = "127.0.0.1",
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the address and open no browser.")
     ] = False,
@@ -49,4 +58,4 @@ def view(
             if not no_browser:
                 typer.launch(address)
 
-        api.view(scan, image, model=model, port=port, opened=opened)
+        api.view(scan, image, model=model, port=port, host=host, opened=opened)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -15,10 +14,11 @@ from onebyone.errors import BadInput
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Create an empty folder next to `path`; on success its files are moved to `path`, on failure it is removed.
+    """Create an empty temporary folder; on success its files are moved to `path`, on failure it is removed.
 
-    Other files in `path` are kept; files of the same names are replaced, each by a rename, so that readers never see
-    an incomplete file.
+    It is inside `path` if that exists, which may be a mounted folder, and next to it otherwise, because files can be
+    renamed within one file system only. Other files in `path` are kept; files of the same names are replaced, each by
+    a rename, so that readers never see an incomplete file.
 
     Raises
     ------
@@ -44,14 +44,12 @@ def require_folder(path: str | os.PathLike[str]) -> None:
 
 
 def _with_temporary(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """The requested folder, and a new empty one next to it."""
+    """The requested folder, and a new empty one on the same file system."""
     target = Path(os.path.abspath(path))
     if target.exists() and not target.is_dir():
         raise BadInput(f"cannot write to {path}: it is not a folder")
-    temporary = target.with_name(f".{target.name}-{secrets.token_hex(6)}")
+    temporary = (target if target.exists() else target.parent) / f".{target.name}-{secrets.token_hex(6)}"
     try:
-        if target.exists() and not os.access(target, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         temporary.mkdir()
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror}") from error

@@ -102,7 +102,7 @@ def run(out: Path | str, seed: int = 0, progress: Steps | None = None) -> dict[s
         save_picture(
             to_rgb_picture(results.page.image[:, :, None], "the demo's photograph"), folder / "page.png"
         )
-        write_scan_parts(folder, parts)
+        write_scan_parts(folder, [parts])
     return summary
 
 

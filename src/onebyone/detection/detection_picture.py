@@ -104,7 +104,7 @@ def with_heat(
     `rejection` is that of `heat`.
     """
     names = [maps[0].classes[k] for k in foreground(maps[0], background)]
-    what = names[0] if len(names) == 1 else f"the most likely of {few(names)}"
+    what = names[0] if len(names) == 1 else f"the most likely of {few(names) or 'no classes'}"
     values = heat(maps, (picture.height, picture.width), background, rejection)
     return heat_map(picture, values, Placement.identity(), f"probability of {what}")
 
@@ -133,9 +133,8 @@ def heat(
         placement = Placement.identity().of_map(score_map.geometry)
         cells = [(o * r, s * r) for o, s, r in zip(placement.offset, placement.scale, ratio, strict=True)]
         for region, scores in score_map.regions():
-            highest = rejection.probabilities(scores, kind)[chosen].max(axis=0) * rejection.accepted(
-                scores, kind
-            )
+            highest = rejection.probabilities(scores, kind)[chosen].max(axis=0, initial=0)
+            highest = highest * rejection.accepted(scores, kind)
             values = np.clip(np.nan_to_num(highest), 0, 1)
             first = []
             for axis, (span, (offset, scale)) in enumerate(zip(region, cells, strict=True)):

@@ -20,14 +20,16 @@ from onebyone.dense.network import Dense
 from onebyone.dense.score_map import ScoreMap
 from onebyone.detection import detect
 from onebyone.detection.detection_picture import MAX_PIXELS, picture_size, reduced, with_heat
+from onebyone.detection.foreground import foreground
 from onebyone.detection.overlay import save_picture
 from onebyone.errors import BadInput
 from onebyone.prediction.inputs import output_names
 from onebyone.prediction.result import Prediction, Predictions
 from onebyone.records import by
 from onebyone.stores.channels import matched
+from onebyone.stores.pictures import pillow
 from onebyone.stores.placement import Placement, placement_of
-from onebyone.stores.source import ArraySource, whole_region
+from onebyone.stores.source import ArraySource, ImageSource, whole_region
 
 Report = Callable[[int, int], object]
 
@@ -46,7 +48,9 @@ def predict_images(
     """Scan and detect in each image. With `folder`, its results are written before the next image starts.
 
     Files: `NAME.json` (COCO results), `NAME-heat.png` (the probability of the most likely class), `NAME-detections.png`
-    (the same with the boxes), and in the end `predictions.json`, one COCO file for all images.
+    (the same with the boxes), `NAME-scores.npz` (the score map of the first scale), `NAME-image.png` (the pixels that
+    were scanned, where they have 8 bits and are not too many to be drawn), and in the end `predictions.json`, one COCO
+    file for all images.
 
     Every image is scanned at each of `scales`, the factors of its size, and the boxes of all are merged. `per_class` is
     that of `detect`; None lets boxes of different classes suppress each other if classes are exclusive.
@@ -87,8 +91,10 @@ def predict_images(
             notes=_left_out(shown, scales, fitting),
         )
         if folder is not None:
-            reading = {**options, "background": detection.get("background", ())}
+            background = detection.get("background", ())
+            reading = {**options, "background": background}
             item = _write(item, source if pixels is None else pixels, maps, folder / name, reading)
+            item = _write_scan(item, maps[0], None if pixels is None else source, folder / name, background)
         items.append(item)
     result = Predictions(tuple(items), dense.geometry, scanning.get("labels") or dense.labels, classes)
     if folder is not None:
@@ -168,3 +174,29 @@ def _write(
     note = f"{item.image}: pictures are thumbnails of {by(size)} pixels; the image has {by(full)}"
     notes = () if size == tuple(full) else (note,)
     return replace(item, files=(str(boxes), str(heat), str(drawn)), notes=(*item.notes, *notes))
+
+
+def _write_scan(
+    item: Prediction,
+    scores: ScoreMap,
+    source: ImageSource | None,
+    stem: Path,
+    background: Sequence[str | int],
+) -> Prediction:
+    """Write the score map and, where a PNG file can hold its 8-bit channels, the image: what the viewer shows."""
+    objects = foreground(scores, background)
+    ignored = tuple(name for k, name in enumerate(scores.classes) if k not in objects)
+    file = stem.with_name(f"{stem.name}-scores.npz")
+    replace(scores, labels=replace(scores.labels, background=ignored)).save(file)
+    files, picture = [str(file)], None
+    if source is not None and source.dtype == np.uint8 and source.channels in (1, 3):
+        picture = stem.with_name(f"{stem.name}-image.png")
+        pixels = np.asarray(source.read(whole_region(source)))
+        save_picture(pillow("predict").fromarray(pixels[..., 0] if source.channels == 1 else pixels), picture)
+        files.append(str(picture))
+    return replace(
+        item,
+        files=(*item.files, *files),
+        scores_file=str(file),
+        image_file=None if picture is None else str(picture),
+    )

@@ -20,7 +20,8 @@ class Prediction(Readable):
     """The result for one image.
 
     `image` is its file, or a number for an image in memory. `maps` are the score maps, one for each scale; they are
-    not kept where results are written to files. `files` are the files that were written.
+    not kept where results are written to files. `files` are the files that were written; `scores_file` and
+    `image_file` are those of them that the viewer shows: the map of the first scale, and the pixels that were scanned.
     """
 
     image: str
@@ -30,6 +31,8 @@ class Prediction(Readable):
     maps: tuple[ScoreMap, ...] = ()
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    scores_file: str | None = None
+    image_file: str | None = None
 
     @property
     def scores(self) -> ScoreMap | None:

@@ -1,7 +1,8 @@
 """The viewer as a Starlette application: the page, tiles as pictures, and the rest as JSON.
 
-Every address begins with a random token, and the server accepts requests to loopback names only, so that other pages
-in the browser cannot read the scan. Nothing but the static files of this package and the given scan is served.
+Every address begins with a random token, and the server accepts requests to loopback names only, on every interface
+that it listens on, so that other pages in the browser cannot read the scan. Nothing but the static files of this
+package and the given scan is served.
 """
 
 from __future__ import annotations
@@ -153,28 +154,31 @@ def _picture(pixels: NDArray[np.uint8], format_name: str, media_type: str, **opt
     return Response(file.getvalue(), media_type=media_type, headers={"cache-control": "max-age=3600"})
 
 
-def serve(view: ScanView, port: int = 0, opened: Callable[[str], object] | None = None) -> None:
-    """Serve a scan on the loopback interface until interrupted.
+def serve(
+    view: ScanView, port: int = 0, opened: Callable[[str], object] | None = None, host: str = HOSTS[0]
+) -> None:
+    """Serve a scan until interrupted.
 
     Parameters
     ----------
     view: the scan.
     port: the port; 0 takes a free one.
-    opened: called with the page's address as soon as requests are accepted.
+    opened: called with the page's address on the loopback interface as soon as requests are accepted.
+    host: the IPv4 address of the interface to listen on.
 
     Raises
     ------
     BadInput
-        if the port is in use.
+        if the port is in use, or `host` is not the address of an interface.
     """
     token = secrets.token_urlsafe(16)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((HOSTS[0], port))
+        listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise BadInput(f"port={port}: cannot be used: {error.strerror}") from error
+        raise BadInput(f"host={host}, port={port}: cannot be used: {error.strerror}") from error
     listener.listen()  # requests wait from here on, so the address can be opened
     if opened is not None:
         opened(f"http://{HOSTS[0]}:{listener.getsockname()[1]}/{token}/")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -187,14 +187,11 @@ class _WithoutMore:
     def __call__(self, node: ir.Node, writer: GraphWriter, weights: WeightRewriter) -> Rewriting | str | None:
         result = self._write(node, writer, weights)
         if isinstance(result, Rewriting):
-            self.added = _layout_operators(writer.nodes) - _layout_operators(result.replaced)
+            before, after = (sum(map(is_layout_operator, n)) for n in (result.replaced, writer.nodes))
+            self.added = after - before
             if self.added > 0:
                 raise NotRewritable(MORE_LAYOUT_OPERATORS)
         return result
-
-
-def _layout_operators(nodes: Iterable[ir.Node]) -> int:
-    return sum(map(is_layout_operator, nodes))
 
 
 def lay_out(
