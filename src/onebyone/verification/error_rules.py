@@ -87,6 +87,13 @@ def _approx(x: Any, what: Any) -> Approx:
     return x
 
 
+def _conversion(number: Any, dtype: torch.dtype) -> float:
+    """The error of a Python number that an operator converts to `dtype`; 0 for anything else."""
+    if not isinstance(number, float):
+        return 0.0
+    return abs(torch.tensor(number, dtype=dtype).item() - number) if math.isfinite(number) else 0.0
+
+
 def _spread(x: Approx, n: int, u: float) -> Tensor:
     """The part of the error of a sum of n terms that one term contributes: e + γ_{n+1}·(|x̂| + 2e)."""
     g = gamma(n + 1, u)
@@ -139,11 +146,12 @@ def addmm(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 @rule("relu", "relu_", "neg", "abs", "hardtanh", "relu6", "clamp", "clamp_min", "clamp_max", "threshold")
 def exact_lipschitz(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Functions with Lipschitz constant 1 that do not round."""
+    """Functions with Lipschitz constant 1 that round nothing but their limits."""
     x = _approx(args[0], f)
     if any(isinstance(a, Approx) for a in args[1:]) or "threshold" in str(f):
         raise NoRuleError(f"{f} in this use")
-    return Approx(f(x.value, *args[1:], **kwargs), x.error)
+    limits = max((_conversion(a, x.value.dtype) for a in (*args[1:], *kwargs.values())), default=0.0)
+    return Approx(f(x.value, *args[1:], **kwargs), x.error + limits if limits else x.error)
 
 
 # For each function: its Lipschitz constant, and the units of roundoff that are allowed relative to |y|, relative to |x|
@@ -264,14 +272,18 @@ def average(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 @rule("add", "sub", "rsub")
 def sums(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """a ± s·b, or b − s·a for rsub: both errors, and two roundings (of the scaled operand and of the sum)."""
+    """a ± s·b, or b − s·a for rsub: both errors, and two roundings (of the scaled operand and of the sum).
+
+    A number `b` is also rounded to the type of the tensor, which matters where the sum cancels.
+    """
     a, b = args[:2]
     s = abs(float(kwargs.get("alpha", args[2] if len(args) > 2 else 1)))
     y = f(value(a), value(b), **kwargs) if len(args) < 3 else f(value(a), value(b), args[2], **kwargs)
     reversed_ = "rsub" in str(f)
     ea, eb = _scaled(a, s if reversed_ else 1.0), _scaled(b, 1.0 if reversed_ else s)
     product = 0 if s == 1 else s * _size(a if reversed_ else b)
-    e = (ea + eb) * (1 + 4 * u) + 2 * u * (y.abs() + product)
+    converted = _conversion(b, y.dtype) * (1.0 if reversed_ else s)
+    e = (ea + eb + converted) * (1 + 4 * u) + 2 * u * (y.abs() + product)
     return Approx(y, widened(e.expand_as(y), 2, u))
 
 

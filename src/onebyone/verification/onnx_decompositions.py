@@ -63,7 +63,9 @@ def compare_in_float64(
             changed = run64(after, {name: array * (1 + INJECTED)}, feeds)
             seen = not bool((np.abs(changed - expected) <= limit).all())
             faults.append(Fault(f"{name} changed by 2⁻¹²", seen_by_integers=seen))
-    error = np.abs(expected - actual)
+    same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
+    error = np.where(same, 0.0, np.abs(expected - actual))
+    error[np.isnan(error)] = np.inf
     ratio = float(np.max(np.divide(error, limit, out=np.zeros_like(error), where=error > 0), initial=0.0))
     hidden = [fault.name for fault in faults if not fault.seen_by_integers]
     why = missing_dependence(before, after, {}, feeds, others, expected)

@@ -324,7 +324,8 @@ def _on_real_weights(
     unit = bounds.unit_roundoff("float32")
     tiny = float(np.finfo(np.float32).tiny * np.finfo(np.float32).eps)
     bound = bounds.dot_bound(layer.terms + EXTRA_TERMS, np.abs(reach), unit) + 2 * (layer.terms + 2) * tiny
-    if expected.shape != actual.shape or not np.isfinite(actual).all():
+    finite = np.isfinite(expected).all() and np.isfinite(actual).all()
+    if expected.shape != actual.shape or not finite:
         return replace(check, ok=False, why=f"outputs {expected.shape} and {actual.shape}, or not finite")
     error = np.abs(expected - actual)
     ratio = float(np.max(np.divide(error, bound, out=np.zeros_like(error), where=error > 0), initial=0.0))

@@ -19,6 +19,7 @@ from onebyone.lifting.values import Cannot
 from onebyone.onnx.lift.graph_lifter import literal_of
 from onebyone.onnx.lift.single_nodes import evaluate
 from onebyone.onnx_file import fed_inputs
+from onebyone.records import first_line
 from onebyone.verification.error_rules import RULES, Approx, NoRuleError
 from onebyone.verification.onnx_network import CallableOnnx
 
@@ -109,7 +110,12 @@ class _Interpreter:
         translate = _TRANSLATIONS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if translate is None:
             raise NoRuleError(node.op_type)
-        result = translate(self, node, operands)
+        try:
+            result = translate(self, node, operands)
+        except NoRuleError:
+            raise
+        except Exception as error:  # PyTorch's operator takes fewer uses than the node has
+            raise NoRuleError(f"{node.op_type}: {first_line(error)}") from error
         return result if isinstance(result, list) else [result]
 
     def run(self, operator: Any, *operands: Any) -> Any:
@@ -220,7 +226,12 @@ def _batch_norm(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
 def _reduced(operator: Any) -> _Translation:
     def translate(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
         x = operands[0]
-        axes = list(node.attributes.get_ints("axes", ())) if len(operands) < 2 else g.integers(operands[1])
+        given = operands[1] if len(operands) > 1 else None
+        axes = list(node.attributes.get_ints("axes", ())) if given is None else g.integers(given)
+        empty_means_none = node.attributes.get_int("noop_with_empty_axes", 0)
+        if not axes and empty_means_none:
+            return x
+        axes = axes or list(range(x.value.ndim))
         return g.run(operator, x, axes, bool(node.attributes.get_int("keepdims", 1)))
 
     return translate
@@ -246,7 +257,15 @@ def _plain(operator: Any, *names: str) -> _Translation:
 
 def _clip(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     limits = [None if v is None else float(np.asarray(v)) for v in (*operands[1:], None, None)][:2]
+    if limits == [None, None]:
+        return operands[0]
     return g.run(aten.clamp.default, operands[0], *limits)
+
+
+def _gelu(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
+    x: Approx = operands[0]
+    approximate = node.attributes.get_string("approximate", "none")
+    return RULES[aten.gelu](g.u, aten.gelu.default, (x,), {"approximate": approximate})
 
 
 def _softmax(operator: Any) -> _Translation:
@@ -268,7 +287,7 @@ def _reshape(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
 
 def _flatten(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     x, axis = operands[0], node.attributes.get_int("axis", 1)
-    lead = int(np.prod(x.value.shape[: axis % (x.value.ndim + 1)]))
+    lead = int(np.prod(x.value.shape[: axis if axis >= 0 else axis + x.value.ndim]))
     return g.run(aten.reshape.default, x, [lead, -1])
 
 
@@ -280,11 +299,8 @@ def _moved(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     arrays = {str(v.name): o for v, o in zip(node.inputs[1:], operands[1:], strict=True) if v is not None}
     if any(isinstance(o, Approx) for o in arrays.values()):
         raise NoRuleError(f"{node.op_type} with an index that depends on the image")
-    indices = evaluate(node, {name: numbers} | arrays, g.opset)
-    return [
-        Approx(x.value.reshape(-1)[torch.from_numpy(i)], x.error.reshape(-1)[torch.from_numpy(i)])
-        for i in indices
-    ]
+    indices = [torch.from_numpy(np.array(i)) for i in evaluate(node, {name: numbers} | arrays, g.opset)]
+    return [Approx(x.value.reshape(-1)[i], x.error.reshape(-1)[i]) for i in indices]
 
 
 def _concatenated(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
@@ -312,7 +328,10 @@ _TRANSLATIONS: dict[str, _Translation] = {
     "Mul": _plain(aten.mul.Tensor), "Div": _plain(aten.div.Tensor), "Relu": _plain(aten.relu.default),
     "Neg": _plain(aten.neg.default), "Abs": _plain(aten.abs.default), "Sigmoid": _plain(aten.sigmoid.default),
     "Tanh": _plain(aten.tanh.default), "Erf": _plain(aten.erf.default),
-    "HardSwish": _plain(aten.hardswish.default), "Softplus": _plain(aten.softplus.default),
+    "HardSwish": _plain(aten.hardswish.default), "Mish": _plain(aten.mish.default),
+    "Sin": _plain(aten.sin.default), "Cos": _plain(aten.cos.default), "Gelu": _gelu,
+    "LeakyRelu": _plain(aten.leaky_relu.default, "alpha"), "Elu": _plain(aten.elu.default, "alpha"),
+    "Celu": _plain(aten.celu.default, "alpha"),
     "Softmax": _softmax(aten._softmax.default), "LogSoftmax": _softmax(aten._log_softmax.default),
     "GlobalAveragePool": _global(aten.mean.dim), "GlobalMaxPool": _global(aten.amax.default),
     "ReduceMean": _reduced(aten.mean.dim), "ReduceSum": _reduced(aten.sum.dim_IntList),

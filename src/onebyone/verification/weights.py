@@ -242,7 +242,8 @@ def _unequal(a: Tensor, b: Tensor) -> int:
         return 0 if torch.equal(a, b) else max(1, int((a.dequantize() != b.dequantize()).sum()))
     if a.layout != torch.strided:
         a, b = a.to_dense(), b.to_dense()
-    if _layout(a) == _layout(b):  # the same memory, read in the same way
+    # the same memory, read in the same way; wrappers without memory of their own have the address 0
+    if a.data_ptr() and _layout(a) == _layout(b):
         return 0
     left, right = _bits(a), _bits(b.to(a.device))
     return 0 if torch.equal(left, right) else int((left != right).sum())

@@ -191,6 +191,8 @@ def compare_rows(dense: list[Tensor], crops: list[Tensor], bounds: list[Tensor])
         agreement = float((wide(dense[0]).argmax(1) == wide(crops[0]).argmax(1)).double().mean())
     bound = ratio = None
     if bounds:
+        if [b.shape for b in bounds] != [d.shape for d in differences]:
+            raise ValueError("each output needs bounds of its own shape")
         ratio = max(worst(d, b)[1] for d, b in zip(differences, bounds, strict=True))
         bound = max(float(b.max()) for b in bounds)
     finite = bool(torch.isfinite(sizes).all())
