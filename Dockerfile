@@ -1,12 +1,15 @@
 # onebyone on the CPU, with the versions of requirements.lock.
 #
 #   docker build -t onebyone .
-#   docker run --rm -v "$PWD/demo:/work/demo" onebyone demo                        # writes demo/index.html
-#   docker run --rm -it --network host -v "$PWD/demo:/work/demo" onebyone view demo --no-browser
+#   mkdir -p demo
+#   docker run --rm -v "$PWD/demo:/data/demo" onebyone demo                        # writes demo/index.html
+#   docker run --rm -it -p 127.0.0.1:8000:8000 -v "$PWD/demo:/data/demo" \
+#       onebyone view demo --host 0.0.0.0 --port 8000 --no-browser                 # prints the page's address
 #
-# The folder demo must be writable for user 1000. `view` listens on the loopback interface only, so its container shares
-# the network of the machine. PyTorch's default build for Linux contains CUDA (several GB); to use its CPU build, pass the
-# index of these builds: --build-arg PIP_EXTRA_INDEX_URL=...
+# The folder demo must be writable for user 1000. In its container, `view` listens on all interfaces, and docker publishes
+# its port on the loopback interface of the machine only; the page opens at the address that is printed, with its token.
+# PyTorch's default build for Linux contains CUDA (several GB). Its build for the CPU is on an index of its own:
+# --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 FROM python:3.12-slim
 
 # g++ compiles the kernels of `tune` on the machine
@@ -22,8 +25,8 @@ COPY pyproject.toml PACKAGE.md LICENSE ./
 COPY src ./src
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
-RUN useradd --create-home --uid 1000 onebyone && install -d -o onebyone /work
+RUN useradd --create-home --uid 1000 onebyone && install -d -o onebyone /data
 USER onebyone
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["onebyone"]
 CMD ["--help"]

@@ -8,8 +8,11 @@ import re
 from typing import Any
 
 from bench.models.summary import PEER_COLUMNS, geomean
+from bench.report_images import section
 from bench.zoo.work import ROOT
 
+PARTS = ("models", "forms", "convert", "profiles", "dense", "gigapixel")
+"""The results that the page shows, in the order of the arguments of `page`."""
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 NAMES = {
     "eager": "eager",
@@ -35,9 +38,7 @@ MARKS = ("o", "o", "s", "s", "D", "^")
 def main() -> int:
     """Write the page and the plot."""
     models = _read("models")
-    (DOCS / "bench.md").write_text(
-        page(models, _read("forms"), _read("convert"), _read("profiles")), encoding="utf-8"
-    )
+    (DOCS / "bench.md").write_text(page(*(_read(name) for name in PARTS)), encoding="utf-8")
     for theme in INK:
         (DOCS / f"bench-models-{theme}.svg").write_bytes(plot(models, theme))
     print("docs/bench.md written")
@@ -49,7 +50,12 @@ def _read(name: str) -> Any:
 
 
 def page(
-    models: dict[str, Any], forms: dict[str, Any], convert: dict[str, Any], profiles: list[dict[str, Any]]
+    models: dict[str, Any],
+    forms: dict[str, Any],
+    convert: dict[str, Any],
+    profiles: list[dict[str, Any]],
+    dense: dict[str, Any],
+    scans: dict[str, Any],
 ) -> str:
     """Return the page as Markdown."""
     machine, versions = models["machine"], models["versions"]
@@ -107,7 +113,7 @@ def page(
         ]
     lines += ["", _ceiling(models["models"])]
     lines += ["", *profiled(profiles, models["models"]), "", *_forms(forms), "", *_convert(convert)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *section(dense, scans)]) + "\n"
 
 
 def _row(m: dict[str, Any], key: str, label: str) -> str:

@@ -98,12 +98,8 @@ def test_the_plot_is_valid_svg_and_reproducible(theme: str) -> None:
 
 def test_the_page_is_up_to_date() -> None:
     """docs/bench.md equals the page generated from the committed results."""
-    data = {
-        n: json.loads((RESULTS / f"{n}.json").read_text(encoding="utf-8"))
-        for n in ("models", "forms", "convert")
-    }
-    profiles = json.loads((RESULTS / "profiles.json").read_text(encoding="utf-8"))
-    assert (ROOT / "docs" / "bench.md").read_text(encoding="utf-8") == report.page(*data.values(), profiles)
+    data = [json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in report.PARTS]
+    assert (ROOT / "docs" / "bench.md").read_text(encoding="utf-8") == report.page(*data)
 
 
 def test_the_committed_results_are_consistent() -> None:
