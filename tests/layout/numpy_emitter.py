@@ -35,6 +35,8 @@ class NumpyEmitter(LayoutEmitter[Any]):
         self.program = program
         self.permutes = 0
         self.copies = 0  # of maps, as patches
+        self.reshapes = 0
+        self.images: list[tuple[int, ...]] = []  # the shapes of the inputs of convolutions
         self.not_counted: list[np.ndarray] = []
         self.fused: list[GraphValue] = []  # the operators repeated as they were
 
@@ -65,6 +67,7 @@ class NumpyEmitter(LayoutEmitter[Any]):
         return np.expand_dims(x, position)
 
     def reshape(self, x: Any, sizes: Sequence[Any]) -> Any:
+        self.reshapes += 1
         return x.reshape(sizes)
 
     def expand(self, x: Any, sizes: Sequence[Any]) -> Any:
@@ -84,6 +87,7 @@ class NumpyEmitter(LayoutEmitter[Any]):
 
     def convolution(self, x: Any, weight: Any, bias: Any) -> Any:
         assert x.ndim == weight.ndim in (4, 5)
+        self.images.append(x.shape)
         assert weight.shape[2:] == (1,) * (x.ndim - 2)
         y = np.einsum("nc...,oc->no...", x, weight.reshape(weight.shape[:2]))
         return y if bias is None else y + bias.reshape(-1, *[1] * (x.ndim - 2))

@@ -279,7 +279,8 @@ class NumpyProgram:
             product = WeightProduct(
                 result, x, channel, channel, weight, 0, 1, offset, groups=groups, stride=tuple(stride)
             )
-            return ProductRule(result, product.operands, product, to, convert, penalty)
+            costs = {k: v for k, v in settings.items() if k not in ("groups", "stride")}
+            return ProductRule(result, product.operands, product, to, convert, penalty, **costs)
 
         operands = [x, weight] if offset is None else [x, weight, offset]
         return self._add(operands, compute, rule, shape)

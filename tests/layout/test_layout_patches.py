@@ -105,3 +105,12 @@ def test_between_values_that_have_their_channels_last_it_saves_both_permutes() -
     x = program.transpose(program.input(2, 4, 6, 3), 0, 3, 1, 2)
     y = program.patches(x, 5, (2, 2))
     assert plan_of(program, y, program.transpose(y, 0, 2, 3, 1)) == (True, 1)
+
+
+def test_orders_that_the_operands_suggest() -> None:
+    """The map suggests its positions in their order with the channels last, and the natural order; the kernel none."""
+    program = NumpyProgram()
+    rule = program.rules[program.patches(program.input(2, 3, 4, 6), 5, (2, 2), True)]
+    assert rule.result_orders(0, (0, 1, 2, 3)) == [(0, 2, 3, 1), (0, 1, 2, 3)]
+    assert rule.result_orders(0, (0, 3, 2, 1)) == [(0, 3, 2, 1)]
+    assert rule.result_orders(1, (0, 1, 2, 3)) == rule.result_orders(2, (0,)) == []

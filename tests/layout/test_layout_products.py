@@ -12,6 +12,7 @@ import sympy
 from onebyone.layout.orders import UNIT, natural_layout, order_of
 from onebyone.layout.products import CHANNEL, ProductRule, image_layout
 from onebyone.layout.stored_tensors import StoredTensors
+from onebyone.layout.token_axis import TokenAxis
 from onebyone.layout.values import GraphValue
 from onebyone.layout.weight_products import WeightProduct, product_of_factors
 from tests.layout.numpy_emitter import NumpyEmitter, stored
@@ -44,6 +45,7 @@ def check(program: NumpyProgram, value: GraphValue) -> int:
                 assert order_of(result_layout) == order
                 assert np.array_equal(written, stored(right, result_layout))
                 assert emitter.permutes == 0
+                assert emitter.reshapes == rule.reshapes(tuple(order), operand_orders)
                 count += 1
     return count
 
@@ -295,3 +297,77 @@ def test_the_bias_and_its_factors_belong_to_the_product(shape: tuple[int, ...]) 
     plain = product_of_factors(result, x, weight, left)
     assert isinstance(plain, WeightProduct)
     assert (plain.bias, plain.alpha, plain.beta) == (None, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"),
+    [
+        ((2, 3, 4, 5, 6), (6, 4, 5, 6)),
+        ((2, 3, 4, 5, 6, 7), (6, 4, 5, 6, 7)),
+        ((2, 3, 4, 5), (6, 4, 5, 1)),
+        ((2, 4, 3, 5, 6, 7), (2, 4, 630, 1)),
+    ],
+)
+def test_only_too_many_axes_are_merged(shape: tuple[int, ...], image: tuple[int, ...]) -> None:
+    """The axes before the channels become one; those after them stay, unless there are more than three."""
+    program = NumpyProgram()
+    x = program.input(*shape)
+    value = program.product(x, 3, to="conv", channel=shape.index(4) - len(shape), bias=False)
+    program.output(value)
+    rule = program.rules[value]
+    order = tuple(range(len(shape)))
+    emitter = NumpyEmitter(program)
+    tensors: StoredTensors[Any] = StoredTensors(emitter, program.constants)
+    tensors.put(x, x.axes, program.arrays[x])
+    tensors.put(rule.operands[1], rule.operands[1].natural_layout, program.arrays[rule.operands[1]])
+    (orders,) = rule.operand_orders(order)
+    written, _ = rule.write(tensors, order, orders)
+    assert emitter.images == [image]
+    assert np.array_equal(written, program.direct()[0])
+
+
+def test_positions_in_the_batch_axis() -> None:
+    """A convolution then takes its channels last, in one form of no cost; a linear layer does not change."""
+    for to, orders in (("conv", 2), ("linear", 6)):
+        program = NumpyProgram()
+        value = program.product(program.input(2, 3, 4), 5, to=to, tokens=TokenAxis.BATCH)
+        rule = program.rules[value]
+        allowed = [order for order in permutations(rule.axes) if rule.operand_orders(tuple(order))]
+        assert len(allowed) == orders
+        assert rule.preferred_orders() == [(0, 1, 2), (0, 1, 2)]
+        assert [rule.penalty(order, ((0, 1, 2),)) for order in allowed[:1]] == [0.0]
+
+
+def test_rows_in_the_batch_axis_have_a_cost_where_they_could_be_positions() -> None:
+    def rule(*shape: int, channel: int = -1) -> Any:
+        program = NumpyProgram()
+        x = program.input(*shape)
+        return program.rules[program.product(x, 6, to="conv", channel=channel, row_penalty=0.125)]
+
+    assert rule(2, 4).preferred_orders() == [(1, 0), (0, 1)]
+    assert rule(2, 4).penalty((0, 1), ((0, 1),)) == 0.125
+    assert rule(2, 4).penalty((1, 0), ((1, 0),)) == 0
+    assert rule(2, 3, 4).preferred_orders() == [(0, 2, 1), (0, 1, 2)]
+    assert rule(2, 3, 4).penalty((0, 2, 1), ((0, 2, 1),)) == 0
+    assert rule(4, 3, channel=0).penalty((0, 1), ((0, 1),)) == 0
+
+
+def test_a_product_is_kept_where_its_form_would_be_less_plain() -> None:
+    """A weight that multiplies from the left, or Reshapes; the cost is that of keeping it."""
+
+    def rule(to: str, *shape: int, channel: int) -> Any:
+        program = NumpyProgram()
+        return program.rules[
+            program.product(program.input(*shape), 6, to=to, channel=channel, keep_cost=0.25)
+        ]
+
+    for to, shape, channel, kept in (
+        ("linear", (2, 4, 3), 1, True),  # from the left
+        ("linear", (2, 3, 4), 2, False),
+        ("conv", (2, 4, 3), 1, False),
+        ("conv", (2, 3, 4), 2, True),  # Reshapes
+    ):
+        natural = rule(to, *shape, channel=channel)
+        assert natural.is_kept((0, 1, 2), ((0, 1, 2),)) == kept
+        assert (natural.penalty((0, 1, 2), ((0, 1, 2),)) == 0.25) == kept
+        assert not natural.is_kept((1, 0, 2), ((1, 0, 2),))

@@ -355,3 +355,37 @@ def test_expand_to_a_symbolic_size_uses_the_size_that_the_operator_names() -> No
     program.sizes[result] = [None, None]
     with pytest.raises(AssertionError, match="expanded: axis 0 has no size"):
         rule.write(tensors, (1, 0), ((1,),))
+
+
+def test_known_sizes_are_written_as_numbers() -> None:
+    """Not read from tensors, nor left to be inferred; two unknown ones are each computed from their own axes."""
+
+    class Recording(NumpyEmitter):
+        def reshape(self, x: Any, sizes: Any) -> Any:
+            recorded.append(tuple(sizes))
+            return super().reshape(x, sizes)
+
+        def size(self, x: Any, position: int) -> Any:
+            read.append(position)
+            return super().size(x, position)
+
+    recorded: list[tuple[int, ...]] = []
+    read: list[int] = []
+    program = NumpyProgram()
+    x = program.input(2, 6, 5)
+    value = program.reshape(x, -1, 2, 3, 5)
+    tensors: StoredTensors[Any] = StoredTensors(Recording(program))
+    tensors.put(x, (0, 1, 2), program.arrays[x])
+    program.rules[value].write(tensors, (0, 1, 2, 3), ((0, 1, 2),))
+    assert recorded == [(2, 2, 3, 5)]
+    assert tensors.size(x, 1) == 6
+    assert read == []
+    n, m = sympy.symbols("n m")
+    y = program.input(2, 3, 4, 5, symbolic={0: n, 2: m})
+    merged = GraphValue("merged", (3 * n, 5 * m))
+    program.sizes[merged] = [None, None]
+    rule = ReshapeRule(merged, (y,), (((0, 1), (0,)), ((2, 3), (1,))))
+    tensors.put(y, (0, 1, 2, 3), program.arrays[y])
+    written, _ = rule.write(tensors, (0, 1), ((0, 1, 2, 3),))
+    assert recorded[-1] == (6, 20)
+    assert written.shape == (6, 20)

@@ -133,6 +133,10 @@ def test_mixing_the_batch_is_seen() -> None:
     assert "moved" in str(unbatched(numbers.reshape(-1), 120, 2))
     assert "mixed" in str(unbatched(numbers[::-1], 120, 2))
     assert "mixed" in str(unbatched(np.stack([numbers[0], numbers[1][::-1]]), 120, 2))
+    # the last element of a sample, and the first one of the next
+    for element, mixed in ((119, False), (120, True), (0, False), (-1, True)):
+        result = unbatched(np.array([[element], [element + 120]]), 120, 2)
+        assert ("mixed" in str(result)) == mixed
 
 
 @pytest.mark.parametrize(
