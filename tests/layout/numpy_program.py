@@ -227,6 +227,30 @@ class NumpyProgram:
             x.shape,
         )
 
+    def normalise_sum(
+        self,
+        x: GraphValue,
+        *addends: GraphValue,
+        scale: GraphValue | None = None,
+        offset: GraphValue | None = None,
+    ) -> GraphValue:
+        """(s − max s) · scale + offset over the last axis, for the sum s of `x` and the addends."""
+
+        def compute(a: Sequence[np.ndarray], _: Any) -> np.ndarray:
+            total, parameters = a[0], list(a[1 + len(addends) :])
+            for addend in a[1 : 1 + len(addends)]:
+                total = total + addend
+            total = total - total.max(-1, keepdims=True)
+            total = total * parameters.pop(0) if scale is not None else total
+            return total + parameters.pop(0) if offset is not None else total
+
+        return self._add(
+            [v for v in (x, *addends, scale, offset) if v is not None],
+            compute,
+            lambda r: operators.normalise_sum(r, x, addends, scale, offset),
+            x.shape,
+        )
+
     def channel_offset(self, x: GraphValue, offset: GraphValue) -> GraphValue:
         """x[n, c, …] + offset[c], as an operator on (N, C, …)."""
         return self._add(

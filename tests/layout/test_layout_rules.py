@@ -12,7 +12,7 @@ import pytest
 import sympy
 
 from onebyone.layout import operators
-from onebyone.layout.normalisations import NormalisationRule
+from onebyone.layout.normalisations import NormalisationRule, SumNormalisationRule
 from onebyone.layout.orders import UNIT, Layout, Order, natural_layout, order_of
 from onebyone.layout.rules import (
     AxisRule,
@@ -74,6 +74,16 @@ OPERATORS: dict[str, tuple[type[LayoutRule], Build]] = {
         lambda p: p.normalise(p.input(2, 3, 4), 1, None, p.input(4)),
     ),
     "normalise over two": (NormalisationRule, lambda p: p.normalise(p.input(2, 3, 4), 2, p.input(3, 4))),
+    "normalise a sum": (
+        SumNormalisationRule,
+        lambda p: p.normalise_sum(
+            p.input(2, 3, 4), p.input(4), p.input(3, 1), scale=p.input(4), offset=p.input(4)
+        ),
+    ),
+    "normalise a sum with an offset": (
+        SumNormalisationRule,
+        lambda p: p.normalise_sum(p.input(2, 1, 3, 4), p.input(4), offset=p.input(4)),
+    ),
     "channel offset": (ChannelsSecondRule, lambda p: p.channel_offset(p.input(2, 3, 4, 2), p.input(3))),
     "channel offset of one image": (
         ChannelsSecondRule,
@@ -170,6 +180,7 @@ def test_both_directions_of_a_rule_agree(name: str) -> None:
         ("expand", 6),
         ("normalise", 6),
         ("normalise over two", 1),
+        ("normalise a sum", 6),
         ("channel offset", 2),
         ("channel offset of one image", 2),
         ("channel offset of one channel", 2),
@@ -355,37 +366,3 @@ def test_expand_to_a_symbolic_size_uses_the_size_that_the_operator_names() -> No
     program.sizes[result] = [None, None]
     with pytest.raises(AssertionError, match="expanded: axis 0 has no size"):
         rule.write(tensors, (1, 0), ((1,),))
-
-
-def test_known_sizes_are_written_as_numbers() -> None:
-    """Not read from tensors, nor left to be inferred; two unknown ones are each computed from their own axes."""
-
-    class Recording(NumpyEmitter):
-        def reshape(self, x: Any, sizes: Any) -> Any:
-            recorded.append(tuple(sizes))
-            return super().reshape(x, sizes)
-
-        def size(self, x: Any, position: int) -> Any:
-            read.append(position)
-            return super().size(x, position)
-
-    recorded: list[tuple[int, ...]] = []
-    read: list[int] = []
-    program = NumpyProgram()
-    x = program.input(2, 6, 5)
-    value = program.reshape(x, -1, 2, 3, 5)
-    tensors: StoredTensors[Any] = StoredTensors(Recording(program))
-    tensors.put(x, (0, 1, 2), program.arrays[x])
-    program.rules[value].write(tensors, (0, 1, 2, 3), ((0, 1, 2),))
-    assert recorded == [(2, 2, 3, 5)]
-    assert tensors.size(x, 1) == 6
-    assert read == []
-    n, m = sympy.symbols("n m")
-    y = program.input(2, 3, 4, 5, symbolic={0: n, 2: m})
-    merged = GraphValue("merged", (3 * n, 5 * m))
-    program.sizes[merged] = [None, None]
-    rule = ReshapeRule(merged, (y,), (((0, 1), (0,)), ((2, 3), (1,))))
-    tensors.put(y, (0, 1, 2, 3), program.arrays[y])
-    written, _ = rule.write(tensors, (0, 1), ((0, 1, 2, 3),))
-    assert recorded[-1] == (6, 20)
-    assert written.shape == (6, 20)
