@@ -200,7 +200,7 @@ def test_a_region_that_can_be_read_at_the_third_attempt_is_no_failure(tmp_path: 
     flaky = FaultySource(image[..., None], (50, 40), times=0)
     key = of_image(None, flaky)
     flaky.times = 2
-    assert key == of_image(None, ArraySource(image[..., None]))
+    assert key["content"] == of_image(None, ArraySource(image[..., None]))["content"]
     result = scan(exact_net(), flaky, out=tmp_path / "s.npz", tile=8)
     np.testing.assert_array_equal(result.scores, scan(exact_net(), image).scores)
 
@@ -231,6 +231,12 @@ def test_other_settings_do_not_go_on(change: dict[str, Any], named: str, tmp_pat
         scan(exact_net(), broken, out=out, **{"tile": 3, **change})
 
 
+def stop_at_the_first_tile(done: int, total: int) -> None:
+    """Progress of a scan that is interrupted."""
+    if done:
+        raise Unfinished("interrupted", [])
+
+
 def test_another_image_or_network_does_not_go_on(tmp_path: Path) -> None:
     out, image = tmp_path / "s.npz", integer_image(83, 71)[..., None]
     with pytest.raises(Unfinished):
@@ -239,6 +245,12 @@ def test_another_image_or_network_does_not_go_on(tmp_path: Path) -> None:
     other[0, 0] += 1
     with pytest.raises(BadInput, match="image differ"):
         scan(exact_net(), FaultySource(other, (80, 68), 10**9), out=out, tile=3)
+    between = image.copy()
+    between[40, 50] += 1  # at none of the places whose pixels identify a file
+    with pytest.raises(Unfinished):
+        scan(exact_net(), image, out=tmp_path / "a.npz", tile=3, progress=stop_at_the_first_tile)
+    with pytest.raises(BadInput, match="image differ"):
+        scan(exact_net(), between, out=tmp_path / "a.npz", tile=3)
     net = exact_net()
     with torch.no_grad():
         net.model[0].bias[0] += 1

@@ -10,6 +10,7 @@ import dask.array
 import numpy as np
 import openslide
 import pytest
+import rasterio
 import tifffile
 import zarr
 from numpy.typing import NDArray
@@ -177,3 +178,42 @@ def test_georeference_of_a_level(tmp_path: Path) -> None:
     assert placement.to_world((0.5, 0.5)) == (5e5 + 20, 5e6 - 20)
     assert placement.world_transform == (40.0, 0.0, 5e5, 0.0, -40.0, 5e6)
     assert Placement.from_dict(placement.to_dict()) == placement
+
+
+def test_pages_of_a_geotiff_are_selected_with_their_place(tmp_path: Path) -> None:
+    """Each page has a place of its own; overviews are no pages."""
+    path, pages = tmp_path / "pages.tif", np.random.default_rng(0).integers(0, 9, (2, 1, 200, 150), np.uint8)
+    for number, values in enumerate(pages):
+        more = {"APPEND_SUBDATASET": "YES"} if number else {}
+        with rasterio.open(
+            path, "w", driver="GTiff", height=200, width=150, count=1, dtype="uint8", crs="EPSG:32633",
+            transform=rasterio.Affine(10, 0, 1000 * number, 0, -10, 0), **more,
+        ) as file:  # fmt: skip
+            file.write(values)
+    for number in (0, 1):
+        source = open_file(path, page=number)
+        np.testing.assert_array_equal(
+            source.read((Span(0, 200), Span(0, 150))), np.moveaxis(pages[number], 0, -1)
+        )
+        assert placement_of(source).crs is not None
+        assert placement_of(source).to_world((0.0, 0.0)) == (1000.0 * number, 0.0)
+    with pytest.warns(OnebyoneWarning, match=r"has 2 pages or frames, and the first is read"):
+        np.testing.assert_array_equal(
+            open_file(path).read((Span(0, 9), Span(0, 9)))[..., 0], pages[0, 0, :9, :9]
+        )
+    with pytest.raises(BadInput, match=r"page=2: .*has 2 pages, counted from 0"):
+        open_file(path, page=2)
+
+
+def test_overviews_and_masks_of_a_geotiff_are_no_pages(tmp_path: Path) -> None:
+    path = tmp_path / "one.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=200, width=150, count=1, dtype="uint8", crs="EPSG:32633",
+        transform=rasterio.Affine(10, 0, 0, 0, -10, 0),
+    ) as file:  # fmt: skip
+        file.write(np.ones((1, 200, 150), np.uint8))
+        file.build_overviews([2])
+    assert open_file(path).size == open_file(path, page=0).size == (200, 150)
+    assert open_file(path, level=1).size == open_file(path, level=1, page=0).size == (100, 75)
+    with pytest.raises(BadInput, match=r"page=1: .*has one page"):
+        open_file(path, page=1)

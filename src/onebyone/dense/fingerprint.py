@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from onebyone.stores.regions import Span
-from onebyone.stores.source import ImageSource
+from onebyone.stores.source import ArraySource, ImageSource, SourceProperties
 
 #: Places per axis and pixels per side of the samples of an image's content.
 _PLACES, _SIDE = 5, 32
+#: Bytes of an array that are read at a time.
+_PART = 2**24
 
 
 def of_network(model: Any) -> str:
@@ -48,7 +50,7 @@ def of_image(image: Any, source: ImageSource) -> dict[str, Any]:
     """What identifies an image: its shape and type, samples of its content, and for a file its size and time.
 
     The samples are squares of 32 pixels at 5×5 places, those at the corners included. The sample of a
-    region that cannot be read is None.
+    region that cannot be read is None. An array in memory has no time, so all of its values identify it.
     """
     samples: list[str | None] = []
     axes = [
@@ -67,8 +69,22 @@ def of_image(image: Any, source: ImageSource) -> dict[str, Any]:
         "shape": [*source.size, source.channels],
         "dtype": str(source.dtype),
         "content": samples,
+        "values": [_of_array(source)],
     }
     if isinstance(image, str | os.PathLike) and Path(image).exists():
         status = Path(image).stat()
         found |= {"bytes": status.st_size, "modified": status.st_mtime_ns}
     return found
+
+
+def _of_array(source: ImageSource) -> str | None:
+    """The SHA-256 of an array in memory, a part of its rows at a time; None for other sources."""
+    while isinstance(source, SourceProperties):
+        source = source.source
+    if type(source) is not ArraySource:
+        return None
+    digest = hashlib.sha256()
+    rows = max(1, _PART // max(1, source.values[:1].nbytes))
+    for first in range(0, len(source.values), rows):
+        digest.update(np.ascontiguousarray(source.values[first : first + rows]).data)
+    return digest.hexdigest()[:32]

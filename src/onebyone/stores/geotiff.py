@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onebyone.atomic_files import require_file
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.stores.array_files import NpyWriter
+from onebyone.stores.high_bit_depth import chosen_page
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.placement import Placement
 from onebyone.stores.regions import Region
@@ -38,19 +39,31 @@ def rasterio_library(purpose: str) -> Any:
 
 
 @contextmanager
-def opened(path: Path, purpose: str, **options: Any) -> Iterator[Any]:
-    """A TIFF opened by rasterio, closed at the end. Raises BadInput where it cannot be read."""
+def opened(path: Path, purpose: str, page: str | None = None) -> Iterator[Any]:
+    """A TIFF, or one of its pages by GDAL's name, opened by rasterio, closed at the end.
+
+    Raises BadInput where it cannot be read.
+    """
     library = rasterio_library(purpose)
-    dataset = _open(library, path, options)
+    dataset = _open(library, path, {}, page)
     with dataset:
         yield dataset
 
 
-def _open(library: Any, path: Path, options: dict[str, Any]) -> Any:
+def _page_name(path: Path, page: int | None) -> str | None:
+    """GDAL's name of a page of a file with several, overviews and masks not counted; None where there is one page."""
+    with opened(path, "reading a GeoTIFF") as first:
+        names = first.subdatasets or [None]
+    name: str | None = names[chosen_page(path, len(names), page)]
+    return name
+
+
+def _open(library: Any, path: Path, options: dict[str, Any], page: str | None = None) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", library.errors.NotGeoreferencedWarning)
-            return library.open(require_file(path).resolve(), driver="GTiff", sharing=False, **options)
+            file = require_file(path).resolve()
+            return library.open(page or file, driver="GTiff", sharing=False, **options)
     except library.errors.RasterioError as error:
         raise BadInput(f"{path} cannot be read as a GeoTIFF: {_first_line(error)}") from error
 
@@ -58,16 +71,19 @@ def _open(library: Any, path: Path, options: dict[str, Any]) -> Any:
 class GeoTiffSource:
     """A GeoTIFF at one of its levels (0 is the full resolution, then its overviews); an `ImageSource`.
 
+    Of a file with several pages, `page` is read, or the first one with a warning; overviews are no pages.
+
     Raises
     ------
     BadInput
-        where the file cannot be read, has no such level, or mixes types of values.
+        where the file cannot be read, has no such page or level, or mixes types of values.
     """
 
-    def __init__(self, path: Path, level: int = 0) -> None:
+    def __init__(self, path: Path, level: int = 0, page: int | None = None) -> None:
         self._library = rasterio_library("reading a GeoTIFF")
         self._path = path
-        with opened(path, "reading a GeoTIFF") as full:
+        name = _page_name(path, page)
+        with opened(path, "reading a GeoTIFF", name) as full:
             size0 = (full.height, full.width)
             count = len(full.overviews(1))
             world = (
@@ -77,7 +93,7 @@ class GeoTiffSource:
         if not 0 <= level <= count:
             raise BadInput(f"level={level}: {path} has {count + 1} level(s), counted from 0")
         options = {} if level == 0 else {"overview_level": level - 1}
-        self._dataset = _open(self._library, path, options)
+        self._dataset = _open(self._library, path, options, name)
         dataset = self._dataset
         if len(set(dataset.dtypes)) != 1:
             raise BadInput(f"{path}: its bands have different types: {', '.join(dataset.dtypes)}")

@@ -140,8 +140,8 @@ def _tiff(
 ) -> ImageSource | None:
     from onebyone.stores import geotiff, tiff
 
-    if page is None and axes is None and mpp is None and geotiff.is_georeferenced(file):
-        return geotiff.GeoTiffSource(file, level or 0)
+    if axes is None and mpp is None and geotiff.is_georeferenced(file):
+        return geotiff.GeoTiffSource(file, level or 0, page)
     if (axes, level, mpp) == (None, None, None) and not tiff.is_installed():
         return None  # Pillow reads many TIFFs as a whole
     return tiff.open_tiff(file, axes=axes, page=page, level=level, mpp=mpp)
