@@ -98,7 +98,7 @@ class Line:
     length: float
 
     def box(self) -> tuple[float, float, float, float]:
-        """x1, y1, x2, y2 of the ink, measured by Matplotlib."""
+        """x1, y1, x2, y2 of a box that contains the ink, measured by Matplotlib."""
         x0, y0, x1, y1 = _ink(self.text, self.size, self.bold)
         left = self.x - {"start": 0.0, "middle": 0.5, "end": 1.0}[self.anchor] * self.length
         return left + x0, self.y - y1, left + x1, self.y - y0
@@ -120,8 +120,11 @@ def texts(svg: bytes) -> tuple[Line, ...]:
 
 @cache
 def _ink(text: str, size: float, bold: bool) -> tuple[float, float, float, float]:
-    box = TextPath((0, 0), text, size=size, prop=_font(bold)).get_extents()
-    return box.x0, box.y0, box.x1, box.y1
+    """The box of the outlines' control points: a curve lies within the hull of its control points."""
+    outlines = TextPath((0, 0), text, size=size, prop=_font(bold))
+    points = outlines.vertices[outlines.codes != TextPath.CLOSEPOLY]
+    (x0, y0), (x1, y1) = points.min(0), points.max(0)
+    return float(x0), float(y0), float(x1), float(y1)
 
 
 @cache
