@@ -26,12 +26,24 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_python(
-    *arguments: str, folder: Path, environment: Mapping[str, str] | None = None, seconds: int = 1800
+    *arguments: str,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    stdin: Path | None = None,
+    seconds: int = 1800,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python arguments…` in `folder`: `[-W action] script.py …`, `-m module …` or `-c code …`."""
+    """Run `python arguments…` in `folder`: `[-W action] script.py …`, `-m module …` or `-c code …`.
+
+    Its standard input is the file `stdin`, or empty.
+    """
     with tempfile.TemporaryDirectory() as outputs:
         process = start_python(
-            *arguments, folder=folder, outputs=Path(outputs), environment=environment, seconds=seconds
+            *arguments,
+            folder=folder,
+            outputs=Path(outputs),
+            environment=environment,
+            stdin=stdin,
+            seconds=seconds,
         )
         code = process.wait()
         out, err = ((Path(outputs) / name).read_text("utf-8") for name in ("out", "err"))
@@ -60,6 +72,7 @@ def start_python(
     folder: Path,
     outputs: Path,
     environment: Mapping[str, str] | None = None,
+    stdin: Path | None = None,
     seconds: int = 1800,
 ) -> StartedPython:
     """Start `python arguments…` in `folder`, as `run_python` does; `wait` or `poll` it until it has ended."""
@@ -68,6 +81,7 @@ def start_python(
         "folder": str(folder),
         "environment": {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         "outputs": str(outputs),
+        "stdin": str(stdin or os.devnull),
         "seconds": seconds,
     }
     return StartedPython(_ask(request))
@@ -144,9 +158,9 @@ def _run(request: dict[str, Any]) -> None:
         opened = os.open(Path(request["outputs"]) / name, os.O_WRONLY | os.O_CREAT)
         os.dup2(opened, stream)
         os.close(opened)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    standard_input = os.open(request["stdin"], os.O_RDONLY)
+    os.dup2(standard_input, 0)
+    os.close(standard_input)
     signal.alarm(request["seconds"])
     os.chdir(request["folder"])
     os.environ.clear()

@@ -24,7 +24,7 @@ RENDERED = ROOT / "docs" / REPORT
 SHORT_BUDGETS = """\
 import onebyone
 for verb in (onebyone.tune, onebyone.compare):
-    verb.__kwdefaults__["budget"] = 2.0
+    verb.__kwdefaults__["budget"] = 0.5
 """
 """Run before each page: without it, an example that leaves `tune` its default budget takes a minute."""
 

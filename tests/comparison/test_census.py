@@ -126,7 +126,7 @@ def test_without_it_the_network_alone_is_counted(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("key", ["timm:resnet", "torchvision:vgg11", "timm:mlp_mixer"])
+@pytest.mark.parametrize("key", ["timm:resnet", "torchvision:alexnet", "timm:mlp_mixer"])
 def test_a_network_is_measured_as_pytorch_counts_it(key: str) -> None:
     """MACs by the FLOP counter of torch, and parameters of layers by their class."""
     from torch.utils.flop_counter import FlopCounterMode

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -284,7 +282,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(tmp_path: Path) 
     script = SCRIPT.replace("print(", "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
                             "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\nprint(")  # fmt: skip
     out = tmp_path / "s.npz"
-    limited = subprocess.run([sys.executable, "-c", script, str(out), "3000"], capture_output=True, text=True)
+    limited = run_python("-c", script, str(out), "3000", folder=ROOT)
     assert limited.returncode != 0
     assert "BadInput: cannot write" in limited.stderr
     assert not out.exists()

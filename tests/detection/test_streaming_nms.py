@@ -26,6 +26,9 @@ from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
 
 IOUS = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+#: A map with windows of 12×7 pixels every 4×2: a box overlaps those of three positions on each side.
+ROWS, COLUMNS = 13, 17
+IMAGE = ((ROWS - 1) * 4 + 12, (COLUMNS - 1) * 2 + 7)
 
 
 def random_boxes(seed: int, count: int, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -136,24 +139,24 @@ class Shuffled(ScoreMap):
 
 
 def random_map(seed: int, chunk: tuple[int, int], kind: type[ScoreMap] = ScoreMap) -> ScoreMap:
-    values = np.random.default_rng(seed).integers(0, 8, (2, 23, 31)).astype(np.float32) / 8
+    values = np.random.default_rng(seed).integers(0, 8, (2, ROWS, COLUMNS)).astype(np.float32) / 8
     geometry = Geometry((12, 7), (4, 2), (3, 0), (12, 7), (3, 0), True)
-    size = (22 * 4 + 12, 30 * 2 + 7)
+    size = IMAGE
     scores: Any = Parts(values, chunk)
     return kind(scores, geometry, Labels(), size, kind=ScoreKind("probabilities", "multi-label"))
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 2**31), st.integers(1, 24), st.integers(1, 32), IOUS, st.booleans(), st.booleans())
+@given(st.integers(0, 2**31), st.integers(1, ROWS + 1), st.integers(1, COLUMNS + 1), IOUS, st.booleans(), st.booleans())
 def test_detections_depend_neither_on_the_parts_nor_on_their_order(
     seed: int, rows: int, columns: int, iou: float, per_class: bool, refine: bool
 ) -> None:
     options: Any = {"threshold": 0.4, "iou": iou, "per_class": per_class, "refine": refine}
-    scores = random_map(seed, (23, 31))
+    scores = random_map(seed, (ROWS, COLUMNS))
     values = np.asarray(scores.scores[:])
     label, row, column = np.nonzero(values >= np.float32(0.4))
     corners = np.stack([column * 2, row * 4 - 3, column * 2 + 7, row * 4 + 9], 1).astype(float)
-    corners = np.clip(corners, 0, [67, 100, 67, 100])
+    corners = np.clip(corners, 0, [*IMAGE[::-1], *IMAGE[::-1]])
     kept, _ = nms(corners, values[label, row, column], label, iou, per_class=per_class)
     expected = detect(scores, **options)
     if not refine:
@@ -173,9 +176,9 @@ def test_the_best_detections_are_the_first_of_all() -> None:
 
 
 def test_a_crowded_part_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = detect(random_map(2, (23, 31)), threshold=0)
+    expected = detect(random_map(2, (ROWS, COLUMNS)), threshold=0)
     monkeypatch.setattr("onebyone.detection.extraction._PART", 3)
-    found = detect(random_map(2, (23, 31)), threshold=0)
+    found = detect(random_map(2, (ROWS, COLUMNS)), threshold=0)
     assert np.array_equal(found.boxes, expected.boxes)
 
 

@@ -75,7 +75,7 @@ def test_conversion_and_cutting_out_of_layers_grow_linearly() -> None:
 
         return convert_and_cut
 
-    _grows_linearly(converting, 40, 4)
+    _grows_linearly(converting, 20, 4)
 
 
 def test_verification_grows_linearly() -> None:
@@ -98,7 +98,7 @@ def test_a_table_of_values_for_each_layer_would_be_noticed() -> None:
         return cut
 
     with pytest.raises(AssertionError):
-        _grows_linearly(cutting, 60, 4)
+        _grows_linearly(cutting, 20, 4)
 
 
 @pytest.mark.slow

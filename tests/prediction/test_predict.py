@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.prediction.inputs import image_files
 from onebyone.viewing import ScanView
 from onebyone.viewing.scan_folder import ScanParts, scan_parts
+from tests.interpreter import run_python
 
 RAW = onebyone.Labels(classes=("bright",), std=(1.0,))
 
@@ -199,22 +198,11 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_picture_from_the_standard_input(folder: Path) -> None:
     (folder / "net.py").write_text(NETWORK)
-    command = [
-        sys.executable,
-        "-m",
-        "onebyone",
-        "predict",
-        "net.py:bright",
-        "-",
-        "--window",
-        "8",
-        "--std",
-        "1",
-    ]
-    with (folder / "b.png").open("rb") as picture:
-        done = subprocess.run(
-            [*command, "--no-save", "--json"], stdin=picture, capture_output=True, cwd=folder, check=True
-        )
+    options = ("--window", "8", "--std", "1", "--no-save", "--json")
+    done = run_python(
+        "-m", "onebyone", "predict", "net.py:bright", "-", *options, folder=folder, stdin=folder / "b.png"
+    )
+    assert done.returncode == 0, done.stderr
     (image,) = json.loads(done.stdout)["images"]
     assert (image["image"], image["image_size"]) == ("stdin", [40, 56])
     assert image["objects"][0]["x1"] == 5
