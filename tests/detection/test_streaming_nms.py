@@ -147,7 +147,14 @@ def random_map(seed: int, chunk: tuple[int, int], kind: type[ScoreMap] = ScoreMa
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 2**31), st.integers(1, ROWS + 1), st.integers(1, COLUMNS + 1), IOUS, st.booleans(), st.booleans())
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, ROWS + 1),
+    st.integers(1, COLUMNS + 1),
+    IOUS,
+    st.booleans(),
+    st.booleans(),
+)
 def test_detections_depend_neither_on_the_parts_nor_on_their_order(
     seed: int, rows: int, columns: int, iou: float, per_class: bool, refine: bool
 ) -> None:

@@ -14,10 +14,15 @@ from onebyone.pytorch.graph.patches import KEPT
 
 pytestmark = pytest.mark.zoo
 NETWORKS = {
-    "vit_tiny_patch16_224": {"img_size": 48},
+    "vit_tiny_patch16_224": {"img_size": 48, "embed_dim": 48, "depth": 2},
     "convnext_atto": {},
     "mixer_s32_224": {"img_size": 96},
-    "swin_tiny_patch4_window7_224": {"img_size": 56, "window_size": 7, "depths": (2, 2, 2, 2)},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 56,
+        "window_size": 7,
+        "embed_dim": 24,
+        "depths": (2, 1, 1, 1),  # only the maps of the first stage are larger than a window, which then shifts
+    },
     "resnet26": {},
     "xcit_nano_12_p16_224": {"img_size": 48},
 }
