@@ -21,7 +21,12 @@ NETWORKS = {
         "img_size": 56,
         "window_size": 7,
         "embed_dim": 24,
-        "depths": (2, 1, 1, 1),  # only the maps of the first stage are larger than a window, which then shifts
+        "depths": (
+            2,
+            1,
+            1,
+            1,
+        ),  # only the maps of the first stage are larger than a window, which then shifts
     },
     "resnet26": {},
     "xcit_nano_12_p16_224": {"img_size": 48},
