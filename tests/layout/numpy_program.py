@@ -16,7 +16,7 @@ from onebyone.layout import operators
 from onebyone.layout.operators import renamed_constants
 from onebyone.layout.orders import order_of
 from onebyone.layout.patches import PatchRule
-from onebyone.layout.planner import LayoutPlan, choose_orders
+from onebyone.layout.planner import LayoutPlan, best_layouts, choose_orders
 from onebyone.layout.products import ProductRule
 from onebyone.layout.rules import FixedRule, LayoutRule
 from onebyone.layout.stored_tensors import StoredTensors
@@ -357,7 +357,8 @@ class NumpyProgram:
         """The outputs, every operator written in the orders of a plan; and the emitter, which counted the permutes."""
         emitter = NumpyEmitter(self)
         free, renames = self.free_values(), renamed_constants(self.rules, self.constants)
-        tensors: StoredTensors[Any] = StoredTensors(emitter, free, renames)
+        best = best_layouts(self.rules, plan)
+        tensors: StoredTensors[Any] = StoredTensors(emitter, free, renames, best)
         for value, array in self.arrays.items():
             tensors.put(value, value.natural_layout, stored(array, value.natural_layout))
             if value in self.constants:

@@ -46,6 +46,27 @@ def test_exported_networks_are_equivalent(name: str, exporter: str, free: bool) 
     assert len(v.layers) == len(c.changes) > 0
 
 
+def test_a_reshape_inserts_the_axes_of_the_convolutions_after_it() -> None:
+    """The operators between pass on what a convolution reads: an Add, a Concat and a residual need no Unsqueeze."""
+    m = model(
+        graph(
+            "1,3,4,4",
+            "1,17,6",
+            """k = Conv(x, u) a = Reshape(k, s) b = Transpose<perm=[0,2,1]>(a) c = Concat<axis=1>(t, b) d = Add(c, p)
+            e = MatMul(d, v) f = Relu(e) g0 = MatMul(f, w) y = Add(g0, d)""",
+        ),
+        {
+            "u": integers(6, 3, 1, 1), "s": np.asarray([1, 6, 16], np.int64), "t": integers(1, 1, 6, seed=3),
+            "p": integers(1, 17, 6, seed=4), "v": integers(6, 9), "w": integers(9, 6),
+        },
+    )  # fmt: skip
+    c = converted(m, {"x": integers(1, 3, 4, 4, seed=2)})
+    kinds = operators(c.model)
+    assert kinds.count("Unsqueeze") == 0, kinds
+    assert kinds.count("Squeeze") == 1, "the output of three axes"
+    assert (kinds.count("Transpose"), kinds.count("Reshape")) == (1, 1)
+
+
 def test_a_run_of_operators_on_tokens_has_no_layout_operator_inside() -> None:
     m = model(
         graph(

@@ -261,3 +261,31 @@ def test_bad_arguments(options: dict[str, str], message: str) -> None:
     m = model(graph("1,2", "1,2", "y = Relu(x)"))
     with pytest.raises(BadInput, match=message):
         onebyone.convert(m, **options)
+
+
+def test_attention_without_squeeze_and_unsqueeze_takes_no_more_layout_operators() -> None:
+    """KL520 has no MatMul of constants, Squeeze or Unsqueeze; a Gemm is not rewritten, as it violates nothing."""
+    nodes = """
+        p = Conv(x, r) p1 = Reshape(p, rows) p2 = Transpose<perm=[0,2,1]>(p1)
+        a = MatMul(p2, u) b = Reshape(a, s) c = Transpose<perm=[2,0,3,1,4]>(b) d, e, f = Split<axis=0, num_outputs=3>(c)
+        q = Squeeze(d, zero) k = Squeeze(e, zero) v = Squeeze(f, zero)
+        kt = Transpose<perm=[0,1,3,2]>(k) h = MatMul(q, kt) i = MatMul(h, v) j = Transpose<perm=[0,2,1,3]>(i)
+        l = Reshape(j, t) m = MatMul(l, w) n = Add(m, p2) o = ReduceMax<keepdims=0>(n, one) y = Gemm<transB=1>(o, z)
+    """
+    constants = {
+        "u": integers(8, 24), "w": integers(8, 8, seed=1), "z": integers(3, 8), "zero": np.asarray([0], np.int64),
+        "one": np.asarray([1], np.int64), "s": np.asarray([1, 6, 3, 2, 4], np.int64),
+        "t": np.asarray([1, 6, 8], np.int64), "rows": np.asarray([1, 8, 6], np.int64), "r": integers(8, 3, 2, 2),
+    }  # fmt: skip
+    m = model(graph("1,3,3,4", "1,3", nodes), constants)
+    feeds = {"x": integers(1, 3, 3, 4, seed=5)}
+    conversion = convert(m, "kneron-kl520")
+    for expected, actual in zip(run(m, feeds), run(conversion.model, feeds), strict=True):
+        np.testing.assert_array_equal(expected, actual)
+    assert onebyone.verify(m, conversion, feeds).equivalent
+    assert operators(conversion.model).count("Gemm") == 1
+    assert conversion.layout_before is not None
+    assert conversion.layout_after is not None
+    assert conversion.layout_after.total() <= conversion.layout_before.total() == 7
+    assert {offender.operator for offender in conversion.left} == {"MatMul"}, "of two activations"
+    assert len(conversion.left) == 2

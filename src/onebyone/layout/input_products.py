@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from onebyone.layout.orders import UNIT, Layout, Order, operand_layout, operand_order, without_leading_units
+from onebyone.layout.orders import UNIT, Layout, Order, operand_layout, operand_order, order_of, renamed
 from onebyone.layout.rules import LayoutRule, OperandOrders
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
@@ -41,18 +41,42 @@ class MatrixProductRule(LayoutRule):
         matrix = tuple(axis for axis in self.axes if axis >= self.result.rank - 2)
         return list(dict.fromkeys([batch + matrix, batch + matrix[::-1]]))
 
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        transposed = self._transposed(order, operand_orders)
+        if layout is None or layout[-2:] != self._matrix(self.result, transposed):
+            return (None, None)
+        return tuple(self._layout(x, layout[:-2], transposed) for x in self.operands)
+
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
-        forms = self._forms(order)
-        transposed = next(form for form in forms if self._operands(order, form) == operand_orders)
-        batch = tuple(axis for axis in order if axis < self.result.rank - 2)
-        factors = [
-            tensors.get(x, without_leading_units(self._batch_of(x, batch)) + self._matrix(x, transposed))
-            for x in self.operands
-        ]
+        transposed = self._transposed(order, operand_orders)
+        batch, model = self._batch_layout(tensors, order, transposed)
+        factors = []
+        for x in self.operands:
+            full = self._layout(x, batch, transposed)
+            factors.append(tensors.get(x, full if x is model else tensors.nearest(x, full, last=2)))
         written = tensors.emitter.matmul(*(reversed(factors) if transposed else factors))
         return written, batch + self._matrix(self.result, transposed)
+
+    def _batch_layout(
+        self, tensors: StoredTensors[T], order: Order, transposed: bool
+    ) -> tuple[Layout, GraphValue | None]:
+        """The leading dimensions of the result, and an operand that is available with them.
+
+        Unit dimensions are kept, as far as the result does not get more dimensions than it has axes.
+        """
+        batch = tuple(axis for axis in order if axis < self.result.rank - 2)
+        for x in self.operands:
+            names = {axis: axis + self.result.rank - x.rank for axis in x.axes}
+            for have in tensors.available(x):
+                leading = renamed(have[:-2], names)
+                is_matrix = have[-2:] == self._matrix(x, transposed) and len(have) <= self.result.rank
+                if is_matrix and order_of(leading) == batch:
+                    return leading, x
+        return batch, None
 
     def _batch(self) -> Order:
         return tuple(axis for axis in self.axes if axis < self.result.rank - 2)
@@ -76,9 +100,14 @@ class MatrixProductRule(LayoutRule):
             orders.append(operand_order(batch, leading, self.result.rank - x.rank) + matrix)
         return tuple(orders)
 
-    def _batch_of(self, x: GraphValue, batch: Order) -> Layout:
+    def _transposed(self, order: Order, operand_orders: OperandOrders) -> bool:
+        """Whether the product is written as the transposed one."""
+        return next(form for form in self._forms(order) if self._operands(order, form) == operand_orders)
+
+    def _layout(self, x: GraphValue, batch: Layout, transposed: bool) -> Layout:
+        """The layout of an operand whose leading dimensions broadcast against those of the result."""
         leading = tuple(axis for axis in x.axes if axis < x.rank - 2)
-        return operand_layout(batch, leading, self.result.rank - x.rank)
+        return operand_layout(batch, leading, self.result.rank - x.rank) + self._matrix(x, transposed)
 
     def _matrix(self, x: GraphValue, transposed: bool) -> Layout:
         """The last two dimensions of a value, as they are stored."""

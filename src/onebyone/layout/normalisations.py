@@ -36,6 +36,12 @@ class NormalisationRule(LayoutRule):
     def result_orders(self, operand: int, order: Order) -> list[Order]:
         return [order] if operand == 0 and self.operand_orders(order) else [self.axes]
 
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        is_free = layout is not None and self._stored_last(order) == self._stored_last(layout)
+        return (layout if is_free else None, *(None for _ in self.operands[1:]))
+
     def penalty(self, order: Order, operand_orders: OperandOrders) -> float:
         return 0.0 if self._stored_last(order) else 0.0001
 
@@ -78,6 +84,12 @@ class SumNormalisationRule(NormalisationRule):
 
     def result_orders(self, operand: int, order: Order) -> list[Order]:
         return [order] if operand == 0 else [self.axes]
+
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        best = self.operands[0].natural_layout if order == self.axes else layout
+        return (best, *(None for _ in self.operands[1:]))
 
     def penalty(self, order: Order, operand_orders: OperandOrders) -> float:
         return 0.0 if order == self.axes else 0.0001

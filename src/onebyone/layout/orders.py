@@ -84,6 +84,16 @@ def operand_layout(layout: Layout, axes: Iterable[int], shift: int = 0) -> Layou
     return tuple(axis - shift if axis != UNIT and axis - shift in present else UNIT for axis in layout)
 
 
+def with_order(layout: Layout, order: Order) -> Layout:
+    """The layout with its axes in another order, and unit dimensions where they were: one permute leads there.
+
+    >>> with_order((-1, 2, -1, 1), (1, 2))
+    (-1, 1, -1, 2)
+    """
+    axes = iter(order)
+    return tuple(axis if axis == UNIT else next(axes) for axis in layout)
+
+
 def without_leading_units(layout: Layout) -> Layout:
     """The layout without the unit dimensions at its front, which broadcasting adds by itself.
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
-from onebyone.layout.orders import Order
+from onebyone.layout.orders import Layout, Order, with_order
 from onebyone.layout.rules import LayoutRule, OperandOrders
 from onebyone.layout.values import GraphValue
 
@@ -81,6 +81,27 @@ def _complete(plan: _PartialPlan) -> LayoutPlan:
         orders[choice.value] = (choice.order, choice.operand_orders)
         choice = choice.before
     return LayoutPlan(orders, plan.permutes)
+
+
+def best_layouts(rules: Rules, plan: LayoutPlan) -> dict[GraphValue, Layout]:
+    """For each value, the layout in which the operators after it read it; of several, the first that needs one.
+
+    Operators that follow the layout of what they read pass on what is best for their results. So a value whose operator
+    can write any unit dimensions, such as a reshape, is written with those that a convolution needs, once.
+    """
+    best: dict[GraphValue, Layout] = {}
+    for value, rule in reversed(list(rules.items())):
+        order, operand_orders = plan.orders[value]
+        layout = best.get(value)
+        wanted = rule.operand_layouts(
+            order, operand_orders, None if layout is None else with_order(layout, order)
+        )
+        best |= {
+            operand: operand_layout
+            for operand, operand_layout in zip(rule.operands, wanted, strict=True)
+            if operand_layout is not None and operand.shape is not None
+        }
+    return best
 
 
 def _last_uses(rules: Rules) -> dict[GraphValue, list[GraphValue]]:

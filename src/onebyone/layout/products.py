@@ -209,6 +209,17 @@ class ProductRule(LayoutRule):
         assert self.product.bias is not None
         return (0 if self.product.bias.axes else UNIT, *(UNIT,) * spatial)
 
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        others = (None,) * (len(self.operands) - 1)
+        if self._collapsed() or self.is_kept(order, operand_orders):
+            return (self.product.x.natural_layout, *others)
+        joint: Layout = self._joint_order(order, operand_orders[0])
+        if self.to == "conv" and self._reshapes_of_form(order, operand_orders) == 0:
+            joint = image_layout(joint, self.tokens != TokenAxis.HEIGHT)
+        return (self._x_layout(joint), *others)
+
     # -- writing
 
     def write(

@@ -68,6 +68,16 @@ class LayoutRule:
         del order, operand_orders
         return 0
 
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        """The layout in which the operator best reads each operand; None where any unit dimensions serve.
+
+        `layout` is that of the result, stored in `order`, which the operators after it read best.
+        """
+        del order, operand_orders, layout
+        return (None,) * len(self.operands)
+
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
@@ -87,6 +97,11 @@ class FixedRule(LayoutRule):
 
     def preferred_orders(self) -> list[Order]:
         return [self.axes]
+
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        return tuple(operand.natural_layout for operand in self.operands)
 
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
@@ -116,6 +131,14 @@ class PointwiseRule(LayoutRule):
         shift = self._shift(self.operands[operand])
         shifted = tuple(axis + shift for axis in order)
         return [tuple(axis for axis in self.axes if axis not in shifted) + shifted]
+
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        return tuple(
+            operand_layout(layout, x.axes, self._shift(x)) if layout and len(x_order) == len(order) else None
+            for x, x_order in zip(self.operands, operand_orders, strict=True)
+        )
 
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
@@ -174,6 +197,11 @@ class RelabelRule(LayoutRule):
     def result_orders(self, operand: int, order: Order) -> list[Order]:
         return [renamed(order, self.names)]
 
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        return (None if layout is None else renamed(layout, self.back()),)
+
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
@@ -211,6 +239,14 @@ class AxisRule(LayoutRule):
             return []
         return [tuple(self.names[axis] for axis in order if axis in self.names)]
 
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        back = {after: before for before, after in self.names.items()}
+        keeps_all = layout is not None and len(self.names) == len(self.operands[0].axes)
+        first = renamed(layout, back) if layout is not None and keeps_all else None
+        return (first, *(operand.natural_layout for operand in self.operands[1:]))
+
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
@@ -236,6 +272,11 @@ class ElementRule(LayoutRule):
     def result_orders(self, operand: int, order: Order) -> list[Order]:
         return [operand_order(order, self.axes)]
 
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        return (layout if len(order) == len(self.list_axes) else None,)
+
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
@@ -258,6 +299,11 @@ class ConcatenateRule(LayoutRule):
         missing = tuple(axis for axis in self.axes if axis not in order)
         position = next((i for i, axis in enumerate(order) if axis > self.along), len(order))
         return [order[:position] + missing + order[position:]]
+
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        return tuple(None if layout is None else operand_layout(layout, x.axes) for x in self.operands)
 
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
@@ -288,16 +334,17 @@ class ExpandRule(LayoutRule):
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
         x, shift = self.operands[0], self._shift()
-        stored = tensors.get(x, without_leading_units(operand_layout(order, x.axes, shift)))
+        layout = tensors.best_layout(self.result, order)
+        stored = tensors.get(x, without_leading_units(operand_layout(layout, x.axes, shift)))
         kept = {axis + shift for axis in x.axes}
         sizes: list[int | T] = []
-        for axis in order:
-            size = -1 if axis in kept else self.result.size(axis)
+        for axis in layout:
+            size = 1 if axis == UNIT else -1 if axis in kept else self.result.size(axis)
             if not isinstance(size, int):
                 size = tensors.emitter.argument_size(self.result, axis)
                 assert size is not None, f"{self.result.name}: axis {axis} has no size"
             sizes.append(size)
-        return tensors.emitter.expand(stored, sizes), order
+        return tensors.emitter.expand(stored, sizes), layout
 
 
 class ChannelsSecondRule(LayoutRule):
@@ -313,6 +360,11 @@ class ChannelsSecondRule(LayoutRule):
 
     def result_orders(self, operand: int, order: Order) -> list[Order]:
         return [order] if operand == 0 and self._fits(order) else [self.axes]
+
+    def operand_layouts(
+        self, order: Order, operand_orders: OperandOrders, layout: Layout | None
+    ) -> tuple[Layout | None, ...]:
+        return (layout, *(operand.natural_layout for operand in self.operands[1:]))
 
     def write(
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
@@ -345,11 +397,9 @@ class ReshapeRule(LayoutRule):
     ) -> tuple[T, Layout]:
         x = self.operands[0]
         stored = tensors.get(x, tensors.layout_with(x, operand_orders[0]))
-        sizes: list[int | T] = []
-        for axis in order:
-            size = self._size(tensors, axis)
-            sizes.append(size)
-        return tensors.emitter.reshape(stored, sizes), order
+        layout = tensors.best_layout(self.result, order)
+        sizes = [1 if axis == UNIT else self._size(tensors, axis) for axis in layout]
+        return tensors.emitter.reshape(stored, sizes), layout
 
     def _size(self, tensors: StoredTensors[T], axis: int) -> int | T:
         """A size of the result: known, or named by the operator, or the product of the operand's sizes, or −1."""

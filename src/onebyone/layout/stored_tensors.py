@@ -9,12 +9,12 @@ from typing import Generic, TypeVar
 
 from onebyone.layout.emitter import LayoutEmitter
 from onebyone.layout.orders import (
-    UNIT,
     Layout,
     Order,
     order_of,
     renamed,
     unit_changes,
+    with_order,
     without_leading_units,
 )
 from onebyone.layout.values import GraphValue
@@ -37,7 +37,8 @@ class StoredTensors(Generic[T]):
     the order is available, otherwise with one permute of the tensor that the value's operator wrote.
 
     `constants` may be stored in any order at conversion; `demands` counts the layouts that they were asked for, from
-    which their storage is chosen. `renamed_constants` are read from their source.
+    which their storage is chosen. `renamed_constants` are read from their source. `best_layouts` are those in which
+    the operators after a value read it (`planner.best_layouts`).
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class StoredTensors(Generic[T]):
         emitter: LayoutEmitter[T],
         constants: Collection[GraphValue] = (),
         renamed_constants: Mapping[GraphValue, RenamedConstant] | None = None,
+        best_layouts: Mapping[GraphValue, Layout] | None = None,
     ) -> None:
         self.emitter = emitter
         self.demands: dict[GraphValue, Counter[Layout]] = {}
         self._constants = constants
         self._renamed = renamed_constants or {}
+        self._best = best_layouts or {}
         self._tensors: dict[GraphValue, dict[Layout, T]] = {}
 
     def put(self, value: GraphValue, layout: Layout, tensor: T) -> None:
@@ -83,16 +86,23 @@ class StoredTensors(Generic[T]):
         """The tensors that hold a value, by layout, the written one first; none for a renamed constant."""
         return self._tensors.get(value, {})
 
-    def nearest(self, value: GraphValue, layout: Layout) -> Layout:
+    def best_layout(self, value: GraphValue, order: Order) -> Layout:
+        """The layout to write a value in whose operator can insert unit dimensions anywhere."""
+        best = self._best.get(value)
+        return order if best is None else with_order(best, order)
+
+    def nearest(self, value: GraphValue, layout: Layout, last: int = 0) -> Layout:
         """A layout, or the same without leading unit dimensions, whichever takes fewer squeezes and unsqueezes.
 
-        A constant, which takes none, is stored without them, unless it is available with them.
+        A constant, which takes none, is stored without them, unless it is available with them. Of the `last`
+        dimensions none is left out.
         """
         available = self.available(value)
-        shorter = without_leading_units(layout)
+        end = len(layout) - last
+        shorter = (*without_leading_units(layout[:end]), *layout[end:])
         if layout in available or value in self._constants:
             return layout if layout in available else shorter
-        have = next((have for have in available if order_of(have) == order_of(layout)), order_of(layout))
+        have = self.layout_with(value, order_of(layout))
         return min(layout, shorter, key=lambda want: sum(map(bool, unit_changes(have, want))))
 
     def layout_with(self, value: GraphValue, order: Order) -> Layout:
@@ -105,9 +115,7 @@ class StoredTensors(Generic[T]):
         for layout in available:
             if order_of(layout) == order:
                 return layout
-        written = next(iter(available), order)
-        axes = iter(order)
-        return tuple(axis if axis == UNIT else next(axes) for axis in written)
+        return with_order(next(iter(available), order), order)
 
     def any_layout(self, value: GraphValue) -> tuple[Layout, T]:
         """The layout in which a value was written, and its tensor; the original one for a renamed constant."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from onebyone.layout.orders import UNIT, Layout
-from onebyone.layout.planner import LayoutPlan
+from onebyone.layout.planner import LayoutPlan, best_layouts
 from onebyone.layout.rules import LayoutRule
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
@@ -28,24 +28,27 @@ class OnnxGraphBuilder:
         rules: Mapping[GraphValue, LayoutRule],
         products: Mapping[GraphValue, TokenProduct],
         weights: WeightRewriter,
+        plan: LayoutPlan,
     ) -> None:
-        self._graph, self._decoded, self._rules = graph, decoded, rules
+        self._graph, self._decoded, self._rules, self._plan = graph, decoded, rules, plan
         self._original = list(graph)
         self._end = ir.Node("", "Identity", [graph.inputs[0]], num_outputs=1)
         graph.append(self._end)
         self._word = _unused_suffix(graph)
         self._emitter = LayoutNodeEmitter(decoded, products, weights, self._end, self._word)
-        self._tensors: StoredTensors[ir.Value] = StoredTensors(self._emitter, decoded.constants)
+        self._tensors: StoredTensors[ir.Value] = StoredTensors(
+            self._emitter, decoded.constants, best_layouts=best_layouts(rules, plan)
+        )
         self._emitter.reads_from(self._tensors)
 
-    def build(self, plan: LayoutPlan) -> dict[str, StoredValue]:
+    def build(self) -> dict[str, StoredValue]:
         """Write the graph and remove the original nodes; returns how the new one stores each value of the old."""
         graph, original = self._graph, self._original
         self._put_inputs()
         written: list[GraphValue] = []
         *operators, last = self._rules.items()
         for value, rule in operators:
-            order, operand_orders = plan.orders[value]
+            order, operand_orders = self._plan.orders[value]
             self._emitter.begin(value)
             tensor, layout = rule.write(self._tensors, order, operand_orders)
             self._tensors.put(value, layout, tensor)

@@ -299,8 +299,8 @@ class PlannedGraph:
         converted = {result: product for result, product in self.products.items() if result not in kept}
         _record(rewriter, converted, self.graph.to, paths)
         written = OnnxGraphBuilder(
-            self.graph.graph, self.decoded, self.rules, self.products, rewriter.weights
-        ).build(self.plan)
+            self.graph.graph, self.decoded, self.rules, self.products, rewriter.weights, self.plan
+        ).build()
         sort_where_needed(rewriter.model)
         refused = [_refusal(rewriter, self.products[result], paths) for result in kept]
         return refused, written

@@ -114,7 +114,8 @@ def convert_for_target(
     form = to or _required_form(profile, offenders)
     layout_before, stored = layout_operators(copy), {}
     if form is not None:
-        stored = _lay_out(rewriter, profile, form, only, layout_before.total())
+        violating = None if to is not None else frozenset(o.path for o in offenders if _is_of_form(o))
+        stored = _lay_out(rewriter, profile, form, only, violating, layout_before.total())
     if any(o.rule is not None and "Identity" in _missing(o) for o in offenders):
         _remove_identities(rewriter, offenders)
     reasons = _rewrite_in_rounds(rewriter, profile, only)
@@ -223,19 +224,31 @@ def _required_form(profile: TargetProfile, offenders: tuple[Offender, ...]) -> s
 
 
 def _lay_out(
-    rewriter: ModelRewriter, profile: TargetProfile, form: str, only: Only, allowed: int
+    rewriter: ModelRewriter,
+    profile: TargetProfile,
+    form: str,
+    only: Only,
+    violating: frozenset[str] | None,
+    allowed: int,
 ) -> dict[str, StoredValue]:
-    """Convert the layers to one form: those that are not token-wise by themselves, the others with their layout."""
+    """Convert the layers to one form: those that are not token-wise by themselves, the others with their layout.
+
+    Only those whose path is in `violating` are converted; all where that is None.
+    """
+
+    def selected(path: str) -> bool:
+        return wanted(path, only) and (violating is None or path in violating)
+
     write, read = (
         (write_as_convolution, read_token_wise) if form == "conv" else (write_as_product, read_pointwise)
     )
     for path, node, opset in list(nodes_of(rewriter.model)):
         in_main = node.graph is rewriter.model.graph
-        if node.graph is not None and wanted(path, only) and not (in_main and read(node)):
+        if node.graph is not None and selected(path) and not (in_main and read(node)):
             rewriter.attempt(path, node, opset, form, write)
     tokens = {"width": TokenAxis.LAST, "height": TokenAxis.HEIGHT, "batch": TokenAxis.BATCH}
     axis = tokens[profile.preferred.token_axis]
-    return lay_out(rewriter, form, lambda path: wanted(path, only), axis, allowed)
+    return lay_out(rewriter, form, selected, axis, allowed)
 
 
 def _most_axes(profile: TargetProfile) -> int | None:
@@ -255,6 +268,11 @@ def _of_input(offender: Offender, description: NodeDescription, profile: TargetP
     assert offender.rule is not None
     reason = remedy(offender.rule, description, profile)
     return reason if isinstance(reason, str) else "the inputs of the model stay as they are"
+
+
+def _is_of_form(offender: Offender) -> bool:
+    """Whether a layer violates the form that its target asks for, or is a product of an operator that it lacks."""
+    return isinstance(offender.rule, FormRequirement) or offender.operator in _missing(offender)
 
 
 def _missing(offender: Offender) -> tuple[str, ...]:
