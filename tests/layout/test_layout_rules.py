@@ -14,17 +14,16 @@ import sympy
 from onebyone.layout import operators
 from onebyone.layout.normalisations import NormalisationRule, SumNormalisationRule
 from onebyone.layout.orders import UNIT, Layout, Order, natural_layout, order_of
+from onebyone.layout.reshape_rules import ExpandRule, ReshapeRule
 from onebyone.layout.rules import (
     AxisRule,
     ChannelsSecondRule,
     ConcatenateRule,
     ElementRule,
-    ExpandRule,
     FixedRule,
     LayoutRule,
     PointwiseRule,
     RelabelRule,
-    ReshapeRule,
 )
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue

@@ -11,7 +11,7 @@ import sympy
 
 from onebyone.layout import operators
 from onebyone.layout.orders import UNIT, Layout
-from onebyone.layout.rules import ReshapeRule
+from onebyone.layout.reshape_rules import ReshapeRule
 from onebyone.layout.shape_rule import ShapeRule
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.layout.normalisations import NormalisationRule
+from onebyone.layout.reshape_rules import ExpandRule, ReshapeRule
 from onebyone.layout.rules import (
     AxisRule,
     ChannelsSecondRule,
     ConcatenateRule,
     ElementRule,
-    ExpandRule,
     FixedRule,
     LayoutRule,
     PointwiseRule,
     RelabelRule,
-    ReshapeRule,
 )
 from onebyone.pytorch.graph.aten_operators import (
     AXIS_ARGUMENTS,

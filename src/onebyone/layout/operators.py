@@ -13,16 +13,15 @@ from collections.abc import Collection, Mapping, Sequence
 from onebyone.layout.normalisations import NormalisationRule, SumNormalisationRule
 from onebyone.layout.orders import Order, significant_axes
 from onebyone.layout.reshape_groups import reshape_groups
+from onebyone.layout.reshape_rules import ExpandRule, ReshapeRule
 from onebyone.layout.rules import (
     AxisRule,
     ChannelsSecondRule,
     ConcatenateRule,
     ElementRule,
-    ExpandRule,
     LayoutRule,
     PointwiseRule,
     RelabelRule,
-    ReshapeRule,
 )
 from onebyone.layout.sizes import Size
 from onebyone.layout.stored_tensors import RenamedConstant

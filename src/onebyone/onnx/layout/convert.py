@@ -11,7 +11,8 @@ import onnx_ir as ir
 from onebyone.errors import BadInput
 from onebyone.layout.planner import LayoutPlan, choose_orders
 from onebyone.layout.products import MERGE_PENALTIES, ProductRule
-from onebyone.layout.rules import FixedRule, LayoutRule, ReshapeRule
+from onebyone.layout.reshape_rules import ReshapeRule
+from onebyone.layout.rules import FixedRule, LayoutRule
 from onebyone.layout.token_axis import TokenAxis
 from onebyone.layout.values import GraphValue
 from onebyone.onnx.computed_constants import evaluate_constants

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onebyone.layout import operators as kinds
 from onebyone.layout.input_products import matrix_product
 from onebyone.layout.products import ProductRule
-from onebyone.layout.rules import FixedRule, LayoutRule, RelabelRule, ReshapeRule
+from onebyone.layout.reshape_rules import ReshapeRule
+from onebyone.layout.rules import FixedRule, LayoutRule, RelabelRule
 from onebyone.layout.shape_rule import ShapeRule
 from onebyone.layout.sizes import Size
 from onebyone.layout.values import GraphValue
