@@ -36,7 +36,7 @@ def test_known_sizes_are_written_as_numbers() -> None:
     read: list[int] = []
     program = NumpyProgram()
     x = program.input(2, 6, 5)
-    value = program.reshape(x, -1, 2, 3, 5)
+    value = program.reshape(x, 2, -1, 3, 5)
     tensors: StoredTensors[Any] = StoredTensors(Recording(program))
     tensors.put(x, (0, 1, 2), program.arrays[x])
     program.rules[value].write(tensors, (0, 1, 2, 3), ((0, 1, 2),))
@@ -110,3 +110,22 @@ def test_the_shape_of_a_value_is_read_from_any_layout() -> None:
     plain.put(x, (0, 1, 2), program.arrays[x])
     with pytest.raises(TypeError, match="sizes: the shape of input0 is no tensor"):
         rule.write(plain, (0,), ())
+
+
+def test_a_shorter_operand_is_broadcast_as_it_is() -> None:
+    """One operand has all dimensions of the result, so that the vector needs none but its own."""
+
+    class Strict(NumpyEmitter):
+        def unsqueeze(self, x: Any, position: int) -> Any:
+            raise AssertionError("a dimension that broadcasting adds")
+
+    program = NumpyProgram()
+    x, vector = program.input(2, 3, 4), program.input(4)
+    value = program.add(x, vector)
+    expected = program.compute[value]([program.arrays[x], program.arrays[vector]], None)
+    for order, vector_order in (((0, 1, 2), (0,)), ((1, 0, 2), (0,))):
+        tensors: StoredTensors[Any] = StoredTensors(Strict(program))
+        tensors.put(x, order, stored(program.arrays[x], order))
+        tensors.put(vector, (0,), program.arrays[vector])
+        written, layout = program.rules[value].write(tensors, order, (order, vector_order))
+        assert np.array_equal(written, stored(expected, layout))

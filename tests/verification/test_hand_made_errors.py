@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from onebyone.results import LayerFunctions
 from onebyone.verification import crop_comparison, onnx_outputs, output_comparison
+from onebyone.verification.activations import sample
 from onebyone.verification.channel_axis import WithoutChannels, under_network
 from onebyone.verification.end_to_end import _compare_gradients, _perturbed
 from onebyone.verification.error_rules import RULES, NoRuleError
@@ -26,7 +27,7 @@ from onebyone.verification.onnx_models import _faults
 from onebyone.verification.onnx_network import in_double
 from onebyone.verification.result import DenseCheck, LayerCheck
 from onebyone.verification.tiling import compare_tiled
-from onebyone.verification.window_crops import DifferenceBounds, all_windows
+from onebyone.verification.window_crops import DifferenceBounds, WindowPositions, all_windows
 
 aten = torch.ops.aten
 
@@ -135,6 +136,16 @@ def test_why_there_is_no_bound_on_crops() -> None:
     assert "cannot be exported" in analysis.missing
     assert analysis(image, windows).missing == analysis.missing
     assert analysis(image, windows).bounds == []
+
+
+@pytest.mark.parametrize("count", [1, 5, 2**24 + 4])
+def test_samples_end_at_the_last_window_and_position(count: int) -> None:
+    """Also of more rows than float32 can count; the rows take no memory."""
+    index = torch.zeros(1, 3, dtype=torch.int64).expand(count, 3)
+    windows = WindowPositions(index, (4, 4), (1, 1), count)
+    assert len(windows.sample(7)) == min(7, count)
+    x = torch.zeros(1, 1).expand(count, 1)
+    assert 1 <= len(sample(x, nn.Linear(1, 1))) <= 129
 
 
 def test_a_layer_that_passes_has_nothing_to_explain() -> None:

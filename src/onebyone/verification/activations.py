@@ -116,7 +116,7 @@ def sample(x: Tensor, module: nn.Module) -> Tensor:
         if positions <= allowed or x.shape[longest] <= 2:
             break
         keep = max(2, x.shape[longest] * allowed // positions)
-        where = torch.linspace(0, x.shape[longest] - 1, keep, device=x.device).round().long()
+        where = torch.linspace(0, x.shape[longest] - 1, keep, dtype=torch.float64).round().long().to(x.device)
         x = x.index_select(longest, where)
     return x.clone()
 

@@ -52,7 +52,8 @@ class WindowPositions:
 
     def sample(self, limit: int) -> WindowPositions:
         """At most `limit` of these windows, evenly spread."""
-        rows = torch.linspace(0, len(self) - 1, min(limit, len(self))).round().long()
+        # float32 has no odd numbers above 2^24, and rounds the last row to one that does not exist
+        rows = torch.linspace(0, len(self) - 1, min(limit, len(self)), dtype=torch.float64).round().long()
         return WindowPositions(
             self.index[torch.unique_consecutive(rows)], self.window, self.stride, self.total
         )

@@ -1,0 +1,47 @@
+"""Small parts of the verifier: names of gradients, programs that are kept as they are, and verdicts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from onebyone.verification.any_size_checks import _gradient_map
+from onebyone.verification.channel_axis import WithoutChannels
+from onebyone.verification.result import LayerCheck, _layer_row
+from onebyone.verification.running_error import RunningError
+
+
+def test_gradients_have_the_names_of_the_original() -> None:
+    """A network that is called without a channel axis is one level deeper; a class map's is one level higher."""
+    bare: Any = SimpleNamespace(classifier=WithoutChannels(nn.Linear(3, 2)), class_map=None)
+    plain: Any = SimpleNamespace(classifier=nn.Linear(3, 2), class_map=None)
+    with_map: Any = SimpleNamespace(classifier=nn.Linear(3, 2), class_map=object())
+    gradient = torch.ones(1)
+    rename = _gradient_map(bare, nonlinear=False)
+    assert rename is not None
+    assert rename({"fc.weight": gradient}) == {"network.fc.weight": gradient}
+    assert _gradient_map(plain, nonlinear=False) is None
+    assert _gradient_map(with_map, nonlinear=True) is None
+    rename = _gradient_map(with_map, nonlinear=False)
+    assert rename is not None
+    assert rename({"map.fc.weight": gradient}) == {"fc.weight": gradient}
+
+
+def test_a_program_whose_operators_all_have_rules_is_analysed_as_it_is() -> None:
+    """Decomposing a linear layer into a transpose and addmm would only add steps."""
+    analysis = RunningError(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.ones(1, 3))
+    targets = [node.target for node in analysis.program.graph.nodes if node.op == "call_function"]
+    assert targets == [torch.ops.aten.linear.default, torch.ops.aten.relu.default]
+
+
+def test_a_layer_that_failed_does_not_look_like_one_that_passed() -> None:
+    rows = [
+        _layer_row(LayerCheck("fc", "Linear", ok=ok, why=why)) for ok, why in ((True, ""), (False, "reason"))
+    ]
+    verdicts = [row[-1] for row in rows]
+    assert verdicts[0] == "ok"
+    assert verdicts[1].startswith("FAILS")
+    assert verdicts[1].endswith("reason")
