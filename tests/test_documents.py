@@ -27,11 +27,13 @@ for verb in (onebyone.tune, onebyone.compare):
     verb.__kwdefaults__["budget"] = 0.5
 """
 """Run before each page: without it, an example that leaves `tune` its default budget takes a minute."""
+BUDGET = re.compile(r"\bbudget=[\d.]+")
+"""A budget that a page states, which is shortened as well."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
-    code = SHORT_BUDGETS + "\n".join(BLOCK.findall(page.read_text("utf-8")))
+    code = SHORT_BUDGETS + BUDGET.sub("budget=0.5", "\n".join(BLOCK.findall(page.read_text("utf-8"))))
     script = tmp_path / "page.py"
     script.write_text(code, "utf-8")
     ran = run_python("-W", "ignore", script.name, folder=tmp_path)
