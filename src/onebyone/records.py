@@ -72,24 +72,27 @@ class Labels:
         return self.scale != 1 or bool(self.mean) or bool(self.std)
 
     def with_preprocessing(self, other: Labels | None) -> Labels:
-        """These labels, with the preprocessing of `other` if they state none."""
+        """These labels, with the preprocessing of `other` if they state none; a colour order other than RGB stays.
+
+        >>> Labels(colour_order="BGR").with_preprocessing(Labels(scale=1 / 255)).preprocessing()
+        'v / 255, BGR'
+        """
         if other is None or self.states_preprocessing:
             return self
-        return replace(
-            self, scale=other.scale, mean=other.mean, std=other.std, colour_order=other.colour_order
-        )
+        order = other.colour_order if self.colour_order == "RGB" else self.colour_order
+        return replace(self, scale=other.scale, mean=other.mean, std=other.std, colour_order=order)
 
     def preprocessing(self) -> str:
         """A formula for the preprocessing of a pixel value v.
 
         >>> Labels(scale=1 / 255, mean=(0.5,), std=(0.25,)).preprocessing()
-        '(v · 0.00392157 − 0.5) / 0.25'
+        '(v / 255 − 0.5) / 0.25'
         >>> Labels(std=(1.0,)).preprocessing()
         'values are used unchanged'
         """
         if not self.states_preprocessing:
             return "none stated: values are used unchanged"
-        text = "v" if self.scale == 1 else f"v · {self.scale:.6g}"
+        text = "v" if self.scale == 1 else _scaled("v", self.scale)
         if self.mean:
             text = f"({text} − {_numbers(self.mean)})"
         if any(v != 1 for v in self.std):
@@ -101,6 +104,13 @@ class Labels:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data for JSON."""
         return asdict(self)
+
+
+def _scaled(name: str, scale: float) -> str:
+    """A product by a scale; a quotient if that has a shorter number, such as 255."""
+    if scale and len(f"{1 / scale:.6g}") < len(f"{scale:.6g}"):
+        return f"{name} / {1 / scale:.6g}"
+    return f"{name} · {scale:.6g}"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -81,7 +81,7 @@ def test_the_network_is_left_as_it_was() -> None:
 
 
 def test_what_does_not_fit() -> None:
-    with pytest.raises(BadInput, match="rows: X1; expected some of S1"):
+    with pytest.raises(BadInput, match="rows=X1: expected some of S1"):
         onebyone.compare(network(), IMAGE, rows=["X1"])
     with pytest.raises(BadInput, match="the network does not run on it"):
         onebyone.compare(network(), torch.zeros(1, 3, 9, 9))

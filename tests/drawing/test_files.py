@@ -85,9 +85,9 @@ def test_save_writes_every_figure_whole(tmp_path: Path) -> None:
 def test_save_refuses_before_it_writes(tmp_path: Path) -> None:
     found = drawings(drawing("demo"), ["F2"])
     for arguments, named in (
-        ((("gif",),), "formats: gif"),
-        ((("svg",), ("blue",)), "themes: blue"),
-        (((),), "formats: none"),
+        ((("gif",),), "formats=gif"),
+        ((("svg",), ("blue",)), "themes=blue"),
+        (((),), "formats=none"),
     ):
         with pytest.raises(BadInput, match=named):
             found.save(tmp_path / "out", *arguments)
@@ -125,7 +125,7 @@ def test_figures_that_are_not_there() -> None:
     assert "F1      not drawn: the run called no fully connected layer" in str(some)
     with pytest.raises(Refused, match="no figure can be drawn"):
         onebyone.draw(model, x, figures=["F1", "F3"])
-    with pytest.raises(BadInput, match="figures: F7"):
+    with pytest.raises(BadInput, match="figures=F7"):
         onebyone.draw(model, x, figures=["F7"])
     with pytest.raises(BadInput, match="layer='head'"):
         onebyone.draw(*network("demo"), layer="head")
@@ -188,9 +188,9 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--figures", "F9"), 2, "figures: F9"),
-        (("--format", "gif"), 2, "--format: gif"),
-        (("--theme", "blue"), 2, "--theme: blue"),
+        (("--figures", "F9"), 2, "--figures F9: expected some of"),
+        (("--format", "gif"), 2, "--format gif: expected some of"),
+        (("--theme", "blue"), 2, "--theme blue: expected some of"),
         (("--width", "wide"), 2, "--width wide"),
         (("--layer", "nowhere"), 2, "--layer nowhere"),
         (("--image", "nowhere.png"), 2, "cannot read nowhere.png"),

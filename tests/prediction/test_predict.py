@@ -146,6 +146,27 @@ def test_the_viewer_shows_the_map_alone_where_pixels_have_more_than_eight_bits(t
     assert scan_parts(tmp_path / "out") == ScanParts((tmp_path / "out" / "image-0-scores.npz").resolve())
 
 
+def test_a_colour_order_alone_is_not_dropped(tmp_path: Path) -> None:
+    """The network reads its first channel only, which is blue in the order BGR."""
+    network = bright()
+    with torch.no_grad():
+        network[0].weight[:, 1:] = 0
+        network[0].weight[:, 0] = 1 / (64 * 16)
+    dense = onebyone.convolutionalize(network, 8, labels=RAW)
+    blue = squares((8, 8)) * np.array([0, 0, 1], np.uint8)
+    counts = {
+        order: len(
+            onebyone.predict(dense, blue, labels=onebyone.Labels(colour_order=order), threshold=0.99)[
+                0
+            ].detections
+        )
+        for order in ("RGB", "BGR")
+    }
+    assert counts == {"RGB": 0, "BGR": 1}
+    with pytest.raises(BadInput, match="colour_order='XYZ': expected RGB, BGR or L"):
+        onebyone.predict(dense, blue, labels=onebyone.Labels(colour_order="XYZ"))
+
+
 def test_names_of_images(folder: Path, tmp_path: Path) -> None:
     names = [Path(p).name for p in image_files([str(folder / "*.png"), folder / "notes.txt"])]
     assert names == ["a.png", "b.png", "none.png", "notes.txt"]

@@ -298,7 +298,7 @@ def predictions_tables(predictions: Predictions) -> list[RenderableType]:
     from onebyone.prediction.result import HEADERS
 
     parts: list[RenderableType] = [
-        Text(f"preprocessing: {predictions.labels.preprocessing()}"),
+        Text(f"preprocessing of pixel values v: {predictions.labels.preprocessing()}"),
         table_of("Images", HEADERS, predictions.rows()),
     ]
     if len(predictions) == 1:

@@ -190,7 +190,7 @@ def _wanted_ids(rows: Collection[str] | None) -> set[str]:
     wanted = {rows} if isinstance(rows, str) else set(rows)
     unknown = sorted(wanted - set(CLAIMS))
     if unknown or not wanted:
-        raise BadInput(f"rows: {', '.join(unknown) or 'none'}; expected some of {', '.join(CLAIMS)}")
+        raise BadInput(f"rows={','.join(unknown) or 'none'}: expected some of {', '.join(CLAIMS)}")
     return wanted
 
 

@@ -167,9 +167,7 @@ def _check_layer(data: Drawing, layer: str | None) -> None:
 def _require_known(name: str, values: Collection[str], known: Collection[str]) -> None:
     unknown = [v for v in values if v not in known]
     if unknown or not values:
-        raise BadInput(
-            f"{name}: {', '.join(map(str, unknown)) or 'none'}; expected some of {', '.join(known)}"
-        )
+        raise BadInput(f"{name}={','.join(map(str, unknown)) or 'none'}: expected some of {', '.join(known)}")
 
 
 def _file_paths(target: Path, wanted: Sequence[tuple[str, str, str]]) -> list[Path]:
