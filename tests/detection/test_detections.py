@@ -208,6 +208,16 @@ def test_errors_of_saving_leave_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_drawing_does_not_replace_its_image(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "a.png", np.zeros((*SIZE, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    (tmp_path / "link.png").symlink_to(path)
+    for name in ("a.png", "link.png"):
+        with pytest.raises(BadInput, match=f"cannot save .*{name}: it is the image to draw on"):
+            detect(score_map(PROBABILITIES)).save(tmp_path / name, image=path)
+    np.testing.assert_array_equal(np.array(Image.open(path)), pixels)
+
+
 def test_a_drawing_has_boxes_in_the_colours_of_their_classes() -> None:
     image = np.full((120, 160, 3), 90, dtype=np.uint8)
     boxes = np.array([[10, 30, 60, 80], [90, 40, 150, 110]], dtype=np.float32)

@@ -199,7 +199,7 @@ class Detections(Readable):
         Raises
         ------
         BadInput
-            for another suffix, a picture without `image` and `heat`, or a path that cannot be written.
+            for another suffix, a picture without `image` and `heat`, or a path that cannot be written or is `image`.
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".json":
@@ -215,6 +215,8 @@ class Detections(Readable):
                 raise BadInput(
                     f"cannot save {path}: a drawing needs the image (image=...) or score maps (heat=...)"
                 )
+            if isinstance(image, str | os.PathLike) and os.path.realpath(image) == os.path.realpath(path):
+                raise BadInput(f"cannot save {path}: it is the image to draw on; expected another name")
             self.draw(image, path, page=page, heat=heat, background=background, thumbnail=thumbnail)
         else:
             known = ", ".join((".json", ".geojson", ".csv", ".parquet", *_PICTURE_SUFFIXES))
