@@ -21,7 +21,7 @@ from onebyone.comparison.claim_result import Row
 from onebyone.comparison.claims import CLAIMS
 from onebyone.errors import BadInput
 from onebyone.report.claim_figures import claim_figure
-from onebyone.report.html import json_in_html, outside_links
+from onebyone.report.html import DEMO_TITLE, json_in_html, outside_links
 from onebyone.report.interactive_views import cost_counts
 from tests.comparison.conftest import network
 from tests.report.conftest import IMAGE, LONG, budget_that_is_never_spent, require
@@ -115,6 +115,20 @@ def test_every_row_is_there_with_its_words_and_figures(comparison: Comparison, p
         assert row.because[1:].rstrip(".") in text
         assert f"All figures of {row.id}" in text
     assert data_of(page) == json.loads(comparison.to_json()) | {"plan": None}
+
+
+def test_the_demo_is_linked_to_where_its_page_is_beside_the_report(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    report, other = tmp_path / "report.html", tmp_path / "index.html"
+    link = '<a href="index.html">'
+    assert link not in comparison.to_html(report)
+    other.write_text("<title>another page</title>")
+    assert link not in comparison.to_html(report)
+    other.write_text(f"<head>{DEMO_TITLE}</head>")
+    assert link in comparison.to_html(report)
+    assert link not in comparison.to_html()
+    assert link not in comparison.to_html(other)  # which replaces the demo's page
 
 
 def test_the_proof_and_the_conversion_are_told(comparison: Comparison, page: str) -> None:

@@ -103,7 +103,7 @@ class Comparison:
         The page needs no network connection. If `path` is given, it is written there atomically. `plan` is a plan
         of `onebyone tune` to include: the plan, its plain data, or the path of its JSON file. `title` is the name
         of the network on the page; its class if None. `links` are pairs (text, address) of pages that tell the same
-        story, relative to this one.
+        story, relative to this one; without them, the demo's page is linked to if it is in the same folder.
 
         Raises
         ------
@@ -121,10 +121,12 @@ class Comparison:
         ('<!doctype html>', 2)
         """
         from onebyone.report.comparison_page import comparison_page
+        from onebyone.report.html import demo_beside
         from onebyone.report.tuning_plan import read_plan
 
         shown = None if plan is None else finite(read_plan(plan))
-        page = comparison_page(finite(self.to_dict()), shown, title, links)
+        beside = [] if links or path is None else demo_beside(Path(path))
+        page = comparison_page(finite(self.to_dict()), shown, title, links or beside)
         if path is not None:
             write_text(path, page)
         return page

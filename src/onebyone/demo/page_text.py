@@ -14,7 +14,7 @@ from onebyone.drawing.number_format import superscript
 from onebyone.drawing.scene import Scene, Shape
 from onebyone.drawing.svg_writer import to_inline_svg
 from onebyone.report import charts
-from onebyone.report.html import data_uri
+from onebyone.report.html import DEMO_TITLE, data_uri
 from onebyone.report.html import render as render_template
 from onebyone.report.images import jpeg, png
 
@@ -26,6 +26,7 @@ def render(r: DemoResults, summary: dict[str, Any]) -> str:
     right = int((owner[drawn] >= 0).sum())
     return render_template(
         "demo.html.j2",
+        title=DEMO_TITLE,
         report=REPORT,
         r=r,
         s=summary,

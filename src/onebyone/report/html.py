@@ -7,10 +7,13 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 from onebyone.errors import BadInput, MissingExtra
 
+DEMO_TITLE = "<title>onebyone: one classifier, all windows in one pass</title>"
+"""By which the demo's page is recognised."""
 _LOADING = frozenset(
     {"src", "srcset", "href", "xlink:href", "poster", "action", "formaction", "data", "background"}
 )
@@ -80,6 +83,16 @@ class _LinkCollector(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._in_style:
             self.links += _CSS.findall(data)
+
+
+def demo_beside(path: Path) -> list[tuple[str, str]]:
+    """A link (text, address) to the demo's page, if it is in the folder of the page `path`; none otherwise."""
+    demo = path.with_name("index.html")
+    if path.name == demo.name or not demo.is_file():
+        return []
+    with demo.open(encoding="utf-8", errors="replace") as file:
+        is_demo = DEMO_TITLE in file.read(4096)
+    return [("The demo shows a classifier on a whole photograph", demo.name)] if is_demo else []
 
 
 def outside_links(page: str) -> list[str]:
