@@ -10,7 +10,7 @@ from torch import nn
 
 from onebyone.verification.any_size_checks import _gradient_map
 from onebyone.verification.channel_axis import WithoutChannels
-from onebyone.verification.result import LayerCheck, _layer_row
+from onebyone.verification.result import _LAYER_HEADERS, LayerCheck, Verification, _layer_row
 from onebyone.verification.running_error import RunningError
 
 
@@ -45,3 +45,9 @@ def test_a_layer_that_failed_does_not_look_like_one_that_passed() -> None:
     assert verdicts[0] == "ok"
     assert verdicts[1].startswith("FAILS")
     assert verdicts[1].endswith("reason")
+
+
+def test_the_table_of_layers_names_each_column() -> None:
+    page = Verification(True, "a target", layers=(LayerCheck("fc", "Linear"),))._repr_html_()
+    assert all(header in page for header in _LAYER_HEADERS)
+    assert len(_LAYER_HEADERS) == len(_layer_row(LayerCheck("fc", "Linear")))
