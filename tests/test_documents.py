@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +56,38 @@ def test_folders_that_pages_name_exist(name: str) -> None:
     paths = re.findall(r"^\| .*`(src/[\w/]+)` \|$", text, re.M) or re.findall(r"^\| `(\w+/)` \|", text, re.M)
     assert len(paths) >= 10
     assert [path for path in paths if not (source / path).is_dir()] == []
+
+
+def result(name: str) -> Any:
+    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text("utf-8"))
+
+
+def text_of(page: str) -> str:
+    return " ".join((ROOT / page).read_text("utf-8").split())
+
+
+def test_the_viewers_times_are_those_of_the_benchmark() -> None:
+    view, page = result("view"), text_of("docs/view.md")
+    whole = max(view["image_seconds"], view["map_seconds"])
+    assert f"on {'two' if view['cores'] == 2 else view['cores']} cores:" in page
+    assert f"the first tile {view['first_picture_seconds']:.2f} s after the address was opened" in page
+    assert f"the whole first picture after {whole:.2f} s, and {view['peak_bytes'] / 1e6:.0f} MB" in page
+
+
+@pytest.mark.parametrize("row", result("onnx_dense")["models"], ids=lambda row: row["model"])
+def test_the_table_of_dense_onnx_models_is_that_of_the_benchmark(row: dict[str, Any]) -> None:
+    """The image, the windows, the largest difference and the quotient of times, in the row of the model."""
+    lines = (ROOT / "docs" / "onnx_dense.md").read_text("utf-8").splitlines()
+    name = row["model"].partition(" ")[0]
+    (line,) = [line for line in lines if line.startswith(f"| {name}")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:3] == ["×".join(map(str, row["image"])), str(row["windows"])]
+    assert float(re.split("[ ,]", cells[4])[0]) == float(f"{row['largest_difference']:.2g}")
+    digits = 3 if row["crops_time_over_dense_time"] >= 100 else 2
+    assert float(cells[6]) == float(f"{row['crops_time_over_dense_time']:.{digits}g}")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_number_of_networks_is_that_of_the_zoo(page: str) -> None:
+    (count,) = re.findall(r"(\d+) networks", text_of(page))
+    assert f"| models | {count} |" in (ROOT / "docs" / "zoo.md").read_text("utf-8")
