@@ -118,6 +118,7 @@ pathlib.Path("china.jpg").write_bytes(photograph.read_bytes())
 ON_A_PHOTOGRAPH = (
     Case("photograph.py", program="python"),
     Case("predict digits.pt2 china.jpg --threshold 0.9 -o photograph", says="427×640 │ 15,147 │"),
+    Case("view photograph --model digits.pt2 --no-browser", says="openseadragon", serves=True),
     Case("scan digits.pt2 china.jpg -o china.zarr", says="wrote china.zarr"),
     Case(
         "view china.zarr --image china.jpg --model digits.pt2 --no-browser", says="openseadragon", serves=True
@@ -168,13 +169,15 @@ class Environment:
         ) as server:
             assert server.stdout is not None
             printed = ""
-            for line in server.stdout:
-                printed += line
-                if address := re.search(r"http://127\.0\.0\.1:\S+", line):
-                    with urlopen(address[0], timeout=60) as page:
-                        printed += page.read().decode()
-                    server.terminate()
-                    return subprocess.CompletedProcess(command, 0, printed, "")
+            try:
+                for line in server.stdout:
+                    printed += line
+                    if address := re.search(r"http://127\.0\.0\.1:\S+", line):
+                        with urlopen(address[0], timeout=60) as page:
+                            printed += page.read().decode()
+                        return subprocess.CompletedProcess(command, 0, printed, "")
+            finally:
+                server.terminate()  # if the page cannot be read either: leaving the block waits for the program
         return subprocess.CompletedProcess(command, server.returncode, printed, "")
 
     def version(self, name: str) -> str:

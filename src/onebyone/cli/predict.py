@@ -48,7 +48,7 @@ def predict(
     background: o.Background = None,
     device: o.Device = "cpu",
     output: Annotated[
-        Path, o.output_option("Folder for boxes, heat maps and drawings.", metavar="FOLDER")
+        Path, o.output_option("Folder for boxes, heat maps, drawings and what view shows.", metavar="FOLDER")
     ] = Path("predictions"),
     no_save: Annotated[bool, o.output_option("Write no files: only print the result.", "--no-save")] = False,
 ) -> None:
