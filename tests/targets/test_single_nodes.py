@@ -115,9 +115,14 @@ def test_what_stays_has_a_reason(nodes: str, target: TargetProfile, reason: str)
 def test_a_wrong_order_of_elements_is_caught() -> None:
     m = model(graph("6,3,5,4", "6,3,5,4", "y = Add(x, a)"), {"a": integers(1, 3, 5, 4)})
     conversion = onebyone.convert(m, target=profile(ONE_SAMPLE, RANK))
-    name, value = next((n, v) for n, v in conversion.model.graph.initializers.items() if v.shape == (1, 60))
+    name, value = next(
+        (name, value)
+        for name, value in conversion.model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.size == 60
+    )
     assert value.const_value is not None
-    wrong = np.ascontiguousarray(value.const_value.numpy().reshape(3, 5, 4).swapaxes(1, 2).reshape(1, 60))
+    array = value.const_value.numpy()
+    wrong = np.ascontiguousarray(array.reshape(3, 5, 4).swapaxes(1, 2).reshape(array.shape))
     value.const_value = ir.tensor(wrong, name=str(name))
     verification = onebyone.verify(m, conversion, {"x": integers(6, 3, 5, 4)})
     assert not verification.equivalent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import TypeAlias
 
@@ -11,16 +11,35 @@ from onebyone.onnx.constant_values import NotRewritable
 Sizes: TypeAlias = "tuple[int, ...]"
 
 
-def merged_groups(result: Sizes, operands: Sequence[Sizes], boundaries: Collection[int]) -> list[list[int]]:
+def merged_groups(
+    result: Sizes, operands: Sequence[Sizes], boundaries: frozenset[int], most: int
+) -> list[list[int]]:
     """Neighbouring axes along which the same operands broadcast, except where an axis begins at a boundary.
 
     A boundary is the product of the sizes of all axes before it. Axes of size one are merged with their neighbours.
+    Where more than `most` groups are left, boundaries are given up, so that the merged axis is as small as possible.
 
-    >>> merged_groups((64, 1, 3, 32, 49), [(64, 1, 3, 32, 49), (1, 1, 1, 1, 1)], {64})
+    >>> merged_groups((64, 1, 3, 32, 49), [(64, 1, 3, 32, 49), (1, 1, 1, 1, 1)], frozenset([64]), 4)
     [[0, 1], [2, 3, 4]]
-    >>> merged_groups((1, 6, 5), [(1, 6, 5), (1, 1, 5)], ())
+    >>> merged_groups((64, 3, 49, 32), [(64, 3, 49, 32), (1, 1, 1, 1)], frozenset([64, 192, 9408]), 3)
+    [[0, 1], [2], [3]]
+    >>> merged_groups((1, 6, 5), [(1, 6, 5), (1, 1, 5)], frozenset(), 4)
     [[0, 1], [2]]
     """
+    groups = _groups_between(result, operands, boundaries)
+    while len(groups) > most:
+        coarser = [
+            _groups_between(result, operands, boundaries - {boundary}) for boundary in sorted(boundaries)
+        ]
+        coarser = [other for other in coarser if len(other) < len(groups)]
+        if not coarser:
+            return groups
+        groups = min(coarser, key=lambda other: max(prod(result[axis] for axis in group) for group in other))
+        boundaries = frozenset(prod(result[: group[0]]) for group in groups)
+    return groups
+
+
+def _groups_between(result: Sizes, operands: Sequence[Sizes], boundaries: frozenset[int]) -> list[list[int]]:
     groups: list[list[int]] = []
     last: list[bool] | None = None
     for axis, size in enumerate(result):

@@ -332,10 +332,9 @@ class AxisFolder:
         if len(result) > self._most:
             stored = next((self._read(v) for v, sizes in zip(operands, full, strict=True)
                            if sizes == result and not is_constant(v)), None)  # fmt: skip
-            boundaries = set() if stored is None else {prod(_known(stored)[:i]) for i in range(len(result))}
-            groups = merged_groups(result, full, boundaries)
-            if len(groups) > self._most:
-                groups = merged_groups(result, full, set())
+            sizes = () if stored is None else _known(stored)
+            boundaries = frozenset(prod(sizes[:i]) for i in range(len(sizes)))
+            groups = merged_groups(result, full, boundaries, self._most)
         if len(groups) > self._most:
             raise NotRewritable(f"{node.op_type} broadcasts along axes that alternate")
         inputs = []
