@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -150,6 +151,20 @@ def test_a_worker_of_several_threads_runs_one_network_on_one_image(tmp_path: Pat
     np.testing.assert_array_equal(
         ScoreMap.load(tmp_path / "a.npz").scores, ScoreMap.load(tmp_path / "b.npz").scores
     )
+
+
+def _shown(messages: list[str]) -> list[str]:
+    """Those of some future warnings that this process would print."""
+    with warnings.catch_warnings(record=True) as shown:
+        for line, message in enumerate(messages):
+            warnings.warn_explicit(message, FutureWarning, "torch.py", line)
+    return [str(warning.message) for warning in shown]
+
+
+def test_workers_do_not_print_torch_s_warnings_of_its_own_graphs(client: Any) -> None:
+    of_torch = "`isinstance(treespec, LeafSpec)` is deprecated, use something else"
+    shown = client.run(_shown, [of_torch, "other"])
+    assert list(shown.values()) == [["other"]] * 2
 
 
 def test_results_of_workers_are_in_order(client: Any) -> None:

@@ -14,6 +14,7 @@ worker at a time does so.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ GROUPS, PARTS = 4, 4
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+#: The start of torch's warning of its own tree specs, when a worker unpickles a graph (a filter holds no comma).
+_UNPICKLING = "ignore:`isinstance(treespec:FutureWarning"
 #: Dask's setting of the environment in which a worker process starts.
 _ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 #: Dask's measurements of its workers, which nobody sees here, and which take a tenth of a core from each.
@@ -239,7 +242,8 @@ def cluster_client(dask: Any, workers: int | None) -> Iterator[Any]:
         with client:
             yield client
     else:
-        environment = {**config.get(_ENVIRONMENT, {}), "MALLOC_ARENA_MAX": 1}
+        warned = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _UNPICKLING)))
+        environment = {**config.get(_ENVIRONMENT, {}), "MALLOC_ARENA_MAX": 1, "PYTHONWARNINGS": warned}
         with (
             config.set({_ENVIRONMENT: environment, **_UNSEEN}),
             LocalCluster(
