@@ -147,6 +147,8 @@ AVERAGES: dict[str, tuple[Any, tuple[int, ...], tuple[Any, ...], int]] = {
     "avg_pool3d, one number": (aten.avg_pool3d.default, (1, 1, 2, 2, 2), ([2],), 8),
     "adaptive": (aten.adaptive_avg_pool2d.default, (1, 2, 6, 4), ([3, 1],), 3 * 5),
     "adaptive 1d": (aten.adaptive_avg_pool1d.default, (1, 2, 7), ([2],), 5),
+    "adaptive, no samples": (aten.adaptive_avg_pool2d.default, (2, 6, 4), ([3, 1],), 3 * 5),
+    "avg_pool2d, one number, no samples": (aten.avg_pool2d.default, (2, 4, 4), ([2],), 4),
 }
 
 

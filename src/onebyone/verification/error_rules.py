@@ -19,6 +19,7 @@ Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, Â
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -257,14 +258,15 @@ def average(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Sums and means: at most n terms per output, and a division."""
     x = _approx(args[0], f)
     y = f(x.value, *args[1:], **kwargs)
-    if "adaptive" in str(f):
-        axes = y.dim() - 2 if "pool" in str(f) else 0
-        n = math.prod(
-            math.ceil(a / b) + 1 for a, b in zip(x.value.shape[-axes:], y.shape[-axes:], strict=True)
-        )
-    elif "pool" in str(f):
-        kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]]
-        n = math.prod(kernel) ** (1 if len(kernel) > 1 else y.dim() - 2)
+    # a map may have no axis of samples, so the operator's name tells the axes
+    if pooled := re.search(r"pool(\d)d", str(f)):
+        axes = int(pooled[1])
+        if "adaptive" in str(f):
+            sizes = zip(x.value.shape[-axes:], y.shape[-axes:], strict=True)
+            n = math.prod(math.ceil(a / b) + 1 for a, b in sizes)
+        else:
+            kernel = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+            n = math.prod(kernel) ** (1 if len(kernel) > 1 else axes)
     else:
         n = max(1, x.value.numel() // max(1, y.numel()))
     return Approx(y, widened(f(_spread(x, n + 1, u), *args[1:], **kwargs), n, u))
