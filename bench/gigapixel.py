@@ -39,7 +39,7 @@ from onebyone.records import Labels, table
 from onebyone.stores.regions import Region
 
 RESULTS = ROOT / "bench" / "results" / "gigapixel.json"
-ROUNDS = 3
+ROUNDS = 5
 #: Networks for which two workers are compared with one, and the pixels of the image as a power of ten.
 SCALING = {"unpadded": 8, "light": 9}
 
