@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import shutil
 from dataclasses import replace
 from itertools import product
@@ -17,6 +18,7 @@ from torch import nn
 import onebyone
 from onebyone.dense import ScoreMap, WindowClassifier, plan_scan, scan, scan_windows
 from onebyone.dense.fingerprint import of_image, of_network
+from onebyone.dense.images import open_image
 from onebyone.dense.memory_budget import peak_bytes, read_bytes
 from onebyone.errors import BadInput, Refused, Unfinished
 from onebyone.laws.geometry import Geometry
@@ -254,6 +256,18 @@ def test_another_image_or_network_does_not_go_on(tmp_path: Path) -> None:
         net.model[0].bias[0] += 1
     with pytest.raises(BadInput, match="weights differ"):
         scan(net, FaultySource(image, (80, 68), 10**9), out=out, tile=3)
+
+
+def test_only_the_samples_of_an_array_in_a_file_are_read_before_a_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4000, 4000, 1), np.uint8))
+    source = open_image(tmp_path / "a.npy")
+    sizes: list[int] = []
+    update = hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda *data: (sizes.extend(map(len, data)), update(*data))[1])
+    found = of_image(tmp_path / "a.npy", source)
+    assert (sum(sizes), "modified" in found, "values" in found) == (25 * 32 * 32, True, False)
 
 
 def test_a_removal_that_was_interrupted_does_not_stop_the_next_scan(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def of_image(image: Any, source: ImageSource) -> dict[str, Any]:
     """What identifies an image: its shape and type, samples of its content, and for a file its size and time.
 
     The samples are squares of 32 pixels at 5×5 places, those at the corners included. The sample of a
-    region that cannot be read is None. An array in memory has no time, so all of its values identify it.
+    region that cannot be read is None. An array that was given itself has no time, so all of its values
+    identify it.
     """
     samples: list[str | None] = []
     axes = [
@@ -69,11 +70,12 @@ def of_image(image: Any, source: ImageSource) -> dict[str, Any]:
         "shape": [*source.size, source.channels],
         "dtype": str(source.dtype),
         "content": samples,
-        "values": [_of_array(source)],
     }
     if isinstance(image, str | os.PathLike) and Path(image).exists():
         status = Path(image).stat()
         found |= {"bytes": status.st_size, "modified": status.st_mtime_ns}
+    else:
+        found["values"] = [_of_array(source)]
     return found
 
 

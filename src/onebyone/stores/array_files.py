@@ -121,9 +121,7 @@ class NpzWriter(NpyWriter):
     def _publish_array(
         self, array: Path, values: NDArray[np.float32], target: Path, description: MapDescription
     ) -> None:
-        new = array.with_name(
-            "map.npz"
-        )  # inside the working folder, so that no crash leaves a part beside the output
+        new = array.with_name("map.npz")  # in the working folder: no crash leaves a part beside the output
         with new.open("wb") as file:
             write_archive(file, values, description.scan)
         flush_to_disk(new)
