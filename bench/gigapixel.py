@@ -3,10 +3,10 @@
 The image is computed where it is read, from the coordinates of its pixels, so that no disk limits it and any size
 exists. Each scan runs in a process of its own, with one thread, from the image to an OME-Zarr store; its peak memory is
 the largest resident set that the system reports for that process. `memory_ratio` is the peak of the largest image over
-that of the one that has a hundredth of its pixels, and `time_per_pixel_ratio` the same for the time per pixel. A scan of
-10^8 pixels or fewer takes less than two seconds, so that the memory that the process touches for the first time counts
-for a tenth of it; it is repeated in its process, and its figures are medians of the repetitions. The first scan of each
-process is kept beside them (`first_wall_seconds`, `first_processor_seconds`).
+that of the one that has a hundredth of its pixels, and `time_per_pixel_ratio` the same for the time per pixel. A scan
+of 10^8 pixels or fewer takes less than two seconds, so that the memory that the process touches for the first time
+counts for a tenth of it; it is repeated in its process, and its figures are medians of the repetitions. The first scan
+of each process is kept beside them (`first_wall_seconds`, `first_processor_seconds`).
 `dask_scaling` is the wall time with one worker over that with two, of one thread each, after the workers have loaded
 the network: the median of rounds in which both take turns. It is measured for the network of `bench.dense`'s
 efficiency, which computes 218 times as much per pixel as that of the scans, whose scans read and write for half of
@@ -95,21 +95,20 @@ def one_scan(side: int, workers: int, name: str) -> dict[str, Any]:
     """Scan an image in this process, or with `workers`; seconds (medians of short scans) and peak memory."""
     torch.set_num_threads(1)
     d = network(name)
-    with tempfile.TemporaryDirectory() as folder:
-        with ExitStack() as stack:
-            options: dict[str, Any] = {}
-            if workers:
-                from onebyone.dense.cluster import cluster_client
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if workers:
+            from onebyone.dense.cluster import cluster_client
 
-                client = stack.enter_context(cluster_client(None, workers))
-                client.wait_for_workers(workers)
-                options["dask"] = client
-            scan(d, ComputedImage(512), out=Path(folder) / "warm.zarr", **options)  # loads the libraries
-            times = []
-            for repetition in range(1 + (0 if workers or side * side > SHORT else REPETITIONS)):
-                start, processor = time.perf_counter(), time.process_time()
-                scan(d, ComputedImage(side), out=Path(folder) / f"{repetition}.zarr", **options)
-                times.append((time.perf_counter() - start, time.process_time() - processor))
+            client = stack.enter_context(cluster_client(None, workers))
+            client.wait_for_workers(workers)
+            options["dask"] = client
+        scan(d, ComputedImage(512), out=Path(folder) / "warm.zarr", **options)  # loads the libraries
+        times = []
+        for repetition in range(1 + (0 if workers or side * side > SHORT else REPETITIONS)):
+            start, processor = time.perf_counter(), time.process_time()
+            scan(d, ComputedImage(side), out=Path(folder) / f"{repetition}.zarr", **options)
+            times.append((time.perf_counter() - start, time.process_time() - processor))
     wall, processor = (statistics.median(column) for column in zip(*(times[1:] or times), strict=True))
     return {
         "pixels": side * side,
