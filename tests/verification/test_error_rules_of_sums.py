@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -251,13 +252,29 @@ def test_products_of_two(second: str) -> None:
 
 
 def test_quotients_by_a_constant() -> None:
+    """One rounding more than a product: x·fl(1/fl(b)) rounds b, the inverse and the product."""
     a, b = draw(6), tensor([0.5, -4.0, 8.0, 2.0, -0.25, 1.0])  # powers of two: their inverses are exact
     for divisor in (b, 4.0):
         answer = apply(aten.div.Tensor, approx(a), divisor)
         assert torch.equal(answer.value, a / divisor)
         inverse = 1 / b if isinstance(divisor, Tensor) else torch.full_like(a, 0.25)
         formula = [
-            (E * abs(i) * (1 + 4 * Fraction(U)) + 2 * Fraction(U) * abs(v)) * widening(4)
+            (E * abs(i) * (1 + 4 * Fraction(U)) + 3 * Fraction(U) * abs(v)) * widening(4)
             for v, i in zip(fractions(answer.value), fractions(inverse), strict=True)
         ]
         agrees(answer.error, formula)
+
+
+def test_quotients_that_are_products_with_the_inverse() -> None:
+    """In float32, over many numbers: some are off by more than two roundings, none by more than the bound."""
+    rng = np.random.default_rng(0)
+    divisors = 1 + rng.random(2000)
+    x = (1 + rng.random(2000)).astype(np.float32)
+    inverse = np.float32(1) / divisors.astype(np.float32)
+    computed, exact = (x * inverse).astype(np.float64), x.astype(np.float64) / divisors
+    units = np.abs(computed - exact) / (2.0**-24 * exact)
+    assert units.max() > 2
+    for i in (int(units.argmax()), 0):
+        value = Approx(torch.tensor([x[i]]), torch.zeros(1))
+        bound = apply(aten.div.Tensor, value, float(divisors[i]), u=2.0**-24).error
+        assert abs(computed[i] - exact[i]) <= float(bound)

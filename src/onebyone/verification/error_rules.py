@@ -299,15 +299,20 @@ def _size(a: Any) -> Any:
 
 @rule("mul", "div")
 def multiples(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """a·b, and a ÷ b for a constant b."""
+    """a·b, and a ÷ b for a constant b.
+
+    A quotient may be computed as the product with the rounded inverse, as CUDA kernels do with a number. Then it rounds
+    once more than a product, which rounds a number to the type of the tensor, and the result.
+    """
     a, b = args
+    roundings = 2
     if "div" in str(f):
         if isinstance(b, Approx) or kwargs.get("rounding_mode"):
             raise NoRuleError(f"{f} with rounding, or with a divisor that depends on the input")
-        b = 1 / b
+        b, roundings = 1 / b, 3
     y = f(value(a), value(args[1]), **kwargs)
     ea, eb = _scaled(a, 1), _scaled(b, 1)
-    e = (ea * _size(b) + eb * _size(a) + ea * eb) * (1 + 4 * u) + 2 * u * y.abs()
+    e = (ea * _size(b) + eb * _size(a) + ea * eb) * (1 + 4 * u) + roundings * u * y.abs()
     return Approx(y, widened(e, 4, u))
 
 

@@ -3,8 +3,7 @@
 - Integer probe: both forms of a layer run on small odd integers in float64, by the ONNX reference implementation; every
   sum is exact, so they must agree bit for bit (`laws.bounds`). Operators written as their parts round in another order
   and are compared in float64 (`verification.onnx_decompositions`).
-- Real weights: both forms run in ONNX Runtime on what the original reads there, and may differ by
-  2·γ_{n+3}·(|W||x|+|b|): beside the sum of n products and a bias, a factor (alpha, beta) may be applied.
+- Real weights: both forms run in ONNX Runtime on what the original reads there (`verification.onnx_real_weights`).
 - The whole model runs in ONNX Runtime, optimised and not, and in float64 by the reference implementation.
 """
 
@@ -36,10 +35,10 @@ from onebyone.verification.onnx_outputs import (
     OriginalOutputs,
     WholeModel,
     compare_outputs,
-    inputs_of,
     missing_dependence,
     run64,
 )
+from onebyone.verification.onnx_real_weights import check_on_real_weights, equal_arrays
 from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
 
 Array = np.ndarray[Any, Any]
@@ -52,8 +51,6 @@ LARGEST_FACTOR = 2**8
 DRAWS_OF_ROUNDED = 3
 #: Sizes that stand for unknown ones: batch first, then positions.
 FREE_SIZES = (2, 3)
-#: Terms beyond the products: a bias, and two factors.
-EXTRA_TERMS = 2
 
 
 def verify_onnx(
@@ -136,7 +133,8 @@ def compare_onnx(model: ir.Model, other: ir.Model, feeds: Mapping[str, Array] | 
     unverified = ["the layers one by one: which became which is known of a conversion only"]
     whole = compare_outputs(model, other, feeds, problems, unverified)
     first = _first_difference(model, other, feeds) if problems else None
-    if whole.max_error is None and not problems:
+    nothing = whole.max_error is None and not problems
+    if nothing:
         problems.append("nothing was verified: the models were not compared")
     return Verification(
         equivalent=not problems,
@@ -146,7 +144,7 @@ def compare_onnx(model: ir.Model, other: ir.Model, feeds: Mapping[str, Array] | 
         first_difference=first,
         problems=tuple(problems),
         unverified=tuple(unverified),
-        nothing_verified=whole.max_error is None and not problems,
+        nothing_verified=nothing,
         evaluators=whole.evaluators,
     )
 
@@ -188,7 +186,7 @@ def _check_layer(
     check = _probe(before, after, rewriting, layer, seed, unverified)
     has_weight = any(tensor.dtype.is_floating_point() for tensor in before.constants.values())
     if check.ok and check.bitwise and layer.data in recorded and has_weight:
-        return _on_real_weights(before, after, rewriting, layer, recorded, check, unverified)
+        return check_on_real_weights(before, after, layer.terms, recorded, check, unverified)
     return check
 
 
@@ -218,7 +216,7 @@ def _probe(
         constants = calibrated(before, replaced, constants, feeds)
         converted = _converted(constants, after, rewriting.entries)
         expected = run64(before, constants, feeds)
-        equal, why = _same(expected, run64(after, converted, feeds))
+        equal, why = equal_arrays(expected, run64(after, converted, feeds))
         if equal and len(after.inputs) < len(before.inputs):
             others = integer_inputs(before, shapes, magnitude, rng)
             why = missing_dependence(before, after, constants, feeds, others, expected)
@@ -226,7 +224,7 @@ def _probe(
             return replace(check, bitwise=False, ok=False, why=f"integer probe: {why}")
         for name, faulty in _faults(converted, after, rewriting.entries).items():
             if not seen.get(name):
-                seen[name] = not _same(expected, run64(after, faulty, feeds))[0]
+                seen[name] = not equal_arrays(expected, run64(after, faulty, feeds))[0]
         if draw >= least and (all(seen.values()) or before.ignores_weight):
             break
     check = replace(check, bitwise=True, faults=tuple(Fault(n, seen_by_integers=s) for n, s in seen.items()))
@@ -280,86 +278,6 @@ def _faults(
     if len(biases) == 1 and len(after.constants) and np.any(named[biases[0]]):
         faults["bias dropped"] = constants | {biases[0]: np.zeros_like(named[biases[0]])}
     return faults
-
-
-def _same(expected: Array, actual: Array) -> tuple[bool, str]:
-    if expected.shape != actual.shape:
-        return False, f"the outputs have shapes {expected.shape} and {actual.shape}"
-    if np.array_equal(expected, actual):
-        return True, ""
-    return False, f"the outputs differ in {int((expected != actual).sum())} of {expected.size} values"
-
-
-def _on_real_weights(
-    before: LayerModel,
-    after: LayerModel,
-    rewriting: OnnxConversion,
-    layer: RewrittenLayer,
-    recorded: Mapping[str, Array],
-    check: LayerCheck,
-    unverified: list[str],
-) -> LayerCheck:
-    missing = [name for name in before.inputs if name not in recorded]
-    if before.adds_integers and not missing:
-        return _on_recorded_integers(before, after, recorded, check, unverified)
-    kinds = {tensor.dtype for tensor in before.constants.values()}
-    floats = {kind for kind in kinds if kind.is_floating_point()}
-    if missing or floats != {ir.DataType.FLOAT} or kinds - floats - {ir.DataType.INT64}:
-        why = f"its input {missing[0]!r} was not recorded" if missing else "its weight is not plain float32"
-        unverified.append(f"{layer.path}: no bound on real weights: {why}")
-        return check
-    feeds = {name: recorded[name] for name in before.inputs}
-    if not all(np.isfinite(array).all() for array in feeds.values()):
-        return replace(check, ok=False, why="its recorded input is not finite")
-    expected, actual = (
-        run_onnx_runtime(form.with_constants({}, None), inputs_of(form, feeds))[0].astype(np.float64)
-        for form in (before, after)
-    )
-    sizes = {
-        name: np.abs(np.asarray(tensor.numpy(), dtype=np.float64))
-        for name, tensor in before.constants.items()
-        if tensor.dtype.is_floating_point()
-    }
-    reach = run64(before, sizes, {name: np.abs(array.astype(np.float64)) for name, array in feeds.items()})
-    unit = bounds.unit_roundoff("float32")
-    tiny = float(np.finfo(np.float32).tiny * np.finfo(np.float32).eps)
-    bound = bounds.dot_bound(layer.terms + EXTRA_TERMS, np.abs(reach), unit) + 2 * (layer.terms + 2) * tiny
-    finite = np.isfinite(expected).all() and np.isfinite(actual).all()
-    if expected.shape != actual.shape or not finite:
-        return replace(check, ok=False, why=f"outputs {expected.shape} and {actual.shape}, or not finite")
-    error = np.abs(expected - actual)
-    ratio = float(np.max(np.divide(error, bound, out=np.zeros_like(error), where=error > 0), initial=0.0))
-    return replace(
-        check,
-        max_error=float(error.max(initial=0.0)),
-        bound=float(bound.max(initial=0.0)),
-        error_ratio=ratio,
-        compared=error.size,
-        arithmetic="float32 sums",
-        ok=ratio <= 1,
-        why="" if ratio <= 1 else f"|Δ| is {ratio:.3g} times its bound",
-    )
-
-
-def _on_recorded_integers(
-    before: LayerModel,
-    after: LayerModel,
-    recorded: Mapping[str, Array],
-    check: LayerCheck,
-    unverified: list[str],
-) -> LayerCheck:
-    """Sums of integers are exact in every order: both forms must give the same numbers."""
-    feeds = {name: recorded[name] for name in before.inputs}
-    try:
-        expected, actual = (
-            run_onnx_runtime(form.with_constants({}, None), inputs_of(form, feeds))[0]
-            for form in (before, after)
-        )
-    except NotRunnable as error:
-        unverified.append(f"{check.path}: on its own inputs: {error}")
-        return check
-    equal, why = _same(expected, actual)
-    return replace(check, ok=equal, max_error=0.0 if equal else None, compared=expected.size, why=why)
 
 
 def _recorded(
