@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onebyone.verification.channel_axis import WithoutChannels, under_network
 from onebyone.verification.class_map_checks import MeansOfMap, means_of, of_the_map
-from onebyone.verification.evaluation_context import direct_convolutions, eval_mode, proof_settings
+from onebyone.verification.evaluation_context import _read, direct_convolutions, eval_mode, proof_settings
 from onebyone.verification.pytree import cast, leaves, map_tensors, wide
 from onebyone.verification.window_crops import (
     all_windows,
@@ -87,6 +87,30 @@ def test_direct_convolutions_switch_cudnn_off_and_on_again() -> None:
         failing()
     assert inside == [False]
     assert torch.backends.cudnn.enabled == before
+
+
+def test_older_flags_are_set_and_restored_too() -> None:
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
+        with proof_settings(0):
+            assert (cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
+        assert (cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
+    finally:
+        cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+def test_flags_that_cannot_be_read_have_their_default() -> None:
+    def disagree() -> bool:
+        raise RuntimeError("the newer flags were set")
+
+    assert _read(disagree, "default") == "default"
+    assert _read(lambda: "a value", "default") == "a value"
+    with pytest.raises(KeyError):
+        _read(lambda: {}["key"], "default")
 
 
 def test_eval_mode_does_not_call_what_users_override() -> None:
