@@ -10,6 +10,7 @@ import numpy as np
 import sympy
 
 from onebyone.layout.orders import UNIT
+from onebyone.layout.rules import PointwiseRule
 from onebyone.layout.stored_tensors import RenamedConstant, StoredTensors
 from onebyone.layout.values import GraphValue
 from tests.layout.numpy_emitter import NumpyEmitter, stored
@@ -33,6 +34,19 @@ def test_layouts_are_made_once_and_each_order_takes_one_permute() -> None:
             assert tensors.get(value, layout) is got
         assert emitter.permutes == count  # the first order is the original one
     assert tensors.natural(value) is array
+
+
+def test_a_shorter_operand_stays_as_it_is_beside_one_of_full_rank() -> None:
+    program = NumpyProgram()
+    x, vector = program.input(2, 3, 4), program.input(4)
+    rule = program.rules[program.add(x, vector)]
+    assert isinstance(rule, PointwiseRule)
+    tensors: StoredTensors[Any] = StoredTensors(NumpyEmitter(program))
+    for value in (x, vector):
+        tensors.put(value, value.natural_layout, program.arrays[value])
+    assert rule._layout(tensors, (0, 1, 2), ((0, 1, 2), (0,))) == ((0, 1, 2), x)
+    rule.write(tensors, (0, 1, 2), ((0, 1, 2), (0,)))
+    assert list(tensors.available(vector)) == [(0,)], "no unit dimensions were made"
 
 
 def test_an_available_layout_of_an_order_is_preferred() -> None:

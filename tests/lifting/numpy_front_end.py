@@ -293,6 +293,20 @@ def decode(op: Op, operands: Sequence[Any], call: operators.Call, nominal: Array
     return operators.Elementwise(operands, call.apply)
 
 
+class KeepingLifter(Lifter):
+    """Keeps the last value of the network."""
+
+    last: Lifted
+
+
+def _check_extent(value: Lifted, image: Array, window: tuple[int, ...]) -> None:
+    """The map has the channels and, at the size of this image, the numbers of positions that its grid says."""
+    assert value.handle.shape[:2] == (len(image), value.grid.channels)
+    more = [n - w for n, w in zip(image.shape[2:], window, strict=True)]
+    if not value.grid.image_wide:
+        assert value.handle.shape[2:] == tuple(s[m] for s, m in zip(value.grid.sizes, more, strict=True))
+
+
 def any_size(
     network: Sequence[Op],
     constants: Mapping[str, Array],
@@ -300,13 +314,13 @@ def any_size(
     window: tuple[int, ...],
     context: str | None = None,
     **settings: Any,
-) -> tuple[Array, tuple[int, ...], Lifter]:
+) -> tuple[Array, tuple[int, ...], KeepingLifter]:
     """The last value of the network at every window of a larger image, `(N, K, *positions)`; the stride in pixels.
 
     `settings` are those of the lifter. Constants named "known…" are part of the code, not of a checkpoint.
     """
     nominal = run(network, constants, np.zeros((BATCH, image.shape[1], *window)))
-    lifter = Lifter(numpy_emitter, window, context=context, **settings)  # type: ignore[arg-type]
+    lifter = KeepingLifter(numpy_emitter, window, context=context, **settings)  # type: ignore[arg-type]
     values: dict[str, Any] = {
         name: Const(array, array.shape, name, array if name.startswith("known") else None)
         for name, array in constants.items()
@@ -324,8 +338,10 @@ def any_size(
             operands=tuple(operands),
             apply=lambda *handles, op=op: MEANINGS[op.kind](*handles, **op.settings),
         )
-        values[op.result] = lift(lifter, call, decode(op, operands, call, result))
-    last = lifter.at_one_position(values[network[-1].result])
+        lifted = values[op.result] = lift(lifter, call, decode(op, operands, call, result))
+        assert lifted.shape == call.shape, op
+        _check_extent(lifted, image, window)
+    last = lifter.last = lifter.at_one_position(values[network[-1].result])
     stride = tuple(math.lcm(j, a) for j, a in zip(last.grid.jump, last.grid.align, strict=True))
     steps = [s // j for s, j in zip(stride, last.grid.jump, strict=True)]
     counts = [Sliding(w, s).out_size(n) for w, s, n in zip(window, stride, image.shape[2:], strict=True)]
