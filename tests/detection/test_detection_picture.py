@@ -104,6 +104,10 @@ def scanned(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_without_a_class_in_the_foreground_there_is_no_heat() -> None:
+    assert not heat([random_map((16, 20), 8, 4)], (16, 20), ["a"]).any()
+
+
 def test_the_command_draws_a_heat_map_over_a_thumbnail(
     scanned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -383,3 +383,11 @@ def test_geojson_is_in_the_coordinates_of_the_world() -> None:
     assert ring == [[540.0, 820.0], [620.0, 820.0], [620.0, 740.0], [540.0, 740.0], [540.0, 820.0]]
     level = detections.to_geojson(Placement((0.0, 0.0), (4.0, 4.0)))
     assert level["features"][0]["geometry"]["coordinates"][0][0] == [4.0, 8.0]
+
+
+def test_a_drawing_without_boxes_is_the_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    nothing = Detections(
+        np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int), ("a",), (30, 40)
+    )
+    np.testing.assert_array_equal(np.asarray(nothing.draw(image)), image)

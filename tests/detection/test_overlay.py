@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from onebyone.detection import Detections, detections, overlay
 from onebyone.detection.notebook_figure import boxes_figure
@@ -92,6 +93,28 @@ def test_a_caption_is_on_a_rectangle_of_the_colour_above_the_box(side: int, font
     assert (rows.min(), columns.min()) == (1, pytest.approx(2, abs=1))
     assert inside.shape[0] - 1 - rows.max() == pytest.approx(2, abs=1)
     assert inside.shape[1] - 1 - columns.max() == pytest.approx(2, abs=1)
+
+
+def test_captions_whose_first_letter_reaches_to_the_left_are_inside_their_rectangle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The text begins 3 pixels from the rectangle's side, wherever the font says that its ink begins."""
+    original = ImageDraw.ImageDraw.textbbox
+    starts = []
+
+    def shifted(self: ImageDraw.ImageDraw, *arguments: Any, **settings: Any) -> Any:
+        left, top, right, bottom = original(self, *arguments, **settings)
+        return left - 2, top, right - 2, bottom
+
+    def text(self: ImageDraw.ImageDraw, position: tuple[float, float], *_: Any, **__: Any) -> None:
+        starts.append(position)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    drawn([20, 36, 70, 60], 0, "jj", (120, 90))
+    monkeypatch.setattr(ImageDraw.ImageDraw, "textbbox", shifted)
+    drawn([20, 36, 70, 60], 0, "jj", (120, 90))
+    (x, y), (moved_x, moved_y) = starts
+    assert (moved_x - x, moved_y - y) == (2, 0)
 
 
 @pytest.mark.parametrize(

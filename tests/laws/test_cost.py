@@ -293,3 +293,19 @@ def test_the_built_in_rates_are_those_of_a_processor() -> None:
         assert 1e-7 < cost.DEFAULT.seconds_per_call[path] < 1e-4
     assert 1e-12 < cost.DEFAULT.seconds_per_byte < 1e-9
     assert 1e-12 < cost.DEFAULT.seconds_per_copied_byte < 1e-9
+
+
+def test_what_is_not_given_counts_for_nothing() -> None:
+    layer = Layer(2, 3, (Sliding(3), Sliding(1)))
+    assert layer.cost((5, 4)) == layer.cost((5, 4), batch=1)
+    assert layer.cost((5, 4)).macs * 2 == layer.cost((5, 4), batch=2).macs
+    assert cost.Work("", "conv", 10, 20) == cost.Work("", "conv", 10, 20, weights=0, copied=0, rows=1)
+
+
+def test_processors_of_equal_rates_are_equal_whatever_they_were_fitted_to() -> None:
+    rates = dict.fromkeys(cost.PATHS, 1e-9)
+    one = cost.Processor(rates, rates, rates, 1e-9, 1e-9)
+    assert one == cost.Processor(rates, rates, rates, 1e-9, 1e-9, measurements=3)
+    assert one != cost.Processor(rates, rates, rates, 1e-9, 2e-9)
+    assert one.measurements == 0
+    assert cost.DEFAULT.measurements == sum(len(seconds) for _, seconds in _measured())

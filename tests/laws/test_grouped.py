@@ -88,6 +88,11 @@ def test_transforms_refuse():
         grouped.to_grouped(integers(8, 2))
 
 
+def test_kernels_have_two_axes_unless_told() -> None:
+    assert grouped.to_grouped(integers(4, 3, 2)).shape == (12, 2, 1, 1)
+    assert grouped.to_grouped(integers(4, 3, 2), 1).shape == (12, 2, 1)
+
+
 def test_every_axis_of_the_kernel_must_be_one():
     for kernel in ((3, 1), (1, 3)):
         assert "reads neighbours" in str(grouped.why_not_batched((8, 2, *kernel), 4))

@@ -174,6 +174,15 @@ def test_sums_of_exactly_the_allowed_excess() -> None:
     assert str(assumed_kind(scores)[0]) == "probabilities"
 
 
+def test_sums_are_not_rounded_to_the_type_of_the_scores() -> None:
+    """Four classes: 12 roundings of half precision, and 2⁻²⁵ more, which a sum in float32 would round away."""
+    scores = column(0.25, 0.25, 0.25, 0.25 + 12 * 2.0**-11)
+    assert str(assumed_kind(scores)[0]) == "probabilities:exclusive"
+    scores[3] += np.float32(2.0**-25)
+    assert scores.sum(axis=0) == 1 + 12 * 2.0**-11
+    assert str(assumed_kind(scores)[0]) == "probabilities"
+
+
 def test_log_probabilities_up_to_the_rounding_of_half_precision() -> None:
     kind = ScoreKind("log-probabilities")
     assert kind.probabilities(np.array([[2.0**-11]])).tolist() == [[1.0]]

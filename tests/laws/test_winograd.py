@@ -141,3 +141,18 @@ def test_at_least_one_output_and_one_tap(outputs: int, taps: int) -> None:
         BadInput, match=rf"expected {outputs + taps - 2} distinct points for F\({outputs}, {taps}\)"
     ):
         winograd(outputs, taps, range(outputs + taps - 2))
+
+
+def test_tiles_and_weights_of_different_types_are_computed_in_the_wider_one() -> None:
+    """Entries such as 1/6 are no numbers of float32 and no integers: the type of either operand alone is too narrow."""
+    rng = np.random.default_rng(0)
+    tiles, weight = rng.integers(-9, 10, (2, 3, 6, 6)), rng.integers(-9, 10, (4, 3, 3, 3))
+    expected = np.array([direct(t.astype(float), weight.astype(float), 4) for t in tiles])
+    for a, b in ((np.float64, np.float32), (np.float32, np.float64)):
+        assert abs(F4X3.correlate(tiles.astype(a), weight.astype(b)) - expected).max() < 1e-10
+    for a, b in ((object, np.int64), (np.int64, object)):
+        x, w = (
+            np.vectorize(lambda n: Fraction(int(n)), [object])(v) if t is object else v
+            for v, t in ((tiles, a), (weight, b))
+        )
+        assert (F4X3.correlate(x, w) == expected).all()
