@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,8 +82,8 @@ def test_double():
 """
 
 
-def test_a_room_from_beginning_to_end(tmp_path: Path) -> None:
-    """Two mutants survive: a branch that no test runs, and one that is killed only by importing the module anew."""
+def run_room(tmp_path: Path, *commands: str) -> tuple[int, dict[str, Any]]:
+    """Run commands of the tool in one process on a room of one file; the last exit code and the summary."""
     package = tmp_path / "src" / "onebyone"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -104,7 +105,8 @@ root = Path({str(tmp_path)!r})
 a.ROOT = b.ROOT = c.ROOT = root
 c.STORE, c.SUMMARY, c.PRELOADED = root / ".mutants", root / "bench" / "results" / "mutants.json", ("hypothesis",)
 c.ROOMS = {{"thing": c.Room(("src/onebyone/thing.py",), ("tests",))}}
-raise SystemExit(c.main(["thing"]))
+test = root / "tests" / "test_negative.py"
+{chr(10).join(commands)}
 """
     root = Path(__file__).parents[1]
     done = subprocess.run(
@@ -115,13 +117,40 @@ raise SystemExit(c.main(["thing"]))
         timeout=1800,
         check=False,
     )
-    assert done.returncode == 1, done.stderr
-    summary = json.loads((tmp_path / "bench" / "results" / "mutants.json").read_text())["rooms"]["thing"]
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads((tmp_path / "bench" / "results" / "mutants.json").read_text())
+
+
+def test_a_room_from_beginning_to_end(tmp_path: Path) -> None:
+    """Two mutants survive: a branch that no test runs, and one that is killed only by importing the module anew."""
+    code, stored = run_room(tmp_path, 'raise SystemExit(c.main(["thing"]))')
+    assert code == 1
+    summary = stored["rooms"]["thing"]
     survivors = {s["after"] for s in summary["survivors"]}
     assert survivors == {"if x <= 0:", "if x < 1:", "return x + 7", "return x - 8"}
     assert summary["tested"] == summary["mutants"] == summary["killed"] + len(survivors)
     assert summary["killed"] == 3  # FACTOR = 3, FACTOR = None, FACTOR / x
     assert summary["interval"] is None  # all were tested
+
+
+def test_survivors_that_tests_notice_now_and_fresh_samples(tmp_path: Path) -> None:
+    """A test of negative numbers is added; two changes of the comparison survive it, because 0 is not among them."""
+    test = "from onebyone.thing import double\\n\\n\\ndef test_negative():\\n    assert double(-3) == -10\\n"
+    code, stored = run_room(
+        tmp_path,
+        'c.main(["thing"])',
+        f'test.write_text("{test}")',
+        'c.main(["thing", "--listed"])',
+        'c.main(["thing", "--sample", "4", "--seed", "2"])',
+    )
+    assert code == 0
+    listed, fresh = stored["rooms"]["thing"], stored["fresh"]["thing"]
+    assert {s["after"] for s in listed["survivors"]} == {"if x <= 0:", "if x < 1:"}
+    assert (listed["killed"], listed["killed_at_first"], listed["tested"]) == (5, 3, 7)
+    assert (fresh["seed"], fresh["tested"], fresh["mutants"]) == (2, 4, 7)
+    assert fresh["killed"] == fresh["killed_at_first"] == 4 - len(fresh["survivors"])
+    assert fresh["score_at_first"] == fresh["score"] == fresh["killed"] / 4
+    assert fresh["interval"][0] < fresh["score"] <= fresh["interval"][1]
 
 
 def test_a_sample_has_the_interval_of_wilson() -> None:

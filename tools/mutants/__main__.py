@@ -3,7 +3,9 @@
     python -m tools.mutants laws dense         # these rooms; every room without arguments
     python -m tools.mutants laws --minutes 10  # stop after ten minutes; the next call continues
     python -m tools.mutants laws --sample 400  # the same 400 mutants of the room whenever it is called
+    python -m tools.mutants laws --sample 150 --seed 2  # 150 others, which no test was written for yet
     python -m tools.mutants laws --survivors   # also run the survivors again, after tests were added
+    python -m tools.mutants laws --listed      # only run the survivors again that the summary lists
 
 mutmut supplies the mutations: swapped operators and comparisons, changed numbers and strings, removed arguments, and so
 on. They are applied in memory, and the tests of the room run in forks of a process that has loaded all libraries:
@@ -19,7 +21,8 @@ Not mutated: docstrings, annotations, decorators, texts of messages (f-strings, 
 
 At most 20 CPU seconds of tests run on a mutant. So a survivor may be one that only slow tests notice, and scores are
 lower bounds. Of a sample, the summary has a 95 % confidence interval of the score of the whole room (Wilson's), before
-tests were added: tests for the survivors of a sample say nothing about the other mutants.
+tests were added: tests for the survivors of a sample say nothing about the other mutants. A sample with a seed is drawn
+anew from the whole room; the summary has the last one under "fresh", with its score before and after tests were added.
 
 Outcomes are kept in .mutants/ROOM.json, so a run can be interrupted; bench/results/mutants.json is the summary.
 Survivors that no test can notice are listed with the reason in tools/mutants/equivalent.json. Exit code 1 if fewer than
@@ -30,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import importlib
 import json
 import math
@@ -118,8 +122,9 @@ class Ledger:
     "killed later" are survivors that tests notice which were added afterwards.
     """
 
-    def __init__(self, room: str, deadline: float) -> None:
+    def __init__(self, room: str, deadline: float, seed: int | None = None) -> None:
         STORE.mkdir(exist_ok=True)
+        room = room if seed is None else f"{room}.{seed}"
         self.path, self.calls_path, self.deadline = (
             STORE / f"{room}.json",
             STORE / f"{room}.calls.json",
@@ -153,19 +158,71 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def run_room(name: str, deadline: float, survivors: bool, sample: int | None) -> dict[str, Any]:
+def run_room(
+    name: str, deadline: float, survivors: bool, sample: int | None, seed: int | None
+) -> dict[str, Any]:
     """Run the mutants of a room, or of a sample of them, that have no outcome yet, and return its summary."""
-    room, ledger = ROOMS[name], Ledger(name, deadline)
-    mutants = [mutant for file in room.files for mutant in mutants_of(file)]
+    ledger, mutants = Ledger(name, deadline, seed), mutants_of_room(name)
     if survivors:
         ledger.again = {m.key for m in mutants if ledger.outcomes.get(m.key) == "survived"}
         ledger.outcomes = {
             key: outcome for key, outcome in ledger.outcomes.items() if key not in ledger.again
         }
         ledger.path.write_text(json.dumps(ledger.outcomes))
-    mutants.sort(key=lambda m: m.key)  # keys are hashes: a random order that is always the same
+    # keys are hashes: a random order that is always the same, and another one with a seed
+    mutants.sort(
+        key=lambda m: m.key if seed is None else hashlib.sha1(f"{seed} {m.key}".encode()).hexdigest()
+    )
     pending = [m for m in mutants[:sample] if m.key not in ledger.outcomes]
     say(f"{name}: {len(mutants)} mutants, {len(pending)} to run")
+    run_mutants(name, pending, ledger, deadline)
+    return summary_of(mutants, ledger.outcomes)
+
+
+def run_listed(name: str, deadline: float) -> dict[str, Any]:
+    """Run the survivors again that the summary lists without a reason; the room's summary without those killed now."""
+    listed = read_summary()["rooms"][name]
+    ledger = Ledger(f"{name}.listed", deadline)
+    ledger.path.unlink(missing_ok=True)
+    ledger.outcomes = {}
+    explained = [s | {"equivalent": reason_for(s)} for s in listed["survivors"]]
+    wanted = {facts_of(s) for s in explained if s["equivalent"] is None}
+    pending = [m for m in mutants_of_room(name) if facts_of(m.describe()) in wanted]
+    say(f"{name}: {len(wanted)} survivors have no reason, {len(pending)} to run")
+    run_mutants(name, pending, ledger, deadline)
+    survived = {facts_of(m.describe()) for m in pending if ledger.outcomes.get(m.key) == "survived"}
+    killed_now = {facts_of(m.describe()) for m in pending if m.key in ledger.outcomes} - survived
+    survivors = [s for s in explained if facts_of(s) not in killed_now]
+    killed = listed["killed"] + len(explained) - len(survivors)
+    return listed | {
+        "killed": killed, "score": round(killed / listed["tested"], 4), "survivors": survivors
+    }  # fmt: skip
+
+
+def facts_of(described: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a mutant from others, without its line, which changes."""
+    return tuple(described[key] for key in ("file", "function", "before", "after"))
+
+
+def reason_for(described: dict[str, Any]) -> str | None:
+    """Why no test can notice the mutant; None where no reason is known."""
+    return reasons().get(facts_of(described))
+
+
+@functools.cache
+def reasons() -> dict[tuple[str, ...], str]:
+    """The reasons of tools/mutants/equivalent.json by mutant."""
+    return {facts_of(entry): entry["reason"] for entry in json.loads(EQUIVALENT.read_text(encoding="utf-8"))}
+
+
+def mutants_of_room(name: str) -> list[Mutant]:
+    """All mutants of a room's files."""
+    return [mutant for file in ROOMS[name].files for mutant in mutants_of(file)]
+
+
+def run_mutants(name: str, pending: list[Mutant], ledger: Ledger, deadline: float) -> None:
+    """Run these mutants of a room in this order, up to the deadline."""
+    room = ROOMS[name]
     if pending:
         baseline = Baseline(room.files, ledger.calls_path)
         ledger.calls_path.unlink(missing_ok=True)
@@ -189,12 +246,10 @@ def run_room(name: str, deadline: float, survivors: bool, sample: int | None) ->
             task = functools.partial(run_imported, mutant, tests, calls)
             code = forked(task, IMPORTS) if tests else 0
             ledger.report(mutant, code, final=True)
-    return summary_of(mutants, ledger.outcomes)
 
 
 def summary_of(mutants: Sequence[Mutant], outcomes: dict[str, str]) -> dict[str, Any]:
     """Counts, score and survivors of a room."""
-    reasons = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
     counts = Counter(outcomes.get(m.key, "not run") for m in mutants)
     tested = len(mutants) - counts["not run"]
     first = counts["killed"] + counts["stopped"]
@@ -203,21 +258,45 @@ def summary_of(mutants: Sequence[Mutant], outcomes: dict[str, str]) -> dict[str,
     for mutant in mutants:
         if outcomes.get(mutant.key) == "survived":
             described = mutant.describe()
-            same = [
-                r
-                for r in reasons
-                if all(r[k] == described[k] for k in ("file", "function", "before", "after"))
-            ]
-            survivors.append(described | {"equivalent": same[0]["reason"] if same else None})
-    survivors.sort(key=lambda survivor: (survivor["file"], survivor["line"], survivor["after"]))
+            survivors.append(described | {"equivalent": reason_for(described)})
     return {
         "mutants": len(mutants),
         "tested": tested,
+        "killed_at_first": first,
         "killed": killed,
         "score": round(killed / tested, 4) if tested else None,
         "interval": interval(first, tested, len(mutants)),
-        "survivors": survivors,
+        "survivors": in_order(survivors),
     }
+
+
+def as_fresh_sample(result: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The summary of a sample that was drawn with a seed, with the score before tests were added for its survivors."""
+    tested, first = result["tested"], result["killed_at_first"]
+    return {"seed": seed, "score_at_first": round(first / tested, 4) if tested else None} | result
+
+
+def in_order(survivors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sorted by file and line."""
+    return sorted(survivors, key=lambda survivor: (survivor["file"], survivor["line"], survivor["after"]))
+
+
+def read_summary() -> dict[str, Any]:
+    """The summary of all rooms, empty if there is none yet."""
+    empty: dict[str, Any] = {"rooms": {}}
+    return json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else empty  # type: ignore[no-any-return]
+
+
+def write_summary(name: str, result: dict[str, Any], seed: int | None) -> None:
+    """Add the result of a room, or of a sample of it that was drawn with a seed."""
+    stored = read_summary()
+    if seed is None:
+        stored["rooms"][name] = result
+        stored["rooms"] = {room: stored["rooms"][room] for room in ROOMS if room in stored["rooms"]}
+    else:
+        stored.setdefault("fresh", {})[name] = result
+    stored["mutmut"] = metadata.version("mutmut")
+    SUMMARY.write_text(json.dumps(stored, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def interval(killed: int, tested: int, mutants: int) -> list[float] | None:
@@ -238,17 +317,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sample", type=int, help="run only so many mutants of each room, chosen at random once"
     )
+    parser.add_argument("--seed", type=int, help="draw the sample anew, with this seed")
     parser.add_argument("--survivors", action="store_true", help="also run the survivors again")
+    parser.add_argument("--listed", action="store_true", help="only run the survivors that the summary lists")
     options = parser.parse_args(arguments)
+    if options.seed is not None and options.sample is None:
+        parser.error("--seed: is only for a --sample")
     if unknown := set(options.rooms) - set(ROOMS):
         parser.error(f"unknown rooms: {', '.join(sorted(unknown))}; expected some of {', '.join(ROOMS)}")
     for library in PRELOADED:
         importlib.import_module(library)
     deadline = time.monotonic() + 60 * options.minutes
-    stored = json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else {"rooms": {}}
     low = False
     for name in options.rooms or ROOMS:
-        result = run_room(name, deadline, options.survivors, options.sample)
+        if options.listed:
+            result = run_listed(name, deadline)
+        else:
+            result = run_room(name, deadline, options.survivors, options.sample, options.seed)
+            if options.seed is not None:
+                result = as_fresh_sample(result, options.seed)
         low |= result["score"] is None or result["score"] < REQUIRED or result["tested"] < result["mutants"]
         unexplained = sum(s["equivalent"] is None for s in result["survivors"])
         say(
@@ -262,10 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{name}: the score of the whole room is {low_end:.1%} to {high_end:.1%} "
                 "(95 % confidence, before tests were added for the survivors)"
             )
-        stored["rooms"][name] = result
-        stored["mutmut"] = metadata.version("mutmut")
-        stored["rooms"] = {room: stored["rooms"][room] for room in ROOMS if room in stored["rooms"]}
-        SUMMARY.write_text(json.dumps(stored, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_summary(name, result, options.seed)
     return int(low)
 
 
