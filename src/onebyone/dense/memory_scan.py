@@ -102,6 +102,7 @@ def map_facts(
         "placement": placement_of(source),
         "unscored": "" if coverage is None else str(coverage),
         "resized_from": getattr(source, "original_size", None),
+        "output": work.settings.output,
     }
 
 

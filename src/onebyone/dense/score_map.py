@@ -44,6 +44,7 @@ class ScoreMap(Readable):
     without data); empty where every position has scores.
     `engine` names what ran the network, for the scan that made the map; it is not stored.
     `resized_from` is the size of the image before it was resized for the scan; None where it was not.
+    `output` is the network's output that the scores are, by its number or name.
 
     Raises
     ------
@@ -64,6 +65,7 @@ class ScoreMap(Readable):
     placement: Placement | None = None
     unscored: str = ""
     resized_from: tuple[int, ...] | None = None
+    output: int | str = 0
     engine: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -169,6 +171,7 @@ class ScoreMap(Readable):
             "placement": None if self.placement is None else self.placement.to_dict(),
             "unscored": self.unscored,
             "resized_from": None if self.resized_from is None else list(self.resized_from),
+            "output": self.output,
         }
 
     def regions(self) -> Iterator[tuple[tuple[Span, ...], NDArray[np.float32]]]:
@@ -262,6 +265,7 @@ class ScoreMap(Readable):
             placement=Placement.from_dict(meta["placement"]) if meta.get("placement") else None,
             unscored=str(meta.get("unscored", "")),
             resized_from=tuple(map(int, meta["resized_from"])) if meta.get("resized_from") else None,
+            output=_stored_output(meta),
         )
 
     def _repr_html_(self) -> str:
@@ -310,6 +314,12 @@ def _reason(error: Exception) -> str:
         return str(error)
     missing = str(error.args[0]).removesuffix(" is not a file in the archive") if error.args else "such entry"
     return f"it has no {missing!r}"
+
+
+def _stored_output(meta: Mapping[str, Any]) -> int | str:
+    """The network's output whose scores are stored; the first one where the file does not say it."""
+    output = meta.get("output", 0)
+    return output if isinstance(output, str) else int(output)
 
 
 def _stored_kind(meta: Mapping[str, Any]) -> ScoreKind | None:

@@ -119,6 +119,7 @@ def scan_windows(
         passes=total,
         placement=placement_of(source),
         resized_from=getattr(source, "original_size", None),
+        output=output,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from onebyone.atomic_files import write_text
 from onebyone.dense.preprocessing import normalise
+from onebyone.dense.runner import TileRunner, TorchSettings, open_runner
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.unfinished import UnfinishedMap
 from onebyone.detection import detect
@@ -77,6 +79,8 @@ class ScanView:
         self._refreshing, self._running = Lock(), Lock()
         self.scores = _with_kind(scores)
         self.progress = _progress(self.scores, 0)
+        self._resources = ExitStack()  # until the process ends, as the view itself
+        self._opened: TileRunner | None = None
         self._detections = lru_cache(maxsize=32)(self._detect)
 
     def refresh(self) -> Progress:
@@ -202,11 +206,8 @@ class ScanView:
         if min(rows[0], columns[0]) < 0 or rows[1] > height or columns[1] > width:
             return {"reason": "the window extends beyond the image"}
         pixels = self.image.crop((Span(*rows), Span(*columns)))
-        batch = torch.from_numpy(normalise(pixels, scores.labels))[None]
-        with self._running, torch.inference_mode():
-            output = self.dense.model(batch)
-        first = output[0] if isinstance(output, tuple) else output
-        crop = first.reshape(-1).float().numpy()
+        with self._running:
+            crop = self._network(scores.output)(normalise(pixels, scores.labels)[None]).ravel()
         if crop.shape != values.shape:
             return {"reason": f"the network has {len(crop)} outputs; the map has {len(values)} classes"}
         probabilities = _kind(scores).probabilities(crop.reshape(-1, 1, 1)).ravel()
@@ -216,6 +217,13 @@ class ScanView:
             "probabilities": probabilities.tolist(),
             "max_difference": difference,
         }
+
+    def _network(self, output: int | str) -> TileRunner:
+        """The network as a scan runs it on the processor, for one of its outputs; opened at the first crop."""
+        if self._opened is None:
+            settings = TorchSettings(torch.device("cpu"), channels_last=False, output=output)
+            self._opened = self._resources.enter_context(open_runner(self.dense.model, settings))
+        return self._opened
 
     def save_review(
         self, threshold: float, iou: float, states: Sequence[Sequence[Any]], suffix: str
