@@ -202,6 +202,25 @@ def test_a_reshape_writes_the_unit_dimension_of_the_image(between: int) -> None:
     assert calls.count("unsqueeze") == 2, "of the weight (O, I), which is a constant"
 
 
+def test_an_expand_writes_the_unit_dimension_of_the_image() -> None:
+    p = NumpyProgram()
+    x = p.input(1, 4, 3)
+    p.output(p.product(p.expand(x, 2, 4, 3), 5, to="conv", channel=1))
+    expanded: list[int] = []
+
+    class Recording(NumpyEmitter):
+        def expand(self, x: Any, sizes: Any) -> Any:
+            expanded.append(len(sizes))
+            return super().expand(x, sizes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.layout.numpy_program.NumpyEmitter", Recording)
+        (got,), emitter = p.planned(p.plan())
+    assert np.array_equal(got, p.direct()[0])
+    assert expanded == [4]
+    assert emitter.images == [(2, 4, 1, 3)]
+
+
 # where the positions of a product are
 
 

@@ -244,6 +244,15 @@ def test_a_program_without_operators_needs_nothing() -> None:
     assert check(program) == 0
 
 
+def test_a_sum_of_constants_that_nothing_reads_keeps_its_order() -> None:
+    """Constants suggest no order, and there is no operator that prefers one."""
+    program = NumpyProgram()
+    unused = program.add(program.constant(2, 3), program.constant(2, 3))
+    program.output(program.relu(program.input(2, 3)))
+    assert program.plan().orders[unused] == ((0, 1), ((0, 1), (0, 1)))
+    assert check(program) == 0
+
+
 def test_every_permutation_of_a_returned_value_costs_one_permute() -> None:
     for axes in permutations(range(3)):
         program = NumpyProgram()

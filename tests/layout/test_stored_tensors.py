@@ -49,6 +49,41 @@ def test_a_shorter_operand_stays_as_it_is_beside_one_of_full_rank() -> None:
     assert list(tensors.available(vector)) == [(0,)], "no unit dimensions were made"
 
 
+def test_the_layout_of_a_sum_is_the_one_that_most_operands_have() -> None:
+    """Of all layouts that an operand is available in; where two are equally frequent, the one of more dimensions."""
+    program = NumpyProgram()
+    x, y = program.input(2, 3), program.input(2, 3)
+    rule = program.rules[program.add(x, y)]
+    assert isinstance(rule, PointwiseRule)
+    for layouts, chosen in (
+        ([(0, UNIT, 1), (0, 1)], (0, 1)),
+        ([(0, 1), (0, UNIT, 1)], (0, 1)),
+        ([(0, UNIT, 1)], (0, UNIT, 1)),
+    ):
+        tensors: StoredTensors[Any] = StoredTensors(NumpyEmitter(program))
+        tensors.put(x, layouts[0], stored(program.arrays[x], layouts[0]))
+        for layout in layouts[1:]:
+            tensors.get(x, layout)
+        tensors.put(y, (0, 1), program.arrays[y])
+        assert rule._layout(tensors, (0, 1), ((0, 1), (0, 1)))[0] == chosen
+
+
+def test_the_nearest_layout_is_an_available_one_or_the_shorter_for_constants() -> None:
+    program = NumpyProgram()
+    value, constant = program.input(2, 3), program.constant(3)
+    tensors: StoredTensors[Any] = StoredTensors(NumpyEmitter(program), {constant})
+    for each in (value, constant):
+        tensors.put(each, each.natural_layout, program.arrays[each])
+    assert tensors.nearest(value, (UNIT, 0, 1)) == (0, 1), "which takes no unsqueeze"
+    tensors.get(value, (UNIT, 0, 1))
+    assert tensors.nearest(value, (UNIT, 0, 1)) == (UNIT, 0, 1), "both are available"
+    assert tensors.nearest(value, (UNIT, 1, 0)) == (1, 0)
+    assert tensors.nearest(constant, (UNIT, UNIT, 0, UNIT)) == (0, UNIT)
+    assert tensors.nearest(constant, (UNIT, UNIT, 0), last=2) == (UNIT, 0)
+    tensors.get(constant, (UNIT, 0, UNIT))
+    assert tensors.nearest(constant, (UNIT, 0, UNIT)) == (UNIT, 0, UNIT), "a constant is stored once"
+
+
 def test_an_available_layout_of_an_order_is_preferred() -> None:
     value, array = GraphValue("x", (2, 1, 3)), np.arange(6.0).reshape(2, 1, 3)
     tensors, _ = tensors_with(value, array)

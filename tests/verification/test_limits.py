@@ -179,6 +179,14 @@ def test_the_limit_of_a_direct_comparison(moved: float) -> None:
     assert problem.startswith("the output differs by ")
 
 
+def test_direct_comparisons_name_the_output() -> None:
+    expected, other = (Observation([("a", torch.ones(1)), ("b", torch.full((1,), v))]) for v in (2.0, 3.0))
+    assert compare_directly(expected, other, U32).problems[0].startswith("output b differs by 1, limit ")
+    assert (
+        compare_directly(seen(2.0), seen(3.0), U32).problems[0].startswith("the output differs by 1, limit ")
+    )
+
+
 def test_direct_comparisons_ignore_a_perturbed_run_that_failed() -> None:
     wrong = seen(2.0 + 1e-4)
     for perturbed in (None, Observation(error="it fails"), seen(math.nan), seen(9.0, path="other")):

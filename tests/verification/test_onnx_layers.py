@@ -85,6 +85,19 @@ def test_the_bound_on_real_weights(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (check.compared, check.arithmetic, notes) == (4, "float32 sums", [])
 
 
+def test_an_example_of_no_samples_has_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = np.zeros((0, 2))
+    check, notes = on_real_weights(monkeypatch, none, none, recorded={"x": X[:0]})
+    assert (check.ok, check.max_error, check.bound, check.error_ratio, check.compared) == (
+        True,
+        0.0,
+        0.0,
+        0.0,
+        0,
+    )
+    assert notes == []
+
+
 @pytest.mark.parametrize("alpha", [-1.0, 1.0, -0.5])
 @pytest.mark.parametrize("beta", [-2.0, 1.0])
 def test_factors_of_either_sign_leave_the_bound_its_size(alpha: float, beta: float) -> None:
@@ -161,6 +174,23 @@ def test_equal_arrays() -> None:
     assert equal_arrays(X, X.copy()) == (True, "")
     assert equal_arrays(X, X.T) == (False, "the outputs have shapes (2, 3) and (3, 2)")
     assert equal_arrays(X, X + (X == 2)) == (False, "the outputs differ in 1 of 6 values")
+
+
+def test_each_layer_has_a_probe_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their seeds follow that of the verification."""
+    text = "g (float[N,3] x) => (float[N,2] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"
+    m, rewriting = converted(text, {"w": integers(3, 4), "v": integers(4, 2)})
+    seeds: list[int] = []
+
+    def recorded(*arguments: Any) -> LayerCheck:
+        seeds.append(arguments[5])
+        return LayerCheck(arguments[2].path, "MatMul", bitwise=True)
+
+    monkeypatch.setattr(onnx_models, "_check_layer", recorded)
+    for seed in (0, 7):
+        seeds.clear()
+        assert verify_onnx(m, rewriting, seed=seed).equivalent
+        assert seeds == [seed + 1, seed + 2]
 
 
 # what is listed

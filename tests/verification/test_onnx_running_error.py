@@ -84,6 +84,8 @@ LINEAR: dict[str, tuple[Node, tuple[int, ...]]] = {
         IMAGE,
     ),
     "Gemm": (("Gemm", {}, [numbers(3, 2), numbers(2)]), (4, 3)),
+    "Gemm without a bias": (("Gemm", {}, [numbers(3, 2)]), (4, 3)),
+    "Gemm with an empty bias": (("Gemm", {"alpha": 2.0}, [numbers(3, 2), None]), (4, 3)),
     "Gemm, transB, alpha and beta": (
         ("Gemm", {"transB": 1, "alpha": 0.5, "beta": -2.0}, [numbers(2, 3), numbers(2)]),
         (4, 3),
@@ -336,3 +338,37 @@ def test_models_in_other_types_than_float32_have_no_bound() -> None:
     network = AnalysedOnnx(ir.from_proto(model_of(("Neg", {}, []), (2, 3))))
     with pytest.raises(NoRuleError, match="float64"):
         network.running_error(torch.zeros(2, 3))
+
+
+TRANSPOSED = "Gemm with transA, or of two values"
+UNEVEN = {"kernel_shape": [2, 2], "pads": [0, 0, 1, 0]}
+#: The node, the image's shape, the names of the operands where they are not the image and constants, and the reason.
+REASONS: dict[str, tuple[Node, tuple[int, ...], str, str]] = {
+    "the transposed image": (("Gemm", {"transA": 1}, [numbers(4, 2)]), (4, 3), "", TRANSPOSED),
+    "the image as a weight": (("Gemm", {}, [numbers(2, 4)]), (4, 3), "c0 x", TRANSPOSED),
+    "the image as a bias": (("Gemm", {}, [numbers(3, 3)]), (2, 3), "x c0 x", "Gemm with a bias that depends"),
+    "ceil_mode": (
+        ("AveragePool", {"kernel_shape": [2, 2], "ceil_mode": 1}, []), IMAGE, "", "with ceil_mode or dilation",
+    ),
+    "dilations": (
+        ("AveragePool", {"kernel_shape": [2, 2], "dilations": [1, 2]}, []), IMAGE, "", "with ceil_mode or dilation",
+    ),
+    "uneven pads": (("AveragePool", UNEVEN, []), IMAGE, "", "AveragePool with uneven padding"),
+    "pads of copies": (
+        ("Pad", {"mode": "edge"}, [axes(0, 0, 1, 0, 0, 0, 0, 0)]), IMAGE, "", "Pad of another mode than constant",
+    ),
+    "pads along axes": (("Pad", {}, [axes(1, 0), None, axes(2)]), IMAGE, "", "Pad of another mode than constant"),
+    "old softmax": (("Softmax", {}, []), IMAGE, "", "Softmax over several axes"),
+    "an index of the image": (("Gather", {}, []), (2,), "x x", "with an index that depends on the image"),
+    "a shape of the image": (("Reshape", {}, []), (2,), "x x", "a setting that depends on the image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_the_reason_for_no_bound(name: str) -> None:
+    node, shape, operands, reason = REASONS[name]
+    model = model_of(node, shape, 11 if name == "old softmax" else 20)
+    if operands:
+        model.graph.node[0].input[:] = operands.split()
+    with pytest.raises(NoRuleError, match=reason):
+        bounded(model, numbers(*shape), np.zeros(shape))

@@ -29,6 +29,7 @@ def test_tensors_that_cannot_be_compared_are_listed() -> None:
     other_shape = nn.Linear(2, 3)
     check = compare_weights(before, other_shape, layers=[""])
     assert "weight: its shape changed, and the conversion has no map to compare it by" in check.unverified
+    assert (check.compared, check.values) == (0, 0), "what could not be compared does not count"
     missing = compare_weights(before, nn.Linear(3, 2, bias=False), layers=[""])
     assert "bias: only in the original, and the conversion has no map to compare it by" in missing.unverified
     surplus = compare_weights(nn.Linear(3, 2, bias=False), before, layers=[""])
@@ -43,10 +44,14 @@ def test_tensors_that_cannot_be_compared_are_listed() -> None:
         in compare_weights(nn.Linear(3, 2, bias=False), before).problems
     )
     meta = nn.Linear(3, 2, device="meta")
-    assert compare_weights(meta, meta).unverified == (
+    nothing = compare_weights(meta, meta)
+    assert nothing.unverified == (
         "weight: it has no values to compare",
         "bias: it has no values to compare",
     )
+    assert (nothing.compared, nothing.values) == (0, 0)
+    half = compare_weights(nn.Linear(3, 2), nn.Linear(2, 2), layers=[""])
+    assert (half.compared, half.values) == (1, 2), "the bias alone"
     assert "weight is on the meta device in one network only" in compare_weights(before, meta).problems
 
 
@@ -75,6 +80,7 @@ def test_other_state_is_compared_where_it_is_plain() -> None:
     )
     odd = compare_weights(WithState(object()), WithState(object()))
     assert odd.ok
+    assert odd.compared == 0
     assert odd.unverified == (
         "_extra_state: a object that cannot be compared (only tensors and plain values are compared)",
     )
@@ -101,3 +107,26 @@ def test_a_dense_form_may_hold_more_or_fewer_tensors() -> None:
     many = nn.Sequential(*(nn.Linear(1, 1) for _ in range(3)))
     (note,) = compare_weights(many, nn.ReLU(), subset=True).unverified
     assert note.startswith("0.weight, 0.bias, 1.weight and 3 more: not held")
+
+
+class WithNumbers(nn.Module):
+    """Plain tensors that are no parameters, at the top and in a layer."""
+
+    def __init__(self, top: float, inner: float) -> None:
+        super().__init__()
+        self.layer = nn.Identity()
+        self.scale = torch.tensor([top])
+        self.layer.shift = torch.tensor([inner, 1.0])
+
+
+def test_plain_tensors_have_the_path_of_their_module() -> None:
+    """They may be missing in a converted network, which drops what nothing reads, but must not differ."""
+    check = compare_weights(WithNumbers(1.0, 2.0), WithNumbers(1.5, 3.0))
+    assert [d.name for d in check.differing] == ["scale", "layer.shift"]
+    assert check.problems[0] == "scale differs from the original's in 1 of 1 values, by up to 0.5"
+    assert check.problems[1] == "layer.shift differs from the original's in 1 of 2 values, by up to 1"
+    assert [(d.differing, d.values, d.largest) for d in check.differing] == [(1, 1, 0.5), (1, 2, 1.0)]
+    fewer = WithNumbers(1.0, 2.0)
+    del fewer.scale, fewer.layer.shift
+    for pair in ((WithNumbers(1.0, 2.0), fewer), (fewer, WithNumbers(1.0, 2.0))):
+        assert (compare_weights(*pair).ok, compare_weights(*pair).unverified) == (True, ())

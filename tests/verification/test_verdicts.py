@@ -297,6 +297,10 @@ def test_a_network_outside_pytorch_is_compared_by_its_outputs() -> None:
         "the weights one by one: they are compared through the outputs on this example only",
     } <= set(v.unverified)
     assert not any("gradients, rounding_ratio" in note for note in v.unverified)
+    flat = nn.Sequential(nn.Linear(2, 3), nn.Hardtanh(0, 1e-30))
+    nn.init.constant_(flat[0].bias, -100.0)
+    notes = verify(flat, Traced(flat), x).unverified
+    assert any("all zeros" in note for note in notes), "earlier notes are kept"
     wrong = verify(net, Traced(lambda t: net(t) + 0.25), x)
     assert not wrong.equivalent
     assert wrong.first_difference == "0"

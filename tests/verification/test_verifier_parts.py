@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
+from onebyone import verification
+from onebyone.records import LEAST_AGREEMENT
+from onebyone.verification import verify
 from onebyone.verification.any_size_checks import _gradient_map
 from onebyone.verification.channel_axis import WithoutChannels
-from onebyone.verification.result import _LAYER_HEADERS, LayerCheck, Verification, _layer_row
+from onebyone.verification.end_to_end import compare_networks
+from onebyone.verification.network_run import Runner
+from onebyone.verification.onnx_any_size import verify_onnx_any_size
+from onebyone.verification.onnx_models import verify_onnx
+from onebyone.verification.result import LayerCheck, Verification, _layer_row
 from onebyone.verification.running_error import RunningError
 
 
@@ -49,5 +57,30 @@ def test_a_layer_that_failed_does_not_look_like_one_that_passed() -> None:
 
 def test_the_table_of_layers_names_each_column() -> None:
     page = Verification(True, "a target", layers=(LayerCheck("fc", "Linear"),))._repr_html_()
-    assert all(header in page for header in _LAYER_HEADERS)
-    assert len(_LAYER_HEADERS) == len(_layer_row(LayerCheck("fc", "Linear")))
+    headers = ["layer", "kind", "integers", "|Δ|", "bound", "smallest injected fault", "verdict"]
+    assert all(f">{header}<" in page for header in headers)
+    assert len(headers) == len(_layer_row(LayerCheck("fc", "Linear")))
+
+
+def test_gradients_are_compared_unless_told() -> None:
+    runner = Runner(nn.Linear(2, 2), torch.ones(1, 2), 0)
+    compared = compare_networks(runner, runner)
+    assert compared.gradients is not None
+    assert compared.gradients.compared == 3
+    assert compare_networks(runner, runner, gradients=False).gradients is None
+
+
+def test_all_verifiers_have_the_same_defaults() -> None:
+    expected = {
+        "seed": 0,
+        "max_windows": 4096,
+        "min_agreement": LEAST_AGREEMENT,
+        "progress": None,
+        "gradients": True,
+    }
+    for function in (verify, verify_onnx, verify_onnx_any_size):
+        parameters = inspect.signature(function).parameters
+        defaults = {name: parameters[name].default for name in expected if name in parameters}
+        assert defaults == {name: expected[name] for name in defaults}
+        assert {"seed", "progress"} <= defaults.keys()
+    assert all(hasattr(verification, name) for name in verification.__all__)

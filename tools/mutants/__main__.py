@@ -22,7 +22,7 @@ Not mutated: docstrings, annotations, decorators, texts of messages (f-strings, 
 At most 20 CPU seconds of tests run on a mutant. So a survivor may be one that only slow tests notice, and scores are
 lower bounds. Of a sample, the summary has a 95 % confidence interval of the score of the whole room (Wilson's), before
 tests were added: tests for the survivors of a sample say nothing about the other mutants. A sample with a seed is drawn
-anew from the whole room; the summary has the last one under "fresh", with its score before and after tests were added.
+anew from the whole room; the summary has it under "fresh", with its score before and after tests were added.
 
 Outcomes are kept in .mutants/ROOM.json, so a run can be interrupted; bench/results/mutants.json is the summary.
 Survivors that no test can notice are listed with the reason in tools/mutants/equivalent.json. Exit code 1 if fewer than
@@ -270,10 +270,10 @@ def summary_of(mutants: Sequence[Mutant], outcomes: dict[str, str]) -> dict[str,
     }
 
 
-def as_fresh_sample(result: dict[str, Any], seed: int) -> dict[str, Any]:
+def as_fresh_sample(result: dict[str, Any]) -> dict[str, Any]:
     """The summary of a sample that was drawn with a seed, with the score before tests were added for its survivors."""
     tested, first = result["tested"], result["killed_at_first"]
-    return {"seed": seed, "score_at_first": round(first / tested, 4) if tested else None} | result
+    return {"score_at_first": round(first / tested, 4) if tested else None} | result
 
 
 def in_order(survivors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -294,7 +294,7 @@ def write_summary(name: str, result: dict[str, Any], seed: int | None) -> None:
         stored["rooms"][name] = result
         stored["rooms"] = {room: stored["rooms"][room] for room in ROOMS if room in stored["rooms"]}
     else:
-        stored.setdefault("fresh", {})[name] = result
+        stored.setdefault("fresh", {}).setdefault(name, {})[str(seed)] = result
     stored["mutmut"] = metadata.version("mutmut")
     SUMMARY.write_text(json.dumps(stored, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -335,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             result = run_room(name, deadline, options.survivors, options.sample, options.seed)
             if options.seed is not None:
-                result = as_fresh_sample(result, options.seed)
+                result = as_fresh_sample(result)
         low |= result["score"] is None or result["score"] < REQUIRED or result["tested"] < result["mutants"]
         unexplained = sum(s["equivalent"] is None for s in result["survivors"])
         say(
