@@ -122,6 +122,29 @@ def test_the_classifier_takes_larger_images() -> None:
     assert figures["original_on_larger"].startswith("raises")
 
 
+def test_a_classifier_with_named_outputs() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"scores": self.body(x)}
+
+    model = Named().eval()
+    dense = r.lifted(model, IMAGE)
+    figures = r.measure_classification(model, IMAGE, dense)
+    assert r.classification_verdict(figures).text == HOLDS
+    assert figures["places"] == [2, 3]
+
+    class Off(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"scores": dense.model(x)["scores"] * 1.01}
+
+    figures = r.measure_classification(model, IMAGE, replace(dense, model=Off()))
+    assert r.classification_verdict(figures).text == NOT_AS_SAID
+
+
 def test_a_classifier_with_another_weight_is_found_out() -> None:
     model = network()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import onebyone
 from onebyone.verification.gradients import compare_gradients
 from onebyone.verification.network_run import INPUT, Observation, Runner, as_callable, observe
 from onebyone.verification.output_comparison import (
@@ -330,6 +331,16 @@ def test_gradients_of_a_run() -> None:
             return x.detach()
 
     assert observe(Runner(Detached(), torch.ones(2), 0), gradients=True).no_gradients != ""
+
+
+def test_a_conversion_in_the_place_of_the_original_is_named() -> None:
+    from onebyone.errors import BadInput
+
+    converted = onebyone.convert(nn.Sequential(nn.Linear(3, 2)), to="conv")
+    with pytest.raises(
+        BadInput, match=r"expected the original network first: verify\(model, converted, example"
+    ):
+        onebyone.verify(converted, torch.ones(1, 3))
 
 
 def test_what_is_neither_a_network_nor_callable_is_named() -> None:

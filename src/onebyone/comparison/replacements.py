@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from onebyone.comparison.claim_result import (
     Figures,
@@ -21,6 +22,7 @@ from onebyone.comparison.claim_result import (
     not_available,
 )
 from onebyone.comparison.layer_calls import LINEAR, POINTWISE, LayerCall
+from onebyone.dense.outputs import select_output
 from onebyone.drawing.number_format import counted
 from onebyone.errors import BadInput, Refused
 from onebyone.laws.flatten import flatten_index, to_kernel
@@ -229,9 +231,8 @@ class SingleWindow(nn.Module):
         self.dense = dense
 
     def forward(self, x: Tensor) -> Any:
-        """(N, C, *window) to (N, classes), or a tuple of such for several outputs."""
-        y = self.dense(x)
-        return tuple(t.flatten(1) for t in y) if isinstance(y, tuple) else y.flatten(1)
+        """(N, C, *window) to (N, classes), in the structure of the network's outputs."""
+        return pytree.tree_map_only(Tensor, lambda scores: scores.flatten(1), self.dense(x))
 
 
 def window_of(example: Any) -> Tensor:
@@ -301,8 +302,7 @@ def _larger(model: nn.Module, dense: ConvolutionalizedModule, x: Tensor) -> Figu
     size = [w + s * n for w, s, n in zip(geometry.window, geometry.stride, (1, 2), strict=True)]
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, x.shape[1], *size, generator=generator).to(x)
-    output = dense.model(image)
-    first = output[0] if isinstance(output, tuple) else output
+    first = select_output(dense.model(image), 0)
     try:
         original_output = model(image)
         shape = f" of shape {list(original_output.shape)}" if isinstance(original_output, Tensor) else ""

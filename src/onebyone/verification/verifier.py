@@ -61,7 +61,7 @@ def verify(
     Raises
     ------
     BadInput
-        if there is nothing to run, or `model` itself fails on `x`.
+        if there is nothing to run, `model` is a conversion, or it fails on `x`.
 
     >>> f, g = torch.nn.Linear(3, 2), torch.nn.Conv1d(3, 2, 1)
     >>> _ = g.load_state_dict({"weight": f.weight[..., None], "bias": f.bias})
@@ -69,6 +69,10 @@ def verify(
     True
     """
     report = progress or (lambda done, total: None)
+    if isinstance(model, AnySize | Converted):
+        raise BadInput(
+            f"model is a {type(model).__name__}; expected the original network first: verify(model, converted, example)"
+        )
     known = isinstance(converted, AnySize | Converted)
     original = as_callable(converted.runnable(model) if known else model, "model")
     if isinstance(converted, AnySize):
