@@ -6,20 +6,23 @@ import inspect
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from onebyone import verification
+from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from onebyone.records import LEAST_AGREEMENT
-from onebyone.verification import verify
+from onebyone.verification import any_size_checks, verifier, verify
 from onebyone.verification.any_size_checks import _gradient_map
 from onebyone.verification.channel_axis import WithoutChannels
 from onebyone.verification.end_to_end import compare_networks
-from onebyone.verification.network_run import Runner
+from onebyone.verification.network_run import Runner, observe
 from onebyone.verification.onnx_any_size import verify_onnx_any_size
 from onebyone.verification.onnx_models import verify_onnx
 from onebyone.verification.result import LayerCheck, Verification, _layer_row
 from onebyone.verification.running_error import RunningError
+from tests.verification.standins import swap
 
 
 def test_gradients_have_the_names_of_the_original() -> None:
@@ -84,3 +87,35 @@ def test_all_verifiers_have_the_same_defaults() -> None:
         assert defaults == {name: expected[name] for name in defaults}
         assert {"seed", "progress"} <= defaults.keys()
     assert all(hasattr(verification, name) for name in verification.__all__)
+
+
+def test_each_layer_is_probed_with_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that two equal layers are not probed with equal numbers; progress is reported after each."""
+    seeds: list[int] = []
+    steps: list[tuple[int, int]] = []
+
+    def layer(functions: Any, x: Any, seed: int) -> LayerCheck:
+        seeds.append(seed)
+        return LayerCheck(functions.path, "Linear", bitwise=True)
+
+    def window(pair: Any, seed: int) -> LayerCheck:
+        seeds.append(seed)
+        return LayerCheck(pair.path, "Linear", bitwise=True)
+
+    monkeypatch.setattr(verifier, "check_layer", layer)
+    monkeypatch.setattr(any_size_checks, "check_window_pair", window)
+    net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(18, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    for converted, more in ((swap(net), {}), (convolutionalize(net, window=(4, 4)), {"gradients": False})):
+        for seed in (0, 5):
+            seeds.clear()
+            steps.clear()
+            v = verify(net, converted, seed=seed, progress=lambda *step: steps.append(step), **more)
+            assert v.equivalent, str(v)
+            assert seeds == [seed + 1, seed + 2]
+            assert steps[:2] == [(1, 2), (2, 2)]
+
+
+def test_a_run_has_no_gradients_unless_told() -> None:
+    plain = observe(Runner(nn.Linear(2, 2), torch.ones(1, 2), 0))
+    assert (plain.gradients, plain.no_gradients, plain.error) == ({}, "", "")
+    assert plain.outputs[0][1].requires_grad is False
