@@ -97,6 +97,66 @@ def test_windows_outside_the_mask_hold_nan(
     assert sum(masked.windows_by_class()) <= 3 * inside.sum()
 
 
+@pytest.mark.parametrize("out", [None, "s.zarr"])
+@pytest.mark.parametrize("stated", ["by the file", "by the caller", "in another byte order"])
+def test_windows_with_pixels_that_are_not_a_number_are_left_out(
+    dense: Any, image: np.ndarray, tmp_path: Path, stated: str, out: str | None
+) -> None:
+    """The scores of all other windows are those of the image without such pixels."""
+    values, missing = image.astype(np.float32), np.zeros((70, 90), bool)
+    missing[30:50, :40] = missing[0, 0] = True
+    values[missing] = np.nan
+    values[3, 60, 1] = np.nan  # one channel
+    source: Any = values if stated == "by the caller" else values.astype(">f4")
+    options: dict[str, Any] = {"nodata": np.nan}
+    if stated == "by the file":
+        source, options = tmp_path / "image.tif", {}
+        profile = {
+            "driver": "GTiff",
+            "height": 70,
+            "width": 90,
+            "count": 3,
+            "dtype": "float32",
+            "nodata": np.nan,
+        }
+        with rasterio.open(
+            source, "w", transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6), **profile
+        ) as file:
+            file.write(np.moveaxis(values, -1, 0))
+    path = None if out is None else tmp_path / out
+    scores = onebyone.scan(dense, source, tile=5, out=path, **options)
+    inside = ~windows_with(np.isnan(values).any(axis=-1))
+    found = np.asarray(scores.scores)
+    assert 0 < inside.sum() < inside.size
+    assert np.array_equal(~np.isnan(found).any(axis=0), inside)
+    whole = onebyone.scan(dense, image.astype(np.float32))
+    np.testing.assert_allclose(found[:, inside], whole.scores[:, inside], rtol=1e-5)
+    assert "windows have pixels that are not a number; their scores are NaN" in str(scores)
+    with pytest.raises(BadInput, match="not finite"):
+        onebyone.scan(dense, values)
+
+
+@pytest.mark.parametrize("out", [None, "s.npz"])
+def test_windows_of_only_transparent_pixels_of_a_geotiff_are_left_out(
+    dense: Any, image: np.ndarray, tmp_path: Path, out: str | None
+) -> None:
+    there = corner_mask()
+    bands = np.concatenate([np.moveaxis(image, -1, 0), there[None] * np.uint8(255)])
+    profile = {"driver": "GTiff", "height": 70, "width": 90, "count": 4, "dtype": "uint8", "alpha": "yes"}
+    with rasterio.open(
+        tmp_path / "image.tif", "w", crs="EPSG:32632", transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6),
+        photometric="rgb", **profile,
+    ) as file:  # fmt: skip
+        file.write(bands)
+    path = None if out is None else tmp_path / out
+    scores = onebyone.scan(dense, tmp_path / "image.tif", out=path)
+    inside = windows_with(there)
+    assert np.array_equal(~np.isnan(scores.scores).any(axis=0), inside)
+    whole = onebyone.scan(dense, image)
+    np.testing.assert_allclose(np.asarray(scores.scores)[:, inside], whole.scores[:, inside], rtol=1e-5)
+    assert "windows are transparent or masked in the file; their scores are NaN" in str(scores)
+
+
 def test_blocks_outside_the_mask_are_not_read(dense: Any, image: np.ndarray) -> None:
     Counting.pixels = 0
     onebyone.scan(dense, Counting(image), tile=4)

@@ -73,7 +73,7 @@ def test_a_tiff_keeps_every_bit(tmp_path: Path, name: str) -> None:
         (np.zeros((6, 7, 4), np.uint16), {"photometric": "separated"}, "its colour space is SEPARATED; convert it"),
         (np.zeros((6, 7), np.int8), {}, "its values are of type int8; expected unsigned integers of 8 or 16 bits"),
         (np.zeros((6, 7, 3), np.uint32), {"photometric": "rgb"}, "its values are of type uint32"),
-        (np.full((6, 7), 2**20, np.uint32), {}, "32-bit integers outside the range of 16 bits"),
+        (np.full((6, 7), 2**20, np.uint32), {}, "integers below 0 or above 65,535"),
         (np.zeros((6, 7, 4), np.uint16), {"photometric": "rgb", "extrasamples": ["unassalpha"]}, "partly transparent"),
     ],
 )  # fmt: skip

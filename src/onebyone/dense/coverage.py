@@ -1,8 +1,9 @@
 """Coverage: which positions of a map are scored, where a mask or pixels without data leave some of the image out.
 
-A position is scored if its window contains a pixel of the mask, and a pixel with data. All other positions hold `FILL`
-in every class. A block without any scored position is neither read nor computed. The result does not depend on the size
-of the tiles, because the rule is applied to single positions.
+A position is scored if its window contains a pixel of the mask, and a pixel with data; if pixels without data are not a
+number, all pixels of its window must have one. All other positions hold `FILL` in every class. A block without any
+scored position is neither read nor computed. The result does not depend on the size of the tiles, because the rule is
+applied to single positions.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.dense.fingerprint import of_image
-from onebyone.dense.guarded_source import read_or_none
+from onebyone.dense.guarded_source import attempted_or_none, read_or_none
 from onebyone.dense.images import open_image
 from onebyone.dense.plan import ScanPlan
 from onebyone.errors import BadInput
 from onebyone.records import by
-from onebyone.stores.channels import MatchedSource
+from onebyone.stores.channels import FilledSource, MatchedSource
 from onebyone.stores.placement import placement_of
 from onebyone.stores.regions import Region, Span
 from onebyone.stores.resized import ResizedSource
@@ -86,13 +87,49 @@ class PixelsWithData(SourceProperties):
         values = read_or_none(self.source, region)
         if values is None:
             return np.ones(tuple(map(len, region)), bool)
-        with_data = ~np.isnan(values) if isnan(self.nodata) else values != self.nodata
-        flags: Bools = np.any(with_data, axis=-1)
+        flags: Bools = np.any(values != self.nodata, axis=-1)
         return flags
 
     def describe(self) -> dict[str, Any]:
         """The value for "no data"."""
         return {"nodata": repr(self.nodata)}
+
+
+@dataclass(frozen=True)
+class PixelsWithNumber(SourceProperties):
+    """The pixels of an image without not-a-number. A window is scored if all of its pixels have a number."""
+
+    source: ImageSource
+    every = True
+
+    def flags(self, region: Region) -> Bools:
+        """Whether each pixel of a region has numbers; taken as true where it cannot be read, which the scan reports."""
+        values = read_or_none(self.source, region)
+        if values is None:
+            return np.ones(tuple(map(len, region)), bool)
+        flags: Bools = ~np.isnan(values).any(axis=-1)
+        return flags
+
+    def describe(self) -> dict[str, Any]:
+        """The value for "no data", and that one such pixel leaves a window out."""
+        return {"nodata": "nan", "leaves_out": "windows with any"}
+
+
+@dataclass(frozen=True)
+class PixelsNotMasked(SourceProperties):
+    """The pixels of an image that are neither transparent nor masked in its file (`has_mask` of the source)."""
+
+    source: ImageSource
+
+    def flags(self, region: Region) -> Bools:
+        """Whether each pixel of a region is there; taken as true where it cannot be read, which the scan reports."""
+        masked: Any = self.source
+        flags = attempted_or_none(lambda: masked.with_data(region))
+        return np.ones(tuple(map(len, region)), bool) if flags is None else flags
+
+    def describe(self) -> dict[str, Any]:
+        """That the file's mask was used."""
+        return {"file_mask": True}
 
 
 class Coverage:
@@ -173,8 +210,12 @@ class Coverage:
         total = prod(self.plan.positions)
         reasons = []
         for mask in self.masks:
-            if isinstance(mask, PixelsWithData):
+            if isinstance(mask, PixelsWithNumber):
+                reasons.append("have pixels that are not a number")
+            elif isinstance(mask, PixelsWithData):
                 reasons.append(f"have only the value for no data, {mask.nodata:g}")
+            elif isinstance(mask, PixelsNotMasked):
+                reasons.append("are transparent or masked in the file")
             else:
                 reasons.append("are outside of the mask")
         return f"{total - self.scored:,} of {total:,} windows {' or '.join(reasons)}; their scores are NaN"
@@ -190,8 +231,7 @@ def coverage_of(
 
     Raises BadInput where the mask cannot be read, has another shape or place than the image, or leaves no window.
     """
-    value = nodata_of(source, nodata)
-    masks: list[PixelMask] = [] if value is None else [PixelsWithData(_unconverted(source), value)]
+    masks = _masks_of(source, nodata)
     if mask is not None:
         masks.append(_opened(mask, source))
     if not masks:
@@ -202,14 +242,33 @@ def coverage_of(
     return coverage if coverage.scored < prod(plan.positions) else None
 
 
-def nodata_of(source: ImageSource, nodata: float | None = None) -> float | None:
-    """The value of pixels without data: `nodata`, or the one that the image states; None where there is none."""
-    return getattr(_unconverted(source), "nodata", None) if nodata is None else float(nodata)
+def may_lack_numbers(source: ImageSource, nodata: float | None = None) -> bool:
+    """Whether not-a-number is the value of pixels without data: `nodata`, or the value that the image states."""
+    return source.dtype.kind == "f" and any(
+        isinstance(mask, PixelsWithNumber) for mask in _masks_of(source, nodata)
+    )
+
+
+def may_lack_pixels(source: ImageSource, nodata: float | None = None) -> bool:
+    """Whether pixels of an image can be without data: `nodata`, or the image itself, says which."""
+    return bool(_masks_of(source, nodata))
+
+
+def _masks_of(source: ImageSource, nodata: float | None) -> list[PixelMask]:
+    """What tells the pixels without data of an image: a value, `nodata` or the one that it states, and its mask."""
+    stored = _unconverted(source)
+    value = getattr(stored, "nodata", None) if nodata is None else float(nodata)
+    masks: list[PixelMask] = []
+    if value is not None:
+        masks.append(PixelsWithNumber(stored) if isnan(value) else PixelsWithData(stored, value))
+    if getattr(stored, "has_mask", False):
+        masks.append(PixelsNotMasked(stored))
+    return masks
 
 
 def _unconverted(source: ImageSource) -> ImageSource:
     """The pixels as the file has them: neither resized nor of other channels."""
-    while isinstance(source, MatchedSource | ResizedSource):
+    while isinstance(source, MatchedSource | ResizedSource | FilledSource):
         source = source.source
     return source
 
@@ -241,7 +300,8 @@ def _opened(mask: Any, source: ImageSource) -> MaskImage:
 
 
 def _windows_inside(plan: ScanPlan, region: Sequence[Span], mask: PixelMask) -> Bools:
-    """For each position of a region, whether its window contains a pixel with a flag."""
+    """For each position of a region, whether its window contains a pixel with a flag, or no other (`mask.every`)."""
+    every = getattr(mask, "every", False)
     edges, spans = [], []
     for axis, span in enumerate(region):
         stride, window, offset = (
@@ -253,11 +313,11 @@ def _windows_inside(plan: ScanPlan, region: Sequence[Span], mask: PixelMask) -> 
         last = -(-np.clip(start + window, 0, size) * flags // size)
         edges.append((first, last))
         spans.append(Span(int(first[0]), int(last[-1])))
-    found = mask.flags(spans)
+    found = mask.flags(spans) ^ every
     for axis, (first, last) in enumerate(edges):
         # any over a rectangle is any over each axis in turn
         counts = np.cumsum(found, axis=axis, dtype=np.int32)
         counts = np.concatenate([np.zeros_like(counts.take([0], axis)), counts], axis=axis)
         begin = spans[axis].start
         found = counts.take(last - begin, axis) > counts.take(first - begin, axis)
-    return found
+    return found ^ every

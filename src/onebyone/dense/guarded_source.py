@@ -81,7 +81,12 @@ class GuardedSource(SourceProperties):
 
 def read_or_none(source: ImageSource, region: Region) -> NDArray[Any] | None:
     """The pixels of a region, which is read again after an error; None where it cannot be read."""
-    values = _attempted(partial(source.read, region), ATTEMPTS)
+    return attempted_or_none(partial(source.read, region))
+
+
+def attempted_or_none(read: Callable[[], NDArray[Any]]) -> NDArray[Any] | None:
+    """What `read` gives, tried again after an error; None where it cannot be read."""
+    values = _attempted(read, ATTEMPTS)
     return None if isinstance(values, Exception) else values
 
 

@@ -21,8 +21,8 @@ from onebyone.dense.checks import check_whole
 from onebyone.errors import BadInput, OnebyoneError, OnebyoneWarning
 from onebyone.laws.labels import require_sound
 from onebyone.records import Labels
-from onebyone.stores.axes import SlicedSource
-from onebyone.stores.channels import match_channels, matched
+from onebyone.stores.axes import SlicedSource, axes_of_names, require_unmasked
+from onebyone.stores.channels import FilledSource, match_channels, matched
 from onebyone.stores.opening import open_file
 from onebyone.stores.pictures import as_array
 from onebyone.stores.resized import resized
@@ -43,6 +43,7 @@ def open_image(
     mpp: float | None = None,
     axis_names: str | None = None,
     resize: float = 1,
+    fill_nan: bool = False,
 ) -> ImageSource:
     """Open an image for a network of `channels` input channels that slides over `axes` axes.
 
@@ -70,6 +71,8 @@ def open_image(
         spatial axes and then the channels.
     resize
         the factor by which the image is resized as it is read (see `stores.resized`).
+    fill_nan
+        read not-a-number as 0, for a scan that leaves out the windows with such pixels.
 
     Raises
     ------
@@ -96,7 +99,7 @@ def open_image(
                 raise BadInput(f"{name}={value}: {what}; image is {_describe(image)}")
     _check_structure(source, channels)
     require_sound(labels, source.channels)
-    return resized(source, resize)
+    return resized(FilledSource(source) if fill_nan else source, resize)
 
 
 def open_levels(image: Any, *, page: int | None = None, axis_names: str | None = None) -> list[ImageSource]:
@@ -139,6 +142,8 @@ def _in_memory(image: Any, channels: int | None, axes: int, axis_names: str | No
         return ArraySource(match_channels(_with_channel_axis(as_array(image), axes), channels))
     if isinstance(image, torch.Tensor) and axis_names is None:
         return ArraySource(_from_tensor(image, axes))
+    if isinstance(image, np.ma.MaskedArray):
+        image = require_unmasked(image, "image")
     if isinstance(image, np.ndarray) and axis_names is None:
         return ArraySource(_with_channel_axis(image, axes))
     if isinstance(image, torch.Tensor):
@@ -149,9 +154,8 @@ def _in_memory(image: Any, channels: int | None, axes: int, axis_names: str | No
 
 
 def _named_dimensions(image: Any) -> str | None:
-    """The axes of an xarray, from the names of its dimensions where these are single letters."""
-    names = [str(name) for name in getattr(image, "dims", ())]
-    return "".join(names) if names and all(len(name) == 1 for name in names) else None
+    """The axes of an xarray, from the names of its dimensions."""
+    return axes_of_names(tuple(getattr(image, "dims", ())))
 
 
 def _require_two_axes(axes: int, description: str) -> None:

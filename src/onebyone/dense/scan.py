@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from onebyone.dense.cluster import ImageRequest, cluster_client, compute_on_cluster, map_on_cluster
-from onebyone.dense.coverage import coverage_of, nodata_of
+from onebyone.dense.coverage import coverage_of, may_lack_numbers, may_lack_pixels
 from onebyone.dense.half import measure_half, require_half
 from onebyone.dense.images import open_image
 from onebyone.dense.memory_scan import scan_in_memory
@@ -32,6 +32,7 @@ from onebyone.dense.tuned_runner import Tune, tuned_tile
 from onebyone.errors import BadInput, InexactWarning
 from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
+from onebyone.stores.channels import FilledSource
 
 MODES = ("dense", "windows")
 FINER = ("shifts", "dilation")
@@ -134,7 +135,8 @@ def scan(
         NaN, and `unscored` of the result counts them.
     nodata
         the value of pixels without data; None takes the one that the image states (GeoTIFF). Windows of only such
-        pixels are not scored. The image is read once more to find them.
+        pixels are not scored, nor are those of only pixels that are transparent or masked in a GeoTIFF. If the value is
+        not-a-number, windows with any such pixel are not scored. The image is read once more to find them.
     resize
         the factor by which the image is resized as it is read, for objects of another size than the window. `detect`
         merges the maps of several factors, with boxes in pixels of the image before it was resized.
@@ -192,6 +194,8 @@ def scan(
         "resize": resize,
     }
     source = open_image(image, **options)
+    options["fill_nan"] = resize == 1 and may_lack_numbers(source, nodata)
+    source = FilledSource(source) if options["fill_nan"] else source
     warn_of_raw_pixels(labels, source)
     if batch < 1:
         raise BadInput(f"batch={batch}: expected a positive integer")
@@ -203,7 +207,7 @@ def scan(
     windows = mode == "windows"
     _require_compatible(windows, tune, half, engine, d.model)
     geometry = windows_geometry(d, shifts) if windows else d.geometry
-    complete = mask is None and nodata_of(source, nodata) is None
+    complete = mask is None and not may_lack_pixels(source, nodata)
     if windows and out is None and isinstance(d.model, nn.Module) and complete:
         scores = scan_windows(
             d.model, source, geometry, labels=labels, device=device, output=chosen.number,

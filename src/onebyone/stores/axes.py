@@ -20,6 +20,13 @@ from onebyone.stores.regions import Region
 
 SPATIAL = {1: "X", 2: "YX", 3: "ZYX"}
 _CHANNEL = "CS"
+#: Names of dimensions that xarray's readers and CF conventions use.
+_NAMED_AXES = {
+    **dict.fromkeys(("row", "rows", "height", "lat", "latitude", "northing"), "Y"),
+    **dict.fromkeys(("col", "column", "columns", "width", "lon", "longitude", "easting"), "X"),
+    **dict.fromkeys(("band", "bands", "channel", "channels"), "C"),
+    **dict.fromkeys(("depth", "slice", "slices"), "Z"),
+}
 #: The largest region that is read at once, in bytes: a limit on what a damaged or hostile file can request.
 MAX_REGION_BYTES = 2**33
 
@@ -118,7 +125,7 @@ class SlicedSource:
         self._order = axis_order(shape, axes, spatial, name=name)
         self.size: tuple[int, ...] = tuple(shape[k] for k in self._order.spatial)
         self.channels = 1 if self._order.channels is None else shape[self._order.channels]
-        self.dtype: np.dtype[Any] = np.dtype(values.dtype)
+        self.dtype: np.dtype[Any] = np.dtype(values.dtype).newbyteorder("=")
         self.placement = placement or Placement.identity(spatial)
         self.nodata = nodata
 
@@ -126,13 +133,34 @@ class SlicedSource:
         """The pixels of a region as (h, w, channels). Raises BadInput where they cannot be read."""
         require_region(region, self.channels * self.dtype.itemsize, self._name)
         try:
-            values = np.asarray(self._values[self._order.index(region)])
-        except MemoryError:
+            values = require_unmasked(self._values[self._order.index(region)], self._name)
+        except (BadInput, MemoryError):
             raise
         except Exception as error:  # libraries raise errors of many types on damaged chunks
             at = ", ".join(f"{s.start} to {s.stop}" for s in region)
             raise BadInput(f"{self._name} cannot be read at {at}: {first_line(error)}") from error
-        return self._order.arranged(values)
+        return self._order.arranged(values.astype(self.dtype, copy=False))
+
+
+def require_unmasked(values: Any, name: str) -> NDArray[Any]:
+    """The values as a plain array. Raises BadInput for a masked array in which pixels are masked."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise BadInput(
+            f"{name} is a masked array with masked pixels; fill them with a value, and state it as nodata="
+        )
+    return np.asarray(values)
+
+
+def axes_of_names(names: Sequence[object]) -> str | None:
+    """The axes of an array from the names of its dimensions; None where a name is not known or two mean the same axis.
+
+    Names of one letter are the letter of the axis.
+
+    >>> axes_of_names(["band", "y", "x"]), axes_of_names(["lat", "lon"]), axes_of_names(["first", "second"])
+    ('CYX', 'YX', None)
+    """
+    letters = [str(n) if len(str(n)) == 1 else _NAMED_AXES.get(str(n).lower(), "") for n in names]
+    return "".join(letters) if letters and all(letters) and len(set(letters)) == len(letters) else None
 
 
 def require_region(region: Region, pixel_bytes: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Grey pictures as RGB, and RGB pictures as grey, where a network takes the other."""
+"""Grey pictures as RGB, and RGB pictures as grey, where a network takes the other; pixels without a number as 0."""
 
 from __future__ import annotations
 
@@ -49,6 +49,18 @@ class MatchedSource(SourceProperties):
     def read(self, region: Region) -> NDArray[Any]:
         """The pixels of a region as (h, w, channels)."""
         return match_channels(self.source.read(region), self.channels)
+
+
+@dataclass(frozen=True)
+class FilledSource(SourceProperties):
+    """A source in which not-a-number is read as 0; an `ImageSource`. Windows with such pixels are not scored."""
+
+    source: ImageSource
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """The pixels of a region as (h, w, channels)."""
+        values = self.source.read(region)
+        return np.where(np.isnan(values), values.dtype.type(0), values)
 
 
 def matched(source: ImageSource, channels: int | None) -> ImageSource:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class GeoTiffSource:
 
     Of a file with several pages, `page` is read, or the first one with a warning; overviews are no pages.
 
+    Palettes become RGB, grey in which 0 is white is inverted, and grey of fewer than 8 bits is stretched to 0 to 255,
+    as in files that are not geo-referenced. Alpha is not a channel: with it, and with a mask inside the file,
+    `has_mask` is true, and `with_data` tells which pixels are there.
+
     Raises
     ------
     BadInput
@@ -90,6 +95,8 @@ class GeoTiffSource:
                 tuple(full.transform)[:6] if full.crs is not None or not full.transform.is_identity else None
             )
             crs = None if full.crs is None else full.crs.to_wkt()
+            self._table = _table(full, self._library.enums.ColorInterp.palette)
+            flags = [flag for band in full.mask_flag_enums for flag in band]
         if not 0 <= level <= count:
             raise BadInput(f"level={level}: {path} has {count + 1} level(s), counted from 0")
         options = {} if level == 0 else {"overview_level": level - 1}
@@ -101,12 +108,17 @@ class GeoTiffSource:
             dataset.colorinterp[b] == self._library.enums.ColorInterp.alpha for b in range(dataset.count)
         ]
         self._bands = [b + 1 for b in range(dataset.count) if not alpha[b]]
+        self._alpha = [b + 1 for b in range(dataset.count) if alpha[b]]
         self.size: tuple[int, ...] = (dataset.height, dataset.width)
-        self.channels = len(self._bands)
+        self.channels = len(self._bands) if self._table is None else self._table.shape[1]
         self.dtype: np.dtype[Any] = np.dtype(dataset.dtypes[0])
         self.levels = count + 1
         nodata = dataset.nodata
-        self.nodata: float | None = None if nodata is None else float(nodata)
+        # a value that states no data is one of the file's own, before the table: GDAL's mask is right for it
+        self.nodata: float | None = None if nodata is None or self._table is not None else float(nodata)
+        masks = self._library.enums.MaskFlags
+        recoded = self._table is not None and nodata is not None
+        self.has_mask = bool(self._alpha) or masks.per_dataset in flags or recoded
         scale = tuple(a / b for a, b in zip(size0, self.size, strict=True))
         self.placement = Placement((0.0, 0.0), scale, transform=world, crs=crs)
 
@@ -114,14 +126,54 @@ class GeoTiffSource:
         """The pixels of a region as (h, w, channels). Raises BadInput where the file is damaged there."""
         rows, columns = region
         window = ((rows.start, rows.stop), (columns.start, columns.stop))
+        read = partial(self._dataset.read, self._bands, window=window)
+        values = np.moveaxis(self._checked(region, read), 0, -1)[:: rows.step, :: columns.step]
+        return values if self._table is None else self._table[values[..., 0]]
+
+    def with_data(self, region: Region) -> NDArray[np.bool_]:
+        """Whether each pixel of a region is there: neither transparent nor masked. Raises BadInput as `read` does."""
+        rows, columns = region
+        window = ((rows.start, rows.stop), (columns.start, columns.stop))
+        if self._alpha:  # GDAL's mask has the alpha of the last band only
+            masks = self._checked(region, partial(self._dataset.read, self._alpha, window=window))
+        else:
+            masks = self._checked(region, partial(self._dataset.dataset_mask, window=window))[None]
+        flags: NDArray[np.bool_] = (masks[:, :: rows.step, :: columns.step] != 0).all(axis=0)
+        return flags
+
+    def _checked(self, region: Region, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """What `read` gives. Raises BadInput where the file is damaged."""
+        rows, columns = region
         try:
-            values: NDArray[Any] = self._dataset.read(self._bands, window=window)
+            return read()
         except self._library.errors.RasterioError as error:
             raise BadInput(
                 f"{self._path} cannot be read at rows {rows.start} to {rows.stop}, columns {columns.start} to "
                 f"{columns.stop}: {_first_line(error)}"
             ) from error
-        return np.moveaxis(values, 0, -1)[:: rows.step, :: columns.step]
+
+
+def _table(dataset: Any, palette: object) -> NDArray[Any] | None:
+    """The colours (values, 1 or 3) that the stored integers of a single band mean; None where they are the pixels."""
+    kind = np.dtype(dataset.dtypes[0])
+    if dataset.count != 1 or kind not in (np.uint8, np.uint16):
+        return None
+    count = np.iinfo(kind).max + 1
+    if dataset.colorinterp[0] == palette:
+        table = np.zeros((count, 3), np.uint8)
+        for value, colour in dataset.colormap(1).items():
+            table[value] = colour[:3]
+        grey = (table == table[:, :1]).all()  # as GDAL shows single bits
+        return table[:, :1] if grey else table
+    bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * kind.itemsize))
+    inverted = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+    if bits >= 8 and not inverted:
+        return None
+    values = np.arange(count)
+    if bits < 8:
+        values = np.minimum(values, 2**bits - 1) * 255 // (2**bits - 1)
+    top = 255 if bits <= 8 else 2**bits - 1
+    return (np.clip(top - values, 0, top) if inverted else values).astype(kind)[:, None]
 
 
 class GeoTiffWriter(NpyWriter):

@@ -1,14 +1,16 @@
 """Reading pictures of more than eight bits per channel, with tifffile and imagecodecs.
 
 Pillow supports 16 bits for grey pictures only. Of a colour PNG or TIFF of 16 bits it silently keeps the upper eight; it
-reads separate 16-bit planes as if they had 8 bits, reads signed bytes as unsigned, and does not invert 16-bit grey
-values in which 0 is white. Such files are read here without loss, or refused.
+reads separate 16-bit planes as if they had 8 bits, reads signed bytes as unsigned, does not invert 16-bit grey values
+in which 0 is white, and leaves out channels beyond colours and alpha. Such files are read here without loss, or
+refused.
 """
 
 from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +22,23 @@ from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
 if TYPE_CHECKING:
     from PIL import Image
 
-_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF 6.0, section 8, and its EXIF
+_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 274, 277, 339  # TIFF 6.0, section 8
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 _DEEP_MODES = ("I", "F")  # Pillow's modes of 16 and 32 bits, with I;16 and its byte orders
+_TRANSPARENT = "the picture is partly transparent: compose it with a background first"
 _ACCEPTED = "unsigned integers of 8 or 16 bits, or floating point"
 
 
 def loses_bits(picture: Image.Image) -> bool:
-    """Whether Pillow would change the values of an opened file. Decided from its header; no pixel is read."""
+    """Whether Pillow would change the values of an opened file, or leave some out.
+
+    It is decided from the header; no pixel is read.
+    """
     deep_mode = picture.mode.startswith(_DEEP_MODES)
     if picture.format == "TIFF":
         tags: Any = picture.tag_v2  # type: ignore[attr-defined]
+        if tags.get(_SAMPLES, 1) > len(picture.getbands()):
+            return True
         bits = int(np.max(tags.get(_BITS, 1)))
         if bits > 8 and deep_mode:
             return bool(tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
@@ -67,8 +75,10 @@ def read_deep(file: Path, picture: Image.Image, page: int) -> NDArray[Any]:
             "imagecodecs", "images", f"{file}: reading colour of 16 bits per channel"
         ) from error
     values: NDArray[Any] = codecs.png_decode(file.read_bytes())
-    alpha = values.shape[-1] in (2, 4) and values.ndim == 3
-    return upright(opaque(values) if alpha else values, picture.getexif().get(_ORIENTATION, 1))
+    if values.ndim == 3 and values.shape[-1] in (2, 4):
+        values = opaque(values)
+    require_no_transparent_colour(values, picture.info.get("transparency"))
+    return upright(values, picture.getexif().get(_ORIENTATION, 1))
 
 
 def chosen_page(file: Path, pages: int, page: int | None) -> int:
@@ -119,20 +129,43 @@ def read_tiff(file: Path, page: int | None, max_pixels: int | None = None) -> ND
             values = np.moveaxis(values, 0, -1)
         extra = [int(kind) for kind in selected.extrasamples]
         orientation = selected.tags.valueof(_ORIENTATION, 1)
-    if 1 in extra or 2 in extra:  # alpha, associated or not
-        values = opaque(values)
+    alpha = alpha_samples(extra, selected.samplesperpixel)
+    if alpha:
+        values = opaque(values, alpha)
     if colour_space == "MINISWHITE" and values.dtype.kind == "u":
         values = np.iinfo(values.dtype).max - values
     return upright(values, int(orientation))
 
 
-def opaque(values: NDArray[Any]) -> NDArray[Any]:
-    """Values (H, W, C) without their last channel, alpha. Raises BadInput where alpha is not opaque everywhere."""
-    alpha, rest = values[..., -1], values[..., :-1]
+def alpha_samples(extra: Sequence[int], samples: int) -> tuple[int, ...]:
+    """Which samples of a TIFF's pixel are alpha; `extra` are the kinds of those after the colours (tag ExtraSamples).
+
+    Kind 1 is associated alpha, kind 2 unassociated, and 0 any other data, which may come after alpha.
+
+    >>> alpha_samples([2, 0], 5), alpha_samples([], 3)
+    ((3,), ())
+    """
+    return tuple(samples - len(extra) + place for place, kind in enumerate(extra) if kind in (1, 2))
+
+
+def opaque(values: NDArray[Any], alpha: Sequence[int] = (-1,)) -> NDArray[Any]:
+    """Values (H, W, C) without the channels `alpha`; (H, W) where one is left.
+
+    Raises BadInput where alpha is not opaque everywhere.
+    """
     full = 1 if values.dtype.kind == "f" else np.iinfo(values.dtype).max
-    if (alpha != full).any():
-        raise BadInput("the picture is partly transparent: compose it with a background first")
+    if (values[..., list(alpha)] != full).any():
+        raise BadInput(_TRANSPARENT)
+    rest: NDArray[Any] = np.delete(values, list(alpha), axis=-1)
     return rest[..., 0] if rest.shape[-1] == 1 else rest
+
+
+def require_no_transparent_colour(values: NDArray[Any], colour: object) -> None:
+    """Raise BadInput where pixels (H, W) or (H, W, C) have the colour that a PNG declares transparent (chunk tRNS)."""
+    if isinstance(colour, int | tuple):
+        pixels = values if values.ndim == 3 else values[..., None]
+        if (pixels == np.asarray(colour)).all(axis=-1).any():
+            raise BadInput(_TRANSPARENT)
 
 
 def upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:

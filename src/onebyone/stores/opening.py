@@ -71,15 +71,26 @@ class FileSource:
         self.size, self.channels, self.dtype = source.size, source.channels, source.dtype
         self.placement = placement_of(source)
         self.nodata: float | None = getattr(source, "nodata", None)
+        self.has_mask: bool = getattr(source, "has_mask", False)
 
     def read(self, region: Region) -> NDArray[Any]:
         """The pixels of a region as (h, w, channels)."""
+        self._require_inside(region)
+        return self._source.read(region)
+
+    def with_data(self, region: Region) -> NDArray[np.bool_]:
+        """Whether each pixel of a region (h, w) is there; for a source with `has_mask`."""
+        self._require_inside(region)
+        source: Any = self._source
+        flags: NDArray[np.bool_] = source.with_data(region)
+        return flags
+
+    def _require_inside(self, region: Region) -> None:
         for span, size in zip(region, self.size, strict=True):
             if not 0 <= span.start < span.stop <= size:
                 raise BadInput(
                     f"{self._path}: a region of {region} was requested; the image has {self.size} pixels"
                 )
-        return self._source.read(region)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self._path.absolute(), self._options)

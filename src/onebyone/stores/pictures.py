@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from onebyone.atomic_files import require_file
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
-from onebyone.stores.high_bit_depth import chosen_page, loses_bits, opaque, read_deep, read_tiff
+from onebyone.stores.high_bit_depth import (
+    chosen_page,
+    loses_bits,
+    opaque,
+    read_deep,
+    read_tiff,
+    require_no_transparent_colour,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,14 +90,21 @@ def as_array(picture: Image.Image) -> NDArray[Any]:
     from PIL import ImageOps
 
     upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I;16"):
-        return np.asarray(upright).astype(np.uint16)
-    if upright.mode == "I":
-        return _grey16(np.asarray(upright))
-    if upright.mode in ("L", "F", "RGB"):
-        return np.array(upright)
-    if upright.mode == "1":
-        return np.array(upright.convert("L"))
+    if upright.mode.startswith("I"):
+        values = np.asarray(upright)
+        values = values.astype(np.uint16) if upright.mode.startswith("I;16") else _grey16(values)
+    elif upright.mode in ("L", "F", "RGB"):
+        values = np.array(upright)
+    elif upright.mode == "1":
+        values = np.array(upright.convert("L"))
+    else:
+        return _converted(upright)
+    require_no_transparent_colour(values, upright.info.get("transparency"))
+    return values
+
+
+def _converted(upright: Image.Image) -> NDArray[Any]:
+    """A picture with a palette, with alpha or in another colour space as (H, W, 3) RGB."""
     if upright.has_transparency_data:
         return opaque(np.array(upright.convert("RGBA")))
     return np.array(upright.convert("RGB"))
@@ -99,9 +113,7 @@ def as_array(picture: Image.Image) -> NDArray[Any]:
 def _grey16(values: NDArray[Any]) -> NDArray[Any]:
     """16-bit grey values that Pillow keeps in 32-bit integers."""
     if values.size and (values.min() < 0 or values.max() > 65535):
-        raise BadInput(
-            "the picture has 32-bit integers outside the range of 16 bits: scale it to 8 or 16 bits first"
-        )
+        raise BadInput("the picture has integers below 0 or above 65,535: scale them to 8 or 16 bits first")
     return values.astype(np.uint16)
 
 

@@ -100,12 +100,12 @@ class ArraySource:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The type of the values."""
-        return self.values.dtype
+        return self.values.dtype.newbyteorder("=")
 
     def read(self, region: Region) -> NDArray[Any]:
-        """The pixels of a region as a view (h, w, C)."""
+        """The pixels of a region (h, w, C): a view, or a copy where their byte order is not the machine's."""
         view: NDArray[Any] = self.values[tuple(span.slice for span in region)]
-        return view
+        return view.astype(self.dtype, copy=False)
 
 
 def whole_region(source: ImageSource) -> tuple[Span, ...]:

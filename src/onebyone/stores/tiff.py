@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
 from onebyone.stores.axes import SlicedSource, first_line, require_region
-from onebyone.stores.high_bit_depth import chosen_page, opaque
+from onebyone.stores.high_bit_depth import alpha_samples, chosen_page, opaque
 from onebyone.stores.levels import chosen_level
 from onebyone.stores.placement import Placement
 from onebyone.stores.regions import Region
@@ -70,12 +70,15 @@ class TiffSource:
             )
         self.size: tuple[int, ...] = (int(height), int(width))
         self._samples = int(separate * contiguous)
-        self._alpha = any(int(kind) in (1, 2) for kind in page.extrasamples)
+        alpha = alpha_samples([int(kind) for kind in page.extrasamples], self._samples)
+        self._alpha = [n * self._samples + a for n in range(len(self._pages)) for a in alpha]
         self._invert = int(page.photometric) == _WHITE_IS_ZERO and page.dtype.kind == "u"
-        self.channels = self._samples * len(self._pages) - self._alpha
+        self.channels = self._samples * len(self._pages) - len(self._alpha)
         self.dtype: np.dtype[Any] = np.dtype(page.dtype)
         self.placement = placement
         self.nodata: float | None = nodata_value(page)
+        if self._invert and self.nodata is not None:  # the file states it before the inversion
+            self.nodata = np.iinfo(self.dtype).max - self.nodata
         self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
         self._cached_bytes, self._lock = 0, Lock()
         self._tile = (
@@ -103,7 +106,7 @@ class TiffSource:
                 top - y : bottom - y, left - x : right - x
             ]
         if self._alpha:
-            out = opaque(out) if out.shape[-1] > 2 else opaque(out)[..., None]
+            out = opaque(out, self._alpha).reshape(height, width, self.channels)
         if self._invert:
             out = np.iinfo(self.dtype).max - out
         return out[:: rows.step, :: columns.step]

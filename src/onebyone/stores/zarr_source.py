@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onebyone.errors import BadInput
-from onebyone.stores.axes import SlicedSource, first_line
+from onebyone.stores.axes import SlicedSource, axes_of_names, first_line
 from onebyone.stores.levels import chosen_level
 from onebyone.stores.ome_zarr_writer import zarr_library
 from onebyone.stores.placement import Placement
@@ -49,7 +49,9 @@ def open_zarr(
             )
         chosen_level(str(path), [(1.0,) * spatial], None, level, mpp)
         metadata = array_metadata(path, "")
-        return _opened(path, "", metadata, axes or _letters(metadata.dimension_names), spatial, None)
+        return _opened(
+            path, "", metadata, axes or axes_of_names(metadata.dimension_names or ()), spatial, None
+        )
     ome = attributes.get("ome", attributes)
     if not isinstance(ome, dict):
         raise BadInput(f"{path}: its attribute 'ome' is not a JSON object")
@@ -185,13 +187,6 @@ def _transform(path: Path, transforms: Any, axes: int) -> tuple[list[float], lis
         else:
             scale = finite
     return scale, move
-
-
-def _letters(names: Sequence[Any] | None) -> str | None:
-    """The axes of a Zarr v3 array from the names of its dimensions, where these are single letters."""
-    if not names or not all(isinstance(n, str) and len(n) == 1 for n in names):
-        return None
-    return "".join(names)
 
 
 def _opened(
