@@ -47,9 +47,8 @@ def test_interpolation_to_twice_the_positions() -> None:
         "fine (twice): interpolation reads beyond the border of a crop, where a larger image has neighbours"
     ]
     for factor in (2, 3):  # a map of a position per pixel cannot become finer
-        with pytest.raises(
-            Cannot, match=r"interpolation from \(5, 4\) to .* positions, which is not a whole factor"
-        ):
+        reason = r"from \(5, 4\) to .* positions: the distance of \(1, 1\) pixels, divided by the factor, is not whole"
+        with pytest.raises(Cannot, match=reason):
             any_size(
                 [CONV, Op("fine", "repeat", ("conv",), {"factor": factor})],
                 CONSTANTS,

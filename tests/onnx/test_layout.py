@@ -267,3 +267,29 @@ def test_an_unknown_place_of_tokens_is_refused() -> None:
     m = model(graph("2,4", "2,3", "y = MatMul(x, v)"), {"v": integers(4, 3)})
     with pytest.raises(BadInput, match="tokens='middle': expected 'last', 'height' or 'batch'"):
         convert_with_layout(m, tokens="middle")
+
+
+@pytest.mark.parametrize(
+    "bias", [(), (1,), (1, 1), (1, 4), (4,)], ids=["scalar", "one", "one by one", "a row", "vector"]
+)
+@pytest.mark.parametrize("to", ["conv", "linear"])
+def test_a_product_that_keeps_its_form_keeps_its_bias(bias: tuple[int, ...], to: str) -> None:
+    """The planner reads a bias as a vector; the original product and the original Add read the constant itself."""
+    weights = {"w": integers(3, 4), "b": integers(*bias, seed=1)}
+    texts = ["y = Gemm(x, w, b)", "y = Gemm<beta=0.0>(x, w, b)", "a = MatMul(x, w) y = Add(a, b)"]
+    for text in texts:
+        m = model(graph("2,3", "2,4", text), weights)
+        for forced in (True, False):
+            c = convert_with_layout(m, to, forced=forced)
+            for expected, actual in zip(
+                run(m, {"x": integers(2, 3)}), run(c.model, {"x": integers(2, 3)}), strict=True
+            ):
+                np.testing.assert_array_equal(expected, actual, strict=True)
+
+
+def test_layers_without_a_kernel_are_named_at_level_graph_too() -> None:
+    m = model(
+        "g (double[1,5,3] x) => (double[1,5,4] y) { y = MatMul(x, w) }",
+        {"w": integers(3, 4, dtype=np.float64)},
+    )
+    assert "ONNX Runtime has no kernel on CPUs" in convert_with_layout(m, "conv", forced=True).warnings[0]

@@ -92,6 +92,27 @@ def test_softmax_over_channels_and_over_everything_until_opset_12(opset: int, ki
     equal_to_crops(model)
 
 
+@pytest.mark.parametrize(("axis", "opset"), [(2, 11), (3, 11), (-1, 13), (2, 13)])
+def test_log_softmax_over_positions_and_over_a_pooled_map(axis: int, opset: int) -> None:
+    """What it runs on has a shape that is computed: the number of its axes is known, and the sizes are not."""
+    along = helper.make_node("LogSoftmax", ["a"], ["b"], axis=axis)
+    equal_to_crops(small([CONV, along, *FLAT], KERNEL, opset=opset))
+    pool = helper.make_node("GlobalAveragePool", ["a"], ["p"])
+    along = helper.make_node("LogSoftmax", ["p"], ["b"], axis=axis)
+    equal_to_crops(small([CONV, pool, along, *FLAT], KERNEL | {"w": floats(4, 2)}, opset=opset))
+
+
+def test_padding_in_which_runtimes_differ_is_refused() -> None:
+    conv = helper.make_node("Conv", ["image", "k"], ["a"], "conv", auto_pad="SAME_UPPER", strides=[4, 4])
+    model = small(
+        [conv, helper.make_node("Identity", ["a"], ["scores"])], {"k": floats(4, 3, 1, 1)}, ("n", 3, 8, 8)
+    )
+    with pytest.raises(
+        onebyone.errors.Refused, match="a stride of 4 leaves elements out: runtimes differ in which"
+    ):
+        onebyone.convolutionalize(model)
+
+
 @pytest.mark.parametrize(
     ("where", "rounding", "mode"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -95,3 +96,14 @@ def test_damaged_files_on_the_command_line(tmp_path: Path) -> None:
         failed = run_command(words[0], tmp_path / "net.onnx", *words[1:])
         assert failed.code == 2
         assert "not an ONNX model" in " ".join(failed.err.split())
+
+
+@pytest.mark.parametrize("options", [{}, {"level": "graph"}, {"target": "conv-only"}, {"to": "linear"}])
+def test_the_callers_model_is_not_changed(options: dict[str, Any]) -> None:
+    """Nothing is renamed in it, whatever the conversion runs on its constants to read the order of a flattened map."""
+    text = "t = Transpose<perm=[0,2,3,1]>(x) f = Reshape(t, s) y = MatMul(f, w)"
+    weights = {"s": np.asarray([-1, 360], np.int64), "w": integers(360, 7)}
+    proto = ir.to_proto(model(graph("N,3,10,12", "N,7", text), weights))
+    before = proto.SerializeToString(deterministic=True)
+    onebyone.convert(proto, **options)
+    assert proto.SerializeToString(deterministic=True) == before

@@ -125,6 +125,8 @@ CASES = {
         {"w": integers(2, 3, 5)},
         (4, 6, 2, 3),
     ),
+    "an ellipsis": (graph("N,T,3", "N,T,5", 'y = Einsum<equation="...c,co->...o">(x, w)'), W, (2, 4, 3)),
+    "an ellipsis, no arrow": (graph("N,T,3", "N,T,5", 'y = Einsum<equation="cz,...c">(w, x)'), W, (2, 4, 3)),
     "einsum without an arrow": (graph("N,3", "N,5", 'y = Einsum<equation="nc,co">(x, w)'), W, (4, 3)),
     "fused matmul": (
         graph("N,3,T", "N,T,5", "y = com.microsoft.FusedMatMul<alpha=2.0, transA=1, transB=1>(x, w)"),
@@ -332,12 +334,15 @@ REFUSED = {
     "g (float[N,3] x) => (float[N,5] y, float[3,3] z) { y = MatMul(x, w) z = MatMul(u, u) }": "both operands",
     "g (float[N,B,T,3] x) => (float[N,B,T,5] y) { y = MatMul(x, q) }": "of unknown size",
     'g (float[N,3] x) => (float[N] y) { y = Einsum<equation="nc,co->n">(x, w) }': "sums over an axis",
+    'g (float[N,3] x) => (float[N,5] y) { y = Einsum<equation="...c,...co->...o">(x, w) }': "an ellipsis in both",
+    "g (float[N,0] x) => (float[N,3] y) { y = MatMul(x, e) }": "its weight has shape (0, 3): nothing to multiply",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "reason"), REFUSED.items())
 def test_what_is_refused_has_a_reason(text: str, reason: str | None) -> None:
     weights = W | {"i": integers(3, 5, dtype=np.int32), "u": integers(3, 3), "q": integers(2, 3, 5)}
+    weights["e"] = np.zeros((0, 3), np.float32)
     used = {name: array for name, array in weights.items() if f"{name})" in text or f"({name}," in text}
     result = convert_model(model(text, used))
     assert [reason in r.reason for r in result.refused] == ([True] if reason else [])

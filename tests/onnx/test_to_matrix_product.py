@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnxruntime import InferenceSession
 
 from onebyone.errors import BadInput
 from onebyone.onnx.convert import convert_model
@@ -113,3 +114,25 @@ def test_old_opsets() -> None:
     )
     with pytest.raises(BadInput, match="has opset 6"):
         convert_model(model(graph("N,4,7", "N,6,7", "y = Conv(x, w)"), {"w": integers(6, 4, 1)}, opset=6))
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+def test_padding_in_which_runtimes_differ_is_refused(mode: str) -> None:
+    """ONNX's reference begins at the first element. ONNX Runtime 1.31 leaves out both ends from stride 4 on."""
+    for stride, refused in ((1, False), (2, False), (3, False), (4, True), (5, True)):
+        text = f'y = Conv<auto_pad="{mode}", strides=[{stride}]>(x, w)'
+        c = convert_model(model(graph("1,4,8", "1,6,Q", text), {"w": integers(6, 4, 1)}), "linear")
+        assert len(c.refused) == refused
+        if refused:
+            reason = f"auto_pad={mode} with strides ({stride},) leaves elements out: runtimes differ in which"
+            assert c.refused[0].reason == reason
+            continue
+        x = integers(1, 4, 8)
+        session = InferenceSession(
+            ir.to_proto(c.model).SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        original = InferenceSession(
+            ir.to_proto(model(graph("1,4,8", "1,6,Q", text), {"w": integers(6, 4, 1)})).SerializeToString(),
+            providers=["CPUExecutionProvider"],
+        )
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0], original.run(None, {"x": x})[0])

@@ -148,6 +148,7 @@ class Odd(nn.Module):
         self.batched, self.weight = nn.Parameter(torch.randn(2, 4, 5)), nn.Parameter(torch.randn(5, 4))
         self.lstm, self.padded = nn.LSTM(4, 3, batch_first=True), nn.Conv1d(3, 2, 1, padding=1)
         self.vector = nn.Parameter(torch.randn(3))
+        self.no_inputs, self.no_outputs = nn.Parameter(torch.zeros(3, 0)), nn.Parameter(torch.zeros(4, 0))
 
     def forward(self, x: Tensor) -> Any:
         if self.how == "batched":
@@ -164,6 +165,10 @@ class Odd(nn.Module):
             return y + 1
         if self.how == "padded":
             return self.padded(x)
+        if self.how == "no inputs":
+            return F.linear(x[..., :0], self.no_inputs, self.vector)
+        if self.how == "no outputs":
+            return x @ self.no_outputs
         return F.linear(x, x[0, :, :])
 
 
@@ -176,6 +181,8 @@ class Odd(nn.Module):
         ("vector", "conv", "vector weight on the left"),
         ("padded", "linear", "padding"),
         ("block", "conv", "block with its own graph"),
+        ("no inputs", "conv", "its weight has shape (3, 0): nothing to multiply"),
+        ("no outputs", "conv", "its weight has shape (4, 0): nothing to multiply"),
     ],
 )
 def test_refused_by_name_with_the_reason(how: str, to: str, reason: str) -> None:

@@ -177,7 +177,8 @@ def _copied(
             name=f"constant_{value.name}",
             type=ir.TensorType(tensor.dtype),
             shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
+            # a tensor of its own: serialisation names a tensor after its value, in the caller's model too
+            const_value=ir.tensor(tensor.numpy()),
         )
     return replaced[id(value)]
 

@@ -179,6 +179,8 @@ def _product(
     **more: object,
 ) -> Reading:
     """Put a product together, with the sizes of its labels checked against each other."""
+    if 0 in _weight_shape(weight):
+        return f"its weight has shape {_weight_shape(weight)}: nothing to multiply"
     data_labels, weight_axes, output_labels = labels
     sizes: dict[str, int | None] = dict(zip(data_labels, _sizes(data), strict=True))
     for label, size in zip(weight_axes, _weight_shape(weight), strict=True):
@@ -292,13 +294,12 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
 def _einsum(node: ir.Node, data: ir.Value, weight: ir.Value, weight_first: bool) -> Reading:
     if len(node.inputs) != 2:
         return f"its equation has {len(node.inputs)} operands; two were expected"
-    terms = linear_terms(node.attributes.get_string("equation", ""))
+    ranks = len(_sizes(data)), len(_weight_shape(weight))
+    terms = linear_terms(node.attributes.get_string("equation", ""), ranks[::-1] if weight_first else ranks)
     if isinstance(terms, str):
         return terms
     left, right, result = terms
     data_term, weight_term = (right, left) if weight_first else (left, right)
-    if len(data_term) != len(_sizes(data)) or len(weight_term) != len(_weight_shape(weight)):
-        return f"its equation {left},{right}->{result} does not fit the ranks of its operands"
     return _product(node, data, weight, (tuple(data_term), tuple(weight_term), tuple(result)), nodes=(node,))
 
 

@@ -29,6 +29,7 @@ from onebyone.onnx.linear_products import FLOATS
 from onebyone.onnx.quantisation import Quantisation, quantised_matrix_product
 from onebyone.onnx.quantised_groups import LayerInput, layer_input, quantised, quantising_nodes
 from onebyone.onnx.weight_rewriting import Step, WeightRewriter
+from onebyone.onnx.window_settings import runtimes_disagree
 
 #: The opset from which Slice takes steps.
 OPSET_OF_STEPS = 10
@@ -108,9 +109,12 @@ def linear_convolution(
     whole = not pointwise and sizes == list(shape[2:]) and not padded
     if not pointwise and not whole:
         return None
+    if 0 in shape:
+        return f"its weight has shape {shape}: nothing to multiply"
     groups = node.attributes.get_int("group", 1)
-    if padded:
-        return "it pads its input: the border positions have no linear layer"
+    reason = _padding_reason(node, padded, strides if pointwise else ())
+    if reason is not None:
+        return reason
     if data.shape is None:
         return unknown_rank(data)
     if len(data.shape) != len(shape):
@@ -121,6 +125,16 @@ def linear_convolution(
         expected = " or ".join(kind.name.lower() for kind in kinds)
         return f"its element type is {data.dtype.name.lower()}; {expected} was expected"
     return LinearConvolution(node, data, weight, bias, groups, tuple(shape[2:]), strides)
+
+
+def _padding_reason(node: ir.Node, padded: bool, strides: Sequence[int]) -> str | None:
+    """Why the padding of a convolution prevents a linear layer; None if it does not."""
+    if padded:
+        return "it pads its input: the border positions have no linear layer"
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER") and any(runtimes_disagree(1 - stride) for stride in strides):
+        return f"auto_pad={mode} with strides {tuple(strides)} leaves elements out: runtimes differ in which"
+    return None
 
 
 #: Convolutions that are not written as products, and the index of their weight.

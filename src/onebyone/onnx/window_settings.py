@@ -28,7 +28,8 @@ GLOBAL_POOLS = frozenset(["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"])
 class WindowSettings:
     """Kernel, strides, dilations and padding per spatial axis; `pads` holds all begins, then all ends.
 
-    `pads` is None where `auto_pad` asks for an amount that depends on a size that is not known.
+    `pads` is None where `auto_pad` asks for an amount that depends on a size that is not known, or in which runtimes
+    differ.
     """
 
     kernel: tuple[int, ...]
@@ -52,6 +53,16 @@ def window_settings(node: ir.Node) -> WindowSettings | None:
         return None
     pads = _pads(node, kernel, strides, dilations)
     return WindowSettings(kernel, strides, dilations, pads, node.attributes.get_int("group", 1))
+
+
+def runtimes_disagree(total: int) -> bool:
+    """Whether runtimes read different elements for a SAME padding of `total` elements, both sides together.
+
+    It is negative where the stride is larger than the kernel, so that elements at the end are left out. TensorFlow and
+    ONNX's reference take it for zero, so that the first window begins at the first element. ONNX Runtime leaves
+    elements out at both ends from -3 on.
+    """
+    return total < -2
 
 
 def _kernel(node: ir.Node) -> tuple[int, ...] | None:
@@ -85,7 +96,10 @@ def _pads(
         elif size is None:
             return None
         else:
-            total = max((-(-size // stride) - 1) * stride + extent - size, 0)
+            total = (-(-size // stride) - 1) * stride + extent - size
+            if runtimes_disagree(total):
+                return None
+            total = max(total, 0)
         begin = total // 2 if mode == "SAME_UPPER" else total - total // 2
         begins.append(begin)
         ends.append(total - begin)

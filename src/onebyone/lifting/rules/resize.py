@@ -15,12 +15,15 @@ from onebyone.lifting.values import Cannot, Lifted
 def resize(lifter: Lifter, call: Call, operator: Resize) -> Lifted:
     """Each position repeated, or interpolated between itself and its neighbours, which the border of a crop lacks."""
     value, size = lifter.as_map(lifter.lifted(operator.source)), tuple(operator.size)
-    axes = zip(size, value.grid.nominal, value.grid.jump, strict=True)
-    if value.grid.image_wide or any(m % n or j % (m // n) for m, n, j in axes):
-        raise Cannot(
-            f"interpolation from {value.grid.nominal} to {size} positions, which is not a whole factor"
-        )
-    factors = tuple(m // n for m, n in zip(size, value.grid.nominal, strict=True))
+    nominal, jump = value.grid.nominal, value.grid.jump
+    change = f"interpolation from {nominal} to {size} positions"
+    if value.grid.image_wide:
+        raise Cannot(f"{change} of a value pooled over the whole image, which has one position")
+    if any(m % n for m, n in zip(size, nominal, strict=True)):
+        raise Cannot(f"{change}, which is not a whole factor")
+    if any(j % (m // n) for m, n, j in zip(size, nominal, jump, strict=True)):
+        raise Cannot(f"{change}: the distance of {jump} pixels, divided by the factor, is not whole")
+    factors = tuple(m // n for m, n in zip(size, nominal, strict=True))
     if operator.mode == "nearest":
         handle = lifter.emit.repeat_positions(value.handle, factors)
         return replace(value, handle=handle, grid=_finer(value.grid, factors, 0))

@@ -39,6 +39,7 @@ from onebyone.onnx.model_rewriting import (
     restore_value_infos,
     sort_where_needed,
 )
+from onebyone.onnx.runtime_kernels import runtime_warnings
 from onebyone.onnx.static_sizes import StaticSizes, fill_shapes
 from onebyone.onnx.stored_values import StoredValue
 from onebyone.onnx.weight_rewriting import WeightRewriter
@@ -97,20 +98,19 @@ def convert_with_layout(
         raise BadInput(
             f"model: has opset {opset}; expected {OLDEST_OPSET} or newer (see onnx.version_converter)"
         )
-    token_axis = TokenAxis(tokens)
     copy = prepared(model, freeze_initialisers)
     bytes_before, before = bytes_of_weights(copy), layout_operators(copy)
     rewriter = ModelRewriter(copy)
     refused, waiting = _convert_others(rewriter, to, only, forced)
     plan = partial(
-        plan_layout, rewriter, to, lambda path: wanted(path, only), token_axis, before.total(), forced
+        plan_layout, rewriter, to, lambda path: wanted(path, only), TokenAxis(tokens), before.total(), forced
     )
     planned = plan()
     if _convert_waiting(rewriter, to, waiting, before.total() - planned.total):
         planned = plan()
     refused += [Refusal(other.path, other.node.op_type, MORE_LAYOUT_OPERATORS) for other in waiting]
     kept, stored = planned.write(rewriter)
-    after = layout_operators(copy)
+    warnings = runtime_warnings(copy)
     restore_value_infos(copy, model)
     return OnnxConversion(
         copy,
@@ -123,8 +123,9 @@ def convert_with_layout(
         weight_bytes=(bytes_before, bytes_of_weights(copy)),
         frozen=freeze_initialisers,
         layout_before=before,
-        layout_after=after,
+        layout_after=layout_operators(copy),
         stored=stored,
+        warnings=warnings,
     )
 
 
@@ -267,8 +268,7 @@ def plan_layout(
 
 
 def _refusal(rewriter: ModelRewriter, product: TokenProduct, paths: Mapping[ir.Node, str]) -> Refusal:
-    node = product.nodes[0]
-    return Refusal(rewriter.origin(paths[node]), node.op_type, MORE_LAYOUT_OPERATORS)
+    return Refusal(rewriter.origin(paths[product.nodes[0]]), product.nodes[0].op_type, MORE_LAYOUT_OPERATORS)
 
 
 @dataclass(frozen=True, eq=False)

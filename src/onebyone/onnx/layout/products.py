@@ -12,7 +12,7 @@ from onebyone.layout.products import ProductRule
 from onebyone.layout.token_axis import TokenAxis
 from onebyone.layout.values import GraphValue
 from onebyone.layout.weight_products import WeightProduct
-from onebyone.onnx.constant_values import shape_of
+from onebyone.onnx.constant_values import is_constant, shape_of
 from onebyone.onnx.flattened_maps import flattened_map
 from onebyone.onnx.layout.decoder import DecodedModel, TokenProduct
 from onebyone.onnx.linear_products import LinearProduct, bias_shape, read_product
@@ -82,6 +82,8 @@ class ProductDecoder:
             return None
         if product.x.shape is None or 0 in product.x.shape or product.result.shape is None:
             return None
+        for constant in (v for n in nodes for v in n.inputs if v is not None and is_constant(v)):
+            self.decoded.value(constant)  # a product that is written as it was reads its own operands
         convert = form != self.to and self.selected(node)
         if not convert and any(step != 1 for step in product.stride):
             return None

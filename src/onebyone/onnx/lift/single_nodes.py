@@ -20,6 +20,8 @@ Sizes = Sequence[int | str | None]
 
 #: Constants of more elements are not passed to shape inference: no operator's shape depends on them.
 _MOST_SHAPE_ELEMENTS = 4096
+#: Operators whose result has as many axes as one operand, a shape, has elements; and that operand's index.
+_RANK_IS_A_LENGTH = {"Reshape": 1, "ConstantOfShape": 0}
 
 
 class Operand:
@@ -70,8 +72,17 @@ def infer_outputs(
             continue
         tensor = proto_type.tensor_type
         sizes = tuple(_size(dimension) for dimension in tensor.shape.dim)
+        if not tensor.HasField("shape") and node.op_type in _RANK_IS_A_LENGTH and node.domain == "":
+            sizes = _unknown_sizes(node, operands)
         results.append((ir.DataType(tensor.elem_type), sizes))
     return results
+
+
+def _unknown_sizes(node: ir.Node, operands: Mapping[str, Operand]) -> tuple[None, ...]:
+    """One unknown size per axis of a result whose shape is computed: the number of axes is the length of the shape."""
+    shape = node.inputs[_RANK_IS_A_LENGTH[node.op_type]]
+    (length,) = (None,) if shape is None else operands[str(shape.name)].sizes
+    return (None,) * length if isinstance(length, int) else ()
 
 
 def _size(dimension: Any) -> int | str | None:

@@ -86,7 +86,7 @@ class ProductMatcher:
         steps = tuple(stride) if isinstance(stride, list | tuple) else (stride,)
         groups: Any = node.args[8] if name == "convolution" else argument(node, 6, "groups", 1)
         channel = self.values[x].rank - len(kernel) - 1
-        return dtype_reason(node) or WeightProduct(
+        return self._unfit(node, weight) or WeightProduct(
             self.values[node],
             self.values[x],
             channel,
@@ -133,7 +133,7 @@ class ProductMatcher:
         if len(self._sizes(weight)) == 1:
             return "a vector weight"
         last, bias = self.values[x].rank - 1, self._value(argument(node, 2, "bias"))
-        return dtype_reason(node) or WeightProduct(
+        return self._unfit(node, weight) or WeightProduct(
             self.values[node], self.values[x], last, last, self.values[weight], 0, 1, bias
         )
 
@@ -151,7 +151,7 @@ class ProductMatcher:
         product = product_of_factors(
             self.values[node], self.values[x], self.values[matrix], weight is first, bias, **scales
         )
-        return product if isinstance(product, str) else dtype_reason(node) or product
+        return product if isinstance(product, str) else self._unfit(node, matrix) or product
 
     def _shared_matrix(self, weight: Node) -> Node | str:
         """The matrix that all entries of the batch share, looked for behind `expand`; or why there is none."""
@@ -165,6 +165,11 @@ class ProductMatcher:
         if any(size != 1 for size in self._sizes(weight)[:-2]):
             return "the weight has a batch axis: one matrix for each entry of the batch, not one layer"
         return weight
+
+    def _unfit(self, node: Node, weight: Node) -> str | None:
+        """Why no product with these numbers is converted; None if it can be."""
+        sizes = self._sizes(weight)
+        return f"its weight has shape {sizes}: nothing to multiply" if 0 in sizes else dtype_reason(node)
 
     def _value(self, node: Any) -> GraphValue | None:
         return self.values[node] if isinstance(node, Node) else None
