@@ -73,6 +73,9 @@ def test_a_slice_is_the_gather_that_makes_it(where: tuple[slice, ...]) -> None:
         (identity(SHAPE).transpose(1, 0, 2), "mixed"),
         (identity(SHAPE).reshape(4, 30), "not a map"),
         (identity(SHAPE)[:, [0, 1, 3]], "equally spaced"),
+        (np.roll(identity(SHAPE), 2, axis=2), "equally spaced"),
+        (identity(SHAPE).swapaxes(1, 2), "the map's axes are exchanged"),
+        (np.rot90(identity(SHAPE), axes=(1, 2)), "the map's axes are exchanged"),
     ],
 )
 def test_the_reason_why_an_index_is_not_a_gather(index: np.ndarray, why: str) -> None:

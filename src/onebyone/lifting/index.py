@@ -79,6 +79,8 @@ def as_gather(index: Integers, grid: Grid) -> Gather | str:
         expected = starts[axis].reshape((-1,) + (1,) * axes) + step * np.arange(length).reshape(
             (1, *(length if a == axis else 1 for a in range(axes)))
         )
+        if any(np.diff(position[axis], axis=a + 1).any() for a in range(axes) if a != axis):
+            return "the map's axes are exchanged (a transposed or rotated map, for example)"
         if not (position[axis] == expected).all():
             return "positions are not equally spaced"
         if step < 0:
