@@ -118,6 +118,47 @@ def run_reference(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Ar
     return [np.asarray(value) for value in outputs]
 
 
+class RuntimeSession:
+    """A model loaded by ONNX Runtime on the processor; `model` may be a path, for models of 2 GB and more.
+
+    Attributes:
+        inputs: the names of its inputs, each with its type as ONNX Runtime writes it, such as "tensor(float)".
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        NotRunnable: ONNX Runtime does not load the model; on a call of `run`, that it fails on these inputs.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto | str,
+        *,
+        optimised: bool = True,
+        purpose: str = "running an ONNX model",
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtra("onnxruntime", "engines", purpose) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = model if isinstance(model, str) else model.SerializeToString()
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has errors of several kinds
+            raise NotRunnable(f"ONNX Runtime cannot load it: {first_line(error)}") from error
+        self.inputs: dict[str, str] = {source.name: source.type for source in self._session.get_inputs()}
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+        """The outputs of these names, all where None."""
+        try:
+            return [_values_of(value) for value in self._session.run(outputs, dict(feeds))]
+        except Exception as error:
+            raise NotRunnable(f"ONNX Runtime cannot run it: {first_line(error)}") from error
+
+
 def run_onnx_runtime(
     model: onnx.ModelProto | str,
     feeds: Mapping[str, Array],
@@ -125,26 +166,8 @@ def run_onnx_runtime(
     optimised: bool = True,
     outputs: Sequence[str] | None = None,
 ) -> list[Array]:
-    """The outputs by ONNX Runtime on the processor; `model` may be a path, for models of 2 GB and more.
-
-    Raises:
-        MissingExtra: onnxruntime is not installed.
-        NotRunnable: ONNX Runtime does not load the model, or fails on these inputs.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", "engines", "running an ONNX model") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = model if isinstance(model, str) else model.SerializeToString()
-    try:
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        return [_values_of(value) for value in session.run(outputs, dict(feeds))]
-    except Exception as error:
-        raise NotRunnable(f"ONNX Runtime cannot run it: {first_line(error)}") from error
+    """The outputs by ONNX Runtime, of a model that is run once; see `RuntimeSession` for the arguments and errors."""
+    return RuntimeSession(model, optimised=optimised).run(feeds, outputs)
 
 
 def _values_of(output: Any) -> Array:

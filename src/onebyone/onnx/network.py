@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from onebyone.errors import BadInput, MissingExtra
 from onebyone.onnx.evaluators import (
     Array,
     NotRunnable,
+    RuntimeSession,
     onnx_runtime_version,
     proto_of,
     run_onnx_runtime,
@@ -54,7 +56,16 @@ class OnnxNetwork:
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """The outputs in the model's order."""
-        return [_tensor(array) for array in self._run(self.model, self._feeds(args, kwargs), optimised=True)]
+        feeds = self._feeds(args, kwargs)
+        try:
+            return [_tensor(array) for array in self._session.run(feeds)]
+        except MissingExtra:
+            return [_tensor(array) for array in run_reference(proto_of(self.model), feeds)]
+
+    @cached_property
+    def _session(self) -> RuntimeSession:
+        """The model in ONNX Runtime, loaded once for all calls."""
+        return RuntimeSession(proto_of(self.model))
 
     def trace(self, *args: Any, **kwargs: Any) -> list[TracedValue]:
         """Every floating value of the main graph on these inputs, in the order of its nodes."""
@@ -65,7 +76,11 @@ class OnnxNetwork:
             for value in node.outputs:
                 if value.name and str(value.name) not in outputs and _is_float(value):
                     watched.graph.outputs.append(value)
-        arrays = self._run(watched, self._feeds(args, kwargs), optimised=False)
+        feeds, proto = self._feeds(args, kwargs), proto_of(watched)
+        try:
+            arrays = run_onnx_runtime(proto, feeds, optimised=False)
+        except MissingExtra:
+            arrays = run_reference(proto, feeds)
         computed = {str(v.name): a for v, a in zip(watched.graph.outputs, arrays, strict=True)}
         return list(_traced(watched, computed))
 
@@ -87,13 +102,6 @@ class OnnxNetwork:
             if kind is not None and kind != given:
                 raise BadInput(f"x: the input {value.name!r} is {given}, and the ONNX model takes {kind}")
         return arrays
-
-    def _run(self, model: ir.Model, feeds: Mapping[str, Array], *, optimised: bool) -> list[Array]:
-        proto = proto_of(model)
-        try:
-            return run_onnx_runtime(proto, feeds, optimised=optimised)
-        except MissingExtra:
-            return run_reference(proto, feeds)
 
 
 def _traced(model: ir.Model, computed: Mapping[str, Array]) -> Iterator[TracedValue]:

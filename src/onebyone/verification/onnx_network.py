@@ -13,10 +13,8 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from onebyone.errors import MissingExtra
-from onebyone.onnx.evaluators import NotRunnable, run_reference
+from onebyone.onnx.evaluators import RuntimeSession, run_reference
 from onebyone.onnx.model_file import save_model
-from onebyone.records import first_line
 
 Array = np.ndarray[Any, Any]
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -46,29 +44,15 @@ class CallableOnnx(nn.Module):
         self, model: ir.Model, *, channels_last: bool = False, bare: bool = False, batch: int | None = None
     ) -> None:
         super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("onnxruntime", "engines", "verifying an ONNX model") from error
         self.model, self.channels_last, self.bare, self.batch = model, channels_last, bare, batch
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
         with TemporaryDirectory(prefix="onebyone-") as folder:
             # a file, because a model in memory cannot have 2 GB or tensors in other files
             path = save_model(model, Path(folder) / "model.onnx")
+            self._session = RuntimeSession(str(path), purpose="verifying an ONNX model")
             self._proto = onnx.load(path)
-            try:
-                self._session = onnxruntime.InferenceSession(
-                    str(path), options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as error:  # ONNX Runtime has errors of several kinds
-                raise NotRunnable(f"ONNX Runtime cannot load it: {first_line(error)}") from error
         self._double: onnx.ModelProto | None = None
-        (source,) = self._session.get_inputs()
-        self._input = source.name
-        self.dtype = {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(
-            source.type, np.float32
-        )
+        ((self._input, kind),) = self._session.inputs.items()
+        self.dtype = {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(kind, np.float32)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # it has no state that a run changes
@@ -90,17 +74,14 @@ class CallableOnnx(nn.Module):
             part = rows[start : start + size]
             count = len(part)
             filled = np.concatenate([part, *[part[-1:]] * (size - count)])
-            outputs = self._reference(filled) if image.dtype == torch.float64 else self._runtime(filled)
+            outputs = (
+                self._reference(filled)
+                if image.dtype == torch.float64
+                else self._session.run({self._input: filled.astype(self.dtype)})
+            )
             parts.append([_rows(output, size)[:count] for output in outputs])
         joined = [torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)]
         return joined[0] if len(joined) == 1 else tuple(joined)
-
-    def _runtime(self, rows: Array) -> list[Array]:
-        feeds = {self._input: rows.astype(self.dtype)}
-        try:
-            return [np.asarray(output) for output in self._session.run(None, feeds)]
-        except Exception as error:  # ONNX Runtime has errors of several kinds
-            raise NotRunnable(f"ONNX Runtime cannot run it: {first_line(error)}") from error
 
     def _reference(self, rows: Array) -> list[Array]:
         if self._double is None:
