@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 import onebyone
@@ -32,8 +33,8 @@ from onebyone.atomic_files import write_text
 from onebyone.onnx.convert import prepared
 from onebyone.onnx.targets.convert import TargetConversion, convert_for_target
 from onebyone.targets import Offender, TargetProfile, find_profile, profile_names
+from onebyone.verification.onnx_known import KnownOriginal
 from onebyone.verification.onnx_models import verify_onnx
-from onebyone.verification.onnx_outputs import OriginalOutputs, original_outputs
 
 RESULTS = Path(__file__).parent / "results" / "targets.json"
 SOURCES = Path(onebyone.__file__).parent
@@ -103,13 +104,30 @@ def by_reason(offenders: Sequence[Offender]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def contents(conversion: TargetConversion) -> str:
+    """A hash of a converted model, of the layers that were rewritten in it, and of how it stores values.
+
+    New names hold the target's name, which is left out.
+    """
+    graph, name = conversion.model.graph, f"/{conversion.target}/"
+    text = [str(node) for node in graph] + [str(x) for x in (conversion.layers, conversion.stored)]
+    digest = hashlib.sha256("\n".join(text).replace(name, "/target/").encode())
+    for constant, value in sorted(
+        (str(c).replace(name, "/target/"), v) for c, v in graph.initializers.items()
+    ):
+        tensor = value.const_value
+        digest.update(f"{constant} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def nodes(offenders: Sequence[Offender]) -> int:
     """The number of nodes and inputs that violate a constraint."""
     return len({o.path for o in offenders})
 
 
 class Network:
-    """One network as a file, its conversions, and verifications of equal conversions made once."""
+    """One network as a file, and its conversions: what several of them share is verified once."""
 
     def __init__(self, name: str, folder: Path, whole: bool) -> None:
         self.path = folder / "original.onnx"
@@ -119,9 +137,9 @@ class Network:
         self._verified: dict[str, dict[str, Any]] = {}
 
     @cached_property
-    def outputs(self) -> OriginalOutputs:
-        """What the original computes on its example."""
-        return original_outputs(prepared(self.model), self.feeds)
+    def known(self) -> KnownOriginal:
+        """What is known of the original on its example, and of layers that conversions share."""
+        return KnownOriginal(prepared(self.model), self.feeds, keeps_layers=True)
 
     def convert(self, profile: TargetProfile) -> tuple[TargetConversion, float]:
         """The conversion, and its seconds."""
@@ -130,11 +148,11 @@ class Network:
         return conversion, time.perf_counter() - start
 
     def verified(self, conversion: TargetConversion) -> dict[str, Any]:
-        """The verification of a conversion; that of another one whose nodes are the same is taken again."""
-        key = "\n".join(f"{node}" for node in conversion.model.graph)
+        """The verification of a conversion; that of another one with the same contents is taken again."""
+        key = contents(conversion)
         if key not in self._verified:
             start = time.perf_counter()
-            verification = verify_onnx(self.model, conversion, self.feeds, known=self.outputs)
+            verification = verify_onnx(self.model, conversion, self.feeds, known=self.known)
             self._verified[key] = {
                 "verified": verification.equivalent,
                 "layers_verified_bit_for_bit": sum(bool(layer.bitwise) for layer in verification.layers),

@@ -23,8 +23,8 @@ from onebyone.verification.gradients import compare_gradients
 from onebyone.verification.layer_checks import check_layer
 from onebyone.verification.layer_matching import _LARGEST_RANK, _is_merged, _orders
 from onebyone.verification.network_run import Observation, Runner
-from onebyone.verification.onnx_models import _faults
 from onebyone.verification.onnx_network import in_double
+from onebyone.verification.onnx_probes import _faults
 from onebyone.verification.result import DenseCheck, LayerCheck
 from onebyone.verification.tiling import compare_tiled
 from onebyone.verification.window_crops import DifferenceBounds, WindowPositions, all_windows

@@ -16,13 +16,10 @@ from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.convert import convert_model
 from onebyone.onnx.evaluators import NotRunnable
 from onebyone.onnx.layer_models import LayerModel
-from onebyone.verification import onnx_models, onnx_real_weights
-from onebyone.verification.onnx_models import (
-    _faults,
-    _recorded,
-    compare_onnx,
-    verify_onnx,
-)
+from onebyone.verification import onnx_known, onnx_models, onnx_real_weights
+from onebyone.verification.onnx_known import KnownOriginal
+from onebyone.verification.onnx_models import compare_onnx, verify_onnx
+from onebyone.verification.onnx_probes import _faults
 from onebyone.verification.onnx_real_weights import (
     _on_recorded_integers,
     check_on_real_weights,
@@ -58,7 +55,7 @@ def on_real_weights(
     m, rewriting = converted(text, weights)
     outputs = iter([expected, actual])
     monkeypatch.setattr(onnx_real_weights, "run_onnx_runtime", lambda *_, **__: [next(outputs)])
-    before, after = (LayerModel(m, "x", "y") for m in (m, rewriting.model_with_original_values))
+    before, after = (LayerModel(m, "x", "y") for m in (m, rewriting.model))
     unverified: list[str] = []
     check = LayerCheck("fc", "Gemm", bitwise=True)
     feeds = {"x": X} if recorded is None else recorded
@@ -176,17 +173,17 @@ def test_equal_arrays() -> None:
     assert equal_arrays(X, X + (X == 2)) == (False, "the outputs differ in 1 of 6 values")
 
 
-def test_each_layer_has_a_probe_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_other_structures_have_probes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their seeds follow that of the verification."""
     text = "g (float[N,3] x) => (float[N,2] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"
     m, rewriting = converted(text, {"w": integers(3, 4), "v": integers(4, 2)})
     seeds: list[int] = []
 
-    def recorded(*arguments: Any) -> LayerCheck:
-        seeds.append(arguments[5])
-        return LayerCheck(arguments[2].path, "MatMul", bitwise=True)
+    def recorded(*arguments: Any) -> tuple[LayerCheck, str]:
+        seeds.append(arguments[4])
+        return LayerCheck(arguments[3].path, "MatMul", bitwise=True), ""
 
-    monkeypatch.setattr(onnx_models, "_check_layer", recorded)
+    monkeypatch.setattr(onnx_models, "probe", recorded)
     for seed in (0, 7):
         seeds.clear()
         assert verify_onnx(m, rewriting, seed=seed).equivalent
@@ -239,20 +236,21 @@ def test_factors_up_to_256_are_probed(alpha: float, probed: bool) -> None:
 
 
 def test_what_the_example_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    m, rewriting = converted()
-    assert _recorded(m, rewriting, None) == ({}, [], [])
+    m, _ = converted()
+    nothing = KnownOriginal(m, None)
+    assert (nothing.recorded(["x"]), nothing.unverified) == ({}, ())
     with pytest.raises(BadInput, match=r"x: has the inputs \['x', 'z'\]; the model takes \['x'\]"):
-        _recorded(m, rewriting, {"x": X, "z": X})
+        KnownOriginal(m, {"x": X, "z": X})
     with pytest.raises(BadInput, match="the model fails on x: "):
-        _recorded(m, rewriting, {"x": X[:, :2]})
+        KnownOriginal(m, {"x": X[:, :2]}).recorded(["x"])
 
     def missing(*_: Any, **__: Any) -> Any:
         raise MissingExtra("onnxruntime", "engines", "running an ONNX model")
 
-    monkeypatch.setattr(onnx_models, "run_onnx_runtime", missing)
-    recorded, problems, notes = _recorded(m, rewriting, {"x": X})
-    assert (recorded, problems) == ({}, [])
-    (note,) = notes
+    monkeypatch.setattr(onnx_known, "run_onnx_runtime", missing)
+    known = KnownOriginal(m, {"x": X})
+    assert known.recorded(["x"]) == {}
+    (note,) = known.unverified
     assert note.startswith("the whole model, and the layers on their own inputs: ")
     assert "onnxruntime" in note
 
@@ -260,9 +258,11 @@ def test_what_the_example_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_inputs_of_inner_layers_are_recorded() -> None:
     text = "g (float[N,3] x) => (float[N,2] y) { a = Relu(x) h = MatMul(a, w) y = Add(h, b) }"
     m, rewriting = converted(text, WEIGHTS)
-    recorded, _, _ = _recorded(m, rewriting, {"x": X})
+    known = KnownOriginal(m, {"x": X})
+    recorded = known.recorded([layer.data for layer in rewriting.layers])
     assert set(recorded) == {"a", "x"}
     assert np.array_equal(recorded["a"], np.maximum(X, 0))
+    assert set(known.recorded(["h", "y"])) == {"a", "h", "x", "y"}, "further conversions read further values"
     assert [str(v.name) for v in m.graph.outputs] == ["y"], "the original is not changed"
 
 

@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import onnx_ir as ir
 
 from onebyone.errors import BadInput
 from onebyone.onnx.model_file import save_model
-from onebyone.onnx.stored_values import StoredValue, with_original_values
+from onebyone.onnx.stored_values import StoredValues
 from onebyone.onnx.weight_rewriting import Step, apply_steps
 from onebyone.results import Conversion
 
@@ -23,6 +22,9 @@ from onebyone.results import Conversion
 @dataclass(frozen=True)
 class RewrittenLayer:
     """One converted layer. Its original and its converted form compute the value `output` from the value `data`.
+
+    Both are named as in the original, or, where a layout was planned, by a tensor of the converted model that holds
+    such a value (`OnnxConversion.stored`).
 
     `terms` is the number of products that are summed for one number of the output. `data_sizes` are the sizes of
     `data` as far as they are known, from its shape or from the weight; None if not even the rank is. `is_exact` says
@@ -53,7 +55,8 @@ class OnnxConversion(Conversion[ir.Model]):
         inlined: whether calls of functions were replaced by the functions' bodies.
         layout_before, layout_after: how many layout operators the two models have, by name (`layout.counting`); None
             where the layout was not planned.
-        stored: how the converted model stores each value of the original, by its name, where the layout was planned.
+        stored: the tensors of the converted model that hold each value of the original, by its name, where the layout
+            was planned.
         warnings: what is right but does not run everywhere, in words.
     """
 
@@ -65,13 +68,7 @@ class OnnxConversion(Conversion[ir.Model]):
     warnings: tuple[str, ...] = ()
     layout_before: Counter[str] | None = None
     layout_after: Counter[str] | None = None
-    stored: Mapping[str, StoredValue] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def model_with_original_values(self) -> ir.Model:
-        """The converted model with the values between which its layers lie in their original layouts."""
-        names = {name for layer in self.layers for name in (layer.data, layer.output)}
-        return with_original_values(self.model, self.stored, names) if self.stored else self.model
+    stored: StoredValues = field(default_factory=dict, repr=False)
 
     def state_dict_from_original(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Constants of the original by name, as the converted model names and stores them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TypeAlias
@@ -20,6 +20,7 @@ from onebyone.onnx.lifted_constants import lift_constants
 from onebyone.onnx.model_rewriting import (
     ModelRewriter,
     Rewriting,
+    Write,
     nodes_of,
     restore_value_infos,
     sort_where_needed,
@@ -89,14 +90,23 @@ def require_supported(model: ir.Model, to: str | None) -> None:
 def convert_all(rewriter: ModelRewriter, to: str, only: Only = None) -> list[Refusal]:
     """Convert every layer of a prepared model to one form. Returns the layers that are refused, with the reasons."""
     refused: list[Refusal] = []
-    write = write_as_convolution if to == "conv" else write_as_product
-    for path, node, version in list(nodes_of(rewriter.model)):
-        if node.graph is None or not wanted(path, only):
-            continue  # a node without a graph was taken in by an earlier conversion, as the Add of a bias
-        reason = rewriter.attempt(path, node, version, to, write)
+    for path, node, opset in nodes_to_convert(rewriter.model, lambda path, _: wanted(path, only)):
+        reason = rewriter.attempt(path, node, opset, to, WRITERS[to])
         if reason is not None:
             refused.append(Refusal(path, node.op_type, reason))
     return refused
+
+
+def nodes_to_convert(
+    model: ir.Model, selected: Callable[[str, ir.Node], bool]
+) -> Iterator[tuple[str, ir.Node, int]]:
+    """The nodes that are selected, by their path and themselves, with the path and the opset, while others change.
+
+    Left out are nodes that an earlier conversion took in, as the Add of a bias: they are in no graph any more.
+    """
+    for path, node, opset in list(nodes_of(model)):
+        if node.graph is not None and selected(path, node):
+            yield path, node, opset
 
 
 def wanted(path: str, only: Only) -> bool:
@@ -147,3 +157,7 @@ def write_as_product(node: ir.Node, writer: GraphWriter, weights: WeightRewriter
 
 def _before(node: ir.Node, weight: ir.Value) -> str:
     return f"{node.op_type} {by(shape_of(weight) or ())}"
+
+
+#: What writes a layer in each form.
+WRITERS: Mapping[str, Write] = {"conv": write_as_convolution, "linear": write_as_product}

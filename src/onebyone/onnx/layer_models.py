@@ -6,7 +6,7 @@ It is cut out between two named values, so that the original and the converted m
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -47,6 +47,7 @@ class LayerModel:
         scope: one that `scopes_of` gives for the model; that of the main graph where None.
         fixed_shapes: take the known sizes of a tensor that does not depend on `data`, where a Shape node reads them,
             instead of computing that tensor.
+        called: the name of `data` among the inputs; its own where None.
 
     Attributes:
         inputs: names of what has to be given, `data` first, then values that the layer also depends on.
@@ -61,9 +62,11 @@ class LayerModel:
         scope: Scope | None = None,
         *,
         fixed_shapes: bool = False,
+        called: str | None = None,
     ) -> None:
         scope = scopes_of(model)[""] if scope is None else scope
         self._model, self._scope, self._fixed_shapes = model, scope, fixed_shapes
+        self._called = data if called is None else called
         values = scope.values
         if data not in values or output not in values:
             missing = data if data not in values else output
@@ -77,7 +80,7 @@ class LayerModel:
         if container is None:
             raise NotSeparable(f"the value {output!r} is computed by no node")
         self._opsets = {**model.opset_imports, **scope.opsets}
-        self.inputs = tuple(str(value.name) for value in self._free)
+        self.inputs = tuple(map(self._input_name, self._free))
         self.constants: dict[str, ir.TensorProtocol] = {}
         for name, value in self._constants.items():
             tensor = value.const_value or self._fixed_shape(value)
@@ -92,7 +95,11 @@ class LayerModel:
     def up_to(self, value: ir.Value) -> LayerModel:
         """The part of the layer that computes one of its inner values."""
         names = str(self._start.name), str(value.name)
-        return LayerModel(self._model, *names, self._scope, fixed_shapes=self._fixed_shapes)
+        settings: dict[str, Any] = {"fixed_shapes": self._fixed_shapes, "called": self._called}
+        return LayerModel(self._model, *names, self._scope, **settings)
+
+    def _input_name(self, value: ir.Value) -> str:
+        return self._called if value is self._start else str(value.name)
 
     def reads_from(self, scope: Scope) -> bool:
         """Whether all inputs are values of the scope, not others of the same names."""
@@ -101,7 +108,7 @@ class LayerModel:
     @property
     def input_types(self) -> dict[str, ir.DataType]:
         """The element type of each input; float32 where it is not known."""
-        return {str(value.name): value.dtype or ir.DataType.FLOAT for value in self._free}
+        return {self._input_name(value): value.dtype or ir.DataType.FLOAT for value in self._free}
 
     @property
     def adds_integers(self) -> bool:
@@ -113,6 +120,41 @@ class LayerModel:
         """Whether a factor of zero (alpha) removes the product, so that no weight can change the output."""
         return any(
             node.attributes.get_float("alpha", 1.0) == 0 for node in self._nodes if "alpha" in node.attributes
+        )
+
+    def structure(self, inputs: Sequence[str], constant: Callable[[str], Hashable]) -> Hashable:
+        """What the layer computes, whatever its values are called: two layers with equal structures compute the same.
+
+        Args:
+            inputs: the names of the inputs of which the structure tells which is which; for a second form of a layer,
+                those of the first one.
+            constant: what is to be told of a constant, by its name.
+        """
+        numbers: dict[ir.Value | None, int | None] = {None: None}
+        of_inputs, of_constants, of_nodes = [], [], []
+        for value in self._free:
+            name = self._input_name(value)
+            of_inputs.append((inputs.index(name) if name in inputs else name, _cast(value.dtype, None)))
+            numbers[value] = len(numbers)
+        for name, value in self._constants.items():
+            of_constants.append(constant(name))
+            numbers[value] = len(numbers)
+        for node in self._nodes:
+            operands = tuple(numbers[operand] for operand in node.inputs)
+            attributes = tuple(
+                ir.serde.serialize_attribute(attribute).SerializeToString(deterministic=True)
+                for _, attribute in sorted(node.attributes.items())
+            )
+            of_nodes.append((node.domain, node.op_type, operands, attributes, len(node.outputs)))
+            for output in node.outputs:
+                numbers[output] = len(numbers)
+        end = numbers[self._end], _cast(self._end.dtype or self._start.dtype, None)
+        return (
+            tuple(of_inputs),
+            tuple(of_constants),
+            tuple(of_nodes),
+            end,
+            tuple(sorted(self._opsets.items())),
         )
 
     def shapes(
@@ -135,7 +177,7 @@ class LayerModel:
             shape = [free_sizes[min(a, 1)] if free[a] else int(size or 0) for a, size in enumerate(sizes)]
             if prod(shape) > LARGEST_INPUT:
                 raise NotSeparable(f"its input {value.name!r} of shape {by(shape)} is too large for a probe")
-            found[str(value.name)] = tuple(shape)
+            found[self._input_name(value)] = tuple(shape)
         return found
 
     def with_constants(self, constants: Mapping[str, Array], dtype: ir.DataType | None) -> onnx.ModelProto:
@@ -160,7 +202,7 @@ class LayerModel:
         replaced: dict[int, ir.Value] = {}
         for value in self._free:
             replaced[id(value)] = ir.Value(
-                name=value.name, type=ir.TensorType(_cast(value.dtype, dtype)), shape=value.shape
+                name=self._input_name(value), type=ir.TensorType(_cast(value.dtype, dtype)), shape=value.shape
             )
         inputs, initializers = [replaced[id(value)] for value in self._free], []
         for name, tensor in self.constants.items():
@@ -182,7 +224,9 @@ class LayerModel:
                 attributes = [a for a in attributes if a.name != "stash_type"]
                 attributes.append(ir.AttrInt64("stash_type", int(dtype)))  # the type of its mean
             operands = [None if v is None else replaced[id(v)] for v in node.inputs]
-            outputs = [ir.Value(name=v.name) for v in node.outputs]
+            outputs = [
+                ir.Value(name=f"{v.name}/again" if v.name in self.inputs else v.name) for v in node.outputs
+            ]
             replaced.update({id(old): new for old, new in zip(node.outputs, outputs, strict=True)})
             nodes.append(
                 ir.Node(node.domain, node.op_type, operands, attributes, outputs=outputs, name=node.name)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onebyone.onnx.constant_values import NotRewritable
 from onebyone.onnx.conversion import RewrittenLayer
 from onebyone.onnx.graph_writer import GraphWriter, WrittenLayer
+from onebyone.onnx.stored_values import StoredValues
 from onebyone.onnx.weight_rewriting import WeightRewriter
 from onebyone.records import Change
 
@@ -55,6 +56,7 @@ class ModelRewriter:
         model: the copy that is rewritten.
         changes, layers: what was done, in the order in which it was done.
         origins: for the path of each new node, the path of the node of the original that it stems from.
+        stored: the tensors that hold the values of the original, where the layout was planned.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -63,6 +65,7 @@ class ModelRewriter:
         self.changes: list[Change] = []
         self.layers: list[RewrittenLayer] = []
         self.origins: dict[str, str] = {}
+        self.stored: StoredValues = {}
 
     def origin(self, path: str) -> str:
         """The path of the original's node; a node that was not rewritten stems from itself."""

@@ -50,7 +50,7 @@ def integer_constants(
         spread: about how large a result that is quantised again is, in steps of its scale.
     """
     role_of = roles(layer)
-    quantised, requantised = _is_quantised_layer(layer), requantises(layer)
+    quantised, requantised = is_quantised(layer), requantises(layer)
     kept = _kept(layer, replaced)
     magnitude = _magnitude(layer, magnitude)
     shared: dict[tuple[str, Any], Array] = {}
@@ -120,7 +120,7 @@ def _largest(
 
 def _kept(layer: LayerModel, replaced: Collection[str]) -> set[tuple[str, Any]]:
     """The numbers of those constants that stay as they are."""
-    if not _is_quantised_layer(layer):
+    if not is_quantised(layer):
         return set()
     return {
         _number(tensor)
@@ -213,7 +213,8 @@ def _magnitude(layer: LayerModel, magnitude: int) -> int:
     return min(magnitude, _BYTE - 1) if requantises(layer) else magnitude
 
 
-def _is_quantised_layer(layer: LayerModel) -> bool:
+def is_quantised(layer: LayerModel) -> bool:
+    """Whether the layer has constants of quantised numbers, or rounds its result to such."""
     return any(_is_quantised(tensor.dtype) for tensor in layer.constants.values()) or requantises(layer)
 
 

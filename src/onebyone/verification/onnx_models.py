@@ -18,39 +18,28 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from onebyone.errors import BadInput, MissingExtra
+from onebyone.errors import BadInput
 from onebyone.laws import bounds
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import prepared
-from onebyone.onnx.evaluators import NotRunnable, proto_of, run_onnx_runtime
+from onebyone.onnx.evaluators import NotRunnable
 from onebyone.onnx.function_bodies import inlined
-from onebyone.onnx.layer_models import LayerModel, NotSeparable, Scope, scopes_of
+from onebyone.onnx.layer_models import LayerModel, NotSeparable, scopes_of
 from onebyone.onnx.network import OnnxNetwork
-from onebyone.onnx.probe_values import SPREADS, calibrated, integer_constants, integer_inputs, requantises
-from onebyone.onnx.weight_rewriting import Step, apply_steps
+from onebyone.onnx.stored_values import SharedValues
 from onebyone.verification.layer_matching import first_differing_layer, traced_outputs
 from onebyone.verification.onnx_decompositions import compare_in_float64
+from onebyone.verification.onnx_known import KnownOriginal, layer_key
 from onebyone.verification.onnx_outputs import (
     REFERENCE,
-    OriginalOutputs,
     WholeModel,
     compare_outputs,
-    missing_dependence,
-    run64,
 )
-from onebyone.verification.onnx_real_weights import check_on_real_weights, equal_arrays
-from onebyone.verification.result import SAME_FUNCTION, Fault, LayerCheck, Verification
+from onebyone.verification.onnx_probes import FREE_SIZES, probe, probe_key
+from onebyone.verification.onnx_real_weights import check_on_real_weights
+from onebyone.verification.result import SAME_FUNCTION, LayerCheck, Verification
 
 Array = np.ndarray[Any, Any]
-
-#: Significand bits for the probe's sums; the other eight of float64 are left for factors such as alpha and a scale.
-PROBE_BITS = 45
-#: The largest factor (alpha, beta) that these eight bits allow.
-LARGEST_FACTOR = 2**8
-#: Draws of numbers for a layer that rounds its result: a bound or a limit may hide a part of it from one draw.
-DRAWS_OF_ROUNDED = 3
-#: Sizes that stand for unknown ones: batch first, then positions.
-FREE_SIZES = (2, 3)
 
 
 def verify_onnx(
@@ -60,7 +49,7 @@ def verify_onnx(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    known: OriginalOutputs | None = None,
+    known: KnownOriginal | None = None,
 ) -> Verification:
     """Whether a converted model computes what the original computes.
 
@@ -70,31 +59,37 @@ def verify_onnx(
         feeds: an array for each input; without them the layers are still probed.
         seed: of the probes.
         progress: called with (done, total) after every layer.
-        known: what `original_outputs` gave for the original on these feeds, where several conversions are verified.
+        known: the original on these feeds, where several conversions of it are verified: what is known of it is used
+            again, and what was found is added. Functions inlined and initializers frozen as in `rewriting`.
     """
-    original = prepared(inlined(model) if rewriting.inlined else model, rewriting.frozen)
-    recorded, problems, unverified = _recorded(original, rewriting, feeds)
+    if known is None:
+        original = prepared(inlined(model) if rewriting.inlined else model, rewriting.frozen)
+        known = KnownOriginal(original, feeds)
+    problems: list[str] = []
+    layers = _Layers(known, rewriting)
+    unverified = list(layers.record())
     checks = []
-    scopes = scopes_of(original), scopes_of(rewriting.model_with_original_values)
-    for done, layer in enumerate(rewriting.layers, 1):
+    for index, layer in enumerate(layers.layers):
         try:
-            checks.append(_check_layer(original, rewriting, layer, scopes, recorded, seed + done, unverified))
+            check, notes = layers.check(index, seed + index + 1)
+            checks.append(check)
+            unverified += notes
         except (NotSeparable, NotRunnable) as error:
             unverified.append(f"{layer.path}: {error}")
         if progress is not None:
-            progress(done, len(rewriting.layers))
+            progress(index + 1, len(rewriting.layers))
     whole = WholeModel()
     if feeds is None:
         unverified.append("without an example input: the whole model, and the layers on their own inputs")
     else:
         whole = compare_outputs(
-            original,
+            known.original,
             rewriting.model,
             feeds,
             problems,
             unverified,
             max((x.terms for x in rewriting.layers), default=1),
-            known,
+            known.outputs,
         )
     problems += [f"{check.path}: {check.why}" for check in checks if not check.ok]
     probed = any(check.bitwise is not None for check in checks)
@@ -163,146 +158,81 @@ def _first_difference(model: ir.Model, other: ir.Model, feeds: Mapping[str, Arra
         return None
 
 
-def _check_layer(
-    original: ir.Model,
-    rewriting: OnnxConversion,
-    layer: RewrittenLayer,
-    scopes: tuple[Mapping[str, Scope], Mapping[str, Scope]],
-    recorded: Mapping[str, Array],
-    seed: int,
-    unverified: list[str],
-) -> LayerCheck:
-    if not all(layer.scope in found for found in scopes):
-        raise NotSeparable(f"the part {layer.scope!r} of the model is not in both models")
-    names = layer.data, layer.output
-    before = LayerModel(original, *names, scopes[0][layer.scope], fixed_shapes=True)
-    after = LayerModel(rewriting.model_with_original_values, *names, scopes[1][layer.scope])
-    if not set(after.inputs) <= set(before.inputs):
-        before = LayerModel(original, *names, scopes[0][layer.scope])
-    if not before.reads_from(scopes[0][""]):
-        recorded = {}
-    if not layer.is_exact:
-        return compare_in_float64(before, after, layer, seed, FREE_SIZES)
-    check = _probe(before, after, rewriting, layer, seed, unverified)
-    has_weight = any(tensor.dtype.is_floating_point() for tensor in before.constants.values())
-    if check.ok and check.bitwise and layer.data in recorded and has_weight:
-        return check_on_real_weights(before, after, layer.terms, recorded, check, unverified)
-    return check
+class _Layers:
+    """The layers of one conversion, each in its original and its converted form.
+
+    Attributes:
+        layers: the records, with the names that their values have in the original.
+    """
+
+    def __init__(self, known: KnownOriginal, rewriting: OnnxConversion) -> None:
+        self._known, self._rewriting = known, rewriting
+        self._recorded: Mapping[str, Array] = {}
+        shared = SharedValues(known.original, rewriting.model, rewriting.stored)
+        self._cuts = [_cut(layer, shared) for layer in rewriting.layers]
+        self.layers = [layer for layer, _, _ in self._cuts]
+        self._model = shared.model
+        self._scopes = scopes_of(self._model)
+
+    def record(self) -> tuple[str, ...]:
+        """Run the original for what the layers read; returns what could not be run, and why."""
+        self._recorded = self._known.recorded([layer.data for layer in self.layers])
+        return self._known.unverified
+
+    def check(self, index: int, seed: int) -> tuple[LayerCheck, tuple[str, ...]]:
+        """The check of a layer, and what is to be listed as not verified.
+
+        Raises:
+            NotSeparable, NotRunnable: the layer cannot be checked by itself.
+        """
+        layer, data, output = self._cuts[index]
+        if not (layer.scope in self._known.scopes and layer.scope in self._scopes):
+            raise NotSeparable(f"the part {layer.scope!r} of the model is not in both models")
+        after = LayerModel(self._model, data, output, self._scopes[layer.scope], called=layer.data)
+        if not self._known.keeps_layers:
+            return self._checked(layer, after, seed)
+        key = layer_key(after, self._rewriting.entries, layer)
+        if key not in self._known.layers:
+            self._known.layers[key] = self._checked(layer, after, seed)
+        return self._known.layers[key]
+
+    def _checked(
+        self, layer: RewrittenLayer, after: LayerModel, seed: int
+    ) -> tuple[LayerCheck, tuple[str, ...]]:
+        scope, main = self._known.scopes[layer.scope], self._known.scopes[""]
+        before = LayerModel(self._known.original, layer.data, layer.output, scope, fixed_shapes=True)
+        if not set(after.inputs) <= set(before.inputs):
+            before = LayerModel(self._known.original, layer.data, layer.output, scope)
+        if not layer.is_exact:
+            return compare_in_float64(before, after, layer, seed, FREE_SIZES), ()
+        check, hidden = self._probe(before, after, layer, seed)
+        unverified = [f"{layer.path}: {hidden}"] if hidden else []
+        recorded = self._recorded if before.reads_from(main) else {}
+        has_weight = any(tensor.dtype.is_floating_point() for tensor in before.constants.values())
+        if check.ok and check.bitwise and layer.data in recorded and has_weight:
+            check = check_on_real_weights(before, after, layer.terms, recorded, check, unverified)
+        return check, tuple(unverified)
+
+    def _probe(
+        self, before: LayerModel, after: LayerModel, layer: RewrittenLayer, seed: int
+    ) -> tuple[LayerCheck, str]:
+        """The integer probe of the layer, or that of a layer of the same structure."""
+        entries, probes = self._rewriting.entries, self._known.probes
+        key = probe_key(before, after, entries, layer)
+        if key is None or key not in probes:
+            found = probe(before, after, entries, layer, seed)
+            if key is not None:
+                probes[key] = found
+            return found
+        check, hidden = probes[key]
+        return replace(check, path=layer.path, kind=layer.kind, law=layer.law), hidden
 
 
-def _probe(
-    before: LayerModel,
-    after: LayerModel,
-    rewriting: OnnxConversion,
-    layer: RewrittenLayer,
-    seed: int,
-    unverified: list[str],
-) -> LayerCheck:
-    """Both forms on integers: every draw of numbers must agree, and one of them must show each injected fault."""
-    check = LayerCheck(layer.path, layer.kind, law=layer.law)
-    steps = [step for name in after.constants for step in rewriting.entries.get(name, ("", ()))[1]]
-    factors = [float(numbers[0]) for kind, numbers in steps if kind == "scale"]
-    if any(factor != int(factor) or abs(factor) > LARGEST_FACTOR for factor in factors):
-        return replace(check, why="no integer probe: its alpha or beta is not a small integer")
-    rng = np.random.default_rng(seed)
-    magnitude = bounds.probe_range(layer.terms, PROBE_BITS)
-    replaced = {rewriting.entries.get(name, (name, ()))[0] for name in after.constants}
-    shapes = before.shapes(layer.data_sizes, FREE_SIZES)
-    seen: dict[str, bool] = {}
-    least = DRAWS_OF_ROUNDED if requantises(before) else 1
-    for draw, spread in enumerate(SPREADS, 1):
-        constants = integer_constants(before, replaced, layer.terms, magnitude, rng, spread)
-        feeds = integer_inputs(before, shapes, magnitude, rng)
-        constants = calibrated(before, replaced, constants, feeds)
-        converted = _converted(constants, after, rewriting.entries)
-        expected = run64(before, constants, feeds)
-        equal, why = equal_arrays(expected, run64(after, converted, feeds))
-        if equal and len(after.inputs) < len(before.inputs):
-            others = integer_inputs(before, shapes, magnitude, rng)
-            why = missing_dependence(before, after, constants, feeds, others, expected)
-        if why:
-            return replace(check, bitwise=False, ok=False, why=f"integer probe: {why}")
-        for name, faulty in _faults(converted, after, rewriting.entries).items():
-            if not seen.get(name):
-                seen[name] = not equal_arrays(expected, run64(after, faulty, feeds))[0]
-        if draw >= least and (all(seen.values()) or before.ignores_weight):
-            break
-    check = replace(check, bitwise=True, faults=tuple(Fault(n, seen_by_integers=s) for n, s in seen.items()))
-    hidden = [name for name, is_seen in seen.items() if not is_seen]
-    if hidden and before.ignores_weight:
-        return replace(check, why="its weight has no effect: alpha is 0")
-    if hidden:
-        why = f"{len(SPREADS)} integer probes cannot see: {', '.join(hidden)}"
-        unverified.append(f"{layer.path}: {why}")
-        return replace(check, why=why)
-    return check
-
-
-def _converted(
-    constants: Mapping[str, Array], after: LayerModel, entries: Mapping[str, tuple[str, tuple[Step, ...]]]
-) -> dict[str, Array]:
-    """The same numbers as the converted layer stores them."""
-    found = {}
-    for name in after.constants:
-        source, steps = entries.get(name, (name, ()))
-        if source in constants:
-            found[name] = apply_steps(constants[source], steps)
-    return found
-
-
-def _faults(
-    constants: dict[str, Array], after: LayerModel, entries: Mapping[str, tuple[str, tuple[Step, ...]]]
-) -> dict[str, dict[str, Array]]:
-    """Faults that a conversion could make, each as the constants that it would leave."""
-    rewritten = {name: array for name, array in constants.items() if name in entries}
-    named = rewritten or constants  # a weight that nodes of the converted form rearrange is not rewritten
-    if not named:
-        return {}
-    weight = max(named, key=lambda name: named[name].size)
-    faults: dict[str, dict[str, Array]] = {}
-    axis = next(
-        (
-            a
-            for a in (1, 0, *range(2, named[weight].ndim))
-            if named[weight].ndim > a and named[weight].shape[a] > 1
-        ),
-        None,
-    )
-    if axis is not None:
-        faults["weight order shifted by one"] = constants | {weight: np.roll(named[weight], 1, axis)}
-    kernel = named[weight].shape
-    if len(kernel) > 3 and min(kernel[-2:]) > 1:
-        swapped = named[weight].swapaxes(-1, -2).reshape(kernel)
-        faults["kernel order swapped (height and width)"] = constants | {weight: swapped}
-    biases = [name for name, array in rewritten.items() if name != weight and array.dtype == np.float64]
-    if len(biases) == 1 and len(after.constants) and np.any(named[biases[0]]):
-        faults["bias dropped"] = constants | {biases[0]: np.zeros_like(named[biases[0]])}
-    return faults
-
-
-def _recorded(
-    original: ir.Model, rewriting: OnnxConversion, feeds: Mapping[str, Array] | None
-) -> tuple[dict[str, Array], list[str], list[str]]:
-    """What the layers read when the original runs on the example; the original must run."""
-    if feeds is None:
-        return {}, [], []
-    expected = {str(value.name) for value in original.graph.inputs}
-    if set(feeds) != expected:
-        raise BadInput(f"x: has the inputs {sorted(feeds)}; the model takes {sorted(expected)}")
-    graph_values = {str(v.name) for node in original.graph for v in node.outputs} | expected
-    wanted = {layer.data for layer in rewriting.layers} & graph_values
-    watched = original.clone()
-    outputs = {str(value.name) for value in watched.graph.outputs}
-    for node in watched.graph:
-        for value in node.outputs:
-            if str(value.name) in wanted and str(value.name) not in outputs:
-                watched.graph.outputs.append(value)
-    try:
-        values = run_onnx_runtime(proto_of(watched), feeds, outputs=sorted(wanted - expected) or None)
-    except MissingExtra as error:
-        return {}, [], [f"the whole model, and the layers on their own inputs: {error}"]
-    except NotRunnable as error:
-        raise BadInput(f"the model fails on x: {error}") from error
-    names = sorted(wanted - expected)
-    recorded = dict(zip(names, values, strict=True)) if names else {}
-    return recorded | {name: np.asarray(array) for name, array in feeds.items()}, [], []
+def _cut(layer: RewrittenLayer, shared: SharedValues) -> tuple[RewrittenLayer, str, str]:
+    """A record with the original's names, and the names of the same two values in the converted model."""
+    if layer.scope:
+        return layer, layer.data, layer.output
+    data, output = shared.before(layer.data), shared.after(layer.output)
+    sizes = layer.data_sizes if data.original == layer.data else None
+    named = replace(layer, data=data.original, output=output.original, data_sizes=sizes)
+    return named, data.converted, output.converted

@@ -66,8 +66,13 @@ class OriginalOutputs:
     unverified: tuple[str, ...]
 
 
-def original_outputs(original: ir.Model, feeds: Mapping[str, Array]) -> OriginalOutputs:
-    """Run the original: by ONNX Runtime, optimised and not, and in float64."""
+def original_outputs(
+    original: ir.Model, feeds: Mapping[str, Array], plain: Sequence[Array] | None = None
+) -> OriginalOutputs:
+    """Run the original: by ONNX Runtime, optimised and not, and in float64.
+
+    `plain` are its outputs when it is not optimised, if they are known.
+    """
     names = tuple(str(value.name) for value in original.graph.outputs)
     unverified: list[str] = []
     if not onnx_runtime_version():
@@ -79,7 +84,7 @@ def original_outputs(original: ir.Model, feeds: Mapping[str, Array]) -> Original
     except NotRunnable as error:
         return OriginalOutputs(names, (), (), (), (), (*unverified, f"the whole model: {error}"))
     try:
-        plain = _run(original, feeds, optimised=False)
+        plain = plain or _run(original, feeds, optimised=False)
     except NotRunnable:
         plain = first
     without_calls = _without_calls(original)

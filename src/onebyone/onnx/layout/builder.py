@@ -14,7 +14,7 @@ from onebyone.layout.values import GraphValue
 from onebyone.onnx.layout.decoder import DecodedModel, TokenProduct
 from onebyone.onnx.layout.emitter import LayoutNodeEmitter
 from onebyone.onnx.layout.merged_views import merge_views
-from onebyone.onnx.stored_values import StoredValue
+from onebyone.onnx.stored_values import StoredValue, StoredValues
 from onebyone.onnx.weight_rewriting import WeightRewriter
 
 
@@ -41,7 +41,7 @@ class OnnxGraphBuilder:
         )
         self._emitter.reads_from(self._tensors)
 
-    def build(self) -> dict[str, StoredValue]:
+    def build(self) -> StoredValues:
         """Write the graph and remove the original nodes; returns how the new one stores each value of the old."""
         graph, original = self._graph, self._original
         self._put_inputs()
@@ -64,14 +64,15 @@ class OnnxGraphBuilder:
         _drop_unread(graph)
         return {str(value.name): stored for value in written if (stored := self._stored(value, replaced))}
 
-    def _stored(self, value: GraphValue, replaced: Mapping[ir.Value, ir.Value]) -> StoredValue | None:
-        """The first tensor of the graph that holds a value; None if only a view did that was merged."""
+    def _stored(self, value: GraphValue, replaced: Mapping[ir.Value, ir.Value]) -> tuple[StoredValue, ...]:
+        """The tensors of the graph that hold a value, the written one first; none if only merged views did."""
+        found: dict[ir.Value, StoredValue] = {}
         for layout, tensor in self._tensors.available(value).items():
             while tensor in replaced:
                 tensor = replaced[tensor]
             if tensor.graph is self._graph:
-                return StoredValue(str(tensor.name), layout, value.natural_layout)
-        return None
+                found.setdefault(tensor, StoredValue(str(tensor.name), layout, value.natural_layout))
+        return tuple(found.values())
 
     def _put_inputs(self) -> None:
         """Inputs and constants are there in their original layout; a bias may be needed as a vector."""

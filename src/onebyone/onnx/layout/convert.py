@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -20,17 +20,18 @@ from onebyone.onnx.constant_values import NotRewritable, is_constant, mark_const
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import (
     OLDEST_OPSET,
+    WRITERS,
     Only,
+    nodes_to_convert,
     prepared,
+    require_supported,
     wanted,
-    write_as_convolution,
-    write_as_product,
 )
 from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx.layout.builder import OnnxGraphBuilder
 from onebyone.onnx.layout.counting import is_layout_operator, layout_operators
 from onebyone.onnx.layout.decoder import DecodedModel, OnnxDecoder, TokenProduct, needed
-from onebyone.onnx.layout.products import ProductDecoder, read_pointwise, read_token_wise
+from onebyone.onnx.layout.products import READERS, ProductDecoder
 from onebyone.onnx.model_rewriting import (
     ModelRewriter,
     Rewriting,
@@ -41,7 +42,7 @@ from onebyone.onnx.model_rewriting import (
 )
 from onebyone.onnx.runtime_kernels import runtime_warnings
 from onebyone.onnx.static_sizes import StaticSizes, fill_shapes
-from onebyone.onnx.stored_values import StoredValue
+from onebyone.onnx.stored_values import StoredValues
 from onebyone.onnx.weight_rewriting import WeightRewriter
 from onebyone.onnx_file import bytes_of_weights
 from onebyone.records import Change, Refusal, by
@@ -89,15 +90,9 @@ def convert_with_layout(
     Raises:
         BadInput: an argument has another value, or the model's opset is older than 7.
     """
-    if to not in LAW:
-        raise BadInput(f"to={to!r}: expected 'conv' or 'linear'")
+    require_supported(model, to)
     if tokens not in list(TokenAxis):
         raise BadInput(f"tokens={tokens!r}: expected 'last', 'height' or 'batch'")
-    opset = model.opset_imports.get("", OLDEST_OPSET)
-    if opset < OLDEST_OPSET:
-        raise BadInput(
-            f"model: has opset {opset}; expected {OLDEST_OPSET} or newer (see onnx.version_converter)"
-        )
     copy = prepared(model, freeze_initialisers)
     bytes_before, before = bytes_of_weights(copy), layout_operators(copy)
     rewriter = ModelRewriter(copy)
@@ -146,16 +141,11 @@ def _convert_others(
 
     With `forced`, the latter are converted too.
     """
-    write = write_as_convolution if to == "conv" else write_as_product
-    read = read_token_wise if to == "conv" else read_pointwise
-    model = rewriter.model
     refused: list[Refusal] = []
     waiting: list[_Waiting] = []
-    for path, node, opset in list(nodes_of(model)):
-        if node.graph is None or not wanted(path, only) or (node.graph is model.graph and read(node)):
-            continue
-        frugal = _WithoutMore(write)
-        reason = rewriter.attempt(path, node, opset, to, write if forced else frugal)
+    for path, node, opset in nodes_by_themselves(rewriter.model, to, lambda path: wanted(path, only)):
+        frugal = _WithoutMore(WRITERS[to])
+        reason = rewriter.attempt(path, node, opset, to, WRITERS[to] if forced else frugal)
         if reason is not None and frugal.added > 0:
             waiting.append(_Waiting(path, node, opset, frugal.added))
         elif reason is not None:
@@ -163,17 +153,26 @@ def _convert_others(
     return refused, waiting
 
 
+def nodes_by_themselves(
+    model: ir.Model, to: str, selected: Callable[[str], bool]
+) -> Iterator[tuple[str, ir.Node, int]]:
+    """The nodes to convert that the planner does not write, as `nodes_to_convert` gives them."""
+    read = READERS[to]
+    return nodes_to_convert(
+        model, lambda path, node: selected(path) and not (node.graph is model.graph and read(node))
+    )
+
+
 def _convert_waiting(rewriter: ModelRewriter, to: str, waiting: list[_Waiting], spare: int) -> bool:
     """Convert products that wait as far as the plan leaves layout operators, and take them from the list.
 
     Returns whether any was converted, so that the graph has to be planned again.
     """
-    write = write_as_convolution if to == "conv" else write_as_product
     converted = False
     for product in list(waiting):
         if product.more <= spare and product.node.graph is not None:
             spare -= product.more
-            rewriter.attempt(product.path, product.node, product.opset, to, write)
+            rewriter.attempt(product.path, product.node, product.opset, to, WRITERS[to])
             waiting.remove(product)
             converted = True
     return converted
@@ -202,7 +201,7 @@ def lay_out(
     selected: Callable[[str], bool] = lambda path: True,
     tokens: TokenAxis = TokenAxis.LAST,
     allowed: int = 0,
-) -> dict[str, StoredValue]:
+) -> StoredValues:
     """Write the main graph of a model again, with few layout operators, and convert its token-wise products.
 
     The model is changed, and the layers that are converted are added to the rewriter's records. The arguments are those
@@ -290,7 +289,7 @@ class PlannedGraph:
         """The number of layout operators of the whole model, those of subgraphs and functions included."""
         return self.layout_operators + self.graph.elsewhere
 
-    def write(self, rewriter: ModelRewriter) -> tuple[list[Refusal], dict[str, StoredValue]]:
+    def write(self, rewriter: ModelRewriter) -> tuple[list[Refusal], StoredValues]:
         """Write the graph. Returns the products that keep their form, and how it stores each value of the old graph."""
         paths = self.graph.paths
         if self.is_refused:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -45,6 +45,13 @@ def read_pointwise(node: ir.Node) -> LinearConvolution | None:
         return None
     automatic = read.node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     return None if automatic and any(step > 1 for step in read.strides) else read
+
+
+#: What reads the products that the planner writes, by the form that they are converted to.
+READERS: Mapping[str, Callable[[ir.Node], LinearProduct | LinearConvolution | None]] = {
+    "conv": read_token_wise,
+    "linear": read_pointwise,
+}
 
 
 def _is_plain(read: LinearProduct) -> bool:

@@ -17,19 +17,17 @@ from onnx_ir.passes.common import IdentityEliminationPass
 from onebyone.layout.token_axis import TokenAxis
 from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.convert import (
+    WRITERS,
     Only,
     prepared,
     require_supported,
     wanted,
-    write_as_convolution,
-    write_as_product,
 )
-from onebyone.onnx.layout.convert import LAW, lay_out
+from onebyone.onnx.layout.convert import LAW, lay_out, nodes_by_themselves
 from onebyone.onnx.layout.counting import layout_operators
-from onebyone.onnx.layout.products import read_pointwise, read_token_wise
-from onebyone.onnx.model_rewriting import ModelRewriter, nodes_of, restore_value_infos, sort_where_needed
+from onebyone.onnx.model_rewriting import ModelRewriter, restore_value_infos, sort_where_needed
 from onebyone.onnx.static_sizes import fill_shapes
-from onebyone.onnx.stored_values import StoredValue
+from onebyone.onnx.stored_values import StoredValues
 from onebyone.onnx.targets.decompositions import VIEWS_AS_RESHAPES
 from onebyone.onnx.targets.description import describe
 from onebyone.onnx.targets.fewer_axes import FEWER_AXES, fold_axes
@@ -112,10 +110,12 @@ def convert_for_target(
     offenders = violations((description for description, _, _ in describe(copy)), profile)
     rewriter = ModelRewriter(copy)
     form = to or _required_form(profile, offenders)
-    layout_before, stored = layout_operators(copy), {}
+    layout_before = layout_operators(copy)
+    named = {value.name for node in copy.graph for value in node.outputs}
     if form is not None:
         violating = None if to is not None else frozenset(o.path for o in offenders if _is_of_form(o))
         stored = _lay_out(rewriter, profile, form, only, violating, layout_before.total())
+        rewriter.stored = {name: tensors for name, tensors in stored.items() if name in named}
     if any(o.rule is not None and "Identity" in _missing(o) for o in offenders):
         _remove_identities(rewriter, offenders)
     reasons = _rewrite_in_rounds(rewriter, profile, only)
@@ -138,7 +138,7 @@ def convert_for_target(
         frozen=freeze_initialisers,
         layout_before=layout_before,
         layout_after=layout_after,
-        stored=stored,
+        stored=rewriter.stored,
         warnings=_more_layout_operators(layout_before.total(), layout_after.total(), rewriter.changes),
         target=profile.name,
         offenders=_with_outcome(offenders, left, rewriter),
@@ -230,7 +230,7 @@ def _lay_out(
     only: Only,
     violating: frozenset[str] | None,
     allowed: int,
-) -> dict[str, StoredValue]:
+) -> StoredValues:
     """Convert the layers to one form: those that are not token-wise by themselves, the others with their layout.
 
     Only those whose path is in `violating` are converted; all where that is None.
@@ -239,13 +239,8 @@ def _lay_out(
     def selected(path: str) -> bool:
         return wanted(path, only) and (violating is None or path in violating)
 
-    write, read = (
-        (write_as_convolution, read_token_wise) if form == "conv" else (write_as_product, read_pointwise)
-    )
-    for path, node, opset in list(nodes_of(rewriter.model)):
-        in_main = node.graph is rewriter.model.graph
-        if node.graph is not None and selected(path) and not (in_main and read(node)):
-            rewriter.attempt(path, node, opset, form, write)
+    for path, node, opset in nodes_by_themselves(rewriter.model, form, selected):
+        rewriter.attempt(path, node, opset, form, WRITERS[form])
     tokens = {"width": TokenAxis.LAST, "height": TokenAxis.HEIGHT, "batch": TokenAxis.BATCH}
     axis = tokens[profile.preferred.token_axis]
     return lay_out(rewriter, form, selected, axis, allowed)

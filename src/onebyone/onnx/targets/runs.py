@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from math import inf, prod
 from typing import Protocol
@@ -70,6 +70,7 @@ def rewrite_runs(
     """Rewrite runs of the main graph. Returns the reason for each node that stays, by its path."""
     reasons: dict[str, str] = {}
     opset = rewriter.model.opset_imports.get("", 1)
+    holders = {place.tensor for places in rewriter.stored.values() for place in places}
     for run in runs:
         if not all(wanted(rewriter.origin(path), only) for path, _ in run.nodes):
             continue
@@ -88,7 +89,7 @@ def rewrite_runs(
                 rewriter.origin(output.path),
                 _producer(output.old).op_type,
                 law,
-                *_data_of(output.old, is_oversized),
+                *_data_of(output.old, is_oversized, holders),
                 is_exact=writer.is_exact(run),
             )
             for output in outputs
@@ -132,11 +133,12 @@ def _producer(value: ir.Value) -> ir.Node:
 
 
 def _data_of(
-    value: ir.Value, is_oversized: IsOversized
+    value: ir.Value, is_oversized: IsOversized, holders: Collection[str]
 ) -> tuple[str, str, int, tuple[int | None, ...] | None]:
     """The largest tensor that the run reads and `value` depends on, `value`, the number of terms, and its sizes.
 
-    Smaller ones may be shapes, which the converted form need not read.
+    Smaller ones may be shapes, which the converted form need not read. `holders` are the names of the tensors that hold
+    a value of the original.
     """
     waiting, seen = [value], set[int]()
     read: list[ir.Value] = []
@@ -149,8 +151,8 @@ def _data_of(
             if operand is None or is_constant(operand):
                 continue
             producer = operand.producer()
-            # the original has no value of the name of one that was written
-            is_new = producer is not None and WRITTEN in producer.meta
+            # the original has no value of the name of one that was written, unless that holds one
+            is_new = producer is not None and WRITTEN in producer.meta and operand.name not in holders
             if not is_oversized(operand) and not is_new:
                 read.append(operand)
             else:
