@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 
 from onebyone.layout.input_products import MatrixProductRule
 from onebyone.layout.operators import expand, normalise_sum
 from onebyone.layout.orders import UNIT, Layout
-from onebyone.layout.planner import LayoutPlan, best_layouts
+from onebyone.layout.planner import LayoutPlan, _candidates, _PartialPlan, best_layouts
 from onebyone.layout.products import ProductRule
 from onebyone.layout.rules import LayoutRule
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.token_axis import TokenAxis
 from onebyone.layout.values import GraphValue
-from tests.layout.numpy_emitter import NumpyEmitter
+from onebyone.layout.weight_products import WeightProduct
+from tests.layout.numpy_emitter import NumpyEmitter, stored
 from tests.layout.numpy_program import NumpyProgram
 
 
@@ -286,3 +288,56 @@ def test_strides_are_taken_where_their_axis_is_stored(
     tensors.put(weight, (0, 1), p.arrays[weight])
     rule.write(tensors, x_order, (x_order, (0, 1)))
     assert taken == [(steps, image_axes)]
+
+
+def test_a_matrix_product_keeps_the_unit_dimensions_that_its_operands_have() -> None:
+    """As far as the result does not get more dimensions than it has axes."""
+    p = NumpyProgram()
+    first, second = p.input(2, 1, 3, 4), p.input(2, 1, 4, 5)
+    rule = MatrixProductRule(GraphValue("c", (2, 1, 3, 5)), (first, second))
+    for layouts, expected in (
+        (((0, UNIT, 2, 3), (0, UNIT, 2, 3)), (0, UNIT, 2, 3)),
+        (((0, 2, 3), (0, UNIT, 2, 3)), (0, 2, 3)),
+        (((0, UNIT, UNIT, 2, 3), (UNIT, 0, 2, 3)), (UNIT, 0, 2, 3)),
+        (((0, UNIT, 3, 2), (0, UNIT, 3, 2)), (0, UNIT, 3, 2)),
+    ):
+        tensors: StoredTensors[Any] = StoredTensors(NumpyEmitter(p))
+        for x, layout in zip((first, second), layouts, strict=True):
+            tensors.put(x, layout, stored(p.arrays[x], layout))
+        order = tuple(axis for axis in expected if axis != UNIT)
+        written, layout = rule.write(tensors, order, rule.operand_orders(order)[0])
+        assert layout == expected
+        assert np.array_equal(written, stored(p.arrays[first] @ p.arrays[second], layout))
+
+
+def test_addends_of_fewer_axes_are_read_by_their_own_axes() -> None:
+    p = NumpyProgram()
+    x, addend = p.input(2, 1, 3, 4), p.input(3, 4)
+    rule = normalise_sum(GraphValue("s", (2, 1, 3, 4)), x, (addend,), None, None)
+    assert rule is not None
+    assert rule.operand_orders((3, 0, 2)) == [((3, 0, 2), (1, 0))]
+
+
+def test_the_number_of_inputs_is_that_of_the_weight_where_it_is_not_known() -> None:
+    n = sympy.Symbol("n")
+    x, weight = GraphValue("x", (2, n, 3)), GraphValue("w", (6, 4))
+    for groups in (1, 2):
+        matched = WeightProduct(GraphValue("y", (2, 6, 3)), x, 1, 1, weight, 0, 1, groups=groups)
+        assert (matched.inputs, matched.outputs) == (4 * groups, 6)
+    known = WeightProduct(GraphValue("y", (2, 6, 3)), GraphValue("x", (2, 8, 3)), 1, 1, weight, 0, 1)
+    assert known.inputs == 8
+
+
+def test_the_orders_that_operands_suggest() -> None:
+    """A constant alone suggests its own; of several operands, those that are no constants."""
+    p = NumpyProgram()
+    x, constant = p.input(2, 3), p.constant(2, 3)
+    start = _PartialPlan(0.0, 0, {x: frozenset({(1, 0)})}, None)
+
+    def candidates(value: GraphValue, *preferences: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return _candidates(start, p.rules[value], preferences, p.constants)
+
+    assert candidates(p.relu(constant)) == [(0, 1)]
+    assert candidates(p.add(constant, p.constant(2, 3))) == []
+    assert candidates(p.add(constant, x)) == candidates(p.relu(x)) == [(1, 0)]
+    assert candidates(p.add(constant, x), (0, 1), (1, 0)) == [(1, 0), (0, 1)]

@@ -11,16 +11,28 @@ import pytest
 from onebyone.lifting import lifter as lifter_module
 from onebyone.lifting.grid import Grid
 from onebyone.lifting.lifter import Lifter
-from onebyone.lifting.operators import Call, Convolution, Elementwise, Linear, Pool, Rearrange
+from onebyone.lifting.operators import (
+    AxisOperator,
+    Call,
+    Convolution,
+    Elementwise,
+    LayerNorm,
+    Linear,
+    Pad,
+    Pool,
+    Rearrange,
+    Reduce,
+)
 from onebyone.lifting.rules.einsum import matmul_terms
 from onebyone.lifting.rules.elementwise import _in_layout, combined
 from onebyone.lifting.rules.extra_axes import pool_other_axes
 from onebyone.lifting.rules.product import linear
 from onebyone.lifting.rules.shape import rearrange, side_by_side
-from onebyone.lifting.rules.sliding import convolution
+from onebyone.lifting.rules.sliding import convolution, pad, pool
 from onebyone.lifting.values import Cannot, Const, Lifted
 from tests.lifting import numpy_emitter
 from tests.lifting.numpy_front_end import Array, Op, any_size
+from tests.lifting.test_context import LESS_THE_MEAN, LESS_THE_MEAN_CONSTANTS
 from tests.lifting.test_one_window import on_one_window
 from tests.lifting.test_whole_window import CONSTANTS, CONV, normal
 
@@ -129,6 +141,17 @@ def test_chosen_elements_are_compacted_along_the_axis_that_they_are_chosen_on() 
     assert (compact.grid.channels, compact.grid.nominal, compact.shape) == (2, (2, 3), (2, 6))
 
 
+def test_a_crop_and_every_second_position_of_a_map_stay_maps() -> None:
+    value = a_map(4, 3, 4)
+    for chosen, channels, nominal in (
+        (value.indices()[:, 1:], 4, (2, 4)),
+        (value.indices()[[3, 1], :, ::2], 2, (3, 2)),
+    ):
+        compact = a_lifter(3, 4).compact(value.with_index(np.ascontiguousarray(chosen)))
+        assert compact.index is None
+        assert (compact.grid.channels, compact.grid.nominal) == (channels, nominal)
+
+
 def test_shape_operators_that_mix_samples_are_refused() -> None:
     value = a_map(2, 3, 3)
     for operator, reason in (
@@ -201,6 +224,46 @@ def test_reductions_over_channels_and_positions_pool_the_positions_first() -> No
         network = [CONV, Op("out", "reduce", ("conv",), {"reduction": "mean", "axes": axes, "keep": True})]
         _, _, lifter = any_size(network, CONSTANTS, normal(1, 2, 9, 9), (7, 6))
         assert [c.after for c in lifter.changes] == ["5×4 pool at stride 1"]
+
+
+@pytest.mark.parametrize("reduction", ["max", "mean"])
+def test_a_kernel_larger_than_the_map_takes_the_whole_axis(reduction: Any) -> None:
+    """ceil_mode allows it: 3 of 2 rows, and pairs of 4 columns; in an image of 4×6 each two rows are a window."""
+    value = a_map(2, 2, 4)
+    operator = Pool(value, reduction, (3, 2), (2, 2), [(0, 0)] * 2, (1, 1), ceil_mode=True)
+    result = pool(a_lifter(2, 4), a_call(2, 1, 2), operator)
+    assert (result.shape, result.grid.jump) == ((2, 1, 2), (1, 2))
+    rows = np.stack([value.handle[:, :, i : i + 2].reshape(1, 2, 2, 3, 2) for i in range(3)], 2)
+    expected = getattr(rows, reduction)((3, 5))
+    assert result.handle.shape == expected.shape == (1, 2, 3, 3)
+    assert np.abs(result.handle - expected).max() < 1e-12
+
+
+def test_equal_padding_on_all_sides_is_named_once() -> None:
+    for amounts, text in (([(1, 1), (1, 1)], "padding 1 affects"), ([(1, 1), (2, 2)], "padding 1×2 affects")):
+        lifter = a_lifter(3, 3)
+        pad(lifter, a_call(2, 5, 5), Pad(a_map(2, 3, 3), amounts))
+        assert text in lifter.inexact[0]
+
+
+def test_a_pool_that_a_class_map_would_leave_out_may_be_a_context() -> None:
+    """The first reading tells that its value acts on positions; then it is no pool of the classifier."""
+    _, _, lifter = any_size(
+        LESS_THE_MEAN, LESS_THE_MEAN_CONSTANTS, normal(1, 2, 8, 8), (6, 6), "window", head="cam"
+    )
+    assert lifter.context_pools == {"mean"}
+
+
+def test_what_an_operator_is_unless_told() -> None:
+    """It is not known to be a statistic, to keep reduced axes, or to have other settings than the usual ones."""
+    value = a_map(1, 2, 2)
+    assert not AxisOperator(value, (1,), lambda x, axes: [x], reduces=True, any_order=True).any_extent
+    assert not Reduce(value, "mean", (1,)).keep_axes
+    assert not LayerNorm(value, 1, None, None, None).root_mean_square
+    assert (Pad(value, []).mode, Pad(value, []).number) == ("constant", 0.0)
+    assert (Linear(value, None, None).transposed, Linear(value, None, None).axis) == (False, -1)
+    plain = Pool(value, "max", (1,), (1,), [(0, 0)], (1,))
+    assert (plain.ceil_mode, plain.count_padding, plain.divisor) == (False, True, None)
 
 
 @pytest.mark.parametrize("positions", [2, 3])

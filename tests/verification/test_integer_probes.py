@@ -169,3 +169,23 @@ def test_sums_that_would_not_be_exact_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(integer_probes, "integers", lambda s, m, *rest: right(s, m, *rest) / 2)
     with pytest.raises(AssertionError, match="not integers"):
         probe(layer(linear), 0)
+
+
+def test_gradients_after_one_that_neither_form_has_are_compared_too() -> None:
+    """The input has no gradient in both forms, and the weight twice its gradient in one of them."""
+
+    def detached(x: Tensor, p: dict[str, Tensor]) -> Tensor:
+        return linear(x.detach(), p)
+
+    def twice(x: Tensor, p: dict[str, Tensor]) -> Tensor:
+        weight = p["weight"] + (p["weight"] - p["weight"].detach())
+        return linear(x.detach(), p | {"weight": weight})
+
+    params = {"weight": torch.ones(3, 4), "bias": torch.ones(3)}
+    right, wrong = (
+        LayerFunctions("fc", "Linear", detached, form, params, ((2, 4),), 4) for form in (detached, twice)
+    )
+    assert probe(right, 0)[:2] == (True, "")
+    equal, why, _ = probe(wrong, 0)
+    assert not equal
+    assert why == "integer probe on input (2, 4): gradients of weight differ in 12 of 12 values"

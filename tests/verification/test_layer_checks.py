@@ -283,3 +283,24 @@ def test_faults_change_what_their_names_say() -> None:
     assert kernel["kernel order swapped (height and width)"]()["weight"].flatten().tolist() == [
         0, 2, 1, 3, 4, 6, 5, 7,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("map_shape", "channels_last", "height_and_width"),
+    [((2, 2, 1), True, False), ((2, 1, 2), True, False), ((1, 2, 2), False, True), ((2, 2, 2), True, True),
+     ((4, 1, 1), False, False), ((1, 1, 4), False, False), ((2, 2), True, False), ((1, 4), False, False)],
+)  # fmt: skip
+def test_faults_of_a_flatten_need_axes_of_two_elements(
+    map_shape: tuple[int, ...], channels_last: bool, height_and_width: bool
+) -> None:
+    """A swap of axes of which one has a single element changes nothing."""
+    weight = torch.arange(3.0 * math.prod(map_shape)).reshape(3, -1)
+    faults = injected({"weight": weight}, map_shape)
+    names = [name for name in faults if name.startswith("flatten order swapped")]
+    assert names == [
+        *(["flatten order swapped (channels last)"] if channels_last else []),
+        *(["flatten order swapped (height and width)"] if height_and_width else []),
+    ]
+    for name in names:
+        assert not torch.equal(faults[name]()["weight"], weight)
+        assert sorted(faults[name]()["weight"][0].tolist()) == weight[0].tolist()

@@ -188,6 +188,12 @@ def test_direct_comparisons_name_the_output() -> None:
     )
 
 
+def test_direct_comparisons_name_the_network_that_is_not_finite() -> None:
+    for pair, network in (((math.nan, 2.0), "original"), ((2.0, math.inf), "converted")):
+        check = compare_directly(seen(pair[0]), seen(pair[1]), U32)
+        assert check.problems == [f"{network}: the output holds NaN or infinity"]
+
+
 def test_direct_comparisons_ignore_a_perturbed_run_that_failed() -> None:
     wrong = seen(2.0 + 1e-4)
     for perturbed in (None, Observation(error="it fails"), seen(math.nan), seen(9.0, path="other")):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onebyone.verification import evaluation_context
 from onebyone.verification.channel_axis import WithoutChannels, under_network
 from onebyone.verification.class_map_checks import MeansOfMap, means_of, of_the_map
 from onebyone.verification.evaluation_context import _read, direct_convolutions, eval_mode, proof_settings
@@ -101,6 +102,19 @@ def test_older_flags_are_set_and_restored_too() -> None:
     finally:
         cudnn.allow_tf32 = before[0]
         torch.set_float32_matmul_precision(before[1])
+
+
+def test_a_flag_that_could_not_be_read_is_restored_to_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Any] = []
+
+    def unreadable() -> Any:
+        raise RuntimeError("the newer flags were set")
+
+    switches = [(unreadable, written.append, "for proofs", "the default")]
+    monkeypatch.setattr(evaluation_context, "_older_switches", lambda: switches)
+    with proof_settings(0):
+        assert written == ["for proofs"]
+    assert written == ["for proofs", "the default"]
 
 
 def test_flags_that_cannot_be_read_have_their_default() -> None:

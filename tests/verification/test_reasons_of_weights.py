@@ -97,6 +97,12 @@ def test_maps_that_fail_are_problems() -> None:
     assert check.problems == ("state_dict_to_original() fails on the converted network's weights: 'weight'",)
     check = compare_weights(before, after, to_original=dict, from_original=failing)
     assert check.problems == ("state_dict_from_original() fails on the original's weights: 'weight'",)
+    check = compare_weights(before, after, dict, lambda state: {n: t + 1 for n, t in state.items()})
+    assert check.problems == tuple(
+        f"{name}: state_dict_from_original() gives other values than the converted network holds"
+        for name in ("bias", "weight")
+    )
+    assert (check.differing, check.compared) == ((), 2)
 
 
 def test_a_dense_form_may_hold_more_or_fewer_tensors() -> None:

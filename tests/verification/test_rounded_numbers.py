@@ -37,6 +37,22 @@ def test_the_rounding_of_a_number_is_in_the_bound(name: str) -> None:
     assert float(answer.error.max()) < 2.5 * U * 7
 
 
+@pytest.mark.parametrize(
+    ("operator", "keywords", "factor"),
+    [(aten.add.Tensor, {"alpha": 3}, 3.0), (aten.sub.Tensor, {"alpha": 3}, 3.0), (aten.add.Tensor, {}, 1.0)],
+)
+def test_the_rounding_of_a_number_counts_as_often_as_the_number(
+    operator: Any, keywords: dict[str, Any], factor: float
+) -> None:
+    """Without other roundings (u = 0), it is all that the bound contains; in b − s·a the number is not scaled."""
+    rounding = abs(float(torch.tensor(0.1)) - 0.1)
+    x = Approx(torch.ones(2), torch.zeros(2))
+    bound = RULES[operator.overloadpacket](0.0, operator, (x, 0.1), keywords).error
+    assert bound.tolist() == pytest.approx([factor * rounding] * 2, rel=1e-6)
+    reversed_ = RULES[aten.rsub](0.0, aten.rsub.Scalar, (x, 0.1, 3.0), {}).error
+    assert reversed_.tolist() == pytest.approx([rounding] * 2, rel=1e-6)
+
+
 def test_numbers_that_a_type_represents_add_nothing() -> None:
     x = Approx(torch.tensor([1.0, -2.0]), torch.zeros(2))
     for number in (0.5, 3, float("inf")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -119,3 +120,61 @@ def test_a_run_has_no_gradients_unless_told() -> None:
     plain = observe(Runner(nn.Linear(2, 2), torch.ones(1, 2), 0))
     assert (plain.gradients, plain.no_gradients, plain.error) == ({}, "", "")
     assert plain.outputs[0][1].requires_grad is False
+
+
+def test_both_networks_run_in_eval_mode_and_keep_their_own() -> None:
+    """Dropout in a converted network that is in training mode drops nothing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).eval()
+    x = torch.randn(3, 4)
+    for other in (copy.deepcopy(net).train(), swap(net)):
+        after = other if isinstance(other, nn.Module) else other.model
+        after.train()
+        assert verify(net, other, x).equivalent
+        assert (net.training, after.training, after[1].training) == (False, True, True)
+
+
+def test_every_measurement_is_passed_on() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(18, 3)).eval()
+    for converted, x in (
+        (swap(net), torch.randn(2, 1, 4, 4)),
+        (convolutionalize(net, window=(4, 4)), torch.randn(1, 1, 6, 7)),
+        (copy.deepcopy(net), torch.randn(2, 1, 4, 4)),
+    ):
+        v = verify(net, converted, x)
+        assert v.equivalent
+        assert v.float64_error is not None
+        assert v.float64_limit is not None
+        assert v.float64_error < v.float64_limit < 1e-6
+        assert v.max_error is not None
+        assert v.max_error < 1e-4
+        assert v.rounding_ratio is not None
+        assert v.rounding_ratio < 90
+        assert v.gradients is not None
+        assert v.gradients.ok
+        assert (v.dense is not None) == v.target.startswith("dense")
+        assert bool(v.layers) == (v.weights is not None)
+
+
+def test_a_layer_that_fails_is_a_result_with_the_error() -> None:
+    net = nn.Sequential(nn.Linear(3, 2)).eval()
+
+    class Failing(nn.Module):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.weight, self.bias = linear.weight, linear.bias
+
+        def forward(self, x: Any) -> Any:
+            raise TypeError("no such kernel")
+
+    v = verify(net, swap(net, Failing))
+    assert not v.equivalent
+    (layer,) = v.layers
+    assert (layer.path, layer.kind, layer.ok, layer.why) == (
+        "0",
+        "Linear",
+        False,
+        "TypeError: no such kernel",
+    )
+    assert v.first_difference == "0"
