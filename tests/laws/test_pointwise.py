@@ -88,10 +88,6 @@ def test_what_is_not_a_linear_layer_is_refused_and_what_is_refused_differs():
             pointwise.why_not_pointwise((3, 4), (4,)),
             "the bias has shape (4,); a weight of shape (3, 4) needs (3,)",
         ),
-        (
-            pointwise.why_not_linear((3, 4, 1, 1), (4,)),
-            "the bias has shape (4,); a weight of shape (3, 4, 1, 1) needs (3,)",
-        ),
         (pointwise.why_not_linear((3, 4)), "a convolution's weight has shape (O, C, *kernel)"),
         (pointwise.why_not_linear((3, 4, 1, 2)), "the kernel is 1×2, not 1×1"),
         (pointwise.why_not_linear((3, 4, 1, 1), groups=2), "2 groups do not connect all channels"),
@@ -102,6 +98,13 @@ def test_what_is_not_a_linear_layer_is_refused_and_what_is_refused_differs():
 def test_reasons(reason, start):
     assert reason is not None
     assert reason.startswith(start)
+
+
+def test_the_bias_of_a_convolution_has_a_number_for_each_output():
+    assert pointwise.why_not_linear((3, 4, 1, 1), (3,)) is None
+    assert pointwise.why_not_linear((3, 4, 1, 1), (4,)) == (
+        "the bias has shape (4,); a weight of shape (3, 4, 1, 1) needs (3,)"
+    )
 
 
 def test_transforms_refuse_with_the_reason():

@@ -15,7 +15,7 @@ from onebyone.lifting.grid import Grid
 from onebyone.lifting.index import unbatched
 from onebyone.lifting.lifter import Lifter
 from onebyone.lifting.operators import Call, Concatenation, LayerNorm, Pool
-from onebyone.lifting.rules.extra_axes import with_extra_axes, without_extra_axes
+from onebyone.lifting.rules.extra_axes import spatial_axes, with_extra_axes, without_extra_axes
 from onebyone.lifting.rules.normalisation import layer_norm
 from onebyone.lifting.rules.shape import concatenate
 from onebyone.lifting.rules.sliding import pool
@@ -53,6 +53,7 @@ def a_lifter(window: tuple[int, ...]) -> Lifter:
     [
         ("nchw,xoc->nohw", (1, 5, 4), 60),  # an axis of one element that is summed over
         ("nchw,xcy->nchw", (1, 4, 1), 48),
+        ("nchw,xock->nohw", (1, 5, 4, 2), 60),  # and one of several, which the constant alone has
         ("nchw,cz->nzhw", (4, 1), 12),  # one output
         ("nchw,czo->nzohw", (4, 1, 5), 60),
         ("nchw,hco->nhwo", (4, 4, 5), 60),  # a matrix for each row of positions
@@ -238,10 +239,12 @@ def test_a_signal_with_an_axis_of_one_element_before_its_own() -> None:
 
 @pytest.mark.parametrize(("kept", "shape"), [((2,), (2, 1, 12)), ((1,), (2, 12, 1))])
 def test_axes_of_one_element_are_put_back(kept: tuple[int, ...], shape: Sequence[int]) -> None:
+    """And the image's own axis is found, wherever it is."""
     signal = Lifted(np.zeros((1, 2, 12)), Grid.image(2, (12,)))
     wide = with_extra_axes(signal, kept, 3)
     assert wide.shape == shape
     assert without_extra_axes(wide, kept).index is None
+    assert spatial_axes(a_lifter((12,)), wide) == kept
 
 
 @pytest.mark.parametrize("reduction", ["max", "mean"])
