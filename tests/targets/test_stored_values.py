@@ -7,8 +7,10 @@ import onnx_ir as ir
 import pytest
 
 import onebyone
+from onebyone.onnx.convert import prepared
+from onebyone.onnx.stored_values import SharedValue, SharedValues, StoredValue
 from onebyone.onnx.targets.convert import TargetConversion, convert_for_target
-from tests.onnx.models import Array, graph, integers, model
+from tests.onnx.models import Array, graph, integers, model, run
 from tests.onnx.test_layout_records import convolutions_of_four_axes
 
 #: Attention in windows of 2×2 of an image of 4×4 positions with 6 channels and 2 heads, with a product on both sides.
@@ -76,3 +78,19 @@ def test_a_wrong_slice_is_found_by_its_layer(name: str) -> None:
     node.replace_input_with(2, ends)
     v = onebyone.verify(m, c)
     assert v.first_difference == name
+
+
+def test_views_of_a_stored_value_stand_for_it() -> None:
+    m = model(graph("2,3", "2,3", "a = Relu(x) y = Neg(a)"))
+    nodes = """s = Relu(x) t = Transpose<perm=[1,0]>(s) u = Reshape(t, k) r = Reshape(u, l) n = Neg(r)
+        y = Transpose<perm=[1,0]>(n)"""
+    shapes = {"k": np.array([3, 1, 2], np.int64), "l": np.array([3, 2], np.int64)}
+    c = model(graph("2,3", "2,3", nodes), shapes)
+    shared = SharedValues(prepared(m), prepared(c), {"a": (StoredValue("t", (1, 0), (0, 1)),)})
+    assert shared.after("s") == shared.before("u") == shared.before("r") == SharedValue("a", "a/in/t")
+    assert shared.after("n") == SharedValue("y", "y")
+    assert shared.before("n") == SharedValue("n", "n"), "Neg computes something"
+    x = {"x": integers(2, 3)}
+    cut = shared.model
+    assert "a/in/t" in {value.name for node in cut.graph for value in node.outputs}
+    np.testing.assert_array_equal(run(cut, x)[0], run(m, x)[0])

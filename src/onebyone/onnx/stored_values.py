@@ -67,23 +67,29 @@ class SharedValues:
 
     def before(self, name: str) -> SharedValue:
         """The value of this name in one of the models, or the nearest one that it is a rearrangement of."""
+        first = name
         while (shared := self._shared(name)) is None:
-            value = self._values[name]
-            node = value.producer()
+            value = self._named(name)
+            node = None if value is None else value.producer()
             source = None if node is None or not _only_moves(node) else node.inputs[0]
             if source is None or is_constant(source):
-                return SharedValue(name, name)
+                return SharedValue(first, first)
             name = str(source.name)
         return shared
 
     def after(self, name: str) -> SharedValue:
         """The value of this name in one of the models, or the nearest one that is a rearrangement of it."""
+        first = name
         while (shared := self._shared(name)) is None:
-            uses = list(self._values[name].uses())
+            value = self._named(name)
+            uses = [] if value is None else list(value.uses())
             if len(uses) != 1 or uses[0].idx != 0 or not _only_moves(uses[0].node):
-                return SharedValue(name, name)
+                return SharedValue(first, first)
             name = str(uses[0].node.outputs[0].name)
         return shared
+
+    def _named(self, name: str) -> ir.Value | None:
+        return self._values.get(name) or self._present.get(name)
 
     @property
     def model(self) -> ir.Model:
@@ -103,9 +109,9 @@ class SharedValues:
         return copy
 
     def _shared(self, name: str) -> SharedValue | None:
-        """The value of this name; None if it is one of the original that the converted model does not hold."""
+        """The value of this name; None if one of the models does not hold it."""
         if name not in self._values:
-            return self._cut(*self._held[name]) if name in self._held else SharedValue(name, name)
+            return self._cut(*self._held[name]) if name in self._held else None
         if name in self._present:
             return SharedValue(name, name)
         place = next((p for p in self._stored.get(name, ()) if p.tensor in self._present), None)
