@@ -130,3 +130,30 @@ def test_noise_that_follows_the_memory_layout_is_said() -> None:
     net, x = Noisy().eval(), torch.randn(2, 3, 4, 5)
     found = verify(net, onebyone.convert(net, to="linear"), x)
     assert any("the same seed can give other numbers after a conversion" in note for note in found.unverified)
+
+
+class Recurrent(nn.Module):
+    """Its exported program makes the initial state in float32, whatever the dtype of the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm, self.head = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("fault", [None, "bias"])
+def test_a_program_that_runs_in_its_own_dtype_alone_is_compared_in_it(fault: str | None) -> None:
+    network, x = Recurrent().eval(), torch.randn(2, 5, 4)
+    c = onebyone.convert(network, level="graph", example=x)
+    if fault:
+        with torch.no_grad():
+            c.model.state_dict["head.bias"].add_(1e-3)
+        network = Recurrent().eval()
+    found = verify(network, c, x)
+    assert found.equivalent == (fault is None), str(found)
+    (note,) = (note for note in found.unverified if "float64" in note)
+    assert note.startswith("gradients, rounding_ratio: no float64 reference (RuntimeError")
+    assert found.max_error == pytest.approx(1e-3 if fault else 0.0, rel=1e-3, abs=1e-12)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx import GraphModule
 
 from onebyone.verification import output_comparison
 from onebyone.verification.gradients import compare_gradients
@@ -47,6 +48,8 @@ def compare_networks(
         converted64 = observe(runs.wide_converted, gradients)
         if not isinstance(converted.call, nn.Module):  # a bare callable need not accept float64
             why_no_reference = why_no_reference or converted64.short_of_float64
+        elif isinstance(converted.call, GraphModule):  # it creates tensors of the dtypes it was exported with
+            why_no_reference = why_no_reference or converted64.error
     except Exception as error:
         why_no_reference = in_one_line(error)
     if why_no_reference:
