@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import onebyone
 from onebyone.results import WindowPair
 from onebyone.verification import window_probes
 from onebyone.verification.window_probes import check_window_pair, on_crops
@@ -213,3 +214,30 @@ def test_maps_with_one_and_three_axes() -> None:
         shapes = {"weight": (2, math.prod(size)), "bias": (2,)}
         made = WindowPair("fc", "linear", "", (1, *size), (1,) * axes, shapes, original, converted)
         assert check_window_pair(made, 0).ok
+
+
+class CroppedMap(nn.Module):
+    """A linear layer that reads a part of a window's map, so that it has further positions on a larger map."""
+
+    def __init__(self, padding: int, rows: slice, columns: slice) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.part = nn.Conv2d(3, 4, 3, padding=padding), (..., rows, columns)
+        size = self.conv(torch.zeros(1, 3, 9, 8))[self.part].shape
+        self.head = nn.Linear(4 * size[2] * size[3], 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x)[self.part].flatten(1))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(slice(1, -1), slice(1, -1)), (slice(0, 3), slice(2, None)), (slice(0, -2, 2), slice(None))],
+)
+def test_a_layer_that_reads_a_part_of_the_map(padding: int, rows: slice, columns: slice) -> None:
+    network = CroppedMap(padding, rows, columns).eval()
+    d = onebyone.convolutionalize(network, window=(9, 8))
+    found = onebyone.verify(network, d, torch.randn(1, 3, 9, 8))
+    assert found.equivalent, str(found)
+    assert [layer.bitwise for layer in found.layers] == [True]

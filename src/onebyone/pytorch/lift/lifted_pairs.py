@@ -30,6 +30,7 @@ def make_pair(lifter: GraphLifter, node: fx.Node, layer: LinearLayer) -> WindowP
     """The pair of a linear layer that was lifted at `node`."""
     value, stencil, transposed = layer.source, layer.stencil, layer.transposed
     shapes = {"weight": layer.weight.shape}
+    convert = partial(_converted, stencil, value.grid.shape, transposed)
     if layer.bias is not None:
         shapes["bias"] = layer.bias.shape
     if value.affine is not None:
@@ -48,10 +49,8 @@ def make_pair(lifter: GraphLifter, node: fx.Node, layer: LinearLayer) -> WindowP
         step=stencil.step,
         parameter_shapes=shapes,
         original=partial(_original, rearrangement, transposed, layer.axis),
-        converted=partial(_converted, stencil, value.grid.channels, transposed, as_convolution),
-        unfolded=None
-        if stencil.is_pointwise
-        else partial(_converted, stencil, value.grid.channels, transposed, as_rows),
+        converted=partial(convert, as_convolution),
+        unfolded=None if stencil.is_pointwise else partial(convert, as_rows),
     )
 
 
@@ -70,26 +69,34 @@ def _original(
 
 def _converted(
     stencil: Stencil,
-    channels: int,
+    map_shape: tuple[int, ...],
     transposed: bool,
     form: Callable[..., torch.Tensor],
     source: torch.Tensor,
     params: Params,
 ) -> torch.Tensor:
-    """The emitted layer in one of its forms on a map of any size, gathered to `(N, H', W', *out)`: one per window."""
+    """The emitted layer in one of its forms on a map of any size, gathered to `(N, H', W', *out)`: one per window.
+
+    A layer that does not read the end of a window's part of the map, `map_shape`, computes further positions, for which
+    no window is left; the network crops its outputs.
+    """
     weight = params["weight"].t() if transposed else params["weight"]
     bias = params.get("bias")
     if "scale" in params:
         shift = weight @ params["shift"]
         bias = shift if bias is None else bias + shift
         weight = weight * params["scale"]
-    out = emitter.linear(source, weight, bias, stencil, channels, form)
+    out = emitter.linear(source, weight, bias, stencil, map_shape[0], form)
     axes = len(stencil.nominal)
     for axis, size in enumerate(stencil.nominal):
         out = out.unfold(2 + axis, size, 1)
     out = out.movedim(1, 1 + axes).flatten(1 + axes)  # (N, positions…, O·nominal…)
     index = torch.from_numpy(stencil.out_index(weight.shape[0]))
     gathered: torch.Tensor = out[..., index]
+    for axis, (size, step) in enumerate(zip(map_shape[1:], stencil.step, strict=True)):
+        end = stencil.start[axis] + (stencil.nominal[axis] - 1) * step + stencil.kernel[axis]
+        if end < size:
+            gathered = gathered.narrow(1 + axis, 0, (source.shape[2 + axis] - size) // step + 1)
     return gathered
 
 
