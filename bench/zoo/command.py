@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -37,7 +38,27 @@ def run(
     return [results[e.key] for e in selected], len(selected) == len(chosen(None))
 
 
-def as_json(page: dict[str, Any]) -> str:
+def write_results(
+    path: Path,
+    results: Sequence[dict[str, Any]],
+    *,
+    machine: dict[str, Any],
+    totals: dict[str, Any],
+    exceptions: Iterable[Any],
+) -> None:
+    """Write the results of a complete run as JSON, with its totals and a description of the machine."""
+    page = {
+        "machine": machine,
+        "totals": totals,
+        "states_of_the_sources": len({r["sources"] for r in results}),
+        "exceptions": list(exceptions),
+        "models": [{k: v for k, v in r.items() if k not in ("fingerprint", "sources")} for r in results],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_as_json(page), encoding="utf-8")
+
+
+def _as_json(page: dict[str, Any]) -> str:
     """Return JSON with one result per line, so that a change of one changes one line."""
     models = ",\n".join(json.dumps(model) for model in page["models"])
     head = json.dumps({k: v for k, v in page.items() if k != "models"}, indent=1)

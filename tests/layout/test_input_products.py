@@ -10,6 +10,7 @@ import pytest
 
 from onebyone.layout.input_products import matrix_product
 from onebyone.layout.orders import order_of
+from onebyone.layout.rules import LayoutRule
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
 from tests.layout.numpy_emitter import NumpyEmitter, stored
@@ -32,21 +33,27 @@ SHAPES = [
 ]
 
 
-def values(
+#: Every test of products runs on all of them.
+each_product = pytest.mark.parametrize(("first", "second", "count"), SHAPES)
+
+
+def product(
     first: tuple[int, ...], second: tuple[int, ...]
-) -> tuple[NumpyProgram, GraphValue, GraphValue, np.ndarray]:
+) -> tuple[NumpyProgram, GraphValue, GraphValue, np.ndarray, LayoutRule]:
+    """A program with two inputs, both of them, their product in NumPy, and its rule."""
     program = NumpyProgram()
     a, b = program.input(*first), program.input(*second)
-    return program, a, b, program.arrays[a] @ program.arrays[b]
+    right = program.arrays[a] @ program.arrays[b]
+    rule = matrix_product(GraphValue("result", right.shape), a, b)
+    assert rule is not None
+    return program, a, b, right, rule
 
 
-@pytest.mark.parametrize(("first", "second", "count"), SHAPES)
+@each_product
 def test_written_in_every_order_it_is_the_same_product(
     first: tuple[int, ...], second: tuple[int, ...], count: int
 ) -> None:
-    program, a, b, right = values(first, second)
-    rule = matrix_product(GraphValue("result", right.shape), a, b)
-    assert rule is not None
+    program, a, b, right, rule = product(first, second)
     written_forms = 0
     for order in permutations(rule.axes):
         for operand_orders in rule.operand_orders(tuple(order)):
@@ -63,14 +70,12 @@ def test_written_in_every_order_it_is_the_same_product(
     assert written_forms == count
 
 
-@pytest.mark.parametrize(("first", "second", "count"), SHAPES)
+@each_product
 def test_the_orders_that_an_operand_suggests_keep_it_as_it_is_stored(
     first: tuple[int, ...], second: tuple[int, ...], count: int
 ) -> None:
     """Where its last two axes are its matrix, in either order; and both forms are suggested."""
-    _, a, b, right = values(first, second)
-    rule = matrix_product(GraphValue("result", right.shape), a, b)
-    assert rule is not None
+    _, a, b, _, rule = product(first, second)
     for number, value in enumerate((a, b)):
         for order in permutations(value.axes):
             suggested = rule.result_orders(number, tuple(order))
@@ -82,12 +87,12 @@ def test_the_orders_that_an_operand_suggests_keep_it_as_it_is_stored(
                 assert kept
 
 
-def test_the_natural_order_is_the_product_itself() -> None:
-    for first, second, _ in SHAPES:
-        _, a, b, right = values(first, second)
-        rule = matrix_product(GraphValue("result", right.shape), a, b)
-        assert rule is not None
-        assert (a.axes, b.axes) in rule.operand_orders(rule.axes)
+@each_product
+def test_the_natural_order_is_the_product_itself(
+    first: tuple[int, ...], second: tuple[int, ...], count: int
+) -> None:
+    _, a, b, _, rule = product(first, second)
+    assert (a.axes, b.axes) in rule.operand_orders(rule.axes)
 
 
 @pytest.mark.parametrize(("first", "second", "result"), [

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from onebyone.dense.tuned_runner import random_tile
 from onebyone.dense.work import ScanWork
 from onebyone.errors import BadInput
 from onebyone.tuning.onnx_engines import require_known_engine
@@ -43,10 +44,8 @@ def with_engine(work: ScanWork, channels: int, engine: str) -> ScanWork:
 
     if engine == "onnxruntime":
         return work
-    shapes = [probe_shape(work, channels)]
+    examples = [random_tile(probe_shape(work, channels), seed=0)]
     if work.windows is None:
-        shapes.append((1, channels, *next(iter(work.plan)).read_shape))
-    generator = torch.Generator().manual_seed(0)
-    examples = [torch.randn(*shape, generator=generator) for shape in shapes]
+        examples.append(random_tile((1, channels, *next(iter(work.plan)).read_shape), seed=1))
     require_engine(work.model, engine, examples, threads=torch.get_num_threads())
     return replace(work, settings=replace(work.settings, engine=engine))

@@ -19,6 +19,8 @@ from onebyone.pytorch.lift.exported_graph import evaluating
 
 #: The types of 16 bits in which a network can be run.
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+#: What runs networks that are applied as they are, in words.
+PLAIN_PYTORCH = "PyTorch, eager"
 
 
 class TileRunner(Protocol):

@@ -24,7 +24,7 @@ from onebyone.dense.plan import PerAxis
 from onebyone.dense.planning import Request
 from onebyone.dense.preprocessing import warn_of_raw_pixels
 from onebyone.dense.progress import Progress
-from onebyone.dense.runner import usable_device
+from onebyone.dense.runner import PLAIN_PYTORCH, usable_device
 from onebyone.dense.score_map import ScoreMap
 from onebyone.dense.sliding_window import scan_windows
 from onebyone.dense.stored_scan import Distribution, scan_to_file
@@ -213,7 +213,7 @@ def scan(
             d.model, source, geometry, labels=labels, device=device, output=chosen.number,
             score_kind=chosen.kind, batch=batch if batch > 1 else None, progress=progress,
         )  # fmt: skip
-        return replace(scores, engine="PyTorch, eager")
+        return replace(scores, engine=PLAIN_PYTORCH)
     request = Request(
         d,
         geometry,

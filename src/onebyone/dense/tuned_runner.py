@@ -84,7 +84,7 @@ def tuned_tile(
         BadInput: a plan cannot be read or built.
         Refused: the plan was made for another tile, network or machine.
     """
-    example = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    example = random_tile(shape, seed=0)
     select = _selection(model, probe)
     if isinstance(model, nn.Module):
         example = example.to(floating_dtype(model))
@@ -109,12 +109,12 @@ def _selection(model: Any, probe: Sequence[int] | None) -> Any:
         return partial(tune_network, engines=ENGINES)
     from onebyone.tuning.onnx_tuning import tune_onnx
 
-    return partial(tune_onnx, probes=() if probe is None else (probe_tile(probe),))
+    return partial(tune_onnx, probes=() if probe is None else (random_tile(probe, seed=1),))
 
 
-def probe_tile(shape: Sequence[int]) -> torch.Tensor:
-    """A random tile."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+def random_tile(shape: Sequence[int], seed: int) -> torch.Tensor:
+    """Normally distributed pixels (N, C, *pixels), always the same for a seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _seconds_of_run(model: nn.Module, example: torch.Tensor) -> float:

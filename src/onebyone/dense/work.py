@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from onebyone.dense.fingerprint import of_network
 from onebyone.dense.plan import ScanPlan
-from onebyone.dense.runner import TileRunner, TorchSettings, open_runner
+from onebyone.dense.runner import PLAIN_PYTORCH, TileRunner, TorchSettings, open_runner
 from onebyone.dense.tuned_runner import TunedTile, tuned_runner
 from onebyone.dense.window_runner import WindowRunner
 from onebyone.errors import BadInput
@@ -95,7 +95,7 @@ class ScanWork:
         """What runs the tiles, in words."""
         choice = None if self.tuned is None else self.tuned.plan.choice
         if isinstance(self.model, nn.Module):
-            return "PyTorch, eager" if choice is None else f"{choice['engine']}, form {choice['form']}"
+            return PLAIN_PYTORCH if choice is None else f"{choice['engine']}, form {choice['form']}"
         name = choice["engine"] if choice else self.settings.engine
         return ONNX_ENGINES[name or "onnxruntime"]
 

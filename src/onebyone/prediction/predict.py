@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from onebyone.atomic_files import write_text
-from onebyone.dense import scan
 from onebyone.dense.images import open_image
 from onebyone.dense.network import Dense
+from onebyone.dense.scan import scan
 from onebyone.dense.score_map import ScoreMap
 from onebyone.detection import detect
 from onebyone.detection.detection_picture import MAX_PIXELS, picture_size, reduced, with_heat

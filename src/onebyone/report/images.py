@@ -11,7 +11,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from onebyone.errors import MissingExtra
+from onebyone.stores.pictures import pillow
 
 BLUE = (46, 125, 209)
 ORANGE = (230, 110, 30)
@@ -28,13 +28,10 @@ def png(pixels: NDArray[np.uint8], *, quantised: int | None = None) -> bytes:
     MissingExtra
         if Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtra("Pillow", "images", "drawing a picture") from error
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    pil = pillow("drawing a picture")
+    image = pil.fromarray(np.ascontiguousarray(pixels))
     if quantised is not None:
-        image = image.quantize(quantised, method=Image.Quantize.FASTOCTREE)
+        image = image.quantize(quantised, method=pil.Quantize.FASTOCTREE)
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -48,12 +45,10 @@ def jpeg(pixels: NDArray[np.uint8], quality: int = 88) -> bytes:
     MissingExtra
         if Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtra("Pillow", "images", "drawing a picture") from error
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=quality, optimize=True)
+    pillow("drawing a picture").fromarray(np.ascontiguousarray(pixels)).save(
+        file, "JPEG", quality=quality, optimize=True
+    )
     return file.getvalue()
 
 

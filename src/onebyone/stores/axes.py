@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.errors import BadInput
+from onebyone.records import first_line
 from onebyone.stores.placement import Placement
 from onebyone.stores.regions import Region
 
@@ -138,7 +139,7 @@ class SlicedSource:
             raise
         except Exception as error:  # libraries raise errors of many types on damaged chunks
             at = ", ".join(f"{s.start} to {s.stop}" for s in region)
-            raise BadInput(f"{self._name} cannot be read at {at}: {first_line(error)}") from error
+            raise BadInput(f"{self._name} cannot be read at {at}: {short_reason(error)}") from error
         return self._order.arranged(values.astype(self.dtype, copy=False))
 
 
@@ -172,6 +173,6 @@ def require_region(region: Region, pixel_bytes: int, name: str) -> None:
         )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, shortened; its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200] or type(error).__name__
+def short_reason(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none, shortened, because files can be hostile."""
+    return first_line(error)[:200]

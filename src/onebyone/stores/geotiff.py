@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onebyone.atomic_files import require_file
 from onebyone.errors import BadInput, MissingExtra
 from onebyone.stores.array_files import NpyWriter
+from onebyone.stores.axes import short_reason
 from onebyone.stores.high_bit_depth import chosen_page
 from onebyone.stores.map_description import MapDescription
 from onebyone.stores.placement import Placement
@@ -66,7 +67,7 @@ def _open(library: Any, path: Path, options: dict[str, Any], page: str | None = 
             file = require_file(path).resolve()
             return library.open(page or file, driver="GTiff", sharing=False, **options)
     except library.errors.RasterioError as error:
-        raise BadInput(f"{path} cannot be read as a GeoTIFF: {_first_line(error)}") from error
+        raise BadInput(f"{path} cannot be read as a GeoTIFF: {short_reason(error)}") from error
 
 
 class GeoTiffSource:
@@ -149,7 +150,7 @@ class GeoTiffSource:
         except self._library.errors.RasterioError as error:
             raise BadInput(
                 f"{self._path} cannot be read at rows {rows.start} to {rows.stop}, columns {columns.start} to "
-                f"{columns.stop}: {_first_line(error)}"
+                f"{columns.stop}: {short_reason(error)}"
             ) from error
 
 
@@ -219,7 +220,7 @@ class GeoTiffWriter(NpyWriter):
                         part = np.ascontiguousarray(values[band - 1, start:stop])
                         dataset.write(part, band, window=((start, stop), (0, width)))
         except self._rasterio.errors.RasterioError as error:
-            reason = _first_line(error.__cause__ or error)
+            reason = short_reason(error.__cause__ or error)
             raise OSError(f"GDAL cannot write its temporary file ({reason}); is the disk full?") from error
         os.replace(new, target)
 
@@ -248,7 +249,3 @@ def is_georeferenced(path: Path) -> bool:
             return any(code in tiff.pages[0].tags for code in (34735, 33550, 34264))
     except Exception:  # the reader that follows reports the damage, or that tifffile is not installed
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -191,8 +191,9 @@ class OmeZarrWriter:
                 tuple(slice(f, min(f + b, n)) for f, b, n in zip(first, block, shape[1:], strict=True))
                 for first in product(*ranges)
             ]
-            of_level = list(mapper(partial(_write_coarser, finer, coarser), places))
-            extremes = extremes or of_level
+            measured = level == 1  # the coarser levels hold means, whose extremes are not those of the scores
+            of_level = list(mapper(partial(_write_coarser, finer, coarser, measured), places))
+            extremes += [pair for pair in of_level if pair is not None]
             finer = coarser
         low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
         return (low, high) if low < high else (0.0, 1.0)
@@ -209,11 +210,16 @@ def _aligned_block(largest: tuple[int, ...], finer: tuple[int, ...]) -> tuple[in
     return tuple(most // n * n or most for most, n in zip(largest, finer, strict=True))
 
 
-def _write_coarser(finer: Any, coarser: Any, place: tuple[slice, ...]) -> tuple[float, float]:
-    """Write a block of the next level, if there is one. Returns the extremes of the finite scores that it covers."""
+def _write_coarser(
+    finer: Any, coarser: Any, measured: bool, place: tuple[slice, ...]
+) -> tuple[float, float] | None:
+    """Write a block of the next level, if there is one. If `measured`, returns the least and the greatest finite score
+    that it covers."""
     values = finer[(slice(None), *(slice(2 * p.start, 2 * p.stop) for p in place))]
     if coarser is not None:
         coarser[(slice(None), *place)] = np.stack([halved(channel) for channel in values])
+    if not measured:
+        return None
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if finite.size else (float("inf"), float("-inf"))
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.errors import BadInput, MissingExtra
-from onebyone.stores.axes import first_line, require_region
+from onebyone.stores.axes import require_region, short_reason
 from onebyone.stores.levels import chosen_level
 from onebyone.stores.placement import Placement
 from onebyone.stores.regions import Region
@@ -38,7 +38,7 @@ class SlideSource:
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
-            raise BadInput(f"{path} cannot be read by OpenSlide: {first_line(error)}") from error
+            raise BadInput(f"{path} cannot be read by OpenSlide: {short_reason(error)}") from error
         sizes = [(height, width) for width, height in self._slide.level_dimensions]
         if not sizes or min(min(size) for size in sizes) < 1:
             raise BadInput(f"{path}: its levels have the sizes {sizes}; expected at least one pixel")
@@ -71,7 +71,7 @@ class SlideSource:
         except self._error as error:
             raise BadInput(
                 f"{self._path} cannot be read at rows {rows.start} to {rows.stop}, columns {columns.start} to "
-                f"{columns.stop} of level {self._level}: {first_line(error)}"
+                f"{columns.stop} of level {self._level}: {short_reason(error)}"
             ) from error
         values = np.asarray(picture)[y0:, x0:]
         alpha = values[..., 3:] / np.float32(255)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.errors import BadInput, MissingExtra, OnebyoneWarning
-from onebyone.stores.axes import SlicedSource, first_line, require_region
+from onebyone.stores.axes import SlicedSource, require_region, short_reason
 from onebyone.stores.high_bit_depth import alpha_samples, chosen_page, opaque
 from onebyone.stores.levels import chosen_level
 from onebyone.stores.placement import Placement
@@ -155,7 +155,7 @@ class TiffSource:
         except (BadInput, MemoryError):
             raise
         except Exception as error:  # decoders raise errors of many types on damaged data
-            raise BadInput(f"{where}: {first_line(error)}") from error
+            raise BadInput(f"{where}: {short_reason(error)}") from error
         if values is None:  # a sparse file: nothing was written there
             return np.full(shape[1:], keyframe.nodata, self.dtype)
         result: NDArray[Any] = values[0]
@@ -188,7 +188,7 @@ def open_tiff(
     try:
         tiff = library.TiffFile(path)
     except Exception as error:  # tifffile raises errors of many types on a damaged file
-        raise BadInput(f"{path} cannot be read as a TIFF: {first_line(error)}") from error
+        raise BadInput(f"{path} cannot be read as a TIFF: {short_reason(error)}") from error
     source = None
     try:
         pages = _main_pages(tiff, path, axes, page)
@@ -202,7 +202,7 @@ def open_tiff(
     except (BadInput, OnebyoneWarning, MemoryError):
         raise
     except Exception as error:  # tifffile raises errors of many types on a damaged file
-        raise BadInput(f"{path} cannot be read as a TIFF: {first_line(error)}") from error
+        raise BadInput(f"{path} cannot be read as a TIFF: {short_reason(error)}") from error
     finally:
         if source is None:
             tiff.close()

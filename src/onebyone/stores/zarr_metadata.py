@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onebyone.errors import BadInput
+from onebyone.stores.axes import short_reason
 
 _MAX_METADATA_BYTES = 2**24
 
@@ -33,7 +34,7 @@ def read_document(root: Path, name: str) -> dict[str, Any] | None:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise BadInput(f"{root}: its {name} is not valid JSON ({_first_line(error)})") from error
+        raise BadInput(f"{root}: its {name} is not valid JSON ({short_reason(error)})") from error
     if not isinstance(document, dict):
         raise BadInput(f"{root}: its {name} is not a JSON object")
     return document
@@ -73,10 +74,6 @@ def group_attributes(root: Path) -> dict[str, Any]:
     return attributes
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]
-
-
 @dataclass(frozen=True)
 class ArrayMetadata:
     """What a Zarr array states: its shape, type, largest unit that is decoded at once, and codecs.
@@ -114,7 +111,7 @@ def array_metadata(root: Path, name: str) -> ArrayMetadata:
         if older is not None:
             return _v2(folder, older)
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise BadInput(f"{folder}: the metadata of the array are damaged: {_first_line(error)}") from error
+        raise BadInput(f"{folder}: the metadata of the array are damaged: {short_reason(error)}") from error
     raise BadInput(f"{folder} is not a Zarr array: it has no zarr.json or .zarray of an array")
 
 

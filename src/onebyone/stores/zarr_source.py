@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onebyone.errors import BadInput
-from onebyone.stores.axes import SlicedSource, axes_of_names, first_line
+from onebyone.stores.axes import SlicedSource, axes_of_names, short_reason
 from onebyone.stores.levels import chosen_level
 from onebyone.stores.ome_zarr_writer import zarr_library
 from onebyone.stores.placement import Placement
@@ -205,7 +205,7 @@ def _opened(
     except (BadInput, MemoryError):
         raise
     except Exception as error:  # zarr-python raises errors of many types on damaged metadata
-        raise BadInput(f"{path / name} cannot be read as a Zarr array: {first_line(error)}") from error
+        raise BadInput(f"{path / name} cannot be read as a Zarr array: {short_reason(error)}") from error
     if tuple(array.shape) != metadata.shape or np.dtype(array.dtype) != metadata.dtype:
         raise BadInput(f"{path / name} cannot be read as a Zarr array: its metadata are ambiguous")
     return SlicedSource(array, axes, spatial=spatial, placement=placement, name=str(path / name))
