@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import onebyone
+from onebyone.verification.end_to_end import _depends_on_seed
 from onebyone.verification.gradients import compare_gradients
 from onebyone.verification.network_run import INPUT, Observation, Runner, as_callable, observe
 from onebyone.verification.output_comparison import (
@@ -201,8 +202,22 @@ def test_direct_comparisons_ignore_a_perturbed_run_that_failed() -> None:
     right = Observation([("", torch.tensor([3]))])
     assert compare_directly(right, right, U32).problems == []
     assert compare_directly(right, Observation([("", torch.tensor([4]))]), U32).problems != []
+    large = Observation([("", torch.tensor([2**53]))])  # float64 rounds the next integer to this one
+    assert compare_directly(large, Observation([("", torch.tensor([2**53 + 1]))]), U32).problems != []
     assert compare_directly(seen(2.0), seen(math.nan), U32).problems != []
     assert compare_directly(seen(2.0), Observation(error="E"), U32).problems != []
+
+
+@pytest.mark.parametrize("other", [0.0, torch.finfo(torch.float32).max], ids=["zero", "infinity"])
+def test_outputs_that_are_not_finite_depend_on_the_seed_too(other: float) -> None:
+    """NaN with one seed and zero with another, or the largest number and infinity."""
+    special = math.nan if other == 0 else math.inf
+
+    def drawn() -> Tensor:
+        return torch.where(torch.rand(64) < 0.5, special, other)
+
+    assert _depends_on_seed(Runner(drawn, (), 0))
+    assert not _depends_on_seed(Runner(lambda: torch.full((2,), special), (), 0))
 
 
 # ---------------------------------------------------------------- gradients

@@ -14,7 +14,7 @@ from onebyone.verification import output_comparison
 from onebyone.verification.gradients import compare_gradients
 from onebyone.verification.network_run import Grads, Observation, Runner, in_one_line, observe
 from onebyone.verification.output_comparison import NetworkCheck, NetworkRuns
-from onebyone.verification.pytree import wide
+from onebyone.verification.pytree import plain
 from onebyone.verification.result import GradientCheck
 
 
@@ -85,11 +85,15 @@ def _perturbed(original: Runner, u: float) -> Observation | None:
 def _depends_on_seed(runner: Runner) -> bool:
     """Whether the outputs change with the seed. Attention counts as a random operator even if it drops nothing."""
     one, other = observe(runner).outputs, observe(replace(runner, seed=runner.seed + 1)).outputs
-    equal = [
-        a.shape == b.shape and torch.equal(wide(a).nan_to_num(), wide(b).nan_to_num())
-        for (_, a), (_, b) in zip(one, other, strict=True)
-    ]
-    return not all(equal)
+    return not all(_identical(a, b) for (_, a), (_, b) in zip(one, other, strict=True))
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, or NaN, in every place."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    a, b = plain(a), plain(b)
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _compare_gradients(

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from onebyone.laws import bounds
 from onebyone.verification.network_run import Named, Observation, Runner, is_real_or_complex
-from onebyone.verification.pytree import cast_tensor, leaves, wide
+from onebyone.verification.pytree import cast_tensor, leaves, plain, wide
 
 U64 = bounds.unit_roundoff("float64")
 # Unit roundoff of the next shorter type: TF32 and float16 follow float32, the 8-bit E5M2 follows the 16-bit types.
@@ -238,13 +238,23 @@ def shorter(u: float) -> float:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """The largest |a − b|, in float64. NaN counts as infinite; empty tensors have no difference."""
+    """The largest |a − b|, in float64. NaN counts as infinite; empty tensors have no difference.
+
+    Integers that differ have a difference, also those beyond 2^53, where float64 does not hold all of them.
+
+    >>> difference(torch.tensor([2**53]), torch.tensor([2**53 + 1]))
+    1.0
+    """
     if a.shape != b.shape:
         return math.inf
     if a.numel() == 0:
         return 0.0
+    a, b = plain(a), plain(b)
     d = (wide(a) - wide(b)).abs()
-    return math.inf if bool(torch.isnan(d).any()) else float(d.max())
+    largest = math.inf if bool(torch.isnan(d).any()) else float(d.max())
+    if largest == 0 and not (is_real_or_complex(a) or is_real_or_complex(b)):
+        return float((a.long() - b.long()).abs().max())
+    return largest
 
 
 def size_of(t: Tensor) -> float:

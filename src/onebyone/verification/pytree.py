@@ -79,9 +79,15 @@ def cast_tensor(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t
 
 
-def wide(t: Tensor) -> Tensor:
-    """`t` detached and converted exactly to float64, or complex128; integers must not exceed 2^53."""
+def plain(t: Tensor) -> Tensor:
+    """`t` detached, and as a dense tensor of numbers where it is sparse or quantised."""
     t = t.detach()
     if t.is_sparse or t.is_quantized:
         t = t.to_dense() if t.is_sparse else t.dequantize()
+    return t
+
+
+def wide(t: Tensor) -> Tensor:
+    """`t` detached and converted to float64, or complex128: exactly, except for integers beyond 2^53."""
+    t = plain(t)
     return t.to(torch.complex128) if t.is_complex() else t.to(torch.float64)
