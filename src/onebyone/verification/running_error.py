@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from onebyone.functional_graphs import functional_graph
 from onebyone.laws.bounds import unit_roundoff
 from onebyone.records import first_line
 from onebyone.verification.error_rules import RULES, Approx, NoRuleError, value
@@ -48,16 +49,18 @@ class RunningError:
                 program = network
                 if isinstance(program, nn.Module):
                     program = torch.export.export(program, (example,), strict=False)
-                if not all(_has_rule(node) for node in program.graph.nodes):
+                graph = functional_graph(program.graph)
+                if graph is None or any(_is_composite(node) for node in graph.nodes if not _has_rule(node)):
                     # functional operators without decomposition: the graph then has no in-place changes
                     program = program.run_decompositions({})
-                self.program = program
+                    graph = program.graph
+                self.program, self.graph = program, graph
         except Exception as reason:
             cause = f"{type(reason).__name__}: {first_line(reason)}"
             raise NoRuleError(f"the network cannot be exported ({cause})") from reason
 
     def __call__(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        interpreter = _ErrorInterpreter(self.program, unit_roundoff(str(x.dtype)))
+        interpreter = _ErrorInterpreter(self.program.graph_module, self.graph, unit_roundoff(str(x.dtype)))
         with torch.no_grad():
             outputs = interpreter.run(*self._inputs(x))
         bounds = []
@@ -88,8 +91,8 @@ class RunningError:
 class _ErrorInterpreter(fx.Interpreter):
     """Runs a graph. Values that depend on the input carry error bounds; other values are computed as usual."""
 
-    def __init__(self, program: ExportedProgram, u: float) -> None:
-        super().__init__(program.graph_module)
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph, u: float) -> None:
+        super().__init__(module, graph=graph)
         self.u = u
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -123,6 +126,13 @@ def _has_rule(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
         return False
     return node.target.overloadpacket in RULES or node.target.overloadpacket in _OF_SIZES
+
+
+def _is_composite(node: fx.Node) -> bool:
+    """Whether decomposition may replace the node by others, which may have rules."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    return node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def _flat(items: Any) -> list[Any]:

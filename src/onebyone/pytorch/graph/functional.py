@@ -1,90 +1,26 @@
-"""Replaces in-place operators by their functional forms, so that every value can be stored in another layout.
+"""Replaces in-place operators of an exported program by their functional forms.
 
-In-place operators such as `relu_` and `+=` are common in trained networks. Where no other value observes the write, the
-operator is replaced by its functional form. Where a view of the written tensor is read later, the whole program is
+So every value can be stored in another layout. Where a view of a written tensor is read later, the whole program is
 functionalised by torch.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
+from onebyone.functional_graphs import functional_graph
 from onebyone.pytorch.files.exporting import quiet
 from onebyone.pytorch.graph.program import with_graph
 
 
 def functional_program(program: ExportedProgram) -> ExportedProgram:
-    """The program without in-place operators; the program itself where it has none.
-
-    >>> class Net(torch.nn.Module):
-    ...     def forward(self, x): return torch.relu_(x + 1)
-    >>> ep = functional_program(torch.export.export(Net(), (torch.ones(2),), strict=False))
-    >>> [str(n.target) for n in ep.graph.nodes if n.op == "call_function"]
-    ['aten.add.Tensor', 'aten.relu.default']
-    """
-    if not any(_writes(node) for node in program.graph.nodes):
+    """The program without in-place operators; the program itself where it has none."""
+    graph = functional_graph(program.graph)
+    if graph is program.graph:
         return program
-    graph = copied(program.graph)
-    positions = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if _writes(node) and not _made_functional(node, positions):
-            with quiet():
-                functional: ExportedProgram = program.run_decompositions({})
-            return functional
+    if graph is None:
+        with quiet():
+            functional: ExportedProgram = program.run_decompositions({})
+        return functional
     return with_graph(program, GraphModule(program.graph_module, graph))
-
-
-def copied(graph: Graph) -> Graph:
-    """A copy of a graph that keeps every node's name and recorded value."""
-    copy, copies = Graph(), dict[Node, Node]()
-    for node in graph.nodes:
-        copies[node] = copy.node_copy(node, lambda n: copies[n])
-        copies[node].name = node.name
-    return copy
-
-
-def _writes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
-
-
-def _made_functional(node: Node, positions: dict[Node, int]) -> bool:
-    """Make the operator functional, unless another value observes the write; returns whether it was done."""
-    functional, source = functional_form(node), node.args[0] if node.args else None
-    if functional is None or not isinstance(source, Node) or _storage(source) is None:
-        return False
-    sharing = [n for n in positions if _storage(n) == _storage(source)]
-    if any(n.op == "placeholder" for n in sharing):
-        return False
-    now = positions[node]
-    views = [n for n in sharing if positions[n] < now and n is not source]
-    if any(positions[user] > now for view in views for user in view.users):
-        return False
-    later = [user for user in source.users if positions[user] > now]
-    for user in later:
-        user.replace_input_with(source, node)
-    node.target = functional
-    return True
-
-
-def functional_form(node: Node) -> Any:
-    """`aten.relu_.default` → `aten.relu.default`; None where no operator has the same arguments."""
-    target = node.target
-    packet, overload = getattr(target, "_overloadpacket", None), getattr(target, "_overloadname", "")
-    name = str(getattr(packet, "__name__", ""))
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    functional = getattr(getattr(torch.ops.aten, name[:-1], None), overload, None)
-    if functional is None:
-        return None
-    arguments = [a.name for a in target._schema.arguments]  # type: ignore[union-attr]
-    return functional if [a.name for a in functional._schema.arguments] == arguments else None
-
-
-def _storage(node: Node) -> Any:
-    value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
