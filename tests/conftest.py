@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import random
+import sys
 from collections.abc import Generator
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -50,6 +53,33 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report() -> None:
+    """Seed each module's import, which may draw the examples of its tests."""
+    _seed(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed fixtures that are made once for several tests, whichever of these tests is the first."""
+    _seed(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Give every test the same random numbers, whichever tests ran before and whatever its fixtures drew."""
+    _seed(3)
+
+
+def _seed(seed: int) -> None:
+    """Seed the generators of torch, NumPy and Python, for the CPU only: `torch.manual_seed` takes a stack trace."""
+    torch = sys.modules.get("torch")  # the process that only distributes the tests does not import it
+    if torch is not None:
+        torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,6 +20,10 @@ BUDGET = 0.3
 @pytest.fixture
 def ample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try every network form, however slow the machine is, and skip the search over layers."""
+    ignore_the_budget(monkeypatch)
+
+
+def ignore_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Budget, "allows", lambda self, kind: True)
     monkeypatch.setattr(selection, "search_layers", lambda *_: None)
 
@@ -30,8 +34,11 @@ def tuned(network: Any, example: Any, **options: Any) -> Tuned:
 
 @pytest.fixture(scope="session")
 def made() -> tuple[nn.Module, Tensor, Tuned]:
+    """Every form is tried, whatever the time: which one is the fastest does not matter to the tests."""
     network, x = networks.images(), torch.randn(2, 3, 8, 8)
-    return network, x, tuned(network, x, budget=2.0)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        ignore_the_budget(monkeypatch)
+        return network, x, tuned(network, x)
 
 
 def close(a: Any, b: Any) -> None:
