@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Two test processes with one thread each are faster on small layers than one process with two threads.
 THREADS := OMP_NUM_THREADS=1
+# Bytecode is kept whatever the environment says: without it every process rewrites the assertions of all tests again.
+TEST    := $(THREADS) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: setup demo docs test test-all lint format wheel zoo zoo-onnx bench mutants clean lock
 .DEFAULT_GOAL := test
@@ -29,10 +31,10 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 test: setup
-	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
+	$(TEST) -m "not slow and not gpu" $(ARGS)
 
 test-all: setup
-	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu" $(ARGS)
+	$(TEST) -m "not gpu" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .
