@@ -91,6 +91,19 @@ def test_an_output_that_does_not_exist(run: Run, image: str) -> None:
     assert "--network-output logits, but the network gives 2 outputs: scores, boxes" in done.err
 
 
+def test_predict_takes_the_output_that_is_named(run: Run, image: str) -> None:
+    words = ("predict", ":named", image, "--window", 8, "--threshold", 0)
+    assert run(*words, "--network-output", "boxes", "-o", "p", "--json").code == 0
+    (file,) = Path("p").glob("*-scores.npz")
+    predicted = ScoreMap.load(file).scores
+    assert predicted.shape == (4, 5, 5)
+    assert run("scan", ":named", image, "--window", 8, "--network-output", "boxes", "-o", "s.npz").code == 0
+    np.testing.assert_array_equal(predicted, ScoreMap.load("s.npz").scores)
+    done = run(*words, "--network-output", "logits", "--no-save")
+    assert done.code == 2
+    assert "--network-output logits, but the network gives 2 outputs: scores, boxes" in done.err
+
+
 def test_boxes_are_regressed_from_two_scans(run: Run, image: str) -> None:
     for name in ("scores", "boxes"):
         words = ("scan", ":named", image, "--window", 8, "--network-output", name, "-o", f"{name}.npz")

@@ -36,7 +36,7 @@ Verbose = Annotated[
 EVERYWHERE: Mapping[str, Any] = {"json": Json, "quiet": Quiet, "verbose": Verbose}
 """Options that are accepted before and after the name of the command, in any order."""
 
-FORMER = {"scan": ("--out", "out"), "demo": ("--out", "output"), "predict": ("--save", "output")}
+FORMER = {"scan": ("--out", "out"), "demo": ("--out", "output"), "predict": ("--save", "save")}
 """By command: the former name of `--output`, still accepted, and the argument that it sets."""
 
 

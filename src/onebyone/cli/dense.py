@@ -55,14 +55,7 @@ def scan(
     scale: o.Scale = None,
     colour_order: o.ColourOrder = None,
     score_kind: o.ScoreKind = None,
-    output: Annotated[
-        str,
-        typer.Option(
-            "--network-output",
-            metavar="N|NAME",
-            help="Output of a network with several: its number from 0, or its name (a dictionary's key).",
-        ),
-    ] = "0",
+    output: o.NetworkOutput = "0",
     page: o.Page = None,
     level: o.Level = None,
     mpp: o.MicronsPerPixel = None,

@@ -267,6 +267,14 @@ ScoreKind = Annotated[
         show_default="inferred from the network's last operator",
     ),
 ]
+NetworkOutput = Annotated[
+    str,
+    typer.Option(
+        "--network-output",
+        metavar="N|NAME",
+        help="Output of a network with several: its number from 0, or its name (a dictionary's key).",
+    ),
+]
 Mean = Annotated[
     Numbers | None,
     labels_option("--mean", "Mean per channel, subtracted after --scale.", read_numbers, metavar="M,…"),

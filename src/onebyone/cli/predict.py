@@ -46,8 +46,9 @@ def predict(
     threshold: o.Threshold = "0.5",
     iou: o.Iou = 0.3,
     background: o.Background = None,
+    output: o.NetworkOutput = "0",
     device: o.Device = "cpu",
-    output: Annotated[
+    save: Annotated[
         Path, o.output_option("Folder for boxes, heat maps, drawings and what view shows.", metavar="FOLDER")
     ] = Path("predictions"),
     no_save: Annotated[bool, o.output_option("Write no files: only print the result.", "--no-save")] = False,
@@ -89,10 +90,11 @@ def predict(
                 background=background or (),
                 score_kind=score_kind,
                 scales=scales,
-                save=None if no_save else output,
+                save=None if no_save else save,
                 progress=report,
                 name=source,
                 device=device,
+                output=output,
             )
         run.notes([*notes, *(note for item in predictions for note in item.notes)])
         run.result({"source": source, **predictions.to_dict()}, *render.predictions_tables(predictions))
