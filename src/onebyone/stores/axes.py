@@ -160,7 +160,7 @@ def axes_of_names(names: Sequence[object]) -> str | None:
     >>> axes_of_names(["band", "y", "x"]), axes_of_names(["lat", "lon"]), axes_of_names(["first", "second"])
     ('CYX', 'YX', None)
     """
-    letters = [str(n) if len(str(n)) == 1 else _NAMED_AXES.get(str(n).lower(), "") for n in names]
+    letters = [str(n).upper() if len(str(n)) == 1 else _NAMED_AXES.get(str(n).lower(), "") for n in names]
     return "".join(letters) if letters and all(letters) and len(set(letters)) == len(letters) else None
 
 
