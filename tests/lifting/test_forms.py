@@ -146,6 +146,7 @@ def test_a_crop_and_every_second_position_of_a_map_stay_maps() -> None:
     for chosen, channels, nominal in (
         (value.indices()[:, 1:], 4, (2, 4)),
         (value.indices()[[3, 1], :, ::2], 2, (3, 2)),
+        (value.indices()[2:3, 1:], 1, (2, 4)),
     ):
         compact = a_lifter(3, 4).compact(value.with_index(np.ascontiguousarray(chosen)))
         assert compact.index is None

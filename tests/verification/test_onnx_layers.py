@@ -16,7 +16,7 @@ from onebyone.onnx.conversion import OnnxConversion
 from onebyone.onnx.convert import convert_model
 from onebyone.onnx.evaluators import NotRunnable
 from onebyone.onnx.layer_models import LayerModel
-from onebyone.verification import onnx_known, onnx_models, onnx_real_weights
+from onebyone.verification import onnx_known, onnx_models, onnx_probes, onnx_real_weights
 from onebyone.verification.onnx_known import KnownOriginal
 from onebyone.verification.onnx_models import compare_onnx, verify_onnx
 from onebyone.verification.onnx_probes import _faults
@@ -324,3 +324,43 @@ def test_two_models_of_which_one_does_not_run(monkeypatch: pytest.MonkeyPatch) -
     assert v.nothing_verified
     assert v.problems == ("nothing was verified: the models were not compared",)
     assert any(note.startswith("the whole model: ") for note in v.unverified)
+
+
+def test_values_are_recorded_optimised_where_the_model_runs_no_other_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "g (float[N,3] x) => (float[N,2] y) { a = Relu(x) y = MatMul(a, w) }"
+    m = model(text, {"w": WEIGHTS["w"]})
+    run = onnx_known.run_onnx_runtime
+    optimised: list[bool] = []
+
+    def runtime(proto: Any, feeds: Any, **settings: Any) -> Any:
+        optimised.append(settings.get("optimised", True))
+        if not optimised[-1]:
+            raise NotRunnable("no kernel")
+        return run(proto, feeds, **settings)
+
+    monkeypatch.setattr(onnx_known, "run_onnx_runtime", runtime)
+    recorded = KnownOriginal(m, {"x": X}).recorded(["a", "y"])
+    assert optimised == [False, True]
+    assert np.array_equal(recorded["a"], np.maximum(X, 0))
+    assert np.allclose(recorded["y"], np.maximum(X, 0) @ WEIGHTS["w"], rtol=1e-6)
+
+
+def test_a_fault_that_one_draw_shows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later draws are made for the others, and do not take it back."""
+    draws: list[int] = []
+
+    def faults(constants: dict[str, Array], *_: Any) -> dict[str, dict[str, Array]]:
+        draws.append(len(draws))
+        wrong = {name: array + 1 for name, array in constants.items()}
+        return {"seen at first": wrong if len(draws) == 1 else constants, "never": constants}
+
+    monkeypatch.setattr(onnx_probes, "_faults", faults)
+    (check,) = verify_onnx(*converted()).layers
+    assert len(draws) == len(onnx_probes.SPREADS)
+    assert {fault.name: fault.seen_by_integers for fault in check.faults} == {
+        "seen at first": True,
+        "never": False,
+    }
+    assert check.why == f"{len(draws)} integer probes cannot see: never"

@@ -98,6 +98,7 @@ ONNX_VERIFICATION = (
     "missing_inputs",
     "quantised_probes",
     "quantised_groups",
+    "shared_verification",
 )
 """Tests of `verify` on ONNX models, among those of the front end."""
 
