@@ -287,3 +287,12 @@ def test_rows_on_real_networks(name: str) -> None:
         name, torch.randn(1, 3, 224, 224), budget=5, rows=["S1", "S4", "D1", "D3", "D7", "R2"]
     )
     assert all(row.kind in (HOLDS, WHEN) for row in result.rows)
+
+
+@pytest.mark.parametrize("verb", ["compare", "draw"])
+def test_weights_without_real_numbers_are_named(verb: str) -> None:
+    call = getattr(onebyone, verb)
+    with pytest.raises(BadInput, match=r"0\.weight is on the meta device and has no values"):
+        call(nn.Sequential(nn.Linear(4, 3)).to("meta"), torch.zeros(2, 4, device="meta"))
+    with pytest.raises(BadInput, match=r"0\.weight is of type torch\.complex64; expected real numbers"):
+        call(nn.Sequential(nn.Linear(4, 3, dtype=torch.complex64)), torch.zeros(2, 4, dtype=torch.complex64))

@@ -50,9 +50,21 @@ def compare(
     'holds'
     """
     network, example = runnable(model, example)
+    _require_numbers(network)
     from onebyone.comparison import compare as run_comparison
 
     return run_comparison(network, example, budget=budget, seed=seed, **options)
+
+
+def _require_numbers(network: nn.Module) -> None:
+    """Raise BadInput if weights have no values or are complex: nothing of them can be measured or drawn."""
+    for name, weight in network.named_parameters():
+        if weight.is_meta:
+            raise BadInput(
+                f"model: {name} is on the meta device and has no values; expected weights in memory"
+            )
+        if weight.dtype.is_complex:
+            raise BadInput(f"model: {name} is of type {weight.dtype}; expected real numbers")
 
 
 def draw(
@@ -97,6 +109,7 @@ def draw(
     F3      drawn
     """
     network, example = runnable(model, example)
+    _require_numbers(network)
     from onebyone.drawing import describe, drawings
 
     return drawings(describe(network, example, window=window), figures, width=width, layer=layer, image=image)
