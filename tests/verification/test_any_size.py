@@ -71,6 +71,7 @@ def test_an_unpadded_network_equals_its_crops(image: Tensor) -> None:
     assert v.integer_probe is True
     assert v.windows == 2 * 3 * 4
     assert v.dense is not None
+    assert v.dense.ok
     assert v.dense.expected == v.dense.found == (3, 4)
     assert v.max_abs_difference is not None
     assert v.bound is not None
@@ -123,6 +124,8 @@ def test_a_shift_inside_the_map_is_caught(image: Tensor) -> None:
     net, d = dense()
     v = verify(net, replace(d, model=Shifted(d.model)), image, gradients=False)
     assert not v.equivalent
+    assert v.dense is not None
+    assert not v.dense.ok
     assert any("float64" in p for p in v.problems)
 
 
@@ -152,6 +155,8 @@ def test_padded_networks_have_their_own_name_and_fail_under_the_other(
     assert v.max_abs_difference is not None
     assert v.max_abs_difference > 1e-3
     assert v.dense is not None
+    assert v.dense.ok  # measured, with the reasons for the difference
+    assert v.dense.why.startswith("measured: ")
     assert v.dense.relative_to_spread is not None
     assert v.class_agreement is not None
     called_exact = replace(d, geometry=replace(d.geometry, exact=True, inexact_because=()))

@@ -76,6 +76,10 @@ LINEAR: dict[str, tuple[Node, tuple[int, ...]]] = {
         IMAGE,
     ),
     "Conv, SAME_LOWER": (("Conv", {"auto_pad": "SAME_LOWER"}, [numbers(2, 3, 2, 2)]), IMAGE),
+    "Conv, SAME_LOWER, and strides that need less": (
+        ("Conv", {"auto_pad": "SAME_LOWER", "strides": [2, 3]}, [numbers(2, 3, 2, 4)]),
+        (2, 3, 6, 5),
+    ),
     "Conv, one axis": (("Conv", {"pads": [1, 0]}, [numbers(2, 3, 3)]), (2, 3, 6)),
     "AveragePool": (("AveragePool", {"kernel_shape": [2, 3], "strides": [2, 1]}, []), IMAGE),
     "AveragePool, padded": (("AveragePool", {"kernel_shape": [3, 2], "pads": [1, 1, 1, 1]}, []), IMAGE),
