@@ -45,6 +45,16 @@ class PixelMask(Protocol):
         """Flags per spatial axis."""
         ...
 
+    @property
+    def every(self) -> bool:
+        """Whether a window is scored only if every pixel of it has a flag; otherwise one suffices."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why windows are not scored: what is said of them."""
+        ...
+
     def flags(self, region: Region) -> Bools:
         """The flags of a region of `size`."""
         ...
@@ -60,6 +70,8 @@ class MaskImage(SourceProperties):
 
     source: ImageSource
     given: Any = None
+    every = False
+    reason = "are outside of the mask"
 
     def flags(self, region: Region) -> Bools:
         """Whether each pixel of a region is part of the mask. Raises BadInput where it cannot be read."""
@@ -81,6 +93,12 @@ class PixelsWithData(SourceProperties):
 
     source: ImageSource
     nodata: float
+    every = False
+
+    @property
+    def reason(self) -> str:
+        """What is said of windows without data."""
+        return f"have only the value for no data, {self.nodata:g}"
 
     def flags(self, region: Region) -> Bools:
         """Whether each pixel of a region has data; taken as true where it cannot be read, which the scan reports."""
@@ -101,6 +119,7 @@ class PixelsWithNumber(SourceProperties):
 
     source: ImageSource
     every = True
+    reason = "have pixels that are not a number"
 
     def flags(self, region: Region) -> Bools:
         """Whether each pixel of a region has numbers; taken as true where it cannot be read, which the scan reports."""
@@ -120,6 +139,8 @@ class PixelsNotMasked(SourceProperties):
     """The pixels of an image that are neither transparent nor masked in its file (`has_mask` of the source)."""
 
     source: ImageSource
+    every = False
+    reason = "are transparent or masked in the file"
 
     def flags(self, region: Region) -> Bools:
         """Whether each pixel of a region is there; taken as true where it cannot be read, which the scan reports."""
@@ -208,17 +229,8 @@ class Coverage:
 
     def __str__(self) -> str:
         total = prod(self.plan.positions)
-        reasons = []
-        for mask in self.masks:
-            if isinstance(mask, PixelsWithNumber):
-                reasons.append("have pixels that are not a number")
-            elif isinstance(mask, PixelsWithData):
-                reasons.append(f"have only the value for no data, {mask.nodata:g}")
-            elif isinstance(mask, PixelsNotMasked):
-                reasons.append("are transparent or masked in the file")
-            else:
-                reasons.append("are outside of the mask")
-        return f"{total - self.scored:,} of {total:,} windows {' or '.join(reasons)}; their scores are NaN"
+        reasons = " or ".join(mask.reason for mask in self.masks)
+        return f"{total - self.scored:,} of {total:,} windows {reasons}; their scores are NaN"
 
 
 def coverage_of(
@@ -301,7 +313,6 @@ def _opened(mask: Any, source: ImageSource) -> MaskImage:
 
 def _windows_inside(plan: ScanPlan, region: Sequence[Span], mask: PixelMask) -> Bools:
     """For each position of a region, whether its window contains a pixel with a flag, or no other (`mask.every`)."""
-    every = getattr(mask, "every", False)
     edges, spans = [], []
     for axis, span in enumerate(region):
         stride, window, offset = (
@@ -313,11 +324,11 @@ def _windows_inside(plan: ScanPlan, region: Sequence[Span], mask: PixelMask) -> 
         last = -(-np.clip(start + window, 0, size) * flags // size)
         edges.append((first, last))
         spans.append(Span(int(first[0]), int(last[-1])))
-    found = mask.flags(spans) ^ every
+    found = mask.flags(spans) ^ mask.every
     for axis, (first, last) in enumerate(edges):
         # any over a rectangle is any over each axis in turn
         counts = np.cumsum(found, axis=axis, dtype=np.int32)
         counts = np.concatenate([np.zeros_like(counts.take([0], axis)), counts], axis=axis)
         begin = spans[axis].start
         found = counts.take(last - begin, axis) > counts.take(first - begin, axis)
-    return found ^ every
+    return found ^ mask.every

@@ -65,6 +65,21 @@ def runtimes_disagree(total: int) -> bool:
     return total < -2
 
 
+def same_padding(mode: str, size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int] | None:
+    """The elements before and after an axis of `size` elements for SAME_UPPER or SAME_LOWER.
+
+    None where runtimes read different elements (`runtimes_disagree`).
+
+    >>> same_padding("SAME_UPPER", 6, 3, 2, 1), same_padding("SAME_LOWER", 6, 3, 2, 1)
+    ((0, 1), (1, 0))
+    """
+    total = (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size
+    if runtimes_disagree(total):
+        return None
+    less, more = max(total, 0) // 2, max(total, 0) - max(total, 0) // 2
+    return (less, more) if mode == "SAME_UPPER" else (more, less)
+
+
 def _kernel(node: ir.Node) -> tuple[int, ...] | None:
     written = node.attributes.get_ints("kernel_shape")
     if written:
@@ -90,17 +105,11 @@ def _pads(
         return None
     begins, ends = [], []
     for size, k, stride, dilation in zip(sizes[2:], kernel, strides, dilations, strict=True):
-        extent = (k - 1) * dilation + 1
-        if stride == 1:
-            total = extent - 1
-        elif size is None:
+        if size is None and stride > 1:
             return None
-        else:
-            total = (-(-size // stride) - 1) * stride + extent - size
-            if runtimes_disagree(total):
-                return None
-            total = max(total, 0)
-        begin = total // 2 if mode == "SAME_UPPER" else total - total // 2
-        begins.append(begin)
-        ends.append(total - begin)
+        amounts = same_padding(mode, size or 1, k, stride, dilation)  # at stride 1 the size has no effect
+        if amounts is None:
+            return None
+        begins.append(amounts[0])
+        ends.append(amounts[1])
     return (*begins, *ends)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onebyone.lifting.operators import Convolution, Pad, Pool, Resize
 from onebyone.lifting.values import Cannot, Const
 from onebyone.onnx.lift.graph_lifter import Decoder, OnnxGraphLifter
-from onebyone.onnx.window_settings import runtimes_disagree
+from onebyone.onnx.window_settings import same_padding
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
@@ -70,14 +70,12 @@ def _padding(
         raise Cannot(f"auto_pad={mode!r}, which ONNX does not define")
     amounts = []
     for n, k, s, d in zip(sizes, kernel, stride, dilation, strict=True):
-        total = (-(-n // s) - 1) * s + (k - 1) * d + 1 - n
-        if runtimes_disagree(total):
+        pair = same_padding(mode, n, k, s, d)
+        if pair is None:
             raise Cannot(
                 f"auto_pad={mode} with a stride of {s} leaves elements out: runtimes differ in which"
             )
-        total = max(0, total)
-        less, more = total // 2, total - total // 2
-        amounts.append((less, more) if mode == "SAME_UPPER" else (more, less))
+        amounts.append(pair)
     return amounts
 
 
