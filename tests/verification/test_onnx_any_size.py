@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,11 +13,17 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import onebyone
+from onebyone.errors import BadInput
 from onebyone.onnx.evaluators import run_reference
 from onebyone.onnx.lift.dense_file import ConvolutionalizedOnnx
+from onebyone.records import LEAST_AGREEMENT
+from onebyone.verification import onnx_any_size
+from onebyone.verification.onnx_any_size import verify_onnx_any_size
 from onebyone.verification.onnx_network import CallableOnnx, in_double
-from onebyone.verification.onnx_running_error import OnnxRunningError
+from onebyone.verification.onnx_running_error import AnalysedOnnx, OnnxRunningError
+from onebyone.verification.result import Verification, WeightCheck
 from tests.onnx.lift_networks import random_network
+from tests.onnx.models import model as parsed
 
 
 def lenet(opset: int = 17, pad: int = 0, probabilities: bool = True) -> onnx.ModelProto:
@@ -156,3 +165,60 @@ def test_a_fixed_batch_and_channels_last_are_fed_as_the_original_takes_them() ->
         assert onebyone.verify(model, d, max_windows=6).equivalent
         return
     raise AssertionError("no random model has its channels last")
+
+
+def test_what_the_verification_of_an_any_size_model_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def verify_any_size(*arguments: Any) -> Verification:
+        given[:] = arguments
+        return Verification(True, "t", max_error=0.5, weights=WeightCheck(1, 2))
+
+    monkeypatch.setattr(onnx_any_size, "verify_any_size", verify_any_size)
+    m = parsed("g (float[2,3,4] x) => (float[2,3,4] y) { y = Neg(x) }")
+    other = parsed("g (float[N,1,H,W] x) => (float[N,1,H,W] y) { y = Neg(x) }")
+    dense: Any = SimpleNamespace(
+        model=other,
+        channels_last=False,
+        bare=True,
+        batch=2,
+        geometry="g",
+        nominal=(3, 4),
+        channels=1,
+        class_map="c",
+    )
+    v = verify_onnx_any_size(m, dense)
+    assert v == Verification(True, "t", max_error=0.5), "what weights became is not compared"
+    original, result, x, seed, gradients, most, least, report = given
+    assert isinstance(original, AnalysedOnnx)
+    assert (original.model, original.bare, original.channels_last, original.batch) == (m, True, False, 2)
+    assert not original.training
+    assert isinstance(result.model, AnalysedOnnx)
+    assert result.model.model is other
+    assert (result.model.bare, result.model.channels_last, result.model.batch) == (False, False, None)
+    assert not result.model.training
+    assert result.original is original
+    assert (result.geometry, result.nominal, result.channels, result.class_map) == ("g", (3, 4), 1, "c")
+    assert (result.bare, result.pairs) == (False, ())
+    assert result.runnable(m) is m
+    assert (x, seed, gradients, most, least) == (None, 0, False, 4096, LEAST_AGREEMENT)
+    assert report(1, 2) is None
+
+    def progress(done: int, total: int) -> None:
+        raise AssertionError
+
+    last = SimpleNamespace(**{**vars(dense), "bare": False, "channels_last": True})
+    image = np.full((2, 1, 3, 4), 0.1)
+    settings: Any = {"seed": 3, "max_windows": 9, "min_agreement": 0.25, "progress": progress}
+    verify_onnx_any_size(m, last, image, **settings)  # type: ignore[arg-type]
+    assert given[0].channels_last
+    assert given[2].dtype == torch.float32
+    assert torch.equal(given[2], torch.full((2, 1, 3, 4), 0.1))
+    assert given[3:] == [3, False, 9, 0.25, progress]
+
+
+def test_an_any_size_model_that_does_not_load() -> None:
+    m = parsed("g (float[N,1,3,4] x) => (float[N,1,3,4] y) { y = local.Unknown(x) }")
+    dense: Any = SimpleNamespace(model=m, channels_last=False, bare=False, batch=None)
+    with pytest.raises(BadInput, match="model: ONNX Runtime cannot load it"):
+        verify_onnx_any_size(m, dense)

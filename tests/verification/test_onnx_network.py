@@ -12,6 +12,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from onebyone.errors import MissingExtra
+from onebyone.verification import onnx_network
 from onebyone.verification.onnx_network import CallableOnnx, _rows, in_double
 from tests.onnx.models import model
 
@@ -124,3 +126,33 @@ def test_copies_in_float64_reach_branches_and_functions() -> None:
     literal, cast, _ = wide.functions[0].node
     assert literal.attribute[0].t.data_type == TensorProto.DOUBLE
     assert cast.attribute[0].i == TensorProto.DOUBLE
+
+
+def test_literals_of_several_numbers_are_computed_in_float64() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["l"], value_floats=[0.1, 2.0]),
+        helper.make_node("Constant", [], ["k"], value_ints=[1, 0]),
+        helper.make_node("Softmax", ["x"], ["s"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [2, 2])], []
+    )
+    wide = in_double(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    literal, integer, softmax = wide.graph.node
+    (attribute,) = literal.attribute
+    assert (attribute.name, attribute.t.data_type) == ("value", TensorProto.DOUBLE)
+    assert np.array_equal(
+        np.frombuffer(attribute.t.raw_data), np.array([0.1, 2], np.float32).astype(np.float64)
+    )
+    assert list(integer.attribute[0].ints) == [1, 0]
+    assert softmax.attribute[0].i == 1, "the number of an axis is not a type"
+    assert wide.graph.input[0].type.tensor_type.elem_type == TensorProto.DOUBLE
+
+
+def test_what_onnx_runtime_is_needed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, purpose: str = "anything") -> Any:
+        raise MissingExtra("onnxruntime", "engines", purpose)
+
+    monkeypatch.setattr(onnx_network, "RuntimeSession", missing)
+    with pytest.raises(MissingExtra, match="verifying an ONNX model"):
+        CallableOnnx(model(PLAIN, {"c": TENS[:, None, None]}))

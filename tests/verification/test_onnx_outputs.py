@@ -122,6 +122,8 @@ def test_the_larger_of_two_differences_is_told(monkeypatch: pytest.MonkeyPatch) 
         ]
     _, problems, _ = compared(monkeypatch, [f32(1, 3), f32(5, 1)], [f32(1, 2), f32(4, 1)], right)
     assert [problem[:8] for problem in problems] == ["output y", "output z"]
+    _, problems, _ = compared(monkeypatch, [f32(1, 2), f32(5, 1)], [f32(1, 2), f32(4, 1)], right)
+    assert [problem[:8] for problem in problems] == ["output z"], "also after an output that is right"
 
 
 def test_an_original_that_does_not_run_is_compared_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,8 +105,6 @@ def verify_onnx(
         target=SAME_FUNCTION,
         max_error=whole.max_error,
         rounding_ratio=whole.rounding_ratio,
-        float64_error=whole.float64_error,
-        float64_limit=whole.float64_limit,
         layers=tuple(checks),
         first_difference=next((check.path for check in checks if not check.ok), None),
         problems=tuple(problems),

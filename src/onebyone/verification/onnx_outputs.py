@@ -36,8 +36,6 @@ class WholeModel:
 
     max_error: float | None = None
     rounding_ratio: float | None = None
-    float64_error: float | None = None
-    float64_limit: float | None = None
     evaluators: tuple[str, ...] = ()
 
 

@@ -107,7 +107,7 @@ class _Interpreter:
         if node.op_type == "Shape" and isinstance(first, Approx):
             shape = np.asarray(first.value.shape, dtype=np.int64)
             return [shape[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(shape))]]
-        translate = _TRANSLATIONS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        translate = _TRANSLATIONS.get(node.op_type) if node.domain == "" else None
         if translate is None:
             raise NoRuleError(node.op_type)
         try:
@@ -256,7 +256,10 @@ def _plain(operator: Any, *names: str) -> _Translation:
 
 
 def _clip(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
-    limits = [None if v is None else float(np.asarray(v)) for v in (*operands[1:], None, None)][:2]
+    given = [None if v is None else float(np.asarray(v)) for v in operands[1:]]
+    # before opset 11 the limits are attributes
+    stated = [node.attributes.get_float(n) if n in node.attributes else None for n in ("min", "max")]
+    limits = given + stated[len(given) :]
     if limits == [None, None]:
         return operands[0]
     return g.run(aten.clamp.default, operands[0], *limits)
@@ -311,8 +314,11 @@ def _concatenated(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
 def _pad(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     if node.attributes.get_string("mode", "constant") != "constant" or len(operands) > 3:
         raise NoRuleError("Pad of another mode than constant")
-    sides, rank = g.integers(operands[1]), operands[0].value.ndim
-    number = float(np.asarray(operands[2])) if len(operands) > 2 and operands[2] is not None else 0.0
+    # before opset 11 the padding and the number are attributes
+    pads = operands[1] if len(operands) > 1 else node.attributes.get_ints("pads")
+    sides, rank = g.integers(pads), operands[0].value.ndim
+    value = operands[2] if len(operands) > 2 else node.attributes.get_float("value", 0.0)
+    number = 0.0 if value is None else float(np.asarray(value))
     return _padded(g, operands[0], [(sides[axis], sides[axis + rank]) for axis in range(rank)], number)
 
 
