@@ -105,6 +105,7 @@ def test_functions_with_two_slopes(name: str) -> None:
     x = torch.linspace(-3, 3, 1201, dtype=torch.float64)
     e = 2.0**-12
     answer = apply(operator, approx(x, e), *args)
+    assert torch.equal(answer.value, operator(x, *args))
     expected = (slope * e + 8 * U * (answer.value.abs() + absolute)) * float(widening(8))
     assert torch.allclose(answer.error, expected, rtol=1e-12, atol=0)
     moved = torch.stack([operator(x + s * e, *args) - answer.value for s in (-1, 1)]).abs().amax(0)

@@ -37,6 +37,8 @@ PRODUCTS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...], int, int, tuple
     "conv3d": (aten.conv3d.default, (1, 1, 2, 2, 2), (2, 1, 1, 2, 2), 2, 4, ()),
     # of a transposed convolution (I, O, …), the most terms that either axis allows: 3·2·2 and not 2·2·2
     "conv_transpose2d": (aten.conv_transpose2d.input, (1, 3, 2, 2), (3, 2, 2, 2), 2, 12, ([1, 1],)),
+    "conv_transpose2d of rows": (aten.conv_transpose2d.input, (1, 3, 2, 2), (3, 2, 1, 2), 2, 6, ([1, 1],)),
+    "conv_transpose1d": (aten.conv_transpose1d.default, (1, 2, 3), (2, 3, 2), 3, 6, ([1],)),
 }
 
 
@@ -142,9 +144,11 @@ AVERAGES: dict[str, tuple[Any, tuple[int, ...], tuple[Any, ...], int]] = {
     "mean": (aten.mean.dim, (2, 6), ([1],), 6),
     "mean of all": (aten.mean.default, (2, 6), (), 12),
     "sum": (aten.sum.dim_IntList, (2, 6), ([0],), 2),
+    "sum of one": (aten.sum.dim_IntList, (2, 1), ([1],), 1),
     "avg_pool1d": (aten.avg_pool1d.default, (1, 2, 6), ([3],), 3),
     "avg_pool2d": (aten.avg_pool2d.default, (1, 2, 4, 4), ([2, 3],), 6),
     "avg_pool2d, one number": (aten.avg_pool2d.default, (1, 2, 4, 4), ([2],), 4),
+    "avg_pool2d, an integer": (aten.avg_pool2d.default, (1, 2, 4, 4), (2,), 4),
     "avg_pool3d, one number": (aten.avg_pool3d.default, (1, 1, 2, 2, 2), ([2],), 8),
     "adaptive": (aten.adaptive_avg_pool2d.default, (1, 2, 6, 4), ([3, 1],), 3 * 5),
     "adaptive 1d": (aten.adaptive_avg_pool1d.default, (1, 2, 7), ([2],), 5),

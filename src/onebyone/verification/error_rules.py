@@ -82,6 +82,11 @@ def widened(e: Tensor, n: int, u: float) -> Tensor:
     return e * (1 + 4 * gamma(n + 4, u))
 
 
+def _setting(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any) -> Any:
+    """An argument that a graph may hold by position or by keyword."""
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
 def _approx(x: Any, what: Any) -> Approx:
     if not isinstance(x, Approx):
         raise NoRuleError(f"{what} with a constant operand")
@@ -186,16 +191,16 @@ def slopes(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """ReLUs with a negative branch: the steeper of the two slopes, and the rounding of expm1."""
     x = _approx(args[0], f)
     name = f._schema.name.split("::")[1]
-    settings = [float(a) for a in args[1:]] + [float(v) for v in kwargs.values()]
     # expm1 may be computed as exp − 1, whose rounding error is absolute: one roundoff of the factor in front of it
     if name == "leaky_relu":
-        steep, absolute = abs(settings[0]) if settings else 0.01, 0.0
+        steep, absolute = abs(_setting(args, kwargs, 1, "negative_slope", 0.01)), 0.0
     elif name == "elu":
-        alpha, scale, input_scale = (*settings, *(1.0, 1.0, 1.0)[len(settings) :])
+        names = enumerate(("alpha", "scale", "input_scale"), 1)
+        alpha, scale, input_scale = (_setting(args, kwargs, i, name, 1.0) for i, name in names)
         steep = abs(scale) * max(1.0, abs(alpha * input_scale))
         absolute = max(steep, abs(alpha * scale))
     elif name == "celu":
-        steep, absolute = 1.0, max([1.0, *(abs(alpha) for alpha in settings)])
+        steep, absolute = 1.0, max(1.0, abs(_setting(args, kwargs, 1, "alpha", 1.0)))
     else:
         steep = absolute = 1.7581  # selu: the product of its two constants
     y = f(x.value, *args[1:], **kwargs)
@@ -216,7 +221,7 @@ def on_both(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     x = _approx(args[0], f)
     if any(isinstance(a, Approx) for a in args[1:]):
         raise NoRuleError(f"{f} with an index that depends on the input")
-    if "dropout" in str(f) and (args[2] if len(args) > 2 else kwargs.get("train", False)):
+    if "dropout" in str(f) and _setting(args, kwargs, 2, "train", False):
         raise NoRuleError(f"{f} in training mode")
     y, e = f(x.value, *args[1:], **kwargs), f(x.error, *args[1:], **kwargs)
     return paired(y, e)
@@ -279,7 +284,7 @@ def sums(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     A number `b` is also rounded to the type of the tensor, which matters where the sum cancels.
     """
     a, b = args[:2]
-    s = abs(float(kwargs.get("alpha", args[2] if len(args) > 2 else 1)))
+    s = abs(float(_setting(args, kwargs, 2, "alpha", 1)))
     y = f(value(a), value(b), **kwargs) if len(args) < 3 else f(value(a), value(b), args[2], **kwargs)
     reversed_ = "rsub" in str(f)
     ea, eb = _scaled(a, s if reversed_ else 1.0), _scaled(b, 1.0 if reversed_ else s)
@@ -361,10 +366,10 @@ def layer_norm(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     the variance may be zero within these errors, the bound is infinite.
     """
     x, axes = _approx(args[0], f), tuple(range(-len(args[1]), 0))
-    weight, bias = [*args[2:4], None, None][:2]
+    weight, bias = _setting(args, kwargs, 2, "weight", None), _setting(args, kwargs, 3, "bias", None)
     if isinstance(weight, Approx) or isinstance(bias, Approx):
         raise NoRuleError(f"{f} with a weight that depends on the input")
-    eps = args[4] if len(args) > 4 else kwargs.get("eps", 1e-5)
+    eps = _setting(args, kwargs, 4, "eps", 1e-5)
     n = math.prod(args[1])
     g = gamma(3 * n + 3, u)
     d = x.value - x.value.mean(axes, keepdim=True)
