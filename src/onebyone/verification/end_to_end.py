@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from onebyone.verification import output_comparison
 from onebyone.verification.gradients import compare_gradients
-from onebyone.verification.network_run import Grads, Observation, Runner, in_one_line, observe
+from onebyone.verification.network_run import INPUT, Grads, Observation, Runner, in_one_line, observe
 from onebyone.verification.output_comparison import NetworkCheck, NetworkRuns
 from onebyone.verification.pytree import plain
 from onebyone.verification.result import GradientCheck
@@ -64,8 +64,21 @@ def compare_networks(
     check = output_comparison.compare(runs, exact, rounded, converted64, observe(runs.converted))
     if not gradients or check.problems:
         return EndToEndOutcome(check, None, runs)
+    if not isinstance(converted.call, nn.Module):
+        exact = _of_inputs(exact, check)
     gradient = _compare_gradients(runs, exact, rounded, converted64, map_gradients, check)
     return EndToEndOutcome(check, gradient, runs)
+
+
+def _of_inputs(exact: Observation, check: NetworkCheck) -> Observation:
+    """The run with its gradients of inputs alone; a note if there are others, or if none of inputs remain."""
+    inputs = {name: g for name, g in exact.gradients.items() if name.startswith(INPUT)}
+    if len(inputs) == len(exact.gradients):
+        return exact
+    reason = "the converted network is a function"
+    if inputs:
+        check.unverified.append(f"gradients of parameters: {reason}")
+    return replace(exact, gradients=inputs, no_gradients="" if inputs else reason)
 
 
 def _perturbed(original: Runner, u: float) -> Observation | None:
