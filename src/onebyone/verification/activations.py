@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import torch
@@ -166,11 +168,10 @@ def _watch(
     stop: Callable[[tuple[str, int], list[Tensor]], bool],
 ) -> None:
     """Call `stop((path, number of the call), outputs)` after each call of a module, until it returns True."""
-    calls: dict[str, int] = {}
+    calls: defaultdict[str, Iterator[int]] = defaultdict(count)
 
     def after(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls[path] = calls.get(path, -1) + 1
-        if stop((path, calls[path]), [wide(t).clone() for _, t in leaves(output)]):
+        if stop((path, next(calls[path])), [wide(t).clone() for _, t in leaves(output)]):
             raise _FirstDifferenceError
 
     with suppress(_FirstDifferenceError), observe_modules({p: modules[p] for p in paths}, after=after):

@@ -6,7 +6,7 @@ themselves are not observed: torch functions and operators that they call are no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -94,27 +94,6 @@ def observe_operators(
     'aten.relu.default'
     """
     return _OperatorObserver(before, after)
-
-
-@contextmanager
-def record_arguments(functions: Collection[Callable[..., Any]], position: int) -> Iterator[list[Any]]:
-    """Collect the positional argument number `position` of every call of some torch functions.
-
-    >>> import torch
-    >>> from torch.nn import functional as F
-    >>> with record_arguments([F.linear], 1) as weights:
-    ...     _ = nn.Linear(3, 2)(torch.zeros(1, 3))
-    >>> [tuple(weight.shape) for weight in weights]
-    [(2, 3)]
-    """
-    arguments: list[Any] = []
-
-    def after(function: Any, args: Args, kwargs: Kwargs, result: Any) -> None:
-        if function in functions:
-            arguments.append(args[position])
-
-    with observe_functions(after):
-        yield arguments
 
 
 def first_input(args: Args, kwargs: Kwargs) -> Any:

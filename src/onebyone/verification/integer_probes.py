@@ -45,7 +45,7 @@ def integers(
         k -= half
     else:
         k = torch.randint(-half, half, (count,), generator=generator).double()
-    return (2 * k + 1).clamp_(-magnitude, magnitude).reshape(shape).to(dtype)
+    return (2 * k + 1).reshape(shape).to(dtype)
 
 
 def probe(layer: LayerFunctions, seed: int) -> tuple[bool, str, list[Fault]]:
