@@ -12,7 +12,7 @@ import pytest
 
 from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import convert_model, prepared
-from onebyone.onnx.layer_models import NotSeparable
+from onebyone.onnx.layer_models import LayerModel, NotSeparable
 from onebyone.verification import onnx_known, onnx_models
 from onebyone.verification.onnx_known import KnownOriginal
 from onebyone.verification.onnx_models import _cut, _first_difference, _Layers, compare_onnx, verify_onnx
@@ -262,6 +262,29 @@ def test_shapes_of_other_tensors_are_computed_only_where_the_converted_form_does
     conversion = OnnxConversion(other, (), (), to="conv", level="graph", layers=(layer,))
     _Layers(KnownOriginal(original, None), conversion).check(0, 1)
     assert inputs == [("x",) if constant else ("x", "v")]
+
+
+def test_shapes_in_the_body_of_a_function_are_computed_where_the_converted_form_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs: list[tuple[str, ...]] = []
+
+    def probe(before: Any, *_: Any) -> tuple[LayerCheck, str]:
+        inputs.append(before.inputs)
+        return LayerCheck("r", "MatMul"), ""
+
+    monkeypatch.setattr(onnx_models, "probe", probe)
+    body = """<domain: "local", opset_import: ["" : 20]> part (a, b) => (r) {
+        w = Constant <value: tensor = float[3,2] {1,2,3,4,5,6}> () m = MatMul(a, w) s = Shape(b) r = Reshape(m, s) }"""
+    original = prepared(
+        model("g (float[2,3] x, float[1,4] v) => (float[1,4] y) { y = local.part(x, v) }", more=body)
+    )
+    layer = RewrittenLayer("part/r", "MatMul", "", "a", "r", 3, (2, 3), scope="part/")
+    conversion = OnnxConversion(original.clone(), (), (), to="conv", level="graph", layers=(layer,))
+    _Layers(KnownOriginal(original, None), conversion).check(0, 1)
+    scope = KnownOriginal(original, None).scopes["part/"]
+    assert LayerModel(original, "a", "r", scope, fixed_shapes=True).inputs == ("a",)
+    assert inputs == [("a", "b")]
 
 
 def test_a_part_that_only_one_model_has_is_not_checked() -> None:
