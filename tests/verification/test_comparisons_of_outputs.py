@@ -302,6 +302,10 @@ def test_perturbed_weights_keep_their_type_and_the_arguments_their_names() -> No
         assert drawn[0].dtype == dtype
         assert set((drawn[0] - 2).tolist()) == {4 * u, -4 * u}
     assert _perturbed(Runner(abs, torch.ones(1), 0), U32) is None
+    x = torch.ones(64, device="meta")
+    elsewhere = _perturbed(Runner(Weights(torch.float32).to("meta"), x, 3), U32)
+    assert elsewhere is not None
+    assert elsewhere.outputs[0][1].device.type == "meta"
 
 
 def test_identical_tensors_have_one_type_and_shape() -> None:

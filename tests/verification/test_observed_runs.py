@@ -183,6 +183,11 @@ def test_samples_of_positions(layer: nn.Module, shape: tuple[int, ...], sampled:
     assert sample(torch.zeros(shape), layer).shape == sampled
 
 
+def test_samples_are_on_the_device_of_the_input() -> None:
+    taken = sample(torch.zeros(300, 4, device="meta"), nn.Linear(4, 3))
+    assert (taken.device.type, taken.shape) == ("meta", (128, 4))
+
+
 def test_a_module_without_a_weight_is_sampled_as_one_with_a_single_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

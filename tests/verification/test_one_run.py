@@ -15,7 +15,7 @@ from onebyone.errors import BadInput
 from onebyone.verification import evaluation_context
 from onebyone.verification.channel_axis import WithoutChannels
 from onebyone.verification.evaluation_context import _older_switches, proof_settings
-from onebyone.verification.network_run import INPUT, Observation, Runner, as_callable, observe
+from onebyone.verification.network_run import INPUT, Observation, Runner, _signs, as_callable, observe
 from onebyone.verification.pytree import leaves, map_tensors, wide
 
 aten = torch.ops.aten
@@ -69,6 +69,11 @@ def test_a_run_that_fails_with_gradients_only() -> None:
     assert failed.no_gradients == ""
 
 
+class Traceable(nn.Module):
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return x * scale
+
+
 class Noisy(nn.Module):
     """Draws numbers, has a parameter that nothing reads, and one that may not be differentiated."""
 
@@ -98,6 +103,18 @@ def test_examples_by_name_reach_the_network_and_its_gradients() -> None:
     assert torch.equal(observe(runner, gradients=True).gradients[f"{INPUT} x"], 2 * signs)
     drawn = torch.rand(5, 3, generator=torch.Generator().manual_seed(7))
     assert torch.equal(observe(runner).outputs[0][1], (1 + drawn) * 2)
+
+
+def test_a_traced_network_is_called_by_position_and_by_name() -> None:
+    traced = torch.fx.symbolic_trace(Traceable())
+    x, scale = torch.ones(2), torch.tensor(3.0)
+    for example in ((x, scale), {"scale": scale, "x": x}, ((x,), {"scale": scale})):
+        assert observe(Runner(traced, example, 0)).outputs[0][1].tolist() == [3.0, 3.0]
+
+
+def test_signs_are_on_the_device_of_the_output_and_of_its_type() -> None:
+    signs = _signs(torch.zeros(3, 2, dtype=torch.float64, device="meta"), torch.Generator())
+    assert (signs.device.type, signs.dtype, signs.shape) == ("meta", torch.float64, (3, 2))
 
 
 def test_a_runner_in_another_dtype_keeps_everything_else() -> None:

@@ -124,6 +124,25 @@ def test_the_settings_of_elu_are_read_by_their_names(name: str) -> None:
     assert torch.allclose(answer.error, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("f", "name", "factor", "slope", "absolute"),
+    [
+        (aten.leaky_relu.default, "negative_slope", -3.0, 3, 0),
+        (aten.leaky_relu.default, "negative_slope", 0.5, 1, 0),
+        (aten.celu.default, "alpha", -50.0, 1, 50),
+        (aten.celu.default, "alpha", 0.5, 1, 1),
+    ],
+)
+def test_the_setting_of_a_slope_is_read_by_position_and_by_name(
+    f: Any, name: str, factor: float, slope: float, absolute: float
+) -> None:
+    x, e = torch.linspace(-3, 3, 601, dtype=torch.float64), 2.0**-12
+    for args, kwargs in (((factor,), {}), ((), {name: factor})):
+        answer = apply(f, approx(x, e), *args, **kwargs)
+        expected = (slope * e + 8 * U * (answer.value.abs() + absolute)) * float(widening(8))
+        assert torch.allclose(answer.error, expected, rtol=1e-12, atol=0)
+
+
 def test_a_layer_norm_has_the_same_bound_by_position_and_by_name() -> None:
     x, weight, bias = approx(draw(3, 4), 2.0**-10), draw(4, seed=5) * 4, draw(4, seed=6)
     by_position = apply(aten.layer_norm.default, x, [4], weight, bias, 1e-5)

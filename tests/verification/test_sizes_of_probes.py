@@ -130,6 +130,20 @@ def test_each_operand_that_is_too_large_is_refused(
         probe(probed(), 0)
 
 
+def test_integers_are_on_the_devices_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[Any] = []
+    right = integer_probes.integers
+
+    class Moved(Tensor):
+        def to(self, device: Any) -> Tensor:  # type: ignore[override]
+            devices.append(device)
+            return self.as_subclass(Tensor)
+
+    monkeypatch.setattr(integer_probes, "integers", lambda *arguments: right(*arguments).as_subclass(Moved))
+    assert probe(probed(), 0)[0]
+    assert devices == [torch.device("cpu")] * 4, "the weight, the bias, the input and the cotangent"
+
+
 def test_weights_up_to_the_limit_are_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_gradient(x: Tensor, p: Params) -> Tensor:
         return linear(x.detach(), p)
@@ -179,6 +193,20 @@ def test_a_shift_of_a_depthwise_kernel_is_one_along_its_first_long_axis() -> Non
     weight = torch.arange(6.0).reshape(1, 1, 3, 2)
     shifted = injected({"weight": weight})["weight order shifted by one"]()["weight"]
     assert shifted.flatten().tolist() == [4, 5, 0, 1, 2, 3]
+
+
+def test_height_and_width_are_the_last_two_axes() -> None:
+    """Of a kernel and of a map with three spatial axes too."""
+    weight, swapped = torch.arange(8.0), [0, 2, 1, 3, 4, 6, 5, 7]
+    kernel = injected({"weight": weight.reshape(1, 1, 2, 2, 2)})
+    assert kernel["kernel order swapped (height and width)"]()["weight"].flatten().tolist() == swapped
+    linear = injected({"weight": weight.reshape(1, 8)}, map_shape=(1, 2, 2, 2))
+    assert linear["flatten order swapped (height and width)"]()["weight"].flatten().tolist() == swapped
+    last = injected({"weight": weight.reshape(1, 8)}, map_shape=(2, 1, 2, 2))
+    expected = [0, 4, 1, 5, 2, 6, 3, 7]
+    assert last["flatten order swapped (channels last)"]()["weight"].flatten().tolist() == expected
+    kernel = injected({"weight": weight.reshape(1, 2, 1, 2, 2)})
+    assert kernel["kernel order swapped (channels last)"]()["weight"].flatten().tolist() == expected
 
 
 def test_the_other_parameters_stay() -> None:
