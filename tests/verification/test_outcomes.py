@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onebyone.errors import BadInput
+from onebyone.pytorch.graph.convert import convert_graph
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
 from onebyone.pytorch.modules.module_pair import ModulePair
 from onebyone.results.traces import TracedValue
@@ -213,6 +214,43 @@ def test_gradients_are_compared_if_asked_for() -> None:
         assert gradients is not None
         assert (gradients.ok, gradients.compared) == (True, 5)
         assert verify(model, converted, x, gradients=False).gradients is None
+
+
+# ---------------------------------------------------------------- whole graphs
+
+
+class PlainAttributes(nn.Module):
+    """Its weight and bias are tensors, and not parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = torch.randn(4, 3), torch.randn(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.w, self.b).relu()
+
+
+def test_a_weight_that_is_a_plain_attribute_is_verified_like_a_parameter() -> None:
+    """At its path, on its own input; and one with other values is not the layer that was recorded."""
+    torch.manual_seed(0)
+    model, x = PlainAttributes(), torch.randn(5, 3)
+    conversion = convert_graph(model, to="conv", example=x)
+    v = verify(model, conversion, x)
+    assert v.equivalent, str(v)
+    (check,) = v.layers
+    assert (check.path, check.bitwise, check.compared) == ("w", True, 20)
+    other = verify(PlainAttributes(), conversion, x)
+    assert not other.equivalent
+    assert "w in the original is not the layer recorded for it" in other.problems
+
+
+def test_an_empty_batch_shows_nothing_and_is_no_difference() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.empty(0, 3)
+    v = verify(model, convert_graph(model, to="conv", example=x), x)
+    assert v.equivalent, str(v)
+    why = "no bound on real weights: its recorded input has no values"
+    assert [(layer.bitwise, layer.why) for layer in v.layers] == [(True, why)] * 2
+    assert "the output has no values: it shows nothing of the operators before it" in v.unverified
 
 
 # ---------------------------------------------------------------- which layer differs

@@ -248,8 +248,20 @@ def test_a_layer_that_fails_says_so_and_not_what_its_bound_cannot_see() -> None:
     assert check.why.startswith("|Δ| is ")
 
 
-def test_a_layer_without_outputs() -> None:
-    check = check_layer(real_layer(), torch.zeros(0, 4), 0)
+def test_a_layer_on_an_empty_batch_and_one_without_outputs() -> None:
+    def fails_on_nothing(x: Tensor, p: Params) -> Tensor:
+        assert x.numel()
+        return linear(x, p)
+
+    check = check_layer(real_layer(converted=fails_on_nothing), torch.zeros(0, 4), 0)
+    assert (check.ok, check.bitwise, check.compared, check.bound) == (True, True, 0, None)
+    assert check.why == "no bound on real weights: its recorded input has no values"
+
+    def nothing(x: Tensor, p: Params) -> Tensor:
+        y = linear(x, p)
+        return y if x.dtype == torch.float64 and x.shape[0] != 5 else y[:0]
+
+    check = check_layer(real_layer(nothing, nothing), example(), 0)
     assert (check.ok, check.bitwise, check.compared) == (True, True, 0)
     assert (check.bound, check.max_error, check.error_ratio) == (0.0, 0.0, 0.0)
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from onebyone.verification.calls import first_input, observe_modules, observe_operators
 from onebyone.verification.pytree import leaves, wide
+from onebyone.verification.structure_checks import plain_attributes
 
 #: A layer's bound is checked on about this many products, and on at most `POSITIONS` positions.
 PRODUCTS = 2**27
@@ -59,7 +60,7 @@ def _accepts(layer: nn.Module, x: Tensor) -> bool:
 class _WeightUses:
     """Keeps, for each layer, the first value that an operator reads together with the layer's weight.
 
-    The value must be a floating tensor that is not a weight or buffer of the network itself.
+    The value must be a floating tensor that is not a weight, buffer or plain attribute of the network itself.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
@@ -70,7 +71,8 @@ class _WeightUses:
             weight = vars(layer)["_parameters"].get("weight")
             if weight is not None and weight.numel():
                 self.paths.setdefault(_address(weight), []).append(path)
-        self.weights = {_address(t) for t in [*model.parameters(), *model.buffers()]}
+        own = [*model.parameters(), *model.buffers(), *plain_attributes(model).values()]
+        self.weights = {_address(t) for t in own}
 
     def keep(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called before each operator, which may change its arguments in place."""

@@ -48,6 +48,8 @@ def check_layer(layer: LayerFunctions, x: Tensor | None, seed: int) -> LayerChec
 
 
 def _on_real_weights(layer: LayerFunctions, x: Tensor, check: LayerCheck) -> LayerCheck:
+    if not x.numel():  # an empty batch, which not every form of a layer accepts
+        return replace(check, why="no bound on real weights: its recorded input has no values")
     if not bool(torch.isfinite(x).all()):
         return replace(check, ok=False, why="its recorded input is not finite")
     try:

@@ -87,9 +87,19 @@ def _holds(network: nn.Module, path: str, layer: nn.Module) -> bool:
     return all(any(_equal(p, q) for q in candidates) for p in layer.parameters())
 
 
+def plain_attributes(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors that modules hold as plain attributes, neither parameters nor buffers, by their dotted names."""
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, module in network.named_modules(remove_duplicate=False)
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    }
+
+
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    named = dict(network.named_buffers(remove_duplicate=False))
-    return {**named, **dict(network.named_parameters(remove_duplicate=False))}
+    buffers = dict(network.named_buffers(remove_duplicate=False))
+    return plain_attributes(network) | buffers | dict(network.named_parameters(remove_duplicate=False))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
