@@ -240,3 +240,28 @@ def test_a_wrong_order_of_windows_is_found_in_its_layer() -> None:
     verification = onebyone.verify(m, conversion)  # without an example, so that only the layers are compared
     assert not verification.equivalent
     assert verification.first_difference == "y"
+
+
+def test_views_beside_a_run_merge_with_its_reshapes() -> None:
+    """(16, 3) → (1, 4, 4, 3) → windows (4, 2, 2, 3) → (4, 4, 3): the views around the run take no Reshape of their own,
+    also where a Shape node reads one of them."""
+    nodes = """
+        x0 = Relu(x) v = Reshape(x0, image) a = Reshape(v, blocks) b = Transpose<perm=[0,1,3,2,4,5]>(a)
+        c = Reshape(b, windows) n = Shape<start=0, end=1>(c) t = Concat<axis=0>(n, rows) y = Reshape(c, t)
+    """
+    constants = {
+        "image": sizes([1, 4, 4, 3]), "blocks": sizes([1, 2, 2, 2, 2, 3]), "windows": sizes([4, 2, 2, 3]),
+        "rows": sizes([4, 3]),
+    }  # fmt: skip
+    conversion = folded(model(graph("16,3", "4,4,3", nodes), constants), {"x": integers(16, 3)})
+    assert operators(conversion.model) == ["Relu", "Reshape", "Transpose", "Reshape"]
+    assert [(layer.data, layer.output) for layer in conversion.layers] == [("x0", "y")]
+
+
+def test_a_result_that_nothing_reads_is_removed() -> None:
+    nodes = """
+        a = Reshape(x, s) b = Transpose<perm=[2,0,3,1,4]>(a) q, k = Split<axis=0, num_outputs=2>(b) y = Squeeze(q, z)
+    """
+    m = model(graph("5,6,16", "5,2,6,4", nodes), {"s": sizes([5, 6, 2, 2, 4]), "z": sizes([0])})
+    conversion = folded(m, {"x": integers(5, 6, 16)})
+    assert operators(conversion.model) == ["Reshape", "Transpose", "Slice"]

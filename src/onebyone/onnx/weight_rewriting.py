@@ -20,7 +20,8 @@ from onebyone.onnx.graph_writer import GraphWriter
 from onebyone.onnx_file import unmapped
 
 #: One step of a rewriting: ("transpose", permutation), ("reshape", shape), ("broadcast", shape), ("scale", (factor,)),
-#: ("slice", (axis, start, stop)).
+#: ("slice", (axis, start, stop)), ("among ones", (shape, ranges)): one number at these ranges of a tensor of
+#: this shape, and 1 elsewhere.
 Step: TypeAlias = "tuple[str, tuple[Any, ...]]"
 
 _SHAPE_OPERATORS = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
@@ -72,7 +73,7 @@ class WeightRewriter:
         }:
             return _in_the_graph(writer, value, steps)
         if node.op_type not in _SHAPE_OPERATORS and any(
-            kind in ("scale", "broadcast", "slice") for kind, _ in steps
+            kind in ("scale", "broadcast", "slice", "among ones") for kind, _ in steps
         ):
             raise NotRewritable("a computed constant takes no factor, and is not repeated or split")
         if node.op_type in _SHAPE_OPERATORS:
@@ -158,6 +159,8 @@ def apply_steps(array: Array, steps: Sequence[Step]) -> Array:
 
     >>> apply_steps(np.arange(6), [("reshape", (2, 3)), ("transpose", (1, 0)), ("scale", (2,))]).tolist()
     [[0, 6], [2, 8], [4, 10]]
+    >>> apply_steps(np.array(7), [("among ones", ((4,), ((1, 3),)))]).tolist()
+    [1, 7, 7, 1]
     """
     for kind, numbers in steps:
         if kind == "scale":
@@ -168,6 +171,10 @@ def apply_steps(array: Array, steps: Sequence[Step]) -> Array:
             array = np.broadcast_to(array, numbers)
         elif kind == "slice":
             array = array[(slice(None),) * numbers[0] + (slice(*numbers[1:]),)]
+        elif kind == "among ones":
+            number, array = array.reshape(()), np.ones(numbers[0], array.dtype)
+            for start, stop in numbers[1]:
+                array.reshape(-1)[start:stop] = number
         else:
             array = array.reshape(numbers)
     return np.ascontiguousarray(array).reshape(array.shape)
@@ -191,6 +198,8 @@ def _shape_after(shape: tuple[int, ...], kind: str, numbers: tuple[Any, ...]) ->
     if kind == "slice":
         axis, start, stop = numbers
         return (*shape[:axis], stop - start, *shape[axis + 1 :])
+    if kind == "among ones":
+        return tuple(numbers[0])
     return tuple(shape[a] for a in numbers) if kind == "transpose" else tuple(numbers)
 
 

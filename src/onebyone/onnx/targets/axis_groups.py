@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations, pairwise
 from math import prod
 from typing import TypeAlias
 
@@ -73,3 +74,58 @@ def merge_around(sizes: Sequence[int], axis: int, most: int) -> tuple[Sizes, int
         product, side, i = min(pairs, key=lambda pair: pair[0])
         side[i : i + 2] = [product]
     return (*before, sizes[axis], *after), len(before)
+
+
+def regrouped(operand: Sizes, result: Sizes, new: Sizes) -> Sizes | None:
+    """The sizes of an operand that broadcasts to `result`, where the result has the sizes `new` in row-major order.
+
+    None where an axis of `new` would hold elements along which the operand broadcasts, and others.
+
+    >>> regrouped((3, 49, 49), (64, 3, 49, 49), (64, 7203)), regrouped((1, 3, 1, 49), (64, 3, 49, 49), (64, 3, 49, 49))
+    ((1, 7203), (1, 3, 1, 49))
+    >>> regrouped((288,), (64, 49, 288), (64, 49, 3, 96)), regrouped((3, 49, 49), (64, 3, 49, 49), (192, 49, 49))
+    ((1, 1, 3, 96), None)
+    """
+    if prod(result) != prod(new):
+        return None
+    operand = (1,) * (len(result) - len(operand)) + operand
+    old_ends, new_ends = ([prod(sizes[: i + 1]) for i in range(len(sizes))] for sizes in (result, new))
+    sizes, seen = [1] * len(new), [set[bool]() for _ in new]
+    start = 1
+    for end in sorted({*old_ends, *new_ends} - {1}):
+        if end % start:
+            return None
+        old_axis = next(axis for axis, other in enumerate(old_ends) if other >= end)
+        new_axis = next(axis for axis, other in enumerate(new_ends) if other >= end)
+        is_full = operand[old_axis] == result[old_axis]
+        seen[new_axis].add(is_full)
+        sizes[new_axis] *= end // start if is_full else 1
+        start = end
+    return None if any(len(kinds) > 1 for kinds in seen) else tuple(sizes)
+
+
+def coarser(sizes: Sizes, most: int) -> list[Sizes]:
+    """The ways to merge neighbouring axes so that `most` are left; those with the smallest axes first.
+
+    >>> coarser((64, 3, 49, 7), 3)
+    [(64, 147, 7), (192, 49, 7), (64, 3, 343)]
+    >>> coarser((64, 3), 3)
+    [(64, 3)]
+    """
+    count = len(sizes)
+    if count <= most:
+        return [sizes]
+    found = []
+    for cuts in combinations(range(1, count), most - 1):
+        ends = pairwise((0, *cuts, count))
+        found.append(tuple(prod(sizes[first:last]) for first, last in ends))
+    return sorted(found, key=max)
+
+
+def without_ones(sizes: Sizes) -> Sizes:
+    """The sizes larger than one: tensors that agree in these differ by Squeeze and Unsqueeze only.
+
+    >>> without_ones((1, 64, 1, 49))
+    (64, 49)
+    """
+    return tuple(size for size in sizes if size != 1)

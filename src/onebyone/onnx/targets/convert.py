@@ -31,6 +31,9 @@ from onebyone.onnx.stored_values import StoredValues
 from onebyone.onnx.targets.decompositions import VIEWS_AS_RESHAPES
 from onebyone.onnx.targets.description import describe
 from onebyone.onnx.targets.fewer_axes import FEWER_AXES, fold_axes
+from onebyone.onnx.targets.fixed_numbers import fix_numbers
+from onebyone.onnx.targets.moved_factors import move_factors
+from onebyone.onnx.targets.neighbouring_nodes import fold_neighbours
 from onebyone.onnx.targets.remedies import remedy
 from onebyone.onnx.targets.single_nodes import OTHER_AXES, fold_nodes, is_of_single_nodes
 from onebyone.onnx.targets.tensor_parts import store_in_parts
@@ -166,8 +169,11 @@ def _rewrite_in_rounds(
     model = rewriter.model
     most = _most_axes(profile)
     axis_reasons: dict[str, str] = {}
+    fix_numbers(rewriter, profile, only)
+    move_factors(rewriter, profile, most, only)
     for _ in range(MOST_ROUNDS):
         before = len(rewriter.changes)
+        fold_neighbours(rewriter, profile, most, only)
         if most is not None:
             axis_reasons = fold_axes(rewriter, most, only)
         size_reasons = store_in_parts(rewriter, profile, only)

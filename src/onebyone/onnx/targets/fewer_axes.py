@@ -23,8 +23,10 @@ from onebyone.onnx.targets.runs import (
     RunOutput,
     TensorRun,
     find_runs,
+    is_view,
     nodes_of_main_graph,
     rewrite_runs,
+    with_views,
 )
 from onebyone.onnx.weight_rewriting import WeightRewriter
 
@@ -37,7 +39,6 @@ TOKEN_WISE = frozenset(
 BROADCASTING = frozenset(
     ["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "Less", "Greater", "And", "Or"]
 )
-_RESHAPES = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
 #: From this opset on, Softmax normalises over one axis.
 SOFTMAX_OF_ONE_AXIS = 13
 
@@ -46,9 +47,10 @@ def fold_axes(rewriter: ModelRewriter, most: int, only: Only) -> dict[str, str]:
     """Rewrite every run of tensors with more than `most` axes. Returns the reason for each node that stays."""
     _fix_shapes(rewriter.model, most)
     is_large = partial(_is_large, most=most)
+    nodes = nodes_of_main_graph(rewriter.model)
     return rewrite_runs(
         rewriter,
-        find_runs(nodes_of_main_graph(rewriter.model), is_large),
+        with_views(find_runs(nodes, is_large), nodes),
         is_large,
         lambda: AxisFolder(most, rewriter.weights),
         FEWER_AXES,
@@ -58,11 +60,18 @@ def fold_axes(rewriter: ModelRewriter, most: int, only: Only) -> dict[str, str]:
 
 
 def _fix_shapes(model: ir.Model, most: int) -> None:
-    """Constants in the place of Shape nodes that read a tensor of more than `most` axes, where all sizes are known."""
+    """Constants in the place of Shape nodes that read a tensor of more than `most` axes, or a view of one, where all
+    sizes are known: others need not be computed for them."""
     opset = model.opset_imports.get("", 1)
+    views = [(node.inputs[0], node.outputs[0]) for node in model.graph if is_view(node)]
+    near: set[ir.Value] = set()
+    for pair in (*views, *reversed(views)):
+        values = {value for value in pair if value is not None}
+        if near & values or any(_is_large(value, most) for value in values):
+            near |= values
     for node in [node for node in model.graph if node.op_type == "Shape" and node.domain == ""]:
         data, result = node.inputs[0], node.outputs[0]
-        sizes = None if data is None or not _is_large(data, most) else sizes_of(data)
+        sizes = sizes_of(data) if data is not None and (data in near or _is_large(data, most)) else None
         if sizes is None or None in sizes or result.is_graph_output():
             continue
         first, last = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(sizes))
@@ -113,7 +122,7 @@ class AxisFolder:
             for old, new in zip(node.outputs, results, strict=False):
                 self._stored[id(old)] = new
                 if old.is_graph_output() or any(id(use.node) not in inside for use in old.uses()):
-                    sizes = _known(old)
+                    sizes = known_sizes(old)
                     if len(sizes) > self._most:
                         raise NotRewritable(f"{old.name} is an output of the graph and has {len(sizes)} axes")
                     outputs.append(RunOutput(path, old, self.result(writer, new, sizes)))
@@ -122,10 +131,10 @@ class AxisFolder:
     def result(self, writer: GraphWriter, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
         """The stored value with these sizes, as the output of a new node, so that it can take the old one's name."""
         is_new = any(value.producer() is node for other in self.writers.values() for node in other.nodes)
-        if is_new and _known(value) == tuple(sizes) and id(value) not in self._returned:
+        if is_new and known_sizes(value) == tuple(sizes) and id(value) not in self._returned:
             self._returned.add(id(value))
             return value
-        if self._lead and _known(value) == (*self._lead, *sizes):
+        if self._lead and known_sizes(value) == (*self._lead, *sizes):
             return writer.squeeze(value, range(len(self._lead)), sizes)
         return writer.op("Reshape", [value, writer.integers(sizes)], shape=list(sizes))
 
@@ -133,7 +142,7 @@ class AxisFolder:
         """Insert the new form of one node, and return its results in the axes in which they are stored."""
         if node.domain != "":
             raise NotRewritable(f"{node.domain}.{node.op_type} has no form of fewer axes")
-        if node.op_type in _RESHAPES:
+        if is_view(node):
             return [self._read(node.inputs[0])]
         if node.op_type in TOKEN_WISE:
             data = self._folded(writer, node.inputs[0])
@@ -161,7 +170,7 @@ class AxisFolder:
 
     def _as(self, writer: GraphWriter, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
         """The stored value with these sizes, after those of size one."""
-        stored = _known(value)
+        stored = known_sizes(value)
         if self._lead and stored == tuple(sizes):
             return writer.unsqueeze(value, range(len(self._lead)), [*self._lead, *sizes])
         sizes = [*self._lead, *sizes]
@@ -175,7 +184,7 @@ class AxisFolder:
     def _folded(self, writer: GraphWriter, value: ir.Value | None) -> ir.Value:
         """The stored value with at most `most` axes: the first ones merged."""
         stored = self._read(value)
-        sizes = _known(stored)
+        sizes = known_sizes(stored)
         if len(sizes) <= self._most:
             return self._as(writer, stored, sizes) if self._lead else stored
         count = len(sizes) - self._most + 1
@@ -184,7 +193,7 @@ class AxisFolder:
     def _transpose(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         data = node.inputs[0]
         assert data is not None
-        sizes = _known(data)
+        sizes = known_sizes(data)
         order = list(node.attributes.get_ints("perm") or reversed(range(len(sizes))))
         order = [axis for axis in order if sizes[axis] != 1]  # where axes of size one are makes no difference
         value, current = self._read(data), sorted(order)
@@ -236,7 +245,7 @@ class AxisFolder:
     def _along(self, writer: GraphWriter, value: ir.Value | None, axis: int) -> tuple[ir.Value, Sizes, int]:
         """The value with one axis whole and the others merged where needed, its sizes, and where that axis is."""
         assert value is not None
-        sizes = _known(value)
+        sizes = known_sizes(value)
         place = axis % len(sizes)
         if not self._lead or len(sizes) > self._most:
             sizes, place = merge_around(sizes, axis, self._most)
@@ -255,7 +264,7 @@ class AxisFolder:
         if index is None or not is_constant(index) or shape_of(index) not in ((), (1,)):
             raise NotRewritable("Gather of more than one element has no form of fewer axes")
         axis = node.attributes.get_int("axis", 0)
-        position = int(array_of(index).reshape(-1)[0]) % _known(node.inputs[0])[axis]
+        position = int(array_of(index).reshape(-1)[0]) % known_sizes(node.inputs[0])[axis]
         data, place, count = self._elements(writer, node.inputs[0], axis)
         return [writer.slice_axis(data, place, position * count, (position + 1) * count)]
 
@@ -267,7 +276,7 @@ class AxisFolder:
         """
         if id(value) in self._selected:
             return self._read(value), *self._selected[id(value)]
-        sizes = _known(value)
+        sizes = known_sizes(value)
         axis %= len(sizes)
         before, after = ([n for n in part if n != 1] for part in (sizes[:axis], sizes[axis + 1 :]))
         if after and len(before) + len(after) == self._most:
@@ -282,13 +291,13 @@ class AxisFolder:
         data, place, count = self._elements(writer, node.inputs[0], axis)
         results, start = [], 0
         for output in node.outputs:
-            size = _known(output)[axis] * count
+            size = known_sizes(output)[axis] * count
             results.append(writer.slice_axis(data, place, start, start + size))
             start += size
         return results
 
     def _along_one_axis(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
-        before, after = _known(node.inputs[0]), _known(node.outputs[0])
+        before, after = known_sizes(node.inputs[0]), known_sizes(node.outputs[0])
         axes = [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
         operands = [v for v in node.inputs[1:] if v is not None]
         if len(axes) != 1 or not all(is_constant(v) for v in operands) or len(operands) < 3:
@@ -313,7 +322,7 @@ class AxisFolder:
 
     def _matmul(self, node: ir.Node, writer: GraphWriter) -> list[ir.Value]:
         first, second = node.inputs
-        left, right, result = _known(first), _known(second), _known(node.outputs[0])
+        left, right, result = known_sizes(first), known_sizes(second), known_sizes(node.outputs[0])
         if is_constant(second) and len(right) == 2:
             data = self._as(writer, self._read(first), (prod(left[:-1]), left[-1]))
             return [writer.op("MatMul", [data, second], shape=(prod(left[:-1]), right[-1]))]
@@ -325,14 +334,14 @@ class AxisFolder:
 
     def _broadcast(self, node: ir.Node, writer: GraphWriter) -> ir.Value:
         """Operands that broadcast: neighbouring axes along which the same operands have size one are merged."""
-        result = _known(node.outputs[0])
+        result = known_sizes(node.outputs[0])
         operands = [value for value in node.inputs if value is not None]
-        full = [(1,) * (len(result) - len(_known(value))) + _known(value) for value in operands]
+        full = [(1,) * (len(result) - len(known_sizes(value))) + known_sizes(value) for value in operands]
         groups = [[axis] for axis in range(len(result))]
         if len(result) > self._most:
             stored = next((self._read(v) for v, sizes in zip(operands, full, strict=True)
                            if sizes == result and not is_constant(v)), None)  # fmt: skip
-            sizes = () if stored is None else _known(stored)
+            sizes = () if stored is None else known_sizes(stored)
             boundaries = frozenset(prod(sizes[:i]) for i in range(len(sizes)))
             groups = merged_groups(result, full, boundaries, self._most)
         if len(groups) > self._most:
@@ -362,14 +371,16 @@ def selected_axis(value: ir.Value) -> int | None:
             index = node.inputs[1]
             is_one = index is not None and is_constant(index) and shape_of(index) in ((), (1,))
         else:
-            is_one = node.op_type == "Split" and all(_known(output)[axis] == 1 for output in node.outputs)
+            is_one = node.op_type == "Split" and all(
+                known_sizes(output)[axis] == 1 for output in node.outputs
+            )
         if node.domain != "" or not is_one:
             return None
         axes.add(axis)
     return axes.pop() if len(axes) == 1 else None
 
 
-def _known(value: ir.Value | None) -> Sizes:
+def known_sizes(value: ir.Value | None) -> Sizes:
     sizes = None if value is None else (shape_of(value) if is_constant(value) else sizes_of(value))
     if sizes is None or None in sizes:
         name = None if value is None else value.name

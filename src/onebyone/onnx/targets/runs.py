@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
 from typing import Protocol
@@ -16,6 +16,8 @@ from onebyone.onnx.graph_writer import WRITTEN, GraphWriter
 from onebyone.onnx.model_rewriting import ModelRewriter, discard, nodes_of, replace_value
 from onebyone.records import Change
 
+#: Operators that only change the axes of their first input.
+VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
 #: Whether a target does not take a tensor; never true of a constant.
 IsOversized = Callable[[ir.Value], bool]
 
@@ -84,12 +86,14 @@ def rewrite_runs(
                 each.drop_unused_constants()
             reasons |= {path: str(error) for path, _ in run.nodes}
             continue
+        kept = {id(output.old) for output in outputs}
+        gone = {id(value) for _, node in run.nodes for value in node.outputs} - kept
         layers = [
             RewrittenLayer(
                 rewriter.origin(output.path),
                 _producer(output.old).op_type,
                 law,
-                *_data_of(output.old, is_oversized, holders),
+                *_data_of(output.old, is_oversized, gone, holders),
                 is_exact=writer.is_exact(run),
             )
             for output in outputs
@@ -100,6 +104,9 @@ def rewrite_runs(
             rewriter.changes.append(Change(layer.path, layer.kind, law, before, description))
             replace_value(output.old, output.new)
             discard([_producer(output.old)])
+        # what nobody reads would be found, and written under the same names, again
+        discard([node for _, node in reversed(run.nodes)])
+        discard([node for each in reversed(writer.writers.values()) for node in reversed(each.nodes)])
     return reasons
 
 
@@ -126,6 +133,60 @@ def find_runs(nodes: Iterable[tuple[str, ir.Node]], is_oversized: IsOversized) -
     return list(runs.values())
 
 
+def is_view(node: ir.Node) -> bool:
+    """Whether a node only changes the axes of its first input."""
+    return node.domain == "" and node.op_type in VIEWS
+
+
+def with_views(runs: Iterable[TensorRun], nodes: Sequence[tuple[str, ir.Node]]) -> list[TensorRun]:
+    """The runs with the views before them that nothing else reads, and those that alone read a result of them.
+
+    A Reshape before or after a run then merges with the one that the run needs there.
+    """
+    place = {node: (index, path) for index, (path, node) in enumerate(nodes)}
+    found = []
+    for run in runs:
+        members = {node for _, node in run.nodes}
+        members |= {*views_before(members), *_views_after(members)}
+        ordered = sorted((node for node in members if node in place), key=place.__getitem__)
+        found.append(TensorRun([(place[node][1], node) for node in ordered]))
+    return found
+
+
+def views_before(nodes: Collection[ir.Node]) -> set[ir.Node]:
+    """Views of known sizes that only these nodes, and other such views, read."""
+    members = set(nodes)
+    waiting = list(nodes)
+    while waiting:
+        for operand in waiting.pop().inputs:
+            view = None if operand is None else operand.producer()
+            if operand is None or view is None or view in members or not _is_inside(view):
+                continue
+            if not operand.is_graph_output() and all(use.node in members for use in operand.uses()):
+                members.add(view)
+                waiting.append(view)
+    return members - set(nodes)
+
+
+def _views_after(nodes: Collection[ir.Node]) -> set[ir.Node]:
+    """Views of known sizes of results, and of other such views, that only views read."""
+    members = set(nodes)
+    waiting = list(nodes)
+    while waiting:
+        for output in waiting.pop().outputs:
+            readers = [use.node for use in output.uses() if use.node not in members]
+            if not output.is_graph_output() and all(_is_inside(n) and n.inputs[0] is output for n in readers):
+                members.update(readers)
+                waiting += readers
+    return members - set(nodes)
+
+
+def _is_inside(node: ir.Node) -> bool:
+    """Whether a node is a view of which all sizes are known."""
+    sizes = sizes_of(node.outputs[0])
+    return is_view(node) and not is_constant(node.inputs[0]) and sizes is not None and all(sizes)
+
+
 def _producer(value: ir.Value) -> ir.Node:
     node = value.producer()
     assert node is not None
@@ -133,9 +194,11 @@ def _producer(value: ir.Value) -> ir.Node:
 
 
 def _data_of(
-    value: ir.Value, is_oversized: IsOversized, holders: Collection[str]
+    value: ir.Value, is_oversized: IsOversized, gone: Collection[int], holders: Collection[str]
 ) -> tuple[str, str, int, tuple[int | None, ...] | None]:
     """The largest tensor that the run reads and `value` depends on, `value`, the number of terms, and its sizes.
+
+    The converted model holds neither oversized tensors nor those whose identities are in `gone`.
 
     Smaller ones may be shapes, which the converted form need not read. `holders` are the names of the tensors that hold
     a value of the original.
@@ -153,7 +216,7 @@ def _data_of(
             producer = operand.producer()
             # the original has no value of the name of one that was written, unless that holds one
             is_new = producer is not None and WRITTEN in producer.meta and operand.name not in holders
-            if not is_oversized(operand) and not is_new:
+            if not is_oversized(operand) and id(operand) not in gone and not is_new:
                 read.append(operand)
             else:
                 waiting.append(operand)

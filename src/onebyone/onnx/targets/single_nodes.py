@@ -41,7 +41,7 @@ def fold_nodes(
     `most` is the number of axes that every tensor may have, if that is limited.
     """
     reasons: dict[str, str] = {}
-    for path, node, rule in list(_offending(rewriter.model, profile)):
+    for path, node, rule in list(offending_nodes(rewriter.model, profile)):
         if isinstance(rule, RankLimit):
             description, axes, lead = f"at most {rule.maximum} axes", rule.maximum or 0, False
         else:
@@ -58,7 +58,7 @@ def fold_nodes(
     return reasons
 
 
-def _offending(
+def offending_nodes(
     model: ir.Model, profile: TargetProfile
 ) -> Iterator[tuple[str, ir.Node, RankLimit | SizeLimit]]:
     """The nodes of the main graph that violate a limit on their own axes, each with the first such limit."""
