@@ -101,3 +101,24 @@ def test_they_stay_fused_in_their_own_layout(nodes: str) -> None:
     m = model(graph("1,5,4", "1,5,4", f"y = {nodes}"), {"d": integers(4), "g": integers(4)})
     c = convert_with_layout(m, forced=True)
     assert operators(c.model) == operators(m)
+
+
+@pytest.mark.parametrize("scale", [(1,), (6,)], ids=["one-element", "vector"])
+@pytest.mark.parametrize("offset", [(1,), (6,)], ids=["one-element", "vector"])
+def test_parameters_of_one_element_broadcast_along_the_normalised_axis(
+    scale: tuple[int, ...], offset: tuple[int, ...]
+) -> None:
+    """The normalised axis is stored in the second place, where a parameter of one element has no axis to be moved."""
+    text = graph("1,5,4", "1,5,3", "a = MatMul(x, v) h = LayerNormalization(a, s, o) y = MatMul(h, w)")
+    constants = CONSTANTS | {"s": 2 + integers(*scale, seed=7), "o": integers(*offset, seed=8)}
+    m = model(text, constants, opset=17)
+    c = convert_with_layout(m, forced=True)
+    kinds = operators(c.model)
+    assert (kinds.count("Conv"), kinds.count("LayerNormalization")) == (2, 0)
+    x = integers(1, 5, 4, seed=2)
+    expected, actual = (in_runtime(each, x) for each in (m, c.model))
+    # a mean, a variance and two products: 40 roundings at most, then sums of 6 terms up to |w| ≤ 3
+    largest = np.abs(expected).max() + 6 * 3 * (
+        np.abs(constants["s"]).max() * 3 + np.abs(constants["o"]).max()
+    )
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=46 * EPSILON * largest)

@@ -192,3 +192,16 @@ def test_casts_to_the_dtype_of_the_export_are_followed_in_float64() -> None:
     ((value, _),) = RunningError(Halves(), x)(x.double())
     assert value.dtype == torch.float64
     assert torch.equal(value, x.double() * 0.5)
+
+
+def test_a_change_in_place_whose_result_nobody_reads_is_followed() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 3
+            torch.relu_(y)
+            return y
+
+    x = torch.tensor([[-1.0, 0.7]])
+    ((value, bound),) = RunningError(InPlace(), x)(x)
+    assert torch.equal(value, (x * 3).relu())
+    assert 0 < float(bound.max()) < 1e-6

@@ -259,6 +259,13 @@ def test_the_second_map_is_not_tried_after_a_difference() -> None:
     assert check.problems == ("state_dict_from_original() fails on the original's weights: called",)
 
 
+def test_a_map_that_gives_another_shape_is_a_problem_in_converted_layers_too() -> None:
+    check = compare_weights(
+        linear(), linear(), lambda state: {n: t[..., None] for n, t in state.items()}, layers=[""]
+    )
+    assert (check.ok, check.unverified, [d.name for d in check.differing]) == (False, (), ["weight", "bias"])
+
+
 def test_the_second_map_is_compared_where_both_have_the_name() -> None:
     check = compare_weights(linear(), linear(), dict, lambda state: {"weight": state["weight"], "more": 1})
     assert (check.ok, check.compared, check.values) == (True, 2, 9)

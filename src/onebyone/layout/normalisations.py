@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-from onebyone.layout.orders import Layout, Order, operand_layout, operand_order, without_leading_units
+from onebyone.layout.orders import Layout, Order, operand_layout, operand_order
 from onebyone.layout.rules import LayoutRule, OperandOrders, write_in_natural_layout
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
@@ -62,7 +62,9 @@ class NormalisationRule(LayoutRule):
     def _parameter(self, tensors: StoredTensors[T], parameter: GraphValue | None, layout: Layout) -> T | None:
         if parameter is None:
             return None
-        return tensors.get(parameter, without_leading_units(operand_layout(layout, (0,), self.over[0])))
+        # a parameter of one element, along an axis of any size, has no axis to be moved
+        full = operand_layout(layout, parameter.axes, self.over[0])
+        return tensors.get(parameter, tensors.nearest(parameter, full))
 
 
 @dataclass(frozen=True, eq=False)
