@@ -12,11 +12,13 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+import onebyone
 from onebyone.errors import BadInput
 from onebyone.onnx.convert import convert_model
+from onebyone.onnx.layout.convert import convert_with_layout
 from onebyone.onnx.model_file import open_model, save_model
 from onebyone.onnx_file import write_model
-from tests.onnx.models import integers, model, run
+from tests.onnx.models import graph, integers, model, operators, run
 
 TEXT = "g (int64[N] i) => (float[N,32] y) { x = Gather(table, i) y = MatMul(x, w) }"
 
@@ -188,3 +190,27 @@ def test_a_model_saved_over_its_own_data_keeps_its_numbers(tmp_path: Path) -> No
         "first": 7.0,
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
+
+
+def test_the_default_domain_has_two_names() -> None:
+    """ONNX and ONNX Runtime know it as "" and as "ai.onnx"; Softmax, among others, depends on the version."""
+    text = graph("2,3,4", "2,3,5", "a = Softmax(x) y = MatMul(a, w)")
+    m = model(text, {"w": integers(4, 5)}, opset=17)
+    alias = m.clone()
+    alias.opset_imports["ai.onnx"] = alias.opset_imports.pop("")
+    proto = ir.serde.serialize_model(alias)
+    x = integers(2, 3, 4, seed=1)
+    expected = convert_with_layout(m, forced=True)
+    for source in (alias, proto):
+        opened = open_model(source)
+        assert opened.opset_imports == m.opset_imports
+        c = convert_with_layout(opened, forced=True)
+        assert operators(c.model) == operators(expected.model)
+        np.testing.assert_array_equal(run(c.model, {"x": x})[0], run(expected.model, {"x": x})[0])
+    assert "" not in alias.opset_imports
+    assert onebyone.verify(proto, onebyone.convert(proto), x).equivalent
+    proto.opset_import.add(domain="", version=13)
+    with pytest.raises(
+        BadInput, match="model: imports the default domain in two versions, 13 and, as 'ai.onnx', 17"
+    ):
+        open_model(proto)

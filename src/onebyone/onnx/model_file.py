@@ -21,19 +21,29 @@ from onebyone.onnx_file import tensors_of, write_model
 from onebyone.records import first_line, root_cause
 
 
+#: Another name of the default domain, which onnx-ir (1.1) replaces in nodes, but not where versions are imported.
+_ALIAS = "ai.onnx"
+
+
 def open_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
     """A model of onnx-ir from a path, a `ModelProto` or such a model itself, which is returned as it is.
 
+    Of a model that imports the default domain as "ai.onnx" it is a copy, which imports it as "".
+
     Raises:
         BadInput: the file is truncated, not ONNX, or damaged; a tensor's external data is missing, too short or
-            outside the model's folder; a node reads a value that nothing computes before it.
+            outside the model's folder; a node reads a value that nothing computes before it; two versions of the
+            default domain are imported.
     """
     if isinstance(source, ir.Model):
         model, name = source, "model"
+        if _ALIAS in model.opset_imports:
+            model = model.clone()
     elif isinstance(source, onnx.ModelProto):
         model, name = _decoded(source, "model"), "model"
     else:
         model, name = _from_file(Path(source)), str(source)
+    _name_default_domain(model, name)
     _require_sound(model, name)
     return model
 
@@ -68,6 +78,16 @@ def _decoded(proto: onnx.ModelProto, name: str) -> ir.Model:
         raise BadInput(
             f"{name} is not a valid ONNX model: {shortened(first_line(root_cause(error)))}"
         ) from error
+
+
+def _name_default_domain(model: ir.Model, name: str) -> None:
+    """Import the operators of the default domain under the name that their nodes have."""
+    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        version = imports.pop(_ALIAS, None)
+        if version is not None and imports.setdefault("", version) != version:
+            raise BadInput(
+                f"{name}: imports the default domain in two versions, {imports['']} and, as {_ALIAS!r}, {version}"
+            )
 
 
 def _require_sound(model: ir.Model, name: str) -> None:
