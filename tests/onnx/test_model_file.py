@@ -211,6 +211,6 @@ def test_the_default_domain_has_two_names() -> None:
     assert onebyone.verify(proto, onebyone.convert(proto), x).equivalent
     proto.opset_import.add(domain="", version=13)
     with pytest.raises(
-        BadInput, match="model: imports the default domain in two versions, 13 and, as 'ai.onnx', 17"
+        BadInput, match=r"model: imports the default domain in two versions, 13 and, as 'ai\.onnx', 17"
     ):
         open_model(proto)

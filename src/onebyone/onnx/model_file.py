@@ -20,7 +20,6 @@ from onebyone.onnx.shapes import quiet
 from onebyone.onnx_file import tensors_of, write_model
 from onebyone.records import first_line, root_cause
 
-
 #: Another name of the default domain, which onnx-ir (1.1) replaces in nodes, but not where versions are imported.
 _ALIAS = "ai.onnx"
 
