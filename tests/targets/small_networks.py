@@ -17,6 +17,19 @@ def profile(*constraints: str, form: str = "any") -> TargetProfile:
     return read_profile(f'name = "t"\ntitle = "T"\n[preferred]\nform = "{form}"\n{tables}'.encode(), "t.toml")
 
 
+def swap_last_axes(m: ir.Model, shape: tuple[int, int, int]) -> None:
+    """A planted fault: the elements of the constant of this many numbers in a wrong order."""
+    constants = ((str(name), value) for name, value in m.graph.initializers.items())
+    name, value, tensor = next(
+        (name, value, value.const_value)
+        for name, value in constants
+        if value.const_value is not None and value.const_value.size == np.prod(shape)
+    )
+    array = tensor.numpy()
+    wrong = np.ascontiguousarray(array.reshape(shape).swapaxes(1, 2).reshape(array.shape))
+    value.const_value = ir.tensor(wrong, name=name)
+
+
 #: A target with small numbers, under which most nodes of a small network offend.
 SMALL = profile(
     'kind = "layer"\noperators = ["Conv"]\nquantity = "input-channels"\nmaximum = 3',

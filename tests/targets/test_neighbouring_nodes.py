@@ -13,7 +13,7 @@ from onebyone.onnx.targets.convert import TargetConversion
 from onebyone.onnx.targets.fixed_numbers import FIXED_NUMBERS
 from onebyone.onnx.targets.moved_factors import MOVED_FACTOR
 from tests.onnx.models import Array, graph, integers, model, operators
-from tests.targets.small_networks import profile
+from tests.targets.small_networks import profile, swap_last_axes
 from tests.targets.test_single_nodes import ONE_SAMPLE, RANK, numbers, rewritten
 
 TARGET = profile(ONE_SAMPLE.replace("]", ', "Softmax", "Split", "Slice", "Transpose"]'), RANK)
@@ -112,15 +112,7 @@ def test_random_neighbours(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_order_within_a_run_is_caught() -> None:
     m = model(graph("6,3,5,5", "6,3,5,5", SCORES), CONSTANTS)
     conversion = onebyone.convert(m, target=TARGET)
-    name, value = next(
-        (name, value)
-        for name, value in conversion.model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.size == 75
-    )
-    assert value.const_value is not None
-    array = value.const_value.numpy()
-    wrong = np.ascontiguousarray(array.reshape(3, 5, 5).swapaxes(1, 2).reshape(array.shape))
-    value.const_value = ir.tensor(wrong, name=str(name))
+    swap_last_axes(conversion.model, (3, 5, 5))
     verification = onebyone.verify(m, conversion, {"x": integers(6, 3, 5, 5)})
     assert not verification.equivalent
     assert verification.first_difference == "y"

@@ -10,7 +10,7 @@ import onebyone
 from onebyone.onnx.targets.convert import TargetConversion
 from onebyone.targets import TargetProfile
 from tests.onnx.models import Array, graph, integers, model, operators, run
-from tests.targets.small_networks import profile
+from tests.targets.small_networks import profile, swap_last_axes
 
 ONE_SAMPLE = (
     'kind = "size"\naxis = "batch"\nmaximum = 1\nexempt = ["Reshape", "Squeeze", "Unsqueeze", "MatMul"]'
@@ -115,14 +115,6 @@ def test_what_stays_has_a_reason(nodes: str, target: TargetProfile, reason: str)
 def test_a_wrong_order_of_elements_is_caught() -> None:
     m = model(graph("6,3,5,4", "6,3,5,4", "y = Add(x, a)"), {"a": integers(1, 3, 5, 4)})
     conversion = onebyone.convert(m, target=profile(ONE_SAMPLE, RANK))
-    name, value = next(
-        (name, value)
-        for name, value in conversion.model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.size == 60
-    )
-    assert value.const_value is not None
-    array = value.const_value.numpy()
-    wrong = np.ascontiguousarray(array.reshape(3, 5, 4).swapaxes(1, 2).reshape(array.shape))
-    value.const_value = ir.tensor(wrong, name=str(name))
+    swap_last_axes(conversion.model, (3, 5, 4))
     verification = onebyone.verify(m, conversion, {"x": integers(6, 3, 5, 4)})
     assert not verification.equivalent

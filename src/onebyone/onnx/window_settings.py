@@ -76,7 +76,8 @@ def same_padding(mode: str, size: int, kernel: int, stride: int, dilation: int) 
     total = (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size
     if runtimes_disagree(total):
         return None
-    less, more = max(total, 0) // 2, max(total, 0) - max(total, 0) // 2
+    total = max(total, 0)
+    less, more = total // 2, total - total // 2
     return (less, more) if mode == "SAME_UPPER" else (more, less)
 
 

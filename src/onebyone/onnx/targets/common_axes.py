@@ -12,7 +12,7 @@ The planner's *orders* are here the sizes of a stored tensor without those of si
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -26,7 +26,7 @@ from onebyone.layout.values import GraphValue
 from onebyone.onnx.constant_values import is_constant, shape_of, sizes_of
 from onebyone.onnx.targets.axis_groups import Sizes, coarser, regrouped, without_ones
 from onebyone.onnx.targets.fewer_axes import BROADCASTING, SOFTMAX_OF_ONE_AXIS, TOKEN_WISE
-from onebyone.onnx.targets.runs import is_view
+from onebyone.onnx.targets.runs import is_view, joined
 
 #: The cost of other axes for an operator that may keep its own: it is not rewritten unless that saves a Reshape.
 _REWRITTEN = 0.01
@@ -148,7 +148,8 @@ def common_axes(
     # where an axis of size one has room in front, the operator has it by itself, and nobody else sees it
     large = {node for node, rule in rules.items() if node in violating and len(rule.sizes) >= limits.most}
     found: dict[ir.Node, Order] = {}
-    for part in _connected(rules):
+    # parts that share no stored tensor
+    for part in joined((node, (rule.result, *rule.operands)) for node, rule in rules.items()):
         if not large.isdisjoint(part):
             plan = choose_orders(graph.with_readers(rules, part), ())
             chosen = {node: plan.orders[rules[node].result][0] for node in part}
@@ -156,26 +157,11 @@ def common_axes(
     return found
 
 
-def _connected(rules: Mapping[ir.Node, CommonAxesRule]) -> Iterator[list[ir.Node]]:
-    """The nodes in parts that share no stored tensor, in the order of the program."""
-    parts: dict[GraphValue, list[ir.Node]] = {}
-    for node, rule in rules.items():
-        tensors = (rule.result, *rule.operands)
-        joined = list({id(parts[t]): parts[t] for t in tensors if t in parts}.values())
-        part = [n for other in joined for n in other] + [node]
-        members = {t for n in part for t in (rules[n].result, *rules[n].operands)}
-        parts |= dict.fromkeys(members, part)
-    order = {node: index for index, node in enumerate(rules)}
-    for part in {id(part): part for part in parts.values()}.values():
-        yield sorted(part, key=order.__getitem__)
-
-
 class _Views:
     """The stored tensors of a graph, each with all its views."""
 
     def __init__(self, nodes: list[ir.Node]) -> None:
         self._tensors: dict[ir.Value, StoredTensor] = {}
-        self._readers: dict[StoredTensor, list[tuple[ir.Node | None, Order]]] = {}
         self._position = {node: index for index, node in enumerate(nodes)}
 
     def _known(self, value: ir.Value | None) -> Sizes | None:

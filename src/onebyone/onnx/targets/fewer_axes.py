@@ -60,8 +60,10 @@ def fold_axes(rewriter: ModelRewriter, most: int, only: Only) -> dict[str, str]:
 
 
 def _fix_shapes(model: ir.Model, most: int) -> None:
-    """Constants in the place of Shape nodes that read a tensor of more than `most` axes, or a view of one, where all
-    sizes are known: others need not be computed for them."""
+    """Give constants to what reads the shape of a tensor of more than `most` axes, or of a view of one.
+
+    All sizes must be known. Such a tensor need not be computed for its shape alone.
+    """
     opset = model.opset_imports.get("", 1)
     views = [(node.inputs[0], node.outputs[0]) for node in model.graph if is_view(node)]
     near: set[ir.Value] = set()

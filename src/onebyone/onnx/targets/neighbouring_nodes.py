@@ -22,6 +22,7 @@ from onebyone.onnx.targets.runs import (
     RunOutput,
     TensorRun,
     is_view,
+    joined,
     nodes_of_main_graph,
     rewrite_runs,
     views_before,
@@ -92,21 +93,18 @@ def _runs(nodes: Sequence[tuple[str, ir.Node]], chosen: Mapping[ir.Node, Order])
     Left out are runs of which other nodes read a result and compute an operand: their layers could not be compared one
     by one.
     """
-    runs: dict[ir.Node, list[ir.Node]] = {}
+    linked: dict[ir.Node, list[ir.Node]] = {}  # each node, and those before it whose results it reads
     for _, node in nodes:
         operands = node.inputs if node in chosen else node.inputs[:1] if is_view(node) else ()
-        sources = {operand.producer() for operand in operands if operand is not None}
-        joined = {id(runs[s]): runs[s] for s in sources if s is not None and s in runs}
-        if node not in chosen and not joined:
-            continue
-        run = [*(member for other in joined.values() for member in other), node]
-        runs |= dict.fromkeys(run, run)
-    paths = {node: (index, path) for index, (path, node) in enumerate(nodes)}
-    for run in {id(run): run for run in runs.values()}.values():
+        producers = [operand.producer() for operand in operands if operand is not None]
+        sources = [producer for producer in producers if producer is not None and producer in linked]
+        if node in chosen or sources:
+            linked[node] = [node, *sources]
+    places = {node: (index, path) for index, (path, node) in enumerate(nodes)}
+    for run in joined(linked.items()):
         members = {*run, *views_before(run)}
-        if any(node in chosen for node in members) and not _comes_back(members):
-            ordered = sorted(members, key=lambda node: paths[node][0])
-            yield TensorRun([(paths[node][1], node) for node in ordered])
+        if not _comes_back(members):
+            yield TensorRun([(places[node][1], node) for node in sorted(members, key=places.__getitem__)])
 
 
 def _comes_back(run: Collection[ir.Node]) -> bool:

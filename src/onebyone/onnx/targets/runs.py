@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import onnx_ir as ir
 
@@ -13,11 +13,13 @@ from onebyone.onnx.constant_values import NotRewritable, is_constant, sizes_of
 from onebyone.onnx.conversion import RewrittenLayer
 from onebyone.onnx.convert import Only, wanted
 from onebyone.onnx.graph_writer import WRITTEN, GraphWriter
+from onebyone.onnx.layout.operators import KEEPING_AXES, RESHAPES
 from onebyone.onnx.model_rewriting import ModelRewriter, discard, nodes_of, replace_value
 from onebyone.records import Change
 
+Item = TypeVar("Item")
 #: Operators that only change the axes of their first input.
-VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
+VIEWS = RESHAPES | KEEPING_AXES
 #: Whether a target does not take a tensor; never true of a constant.
 IsOversized = Callable[[ir.Value], bool]
 
@@ -112,25 +114,36 @@ def rewrite_runs(
 
 def find_runs(nodes: Iterable[tuple[str, ir.Node]], is_oversized: IsOversized) -> list[TensorRun]:
     """The runs of a graph: nodes that read or write an oversized tensor, joined where they share one."""
-    parent: dict[int, int] = {}
-    members: list[tuple[str, ir.Node, int]] = []
+    large = (
+        (each, [v for v in (*each[1].inputs, *each[1].outputs) if v is not None and is_oversized(v)])
+        for each in nodes
+    )
+    return [TensorRun(run) for run in joined(large)]
 
-    def root(key: int) -> int:
+
+def joined(items: Iterable[tuple[Item, Sequence[Hashable]]]) -> list[list[Item]]:
+    """Groups of items, each given with its keys: two are in one group if a chain of shared keys leads from one to the
+    other. The order stays. Items without a key are left out.
+
+    >>> joined([("a", [1]), ("b", [2]), ("c", [2, 3]), ("d", [3, 4]), ("e", [])])
+    [['a'], ['b', 'c', 'd']]
+    """
+    parent: dict[Hashable, Hashable] = {}
+
+    def root(key: Hashable) -> Hashable:
         while parent.setdefault(key, key) != key:
             parent[key] = parent[parent[key]]
             key = parent[key]
         return key
 
-    for path, node in nodes:
-        large = [id(v) for v in (*node.inputs, *node.outputs) if v is not None and is_oversized(v)]
-        if large:
-            for other in large[1:]:
-                parent[root(other)] = root(large[0])
-            members.append((path, node, large[0]))
-    runs: dict[int, TensorRun] = {}
-    for path, node, key in members:
-        runs.setdefault(root(key), TensorRun()).nodes.append((path, node))
-    return list(runs.values())
+    members = [(item, keys) for item, keys in items if keys]
+    for _, (first, *others) in members:
+        for other in others:
+            parent[root(other)] = root(first)
+    groups: dict[Hashable, list[Item]] = {}
+    for item, keys in members:
+        groups.setdefault(root(keys[0]), []).append(item)
+    return list(groups.values())
 
 
 def is_view(node: ir.Node) -> bool:
