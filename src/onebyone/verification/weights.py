@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from onebyone.records import first_line
 from onebyone.verification.pytree import wide
 from onebyone.verification.result import WeightCheck, WeightDifference
+from onebyone.verification.structure_checks import plain_attributes
 
 Map = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _PLAIN = (
@@ -142,10 +143,7 @@ def _may_reshape(name: str, layers: Collection[str], to_original: Map | None) ->
 
 def _tensors(model: nn.Module) -> dict[str, Any]:
     """Everything a network computes with, by name: tied tensors under each name, nested state by its path."""
-    tensors: dict[str, Any] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        tensors |= {f"{prefix}{n}": v for n, v in vars(module).items() if isinstance(v, Tensor)}
+    tensors: dict[str, Any] = {**plain_attributes(model)}
     with contextlib.suppress(
         Exception
     ):  # hooks of other libraries may fail; the modules' own tensors are compared nevertheless
@@ -157,10 +155,9 @@ def _tensors(model: nn.Module) -> dict[str, Any]:
 
 def _optional(model: nn.Module) -> set[str]:
     """Tensors that an exported program drops if nothing reads them: plain attributes and non-persistent buffers."""
-    names: set[str] = set()
+    names = set(plain_attributes(model))
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
-        names |= {f"{prefix}{n}" for n, v in vars(module).items() if isinstance(v, Tensor)}
         names |= {f"{prefix}{n}" for n in module._non_persistent_buffers_set}
     return names
 
