@@ -214,3 +214,12 @@ def test_the_default_domain_has_two_names() -> None:
         BadInput, match=r"model: imports the default domain in two versions, 13 and, as 'ai\.onnx', 17"
     ):
         open_model(proto)
+
+
+def test_a_model_whose_function_has_the_other_name_is_not_changed() -> None:
+    body = '<domain: "local", opset_import: ["" : 17]> f (a) => (r) { r = Relu(a) }'
+    m = model(graph("2", "2", "y = local.f(x)"), {}, opset=17, more=body)
+    (function,) = m.functions.values()
+    function.opset_imports["ai.onnx"] = function.opset_imports.pop("")
+    (opened,) = open_model(m).functions.values()
+    assert (opened.opset_imports[""], "" in function.opset_imports) == (17, False)

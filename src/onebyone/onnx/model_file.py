@@ -36,7 +36,7 @@ def open_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> i
     """
     if isinstance(source, ir.Model):
         model, name = source, "model"
-        if _ALIAS in model.opset_imports:
+        if any(_ALIAS in imports for imports in _imports_of(model)):
             model = model.clone()
     elif isinstance(source, onnx.ModelProto):
         model, name = _decoded(source, "model"), "model"
@@ -79,9 +79,14 @@ def _decoded(proto: onnx.ModelProto, name: str) -> ir.Model:
         ) from error
 
 
+def _imports_of(model: ir.Model) -> list[dict[str, int]]:
+    """The versions of the domains that the model and each of its functions import."""
+    return [model.opset_imports, *(function.opset_imports for function in model.functions.values())]
+
+
 def _name_default_domain(model: ir.Model, name: str) -> None:
     """Import the operators of the default domain under the name that their nodes have."""
-    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+    for imports in _imports_of(model):
         version = imports.pop(_ALIAS, None)
         if version is not None and imports.setdefault("", version) != version:
             raise BadInput(

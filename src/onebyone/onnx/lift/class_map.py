@@ -44,7 +44,7 @@ _ONE = ("Mul",)
 
 def _affine(node: ir.Node, after: Collection[Hashable]) -> bool:
     """Whether a node is affine in what depends on the pool; what is not known to be is not."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain != "":
         return False
     operands = [v for v in node.inputs if v is not None and v in after]
     if node.op_type in _SUMS:

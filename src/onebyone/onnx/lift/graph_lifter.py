@@ -296,7 +296,7 @@ def path_of(node: ir.Node) -> str:
 
 def name_of(node: ir.Node) -> str:
     """The operator's name, with its domain where that is not ONNX's own."""
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+    return node.op_type if node.domain == "" else f"{node.domain}.{node.op_type}"
 
 
 def _const(weight: ConstantHandle) -> Const:

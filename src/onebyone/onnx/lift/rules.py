@@ -33,4 +33,4 @@ DECODERS |= {
 
 def decoder_for(node: ir.Node) -> Decoder | None:
     """The decoder of a node's operator, or None; operators of other domains than ONNX's own have none."""
-    return DECODERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    return DECODERS.get(node.op_type) if node.domain == "" else None
