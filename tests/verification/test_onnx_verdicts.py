@@ -241,10 +241,9 @@ def test_layers_without_floating_weights_are_not_compared_on_them(monkeypatch: p
     assert layers.check(0, 1)[0].bitwise is True
 
 
-@pytest.mark.parametrize("constant", [True, False])
-def test_shapes_of_other_tensors_are_computed_only_where_the_converted_form_does(
-    monkeypatch: pytest.MonkeyPatch, constant: bool
-) -> None:
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The inputs of each layer that is probed; the probe itself finds nothing."""
     inputs: list[tuple[str, ...]] = []
 
     def probe(before: Any, *_: Any) -> tuple[LayerCheck, str]:
@@ -252,6 +251,13 @@ def test_shapes_of_other_tensors_are_computed_only_where_the_converted_form_does
         return LayerCheck("y", "MatMul"), ""
 
     monkeypatch.setattr(onnx_models, "probe", probe)
+    return inputs
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_shapes_of_other_tensors_are_computed_only_where_the_converted_form_does(
+    probed: list[tuple[str, ...]], constant: bool
+) -> None:
     text = (
         "g (float[2,3] x, float[1,4] v) => (float[1,4] y) { m = MatMul(x, w) s = Shape(v) y = Reshape(m, s) }"
     )
@@ -261,19 +267,12 @@ def test_shapes_of_other_tensors_are_computed_only_where_the_converted_form_does
     layer = RewrittenLayer("y", "MatMul", "", "x", "y", 3, (2, 3))
     conversion = OnnxConversion(other, (), (), to="conv", level="graph", layers=(layer,))
     _Layers(KnownOriginal(original, None), conversion).check(0, 1)
-    assert inputs == [("x",) if constant else ("x", "v")]
+    assert probed == [("x",) if constant else ("x", "v")]
 
 
 def test_shapes_in_the_body_of_a_function_are_computed_where_the_converted_form_does(
-    monkeypatch: pytest.MonkeyPatch,
+    probed: list[tuple[str, ...]],
 ) -> None:
-    inputs: list[tuple[str, ...]] = []
-
-    def probe(before: Any, *_: Any) -> tuple[LayerCheck, str]:
-        inputs.append(before.inputs)
-        return LayerCheck("r", "MatMul"), ""
-
-    monkeypatch.setattr(onnx_models, "probe", probe)
     body = """<domain: "local", opset_import: ["" : 20]> part (a, b) => (r) {
         w = Constant <value: tensor = float[3,2] {1,2,3,4,5,6}> () m = MatMul(a, w) s = Shape(b) r = Reshape(m, s) }"""
     original = prepared(
@@ -284,7 +283,7 @@ def test_shapes_in_the_body_of_a_function_are_computed_where_the_converted_form_
     _Layers(KnownOriginal(original, None), conversion).check(0, 1)
     scope = KnownOriginal(original, None).scopes["part/"]
     assert LayerModel(original, "a", "r", scope, fixed_shapes=True).inputs == ("a",)
-    assert inputs == [("a", "b")]
+    assert probed == [("a", "b")]
 
 
 def test_a_part_that_only_one_model_has_is_not_checked() -> None:
