@@ -167,10 +167,14 @@ def grouped_product(source: Array, weight: Array) -> Array:
 
 
 def per_channel(constant: Array, ids: Integers, axes: int) -> Array:
-    return constant.reshape(-1)[ids].reshape(-1, *(1,) * axes)
+    return constant.reshape(-1).take(ids).reshape(-1, *(1,) * axes)
 
 
-reshape, permute, add, subtract, multiply = np.reshape, np.transpose, np.add, np.subtract, np.multiply
+def reshape(source: Array, shape: Sequence[int]) -> Array:
+    return source.reshape(*shape)
+
+
+permute, add, subtract, multiply = np.transpose, np.add, np.subtract, np.multiply
 matrix_vector, maximum, negative, absolute = np.matmul, np.maximum, np.negative, np.abs
 square_root = np.sqrt
 

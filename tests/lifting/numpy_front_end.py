@@ -164,7 +164,9 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "linear": lambda x, weight, bias: x @ weight.T + bias,
     "matmul": np.matmul,
     "einsum": lambda *operands, equation: np.einsum(equation, *operands),
-    "batch_norm": lambda x, mean, variance: (x - mean) / np.sqrt(variance + EPSILON),
+    "batch_norm": lambda x, mean, variance, weight=1.0, bias=0.0: (
+        (x - mean) / np.sqrt(variance + EPSILON) * weight + bias
+    ),
     "relu": lambda x: np.maximum(x, 0),
     "add": np.add,
     "subtract": np.subtract,
@@ -280,7 +282,10 @@ def decode(op: Op, operands: Sequence[Any], call: operators.Call, nominal: Array
         terms, result = settings["equation"].split("->")
         return operators.Einsum(operands, terms.split(","), result)
     if op.kind == "batch_norm":
-        return operators.BatchNorm(*operands, None, None, EPSILON, lambda x: call.apply(x, *operands[1:]))
+        weight, bias = operands[3:] or (None, None)
+        return operators.BatchNorm(
+            *operands[:3], weight, bias, EPSILON, lambda x: call.apply(x, *operands[1:])
+        )
     if op.kind == "mean":
         axes = operators.axes_without_batch(settings["axes"], len(first.shape) + 1)
         return operators.Reduce(first, "mean", axes, settings.get("keep", False))

@@ -290,15 +290,17 @@ def test_a_product_within_groups_of_channels() -> None:
     assert_equals_crops(network, FIRST | {"weight": normal(2, 2, 3)}, (5, 4), (8, 9))
 
 
-def test_a_batch_norm_by_position_is_absorbed_by_the_linear_layer() -> None:
+@pytest.mark.parametrize("affine", [(), ("factor", "offset")], ids=["plain", "affine"])
+def test_a_batch_norm_by_position_is_absorbed_by_the_linear_layer(affine: tuple[str, ...]) -> None:
     network = [
         Op("conv", "convolution", ("image", "kernel", "shift")),
         Op("flat", "reshape", ("conv",), {"shape": (24,)}),
-        Op("norm", "batch_norm", ("flat", "centre", "variance")),
+        Op("norm", "batch_norm", ("flat", "centre", "variance", *affine)),
         Op("last", "linear", ("norm", "weight", "bias")),
     ]
     constants = FIRST | {
         "centre": normal(24), "variance": normal(24) ** 2 + 0.5, "weight": normal(3, 24), "bias": normal(3),
+        "factor": normal(24) + 2, "offset": 3 - normal(24),
     }  # fmt: skip
     assert_equals_crops(network, constants, (5, 4), (8, 9))
 

@@ -311,7 +311,7 @@ def test_a_linear_layer_whose_weight_is_transposed() -> None:
     assert [layer.law for layer in lifter.linear_layers] == [
         "linear = pointwise convolution", "flatten∘linear = convolution without padding"
     ]  # fmt: skip
-    assert [layer.transposed for layer in lifter.linear_layers] == [True, False]
+    assert [(layer.transposed, layer.axis) for layer in lifter.linear_layers] == [(True, -1), (False, -1)]
 
 
 # class maps
