@@ -56,7 +56,10 @@ def test_results_as_plain_data_have_every_field() -> None:
         Verification(True, "t"),
     ):  # fmt: skip
         names = {field.name for field in fields(result)}
-        assert names <= set(result.to_dict())
+        data = result.to_dict()
+        assert names <= set(data)
+        for name, value in NOT_MEASURED[type(result)].items():
+            assert data[name] == value or (value == () and data[name] == []), name
     assert set(LayerCheck("p", "k").to_dict()) - {f.name for f in fields(LayerCheck)} == {"planted_fault"}
     assert LayerCheck("p", "k", faults=(Fault("f", deviation=0.5),)).to_dict()["planted_fault"] == 0.5
     assert set(WeightCheck(1, 2).to_dict()) - {f.name for f in fields(WeightCheck)} == {"ok"}
