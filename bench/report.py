@@ -255,7 +255,7 @@ def plot(models: dict[str, Any], theme: str) -> bytes:
         for spine in axes.spines.values():
             spine.set_visible(False)
         axes.set_xlabel(
-            "time of the other engine ÷ time of the tuned network (right of the line, the tuned network is faster)"
+            "time of the other engine ÷ time of the tuned network\n(right of the line, the tuned network is faster)"
         )
         axes.legend(
             loc="upper center",
