@@ -4,7 +4,7 @@
     python -m tools.mutants laws --minutes 10  # stop after ten minutes; the next call continues
     python -m tools.mutants laws --sample 400  # the same 400 mutants of the room whenever it is called
     python -m tools.mutants laws --sample 150 --seed 2  # 150 others, which no test was written for yet
-    python -m tools.mutants laws --survivors   # also run the survivors again, after tests were added
+    python -m tools.mutants laws --survivors   # also run the survivors without a reason again, after tests were added
     python -m tools.mutants laws --listed      # only run the survivors again that the summary lists
 
 mutmut supplies the mutations: swapped operators and comparisons, changed numbers and strings, removed arguments, and so
@@ -25,8 +25,8 @@ tests were added: tests for the survivors of a sample say nothing about the othe
 anew from the whole room; the summary has it under "fresh", with its score before and after tests were added.
 
 Outcomes are kept in .mutants/ROOM.json, so a run can be interrupted; bench/results/mutants.json is the summary.
-Survivors that no test can notice are listed with the reason in tools/mutants/equivalent.json. Exit code 1 if fewer than
-92 % of the mutants of a room are killed, or if some have not been run.
+Survivors that no test can notice are listed with the reason in tools/mutants/equivalent/ROOM.json. Exit code 1 if fewer
+than 92 % of the mutants of a room are killed, if some have not been run, or if a survivor has no reason.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from tools.mutants.running import (
 
 STORE = ROOT / ".mutants"
 SUMMARY = ROOT / "bench" / "results" / "mutants.json"
-EQUIVALENT = Path(__file__).with_name("equivalent.json")
+EQUIVALENT = Path(__file__).with_name("equivalent")
 REQUIRED = 0.92
 PRELOADED = ("numpy", "torch", "torch.export", "torch.fx", "hypothesis", "hypothesis.extra.numpy")
 """Libraries loaded before forking. Nothing of onebyone, because a fork may have to import it mutated."""
@@ -165,7 +165,11 @@ def run_room(
     """Run the mutants of a room, or of a sample of them, that have no outcome yet, and return its summary."""
     ledger, mutants = Ledger(name, deadline, seed), mutants_of_room(name)
     if survivors:
-        ledger.again = {m.key for m in mutants if ledger.outcomes.get(m.key) == "survived"}
+        ledger.again = {
+            m.key
+            for m in mutants
+            if ledger.outcomes.get(m.key) == "survived" and reason_for(m.describe()) is None
+        }
         ledger.outcomes = {
             key: outcome for key, outcome in ledger.outcomes.items() if key not in ledger.again
         }
@@ -212,8 +216,11 @@ def reason_for(described: dict[str, Any]) -> str | None:
 
 @functools.cache
 def reasons() -> dict[tuple[str, ...], str]:
-    """The reasons of tools/mutants/equivalent.json by mutant."""
-    return {facts_of(entry): entry["reason"] for entry in json.loads(EQUIVALENT.read_text(encoding="utf-8"))}
+    """The reasons of tools/mutants/equivalent by mutant."""
+    entries = [
+        entry for file in EQUIVALENT.glob("*.json") for entry in json.loads(file.read_text(encoding="utf-8"))
+    ]
+    return {facts_of(entry): entry["reason"] for entry in entries}
 
 
 def mutants_of_room(name: str) -> list[Mutant]:
@@ -319,7 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--sample", type=int, help="run only so many mutants of each room, chosen at random once"
     )
     parser.add_argument("--seed", type=int, help="draw the sample anew, with this seed")
-    parser.add_argument("--survivors", action="store_true", help="also run the survivors again")
+    parser.add_argument(
+        "--survivors", action="store_true", help="also run the survivors without a reason again"
+    )
     parser.add_argument("--listed", action="store_true", help="only run the survivors that the summary lists")
     options = parser.parse_args(arguments)
     if options.seed is not None and options.sample is None:
@@ -337,8 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = run_room(name, deadline, options.survivors, options.sample, options.seed)
             if options.seed is not None:
                 result = as_fresh_sample(result)
-        low |= result["score"] is None or result["score"] < REQUIRED or result["tested"] < result["mutants"]
         unexplained = sum(s["equivalent"] is None for s in result["survivors"])
+        low |= result["score"] is None or result["score"] < REQUIRED or result["tested"] < result["mutants"]
+        low |= unexplained > 0
         say(
             f"{name}: {result['killed']} of {result['tested']} killed ({result['score'] or 0:.1%}), "
             f"{len(result['survivors'])} survived, {unexplained} of them without a reason; "
