@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +16,7 @@ import onebyone
 from onebyone.pytorch.modules.module_pair import ModulePair
 from onebyone.records import Change, Refusal
 from onebyone.verification import Verification, verify
-from onebyone.verification.structure_checks import misplaced, not_finite, untied
+from onebyone.verification.structure_checks import _equal, misplaced, not_finite, untied
 from tests.verification.standins import ConvertedByHand, ConvInPlaceOfLinear, net, swap
 
 
@@ -283,3 +286,38 @@ def test_layers_that_are_not_where_their_path_says() -> None:
     assert misplaced([ModulePair("0", stand_in, after[0])], model, after) == []
     assert misplaced([ModulePair("0", other, after[0])], model, after) != []
     assert misplaced([ModulePair("missing", model[0], after[0])], model, after) != []
+
+
+@pytest.mark.parametrize(
+    ("recorded", "is_same"),
+    [
+        ([1.0, math.nan, 3.0], True), ([1.0, 2.0, 3.0], False), ([math.nan, 2.0, 3.0], False),
+        ([math.nan] * 3, False), ([1.0, math.nan, 4.0], False),
+    ],
+)  # fmt: skip
+def test_weights_with_nan_are_recognised_by_all_of_their_numbers(
+    recorded: list[float], is_same: bool
+) -> None:
+    """A program has no modules, so the recorded layer is compared with the tensors of the network."""
+    network = nn.Sequential(nn.Linear(3, 1, bias=False))
+    layer = copy.deepcopy(network[0])
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([1.0, math.nan, 3.0]))
+        layer.weight.copy_(torch.tensor(recorded))
+    problems = misplaced([ModulePair("0", layer, network[0])], network, network)
+    assert (problems == []) is is_same
+
+
+def test_weights_are_compared_on_the_device_of_the_first() -> None:
+    """Stands for a tensor on another device, with which no operator could compare before it was moved."""
+
+    class OnAnotherDevice(Tensor):
+        moved_to: list[torch.device | None] = []
+
+        def to(self, device: torch.device | None) -> Tensor:  # type: ignore[override]
+            self.moved_to.append(device)
+            return self.as_subclass(Tensor)
+
+    a = torch.tensor([1.0, 2.0])
+    assert _equal(a, a.clone().as_subclass(OnAnotherDevice))
+    assert OnAnotherDevice.moved_to == [torch.device("cpu")]

@@ -109,8 +109,5 @@ def _equal(a: Tensor, b: Tensor) -> bool:
         return False
     if a.is_meta or b.is_meta:
         return a.is_meta and b.is_meta
-    return bool(torch.equal(a.detach(), b.detach().to(a.device)) or _equal_with_nan(a, b))
-
-
-def _equal_with_nan(a: Tensor, b: Tensor) -> bool:
-    return _floating(a) and bool(((a == b.to(a.device)) | (a.isnan() & b.to(a.device).isnan())).all())
+    a, b = a.detach(), b.detach().to(a.device)
+    return torch.equal(a, b) or (_floating(a) and bool(((a == b) | (a.isnan() & b.isnan())).all()))
