@@ -181,7 +181,7 @@ def smooth(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """Functions with a known Lipschitz constant."""
     x = _approx(args[0], f)
     lipschitz, of_y, of_x, absolute = _SMOOTH[f._schema.name.split("::")[1]]
-    y = f(x.value, *args[1:], **kwargs)
+    y = f(x.value, **kwargs)
     e = lipschitz * x.error + u * (of_y * y.abs() + of_x * (x.value.abs() + 2 * x.error) + absolute)
     return Approx(y, widened(e, 8, u))
 

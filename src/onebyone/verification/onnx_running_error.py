@@ -124,8 +124,8 @@ class _Interpreter:
         return RULES[operator.overloadpacket](self.u, operator, tuple(arguments), {})
 
     def tensor(self, array: Array) -> Tensor:
-        tensor = torch.from_numpy(np.array(array))
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        # an operand has the type of the other, which depends on the image and so is a float
+        return torch.from_numpy(np.array(array)).to(self.dtype)
 
     def integers(self, value: Any) -> list[int]:
         if isinstance(value, Approx):
