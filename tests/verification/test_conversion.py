@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,23 @@ def test_a_right_conversion_is_equivalent() -> None:
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_networks_of_another_front_end_are_made_runnable_both() -> None:
+    """Neither network is a module or can be called: only the conversion knows what to run of them."""
+
+    class Stored(ConvertedByHand):
+        def runnable(self, network: Any) -> nn.Module:
+            (module,) = network
+            return module
+
+    model = nn.Linear(3, 2)
+    after = ConvInPlaceOfLinear(model)
+    conversion = Stored([after], (ModulePair("", model, after),))
+    v = verify([model], conversion, torch.randn(4, 3))
+    assert v.equivalent, str(v)
+    assert v.integer_probe is True
+    assert v.max_error is not None
 
 
 def test_the_random_state_is_left_alone() -> None:

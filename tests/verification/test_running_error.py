@@ -79,6 +79,13 @@ def test_maps(operator: nn.Module) -> None:
     assert 0 < error <= bound < 1e5 * error
 
 
+def test_bounds_that_are_known_have_no_reason_why_not() -> None:
+    net, x = nn.Linear(3, 2), torch.ones(1, 3)
+    (bound,), why = error_bound(net, x)
+    assert why == ""
+    assert torch.equal(bound, RunningError(net, x)(x)[0][1])
+
+
 def test_the_order_of_summation_does_not_matter() -> None:
     """The bound of a sum covers the sum of its terms in any order, here the worst of many."""
     torch.manual_seed(3)
