@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebyone.detection.nms import nms, vote
+from onebyone.detection.nms import MAX_COORDINATE, canonical_order, iou, nms, vote
 from onebyone.errors import BadInput
 
 Box = tuple[int, int, int, int]
@@ -71,6 +71,38 @@ def test_the_order_of_the_boxes_does_not_matter(
     shuffled = list(boxes)
     random.shuffle(shuffled)
     assert run(shuffled, 0.5, per_class) == run(boxes, 0.5, per_class)
+
+
+@given(rows(), st.integers(-2000, 2000), st.integers(-2000, 2000), st.integers(-12, 12), st.booleans())
+def test_the_place_of_the_origin_and_the_unit_do_not_matter(
+    boxes: list[tuple[Box, int, int]], x: int, y: int, power: int, per_class: bool
+) -> None:
+    """All boxes moved by the same vector, in pixels of another size: a power of two, so that nothing is rounded."""
+    moved = [
+        (tuple(np.ldexp([a + x, b + y, c + x, d + y], power).tolist()), score, label)
+        for (a, b, c, d), score, label in boxes
+    ]
+    kept = [boxes[moved.index(row)] for row in run(moved, 0.25, per_class)]
+    assert kept == run(boxes, 0.25, per_class)
+
+
+def test_small_boxes_have_the_overlap_of_large_ones() -> None:
+    pair = np.array([[0.0, 0, 2, 2], [1, 0, 3, 2]])
+    for unit in (2.0**-20, 1.0, 2.0**20):
+        assert iou(pair[0] * unit, pair * unit).tolist() == [1, 2 / 6]
+
+
+@given(rows())
+def test_the_canonical_order_is_that_of_tuples(boxes: list[tuple[Box, int, int]]) -> None:
+    corners = np.array([b for b, _, _ in boxes], float).reshape(-1, 4)
+    scores, labels = np.array([s for _, s, _ in boxes], float), np.array([k for _, _, k in boxes], int)
+    order = canonical_order(corners, scores, labels).tolist()
+    assert [boxes[k] for k in order] == sorted(boxes, key=lambda row: (-row[1], row[2], row[0]))
+
+
+def test_boxes_with_one_corner_in_common_are_ordered_by_the_other() -> None:
+    boxes = np.array([[0.0, 0, 9, 1], [0, 0, 8, 2], [0, 0, 8, 1]])
+    assert canonical_order(boxes, np.ones(3), np.zeros(3, int)).tolist() == [2, 1, 0]
 
 
 def test_boxes_of_very_different_sizes_are_compared() -> None:
@@ -140,5 +172,7 @@ def test_boxes_without_area_far_apart_are_all_kept() -> None:
     assert sorted(kept.tolist()) == list(range(25))
     near = np.array([[1e15, 0, 1e15 + 8, 8], [1e15 + 1, 0, 1e15 + 9, 8], [0, 0, 0, 0]])
     assert nms(near, np.array([0.9, 0.8, 0.7]), np.zeros(3, int), 0.5)[0].tolist() == [0, 2]
+    for bound in (MAX_COORDINATE, -MAX_COORDINATE):
+        assert len(nms(np.array([[bound, 0, bound, 1]]), np.ones(1), np.zeros(1, int), 0.5)[0]) == 1
     with pytest.raises(BadInput, match=r"a coordinate is 1e\+200; expected at most 1e\+100"):
         nms(np.array([[0, 0, 1e200, 1]]), np.ones(1), np.zeros(1, int), 0.5)

@@ -96,13 +96,13 @@ def nms(
         raise BadInput("boxes and scores must be finite")
     if len(boxes) and np.abs(boxes).max() > MAX_COORDINATE:
         raise BadInput(f"boxes: a coordinate is {np.abs(boxes).max():g}; expected at most {MAX_COORDINATE:g}")
-    corners, classes = boxes.astype(np.float64), labels.astype(np.int64)
-    order = canonical_order(corners, scores.astype(np.float64), classes)
+    corners = boxes.astype(np.float64)
+    order = canonical_order(corners, scores.astype(np.float64), labels)
     ranked = corners[order]
     kept: list[int] = []
     groups: list[Integers] = []
     undecided = np.ones(len(order), dtype=bool)
-    cells = BoxCells(ranked, classes[order] if per_class else np.zeros_like(classes))
+    cells = BoxCells(ranked, labels[order] * per_class)  # one class where all suppress each other
     for rank in range(len(order)):
         if not undecided[rank]:
             continue
@@ -129,33 +129,50 @@ def cell_size(low: Floats, high: Floats, side: Floats) -> Floats:
     return size
 
 
-class BoxCells:
-    """Boxes sorted by class and by the cell of their first corner. A cell is at least as large as the largest box.
+class Cells:
+    """A grid whose cells have numbers: of a row they are consecutive, and rows follow each other at a constant distance.
 
-    Two boxes that overlap are in the same cell or in neighbouring ones, and the boxes of three neighbouring cells of a
-    row are one run of the sorted boxes.
+    A cell is at least as large as the largest box, so boxes that overlap have their first corners in the same cell or
+    in neighbouring ones. One number after each row and one row after each group are left out, so that the last cell of
+    a row is not a neighbour of the first one of the next row.
+
+    `low` and `high` (2,) are the range of the boxes' first corners, and `side` (2,) their largest width and height.
+
+    >>> cells = Cells(np.zeros(2), np.array([8.0, 4.0]), np.array([3.0, 3.0]))
+    >>> cells.numbers(np.array([[0.0, 0, 3, 3], [8, 4, 9, 5], [8, 4, 9, 5]]), np.array([0, 0, 1])).tolist()
+    [0, 6, 18]
     """
+
+    def __init__(self, low: Floats, high: Floats, side: Floats) -> None:
+        self._low, self._size = low, cell_size(low, high, side)
+        span = np.maximum(high - low, 0)  # −∞ where there are no boxes
+        self._columns, self._rows = (int(n) + 2 for n in span / self._size)
+
+    def numbers(self, boxes: Floats, groups: Integers) -> Integers:
+        """The numbers (K,) of the cells of boxes (K, 4); boxes of different groups (K,) are in different cells."""
+        cells = np.floor((boxes[:, :2] - self._low) / self._size).astype(np.int64)
+        numbers: Integers = (groups * self._rows + cells[:, 1]) * self._columns + cells[:, 0]
+        return numbers
+
+    def runs(self, numbers: Integers, ordered: Integers) -> list[tuple[Integers, Integers]]:
+        """Where in ascending numbers those of the cells around each of some cells (K,) begin and end, row by row."""
+        rows = (numbers - self._columns, numbers, numbers + self._columns)
+        return [
+            (np.searchsorted(ordered, row - 1), np.searchsorted(ordered, row + 1, "right")) for row in rows
+        ]
+
+
+class BoxCells:
+    """Boxes (K, 4), sorted by class and by the cell of their first corner, and the neighbours of each."""
 
     def __init__(self, boxes: Floats, labels: Integers) -> None:
         if not len(boxes):
-            self._sorted = np.empty(0, dtype=np.int64)
-            return
+            return  # no box has neighbours
         corners, side = boxes[:, :2], (boxes[:, 2:] - boxes[:, :2]).max(axis=0)
-        low = corners.min(axis=0)
-        cells = np.floor((corners - low) / cell_size(low, corners.max(axis=0), side)).astype(np.int64) + 1
-        self._columns, rows = (int(n) + 1 for n in cells.max(axis=0))
-        classes = np.unique(labels, return_inverse=True)[1]
-        keys = (classes * rows + cells[:, 1]) * self._columns + cells[:, 0]
-        self._sorted = np.argsort(keys, kind="stable")
-        sorted_keys = keys[self._sorted]
-        # for all boxes at once, the runs of the three rows of cells around each box
-        self._runs = [
-            (
-                np.searchsorted(sorted_keys, keys + step * self._columns - 1, side="left"),
-                np.searchsorted(sorted_keys, keys + step * self._columns + 1, side="right"),
-            )
-            for step in (-1, 0, 1)
-        ]
+        cells = Cells(corners.min(axis=0), corners.max(axis=0), side)
+        numbers = cells.numbers(boxes, np.unique(labels, return_inverse=True)[1])
+        self._sorted = np.argsort(numbers)
+        self._runs = cells.runs(numbers, numbers[self._sorted])
 
     def neighbours(self, rank: int) -> Integers:
         """Every box of the same class that can overlap the box `rank`, itself included."""

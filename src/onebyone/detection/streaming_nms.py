@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.detection.candidates import RECORD, Candidates, Records
-from onebyone.detection.nms import BoxCells, canonical_order, cell_size, iou, nms
+from onebyone.detection.nms import BoxCells, Cells, canonical_order, iou, nms
 from onebyone.errors import BadInput
 
 Floats = NDArray[np.float64]
@@ -55,7 +55,7 @@ def undominated(
     """
     order = canonical_order(boxes, scores, labels)
     ranked = boxes[order]
-    cells = BoxCells(ranked, labels[order] if per_class else np.zeros_like(labels))
+    cells = BoxCells(ranked, labels[order] * per_class)  # one class where all suppress each other
     suppressed = np.zeros(len(order), bool)
     certain = complete[order]  # falsified by a box before it that is not certain
     for rank in range(len(order)):
@@ -132,20 +132,14 @@ def _blocks(candidates: Candidates, kept: KeptBoxes) -> Iterator[Records]:
 
 
 class KeptBoxes:
-    """Boxes that were kept, sorted by class and by cell, to be compared with many others at once.
-
-    A cell is at least as large as the largest candidate, so boxes that overlap are in neighbouring cells.
-    """
+    """Boxes that were kept, sorted by class and by cell, to be compared with many others at once."""
 
     def __init__(self, candidates: Candidates, per_class: bool) -> None:
         self._per_class = per_class
-        span = np.maximum(candidates.high - candidates.low, 0) if candidates.count else np.zeros(2)
-        self._cell = cell_size(np.zeros(2), span, candidates.side)
-        self._low = candidates.low if candidates.count else np.zeros(2)
-        self._columns, self._rows = (int(n) + 3 for n in span / self._cell)
+        self._cells = Cells(candidates.low, candidates.high, candidates.side)
         self._records = np.empty(0, RECORD)
         self._totals = np.zeros((0, 10))
-        self._keys = self._order = np.empty(0, np.int64)
+        self._numbers = self._order = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -156,24 +150,16 @@ class KeptBoxes:
             return
         self._records = np.concatenate([self._records, records])
         self._totals = np.concatenate([self._totals, np.zeros((len(records), 10))])
-        keys = self._key(self._records["box"], self._records["label"])
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
-
-    def _key(self, boxes: Floats, labels: Integers) -> Integers:
-        cells = np.floor((boxes[:, :2] - self._low) / self._cell).astype(np.int64) + 1
-        group = labels if self._per_class else np.zeros_like(labels)
-        keys: Integers = (group * (self._rows + 1) + cells[:, 1]) * (self._columns + 1) + cells[:, 0]
-        return keys
+        numbers = self._cells.numbers(self._records["box"], self._records["label"] * self._per_class)
+        self._order = np.argsort(numbers)
+        self._numbers = numbers[self._order]
 
     def first_overlap(self, boxes: Floats, labels: Integers, threshold: float) -> Integers:
         """For each box (K, 4), the number of the first kept one whose IoU with it is above the threshold; else −1."""
         none = np.iinfo(np.int64).max
         owners = np.full(len(boxes), none)
-        keys = self._key(boxes, labels)
-        for step in (-1, 0, 1):
-            row = keys + step * (self._columns + 1)
-            first, last = np.searchsorted(self._keys, row - 1), np.searchsorted(self._keys, row + 1, "right")
+        numbers = self._cells.numbers(boxes, labels * self._per_class)
+        for first, last in self._cells.runs(numbers, self._numbers):
             counts = np.cumsum(last - first)
             start = 0
             while start < len(boxes):  # as many boxes at a time as have a bounded number of pairs
