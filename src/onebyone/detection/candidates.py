@@ -95,7 +95,7 @@ class Candidates:
             together = np.concatenate(blocks)
             owner = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
             order = canonical_order(together["box"], together["score"], together["label"])
-            rank = np.empty(len(order), np.int64)
+            rank = np.empty_like(order)
             rank[order] = np.arange(len(order))
             ends = np.cumsum([len(block) for block in blocks]) - 1
             unfinished = [k for k in range(len(blocks)) if starts[k] < self._runs[k][1]]
@@ -128,8 +128,8 @@ class Candidates:
         self._parts, self._held = [], 0
 
     def _read(self, run: int, starts: list[int], size: int) -> Records:
-        file, total = self._runs[run]
-        count = min(size, total - starts[run])
-        records = np.fromfile(file, RECORD, count, offset=starts[run] * RECORD.itemsize)
-        starts[run] += count
+        """The next `size` candidates of a run, fewer at its end, and none after it."""
+        file, _ = self._runs[run]
+        records = np.fromfile(file, RECORD, size, offset=starts[run] * RECORD.itemsize)
+        starts[run] += len(records)
         return records
