@@ -8,7 +8,7 @@ THREADS := OMP_NUM_THREADS=1
 # Bytecode is kept whatever the environment says: without it every process rewrites the assertions of all tests again.
 TEST    := $(THREADS) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: setup demo docs test test-all lint format wheel zoo zoo-onnx bench mutants clean lock
+.PHONY: setup demo docs test test-all lint format wheel zoo zoo-onnx bench mutants address clean lock
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -60,6 +60,10 @@ bench: setup
 # Mutation testing by room (`make mutants ARGS=laws`); resumes where it stopped.
 mutants: setup
 	$(THREADS) $(BIN)/python -m tools.mutants $(ARGS)
+
+# Write the public address of the repository into what a release shows (`make address URL=https://HOST/OWNER/NAME`).
+address: setup
+	$(BIN)/python -m tools.address $(URL)
 
 # Write the lock file from the installed packages (without the local version tag of CPU builds).
 lock:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from onebyone.cli.main import app
+from tools import address
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the source tree")
@@ -82,3 +86,60 @@ def test_the_commands_of_containers_exist_and_their_port_is_published(name: str)
             assert f"-p 127.0.0.1:{port[1]}:{port[1]}" in docker
             (mounted,) = re.findall(r":/data/(\S+?)\"", docker)
             assert words.split()[0] == mounted
+
+
+@pytest.fixture
+def files_of_a_release(tmp_path: Path) -> Path:
+    for name in address.FILES:
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def urls_in(root: Path) -> tuple[dict[str, str], str, str]:
+    """The public addresses that each file states, read by a parser of its format."""
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    cited = yaml.safe_load((root / "CITATION.cff").read_text("utf-8"))
+    site = yaml.load((root / "mkdocs.yml").read_text("utf-8"), yaml.BaseLoader)
+    social = site["extra"].get("social", [{"link": ""}])
+    return project.get("urls", {}), cited.get("repository-code", ""), social[0]["link"]
+
+
+def test_one_command_writes_the_public_address_everywhere(files_of_a_release: Path) -> None:
+    """A second call replaces the address, and nothing else of the files changes."""
+    texts = []
+    for given in ("https://forge.example/first/onebyone", "https://forge.example/someone/onebyone.git/"):
+        address.write(given, files_of_a_release)
+        texts.append({name: (files_of_a_release / name).read_text("utf-8") for name in address.FILES})
+    urls, repository, site = urls_in(files_of_a_release)
+    expected = "https://forge.example/someone/onebyone"
+    assert urls == {name: expected + path for name, path in address.PATHS.items()}
+    assert urls["Repository"] == repository == site
+    assert texts[1] == {name: text.replace("/first/", "/someone/") for name, text in texts[0].items()}
+    for name, text in texts[1].items():
+        changes = difflib.ndiff((ROOT / name).read_text("utf-8").splitlines(), text.splitlines())
+        assert all("https://" in line for line in changes if line.startswith("- "))
+
+
+def test_the_pages_below_the_public_address_exist() -> None:
+    for path in address.PATHS.values():
+        if path.startswith("/blob/main/"):
+            assert (ROOT / path.removeprefix("/blob/main/")).is_file()
+
+
+def test_the_public_address_is_the_same_everywhere() -> None:
+    urls, repository, site = urls_in(ROOT)
+    assert urls.get("Repository", "") == repository == site
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "onebyone", "http://forge.example/a/b", "https://forge.example", "https://u:p@forge.example/a/b",
+     "https://forge.example/a/b\nx: 1", 'https://forge.example/a/b"', "https://localhost/a/b"],
+)  # fmt: skip
+def test_what_is_no_public_address_is_refused_and_changes_nothing(
+    given: str, files_of_a_release: Path
+) -> None:
+    before = [(files_of_a_release / name).read_bytes() for name in address.FILES]
+    with pytest.raises(ValueError, match="expected https://HOST/OWNER/NAME"):
+        address.write(given, files_of_a_release)
+    assert [(files_of_a_release / name).read_bytes() for name in address.FILES] == before
