@@ -48,7 +48,9 @@ def citation(text: str, address: str) -> str:
 def site(text: str, address: str) -> str:
     """mkdocs.yml with a link below every page; `repo_url` would make readers' browsers ask the host for counts of stars."""
     text = re.sub(r"^  social:\n(?:    .+\n)*", "", text, flags=re.M)
-    link = f"  social:\n    - icon: fontawesome/brands/git-alt\n      name: Repository\n      link: {address}\n"
+    link = (
+        f"  social:\n    - icon: fontawesome/brands/git-alt\n      name: Repository\n      link: {address}\n"
+    )
     return inserted(text, "  generator: false\n", link)
 
 

@@ -77,3 +77,8 @@ def test_lengths_are_at_least_one_pixel(name: str) -> None:
     assert getattr(replace(EXACT, **{name: (1, 1)}), name) == (1, 1)
     with pytest.raises(BadInput, match=f"{name}"):
         replace(EXACT, **{name: (1, 0)})
+
+
+def test_a_geometry_is_of_windows_unless_it_says_that_positions_see_the_whole_image() -> None:
+    assert EXACT.image_wide is False
+    assert EXACT.inexact_because == ()
