@@ -51,6 +51,14 @@ def test_centre_and_size_by_hand() -> None:
     np.testing.assert_allclose(detections.boxes, [[13.5, 7.5, 18.5, 10.5]], rtol=2**-22)
 
 
+def test_a_size_that_overflows_is_the_whole_image() -> None:
+    """exp(1000) is infinite: the box reaches every side of the image, without a warning."""
+    offsets = np.zeros((4, *SHAPE))
+    offsets[2:, 3, 2] = 1000
+    detections = detect(scores_at((0, 3, 2)), boxes=boxes_of(offsets), box_format="center-size")
+    assert detections.boxes.tolist() == [[0, 0, SIZE[1], SIZE[0]]]
+
+
 def test_each_class_has_its_own_offsets_and_suppression_compares_the_moved_boxes() -> None:
     offsets = np.zeros((8, *SHAPE))
     offsets[4:, 3, 2] = 1  # class 1 only: moved by a whole window, away from class 0

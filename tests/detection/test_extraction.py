@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from onebyone.dense import ScoreMap
-from onebyone.detection import detect, extraction
+from onebyone.detection import detect, extraction, streaming_nms
 from onebyone.detection.foreground import foreground
 from onebyone.detection.rejection import Rejection, energy, entropy, fitted_reject_logit
-from onebyone.detection.thresholds import read_threshold, thresholds_of
 from onebyone.errors import BadInput
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
@@ -64,6 +63,67 @@ def test_the_default_thresholds_are_those_of_the_description() -> None:
     assert len(detect(both, per_class=False)) == 1
 
 
+def test_a_score_that_was_rounded_to_the_threshold_reaches_it() -> None:
+    """0.9 in 32 bits is smaller than 0.9 in 64 bits; a map stores 32."""
+    values = np.array([[[0.9, np.nextafter(np.float32(0.9), np.float32(0))]]], np.float32)
+    assert float(values[0, 0, 0]) < 0.9
+    for threshold in (0.9, {"a": 0.9}):
+        assert detect(score_map(values), threshold=threshold).boxes.tolist() == [[0, 0, 4, 4]]
+
+
+def test_no_more_detections_are_held_than_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map in which more windows are kept than is allowed has a result where fewer are asked for."""
+    monkeypatch.setattr(streaming_nms, "MAX_KEPT", 3)
+    scores = score_map([[[0.5, 0.625, 0.75, 0.875, 1.0]]])
+    assert detect(scores, max_detections=2).scores.tolist() == [1.0, 0.875]
+    for options in ({}, {"refine": True, "max_detections": 2}):  # any box may yet move one of the first two
+        with pytest.raises(BadInput, match="more than 3 boxes are left"):
+            detect(scores, **options)
+
+
+def test_the_best_refined_boxes_are_the_first_of_all() -> None:
+    """Of equal scores the first by its new place, which the box that comes first before it moves does not have."""
+    geometry = Geometry((8, 6), (4, 2), (0, 0), (8, 6), (0, 0), True)
+    values = np.zeros((1, 11, 18), np.float32)
+    values[0, 1, 2], values[0, 1, 3], values[0, 7, 2] = 0.75, 0.25, 0.75
+    scores = ScoreMap(values, geometry, Labels(), (48, 40), kind=ScoreKind("probabilities", "multi-label"))
+    for most in (1, 2, None):
+        found = detect(scores, threshold=0.2, refine=True, max_detections=most)
+        assert found.boxes.tolist() == [[4, 28, 10, 36], [4.5, 4, 10.5, 12]][:most]
+
+
+def test_regressions_of_every_class_where_all_classes_are_background() -> None:
+    """There is no candidate, of no class; the map of regressions is still read as that of each class."""
+    scores, offsets = score_map(np.full((2, 3, 5), 0.75)), score_map(np.zeros((8, 3, 5)), labels=Labels())
+    found = detect(scores, boxes=offsets, background=(0, 1))
+    assert (len(found), found.labels.dtype) == (0, np.int64)
+
+
+def test_the_spans_of_parts_are_where_their_candidates_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a map that is read in regions, which are divided: every candidate once, by its place and class."""
+    monkeypatch.setattr(extraction, "_PART", 3)
+    values = np.random.default_rng(0).random((3, 9, 14)).astype(np.float32)
+    scores = score_map(values)
+    spans = [Span(0, 4), Span(4, 9)], [Span(0, 6), Span(6, 14)]
+    regions = [((a, b), values[:, a.slice, b.slice]) for a in spans[0] for b in spans[1]]
+    monkeypatch.setattr(ScoreMap, "regions", lambda _: iter(regions))
+    covered, found = np.zeros((9, 14), int), []
+    for part in extraction._parts(scores, ScoreKind("probabilities"), np.full(2, 0.5), [0, 2], Rejection()):
+        rows, columns = part.region
+        covered[rows.slice, columns.slice] += 1
+        assert all(rows.start <= r < rows.stop for r in part.rows)
+        assert all(columns.start <= c < columns.stop for c in part.columns)
+        found += zip(part.labels.tolist(), part.rows, part.columns, part.values.tolist(), strict=True)
+    assert (covered == 1).all()
+    reached = [(k, *place) for k in (0, 2) for place in np.argwhere(values[k] >= 0.5).tolist()]
+    assert sorted(found) == sorted((k, i, j, float(values[k, i, j])) for k, i, j in reached)
+
+
+def test_a_quarter_of_a_million_candidates_are_decided_together() -> None:
+    for width, parts in ((512, 1), (513, 2)):
+        assert len(list(extraction._divided(np.ones((1, 512, width), bool), (0, 0)))) == parts
+
+
 def test_maps_that_do_not_belong_together_are_refused() -> None:
     one = score_map([[[0.75]]])
     with pytest.raises(BadInput, match="scores: is empty; expected at least one score map"):
@@ -83,19 +143,23 @@ def test_maps_that_do_not_belong_together_are_refused() -> None:
     assert len(detect(score_map([[[0.75, 0.75]]]), max_detections=1)) == 1
 
 
+@pytest.mark.parametrize("origin", [0.0, 48.0])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("offset", "size", "same"), [
-    (0, 8, True), (3.9, 8, True), (-3.9, 8, True), (4, 8, False), (-4, 8, False),
+    (0, 8, True), (3.9, 8, True), (-3.9, 8, True), (4, 8, False), (-4, 8, False), (4, 7, False), (-4, 9, False),
     (0, 9, False), (0, 7, False), (0.5, 7, True), (-0.5, 9, True),
 ])  # fmt: skip
-def test_levels_may_differ_by_less_than_a_pixel(axis: int, offset: float, size: int, same: bool) -> None:
-    """An image of 32×32 pixels and a level of pixels of 4×4, both ends of which may be off by less than 4."""
-    first = score_map(np.zeros((1, 8, 8)), placement=Placement.identity())
+def test_levels_may_differ_by_less_than_a_pixel(
+    axis: int, offset: float, size: int, same: bool, origin: float
+) -> None:
+    """A region of 32×32 pixels and a level of pixels of 4×4, both ends of which may be off by less than 4."""
+    first = score_map(np.zeros((1, 8, 8)), placement=Placement((origin, origin), (1.0, 1.0)))
     offsets, sizes = [0.0, 0.0], [8, 8]
     offsets[axis], sizes[axis] = offset, size
     values = np.zeros((1, *(n // 4 for n in sizes)))
     values[0, 0, 0] = 0.75
-    level = score_map(values, size=tuple(sizes), placement=Placement(tuple(offsets), (4.0, 4.0)))
+    place = Placement((origin + offsets[0], origin + offsets[1]), (4.0, 4.0))
+    level = score_map(values, size=tuple(sizes), placement=place)
     if not same:
         with pytest.raises(BadInput, match="expected one image, resized, or resolution levels of one file"):
             detect([first, level])
@@ -177,55 +241,6 @@ def test_classes_that_are_background() -> None:
             foreground(scores, bad)
 
 
-def test_thresholds_of_classes() -> None:
-    classes = ("cat", "dog", "*x")
-    assert thresholds_of(0.25, classes).tolist() == [0.25] * 3
-    assert thresholds_of({}, classes).tolist() == [0.5] * 3
-    assert thresholds_of({"*": 0.75, "dog": 0.0, 2: 1}, classes).tolist() == [0.75, 0.0, 1.0]
-    assert thresholds_of({"dog": 0.125, "cat": 0.25}, classes).tolist() == [0.25, 0.125, 0.5]
-    for bad, message in [
-        ({3: 0.5}, r"threshold: 3 is not a class; expected one of cat, dog, \*x"),
-        ({-1: 0.5}, "threshold: -1 is not a class"),
-        ({"*": 2}, r"threshold of '\*'=2: expected a number from 0 to 1"),
-        ({"dog": -0.5}, "threshold of 'dog'=-0.5: expected a number from 0 to 1"),
-        ({0: 1.5}, "threshold of 0=1.5: expected a number"),
-        (-0.01, "threshold=-0.01: expected a number from 0 to 1"),
-        (math.nan, "threshold=nan: expected a number from 0 to 1"),
-        (None, "threshold=None: expected a number from 0 to 1"),
-    ]:
-        with pytest.raises(BadInput, match=message):
-            thresholds_of(bad, classes)
-    assert [read_threshold(t) for t in ("0", "1", " a = 0.5 , b=1")] == [0, 1, {"a": 0.5, "b": 1}]
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ('  {"a": 0.5', "is not valid JSON"),
-    ('{"a": 2}', "'a'=2: expected a number from 0 to 1"),
-    ('{"a": [1]}', r"'a'=\[1\]: expected a number from 0 to 1"),
-    ("a=0.5\na=1\n", "threshold: .*file: 'a' has two values"),
-    ("a\n", "threshold: .*file: 'a': expected CLASS=P, such as cat=0.8"),
-    (" = 0.5\n", "expected CLASS=P"),
-    ("[" * 100_000, "expected CLASS=P"),
-])  # fmt: skip
-def test_files_of_thresholds_are_checked(tmp_path: Any, text: str, message: str) -> None:
-    (tmp_path / "file").write_text(text)
-    with pytest.raises(BadInput, match=message) as error:
-        read_threshold(f"@{tmp_path}/file")
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_file_of_thresholds_is_bounded(tmp_path: Any) -> None:
-    """16 MiB are read, and one byte more is refused before anything is."""
-    with (tmp_path / "large").open("wb") as file:
-        file.truncate(2**24 + 1)
-    with pytest.raises(BadInput, match="has more than 16,777,216 bytes"):
-        read_threshold(f"@{tmp_path}/large")
-    with (tmp_path / "large").open("r+b") as file:
-        file.write(b"a=0.5\n" + b" " * 10)
-        file.truncate(16)
-    assert read_threshold(f"@{tmp_path}/large") == {"a": 0.5}
-
-
 @pytest.mark.parametrize(
     ("criteria", "classes", "kind", "message"),
     [
@@ -274,6 +289,25 @@ def test_windows_exactly_at_a_criterion_are_accepted() -> None:
     assert Rejection(min_energy=lowest).accepted(scores, kind).tolist() == [True, True]
     assert Rejection(min_energy=np.nextafter(lowest, 9)).accepted(scores, kind).tolist() == [False, True]
     assert Rejection().accepted(scores, kind).tolist() == [True, True]
+
+
+def test_probabilities_beside_a_reject_class_at_extreme_energies() -> None:
+    """Where exp of the difference overflows, the reject class has everything, and where it vanishes, nothing."""
+    scores = np.array([[-1e4, 1e4], [-1e4, 1e4]], np.float32)
+    found = Rejection(reject_logit=0.0).probabilities(scores, ScoreKind("logits"))
+    assert found.tolist() == [[0, 0.5], [0, 0.5]]
+
+
+def test_entropy_of_certain_and_impossible_classes() -> None:
+    shares = np.array([[1.0, 0.5, 0.25, 1e-300], [0, 0.5, 0.25, 1.0], [0, 0, 0.5, 0]])
+    expected = [0, math.log(2) / math.log(3), 1.5 * math.log(2) / math.log(3), 0]
+    np.testing.assert_allclose(entropy(shares), expected, rtol=1e-12, atol=1e-290)
+
+
+def test_the_logit_of_negative_windows_of_negative_energy() -> None:
+    values = np.array([[[-5.0, -1.0, -4.0]], [[-90.0, -90.0, -90.0]]])
+    for share, logit in ((0, -1.0), (0.4, -4.0), (0.7, -5.0)):
+        assert fitted_reject_logit([score_map(values, "logits")], share) == pytest.approx(logit), share
 
 
 def test_a_share_of_negative_windows_in_every_amount() -> None:

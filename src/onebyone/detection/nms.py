@@ -130,7 +130,7 @@ def cell_size(low: Floats, high: Floats, side: Floats) -> Floats:
 
 
 class Cells:
-    """A grid whose cells have numbers: of a row they are consecutive, and rows follow each other at a constant distance.
+    """A grid whose cells have numbers: consecutive ones in a row, and rows at a constant distance.
 
     A cell is at least as large as the largest box, so boxes that overlap have their first corners in the same cell or
     in neighbouring ones. One number after each row and one row after each group are left out, so that the last cell of

@@ -102,7 +102,7 @@ def entropy(probabilities: NDArray[Any]) -> NDArray[np.float64]:
     [1.0, 0.0]
     """
     p = probabilities.astype(np.float64)
-    terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0)
+    terms = p * np.log(p, out=np.zeros_like(p), where=p > 0)  # p·ln p tends to 0 with p
     result: NDArray[np.float64] = np.abs(terms.sum(axis=0)) / math.log(len(p))
     return result
 
@@ -136,7 +136,7 @@ def fitted_reject_logit(negatives: Sequence[ScoreMap], share: float = 0.001) -> 
         kind = score_map.kind or score_map.assumed_kind()
         Rejection(reject_logit=0.0).require(kind, score_map.scores.shape[0])
     kept = math.floor(share * sum(score_map.windows for score_map in negatives)) + 1
-    largest, scored = np.empty(0), 0
+    largest, scored = np.zeros(0), 0
     for score_map in negatives:
         for _, scores in score_map.regions():
             values = energy(scores).ravel()
