@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import onebyone
 from onebyone.cli.main import app
 from onebyone.dense import ScoreMap
 from onebyone.detection import Detections, detect
-from onebyone.detection.detection_picture import heat, picture_size, reduced
-from onebyone.errors import BadInput
+from onebyone.detection.detection_picture import blank, heat, picture_size, reduced
+from onebyone.errors import BadInput, MissingExtra
 from onebyone.laws.geometry import Geometry
 from onebyone.laws.scores import ScoreKind
 from onebyone.records import Labels
@@ -27,9 +28,11 @@ from onebyone.stores.regions import Span
 from tests.detection.test_stored_maps import bright_windows
 
 
-def random_map(size: tuple[int, int], window: int, stride: int, seed: int = 0, **facts: Any) -> ScoreMap:
+def random_map(
+    size: tuple[int, int], window: int, stride: int, seed: int = 0, *, offset: int = 0, **facts: Any
+) -> ScoreMap:
     """Probabilities of two classes, of which the second is background, of an image of `size`."""
-    geometry = Geometry((window,) * 2, (stride,) * 2, (0, 0), (window,) * 2, (0, 0), True)
+    geometry = Geometry((window,) * 2, (stride,) * 2, (offset,) * 2, (window,) * 2, (offset,) * 2, True)
     scores = np.random.default_rng(seed).random((2, *geometry.positions(size))).astype(np.float32)
     labels = Labels(classes=("a", "b"), background=("b",))
     kind = ScoreKind("probabilities", "multi-label")
@@ -61,6 +64,7 @@ def _pixels(low: float, high: float, count: int) -> list[int]:
     return [p for p in range(count) if p <= (low + high) / 2 < p + 1]
 
 
+@pytest.mark.parametrize("offset", [0, 11, -11])  # the first or the last positions are outside of the image
 @pytest.mark.parametrize(
     ("size", "stride", "picture"),
     [
@@ -72,12 +76,14 @@ def _pixels(low: float, high: float, count: int) -> list[int]:
     ],
 )
 def test_heat_is_that_of_every_pixel(
-    size: tuple[int, int], stride: int, picture: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], stride: int, picture: tuple[int, int], offset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maps = [random_map(size, 8, stride), random_map((size[0] // 2, size[1] // 2), 8, stride, 1)]
+    half = size[0] // 2, size[1] // 2
+    maps = [random_map(size, 8, stride, offset=offset), random_map(half, 8, stride, 1, offset=offset)]
     maps[0].scores[:, 1, 2] = np.nan
     expected = slow_heat(maps, picture)
     whole = heat(maps, picture)
+    assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole, expected.astype(np.float32))
 
     def in_parts(self: ScoreMap) -> Any:
@@ -88,6 +94,14 @@ def test_heat_is_that_of_every_pixel(
 
     monkeypatch.setattr(ScoreMap, "regions", in_parts)
     np.testing.assert_array_equal(heat(maps, picture), whole)
+
+
+def test_heat_is_at_most_one() -> None:
+    """Probabilities of 16 bits may be rounded to a little more, which is accepted."""
+    above = random_map((16, 20), 8, 4)
+    above.scores[0] = 1 + 2.0**-12
+    shown = heat([above], (16, 20))
+    assert (shown.min(), shown.max()) == (0, 1)
 
 
 @pytest.fixture
@@ -181,12 +195,13 @@ def test_pictures_are_never_enlarged() -> None:
     assert picture_size((10_001, 10_000)) == (4096, 4096)
     assert picture_size((2, 100_000)) == (2, 100_000)
     assert picture_size((2, 100_000), 50) == (1, 50)
+    assert picture_size((30, 20), 1) == (1, 1)
     for side in (-1, 32769):
         with pytest.raises(BadInput, match=f"thumbnail={side}: expected a side from 1 to 32768 pixels"):
             picture_size((10, 10), side)
 
 
-def test_boxes_and_the_legend_of_a_heat_map(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_and_the_legend_of_a_heat_map() -> None:
     """The boxes are where they are without a heat map, and the legend is below the picture."""
     boxes = np.array([[100, 40, 180, 120]], np.float32)
     found = Detections(boxes, np.ones(1, np.float32), np.zeros(1, np.int64), ("a", "b"), (200, 400))
@@ -200,6 +215,25 @@ def test_boxes_and_the_legend_of_a_heat_map(monkeypatch: pytest.MonkeyPatch) -> 
     black = np.asarray(found.draw(None, heat=[cold]))
     assert (black[:200] == drawn[:200]).all()
 
+
+def test_boxes_are_drawn_above_the_legend_as_without_one() -> None:
+    """A box of the image's height, whose caption has no place but beside it: not on the legend, which is the same."""
+    boxes = np.array([[100, 0, 180, 200]], np.float32)
+    found = Detections(boxes, np.ones(1, np.float32), np.zeros(1, np.int64), ("a", "b"), (200, 400))
+    cold = random_map((200, 400), 8, 8)
+    cold.scores[:] = 0
+    drawn = np.asarray(found.draw(None, heat=[cold]))
+    assert (drawn[:200] == np.asarray(found.draw(np.zeros((200, 400), np.uint8)))).all()
+    nothing = Detections(boxes[:0], found.scores[:0], found.labels[:0], ("a", "b"), (200, 400))
+    assert (drawn[200:] == np.asarray(nothing.draw(None, heat=[cold]))[200:]).all()
+    assert (drawn[200:] != 0).any()
+
+
+def test_legends_name_the_classes_that_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = Detections(
+        np.zeros((0, 4), np.float32), np.ones(0, np.float32), np.zeros(0, np.int64), ("a", "b"), (200, 400)
+    )
+    cold = random_map((200, 400), 8, 8)
     legends: list[str] = []
     monkeypatch.setattr(
         "onebyone.detection.detection_picture.heat_map",
@@ -215,11 +249,21 @@ def test_boxes_and_the_legend_of_a_heat_map(monkeypatch: pytest.MonkeyPatch) -> 
         )
         found.draw(None, heat=[three], background=background)
     found.draw(None, heat=[cold])
+    found.save(tmp_path / "saved.png", heat=[three], background=["b"])
     assert legends == [
         "probability of the most likely of a, b, c",
         "probability of the most likely of b, c",
         "probability of a",
+        "probability of the most likely of a, c",
     ]
+
+
+def test_without_pillow_the_purpose_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingExtra, match="drawing detections needs Pillow"):
+        reduced(np.zeros((4, 4), np.uint8), (4, 4), (4, 4))
+    with pytest.raises(MissingExtra, match="drawing a heat map needs Pillow"):
+        blank((4, 4))
 
 
 def test_a_thumbnail_of_an_array_with_channels_first() -> None:

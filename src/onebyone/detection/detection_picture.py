@@ -136,32 +136,28 @@ def heat(
             highest = rejection.probabilities(scores, kind)[chosen].max(axis=0, initial=0)
             highest = highest * rejection.accepted(scores, kind)
             values = np.clip(np.nan_to_num(highest), 0, 1)
-            first = []
+            numbers = []
             for axis, (span, (offset, scale)) in enumerate(zip(region, cells, strict=True)):
-                values, start = _on_pixels(values, axis, span, offset, scale, size[axis])
-                first.append(start)
-            rows, columns = (slice(a, a + n) for a, n in zip(first, values.shape, strict=True))
-            result[rows, columns] = np.maximum(result[rows, columns], values)
+                values, pixels = _on_pixels(values, axis, span, offset, scale, size[axis])
+                numbers.append(pixels)
+            places = np.ix_(*numbers)
+            result[places] = np.maximum(result[places], values)
     return result
 
 
 def _on_pixels(
     values: NDArray[Any], axis: int, span: Span, offset: float, scale: float, count: int
-) -> tuple[NDArray[Any], int]:
-    """Values of the positions `span` of an axis as values of pixels, and the number of the first of these.
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Values of the positions `span` of an axis as values of pixels, and the numbers of these, ascending.
 
     Position i covers offset + scale·i to offset + scale·(i + 1) pixels of an axis of `count` pixels.
     """
     if scale >= 1:  # each pixel has the position that its centre belongs to
-        pixels = np.arange(count)
-        index = np.floor((pixels + 0.5 - offset) / scale).astype(np.int64)
-        inside = np.flatnonzero((index >= span.start) & (index < span.stop))
-        start = int(inside[0]) if len(inside) else 0
-        return values.take(index[inside] - span.start, axis), start
+        index = np.floor((np.arange(count) + 0.5 - offset) / scale).astype(np.int64)
+        pixels = np.flatnonzero((index >= span.start) & (index < span.stop))
+        return values.take(index[pixels] - span.start, axis), pixels
     # each pixel has the largest of the positions whose centres it contains
-    pixels = np.floor(offset + scale * (np.arange(span.start, span.stop) + 0.5)).astype(np.int64)
-    inside = np.flatnonzero((pixels >= 0) & (pixels < count))
-    if not len(inside):
-        return values.take(inside, axis), 0
-    starts = np.flatnonzero(np.diff(pixels[inside], prepend=-1))
-    return np.maximum.reduceat(values.take(inside, axis), starts, axis=axis), int(pixels[inside[0]])
+    containing = np.floor(offset + scale * (np.arange(span.start, span.stop) + 0.5)).astype(np.int64)
+    inside = np.flatnonzero((containing >= 0) & (containing < count))
+    pixels, starts = np.unique(containing[inside], return_index=True)
+    return np.maximum.reduceat(values.take(inside, axis), starts, axis=axis), pixels

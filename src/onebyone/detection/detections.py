@@ -174,7 +174,7 @@ class Detections(Readable):
         drawing = result.crop((0, 0, size[1], size[0]))  # without the legend
         captions = [f"{name} ({score:.2f})" for name, score in zip(self.names, self.scores, strict=True)]
         draw_boxes(drawing, self.resized(size).boxes, self.labels, captions)
-        result.paste(drawing, (0, 0))
+        result.paste(drawing)
         if path is not None:
             save_picture(result, path)
         return result
