@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from onebyone import detection
 from onebyone.detection import Detections, coco_ground_truth, coco_results
 from onebyone.errors import BadInput
 from onebyone.stores.placement import Placement
@@ -118,11 +120,10 @@ def test_suffixes_are_read_in_any_case(tmp_path: Path, suffix: str) -> None:
     text = (tmp_path / f"a{suffix}").read_text()
     assert text.endswith("\n")
     if suffix == ".JSON":
-        assert json.loads(text) == FOUND.to_coco(5)
-        assert "\n  " in text  # one key a line
+        assert text == json.dumps(FOUND.to_coco(5), indent=1) + "\n"  # one key a line
     elif suffix == ".GeoJson":
-        assert json.loads(text) == FOUND.to_geojson(Placement((0.0, 0.0), (2.0, 2.0), crs="WKT"))
-        assert "\n  " in text
+        expected = FOUND.to_geojson(Placement((0.0, 0.0), (2.0, 2.0), crs="WKT"))
+        assert text == json.dumps(expected, indent=1) + "\n"
     else:
         assert text == FOUND.to_csv()
     FOUND.save(tmp_path / "b.json")
@@ -148,6 +149,15 @@ def test_resized_detections_are_at_the_same_place_of_the_world() -> None:
     for a, b in zip(placed.to_geojson()["features"], half.to_geojson()["features"], strict=True):
         np.testing.assert_allclose(a["geometry"]["coordinates"], b["geometry"]["coordinates"], rtol=1e-6)
     assert FOUND.resized((15, 20)).placement is None
+
+
+def test_the_package_exports_what_it_imports() -> None:
+    public = {
+        name
+        for name, value in vars(detection).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert set(detection.__all__) == public
 
 
 def test_the_formats_are_listed_where_none_fits(tmp_path: Path) -> None:

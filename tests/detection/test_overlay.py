@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from onebyone.detection import Detections, detections, overlay
 from onebyone.detection.notebook_figure import boxes_figure
 from onebyone.detection.overlay import PALETTE, colour_of, draw_boxes, save_picture
 from onebyone.errors import BadInput
+from onebyone.records import html_result, html_table
 
 #: The colours in the source (Okabe and Ito, 2008), in decimal, and white.
 OKABE_ITO = [
@@ -33,8 +35,7 @@ def drawn(box: list[float], label: int, caption: str, size: tuple[int, int]) -> 
 
 
 def test_the_colours_are_those_of_the_source() -> None:
-    assert [tuple(bytes.fromhex(colour[1:])) for colour in PALETTE] == OKABE_ITO
-    assert all(colour.startswith("#") for colour in PALETTE)
+    assert list(PALETTE) == [f"#{red:02X}{green:02X}{blue:02X}" for red, green, blue in OKABE_ITO]
 
 
 @pytest.mark.parametrize(
@@ -98,9 +99,17 @@ def test_a_caption_is_on_a_rectangle_of_the_colour_above_the_box(side: int, font
 def test_captions_whose_first_letter_reaches_to_the_left_are_inside_their_rectangle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The text begins 3 pixels from the rectangle's side, wherever the font says that its ink begins."""
-    original = ImageDraw.ImageDraw.textbbox
-    starts = []
+    """The text begins 3 pixels from the rectangle's side, wherever the font says that its ink begins.
+
+    The rectangle is as wide as the ink and 6 pixels more.
+    """
+    original, place = ImageDraw.ImageDraw.textbbox, overlay._TagLayout.place
+    starts, rectangles = [], []
+
+    def placed(self: overlay._TagLayout, box: list[float], width: int, height: int) -> tuple[int, int]:
+        corner = place(self, box, width, height)
+        rectangles.append((*corner, width, height))
+        return corner
 
     def shifted(self: ImageDraw.ImageDraw, *arguments: Any, **settings: Any) -> Any:
         left, top, right, bottom = original(self, *arguments, **settings)
@@ -109,12 +118,16 @@ def test_captions_whose_first_letter_reaches_to_the_left_are_inside_their_rectan
     def text(self: ImageDraw.ImageDraw, position: tuple[float, float], *_: Any, **__: Any) -> None:
         starts.append(position)
 
+    monkeypatch.setattr(overlay._TagLayout, "place", placed)
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     drawn([20, 36, 70, 60], 0, "jj", (120, 90))
     monkeypatch.setattr(ImageDraw.ImageDraw, "textbbox", shifted)
     drawn([20, 36, 70, 60], 0, "jj", (120, 90))
-    (x, y), (moved_x, moved_y) = starts
-    assert (moved_x - x, moved_y - y) == (2, 0)
+    left, top, right, bottom = ImageFont.load_default(size=11).getbbox("jj")
+    x, y, width, height = rectangles[0]
+    assert rectangles[1] == rectangles[0]
+    assert (width, height) == (round(right - left) + 6, round(bottom - top) + 5)
+    assert starts == [(x + 3 - left, y + 2 - top), (x + 3 - (left - 2), y + 2 - top)]
 
 
 @pytest.mark.parametrize(
@@ -170,15 +183,17 @@ def test_a_pixel_of_a_tag_costs_as_much_as_four_of_boxes(pixels: int, place: int
 
 def test_tags_are_inside_the_picture() -> None:
     assert layout().place([190, 100, 200, 110], WIDTH, HEIGHT) == (170, 88)
+    assert layout((60, HEIGHT, 70, 30)).place([60, HEIGHT, 70, 30], WIDTH, HEIGHT) == (59, 0)  # the first row
+    assert layout((1, 60, 40, 80)).place([1, 60, 40, 80], WIDTH, HEIGHT) == (0, 48)  # the first column
     assert layout((0, 0, 20, 20)).place([0, 0, 20, 20], WIDTH, HEIGHT) == (0, 20)  # below: above is outside
     assert layout().place([60, 160, 70, 180], WIDTH, HEIGHT) == (59, 148)
     assert layout((0, 0, 200, 180), size=(200, 180)).place([0, 0, 200, 180], 250, 190) == (0, 0)
 
 
 def test_each_tag_avoids_all_before_it() -> None:
-    tags = layout(*[tuple(BOX)] * 4)
-    placed = [tags.place(BOX, WIDTH, HEIGHT) for _ in range(2)]
-    assert placed == PLACES[:2]
+    tags = layout(*[tuple(BOX)] * 7)
+    placed = [tags.place(BOX, WIDTH, HEIGHT) for _ in range(4)]
+    assert placed == PLACES[:4]
     corners = [tags.place([10 + 40 * k, 20, 30 + 40 * k, 40], 36, 8) for k in range(3)]
     assert all(b[0] >= a[0] + 36 for a, b in pairwise(corners))
 
@@ -252,6 +267,8 @@ def test_a_figure_has_five_hundred_boxes_and_twelve_classes_at_most() -> None:
     assert html.index("class 0<") < html.index("class 11<")
     assert f"solid {colour_of(11)};padding:0 10px 0 4px" in html
     assert 'aria-label="501 boxes"' in html
+    text = re.sub("<[^<>]*>", "\n", html)  # nothing but the names is between the elements
+    assert [line for line in text.splitlines() if line] == [f"class {k}" for k in range(12)]
 
 
 def test_detections_in_a_notebook() -> None:
@@ -260,4 +277,21 @@ def test_detections_in_a_notebook() -> None:
     assert "21 detections in an image of 30×40 pixels" in html
     assert "… and 1 more" in html
     assert html.count("<tr>") >= 20
-    assert "<svg" not in found(0)._repr_html_()
+    rows = [["cat", "0.876", "4.0", "6.0", "24.0", "26.0"]]
+    headers = ("class", "score", "x1", "y1", "x2", "y2")
+    for count, figure in (
+        (0, ""),
+        (1, boxes_figure(found().boxes, found().labels, found().classes, (30, 40))),
+    ):
+        expected = html_result(
+            f"{count} detections in an image of 30×40 pixels",
+            figure,
+            html_table(headers, rows[:count]),
+            notes=[],
+        )
+        assert found(count)._repr_html_() == expected
+    assert "… and" not in found(20)._repr_html_()
+
+
+def test_what_is_not_known_of_detections_is_none() -> None:
+    assert (found().placement, found().rejection) == (None, None)
