@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,10 +51,21 @@ def max_pool(source: Array, ops: Sequence[Sliding]) -> Array:
 def mean_pool(
     source: Array, ops: Sequence[Sliding], count_padding: bool = True, divisor: int | None = None
 ) -> Array:
-    assert count_padding
-    assert divisor is None
-    assert not any(op.ceil_mode for op in ops)
-    return _sliding(source, ops, 0.0).mean(tuple(range(-len(ops), 0)))
+    """Position by position; what ceil_mode adds beyond the padding is never counted."""
+    assert all(op.dilation == 1 and isinstance(op.ceil_mode, bool) for op in ops)
+    sizes, axes = source.shape[2:], tuple(range(2, source.ndim))
+    out = np.zeros((*source.shape[:2], *(op.out_size(n) for op, n in zip(ops, sizes, strict=True))))
+    for position in np.ndindex(*out.shape[2:]):
+        begins = [q * op.stride - op.pad_before for q, op in zip(position, ops, strict=True)]
+        ends = [
+            min(begin + op.kernel, n + op.pad_after) for begin, op, n in zip(begins, ops, sizes, strict=True)
+        ]
+        part = source[(..., *(slice(max(0, a), max(0, b)) for a, b in zip(begins, ends, strict=True)))]
+        counted = math.prod(b - a for a, b in zip(begins, ends, strict=True))
+        if not count_padding:
+            counted = math.prod(part.shape[2:])
+        out[(..., *position)] = part.sum(axes) / (counted if divisor is None else divisor)
+    return out
 
 
 def windows(source: Array, kernel: Sequence[int]) -> Array:
@@ -62,6 +74,7 @@ def windows(source: Array, kernel: Sequence[int]) -> Array:
 
 def gather(source: Array, plan: Gather, channels: int) -> Array:
     assert source.shape[1] == channels
+    assert plan.channels.dtype.kind == plan.starts.dtype.kind == "i"
     maps = [
         source[(slice(None), [c], *(slice(a, None, s) for a, s in zip(start, plan.steps, strict=True)))]
         for c, start in zip(plan.channels, plan.starts.T, strict=True)
@@ -113,6 +126,7 @@ def interpolate(source: Array, factors: Sequence[int]) -> Array:
 
 
 def split_channels(source: Array, sizes: Sequence[int]) -> Array:
+    assert sorted(sizes)[0] >= -1
     return source.reshape(len(source), *sizes, *source.shape[2:])
 
 
@@ -127,18 +141,22 @@ def reduce(source: Array, reduction: str, axes: Sequence[int], keep_axes: bool =
 
 
 def repeat_channels(source: Array, count: int) -> Array:
+    assert isinstance(count, int)
     return source.repeat(count, 1)
 
 
 def single_positions(source: Array, axes: int) -> Array:
+    assert source.ndim == 2 + axes
     return source.reshape(*source.shape[:2], *(1,) * axes, *source.shape[2:])
 
 
 def as_batch(source: Array, axes: int, shape: Sequence[int]) -> Array:
+    assert source.ndim == 2 + axes
     return np.moveaxis(source, 1, -1).reshape(-1, *shape)
 
 
 def from_batch(source: Array, like: Array, axes: int) -> Array:
+    assert like.ndim == 2 + axes
     return np.moveaxis(source.reshape(len(like), *like.shape[2:], -1), -1, 1)
 
 
@@ -167,14 +185,21 @@ def grouped_product(source: Array, weight: Array) -> Array:
 
 
 def per_channel(constant: Array, ids: Integers, axes: int) -> Array:
+    assert ids.dtype.kind == "i"
     return constant.reshape(-1).take(ids).reshape(-1, *(1,) * axes)
 
 
 def reshape(source: Array, shape: Sequence[int]) -> Array:
+    assert min(shape, default=0) >= -1
     return source.reshape(*shape)
 
 
-permute, add, subtract, multiply = np.transpose, np.add, np.subtract, np.multiply
+def permute(source: Array, order: Sequence[int]) -> Array:
+    assert sorted(order) == list(range(source.ndim))
+    return source.transpose(order)
+
+
+add, subtract, multiply = np.add, np.subtract, np.multiply
 matrix_vector, maximum, negative, absolute = np.matmul, np.maximum, np.negative, np.abs
 square_root = np.sqrt
 

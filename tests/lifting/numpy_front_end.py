@@ -312,17 +312,29 @@ def _check_extent(value: Lifted, image: Array, window: tuple[int, ...]) -> None:
         assert value.handle.shape[2:] == tuple(s[m] for s, m in zip(value.grid.sizes, more, strict=True))
 
 
+def _check_record(value: Lifted, operands: Sequence[Any], key: str) -> None:
+    """The index is not a written-out identity; pools are those of the operands, and perhaps the operator itself."""
+    if value.index is not None:
+        assert value.index.dtype == np.int64
+        size = math.prod(value.grid.shape)
+        assert value.index.shape != value.grid.shape or (value.index.ravel() != np.arange(size)).any()
+    before: frozenset[str] = frozenset().union(*(v.pooled for v in operands if isinstance(v, Lifted)))
+    assert value.pooled in (before, before | {key}), key
+
+
 def any_size(
     network: Sequence[Op],
     constants: Mapping[str, Array],
     image: Array,
     window: tuple[int, ...],
     context: str | None = None,
+    came_through: frozenset[str] = frozenset(),
     **settings: Any,
 ) -> tuple[Array, tuple[int, ...], KeepingLifter]:
     """The last value of the network at every window of a larger image, `(N, K, *positions)`; the stride in pixels.
 
     `settings` are those of the lifter. Constants named "known…" are part of the code, not of a checkpoint.
+    `came_through` are pools that the image is said to come through, which every value must then record.
     """
     nominal = run(network, constants, np.zeros((BATCH, image.shape[1], *window)))
     lifter = KeepingLifter(numpy_emitter, window, context=context, **settings)  # type: ignore[arg-type]
@@ -330,7 +342,7 @@ def any_size(
         name: Const(array, array.shape, name, array if name.startswith("known") else None)
         for name, array in constants.items()
     }
-    values["image"] = Lifted(image, Grid.image(image.shape[1], window))
+    values["image"] = Lifted(image, Grid.image(image.shape[1], window), None, came_through)
     for op in network:
         operands = [values[name] for name in op.operands]
         result = nominal[op.result]
@@ -346,6 +358,7 @@ def any_size(
         lifted = values[op.result] = lift(lifter, call, decode(op, operands, call, result))
         assert lifted.shape == call.shape, op
         _check_extent(lifted, image, window)
+        _check_record(lifted, operands, op.result)
     last = lifter.last = lifter.at_one_position(values[network[-1].result])
     stride = tuple(math.lcm(j, a) for j, a in zip(last.grid.jump, last.grid.align, strict=True))
     steps = [s // j for s, j in zip(stride, last.grid.jump, strict=True)]
