@@ -13,12 +13,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from onebyone.verification.error_rules import NoRuleError
+from onebyone.verification.error_rules import RULES, Approx, NoRuleError
 from onebyone.verification.onnx_network import CallableOnnx
 from onebyone.verification.onnx_running_error import OnnxRunningError, _padding
 from tests.onnx.models import model as parsed
 from tests.verification.test_onnx_running_error import (
     IMAGE,
+    E,
     Node,
     axes,
     bounded,
@@ -39,6 +40,9 @@ LINEAR: dict[str, tuple[Node, tuple[int, ...], int]] = {
     ),
     "Conv, VALID": (("Conv", {"auto_pad": "VALID", "strides": [1, 2]}, [numbers(2, 3, 2, 3)]), IMAGE, 20),
     "AveragePool, one axis": (("AveragePool", {"kernel_shape": [2], "pads": [1, 1]}, []), (2, 3, 5), 20),
+    "AveragePool, even pads are counted": (
+        ("AveragePool", {"kernel_shape": [3, 2], "pads": [1, 1, 1, 1], "count_include_pad": 1}, []), IMAGE, 20,
+    ),
     "AveragePool, three axes": (("AveragePool", {"kernel_shape": [2, 1, 2]}, []), (1, 2, 3, 2, 3), 20),
     "AveragePool, SAME_UPPER": (("AveragePool", {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}, []), IMAGE, 20),
     "GlobalAveragePool, one axis": (("GlobalAveragePool", {}, []), (2, 3, 5), 20),
@@ -144,6 +148,27 @@ def test_softmax_of_old_models_over_a_middle_axis_of_several_values(size: int) -
             numbers(2, 3, size, 1),
             np.zeros((2, 3, size, 1)),
         )
+
+
+@pytest.mark.parametrize(("settings", "factor"), [({}, 1), ({"alpha": 1.0}, 1), ({"alpha": 2.0}, 2)])
+def test_only_a_factor_other_than_one_adds_a_rounding(settings: dict[str, Any], factor: float) -> None:
+    weight, x, e = numbers(3, 2), numbers(4, 3, seed=1), np.full((4, 3), E)
+    output = bounded(model_of(("Gemm", settings, [weight]), (4, 3)), x, e)
+    of_product = RULES[torch.ops.aten.linear](
+        2.0**-53,
+        torch.ops.aten.linear.default,
+        (Approx(torch.from_numpy(x), torch.from_numpy(e)), torch.from_numpy(weight.T)),
+        {},
+    ).error
+    assert torch.equal(output.error, of_product) is (factor == 1)
+    assert bool((output.error >= factor * of_product).all())
+
+
+def test_a_constant_of_strings_is_no_array() -> None:
+    """Whoever reads it: nothing that it decides is known of the image."""
+    text = 'g (double[2,3] x) => (double[2,3] y) { s = Constant<value_string: string = "a">() y = Neg(x) }'
+    with pytest.raises(NoRuleError, match="^Constant: a constant of strings or a sparse one$"):
+        bounded(ir.to_proto(parsed(text)), numbers(2, 3), np.zeros((2, 3)))
 
 
 def test_operators_of_other_domains_have_no_rule() -> None:

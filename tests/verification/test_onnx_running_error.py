@@ -339,8 +339,11 @@ def test_an_output_that_does_not_depend_on_the_image() -> None:
 
 
 def test_images_in_batches_of_a_fixed_size() -> None:
-    """Three images through a model of two: the last batch is filled up, and its filling is left out."""
+    """Three images through a model of two: the last batch is filled up to two, and its filling is left out."""
     model = model_of(("Gemm", {}, [numbers(3, 2), numbers(2)]), (2, 3))
+    model.graph.node.insert(0, helper.make_node("Reshape", ["x", "both"], ["rows"]))
+    model.graph.initializer.append(numpy_helper.from_array(axes(2, 3), "both"))
+    model.graph.node[1].input[0] = "rows"
     x = numbers(3, 3)
     network = CallableOnnx(ir.from_proto(model), batch=2)
     ((value, bound),) = OnnxRunningError(network)(torch.from_numpy(x))

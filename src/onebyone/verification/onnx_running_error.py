@@ -5,6 +5,7 @@ The rules are those of `error_rules`. A node without such an operator has no bou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,8 +106,8 @@ class _Interpreter:
             raise NoRuleError(f"{node.op_type}: {error}") from error
         first = operands[0]
         if node.op_type == "Shape" and isinstance(first, Approx):
-            shape = np.asarray(first.value.shape, dtype=np.int64)
-            return [shape[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(shape))]]
+            shape = torch.tensor(first.value.shape).numpy()
+            return [shape[node.attributes.get_int("start") : node.attributes.get_int("end")]]
         translate = _TRANSLATIONS.get(node.op_type) if node.domain == "" else None
         if translate is None:
             raise NoRuleError(node.op_type)
@@ -130,14 +131,19 @@ class _Interpreter:
     def integers(self, value: Any) -> list[int]:
         if isinstance(value, Approx):
             raise NoRuleError("a setting that depends on the image")
-        return [int(n) for n in np.asarray(value).reshape(-1)]
+        return [int(n) for n in np.ravel(value)]
 
 
 _Translation = Callable[[_Interpreter, ir.Node, list[Any]], Any]
 
 
+def _is_set(node: ir.Node, name: str) -> bool:
+    """Whether a flag that is off by default is on."""
+    return bool(node.attributes.get_int(name))
+
+
 def _padding(node: ir.Node, sizes: Sequence[int], kernel: Sequence[int]) -> list[tuple[int, int]]:
-    axes, mode = len(kernel), node.attributes.get_string("auto_pad", "NOTSET")
+    axes, mode = len(kernel), node.attributes.get_string("auto_pad")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         stride = node.attributes.get_ints("strides") or [1] * axes
         dilation = node.attributes.get_ints("dilations") or [1] * axes
@@ -148,7 +154,7 @@ def _padding(node: ir.Node, sizes: Sequence[int], kernel: Sequence[int]) -> list
         pairs = [(t // 2, t - t // 2) for t in totals]
         return pairs if mode == "SAME_UPPER" else [(b, a) for a, b in pairs]
     pads = node.attributes.get_ints("pads") or [0] * 2 * axes
-    return [(pads[axis], pads[axis + axes]) for axis in range(axes)]
+    return list(zip(pads[:axes], pads[axes:], strict=True))
 
 
 def _padded(g: _Interpreter, x: Approx, pairs: Sequence[tuple[int, int]], number: float) -> Approx:
@@ -175,39 +181,39 @@ def _convolution(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
 
 
 def _max_pool(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
-    x, kernel = operands[0], list(node.attributes.get_ints("kernel_shape", ()))
+    x, kernel = operands[0], list(node.attributes["kernel_shape"].as_ints())
     stride, dilation = _settings(node, kernel)
     pairs = _padding(node, x.value.shape[2:], kernel)
     if any(map(any, pairs)):
         sides = [n for pair in reversed(pairs) for n in pair]
-        value = aten.constant_pad_nd.default(x.value, sides, -float("inf"))
-        x = Approx(value, aten.constant_pad_nd.default(x.error, sides, 0.0))
-    zeros, ceil = [0] * len(kernel), bool(node.attributes.get_int("ceil_mode", 0))
-    return g.run(_MAX_POOLS[len(kernel) - 1], x, kernel, stride, zeros, dilation, ceil)
+        value = aten.constant_pad_nd.default(x.value, sides, -math.inf)
+        x = Approx(value, aten.constant_pad_nd.default(x.error, sides))
+    ceil = _is_set(node, "ceil_mode")
+    return g.run(_MAX_POOLS[len(kernel) - 1], x, kernel, stride, [0] * len(kernel), dilation, ceil)
 
 
 def _mean_pool(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
-    x, kernel = operands[0], list(node.attributes.get_ints("kernel_shape", ()))
+    x, kernel = operands[0], list(node.attributes["kernel_shape"].as_ints())
     stride, dilation = _settings(node, kernel)
     pairs = _padding(node, x.value.shape[2:], kernel)
-    counted = bool(node.attributes.get_int("count_include_pad", 0))
-    if node.attributes.get_int("ceil_mode", 0) or any(d > 1 for d in dilation):
+    counted = _is_set(node, "count_include_pad")
+    if _is_set(node, "ceil_mode") or any(d > 1 for d in dilation):
         raise NoRuleError("AveragePool with ceil_mode or dilation")
+    padding = [a for a, _ in pairs]
     if any(a != b for a, b in pairs):
         if not counted:
             raise NoRuleError("AveragePool with uneven padding")
-        x, pairs = _padded(g, x, pairs, 0.0), [(0, 0)] * len(kernel)
-    padding = [a for a, _ in pairs]
+        x, padding = _padded(g, x, pairs, 0.0), [0] * len(kernel)
     return g.run(_MEAN_POOLS[len(kernel) - 1], x, kernel, stride, padding, False, counted)
 
 
 def _gemm(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     x, weight, *rest = operands
-    if node.attributes.get_int("transA", 0) or isinstance(weight, Approx):
+    if _is_set(node, "transA") or isinstance(weight, Approx):
         raise NoRuleError("Gemm with transA, or of two values")
     # factors other than 1 round once more each, in whichever order they are applied
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-    matrix = weight if node.attributes.get_int("transB", 0) else weight.T
+    matrix = weight if _is_set(node, "transB") else weight.T
     y = g.run(aten.linear.default, x, np.ascontiguousarray(matrix))
     y = y if alpha == 1 else g.run(aten.mul.Tensor, y, np.asarray(alpha))
     if not rest or rest[0] is None:
@@ -220,7 +226,8 @@ def _gemm(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
 def _batch_norm(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     x, weight, bias, mean, variance = operands
     epsilon = node.attributes.get_float("epsilon", 1e-5)
-    return g.run(aten.batch_norm.default, x, weight, bias, mean, variance, False, 0.0, epsilon, False)
+    operator = aten._native_batch_norm_legit_no_training.default
+    return g.run(operator, x, weight, bias, mean, variance, 0.0, epsilon)[0]
 
 
 def _reduced(operator: Any) -> _Translation:
@@ -228,8 +235,7 @@ def _reduced(operator: Any) -> _Translation:
         x = operands[0]
         given = operands[1] if len(operands) > 1 else None
         axes = list(node.attributes.get_ints("axes", ())) if given is None else g.integers(given)
-        empty_means_none = node.attributes.get_int("noop_with_empty_axes", 0)
-        if not axes and empty_means_none:
+        if not axes and _is_set(node, "noop_with_empty_axes"):
             return x
         axes = axes or list(range(x.value.ndim))
         return g.run(operator, x, axes, bool(node.attributes.get_int("keepdims", 1)))
@@ -258,7 +264,7 @@ def _plain(operator: Any, *names: str) -> _Translation:
 def _clip(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     given = [None if v is None else float(np.asarray(v)) for v in operands[1:]]
     # before opset 11 the limits are attributes
-    stated = [node.attributes.get_float(n) if n in node.attributes else None for n in ("min", "max")]
+    stated = [node.attributes.get_float(name) for name in ("min", "max")]
     limits = given + stated[len(given) :]
     if limits == [None, None]:
         return operands[0]
@@ -290,25 +296,25 @@ def _reshape(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
 
 def _flatten(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     x, axis = operands[0], node.attributes.get_int("axis", 1)
-    lead = int(np.prod(x.value.shape[: axis if axis >= 0 else axis + x.value.ndim]))
+    lead = math.prod(x.value.shape[:axis])
     return g.run(aten.reshape.default, x, [lead, -1])
 
 
 def _moved(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     """A shape operator whose result has no other elements than those of its operand: run on their numbers."""
     x = operands[0]
-    name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
-    numbers = np.arange(x.value.numel(), dtype=np.int64).reshape(x.value.shape)
-    arrays = {str(v.name): o for v, o in zip(node.inputs[1:], operands[1:], strict=True) if v is not None}
+    numbers = torch.arange(x.value.numel()).reshape(x.value.shape).numpy()
+    pairs = zip(node.inputs, [numbers, *operands[1:]], strict=True)
+    arrays = {str(v.name): o for v, o in pairs if v is not None}
     if any(isinstance(o, Approx) for o in arrays.values()):
         raise NoRuleError(f"{node.op_type} with an index that depends on the image")
-    indices = [torch.from_numpy(np.array(i)) for i in evaluate(node, {name: numbers} | arrays, g.opset)]
+    indices = [torch.from_numpy(np.array(i)) for i in evaluate(node, arrays, g.opset)]
     return [Approx(x.value.reshape(-1)[i], x.error.reshape(-1)[i]) for i in indices]
 
 
 def _concatenated(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     parts = [v if isinstance(v, Approx) else g.tensor(v) for v in operands]
-    return g.run(aten.cat.default, parts, node.attributes.get_int("axis", 0))
+    return g.run(aten.cat.default, parts, node.attributes["axis"].as_int())
 
 
 def _pad(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
@@ -317,9 +323,9 @@ def _pad(g: _Interpreter, node: ir.Node, operands: list[Any]) -> Any:
     # before opset 11 the padding and the number are attributes
     pads = operands[1] if len(operands) > 1 else node.attributes.get_ints("pads")
     sides, rank = g.integers(pads), operands[0].value.ndim
-    value = operands[2] if len(operands) > 2 else node.attributes.get_float("value", 0.0)
+    value = operands[2] if len(operands) > 2 else node.attributes.get_float("value")
     number = 0.0 if value is None else float(np.asarray(value))
-    return _padded(g, operands[0], [(sides[axis], sides[axis + rank]) for axis in range(rank)], number)
+    return _padded(g, operands[0], list(zip(sides[:rank], sides[rank:], strict=True)), number)
 
 
 def _same(_g: _Interpreter, _node: ir.Node, operands: list[Any]) -> Any:
