@@ -39,6 +39,7 @@ class NumpyEmitter(LayoutEmitter[Any]):
         self.images: list[tuple[int, ...]] = []  # the shapes of the inputs of convolutions
         self.not_counted: list[np.ndarray] = []
         self.fused: list[GraphValue] = []  # the operators repeated as they were
+        self.normalised: list[GraphValue] = []  # the normalisations written with elementary operators
 
     def repeat(
         self, result: GraphValue, operands: Mapping[GraphValue, Any], axes: Sequence[int] | None = None
@@ -51,6 +52,7 @@ class NumpyEmitter(LayoutEmitter[Any]):
         return self.program.sizes[result][axis]
 
     def normalise(self, result: GraphValue, x: Any, position: int, scale: Any, offset: Any) -> Any:
+        self.normalised.append(result)
         x = x - x.max(position, keepdims=True)
         x = x if scale is None else x * scale
         return x if offset is None else x + offset
@@ -130,3 +132,16 @@ class NumpyEmitter(LayoutEmitter[Any]):
 
     def as_matrix(self, weight: Any) -> Any:
         return weight.reshape(weight.shape[0], -1)
+
+
+class UntouchedTensors(NumpyEmitter):
+    """Refuses to move, insert or remove a dimension, for operators that can take every tensor as it is stored."""
+
+    def permute(self, x: Any, permutation: Sequence[int]) -> Any:
+        raise AssertionError(f"a permute of {x.shape} by {permutation}")
+
+    def squeeze(self, x: Any, positions: Sequence[int]) -> Any:
+        raise AssertionError(f"a squeeze of {x.shape} at {positions}")
+
+    def unsqueeze(self, x: Any, position: int) -> Any:
+        raise AssertionError(f"an unsqueeze of {x.shape} at {position}")

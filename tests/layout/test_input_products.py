@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from onebyone.layout.input_products import matrix_product
-from onebyone.layout.orders import order_of
+from onebyone.layout.orders import UNIT, Layout, order_of
 from onebyone.layout.rules import LayoutRule
 from onebyone.layout.stored_tensors import StoredTensors
 from onebyone.layout.values import GraphValue
-from tests.layout.numpy_emitter import NumpyEmitter, stored
+from tests.layout.numpy_emitter import NumpyEmitter, UntouchedTensors, stored
 from tests.layout.numpy_program import NumpyProgram
 
 #: Shapes of both factors, and how many (order, form) pairs the rule must allow: the orders of the batch axes longer
@@ -29,6 +29,8 @@ SHAPES = [
     ((2, 7, 3, 4, 5), (7, 1, 5, 6), 12),
     ((2, 1, 4), (2, 4, 5), 2),  # one row: both forms
     ((2, 3, 4), (2, 4, 1), 2),
+    ((2, 3, 1), (1, 5), 2),  # one inner element, in a factor without a batch axis
+    ((2, 3, 4, 5, 6), (3, 4, 6, 2), 12),  # two of three batch axes
     ((2, 3, 1), (2, 1, 5), 2),
 ]
 
@@ -93,6 +95,22 @@ def test_the_natural_order_is_the_product_itself(
 ) -> None:
     _, a, b, _, rule = product(first, second)
     assert (a.axes, b.axes) in rule.operand_orders(rule.axes)
+
+
+@pytest.mark.parametrize(("shape", "layout"), [
+    ((4, 5), (0, 1)), ((1, 4, 5), (UNIT, 1, 2)), ((1, 4, 5), (1, 2)),
+])  # fmt: skip
+def test_a_factor_without_the_batch_axis_is_multiplied_as_it_is_stored(
+    shape: tuple[int, ...], layout: Layout
+) -> None:
+    """Whether it has a unit dimension there or none: the other factor has the batch axis."""
+    program, a, b, right, rule = product((2, 3, 4), shape)
+    tensors: StoredTensors[Any] = StoredTensors(UntouchedTensors(program))
+    tensors.put(a, (0, 1, 2), program.arrays[a])
+    tensors.put(b, layout, stored(program.arrays[b], layout))
+    written, result_layout = rule.write(tensors, (0, 1, 2), ((0, 1, 2), order_of(layout)))
+    assert result_layout == (0, 1, 2)
+    assert np.array_equal(written, right)
 
 
 @pytest.mark.parametrize(("first", "second", "result"), [

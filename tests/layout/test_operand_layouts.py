@@ -111,6 +111,8 @@ def test_matrix_products_of_two_values() -> None:
     rule = MatrixProductRule(GraphValue("c", (2, 3, 5)), (first, second))
     assert wanted(rule, (0, UNIT, 1, 2)) == ((0, UNIT, 1, 2), (0, UNIT, 1, 2))
     assert wanted(rule, (UNIT, 0, 2, 1)) == ((UNIT, 0, 2, 1), (UNIT, 0, 2, 1))
+    for layout in ((0, 1, 2), (0, UNIT, UNIT, 1, 2)):
+        assert wanted(rule, layout) == (layout, layout)
     for layout in ((0, 1, 2, UNIT), (0, 1, UNIT, 2)):
         assert wanted(rule, layout) == (None, None)
     assert wanted(rule, None, (0, 1, 2)) == (None, None)
@@ -236,6 +238,11 @@ def test_positions_are_stored_last_or_in_the_height(tokens: TokenAxis, shape: tu
     (got,), emitter = p.planned(p.plan())
     assert emitter.images == [shape]
     assert np.array_equal(got, p.direct()[0])
+
+
+def test_the_names_of_places_for_positions_are_those_that_users_give() -> None:
+    """`onebyone.onnx` takes them as texts, and its messages name them."""
+    assert [str(place) for place in TokenAxis] == ["last", "height", "batch"]
 
 
 def test_a_strided_image_is_told_from_other_layouts() -> None:

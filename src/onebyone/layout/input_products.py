@@ -53,18 +53,17 @@ class MatrixProductRule(LayoutRule):
         self, tensors: StoredTensors[T], order: Order, operand_orders: OperandOrders
     ) -> tuple[T, Layout]:
         transposed = self._transposed(order, operand_orders)
-        batch, model = self._batch_layout(tensors, order, transposed)
+        batch = self._batch_layout(tensors, order, transposed)
         factors = []
         for x in self.operands:
+            # a factor whose leading dimensions these are is available with them, so that the result has all of them
             full = self._layout(x, batch, transposed)
-            factors.append(tensors.get(x, full if x is model else tensors.nearest(x, full, last=2)))
+            factors.append(tensors.get(x, tensors.nearest(x, full, last=2)))
         written = tensors.emitter.matmul(*(reversed(factors) if transposed else factors))
         return written, batch + self._matrix(self.result, transposed)
 
-    def _batch_layout(
-        self, tensors: StoredTensors[T], order: Order, transposed: bool
-    ) -> tuple[Layout, GraphValue | None]:
-        """The leading dimensions of the result, and an operand that is available with them.
+    def _batch_layout(self, tensors: StoredTensors[T], order: Order, transposed: bool) -> Layout:
+        """The leading dimensions of the result: those that an operand is available with, where there is one.
 
         Unit dimensions are kept, as far as the result does not get more dimensions than it has axes.
         """
@@ -75,8 +74,8 @@ class MatrixProductRule(LayoutRule):
                 leading = renamed(have[:-2], names)
                 is_matrix = have[-2:] == self._matrix(x, transposed) and len(have) <= self.result.rank
                 if is_matrix and order_of(leading) == batch:
-                    return leading, x
-        return batch, None
+                    return leading
+        return batch
 
     def _batch(self) -> Order:
         return tuple(axis for axis in self.axes if axis < self.result.rank - 2)
@@ -95,9 +94,8 @@ class MatrixProductRule(LayoutRule):
         batch = tuple(axis for axis in order if axis < self.result.rank - 2)
         orders = []
         for x in self.operands:
-            leading = tuple(axis for axis in x.axes if axis < x.rank - 2)
-            matrix = tuple(axis for axis in self._matrix(x, transposed) if axis != UNIT)
-            orders.append(operand_order(batch, leading, self.result.rank - x.rank) + matrix)
+            matrix = order_of(self._matrix(x, transposed))
+            orders.append(operand_order(batch, x.axes, self.result.rank - x.rank) + matrix)
         return tuple(orders)
 
     def _transposed(self, order: Order, operand_orders: OperandOrders) -> bool:
@@ -106,8 +104,7 @@ class MatrixProductRule(LayoutRule):
 
     def _layout(self, x: GraphValue, batch: Layout, transposed: bool) -> Layout:
         """The layout of an operand whose leading dimensions broadcast against those of the result."""
-        leading = tuple(axis for axis in x.axes if axis < x.rank - 2)
-        return operand_layout(batch, leading, self.result.rank - x.rank) + self._matrix(x, transposed)
+        return operand_layout(batch, x.axes, self.result.rank - x.rank) + self._matrix(x, transposed)
 
     def _matrix(self, x: GraphValue, transposed: bool) -> Layout:
         """The last two dimensions of a value, as they are stored."""
