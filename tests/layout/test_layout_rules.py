@@ -218,7 +218,7 @@ def test_orders_by_hand() -> None:
     assert joined.result_orders(0, (0, 2)) == [(0, 1, 2)]
     assert joined.result_orders(1, (2, 1, 0)) == [(2, 1, 0)]
     expanded = p.rules[p.expand(p.input(3, 1, 4), 2, 3, 5, 4)]
-    assert expanded.operand_orders((3, 2, 1, 0)) == [((2, 0),)]
+    assert expanded.operand_orders((3, 2, 1, 0)) == expanded.operand_orders((3, 0, 1, 2)) == [((2, 0),)]
     assert expanded.result_orders(0, (2, 0)) == [(0, 2, 3, 1)]
     normalised = p.rules[p.normalise(p.input(2, 3, 4), 1, p.input(4))]
     assert normalised.operand_orders((2, 0, 1)) == [((2, 0, 1), (0,))]
@@ -245,11 +245,19 @@ def test_orders_by_hand() -> None:
     assert merged.result_orders(0, (1, 2, 0)) == [(1, 0)]
 
 
+def test_a_batch_normalisation_of_vectors_has_channels_but_no_positions() -> None:
+    p = NumpyProgram()
+    rule = p.rules[p.channel_offset(p.input(2, 3), p.input(3))]
+    assert rule.operand_orders((0, 1)) == [((0, 1), (0,))]
+    assert rule.operand_orders((1, 0)) == []
+    assert isinstance(rule, ChannelsSecondRule)
+
+
 def test_normalisation_stays_fused_where_its_axes_are_stored_last() -> None:
     program = NumpyProgram()
     value = program.normalise(program.input(2, 3, 4), 1, program.input(4), program.input(4))
     for order, _, emitter, _, layout in cases(program, value):
-        assert (value in emitter.fused) == (order[-1] == 2)
+        assert (value in emitter.fused) == (order[-1] == 2) == (value not in emitter.normalised)
         assert (layout[-1] == 2) or value not in emitter.fused
 
 
@@ -362,6 +370,14 @@ def test_expand_to_a_symbolic_size_uses_the_size_that_the_operator_names() -> No
     written, layout = rule.write(tensors, (1, 0), ((1,),))
     assert layout == (1, 0)
     assert np.array_equal(written, np.repeat(program.arrays[x].T, 7, 1))
+    rows, unknown = program.input(6, 1, symbolic={0: n}), GraphValue("rows", (n, 5))
+    program.sizes[unknown] = [None, 5]
+    tensors.put(rows, (0,), program.arrays[rows].ravel())
+    widened = operators.expand(unknown, rows)
+    assert widened is not None
+    written, layout = widened.write(tensors, (0, 1), ((0,),))
+    assert layout == (0, 1)
+    assert np.array_equal(written, np.repeat(program.arrays[rows], 5, 1)), "an axis that x has keeps its size"
     program.sizes[result] = [None, None]
     with pytest.raises(AssertionError, match="expanded: axis 0 has no size"):
         rule.write(tensors, (1, 0), ((1,),))

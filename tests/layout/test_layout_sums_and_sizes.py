@@ -54,6 +54,30 @@ def test_known_sizes_are_written_as_numbers() -> None:
     assert written.shape == (6, 20)
 
 
+@pytest.mark.parametrize(("named", "written"), [((3, 5), (3, 5)), ((None, 5), (-1, 5))])
+def test_an_axis_that_is_split_has_the_sizes_that_the_operator_names(named: Any, written: Any) -> None:
+    """As numbers, also where the planner does not know them; one that is not named is inferred."""
+
+    class Recording(NumpyEmitter):
+        def reshape(self, x: Any, sizes: Any) -> Any:
+            recorded.append(tuple(sizes))
+            return super().reshape(x, sizes)
+
+    recorded: list[tuple[int, ...]] = []
+    n = sympy.Symbol("n")
+    program = NumpyProgram()
+    x = program.input(15, symbolic={0: 5 * n})
+    result = GraphValue("split", (n, 5))
+    program.sizes[result] = list(named)
+    rule = operators.reshape(result, x)
+    assert rule is not None
+    tensors: StoredTensors[Any] = StoredTensors(Recording(program))
+    tensors.put(x, (0,), program.arrays[x])
+    got, _ = rule.write(tensors, (0, 1), ((0,),))
+    assert recorded == [written]
+    assert np.array_equal(got, program.arrays[x].reshape(3, 5))
+
+
 def test_normalised_sums_by_hand() -> None:
     """In the original order the operator stays fused; in others it costs a little, and addends follow the order."""
     p = NumpyProgram()
@@ -70,6 +94,7 @@ def test_normalised_sums_by_hand() -> None:
     for order, _, emitter, written, layout in cases(p, value):
         assert np.array_equal(written, stored(expected, layout))
         fused[order] = value in emitter.fused
+        assert emitter.normalised == ([] if fused[order] else [value])
     assert fused == {order: order == (0, 1, 2) for order in permutations((0, 1, 2))}
 
 

@@ -23,8 +23,8 @@ class NormalisationRule(LayoutRule):
     """
 
     over: tuple[int, ...]
-    scale: GraphValue | None = None
-    offset: GraphValue | None = None
+    scale: GraphValue | None
+    offset: GraphValue | None
 
     def _stored_last(self, order: Order) -> bool:
         return order[-len(self.over) :] == self.over
@@ -75,14 +75,11 @@ class SumNormalisationRule(NormalisationRule):
     and the normalisation with elementary operators.
     """
 
-    addends: tuple[GraphValue, ...] = ()
+    addends: tuple[GraphValue, ...]
 
     def operand_orders(self, order: Order) -> list[OperandOrders]:
-        others = self.operands[1:]
-        orders = [
-            self._addend_order(order, other) if other in self.addends else other.axes for other in others
-        ]
-        return [(order, *orders)] if len(self.over) == 1 or order == self.axes else []
+        # a parameter is a vector along the last axis, which every order has: it broadcasts as an addend does
+        return [tuple(operand_order(order, x.axes, self.result.rank - x.rank) for x in self.operands)]
 
     def result_orders(self, operand: int, order: Order) -> list[Order]:
         return [order] if operand == 0 else [self.axes]
@@ -110,6 +107,3 @@ class SumNormalisationRule(NormalisationRule):
         scale, offset = (self._parameter(tensors, value, layout) for value in (self.scale, self.offset))
         position = layout.index(self.over[0])
         return tensors.emitter.normalise(self.result, total, position, scale, offset), layout
-
-    def _addend_order(self, order: Order, addend: GraphValue) -> Order:
-        return operand_order(order, addend.axes, self.result.rank - addend.rank)

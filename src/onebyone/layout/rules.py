@@ -219,7 +219,7 @@ class AxisRule(LayoutRule):
 
     names: dict[int, int]
     along: tuple[int, ...]
-    drops: bool = False
+    drops: bool
 
     @property
     def axes(self) -> Order:

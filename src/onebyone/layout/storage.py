@@ -53,7 +53,8 @@ def choose_storage(
     for same_tensor in tensors.values():
         counts: Counter[Layout] = Counter()
         for constant in same_tensor:
-            counts.update(demands.get(constant, Counter()))
+            if constant in demands:
+                counts.update(demands[constant])
         first = same_tensor[0]
         reordered = all(order_of(layout) != first.axes for layout in counts)
         if counts and (reordered or any(constant in weights for constant in same_tensor)):
