@@ -66,7 +66,7 @@ def program_with_weight(to: str, convert: bool = True) -> tuple[NumpyProgram, Gr
     weight = program.transpose(source, 1, 0)
     product = rule.product
     changed = type(product)(product.result, product.x, 2, 2, weight, 0, 1)
-    program.rules[result] = ProductRule(result, changed.operands, changed, to, convert)
+    program.rules[result] = ProductRule(result, changed.operands, changed, to, convert, 0.0005)
     return program, source, weight
 
 
@@ -131,5 +131,5 @@ def test_stored_as_chosen_no_constant_is_permuted_at_run_time(to: str) -> None:
 
 def test_penalties_go_from_the_plainest_products_to_the_fewest_permutes() -> None:
     assert list(MERGE_PENALTIES) == sorted(MERGE_PENALTIES, reverse=True)
-    assert MERGE_PENALTIES[0] > 1 > MERGE_PENALTIES[1]
+    assert 2 > MERGE_PENALTIES[0] > 1 > MERGE_PENALTIES[1], "worth one permute, not two"
     assert 0.0003 < MERGE_PENALTIES[-1] < 0.01

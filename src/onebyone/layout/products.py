@@ -14,6 +14,7 @@ from onebyone.layout.orders import (
     UNIT,
     Layout,
     Order,
+    insertions,
     operand_layout,
     operand_order,
     without_leading_units,
@@ -71,7 +72,7 @@ class ProductRule(LayoutRule):
     product: WeightProduct
     to: str
     convert: bool
-    merge_penalty: float = 0.05
+    merge_penalty: float
     tokens: TokenAxis = TokenAxis.LAST
     row_penalty: float = 0.0
     keep_cost: float | None = None
@@ -159,7 +160,7 @@ class ProductRule(LayoutRule):
         """The result's order with `CHANNEL` for its channel axis; at any position where it has no such axis."""
         if self.product.out_channel in order:
             return [tuple(CHANNEL if axis == self.product.out_channel else axis for axis in order)]
-        return [(*order[:i], CHANNEL, *order[i:]) for i in range(len(order), -1, -1)]
+        return insertions(order, (CHANNEL,))
 
     def _joint_order(self, order: Order, x_order: Order) -> Order:
         """The order of input and output at once, with `CHANNEL` for the channel axis of either."""
@@ -205,7 +206,7 @@ class ProductRule(LayoutRule):
             channel = UNIT
         return tuple(channel if axis == CHANNEL else axis for axis in joint)
 
-    def _bias_layout(self, spatial: int = 0) -> Layout:
+    def _bias_layout(self, spatial: int) -> Layout:
         assert self.product.bias is not None
         return (0 if self.product.bias.axes else UNIT, *(UNIT,) * spatial)
 
