@@ -41,6 +41,7 @@ def check(program: NumpyProgram, value: GraphValue) -> int:
             emitter = NumpyEmitter(program)
             tensors: StoredTensors[Any] = StoredTensors(emitter, program.constants)
             x_order = operand_orders[0]
+            assert sorted(x_order) == list(rule.x.axes)
             tensors.put(rule.x, x_order, stored(program.arrays[rule.x], x_order))
             for parameter in rule.operands[1:]:
                 tensors.put(parameter, parameter.natural_layout, program.arrays[parameter])
@@ -105,6 +106,36 @@ def test_between_values_that_have_their_channels_last_it_saves_both_permutes() -
     x = program.transpose(program.input(2, 4, 6, 3), 0, 3, 1, 2)
     y = program.patches(x, 5, (2, 2))
     assert plan_of(program, y, program.transpose(y, 0, 2, 3, 1)) == (True, 1)
+
+
+def test_orders_of_the_map_that_give_an_order_of_the_result() -> None:
+    """The original order first, then the channels last, then anywhere between the positions."""
+    program = NumpyProgram()
+    rule = program.rules[program.patches(program.input(2, 3, 4, 6), 5, (2, 2))]
+
+    def maps(*order: int) -> list[tuple[int, ...]]:
+        return [operand_orders[0] for operand_orders in rule.operand_orders(order)]
+
+    assert maps(0, 1, 2, 3) == [(0, 1, 2, 3)]
+    assert maps(0, 2, 3, 1) == [(0, 1, 2, 3), (0, 2, 3, 1), (0, 2, 1, 3), (1, 0, 2, 3)]
+    assert maps(3, 0, 2, 1) == [(3, 0, 2, 1), (3, 0, 1, 2), (3, 1, 0, 2), (1, 3, 0, 2)]
+    assert maps(0, 1, 3, 2) == []
+
+
+def test_costs_of_both_forms() -> None:
+    """Patches that are no view are copied, and so is a kernel whose elements are stored in another order."""
+    program = NumpyProgram()
+    x, weight = program.input(2, 3, 4, 6), program.constant(5, 3, 4, 6)
+    result = GraphValue("result", (2, 5))
+    rows, kernel = ((0, 1, 2, 3), (0, 1, 2, 3)), (4, 6)
+    for copies in (False, True):
+        rule = PatchRule(result, (x, weight), x, weight, None, kernel, weight_copies=copies)
+        assert rule.layout_operators((0, 1), rows) == copies
+        assert rule.layout_operators((0, 1), ((0, 2, 1, 3), (0, 1, 2, 3))) == 1 + copies
+    kept = program.rules[program.patches(x, 5, (2, 2))]
+    assert kept.layout_operators((0, 1, 2, 3), rows) == 0
+    assert 0 < kept.penalty((0, 1, 2, 3), rows) < 0.01, "decides only between equally many layout operators"
+    assert kept.penalty((0, 2, 3, 1), rows) == 0
 
 
 def test_orders_that_the_operands_suggest() -> None:

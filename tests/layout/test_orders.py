@@ -69,6 +69,12 @@ def test_values_are_compared_by_identity() -> None:
     assert len({GraphValue("x", (2,)), GraphValue("x", (2,))}) == 2
 
 
+def test_the_text_of_a_value_leaves_out_the_object_of_the_front_end() -> None:
+    """Which may be a node that prints its whole graph."""
+    assert repr(GraphValue("x", (2,), "a graph")) == repr(GraphValue("x", (2,)))
+    assert "a graph" not in repr(GraphValue("x", (2,), "a graph"))
+
+
 def test_unit_changes_turn_one_layout_into_another_with_the_fewest_steps() -> None:
     array = np.arange(6.0).reshape(2, 3)
     emitter = NumpyEmitter(NumpyProgram())

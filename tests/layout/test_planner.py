@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ import sympy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from onebyone.layout import planner
 from onebyone.layout.orders import Order
-from onebyone.layout.planner import choose_orders
-from onebyone.layout.rules import FixedRule
+from onebyone.layout.planner import _last_uses, _preferences, choose_orders
+from onebyone.layout.rules import FixedRule, LayoutRule
 from onebyone.layout.values import GraphValue
 from tests.layout.numpy_program import NumpyProgram
 
@@ -251,6 +254,53 @@ def test_a_sum_of_constants_that_nothing_reads_keeps_its_order() -> None:
     program.output(program.relu(program.input(2, 3)))
     assert program.plan().orders[unused] == ((0, 1), ((0, 1), (0, 1)))
     assert check(program) == 0
+
+
+def test_values_that_nothing_reads_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that differ in them only are one plan, so that the time does not grow with the length of a program."""
+    program = NumpyProgram()
+    x, starts = program.input(2, 3, 4), []
+    for _ in range(3):
+        starts.append(program.relu(x))
+        x = program.fixed(program.product(starts[-1], 4, to="conv"))
+    program.output(x)
+    plans: Counter[GraphValue] = Counter()
+    extensions = planner._extensions
+
+    def counted(plan: Any, rule: LayoutRule, *arguments: Any) -> Any:
+        plans[rule.result] += 1
+        return extensions(plan, rule, *arguments)
+
+    monkeypatch.setattr(planner, "_extensions", counted)
+    program.plan()
+    assert [plans[start] for start in starts] == [1, 1, 1], (
+        "of the value before it only one order is possible"
+    )
+    assert max(plans.values()) > 1
+
+
+def test_the_last_use_of_a_value() -> None:
+    program = NumpyProgram()
+    x = program.input(2, 3)
+    first = program.relu(x)
+    unused = program.relu(first)
+    last = program.add(first, x)
+    assert {value: set(ended) for value, ended in _last_uses(program.rules).items()} == {
+        last: {x, first, last},
+        unused: {unused},
+    }
+
+
+def test_at_most_six_orders_of_a_value_are_remembered() -> None:
+    """Those that operators after it prefer; the time of the search grows with their number."""
+    program = NumpyProgram()
+    value = program.relu(program.input(2, 3, 4, 5))
+    wanted = list(permutations(range(4)))[:9]
+    for axes in wanted:
+        program.fixed(program.transpose(value, *axes))
+    remembered = _preferences(program.rules)[value]
+    assert len(remembered) == 6
+    assert set(remembered) < set(wanted)
 
 
 def test_every_permutation_of_a_returned_value_costs_one_permute() -> None:

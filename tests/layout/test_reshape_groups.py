@@ -76,6 +76,8 @@ def test_an_order_that_interleaves_groups_has_no_order_after() -> None:
         ((1, 1), (1,), ()),
         ((), (), ()),
         ((2, 3), (N,), (((0, 1), (0,)),)),
+        ((2,), (2, N), (((0,), (0, 1)),)),  # N can only be 1, and belongs to the last group
+        ((2, N), (2,), (((0, 1), (0,)),)),
     ],
 )
 def test_symbolic_sizes(before: tuple, after: tuple, groups: tuple) -> None:

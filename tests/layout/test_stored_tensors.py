@@ -159,6 +159,9 @@ def test_demands_of_constants_are_counted_in_the_layout_of_their_source() -> Non
     tensors.get(constant, (0, 1))
     assert np.array_equal(tensors.get(view, (UNIT, 1, 0)), array[None])
     assert np.array_equal(tensors.get(view, (0, 1)), array.T)
+    layout, natural = tensors.any_layout(view)
+    assert layout == (0, 1)
+    assert np.array_equal(natural, array.T)
     assert np.array_equal(tensors.get(constant, (1, 0)), array.T)
     tensors.get(other, (1, 0))
-    assert tensors.demands == {constant: Counter({(1, 0): 2, (0, 1): 1, (UNIT, 0, 1): 1})}
+    assert tensors.demands == {constant: Counter({(1, 0): 3, (0, 1): 1, (UNIT, 0, 1): 1})}
