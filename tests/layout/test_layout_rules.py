@@ -245,6 +245,16 @@ def test_orders_by_hand() -> None:
     assert merged.result_orders(0, (1, 2, 0)) == [(1, 0)]
 
 
+def test_an_operand_of_a_concatenation_in_its_original_order_suggests_that_of_the_result() -> None:
+    """Also where a model names a size that the operands know to be 1."""
+    p = NumpyProgram()
+    joined = operators.concatenate(
+        GraphValue("joined", (2, 6, sympy.Symbol("n"))), (p.input(2, 3, 1), p.input(2, 3, 1)), 1
+    )
+    assert joined is not None
+    assert joined.result_orders(0, (0, 1)) == joined.result_orders(1, (0, 1)) == [(0, 1, 2)]
+
+
 def test_a_batch_normalisation_of_vectors_has_channels_but_no_positions() -> None:
     p = NumpyProgram()
     rule = p.rules[p.channel_offset(p.input(2, 3), p.input(3))]
