@@ -9,9 +9,10 @@ from typing import Any
 
 from bench.models.summary import PEER_COLUMNS, geomean
 from bench.report_images import section
+from bench.report_mutants import mutation_section
 from bench.zoo.work import ROOT
 
-PARTS = ("models", "forms", "convert", "profiles", "dense", "gigapixel")
+PARTS = ("models", "forms", "convert", "profiles", "dense", "gigapixel", "mutants")
 """The results that the page shows, in the order of the arguments of `page`."""
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 NAMES = {
@@ -56,6 +57,7 @@ def page(
     profiles: list[dict[str, Any]],
     dense: dict[str, Any],
     scans: dict[str, Any],
+    mutants: dict[str, Any],
 ) -> str:
     """Return the page as Markdown."""
     machine, versions = models["machine"], models["versions"]
@@ -113,7 +115,7 @@ def page(
         ]
     lines += ["", _ceiling(models["models"])]
     lines += ["", *profiled(profiles, models["models"]), "", *_forms(forms), "", *_convert(convert)]
-    return "\n".join([*lines, *section(dense, scans)]) + "\n"
+    return "\n".join([*lines, *section(dense, scans), *mutation_section(mutants)]) + "\n"
 
 
 def _row(m: dict[str, Any], key: str, label: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from bench import report
 from bench.models.profile import faster_peers
 from bench.models.summary import HEAD, PEER_COLUMNS, geomean, means, rows
+from bench.report_mutants import SOURCES, mutation_section
 from bench.zoo.work import ROOT
 
 RESULTS = ROOT / "bench" / "results"
@@ -112,3 +113,20 @@ def test_the_committed_results_are_consistent() -> None:
         assert network["peers"]["eager"]["ratio_all"] > 0.97, network[
             "name"
         ]  # the spread of two runs of one thing
+
+
+def test_the_section_on_mutants_counts_what_is_left() -> None:
+    """Changes that were not run, and survivors without a reason, are shown."""
+    survivors = [{"equivalent": "Only speed."}, {"equivalent": None}]
+    whole = {"mutants": 1200, "tested": 1200, "killed": 1198, "survivors": survivors}
+    part = {"mutants": 1200, "tested": 300, "killed": 300, "survivors": []}
+    lines = mutation_section({"mutmut": "3.8.1", "rooms": {"laws": whole, "layout": part}})
+    assert lines[-2:] == [
+        "| `laws` | the mathematics | 1,200 | 1,198 (99.8%) | 2, 1 of them without a reason |",
+        "| `layout` | the planner of layouts | 300 of 1,200 | 300 (100.0%) | 0 |",
+    ]
+
+
+def test_every_room_of_the_mutation_tester_is_described() -> None:
+    rooms = pytest.importorskip("tools.mutants.__main__", reason="needs mutmut").ROOMS
+    assert set(SOURCES) == set(rooms)

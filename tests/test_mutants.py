@@ -164,6 +164,19 @@ def test_a_sample_has_the_interval_of_wilson() -> None:
     assert interval(0, 0, 10) is interval(10, 10, 10) is None
 
 
+def test_reasons_are_of_lines_that_exist() -> None:
+    """A reason whose line has changed is not of any mutant any more."""
+    from tools.mutants.__main__ import EQUIVALENT, ROOMS
+
+    entries = [entry for path in EQUIVALENT.glob("*.json") for entry in json.loads(path.read_text("utf-8"))]
+    rooms = [set(room.files) for room in ROOMS.values()]
+    for file in {entry["file"] for entry in entries}:
+        lines = {line.strip() for line in (mutations.ROOT / file).read_text("utf-8").splitlines()}
+        assert any(mutations.ROOT / file in files for files in rooms)
+        assert [e["before"] for e in entries if e["file"] == file and e["before"] not in lines] == []
+        assert all(e["reason"].endswith((".", ")")) for e in entries if e["file"] == file)
+
+
 def test_the_tests_of_a_mutant_are_bounded() -> None:
     from tools.mutants.running import BUDGET, within_budget
 
