@@ -3,8 +3,8 @@
     python -m tools.address https://forge.example/owner/onebyone
 
 pyproject.toml gets `[project.urls]`, which a package index shows beside the description; CITATION.cff gets
-`repository-code`; mkdocs.yml gets a link below every page. An earlier address is replaced. The files have none until the
-repository is public: an address that leads nowhere is worse than none.
+`repository-code`; mkdocs.yml gets a link below every page. An earlier address is replaced. The files have none until
+the repository is public: an address that leads nowhere is worse than none.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def citation(text: str, address: str) -> str:
 
 
 def site(text: str, address: str) -> str:
-    """mkdocs.yml with a link below every page; `repo_url` would make readers' browsers ask the host for counts of stars."""
+    """mkdocs.yml with a link below every page."""
+    # not `repo_url`, for which the browsers of readers ask the host how many stars there are
     text = re.sub(r"^  social:\n(?:    .+\n)*", "", text, flags=re.M)
     link = (
         f"  social:\n    - icon: fontawesome/brands/git-alt\n      name: Repository\n      link: {address}\n"

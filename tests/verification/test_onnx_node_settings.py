@@ -167,7 +167,7 @@ def test_only_a_factor_other_than_one_adds_a_rounding(settings: dict[str, Any], 
 def test_a_constant_of_strings_is_no_array() -> None:
     """Whoever reads it: nothing that it decides is known of the image."""
     text = 'g (double[2,3] x) => (double[2,3] y) { s = Constant<value_string: string = "a">() y = Neg(x) }'
-    with pytest.raises(NoRuleError, match="^Constant: a constant of strings or a sparse one$"):
+    with pytest.raises(NoRuleError, match=r"^Constant: a constant of strings or a sparse one$"):
         bounded(ir.to_proto(parsed(text)), numbers(2, 3), np.zeros((2, 3)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -312,7 +312,7 @@ def test_weights_are_compared_on_the_device_of_the_first() -> None:
     """Stands for a tensor on another device, with which no operator could compare before it was moved."""
 
     class OnAnotherDevice(Tensor):
-        moved_to: list[torch.device | None] = []
+        moved_to: ClassVar[list[torch.device | None]] = []
 
         def to(self, device: torch.device | None) -> Tensor:  # type: ignore[override]
             self.moved_to.append(device)
