@@ -258,9 +258,10 @@ def test_a_pool_that_a_class_map_would_leave_out_may_be_a_context() -> None:
 def test_what_an_operator_is_unless_told() -> None:
     """It is not known to be a statistic, to keep reduced axes, or to have other settings than the usual ones."""
     value = a_map(1, 2, 2)
-    assert not AxisOperator(value, (1,), lambda x, axes: [x], reduces=True, any_order=True).any_extent
-    assert not Reduce(value, "mean", (1,)).keep_axes
-    assert not LayerNorm(value, 1, None, None, None).root_mean_square
+    along = AxisOperator(value, (1,), lambda x, axes: [x], reduces=True, any_order=True)
+    assert along.any_extent is False
+    assert Reduce(value, "mean", (1,)).keep_axes is False
+    assert LayerNorm(value, 1, None, None, None).root_mean_square is False
     assert (Pad(value, []).mode, Pad(value, []).number) == ("constant", 0.0)
     assert (Linear(value, None, None).transposed, Linear(value, None, None).axis) == (False, -1)
     plain = Pool(value, "max", (1,), (1,), [(0, 0)], (1,))

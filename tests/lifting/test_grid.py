@@ -12,6 +12,27 @@ from onebyone.lifting.grid import PERIOD, Grid
 IMAGE = Grid.image(3, (24, 24))
 
 
+def test_an_image_has_a_position_per_pixel_at_512_sizes() -> None:
+    assert IMAGE.sizes == (tuple(range(24, 24 + 512)),) * 2
+    assert (IMAGE.jump, IMAGE.align, IMAGE.shape) == ((1, 1), (1, 1), (3, 24, 24))
+    assert IMAGE.image_wide is False
+
+
+@pytest.mark.parametrize(
+    ("align", "known"), [((1, 1), True), ((512, 512), True), ((513, 1), False), ((1, 513), False)]
+)
+def test_extents_of_maps_that_are_aligned_with_large_strides_are_not_known(
+    align: tuple[int, int], known: bool
+) -> None:
+    assert replace(IMAGE, align=align).extents_known == known
+
+
+def test_a_gather_beyond_the_smallest_images_has_no_positions_there() -> None:
+    """From position 3 on, every second one, of images of 2, 3, 4, … pixels."""
+    grid = Grid.image(1, (2,)).gathered(1, [(3, 3)], (2,), (1,))
+    assert grid.sizes[0][:7] == tuple(len(range(3, size, 2)) for size in range(2, 9)) == (0, 0, 1, 1, 2, 2, 3)
+
+
 def test_the_extent_of_a_join_is_the_smaller_one_at_every_image_size() -> None:
     convolution = IMAGE.through([Sliding(3, 2)] * 2, 5)
     pool = IMAGE.through([Sliding(2, 2)] * 2, 5)

@@ -13,7 +13,7 @@ from onebyone.lifting.grid import PERIOD, Grid
 from onebyone.lifting.index import unbatched
 from onebyone.lifting.lifter import Lifter
 from onebyone.lifting.operators import Rearrange
-from onebyone.lifting.rules.einsum import einsum_terms
+from onebyone.lifting.rules.einsum import einsum_terms, tensordot_terms
 from onebyone.lifting.rules.shape import rearrange
 from onebyone.lifting.values import Cannot, Const, Lifted
 from tests.lifting import numpy_emitter
@@ -202,6 +202,14 @@ def test_the_letters_of_an_equation(equation: str, shapes: tuple[tuple[int, ...]
     written = ",".join(terms) + "->" + result
     assert "." not in written
     np.testing.assert_allclose(np.einsum(written, *arrays), np.einsum(equation, *arrays), rtol=1e-12)
+
+
+def test_axes_have_letters_of_their_own() -> None:
+    """Of 20 and 16 axes, the first of the one and the last of the other are summed over."""
+    (first, second), result = tensordot_terms(20, 16, (0,), (-1,))
+    assert (len(set(first)), len(set(second)), len(set(first + second))) == (20, 16, 35)
+    assert second[-1] == first[0]
+    assert result == first[1:] + second[:-1]
 
 
 def test_a_shape_operator_with_several_results() -> None:

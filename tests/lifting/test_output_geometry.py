@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from onebyone.laws.geometry import Sliding
 from onebyone.lifting.grid import PERIOD, Grid
-from onebyone.lifting.output_geometry import common_stride, joint_geometry, may_have_surplus
+from onebyone.lifting.lifter import Lifter
+from onebyone.lifting.output_geometry import common_stride, joint_geometry, may_have_surplus, output_map
+from onebyone.lifting.values import Lifted
+from tests.lifting import numpy_emitter
 
 
 def grid_of(window: int, operators: Sequence[Sliding]) -> Grid:
@@ -74,7 +79,7 @@ def test_the_common_stride_covers_jumps_and_alignments() -> None:
     a, b = grid_of(24, [Sliding(4, 4)]), grid_of(24, [Sliding(6, 6)])
     assert common_stride([a]) == (4,)
     assert common_stride([a, b]) == (12,)
-    fine = Grid(a.channels, a.nominal, a.fields, a.sizes, align=(10,))
+    fine = replace(a, align=(10,))
     assert common_stride([fine]) == (20,)
     two_axes = Grid.image(1, (8, 8)).through((Sliding(2, 2), Sliding(3, 3)))
     assert common_stride([two_axes, Grid.image(1, (8, 8))]) == (2, 3)
@@ -99,3 +104,40 @@ def test_the_receptive_field_covers_every_output() -> None:
     assert (geometry.stride, geometry.window) == ((4,), (16,))
     assert (geometry.exact, geometry.inexact_because, geometry.image_wide) == (False, ("padding",), True)
     assert joint_geometry(grids[:1], (1,), (16,), [], False).exact
+
+
+def a_value(channels: int, nominal: tuple[int, int], shape: tuple[int, ...]) -> Lifted:
+    """All elements of a map, as a value of this shape."""
+    image = np.random.default_rng(0).normal(size=(1, channels, *nominal))
+    value = Lifted(image, Grid.image(channels, nominal))
+    return value.with_index(value.indices().reshape(shape))
+
+
+@pytest.mark.parametrize(
+    ("channels", "nominal", "shape"),
+    [
+        (3, (6, 5), (90,)),  # flattened
+        (3, (6, 5), (9, 10)),
+        (12, (1, 1), (3, 2, 2)),  # a vector in the shape of a map
+        (4, (1, 1), (4,)),
+        (4, (1, 1), (4, 1, 1)),
+        (1, (2, 1), (2, 1, 1)),  # flattened, with two axes of one element
+    ],
+)
+def test_the_elements_of_an_output_become_channels(
+    channels: int, nominal: tuple[int, int], shape: tuple[int, ...]
+) -> None:
+    value, lifter = a_value(channels, nominal, shape), Lifter(numpy_emitter, nominal)  # type: ignore[arg-type]
+    output = output_map(lifter, 0, value)
+    assert output is not None
+    assert not lifter.refused
+    assert (output.index, output.grid.nominal) == (None, (1, 1))
+    np.testing.assert_array_equal(output.handle.ravel(), value.handle.ravel())
+
+
+@pytest.mark.parametrize("nominal", [(6, 5), (2, 1), (1, 2), (3, 1), (1, 3)])
+def test_an_output_that_is_a_map_of_several_positions_is_refused(nominal: tuple[int, int]) -> None:
+    value, lifter = a_value(3, nominal, (3, *nominal)), Lifter(numpy_emitter, nominal)  # type: ignore[arg-type]
+    assert output_map(lifter, 2, value) is None
+    reason = f"gives a map of {nominal[0]}×{nominal[1]} positions for one window, not a vector"
+    assert [(r.kind, r.reason) for r in lifter.refused] == [("output 2", reason)]

@@ -209,15 +209,16 @@ def test_outputs_that_are_not_vectors_of_windows_are_refused() -> None:
         (Lifted("map", grid, affine=("a", "b")), "does not depend on the position in the image"),
     ):
         lifter = Lifter(numpy_emitter, (6, 5))  # type: ignore[arg-type]
-        output_map(lifter, 1, value)
+        assert output_map(lifter, 1, value) is None
         assert [(r.path, r.kind, r.reason) for r in lifter.refused] == [("", "output 1", reason)]
     unknown = Lifter(numpy_emitter, (6, 5))  # type: ignore[arg-type]
-    output_map(unknown, 0, Unknown())  # its reason was recorded where it arose
+    assert output_map(unknown, 0, Unknown()) is None  # its reason was recorded where it arose
     assert not unknown.refused
 
 
 @pytest.mark.parametrize(
-    ("field", "said"), [((40, 20), False), ((41, 20), True), ((20, 81), True), ((10, 80), False)]
+    ("field", "said"),
+    [((40, 20), False), ((41, 20), True), ((20, 81), True), ((10, 80), False), ((41, 50), True)],
 )
 def test_advice_where_the_receptive_field_is_far_larger_than_the_window(
     field: tuple[int, int], said: bool

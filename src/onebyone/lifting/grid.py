@@ -35,14 +35,14 @@ class Grid:
     nominal: tuple[int, ...]
     fields: tuple[Field, ...]
     sizes: tuple[tuple[int, ...], ...]
+    align: tuple[int, ...]
     image_wide: bool = False
-    align: tuple[int, ...] = ()
 
     @classmethod
     def image(cls, channels: int, window: Sequence[int]) -> Grid:
         """The image itself: one position per pixel."""
         sizes = tuple(tuple(range(size, size + PERIOD)) for size in window)
-        return cls(channels, tuple(window), (Field(),) * len(window), sizes, align=(1,) * len(window))
+        return cls(channels, tuple(window), (Field(),) * len(window), sizes, (1,) * len(window))
 
     @property
     def jump(self) -> tuple[int, ...]:

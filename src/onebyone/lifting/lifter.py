@@ -87,7 +87,7 @@ class Lifter:
 
     def at_one_position(self, value: Lifted) -> Lifted:
         """The value as the channels of a map with one position per window: its elements in their own order."""
-        stencil = as_stencil(value.indices().reshape(1, -1), value.grid)
+        stencil = as_stencil(value.indices().reshape(-1), value.grid)
         if isinstance(stencil, str):
             raise Cannot(stencil)
         if stencil.channels.size > MOST_CHANNELS:

@@ -18,10 +18,10 @@ from onebyone.lifting.values import Cannot, Lifted, Unknown
 from onebyone.records import Refusal, by
 
 
-def output_map(lifter: Lifter, number: int, value: Any) -> Lifted:
+def output_map(lifter: Lifter, number: int, value: Any) -> Lifted | None:
     """Output `number` of a network as a map with one position per window, whose channels are the output's elements.
 
-    What is no such map is refused in `lifter`, and the value that is returned must not be used.
+    What is no such map is refused in `lifter`, and None is returned.
     """
     if isinstance(value, Lifted) and value.affine is None and not value.grid.image_wide:
         try:
@@ -36,7 +36,7 @@ def output_map(lifter: Lifter, number: int, value: Any) -> Lifted:
             lifter.refused.append(Refusal("", f"output {number}", str(reason)))
     elif not isinstance(value, Unknown):
         lifter.refused.append(Refusal("", f"output {number}", "does not depend on the position in the image"))
-    return Lifted(value, Grid.image(1, lifter.window))
+    return None
 
 
 def common_stride(grids: Sequence[Grid]) -> tuple[int, ...]:

@@ -73,14 +73,15 @@ def convolutionalize(
     if lifter.refused:
         what = f"the model cannot be made to take images of any size (window {by(lifter.window)})"
         raise Refused(lifter.refused, what)
-    grids = [leaf.grid for leaf in leaves]
+    maps = [leaf for leaf in leaves if leaf is not None]  # all of them, since none was refused
+    grids = [leaf.grid for leaf in maps]
     stride, smallest, reasons = common_stride(grids), lifter.window, list(lifter.inexact)
     evidence: ClassMap | None = None
     if head == "cam":
         evidence, jump = class_map(lifter)
         smallest = window_of_class_map(evidence.pool, jump, stride, lifter.window)
         reasons.append(evidence.reason)
-    handles = [_one_position_per_window(lifter, leaf, smallest, stride) for leaf in leaves]
+    handles = [_one_position_per_window(lifter, leaf, smallest, stride) for leaf in maps]
     geometry = joint_geometry(grids, stride, smallest, reasons, bool(lifter.image_wide))
     outputs = outputs_of(lifter, [grid.channels for grid in grids])
     kind = read_kind(score_kind)
