@@ -57,6 +57,20 @@ def test_runs_that_are_wholly_in_memory_are_one_block(folder: Path) -> None:
         assert [len(block) for block in candidates.ranked()] == [9]
 
 
+@pytest.mark.parametrize(("length", "blocks"), [(1024, 1), (1025, 3)])
+def test_a_thousand_candidates_of_each_run_are_read_at_once(length: int, blocks: int) -> None:
+    boxes, scores, labels = apart(length)
+    with Candidates(capacity=2) as candidates:
+        for _ in range(2):
+            candidates.add(boxes, scores, labels)
+        assert len(list(candidates.ranked())) == blocks
+
+
+def test_a_quarter_of_a_million_candidates_are_held_in_memory() -> None:
+    """As the description of `detect` says."""
+    assert Candidates().capacity == 2**18
+
+
 def test_a_run_of_which_more_is_on_disk_bounds_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two candidates of each run are read at a time; the runs alternate, so three of four precede both last ones."""
     monkeypatch.setattr(candidate_files, "_MIN_BLOCK", 2)
@@ -109,8 +123,9 @@ def test_nothing_is_read_once_as_many_boxes_are_kept_as_were_asked_for(most: int
     assert candidates.read == read
 
 
-def test_blocks_grow_with_the_boxes_that_are_kept() -> None:
-    boxes, scores, labels = apart(200)
+@pytest.mark.parametrize(("count", "last"), [(200, [36, 54, 38]), (108, [36]), (109, [36, 1]), (1, None)])
+def test_blocks_grow_with_the_boxes_that_are_kept(count: int, last: list[int] | None) -> None:
+    boxes, scores, labels = apart(count)
     kept: list[int] = []
     sizes = []
     with Candidates() as candidates, pytest.MonkeyPatch.context() as patch:
@@ -120,7 +135,7 @@ def test_blocks_grow_with_the_boxes_that_are_kept() -> None:
             kept.extend([0] * len(block))
             sizes.append(len(block))
     # half of what was kept before, from 32 on; the last block is what remains
-    assert sizes == [16, 16, 16, 24, 36, 54, 38]
+    assert sizes == ([1] if last is None else [16, 16, 16, 24, *last])
 
 
 def test_boxes_are_compared_with_no_more_kept_ones_at_once_than_the_bound(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from onebyone.detection.nms import MAX_CELLS, BoxCells, Cells, cell_size, nms
 
-SIDE = 4.0
-SIZE = SIDE * (1 + 1e-6)
+SIDES = np.array([4.0, 2.0])
+SIZES = SIDES * (1 + 1e-6)
 
 
 @st.composite
@@ -36,14 +36,14 @@ def test_cells_are_barely_larger_than_the_largest_box_unless_they_would_be_too_m
 
 @pytest.mark.parametrize("low", [(0.0, 0.0), (-1000.0, 250.0), (3e6, -2e6)])
 def test_neighbours_are_the_boxes_of_the_nine_cells_around_a_box(low: tuple[float, float]) -> None:
-    """In a range that is wider than it is high, for boxes of three classes, by comparing the cells of every pair."""
+    """Of a range and boxes that are wider than high, in three classes, by comparing the cells of every pair."""
     random = np.random.default_rng(0)
     corners = np.array(low) + random.integers(0, (41, 23), (300, 2))
     corners[0] = low  # the first of the range
-    boxes = np.concatenate([corners, corners + random.integers(1, 5, (300, 2))], axis=1)
-    boxes[1, 2:] = boxes[1, :2] + SIDE
+    boxes = np.concatenate([corners, corners + random.integers(1, (5, 3), (300, 2))], axis=1)
+    boxes[1, 2:] = boxes[1, :2] + SIDES
     labels = random.choice([-7, 2, 900], 300)
-    places = np.floor((corners - low) / SIZE)
+    places = np.floor((corners - low) / SIZES)
     cells = BoxCells(boxes, labels)
     for k in range(300):
         near = (np.abs(places - places[k]) <= 1).all(axis=1) & (labels == labels[k])
@@ -65,10 +65,11 @@ def test_numbers_of_different_cells_differ_by_the_same_in_every_part_of_the_grid
     assert (other - first == 50_000 * row * row).all()
 
 
-def test_runs_are_those_of_three_rows() -> None:
-    cells = Cells(np.zeros(2), np.array([2 * SIZE, 2 * SIZE]), np.full(2, SIDE))
-    corners = np.array(list(itertools.product((0, 1, 2), repeat=2)))[:, ::-1] * SIZE  # row by row
-    boxes = np.concatenate([corners, corners + SIDE], axis=1)
+@pytest.mark.parametrize("unit", [1.0, 2.0**-12, 2.0**20])
+def test_runs_are_those_of_three_rows(unit: float) -> None:
+    cells = Cells(np.zeros(2), 2 * SIZES * unit, SIDES * unit)
+    corners = np.array(list(itertools.product((0, 1, 2), repeat=2)))[:, ::-1] * SIZES * unit  # row by row
+    boxes = np.concatenate([corners, corners + SIDES * unit], axis=1)
     numbers = cells.numbers(boxes, np.zeros(9, np.int64))
     assert numbers.tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
     above, same, below = cells.runs(numbers[[0, 4, 8]], numbers)

@@ -42,7 +42,7 @@ def iou(box: Floats, others: Floats) -> Floats:
     area = (box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1])
     other_areas = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
     union = area + other_areas - intersection
-    ratio: Floats = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    ratio: Floats = intersection / np.where(union > 0, union, 1)  # empty boxes share nothing
     return ratio
 
 

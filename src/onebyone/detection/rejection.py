@@ -102,7 +102,7 @@ def entropy(probabilities: NDArray[Any]) -> NDArray[np.float64]:
     [1.0, 0.0]
     """
     p = probabilities.astype(np.float64)
-    terms = p * np.log(p, out=np.zeros_like(p), where=p > 0)  # p·ln p tends to 0 with p
+    terms = p * np.log(np.where(p > 0, p, 1))  # p·ln p tends to 0 with p
     result: NDArray[np.float64] = np.abs(terms.sum(axis=0)) / math.log(len(p))
     return result
 
