@@ -66,9 +66,10 @@ def test_a_thousand_candidates_of_each_run_are_read_at_once(length: int, blocks:
         assert len(list(candidates.ranked())) == blocks
 
 
-def test_a_quarter_of_a_million_candidates_are_held_in_memory() -> None:
-    """As the description of `detect` says."""
+def test_what_is_held_in_memory_is_what_the_descriptions_say() -> None:
+    """Candidates beyond 2^18 are on disk, and at most five million boxes are the result."""
     assert Candidates().capacity == 2**18
+    assert streaming_nms.MAX_KEPT == 5_000_000
 
 
 def test_a_run_of_which_more_is_on_disk_bounds_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +178,38 @@ def test_boxes_are_compared_with_no_more_kept_ones_at_once_than_the_bound(
     for k, owner in zip(range(50, 90), owners.tolist(), strict=True):
         hits = np.flatnonzero((iou(boxes[k], boxes[:50]) > 0.25) & (labels[:50] == labels[k]))
         assert owner == (hits[0] if len(hits) else -1)
+
+
+def test_sixteen_thousand_candidates_are_compared_at_once() -> None:
+    """And a million pairs, here of a thousand boxes at one place with the next thousand and one."""
+    boxes, scores, labels = apart(2**14 + 1)
+    with Candidates() as candidates:
+        candidates.add(boxes, scores, labels)
+        assert [len(block) for block in streaming_nms._blocks(candidates, [])] == [2**14, 1]  # type: ignore[arg-type]
+    boxes, compared = np.tile(boxes[:1], (2049, 1)), []
+
+    def counted(_: np.ndarray, others: np.ndarray) -> np.ndarray:
+        compared.append(len(others))
+        return np.zeros(len(others))
+
+    with Candidates() as candidates, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming_nms, "iou", counted)
+        candidates.add(boxes, scores[:2049], labels[:2049])
+        kept = KeptBoxes(candidates, per_class=True)
+        kept.add(records_of(boxes[:1024], scores[:1024], labels[:1024]))
+        kept.first_overlap(boxes[1024:], labels[1024:2049], 0.5)
+    assert [count for count in compared if count] == [2**20, 1024]
+
+
+def test_boxes_of_different_classes_do_not_suppress_each_other_unless_that_is_asked_for() -> None:
+    boxes, scores, labels = np.tile([[0.0, 0, 4, 4]], (2, 1)), np.array([0.75, 0.5]), np.array([0, 1])
+    complete = np.ones(2, bool)
+    for options, count in (({}, 2), ({"per_class": True}, 2), ({"per_class": False}, 1)):
+        assert len(nms(boxes, scores, labels, 0.5, **options)[0]) == count
+        assert undominated(boxes, scores, labels, complete, 0.5, **options).sum() == count
+        with Candidates() as candidates:
+            candidates.add(boxes, scores, labels)
+            assert len(suppress(candidates, 0.5, **options).boxes) == count
 
 
 @pytest.mark.parametrize("per_class", [True, False])
