@@ -88,6 +88,15 @@ def test_windows_side_by_side_share_nothing_so_the_smallest_tile_is_one_window()
     )  # 6 times the one pixel they share
 
 
+def test_positions_that_the_first_and_the_last_tile_own_together_are_not_divided() -> None:
+    """With a halo of one stride before the window, the first tile owns one position more than an inner tile."""
+    geometry = one_axis(2, 4, 0, 1, 0)
+    assert len(plan_scan(geometry, (6,), tile=1)) == 1
+    assert choose_tile(geometry, (6,), min_pixels=1, max_pixels=1) == (2,)
+    assert len(plan_scan(geometry, (10,), tile=1)) == 2
+    assert choose_tile(geometry, (10,), min_pixels=1, max_pixels=1) == (1,)
+
+
 def test_the_default_limits() -> None:
     """A signal of 2^16 pixels is one tile; a window of 2^21 pixels has tiles of 2^23, less than 6 times its overlap."""
     geometry = one_axis(8, 1, 0, 0, 0)

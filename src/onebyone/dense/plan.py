@@ -340,7 +340,7 @@ def _axis_tiles(
     if aligned:
         starts = list(range(0, longest, block))
     else:
-        starts = [0, *range(reach.lead + block, longest, block)] if block < longest else [0]
+        starts = [0, *range(reach.lead + block, longest, block)]
         # the read of the last tile covers more positions than its block, and it owns them all
         starts = starts[: reach.blocks(longest, block)]
     stops = [*starts[1:], longest]
