@@ -1,4 +1,7 @@
-"""The `MapEmitter` protocol on NumPy arrays: every operation is computed at once. The module itself is the emitter."""
+"""The `MapEmitter` protocol on NumPy arrays: every operation is computed at once. The module itself is the emitter.
+
+It accepts only what the protocol allows, also where NumPy would accept more (any negative size as the unknown one).
+"""
 
 from __future__ import annotations
 
