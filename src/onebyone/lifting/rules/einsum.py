@@ -38,8 +38,7 @@ def einsum_terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     longest = max([r - len(t) + 3 for t, r in zip(terms, ranks, strict=True) if "..." in t], default=0)
     more = "".join(free[:longest])
     terms = [
-        t.replace("...", more[len(more) - (r - len(t) + 3) :]) if "..." in t else t
-        for t, r in zip(terms, ranks, strict=True)
+        t.replace("...", more[len(more) - (r - len(t) + 3) :]) for t, r in zip(terms, ranks, strict=True)
     ]
     if not arrow:
         every = "".join(terms)
@@ -107,7 +106,7 @@ def _of_two_values(
     (first, all_letters), (second, few) = sorted(values, key=lambda pair: -len(pair[1]))
     if not set(few) | set(result) <= set(all_letters):
         raise Cannot(ATTENTION)
-    index = second.indices().transpose(np.argsort([all_letters.index(c) - 1 for c in few[1:]]))
+    index = second.indices().transpose(np.argsort([all_letters.index(c) for c in few[1:]]))
     shape = [n if c in few else 1 for c, n in zip(all_letters[1:], first.shape, strict=True)]
     broadcast = second.with_index(np.ascontiguousarray(index.reshape(shape)))
     product = Elementwise((first, broadcast), lifter.emit.multiply)
