@@ -102,6 +102,13 @@ def test_log_softmax_over_positions_and_over_a_pooled_map(axis: int, opset: int)
     equal_to_crops(small([CONV, pool, along, *FLAT], KERNEL | {"w": floats(4, 2)}, opset=opset))
 
 
+def test_an_instance_normalization_of_one_position_is_exact() -> None:
+    """Windows of 3×3 pixels: each channel of each window is its own mean."""
+    norm = helper.make_node("InstanceNormalization", ["a", "scale", "shift"], ["b"])
+    arrays = KERNEL | {"w": floats(4, 2), "scale": floats(4), "shift": floats(4)}
+    assert equal_to_crops(small([CONV, norm, *FLAT], arrays, ("n", 3, 3, 3))).geometry.exact
+
+
 def test_padding_in_which_runtimes_differ_is_refused() -> None:
     conv = helper.make_node("Conv", ["image", "k"], ["a"], "conv", auto_pad="SAME_UPPER", strides=[4, 4])
     model = small(

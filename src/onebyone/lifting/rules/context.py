@@ -6,12 +6,12 @@ taken, as the user chooses, over the window around each position or over the ima
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from onebyone.lifting.grid import Grid
-from onebyone.lifting.index import Gather
 from onebyone.lifting.lifter import Lifter
 from onebyone.lifting.operators import Call, GroupNorm
 from onebyone.lifting.rules.each_position import at_each_position
@@ -24,8 +24,11 @@ CHOOSE = (
 )
 
 
-def in_context(lifter: Lifter, call: Call, value: Lifted, plan: Gather, nominal: tuple[int, ...]) -> Lifted:
-    """A value per window, for maps of `nominal` positions per window, taken over the chosen context."""
+def in_context(lifter: Lifter, call: Call, value: Lifted, size: Sequence[int]) -> Lifted:
+    """A value per window as one per position, taken over the chosen context.
+
+    `value` has one position per window on the axes on which it is repeated; `size` is how many times per axis (1: not).
+    """
     if not value.pooled:
         raise Cannot("a value of one position that is not pooled over the window is repeated over positions")
     if lifter.context is None:
@@ -34,21 +37,20 @@ def in_context(lifter: Lifter, call: Call, value: Lifted, plan: Gather, nominal:
     lifter.not_exact(
         call, f"global context, taken over the {lifter.context}: neighbouring windows share their positions"
     )
-    gathered = lifter.gathered(value, plan)
-    if gathered.grid.image_wide:
-        return gathered
+    if value.grid.image_wide:
+        return value
     # each position gets the value of the window that is centred on it, at the edges that of the nearest window
-    size = [nominal[a] if a in plan.broadcast else 1 for a in range(lifter.axes)]
     sides = [((n - 1) // 2, n - 1 - (n - 1) // 2) for n in size]
-    handle = lifter.emit.pad(gathered.handle, sides, "replicate")
-    return replace(gathered, handle=handle, grid=_around_positions(gathered.grid, size))
+    handle = lifter.emit.pad(value.handle, sides, "replicate")
+    return replace(value, handle=handle, grid=_around_positions(value.grid, size))
 
 
-def _around_positions(grid: Grid, size: list[int]) -> Grid:
+def _around_positions(grid: Grid, size: Sequence[int]) -> Grid:
     """The grid of one window per position, from the grid of one position per window of `size` positions."""
+    nominal = tuple(m + n - 1 for m, n in zip(grid.nominal, size, strict=True))
     fields = tuple(f.shifted(-((n - 1) // 2)) for f, n in zip(grid.fields, size, strict=True))
     sizes = tuple(tuple(m + n - 1 for m in s) for s, n in zip(grid.sizes, size, strict=True))
-    return replace(grid, fields=fields, sizes=sizes, nominal=tuple(size))
+    return replace(grid, fields=fields, sizes=sizes, nominal=nominal)
 
 
 def group_norm(lifter: Lifter, call: Call, operator: GroupNorm) -> Lifted:
@@ -57,7 +59,7 @@ def group_norm(lifter: Lifter, call: Call, operator: GroupNorm) -> Lifted:
     Where the window has one position, the operator runs unchanged.
     """
     emit, value = lifter.emit, lifter.lifted(operator.source)
-    if operator.groups is not None and (max(value.grid.nominal) == 1 or len(value.shape) == 1):
+    if max(value.grid.nominal) == 1 or len(value.shape) == 1:
         return at_each_position(lifter, call)
     value = lifter.as_map(value)
     nominal, channels = value.grid.nominal, value.grid.channels
@@ -71,9 +73,9 @@ def group_norm(lifter: Lifter, call: Call, operator: GroupNorm) -> Lifted:
     )
     variance = emit.maximum(emit.subtract(second, emit.multiply(first, first)), 0.0)
     root = emit.reciprocal_root(emit.add(variance, operator.epsilon))
-    plan, each = _one_value_per_channel(channels, nominal), channels // groups
+    each = channels // groups
     centre, scale = (
-        in_context(lifter, call, replace(mean, handle=emit.repeat_channels(statistic, each)), plan, nominal)
+        in_context(lifter, call, replace(mean, handle=emit.repeat_channels(statistic, each)), nominal)
         for statistic in (first, root)
     )
     grid = value.grid
@@ -85,12 +87,4 @@ def group_norm(lifter: Lifter, call: Call, operator: GroupNorm) -> Lifted:
         handle = emit.multiply(handle, emit.per_channel(operator.weight.handle, ids, lifter.axes))
     if isinstance(operator.bias, Const):
         handle = emit.add(handle, emit.per_channel(operator.bias.handle, ids, lifter.axes))
-    return Lifted(handle, replace(grid, channels=channels), None, value.pooled)
-
-
-def _one_value_per_channel(channels: int, nominal: tuple[int, ...]) -> Gather:
-    """Broadcast one value per channel over all positions."""
-    axes = len(nominal)
-    wide = tuple(a for a in range(axes) if nominal[a] > 1)
-    starts = np.zeros((axes, channels), dtype=np.int64)
-    return Gather(np.arange(channels), starts, (1,) * axes, (1,) * axes, wide)
+    return Lifted(handle, grid, None, value.pooled)

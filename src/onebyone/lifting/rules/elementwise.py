@@ -127,6 +127,8 @@ def _in_layout(lifter: Lifter, call: Call, value: Lifted, anchor: Lifted, shape:
         raise Cannot(f"two values are combined whose elements are laid out differently in the image: {plan}")
     if (plan.channels == plan.channels[0]).all() and (plan.starts == plan.starts[:, :1]).all():
         plan = replace(plan, channels=plan.channels[:1], starts=plan.starts[:, :1])  # one channel for all
+    gathered = lifter.gathered(value, plan)
     if not plan.broadcast:
-        return lifter.gathered(value, plan)
-    return in_context(lifter, call, value, plan, anchor.grid.nominal)
+        return gathered
+    size = [n if axis in plan.broadcast else 1 for axis, n in enumerate(anchor.grid.nominal)]
+    return in_context(lifter, call, gathered, size)
