@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from onebyone.lifting.grid import Integers
-from onebyone.lifting.index import as_gather, in_layout_of
+from onebyone.lifting.index import as_gather, identity, in_layout_of
 from onebyone.lifting.lifter import BY_POSITION, Lifter
 from onebyone.lifting.operators import Call, Elementwise
 from onebyone.lifting.rules.context import in_context
@@ -44,10 +45,7 @@ def combined(lifter: Lifter, call: Call, operator: Elementwise, shape: tuple[int
         anchor = laid_out
     # a value of the whole image is broadcast; all others are aligned position by position
     local = [i for i, v in enumerate(values) if v.grid.image_wide == anchor.grid.image_wide]
-    nominal = anchor.grid.nominal
-    maps, grid = lifter.aligned(
-        [replace(values[i], grid=replace(values[i].grid, nominal=nominal)) for i in local]
-    )
+    maps, grid = lifter.aligned([values[i] for i in local])
     for i, value in zip(local, maps, strict=True):
         values[i] = value
     handles = iter([v.handle for v in values])
@@ -62,13 +60,16 @@ def combined(lifter: Lifter, call: Call, operator: Elementwise, shape: tuple[int
 
 
 def _anchor(values: list[Lifted], shape: tuple[int, ...]) -> Lifted:
-    """The operand whose layout the others take: one of the result's shape and of windows, where there is one."""
+    """The operand whose layout the others take.
+
+    One of windows before one of the image; of those, one of the result's shape, or else one of the most positions.
+    """
     local = [v for v in values if not v.grid.image_wide]
     for candidates in (local, values):
         for value in candidates:
             if value.shape == shape:
                 return value
-    return (local or values)[-1]
+    return max(local or values, key=lambda value: prod(value.grid.nominal))
 
 
 def _one_number(ids: Integers) -> bool:
@@ -99,8 +100,7 @@ def _element_ids(constant: Const, shape: tuple[int, ...]) -> Integers:
         if dims[0] != 1 or len(dims) != len(shape) + 1:
             raise Cannot("a constant made for each sample of the batch (a position encoding, for example)")
         dims = dims[1:]
-    numbers = np.arange(int(np.prod(dims)), dtype=np.int64).reshape(dims)
-    return np.asarray(np.broadcast_to(numbers, shape))
+    return np.asarray(np.broadcast_to(identity(dims), shape))
 
 
 def _with_each_element_once(lifter: Lifter, value: Lifted, shape: tuple[int, ...]) -> Lifted:
@@ -112,10 +112,8 @@ def _with_each_element_once(lifter: Lifter, value: Lifted, shape: tuple[int, ...
 
 
 def _same_index(first: Lifted, second: Lifted) -> bool:
-    """Whether two indices of one shape into grids of one shape are the same; None is the identity."""
-    if first.index is None or second.index is None:
-        return first.index is second.index  # `Lifted.with_index` never stores a written-out identity
-    return np.array_equal(first.index, second.index)
+    """Whether two indices into grids of one shape are the same."""
+    return first.index is second.index or np.array_equal(first.indices(), second.indices())
 
 
 def _in_layout(lifter: Lifter, call: Call, value: Lifted, anchor: Lifted, shape: tuple[int, ...]) -> Lifted:
