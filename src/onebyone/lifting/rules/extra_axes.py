@@ -58,8 +58,10 @@ def convolution_along(
     for axis in reversed(range(len(ops))):
         if axis + 1 not in kept:
             tap, rest = divmod(ops[axis].pad_before, ops[axis].dilation)
-            if rest or tap >= ops[axis].kernel or ops[axis].out_size(1) != 1:
+            if ops[axis].out_size(1) != 1:
                 raise Cannot("a convolution that makes several positions of one")
+            if rest or tap >= ops[axis].kernel:
+                raise Cannot("a convolution that reads padding alone along an axis of one element")
             kernel = lifter.emit.tap(kernel, 2 + axis, tap)
     along = [ops[axis - 1] for axis in kept]
     source = lifter.as_map(without_extra_axes(value, kept))
