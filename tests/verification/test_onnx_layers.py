@@ -347,6 +347,26 @@ def test_values_are_recorded_optimised_where_the_model_runs_no_other_way(
     assert np.allclose(recorded["y"], np.maximum(X, 0) @ WEIGHTS["w"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("runs_as_stored", [True, False])
+def test_a_model_may_give_one_value_twice(monkeypatch: pytest.MonkeyPatch, runs_as_stored: bool) -> None:
+    m = model("g (float[N,3] x) => (float[N,3] y, float[N,3] z) { a = Relu(x) y = Neg(a) z = Neg(x) }")
+    m.graph.outputs[1] = m.graph.outputs[0]
+    run = onnx_known.run_onnx_runtime
+
+    def runtime(proto: Any, feeds: Any, **settings: Any) -> Any:
+        if not settings.get("optimised", True) and not runs_as_stored:
+            raise NotRunnable("no kernel")
+        return run(proto, feeds, **settings)
+
+    monkeypatch.setattr(onnx_known, "run_onnx_runtime", runtime)
+    known = KnownOriginal(m, {"x": X})
+    recorded = known.recorded(["a", "y"])
+    assert np.array_equal(recorded["a"], np.maximum(X, 0))
+    assert np.array_equal(recorded["y"], -np.maximum(X, 0))
+    for outputs in (known.outputs.first, known.outputs.plain):
+        assert [np.array_equal(output, recorded["y"]) for output in outputs] == [True, True]
+
+
 def test_a_fault_that_one_draw_shows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Later draws are made for the others, and do not take it back."""
     draws: list[int] = []

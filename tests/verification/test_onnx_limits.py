@@ -246,6 +246,22 @@ def test_integers_that_were_not_recorded_are_not_compared(monkeypatch: pytest.Mo
     assert (check.ok, check.why, notes) == (False, "the outputs differ in 2 of 2 values", [])
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_layers_of_integers_run_on_what_was_recorded(right: bool) -> None:
+    text = "g (uint8[1,3] x) => (int32[1,2] y) { y = MatMulInteger(x, w) }"
+    w = np.array([[1, 2], [3, -4], [5, 6]], np.int8)
+    forms = [prepared(model(text, {"w": array})) for array in (w, w if right else w + np.int8([[0, 1]]))]
+    before, after = (LayerModel(form, "x", "y") for form in forms)
+    check, notes = LayerCheck("fc", "MatMulInteger", bitwise=True), ["a note"]
+    x = np.array([[7, 0, 9]], np.uint8)
+    result = check_on_real_weights(before, after, 3, {"x": x, "y": x}, check, notes)
+    assert (result.ok, result.compared, notes) == (right, 2, ["a note"])
+    assert result.why == ("" if right else "the outputs differ in 1 of 2 values")
+    result = check_on_real_weights(before, after, 3, {"x": x[:, :2]}, check, notes)
+    assert result is check
+    assert notes[1].startswith("fc: on its own inputs: ONNX Runtime cannot run it: ")
+
+
 @pytest.mark.parametrize(
     ("node", "subtracts"),
     [

@@ -48,6 +48,14 @@ def test_a_fixed_batch_is_filled_up_and_cut(count: int) -> None:
     assert torch.equal(network(images(count).double()), expected.double())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_last_images_are_repeated_until_the_batch_is_full(count: int) -> None:
+    """Not more often: the model takes three images and no other number."""
+    network = CallableOnnx(model(PLAIN.replace("N", "3"), {"c": TENS[:, None, None]}), batch=3)
+    expected = images(count) + torch.from_numpy(TENS)[:, None, None]
+    assert torch.equal(network(images(count)), expected)  # type: ignore[arg-type]
+
+
 def test_outputs_have_the_batch_first() -> None:
     """A model of one sample may drop it."""
     assert _rows(np.arange(6).reshape(2, 3), 2).shape == (2, 3)

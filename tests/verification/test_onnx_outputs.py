@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from onebyone.onnx.convert import prepared
 from onebyone.onnx.evaluators import NotRunnable
+from onebyone.onnx.layer_models import LayerModel
 from onebyone.verification import onnx_outputs
 from onebyone.verification.onnx_outputs import (
     OriginalOutputs,
@@ -20,7 +23,9 @@ from onebyone.verification.onnx_outputs import (
     _trusted,
     compare_outputs,
     inputs_of,
+    missing_dependence,
     original_outputs,
+    run64,
 )
 from tests.onnx.models import model
 
@@ -84,7 +89,7 @@ def test_equal_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(whole.evaluators) == 1
     assert whole.evaluators[0].startswith("own types: ONNX Runtime ")
     whole, _, _ = compared(monkeypatch, [f32(1, 2)], [f32(1, 2)], known([f32(1, 2)], exact=[f32(1, 2)]))
-    assert [e.partition(":")[0] for e in whole.evaluators] == ["own types", "float64"]
+    assert whole.evaluators[1:] == (f"float64: the ONNX reference implementation {onnx.__version__}",)
 
 
 @pytest.mark.parametrize("which", ["optimised", "not optimised"])
@@ -280,6 +285,55 @@ def test_the_reference_reads_floats_in_float64_and_integers_as_they_are() -> Non
     notes: list[str] = []
     assert _reference(model(text), "x", feeds, notes) is None
     assert notes == ["output x in float64: the value 'x' is computed by no node"]
+
+
+def test_the_reference_reads_integers_that_float64_does_not_hold() -> None:
+    text = "g (int64[2] i) => (float[2] y) { d = Sub(i, k) y = Cast<to=1>(d) }"
+    y = _reference(model(text, {"k": np.array([2**53])}), "y", {"i": np.array([2**53 + 1, 2**53 - 1])}, [])
+    assert y is not None
+    assert y.tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_reference_widens_what_is_allowed(monkeypatch: pytest.MonkeyPatch, trusted: bool) -> None:
+    """The original is off by 10⁻⁴ and so may the converted model be; without a reference only a roundoff is known."""
+    y, z = f32(1, 2), f32(1, 2 - 1e-4)
+    exact = np.array([[1.0, 2 + 1e-4]])
+    _, problems, _ = compared(monkeypatch, [z], [z], known([y], exact=[exact] if trusted else None))
+    assert (problems == []) is trusted
+
+
+def test_what_is_wrong_whatever_the_rounding_errors_are_is_a_problem_of_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong = [f32(1, 2, 3)]
+    _, problems, _ = compared(monkeypatch, wrong, wrong, known([f32(1, 2)]))
+    assert problems == 2 * ["output y is float32 of shape (1, 3), the original's is float32 (1, 2)"]
+
+
+def test_an_original_that_is_not_what_onnx_defines_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_outputs, "_run", lambda *_, optimised: [f32(1, 3)])
+    outputs = original_outputs(model(PLAIN), {"x": f32(1, 2)})
+    assert list(outputs.exact) == [None]
+    assert outputs.unverified == (
+        "output y in float64: the ONNX reference implementation and ONNX Runtime differ on the original by 1",
+    )
+
+
+def test_an_input_that_only_the_original_reads_is_compared_with_the_constants_in_use() -> None:
+    """Not with those of the model, for which nothing was expected."""
+    text = "g (float[2,3] x, float[2,3] v) => (float[2,3] y) {{ p = Mul(x, w) {} }}"
+    weights = {"w": np.full(3, 7, np.float32)}
+    bodies = ("d = Sub(v, v) y = Add(p, d)", "y = Identity(p)", "y = Add(p, v)")
+    same, after, depends = (
+        LayerModel(prepared(model(text.format(body), weights)), "x", "y") for body in bodies
+    )
+    feeds, others = ({name: np.full((2, 3), n) for name in "xv"} for n in (3.0, 5.0))
+    constants = {"w": np.array([1.0, 2.0, -4.0])}
+    for before, why in ((same, ""), (depends, "it depends on v, which the converted form does not read")):
+        expected = run64(before, constants, feeds)
+        assert missing_dependence(before, after, constants, feeds, others, expected) == why
+        assert missing_dependence(after, before, constants, feeds, others, expected) == ""
 
 
 def test_an_input_that_is_missing_is_named() -> None:

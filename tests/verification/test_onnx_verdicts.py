@@ -155,6 +155,22 @@ def test_the_value_that_is_blamed_differs_beyond_the_limit_for_float32(factor: f
 # layers
 
 
+@pytest.mark.parametrize("keeps_layers", [False, True])
+def test_each_layer_is_probed_with_the_next_seed(monkeypatch: pytest.MonkeyPatch, keeps_layers: bool) -> None:
+    """So that a probe can be repeated, also where the results of layers are kept for other conversions."""
+    seeds: list[int] = []
+
+    def probe(*given: Any) -> tuple[LayerCheck, str]:
+        seeds.append(given[4])
+        return LayerCheck(given[3].path, "MatMul", bitwise=True), ""
+
+    monkeypatch.setattr(onnx_models, "probe", probe)
+    text = "g (float[N,3] x) => (float[N,2] y) { a = MatMul(x, u) b = Relu(a) y = MatMul(b, v) }"
+    m, conversion = converted(text, {"u": integers(3, 4), "v": integers(4, 2)})
+    verify_onnx(m, conversion, seed=6, known=KnownOriginal(prepared(m), None, keeps_layers=keeps_layers))
+    assert seeds == [7, 8]
+
+
 def test_the_seed_of_the_first_layer_is_one_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
 
@@ -218,7 +234,6 @@ def test_layers_whose_real_weights_are_compared(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(onnx_models, "check_on_real_weights", on_real_weights)
     m, conversion = converted()
     layers = _Layers(KnownOriginal(prepared(m), {"x": X} if example else None), conversion)
-    assert layers.record() == ()
     check, notes = layers.check(0, 1)
     assert notes == ("y: a hidden fault", "of real weights")[: 1 + compared]
     assert bool(given) == compared
@@ -237,7 +252,6 @@ def test_layers_without_floating_weights_are_not_compared_on_them(monkeypatch: p
     layer = RewrittenLayer("y", "Reshape", "", "x", "y", 1, (2, 3))
     conversion = OnnxConversion(m, (), (), to="conv", level="graph", layers=(layer,))
     layers = _Layers(KnownOriginal(m, {"x": X}), conversion)
-    layers.record()
     assert layers.check(0, 1)[0].bitwise is True
 
 

@@ -67,7 +67,7 @@ def verify_onnx(
         known = KnownOriginal(original, feeds)
     problems: list[str] = []
     layers = _Layers(known, rewriting)
-    unverified = list(layers.record())
+    unverified = list(known.unverified)
     checks = []
     for index, layer in enumerate(layers.layers):
         try:
@@ -165,17 +165,13 @@ class _Layers:
 
     def __init__(self, known: KnownOriginal, rewriting: OnnxConversion) -> None:
         self._known, self._rewriting = known, rewriting
-        self._recorded: Mapping[str, Array] = {}
         shared = SharedValues(known.original, rewriting.model, rewriting.stored)
         self._cuts = [_cut(layer, shared) for layer in rewriting.layers]
         self.layers = [layer for layer, _, _ in self._cuts]
         self._model = shared.model
         self._scopes = scopes_of(self._model)
-
-    def record(self) -> tuple[str, ...]:
-        """Run the original for what the layers read; returns what could not be run, and why."""
-        self._recorded = self._known.recorded([layer.data for layer in self.layers])
-        return self._known.unverified
+        # the original runs here; what cannot be run is listed in `known.unverified`
+        self._recorded = known.recorded([layer.data for layer in self.layers])
 
     def check(self, index: int, seed: int) -> tuple[LayerCheck, tuple[str, ...]]:
         """The check of a layer, and what is to be listed as not verified.
