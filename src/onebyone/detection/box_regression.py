@@ -45,7 +45,7 @@ def offsets_at(
     boxes: ScoreMap, labels: NDArray[np.int64], rows: NDArray[np.intp], columns: NDArray[np.intp]
 ) -> Floats:
     """The four offsets (K, 4) at K positions: those of each position's label where every class has its own."""
-    first = 4 * labels if boxes.scores.shape[0] > 4 else np.zeros_like(labels)
+    first = np.zeros_like(labels) if boxes.scores.shape[0] == 4 else 4 * labels
     values = boxes.scores[first[:, None] + np.arange(4), rows[:, None], columns[:, None]]
     if not np.isfinite(values).all():
         raise BadInput("boxes: the map has values that are not finite")

@@ -135,7 +135,7 @@ def heat(
         for region, scores in score_map.regions():
             highest = rejection.probabilities(scores, kind)[chosen].max(axis=0, initial=0)
             highest = highest * rejection.accepted(scores, kind)
-            values = np.clip(np.nan_to_num(highest), 0, 1)
+            values = np.minimum(np.nan_to_num(highest), 1)
             numbers = []
             for axis, (span, (offset, scale)) in enumerate(zip(region, cells, strict=True)):
                 values, pixels = _on_pixels(values, axis, span, offset, scale, size[axis])
