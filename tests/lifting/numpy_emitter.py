@@ -42,6 +42,7 @@ def convolution(
 
 
 def linear(source: Array, weight: Array, bias: Array | None, stencil: Stencil, channels: int) -> Array:
+    assert weight.ndim == 2
     rows = np.moveaxis(gather(source, stencil.gather(), channels), 1, -1)
     result = np.moveaxis(rows @ weight.T, -1, 1)
     return result if bias is None else result + per_channel(bias, np.arange(bias.size), len(stencil.step))

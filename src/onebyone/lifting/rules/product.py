@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from onebyone.laws.geometry import Sliding
 from onebyone.lifting.index import as_stencil
 from onebyone.lifting.lifter import Lifter
 from onebyone.lifting.operators import Call, Linear, LinearLayer
@@ -39,14 +38,11 @@ def linear(lifter: Lifter, call: Call, operator: Linear) -> Lifted:
         matrix = emit.multiply(matrix, scale)
     out = weight.shape[1 if operator.transposed else 0]
     handle = emit.linear(value.handle, matrix, vector, stencil, value.grid.channels)
-    ops = [Sliding(k, s) for k, s in zip(stencil.kernel, stencil.step, strict=True)]
-    spans = [(s, s) for s in stencil.start]
-    rest = [n - s for n, s in zip(value.grid.nominal, stencil.start, strict=True)]
-    grid = value.grid.gathered(value.grid.channels, spans, (1,) * lifter.axes, rest).through(ops, out)
+    grid = replace(stencil.gather().grid(value.grid), channels=out)
     layer = LinearLayer(call, value, stencil, weight, bias, operator.transposed, operator.axis)
     lifter.linear_layers.append(layer)
     _record_change(lifter, layer, out)
-    result = Lifted(handle, replace(grid, nominal=stencil.nominal), None, value.pooled)
+    result = Lifted(handle, grid, None, value.pooled)
     return result.with_index(np.ascontiguousarray(np.moveaxis(stencil.out_index(out), -1, operator.axis)))
 
 
