@@ -308,8 +308,7 @@ def _check_extent(value: Lifted, image: Array, window: tuple[int, ...]) -> None:
     """The map has the channels and, at the size of this image, the numbers of positions that its grid says."""
     assert value.handle.shape[:2] == (len(image), value.grid.channels)
     more = [n - w for n, w in zip(image.shape[2:], window, strict=True)]
-    if not value.grid.image_wide:
-        assert value.handle.shape[2:] == tuple(s[m] for s, m in zip(value.grid.sizes, more, strict=True))
+    assert value.handle.shape[2:] == tuple(s[m] for s, m in zip(value.grid.sizes, more, strict=True))
 
 
 def _check_record(value: Lifted, operands: Sequence[Any], key: str) -> None:

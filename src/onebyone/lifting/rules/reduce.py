@@ -11,7 +11,7 @@ from onebyone.lifting.grid import Grid, Integers
 from onebyone.lifting.index import Gather, as_gather, as_window, decode, identity
 from onebyone.lifting.lifter import Lifter
 from onebyone.lifting.operators import AdaptivePool, Call, Reduce, Reduction
-from onebyone.lifting.rules.window_pools import pooled
+from onebyone.lifting.rules.window_pools import pooled, pooled_in_parts
 from onebyone.lifting.values import Cannot, Lifted
 
 #: How many bins of different sizes, counted over all channels, are pooled one by one.
@@ -42,9 +42,10 @@ def reduced(
     if not isinstance(window, str):
         result = pooled(lifter, call, value, window.kernel, reduction)
         return result.with_index(window.index.reshape(shape))
-    plan = as_gather(index, value.grid) if value.index is not None else ""
-    if not isinstance(plan, str) and not plan.broadcast:  # positions in steps, or some of the channels
-        return reduced(lifter, call, lifter.gathered(value, plan), axes, keep_axes, reduction)
+    if value.index is not None:
+        plan = as_gather(index, value.grid)
+        if not isinstance(plan, str) and not plan.broadcast:  # positions in steps, or some of the channels
+            return reduced(lifter, call, lifter.gathered(value, plan), axes, keep_axes, reduction)
     parts = by_channel(rows, value.grid)
     if parts is not None and min(parts.shape[-2:]) > 1:  # first over the positions of each channel
         each = reduced(lifter, call, value.with_index(parts), [parts.ndim - 1], False, reduction)
@@ -56,7 +57,7 @@ def by_channel(rows: Integers, grid: Grid) -> Integers | None:
     """Rows `(*lead, F)` to be reduced in any order, as `(*lead, channels, elements of each)`; None where a row does
     not have equally many elements of each of its channels."""
     channel, _ = decode(rows, grid)
-    order = np.argsort(channel, axis=-1, kind="stable")
+    order = np.argsort(channel, kind="stable")  # so that all rows keep one order
     rows, channel = np.take_along_axis(rows, order, -1), np.take_along_axis(channel, order, -1)
     count = int(np.count_nonzero(np.diff(channel.reshape(-1, rows.shape[-1])[0]))) + 1
     if rows.shape[-1] % count:
@@ -88,8 +89,6 @@ def adaptive_pool(lifter: Lifter, call: Call, operator: AdaptivePool) -> Lifted:
     if bins == value.grid.nominal:
         return value
     result = pooled(lifter, call, value, tuple(k[0] for k in kernels), operator.reduction)
-    if bins == (1,) * lifter.axes:
-        return result
     index = identity(result.grid.shape)
     for axis, pairs in enumerate(spans):
         index = index.take([start for start, _ in pairs], axis=axis + 1)
@@ -114,9 +113,8 @@ def _uneven(
     one, parts = (1,) * lifter.axes, []
     for position in np.ndindex(*shape):
         pairs = [spans[axis][p] for axis, p in enumerate(position)]
-        part = pooled(lifter, call, value, tuple(stop - start for start, stop in pairs), reduction)
+        part = pooled_in_parts(lifter, call, value, tuple(stop - start for start, stop in pairs), reduction)
         starts = np.tile(np.asarray([[start] for start, _ in pairs]), (1, channels))
         parts.append(lifter.gathered(part, Gather(np.arange(channels), starts, one, one)))
     index = np.arange(channels)[:, None] + channels * np.arange(count)[None, :]
-    result = replace(lifter.concatenated(parts), pooled=value.pooled)
-    return result.with_index(index.reshape(channels, *shape))
+    return lifter.concatenated(parts).with_index(index.reshape(channels, *shape))

@@ -26,20 +26,28 @@ def pooled(
     takes it over the image).
     """
     positions = int(np.prod(kernel))
-    if positions == 1 or value.grid.image_wide:
+    if positions == 1 or kernel != value.grid.nominal:
+        return pooled_in_parts(lifter, call, value, kernel, reduction)
+    if call.key in lifter.image_wide:
+        handle = _image_pool(lifter, value.handle, reduction, positions)
+        grid = image_wide(value.grid.through([Sliding(k) for k in kernel]))
+        return Lifted(handle, grid, None, value.pooled | {call.key})
+    if reduction == "mean" and lifter.head == "cam" and call.key not in lifter.context_pools:
+        return _left_out(lifter, call, value, kernel)
+    result = pooled_in_parts(lifter, call, value, kernel, reduction)
+    return replace(result, pooled=value.pooled | {call.key})
+
+
+def pooled_in_parts(
+    lifter: Lifter, call: Call, value: Lifted, kernel: tuple[int, ...], reduction: Reduction
+) -> Lifted:
+    """As `pooled`, where `kernel` covers a part of the window beside others, or by chance all of it."""
+    if max(kernel) == 1:
         handle = lifter.emit.absolute(value.handle) if reduction == "norm" else value.handle
         return replace(value, index=None, handle=handle)
-    over_window = kernel == value.grid.nominal
-    grid = value.grid.through([Sliding(k) for k in kernel])
-    if over_window and call.key in lifter.image_wide:
-        handle = _image_pool(lifter, value.handle, reduction, positions)
-        return Lifted(handle, image_wide(grid), None, value.pooled | {call.key})
-    if over_window and reduction == "mean" and lifter.head == "cam" and call.key not in lifter.context_pools:
-        return _left_out(lifter, call, value, kernel)
     handle = _window_pool(lifter, value.handle, kernel, reduction)
     lifter.change(call, LAW, "pool over the map", f"{by(kernel)} pool at stride 1")
-    keys = {call.key} if over_window else set()
-    return Lifted(handle, grid, None, value.pooled | keys)
+    return Lifted(handle, value.grid.through([Sliding(k) for k in kernel]), None, value.pooled)
 
 
 def image_wide(grid: Grid) -> Grid:
