@@ -15,7 +15,7 @@ from onebyone.lifting.rules.fill import fill_like
 from onebyone.lifting.values import Cannot, Const, Lifted, Value
 
 
-def rearrange(_lifter: Lifter, operator: Rearrange) -> Any:
+def rearrange(operator: Rearrange) -> Any:
     """Run the operator on integers that number the elements of a batch: what comes out is the new index."""
     value = operator.source
     if not isinstance(value, Lifted):

@@ -33,7 +33,7 @@ RULES: dict[type, Callable[[Lifter, Call, Any], Any]] = {
     operators.Linear: linear,
     operators.Pad: pad,
     operators.Pool: pool,
-    operators.Rearrange: lambda lifter, _call, operator: rearrange(lifter, operator),
+    operators.Rearrange: lambda _lifter, _call, operator: rearrange(operator),
     operators.Reduce: reduce,
     operators.Resize: resize,
     operators.Select: select,

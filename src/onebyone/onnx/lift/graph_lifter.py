@@ -127,7 +127,7 @@ class OnnxGraphLifter(Lifter):
             raise Cannot("this operator has no rule yet")
         operator = decoder(self, node)
         if isinstance(operator, Rearrange):
-            result = rearrange(self, operator)
+            result = rearrange(operator)
         elif type(operator) in RULES:
             result = lift(self, self.call_of(node), operator)
         else:
