@@ -21,9 +21,9 @@ def resize(lifter: Lifter, call: Call, operator: Resize) -> Lifted:
         raise Cannot(f"{change} of a value pooled over the whole image, which has one position")
     if any(m % n for m, n in zip(size, nominal, strict=True)):
         raise Cannot(f"{change}, which is not a whole factor")
-    if any(j % (m // n) for m, n, j in zip(size, nominal, jump, strict=True)):
-        raise Cannot(f"{change}: the distance of {jump} pixels, divided by the factor, is not whole")
     factors = tuple(m // n for m, n in zip(size, nominal, strict=True))
+    if any(j % r for j, r in zip(jump, factors, strict=True)):
+        raise Cannot(f"{change}: the distance of {jump} pixels, divided by the factor, is not whole")
     if operator.mode == "nearest":
         handle = lifter.emit.repeat_positions(value.handle, factors)
         return replace(value, handle=handle, grid=_finer(value.grid, factors, 0))
