@@ -121,9 +121,7 @@ def _mean_pool(lifter: Lifter, call: Call, operator: Pool, value: Lifted, ops: l
 def _within(value: Lifted, ops: list[Sliding]) -> list[Sliding]:
     """Kernels no larger than the map, which ceil_mode allows to be larger: one position then takes the whole axis."""
     return [
-        replace(op, kernel=n)
-        if op.ceil_mode and op.kernel > n and not op.padded() and op.dilation == 1
-        else op
+        replace(op, kernel=min(op.kernel, n)) if op.ceil_mode and not op.padded() and op.dilation == 1 else op
         for op, n in zip(ops, value.grid.nominal, strict=True)
     ]
 
@@ -163,7 +161,9 @@ def pad(lifter: Lifter, call: Call, operator: Pad) -> Lifted:
     if not any(map(any, pairs)):
         return value
     source = lifter.as_map(without_extra_axes(value, spatial))
-    grid = lifter.slid(call, source.grid, [Sliding(1, 1, 1, before, after) for before, after in pairs])
+    grid = lifter.slid(
+        call, source.grid, [Sliding(1, pad_before=before, pad_after=after) for before, after in pairs]
+    )
     handle = lifter.emit.pad(source.handle, pairs, operator.mode, operator.number)
     return with_extra_axes(Lifted(handle, grid, None, source.pooled), spatial, len(value.shape))
 
