@@ -182,6 +182,19 @@ def test_maxima_with_their_positions(operator: Any) -> None:
     assert torch.equal(maximum.error, operator(e, [2, 2])[0])
 
 
+def test_a_shape_that_is_that_of_a_value_of_the_image_is_refused() -> None:
+    """Rules of shape operators apply them to the errors too, for which they take plain operands."""
+    with pytest.raises(NoRuleError, match="view_as.* with an index that depends on the input"):
+        apply(aten.view_as.default, approx(draw(2, 3)), approx(draw(3, 2)))
+
+
+def test_tensors_may_be_joined_along_an_axis_that_is_named() -> None:
+    parts = [approx(draw(2, 1)), draw(2, 3)]
+    joined = apply(aten.cat.default, parts, dim=1)
+    assert torch.equal(joined.value, torch.cat([parts[0].value, parts[1]], 1))  # type: ignore[union-attr, list-item]
+    assert torch.equal(joined.error, torch.cat([torch.full((2, 1), float(E)), torch.zeros(2, 3)], 1).double())
+
+
 @pytest.mark.parametrize("operator", [aten.cat.default, aten.stack.default], ids=str)
 def test_joined_tensors_keep_their_errors_and_constants_have_none(operator: Any) -> None:
     x, constant = draw(2, 2), draw(2, 2, seed=1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from onebyone.laws import bounds
 from tests.verification.exact_bounds import E, U, apply, approx, aten, draw, gamma, tensor, widening
 
 # ---------------------------------------------------------------- normalisation
@@ -79,6 +80,23 @@ def test_softmax(log: bool, private: bool) -> None:
     assert torch.allclose(answer.error, expected.expand_as(y), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("operator", [aten.softmax.int, aten.log_softmax.int], ids=str)
+def test_each_row_of_a_softmax_has_the_largest_error_of_its_own(operator: Any) -> None:
+    x, errors = draw(2, 3), tensor([[1e-3, 1e-2, 1e-4], [1e-7, 1e-8, 1e-9]])
+    together = apply(operator, approx(x, errors), 1)
+    for row, largest in enumerate((1e-2, 1e-7)):
+        alone = apply(operator, approx(x[row : row + 1], torch.full((1, 3), largest, dtype=torch.float64)), 1)
+        assert torch.equal(together.error[row : row + 1], alone.error)
+
+
+@pytest.mark.parametrize("operator", [aten.softmax.int, aten.log_softmax.int], ids=str)
+def test_a_softmax_in_another_type_is_computed_in_it(operator: Any) -> None:
+    x = draw(2, 3).float()
+    answer = apply(operator, approx(x, 0.0), 1, dtype=torch.float64, u=2.0**-24)
+    assert torch.equal(answer.value, operator(x, 1, dtype=torch.float64))
+    assert answer.value.dtype == torch.float64
+
+
 def test_a_probability_that_underflows_keeps_a_bound() -> None:
     x = tensor([[0.0, -2000.0]])
     answer = apply(aten.softmax.int, approx(x, 0.0), 1)
@@ -145,6 +163,23 @@ def test_layer_norm_of_values_that_may_all_be_equal_has_no_bound() -> None:
     answer = apply(aten.layer_norm.default, approx(x, 0.125), [3], None, None, 1e-9)
     assert bool(torch.isinf(answer.error[0]).all())
     assert bool(torch.isfinite(answer.error[1]).all())
+
+
+@pytest.mark.parametrize("factor", [1.0, 1 + 2.0**-20])
+def test_layer_norm_of_a_variance_that_may_be_exactly_zero_has_no_bound(factor: float) -> None:
+    """Four ones, whose computed variance is off by up to (2γ)² + 2γ: as much as eps, and then less."""
+    g = bounds.gamma(3 * 4 + 3, U)
+    eps = factor * ((2 * g) ** 2 + 2 * g)
+    answer = apply(aten.layer_norm.default, approx(torch.ones(1, 4, dtype=torch.float64), 0.0), [4], eps=eps)
+    assert bool(torch.isinf(answer.error).all()) is (factor == 1)
+
+
+def test_eps_of_a_layer_norm_may_be_named() -> None:
+    x = approx(draw(2, 4), 2.0**-10)
+    by_position = apply(aten.layer_norm.default, x, [4], None, None, 0.5)
+    by_name = apply(aten.layer_norm.default, x, [4], eps=0.5)
+    assert torch.equal(by_name.value, by_position.value)
+    assert torch.equal(by_name.error, by_position.error)
 
 
 def test_layer_norm_without_eps_uses_that_of_torch() -> None:

@@ -56,8 +56,20 @@ def test_the_rounding_of_a_number_counts_as_often_as_the_number(
 def test_numbers_that_a_type_represents_add_nothing() -> None:
     x = Approx(torch.tensor([1.0, -2.0]), torch.zeros(2))
     for number in (0.5, 3, float("inf")):
-        answer = RULES[aten.clamp](U, aten.clamp.default, (x, None, number), {})
-        assert answer.error.tolist() == [0.0, 0.0]
+        for limits in ((None, number), (-number, None), (-number, number)):
+            answer = RULES[aten.clamp](U, aten.clamp.default, (x, *limits), {})
+            assert answer.error.tolist() == [0.0, 0.0]
+    # float64 is the type of numbers in Python
+    x64 = Approx(x.value.double(), x.error.double())
+    assert RULES[aten.add](0.0, aten.add.Tensor, (x64, 0.1), {}).error.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("limits", [(0.1, None), (0.1, 0.5), (None, 0.1), (-0.5, 0.1)])
+def test_each_limit_is_rounded(limits: tuple[float | None, float | None]) -> None:
+    x = Approx(torch.tensor([1.0, -2.0]), torch.zeros(2))
+    rounding = abs(float(torch.tensor(0.1)) - 0.1)
+    answer = RULES[aten.clamp](U, aten.clamp.default, (x, *limits), {})
+    assert answer.error.tolist() == pytest.approx([rounding] * 2, rel=1e-6)
 
 
 class Wrapper(torch.Tensor):

@@ -157,7 +157,7 @@ def exact_lipschitz(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, A
     if any(isinstance(a, Approx) for a in args[1:]) or "threshold" in str(f):
         raise NoRuleError(f"{f} in this use")
     limits = max((_conversion(a, x.value.dtype) for a in (*args[1:], *kwargs.values())), default=0.0)
-    return Approx(f(x.value, *args[1:], **kwargs), x.error + limits if limits else x.error)
+    return Approx(f(x.value, *args[1:], **kwargs), x.error + limits)
 
 
 # For each function: its Lipschitz constant, and the units of roundoff that are allowed relative to |y|, relative to |x|
@@ -253,7 +253,7 @@ def padded(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """A constant border has no error. A border made of copied values has their errors."""
     x = _approx(args[0], f)
     mode = args[2] if "constant_pad" not in str(f) and len(args) > 2 else kwargs.get("mode", "constant")
-    e = aten.constant_pad_nd(x.error, args[1], 0.0) if mode == "constant" else f(x.error, *args[1:], **kwargs)
+    e = aten.constant_pad_nd(x.error, args[1]) if mode == "constant" else f(x.error, *args[1:], **kwargs)
     return Approx(f(x.value, *args[1:], **kwargs), e)
 
 
@@ -285,7 +285,7 @@ def sums(u: float, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     """
     a, b = args[:2]
     s = abs(float(_setting(args, kwargs, 2, "alpha", 1)))
-    y = f(value(a), value(b), **kwargs) if len(args) < 3 else f(value(a), value(b), args[2], **kwargs)
+    y = f(value(a), value(b), *args[2:], **kwargs)
     reversed_ = "rsub" in str(f)
     ea, eb = _scaled(a, s if reversed_ else 1.0), _scaled(b, 1.0 if reversed_ else s)
     product = 0 if s == 1 else s * _size(a if reversed_ else b)
