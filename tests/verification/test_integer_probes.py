@@ -13,7 +13,14 @@ from torch.nn import functional as F
 from onebyone.errors import BadInput
 from onebyone.results import LayerFunctions
 from onebyone.verification import integer_probes
-from onebyone.verification.integer_probes import GRADIENT_WEIGHTS, integers, probe
+from onebyone.verification.integer_probes import (
+    GRADIENT_WEIGHTS,
+    _agree,
+    _longest_sum,
+    _same_bits,
+    integers,
+    probe,
+)
 
 Params = dict[str, Tensor]
 Function = Callable[[Tensor, Params], Tensor]
@@ -189,3 +196,45 @@ def test_gradients_after_one_that_neither_form_has_are_compared_too() -> None:
     equal, why, _ = probe(wrong, 0)
     assert not equal
     assert why == "integer probe on input (2, 4): gradients of weight differ in 12 of 12 values"
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs", "longest"),
+    [
+        ((5, 2), (1, 2), 5), ((2, 5), (1, 2), 5), ((3, 7), (1, 7), 7), ((7,), (1, 7), 7), ((1, 5), (1, 5), 5), ((5, 1), (1, 1), 5),
+        ((8, 4, 3, 3), (1, 4, 3, 3), 72),
+        ((4, 2, 3, 3), (1, 2, 3, 3), 36), ((2, 4, 3, 3), (1, 4, 3, 3), 36), ((2, 2), (6, 2), 12), ((0, 3), (1, 3), 3),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_longest_sum_of_a_layer_and_its_gradients(
+    shape: tuple[int, ...], inputs: tuple[int, ...], longest: int
+) -> None:
+    """Linear layers may store their weight either way: gradients of inputs are sums over the outputs."""
+    functions = LayerFunctions(
+        "fc", "Linear", linear, linear, {"weight": torch.zeros(shape)}, (inputs,), terms=2
+    )
+    assert _longest_sum(functions, True) == longest
+    assert _longest_sum(functions, False) == 2
+
+
+def test_what_is_equal_needs_no_reason() -> None:
+    values, generator = torch.ones(2, 3), torch.Generator().manual_seed(0)
+    assert _same_bits(values, values.clone(), "outputs") == (True, "")
+    both = layer(linear)
+    params = {name: integers(tuple(p.shape), 9, generator) for name, p in both.params.items()}
+    cotangents: list[Tensor] = []
+
+    def fresh(shape: tuple[int, ...], device: torch.device) -> Tensor:
+        cotangents.append(integers(shape, 9, generator))
+        return cotangents[-1]
+
+    equal, why, largest = _agree(both, integers((2, 4), 9, generator), params, fresh)
+    assert (equal, why) == (True, "")
+    assert [largest] == [int(c.abs().max()) for c in cotangents]
+
+
+def test_integers_have_the_type_that_is_asked_for() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float64, torch.float32, torch.complex128):
+        assert integers((2, 3), 9, generator, dtype).dtype == dtype
