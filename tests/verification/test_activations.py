@@ -175,3 +175,14 @@ def test_outputs_of_another_shape_or_number_differ() -> None:
     nn.init.constant_(nan[0].bias, float("nan"))
     a = nn.Sequential(nn.Linear(2, 2))
     assert first_difference(lambda: a(x), lambda: nan(x), a, nan, lambda t: 1e9) == "0"
+
+
+def test_an_operator_on_a_weight_alone_reads_no_input_of_its_layer() -> None:
+    """The layer's weight is not the network's own here, so that only the number of tensors tells."""
+    layer = nn.Linear(3, 2)
+    uses = activations._WeightUses(nn.Linear(1, 1), {"fc": layer})
+    uses.keep(torch.ops.aten.t.default, (layer.weight,), {})
+    assert uses.inputs == {}
+    x = torch.ones(4, 3)
+    uses.keep(torch.ops.aten.linear.default, (x, layer.weight), {})
+    assert torch.equal(uses.inputs["fc"], x)

@@ -267,6 +267,31 @@ def test_the_name_of_what_is_verified() -> None:
     assert not setup.blank((5, 4)).any()
 
 
+def test_gradients_of_a_head_that_is_not_linear_keep_the_names_of_the_network() -> None:
+    """Also those of a layer that is called as the network is called inside of the means of its map."""
+
+    class Named(nn.Module):
+        def __init__(self, pooled: bool) -> None:
+            super().__init__()
+            self.map, self.pooled = nn.Conv2d(1, 2, 1), pooled
+            nn.init.constant_(self.map.weight, 0.75)
+            nn.init.constant_(self.map.bias, 2.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.map(x)
+            pooled = y.mean((2, 3)) if self.pooled else nn.functional.avg_pool2d(y, (4, 3), (2, 1))
+            return pooled.relu()
+
+    image = torch.rand(2, 1, 8, 6, generator=torch.Generator().manual_seed(0))
+    class_map = ClassMap((2, 2), ("relu",))
+    setup = setup_of(
+        Named(False), image, class_map=class_map, classifier=Named(True), geometry=geometry((6, 4))
+    )
+    _, gradient = _compare_one_window(setup, AnySizeFindings(), True)
+    assert gradient is not None
+    assert (gradient.ok, gradient.why, gradient.compared) == (True, "", 3)
+
+
 def test_a_head_that_is_not_linear_is_compared_at_one_position() -> None:
     """And listed, where the network takes no image of one position."""
 

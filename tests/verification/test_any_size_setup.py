@@ -25,6 +25,7 @@ from onebyone.verification.any_size_checks import (
 from onebyone.verification.any_size_setup import AnySizeFindings, prepare
 from onebyone.verification.channel_axis import WithoutChannels
 from onebyone.verification.class_map_checks import MeansOfMap, why_not_local, why_wrong_positions
+from onebyone.verification.output_comparison import NetworkCheck
 from onebyone.verification.result import LayerCheck
 from tests.verification.test_any_size_parts import Positions, geometry, setup_of
 
@@ -56,6 +57,17 @@ def test_every_part_of_the_setup() -> None:
     assert torch.equal(setup.image, x)
     assert (setup.fixed_batch, setup.dtype, setup.seed) == (None, torch.float32, 7)
     assert findings == AnySizeFindings()
+
+
+def test_the_network_that_is_given_is_analysed_and_not_the_one_that_was_converted() -> None:
+    model, network = Positions(WINDOW, STRIDE), nn.Conv2d(3, 2, WINDOW, STRIDE)
+    other = Positions(WINDOW, STRIDE)
+    setup = prepare(model, network, conversion(other), image(1, 3), 0, AnySizeFindings())
+    assert setup.analysed is model
+    program = torch.export.export(network, (torch.rand(3, 3, *WINDOW),))
+    setup = prepare(model, network, conversion(program), image(1, 3), 0, AnySizeFindings())
+    assert setup.analysed is program
+    assert setup.classifier is model
 
 
 def test_the_type_of_the_model_or_of_the_example_whichever_is_shorter() -> None:
@@ -260,3 +272,15 @@ def test_the_problem_of_a_class_map_is_added_to_others() -> None:
     right = setup_of(Positions(WINDOW, STRIDE), image(), class_map=class_map, geometry=shape)
     _check_class_map(right, findings)
     assert len(findings.problems) == 2
+
+
+def test_what_the_check_of_one_window_notes_is_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(setup: Any, findings: AnySizeFindings, gradients: bool) -> tuple[NetworkCheck, None]:
+        findings.unverified.append("a note of one window")
+        return NetworkCheck(), None
+
+    monkeypatch.setattr(any_size_checks, "_compare_one_window", compare)
+    model, network = Positions(WINDOW, STRIDE), Positions(WINDOW, STRIDE)
+    dense = conversion(model, model=network, runnable=lambda n: n, pairs=())
+    v = any_size_checks.verify_any_size(model, dense, image(1, 3), 0, False, 4, 0.9, lambda *_: None)
+    assert "a note of one window" in v.unverified

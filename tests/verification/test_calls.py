@@ -105,3 +105,20 @@ def test_operators_are_reported_before_they_change_their_arguments() -> None:
     with observe_operators(note(before), note(after)):
         x.add_(1)
     assert (before, after) == ([0.0], [1.0])
+
+
+def test_functions_are_called_with_their_keywords() -> None:
+    weight, bias, x = torch.ones(2, 3), torch.tensor([5.0, 7.0]), torch.ones(1, 3)
+    seen: list[dict[str, Any]] = []
+    with observe_functions(lambda function, args, kwargs, result: seen.append(dict(kwargs))):
+        y = F.linear(x, weight, bias=bias)
+    assert torch.equal(y, torch.tensor([[8.0, 10.0]]))
+    assert seen[0]["bias"] is bias
+
+
+def test_operators_are_called_with_their_keywords() -> None:
+    seen: list[dict[str, Any]] = []
+    with observe_operators(before=lambda operator, args, kwargs: seen.append(dict(kwargs))):
+        y = torch.zeros_like(torch.ones(2), dtype=torch.int64)
+    assert y.dtype == torch.int64
+    assert seen[-1]["dtype"] == torch.int64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,19 +169,31 @@ def test_the_type_of_a_network_is_that_of_its_weights_too() -> None:
     assert output_comparison.unit_of(Runner(abs, torch.ones(1, 2), 0)) == 2.0**-24
 
 
-def test_weights_move_both_up_and_down_by_one_roundoff() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "u"), [(torch.float16, 2.0**-11), (torch.float32, 2.0**-24), (torch.float64, 2.0**-53)], ids=str
+)
+def test_weights_move_both_up_and_down_by_one_roundoff(dtype: torch.dtype, u: float) -> None:
     class Weights(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight = nn.Parameter(torch.full((64,), 1.0))
+            self.weight = nn.Parameter(torch.ones(64, dtype=dtype))
 
         def forward(self, x: Tensor) -> Tensor:
             return self.weight * x
 
-    observed = _perturbed(Runner(Weights(), torch.ones(64), 3), 2.0**-24)
-    assert observed is not None
-    moved = observed.outputs[0][1] - 1
-    assert set(moved.tolist()) == {2.0**-23, -(2.0**-23)}
+    runner = Runner(Weights(), torch.ones(64, dtype=dtype), 3)
+    first, second = _perturbed(runner, u), _perturbed(runner, u)
+    assert first is not None
+    assert second is not None
+    moved = first.outputs[0][1] - 1
+    assert moved.dtype == dtype
+    assert set(moved.tolist()) == {2 * u, -2 * u}
+    assert torch.equal(moved, second.outputs[0][1] - 1), (
+        "the same weights move the same way with the same seed"
+    )
+    other = _perturbed(replace(runner, seed=4), u)
+    assert other is not None
+    assert not torch.equal(moved, other.outputs[0][1] - 1)
 
 
 def test_no_gradients_are_equal_gradients() -> None:

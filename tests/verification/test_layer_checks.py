@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from onebyone.results import LayerFunctions
 from onebyone.verification.injected_faults import injected
-from onebyone.verification.layer_checks import check_layer, rounding_bound, worst
+from onebyone.verification.layer_checks import _inject, check_layer, rounding_bound, worst
+from onebyone.verification.result import Fault
 
 Params = dict[str, Tensor]
 Function = Callable[[Tensor, Params], Tensor]
@@ -139,7 +140,7 @@ def test_weights_that_are_not_finite_are_named() -> None:
     real = layer()
     real.params["bias"][1] = float("inf")
     check = check_layer(real, None, 0)
-    assert not check.ok
+    assert check.ok is False
     assert check.why == "not finite: bias"
     assert check.bitwise is None
 
@@ -148,7 +149,7 @@ def test_an_input_that_is_not_finite_is_named() -> None:
     x = example()
     x[0, 0] = float("nan")
     check = check_layer(layer(), x, 0)
-    assert not check.ok
+    assert check.ok is False
     assert check.why == "its recorded input is not finite"
     assert check.bitwise is True
 
@@ -164,7 +165,7 @@ def test_outputs_that_are_not_finite_or_of_another_shape_are_named() -> None:
     both = layer(infinite, infinite)  # infinity never passes, although both forms have it
     for faulty in (layer(infinite), layer(linear, infinite), both, layer(longer)):
         check = check_layer(faulty, example(), 0)
-        assert not check.ok
+        assert check.ok is False
         assert check.why.endswith("or not finite")
         assert check.bitwise is True
         assert check.max_error is None
@@ -186,7 +187,7 @@ def test_a_fault_that_both_forms_hide_is_named() -> None:
         return F.linear(x, p["weight"])
 
     check = check_layer(layer(without_bias, without_bias), example(), 0)
-    assert not check.ok
+    assert check.ok is False
     assert check.why == "the integer probe cannot see: bias dropped"
     assert check.bound is None  # the real weights are not looked at
 
@@ -304,3 +305,13 @@ def test_faults_of_a_flatten_need_axes_of_two_elements(
     for name in names:
         assert not torch.equal(faults[name]()["weight"], weight)
         assert sorted(faults[name]()["weight"][0].tolist()) == weight[0].tolist()
+
+
+@pytest.mark.parametrize("times", [0.5, 1.0, 1.5, 4.0])
+def test_a_fault_is_seen_beyond_the_bound_and_not_at_it(times: float) -> None:
+    expected, bound = torch.zeros(2, 3, dtype=torch.float64), torch.full((2, 3), 0.25, dtype=torch.float64)
+    faulty = replace(layer(), converted=lambda x, p: expected + times * bound)
+    fault = _inject(faulty, example(), expected, bound, Fault("bias dropped", seen_by_integers=True))
+    assert fault.seen_by_bound is (times > 1)
+    assert fault.deviation == times * 0.25
+    assert fault.why == ("" if times > 1 else f"it moves the outputs by {times * 0.25:.3g}, within the bound")

@@ -70,6 +70,19 @@ def test_proofs_run_in_plain_arithmetic_and_everything_is_restored() -> None:
     assert inside["deterministic"]
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_fused_attention_is_off_inside_and_as_before_afterwards(before: bool) -> None:
+    mha = torch.backends.mha
+    usual = mha.get_fastpath_enabled()
+    try:
+        mha.set_fastpath_enabled(before)
+        with proof_settings(0):
+            assert mha.get_fastpath_enabled() is False
+        assert mha.get_fastpath_enabled() is before
+    finally:
+        mha.set_fastpath_enabled(usual)
+
+
 def test_autocast_is_off_inside() -> None:
     with torch.autocast("cpu", torch.bfloat16), proof_settings(0):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onebyone import verification
 from onebyone.pytorch.lift.convolutionalize import convolutionalize
@@ -178,3 +178,42 @@ def test_a_layer_that_fails_is_a_result_with_the_error() -> None:
         "TypeError: no such kernel",
     )
     assert v.first_difference == "0"
+
+
+def test_a_converted_module_that_rounds_inside_is_no_excuse() -> None:
+    """Only of a function, which need not accept float64, is the comparison in float64 left out."""
+
+    class Rounds(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x).to(torch.float32).to(x.dtype)
+
+    torch.manual_seed(0)
+    original, x = nn.Linear(30, 20), torch.randn(5, 30)
+    rounds = Rounds(original)
+    check = compare_networks(Runner(original, x, 0), Runner(rounds, x, 0)).check
+    (problem,) = check.problems
+    assert problem.startswith("the output differs by ")
+    assert " in float64, limit " in problem
+    of_function = compare_networks(Runner(original, x, 0), Runner(lambda x: rounds(x), x, 0)).check
+    assert of_function.problems == []
+    (note,) = of_function.unverified
+    assert note.startswith("gradients, rounding_ratio: no float64 reference (RuntimeError: ")
+
+
+def test_a_network_that_cannot_be_copied_is_compared_in_its_own_type_with_the_reason() -> None:
+    class Unique(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("there is only one\nof it")
+
+    network, x = Unique(3, 2), torch.ones(1, 3)
+    outcome = compare_networks(Runner(network, x, 0), Runner(network, x, 0))
+    assert outcome.runs is None
+    assert outcome.check.problems == []
+    assert outcome.check.unverified == [
+        "gradients, rounding_ratio: no float64 reference (TypeError: there is only one); "
+        "outputs compared in their own dtype"
+    ]

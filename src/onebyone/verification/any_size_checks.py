@@ -137,7 +137,7 @@ def _gradient_map(setup: AnySizeSetup, nonlinear: bool) -> Callable[[Grads], Gra
 
 
 def _crop(setup: AnySizeSetup, size: Sequence[int]) -> Tensor:
-    crop = setup.image[(slice(0, setup.fixed_batch or 2), slice(None), *(slice(0, n) for n in size))]
+    crop = setup.image[(slice(setup.fixed_batch or 2), slice(None), *(slice(n) for n in size))]
     if setup.fixed_batch and len(crop) < setup.fixed_batch:
         crop = crop[:1].expand(setup.fixed_batch, *crop.shape[1:])
     return crop

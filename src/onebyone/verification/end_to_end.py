@@ -88,7 +88,7 @@ def _perturbed(original: Runner, u: float) -> Observation | None:
     model, generator = original.call, torch.Generator().manual_seed(original.seed)
 
     def perturbed(p: Tensor) -> Tensor:
-        signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device, p.dtype) * 2 - 1
+        signs = torch.randint(2, p.shape, generator=generator).to(p.device, p.dtype) * 2 - 1
         return p.detach() * (1 + 2 * u * signs)  # 2u is the distance from 1 to the next larger number
 
     weights = {n: perturbed(p) for n, p in model.named_parameters() if p.is_floating_point()}

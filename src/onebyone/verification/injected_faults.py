@@ -32,7 +32,7 @@ def injected(params: Params, map_shape: tuple[int, ...] | None = None) -> dict[s
         faults["weight order shifted by one"] = lambda: params | {"weight": weight.roll(1, axis)}
     if weight.dim() == 2 and weight.shape[0] == weight.shape[1] > 1:
         faults["weight transposed"] = lambda: params | {"weight": weight.t().contiguous()}
-    if weight.dim() > 2 and weight.shape[1] > 1 and weight[0, 0].numel() > 1:
+    if math.prod(weight.shape[2:]) > 1 and weight.shape[1] > 1:
         faults["kernel order swapped (channels last)"] = lambda: (
             params | {"weight": weight.movedim(1, -1).reshape(weight.shape)}
         )
