@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from onebyone.errors import BadInput
-from onebyone.onnx.conversion import OnnxConversion
+from onebyone.onnx.conversion import OnnxConversion, RewrittenLayer
 from onebyone.onnx.convert import convert_model, prepared
 from onebyone.onnx.targets.convert import convert_for_target
 from onebyone.targets import find_profile
@@ -133,6 +133,22 @@ def test_a_fault_in_a_later_conversion_is_found(source: str) -> None:
     assert not wrong.equivalent
     assert wrong.first_difference == "d"
     assert verify_onnx(m, c, x, known=known).equivalent
+
+
+def test_equal_layers_of_kept_results_keep_their_own_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers that read the same value with the same numbers differ in nothing but their records."""
+    paths: list[str] = []
+
+    def key(after: object, entries: object, layer: RewrittenLayer) -> str:
+        paths.append(layer.path)
+        return layer.path
+
+    monkeypatch.setattr(onnx_models, "layer_key", key)
+    text = "g (float[N,3] x) => (float[N,2] y, float[N,2] z) { y = Gemm(x, w, b) z = Gemm(x, w, b) }"
+    m = model(text, {"w": integers(3, 2), "b": integers(2)})
+    known = KnownOriginal(prepared(m), None, keeps_layers=True)
+    assert [check.path for check in verify_onnx(m, convert_model(m), known=known).layers] == ["y", "z"]
+    assert paths == ["y", "z"]
 
 
 def test_the_original_runs_once_for_several_conversions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -216,6 +217,7 @@ def test_the_longest_sum_of_a_layer_and_its_gradients(
     )
     assert _longest_sum(functions, True) == longest
     assert _longest_sum(functions, False) == 2
+    assert _longest_sum(replace(functions, terms=1000), True) == 1000
 
 
 def test_what_is_equal_needs_no_reason() -> None:

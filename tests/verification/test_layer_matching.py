@@ -198,3 +198,7 @@ def test_values_of_a_traced_original_are_its_layers() -> None:
     assert [(o.path, o.limit) for o in outputs] == [("x", 4.0), ("y", 8.0)]
     assert outputs[0].value.dtype == torch.float64
     assert outputs[0].weights == (WEIGHT,)
+
+
+def test_an_output_belongs_to_no_weights_unless_they_are_given() -> None:
+    assert LayerOutput("fc", torch.ones(2), 0.5).weights == ()

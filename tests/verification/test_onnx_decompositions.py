@@ -90,9 +90,31 @@ def test_both_forms_may_give_nan_at_the_same_places() -> None:
 
 def test_other_shapes() -> None:
     check = compared(form("{ y = Identity (x) }"), form("{ y = Transpose (x) }", "float[3,2]"))
-    assert not check.ok
+    assert check.ok is False
     assert (check.path, check.kind, check.law) == ("block/act", "Act", "pointwise")
     assert "(2, 3) and (3, 2)" in check.why
+
+
+def test_what_the_rounding_of_each_new_constant_may_change_is_added() -> None:
+    """Divisors in float16: y = x/(p·q), and a divisor that is larger by 2⁻¹¹ makes it smaller by less than that."""
+    before = form("<float c = {0.5}> { y = Mul (x, c) }")
+    # the parser takes the bits of 4 and 0.5
+    after = form("<float16 p = {17408}, float16 q = {14336}> { a = Div (x, p) y = Div (a, q) }")
+    check = compared(before, after)
+    largest = 4.0 * np.abs(np.random.default_rng(0).standard_normal((2, 3))).max() / 2
+    changes = 2 * 2 * largest * (1 - 1 / (1 + 2.0**-11))
+    assert check.bound == pytest.approx(2.0 ** -((53 + 24) / 2) * largest + changes, rel=1e-9)
+    assert check.error_ratio == 0
+    assert check.ok is False, "constants that are rounded to float16 hide changes by 2⁻¹²"
+
+
+def test_the_injected_fault_makes_a_constant_larger() -> None:
+    """Which makes its inverse smaller by less than 2⁻¹²: not seen where 2⁻¹² of the inverse is just the limit."""
+    x = 4.0 * np.random.default_rng(0).standard_normal((2, 3))
+    for factor, seen in ((1.0, False), (1 + 2.0**-11, True)):
+        inverse = factor * 2.0 ** -((53 + 24) / 2) * np.abs(x).max() * 2.0**12
+        both = form(f"<double w = {{{float(1 / inverse)!r}}}> {{ r = Reciprocal (w) y = Add (x, r) }}")
+        assert [fault.seen_by_integers for fault in compared(both, both).faults] == [seen]
 
 
 def test_a_constant_without_effect_shows_nothing() -> None:

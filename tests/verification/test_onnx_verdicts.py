@@ -245,6 +245,21 @@ def test_layers_whose_real_weights_are_compared(monkeypatch: pytest.MonkeyPatch,
         assert np.array_equal(recorded["x"], X)
 
 
+def test_values_of_a_function_are_not_those_of_the_model_that_have_the_same_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The layer in the function reads the function's `x`, which is Relu(x) of the model."""
+    monkeypatch.setattr(onnx_models, "probe", lambda *_: (LayerCheck("y", "MatMul", bitwise=True), ""))
+    monkeypatch.setattr(onnx_models, "check_on_real_weights", lambda *_: pytest.fail("compared"))
+    body = """<domain: "local", opset_import: ["" : 20]> part (x) => (r) {
+        w = Constant <value: tensor = float[3,2] {1,2,3,4,5,6}> () r = MatMul(x, w) }"""
+    m = prepared(model("g (float[2,3] x) => (float[2,2] y) { h = Relu(x) y = local.part(h) }", more=body))
+    layer = RewrittenLayer("part/r", "MatMul", "", "x", "r", 3, (2, 3), scope="part/")
+    conversion = OnnxConversion(m.clone(), (), (), to="conv", level="graph", layers=(layer,))
+    check, notes = _Layers(KnownOriginal(m, {"x": X}), conversion).check(0, 1)
+    assert (check.bitwise, check.bound, notes) == (True, None, ())
+
+
 def test_layers_without_floating_weights_are_not_compared_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_models, "probe", lambda *_: (LayerCheck("y", "Mul", bitwise=True), ""))
     monkeypatch.setattr(onnx_models, "check_on_real_weights", lambda *_: pytest.fail("compared"))

@@ -110,7 +110,7 @@ def sample(x: Tensor, module: nn.Module) -> Tensor:
     rank = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
     spatial = next((n for cls, n in rank.items() if isinstance(module, cls)), 0)
     features = x.dim() - 1 - spatial
-    kernel = max(getattr(module, "kernel_size", (1,))) if spatial else 1
+    kernel = max(module.kernel_size) if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else 1
     axes = [a for a in range(x.dim()) if a != features and (kernel == 1 or a < features)]
     while axes:
         positions = 1

@@ -124,7 +124,7 @@ def digest(tensor: ir.TensorProtocol) -> str:
     array = np.asarray(tensor.numpy())
     if array.dtype == object:
         return f"{array.tolist()}"
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
 
 
 def _converted(constants: Mapping[str, Array], after: LayerModel, entries: Entries) -> dict[str, Array]:
