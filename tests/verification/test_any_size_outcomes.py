@@ -244,3 +244,33 @@ def test_an_any_size_network_that_cannot_be_called_is_named() -> None:
     dense: Any = replace(convolutionalize(net, window=(4, 4), channels=1), model=3)
     with pytest.raises(BadInput, match=r"^converted.model is a int, which is neither"):
         verify(net, dense)
+
+
+class Probabilities(nn.Module):
+    """Rounds to float32 in whichever type it runs, as many networks do for the softmax; with a fault on request."""
+
+    def __init__(self, network: nn.Module, factor: float = 1.0) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.network(x)
+        return (y if self.factor == 1 else y * self.factor).softmax(1, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_networks_that_round_to_float32_inside_are_compared_in_float32(factor: float) -> None:
+    torch.manual_seed(0)
+    logits = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 2 * 2, 3))
+    net, x = Probabilities(logits), torch.randn(1, 1, 6, 5)
+    dense: Any = convolutionalize(net, window=(4, 4), channels=1)
+    if factor != 1:
+        maps = convolutionalize(logits, window=(4, 4), channels=1).model
+        dense = replace(dense, model=Probabilities(maps, factor), pairs=())
+    v = verify(net, dense, x, gradients=False)
+    assert v.equivalent is (factor == 1), str(v)
+    assert v.dense is not None
+    assert v.dense.bound_ratio is not None
+    assert (v.dense.bound_ratio <= 1) is (factor == 1)
+    assert (v.dense.float64_difference, v.dense.float64_limit) == (None, None)
+    assert "dense against crops in float64: it casts to a shorter type inside" in v.unverified

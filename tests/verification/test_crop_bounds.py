@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.verification.any_size_setup import AnySizeFindings
-from onebyone.verification.crop_comparison import _compare_in_float64
+from onebyone.verification.crop_comparison import _compare_in_float64, _ShortOfFloat64Error
 from onebyone.verification.network_run import Runner
 from onebyone.verification.output_comparison import NetworkRuns
 from onebyone.verification.result import DenseCheck
@@ -31,12 +31,13 @@ CHECK = DenseCheck("t", False, 1, (1,), (1,))
 class Off(nn.Module):
     """The means of windows, one of which is off."""
 
-    def __init__(self, error: float) -> None:
+    def __init__(self, error: float, to: torch.dtype = torch.float64) -> None:
         super().__init__()
-        self.means, self.error = Positions(WINDOW, STRIDE), error
+        self.means, self.error, self.to_type = Positions(WINDOW, STRIDE), error, to
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.means(x).clone()
+        (y * 0).to(self.to_type)
         y[0, 0, 1, 2] += self.error
         return y
 
@@ -57,10 +58,10 @@ class Analysis:
 
 
 def compared(
-    error: float, bound: float | str, columns: int = 6
+    error: float, bound: float | str, columns: int = 6, to: torch.dtype = torch.float64
 ) -> tuple[DenseCheck, list[str], AnySizeFindings]:
     image = torch.rand(1, 1, 8, columns, generator=torch.Generator().manual_seed(0))
-    right, wrong = Positions(WINDOW, STRIDE), Off(error) if columns > 3 else Positions(WINDOW, STRIDE)
+    right, wrong = Positions(WINDOW, STRIDE), Off(error, to) if columns > 3 else Positions(WINDOW, STRIDE)
     setup = setup_of(wrong, image, classifier=right, analysed=right)
     windows = all_windows((3, columns - 2), 1, WINDOW, STRIDE)
     findings = AnySizeFindings()
@@ -81,6 +82,18 @@ def test_a_difference_inside_or_outside_of_its_bound(factor: float) -> None:
         if factor < 1
         else [f"in float64 dense and crops differ by {factor * bound:.3g}, {factor:.3g} times the limit"]
     )
+
+
+def test_a_network_that_rounds_inside_may_exceed_the_limit_in_float64() -> None:
+    """That says nothing then; at the limit, and of one that does not round inside, it does."""
+    difference = compared(0.25, 1.0)[0].float64_difference
+    assert difference is not None
+    check, problems, _ = compared(0.25, difference, to=torch.float32)
+    assert (check.float64_difference, check.float64_limit, problems) == (difference, difference, [])
+    for factor in (0.99, 0.4):
+        assert compared(0.25, factor * difference)[1] != []
+        with pytest.raises(_ShortOfFloat64Error, match="^it casts to a shorter type inside$"):
+            compared(0.25, factor * difference, to=torch.float32)
 
 
 def test_a_bound_must_expose_a_shift_by_one_position() -> None:

@@ -33,7 +33,7 @@ ACTIVATIONS = [
 MAPS = [
     nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3),
     nn.PixelShuffle(1), nn.ZeroPad2d((1, 2, 0, 1)), nn.ReflectionPad2d(1), nn.Flatten(),
-    nn.Conv2d(3, 3, 3, groups=3), nn.ConvTranspose2d(3, 2, 3, stride=2),
+    nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 2, 2, stride=2, bias=False), nn.ConvTranspose2d(3, 2, 3, stride=2),
     nn.Conv2d(3, 4, (1, 3), stride=2, dilation=(1, 2)),
     Call(lambda x: F.pad(x, (1, 1), value=2.0)),
     Call(lambda x: x.unfold(2, 3, 1).permute(0, 4, 1, 2, 3).amax(1)),
@@ -134,6 +134,46 @@ def test_what_has_no_rule_is_named(fn: object, name: str) -> None:
     bounds, why = error_bound(Call(fn), torch.randn(2, 3))
     assert bounds == []
     assert name in why
+
+
+@pytest.mark.parametrize(
+    ("fn", "name"),
+    [
+        (lambda x: x.softmax(1, dtype=torch.float32), "softmax"),
+        (lambda x: x.mean(1, dtype=torch.float32), "mean"),
+        (lambda x: x.sum(1, dtype=torch.float32), "sum"),
+    ],
+)
+def test_what_rounds_to_a_shorter_type_inside_has_no_bound(fn: object, name: str) -> None:
+    """In float32 it has one; in float64 the result is rounded to float32, of which the rules know nothing."""
+    x = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+    walker = RunningError(Call(fn), x)
+    ((value, bound),) = walker(x)
+    assert bool(((value.double() - fn(x.double()).double()).abs() <= bound.double() + 2.0**-24).all())  # type: ignore[operator]
+    with pytest.raises(NoRuleError, match=rf"aten\.{name}\.\w+ in torch\.float32"):
+        walker(x.double())
+
+
+def test_positions_of_maxima_have_no_bound() -> None:
+    def used(x: Tensor) -> Tensor:
+        largest, positions = F.max_pool2d(x, 2, return_indices=True)
+        return largest + positions.to(x.dtype)
+
+    def returned(x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.max_pool2d(x, 2, return_indices=True)  # type: ignore[return-value]
+
+    def unused(x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2, return_indices=True)[0]
+
+    x = torch.randn(1, 1, 4, 4)
+    bounds, why = error_bound(Call(used), x)
+    assert bounds == []
+    assert why.endswith(" of a result that has no bound, such as the positions of maxima")
+    assert error_bound(Call(returned), x) == (
+        [], "an output that has no bound, such as the positions of maxima"
+    )  # fmt: skip
+    (bound,), why = error_bound(Call(unused), x)
+    assert (why, bound.shape) == ("", (1, 1, 2, 2))
 
 
 def test_half_precision_and_constants_are_refused() -> None:

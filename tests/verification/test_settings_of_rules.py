@@ -198,7 +198,7 @@ def test_sums_of_no_terms_have_a_bound() -> None:
 
 
 def interpreter() -> _ErrorInterpreter:
-    return _ErrorInterpreter(fx.GraphModule(nn.Module(), fx.Graph()), fx.Graph(), U)
+    return _ErrorInterpreter(fx.GraphModule(nn.Module(), fx.Graph()), fx.Graph(), torch.float64)
 
 
 def test_what_the_interpreter_does_with_a_call() -> None:
@@ -221,7 +221,7 @@ def test_what_the_interpreter_does_with_a_call() -> None:
     assert torch.equal(joined.value, torch.cat([t, t], 1))
     tripled = run(aten.add.Tensor, (x, x), {"alpha": 2})
     assert torch.equal(tripled.value, 3 * t)
-    assert torch.equal(tripled.error, apply(aten.add.Tensor, x, x, alpha=2).error), "with this roundoff"
+    assert torch.equal(tripled.error, apply(aten.add.Tensor, x, x, u=2.0**-53, alpha=2).error), "of float64"
     for f, args, kwargs, message in (
         (aten.special_erfcx.default, (x,), {}, "^aten.special_erfcx.default$"),
         (aten.clamp.Tensor, (t,), {"min": x}, "constant operand"),

@@ -12,7 +12,8 @@ from torch import Tensor
 from onebyone.records import ENOUGH_AGREEMENT
 from onebyone.verification import output_comparison
 from onebyone.verification.any_size_setup import AnySizeFindings, AnySizeSetup
-from onebyone.verification.network_run import in_one_line, plain_call
+from onebyone.verification.calls import observe_operators
+from onebyone.verification.network_run import Observation, in_one_line, plain_call
 from onebyone.verification.pytree import leaves, wide
 from onebyone.verification.result import DenseCheck
 from onebyone.verification.window_crops import (
@@ -136,12 +137,19 @@ def _check_bounds(
         check, problems64 = _compare_in_float64(
             setup, findings, check, windows.sample(FLOAT64_WINDOWS), analysis
         )
-        problems += problems64
+        return check, problems + problems64
+    except _ShortOfFloat64Error as reason:
+        why = str(reason)
     except Exception as error:
-        findings.unverified.append(f"dense against crops in float64: {in_one_line(error)}")
-        if differences.ratio is None:
-            problems.append("dense and crops can be compared neither by a bound nor in float64")
+        why = in_one_line(error)
+    findings.unverified.append(f"dense against crops in float64: {why}")
+    if differences.ratio is None:
+        problems.append("dense and crops can be compared neither by a bound nor in float64")
     return check, problems
+
+
+class _ShortOfFloat64Error(Exception):
+    """A network rounds to a shorter type inside, by more than the limit in float64; the message says so."""
 
 
 def _check_agreement(
@@ -169,20 +177,28 @@ def _compare_in_float64(
     """The finer comparison, its limit, and an injected shift by one position that the limit must expose.
 
     The limit is a running error bound, or that of `output_comparison` if an operator has no error rule.
+
+    Raises
+    ------
+    _ShortOfFloat64Error
+        if the limit is exceeded by networks that cast to a shorter type inside, as `softmax(dtype=torch.float32)` does.
     """
     model, dense = output_comparison.copies_in(torch.float64, setup.classifier, setup.compared)
-    image = setup.image.to(torch.float64)
-    with torch.no_grad():
+    image, run = setup.image.to(torch.float64), Observation()
+    with torch.no_grad(), observe_operators(before=run.record_operator):
         outputs = [t for _, t in leaves(plain_call(dense)(image))]
         crops = run_on_windows(lambda x: rows_of(model(x)), image, windows, analysis.batch)
     bounds = analysis(image, windows)
     limits = bounds.bounds
+    note = f"no derived bound ({bounds.missing}): in float64 the limit for whole networks was used instead"
     if not limits:
-        findings.unverified.append(
-            f"no derived bound ({bounds.missing}): in float64 the limit for whole networks was used instead"
-        )
         limits = _limits_without_rules(setup, crops, check.max_abs_difference or 0.0)
     differences = compare_rows([windows.pick(t) for t in outputs], crops, limits)
+    assert differences.ratio is not None
+    if differences.ratio > 1 and run.short_of_float64:
+        raise _ShortOfFloat64Error(run.short_of_float64)
+    if not bounds.bounds:
+        findings.unverified.append(note)
     shifted = compare_rows([windows.pick(t.roll(1, -1)) for t in outputs], crops, limits)
     can_shift = outputs[0].shape[-1] > 1
     check = replace(
@@ -191,7 +207,6 @@ def _compare_in_float64(
         float64_limit=differences.bound,
         planted_shift=shifted.largest if can_shift else None,
     )
-    assert differences.ratio is not None
     assert shifted.ratio is not None
     problems = []
     if differences.ratio > 1:

@@ -60,11 +60,13 @@ class RunningError:
             raise NoRuleError(f"the network cannot be exported ({cause})") from reason
 
     def __call__(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        interpreter = _ErrorInterpreter(self.program.graph_module, self.graph, unit_roundoff(str(x.dtype)))
+        interpreter = _ErrorInterpreter(self.program.graph_module, self.graph, x.dtype)
         with torch.no_grad():
             outputs = interpreter.run(*self._inputs(x))
         bounds = []
         for output in outputs if isinstance(outputs, list | tuple) else [outputs]:
+            if output is _WITHOUT_BOUND:
+                raise NoRuleError("an output that has no bound, such as the positions of maxima")
             if not isinstance(output, Approx):
                 raise NoRuleError("an output that does not depend on the input")
             if not bool(torch.isfinite(output.error).all()):
@@ -88,27 +90,39 @@ class RunningError:
         return inputs
 
 
+#: Stands for a second result that has no bound, such as the positions of maxima.
+_WITHOUT_BOUND = object()
+
+
 class _ErrorInterpreter(fx.Interpreter):
     """Runs a graph. Values that depend on the input carry error bounds; other values are computed as usual."""
 
-    def __init__(self, module: fx.GraphModule, graph: fx.Graph, u: float) -> None:
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph, dtype: torch.dtype) -> None:
         super().__init__(module, graph=graph)
-        self.u = u
+        self.dtype, self.u = dtype, unit_roundoff(str(dtype))
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target is operator.getitem:
-            return args[0][args[1]]
-        if not any(isinstance(a, Approx) for a in _flat([*args, *kwargs.values()])):
-            return target(*args, **kwargs)
+            part = args[0][args[1]]
+            return _WITHOUT_BOUND if part is None else part
         packet = getattr(target, "overloadpacket", None)
+        if packet is torch.ops.aten._assert_tensor_metadata:
+            return None  # it checks the dtype of the export, and this run may have another dtype
+        operands = _flat([*args, *kwargs.values()])
+        if any(a is _WITHOUT_BOUND for a in operands):
+            raise NoRuleError(f"{target} of a result that has no bound, such as the positions of maxima")
+        if not any(isinstance(a, Approx) for a in operands):
+            return target(*args, **kwargs)
         error_rule = RULES.get(packet)
         if error_rule is None:
-            if packet is torch.ops.aten._assert_tensor_metadata:
-                return None  # it checks the dtype of the export, and this run may have another dtype
             if packet in _OF_SIZES:
                 return target(*value(args), **kwargs)
             raise NoRuleError(str(target))
-        return error_rule(self.u, target, args, kwargs)
+        result = error_rule(self.u, target, args, kwargs)
+        for part in _flat([result]):
+            if isinstance(part, Approx) and torch.finfo(part.value.dtype).eps > torch.finfo(self.dtype).eps:
+                raise NoRuleError(f"{target} in {part.value.dtype}")  # it rounds more than the rule knows
+        return result
 
 
 # operators that read only the sizes and the type of a tensor
