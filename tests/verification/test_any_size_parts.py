@@ -339,12 +339,15 @@ def test_a_difference_in_the_networks_own_type(monkeypatch: pytest.MonkeyPatch, 
 
     def in_float64(*arguments: Any) -> Any:
         limits.append(len(arguments[3]))
+        arguments[1].unverified.append("a note of float64")
         return check, ["in float64 too"]
 
     monkeypatch.setattr(crop_comparison, "_compare_in_float64", in_float64)
     windows: Any = all_windows((10, 10), 1, (1, 1), (1, 1))
     setup: Any = SimpleNamespace()
-    _, problems = _check_bounds(setup, AnySizeFindings(), check, differences(ratio), windows, setup)
+    findings = AnySizeFindings()
+    _, problems = _check_bounds(setup, findings, check, differences(ratio), windows, setup)
+    assert findings.unverified == ["a note of float64"]
     own = ["dense and crops differ by 0.5, 1 times the bound"] if ratio == 1.001 else []
     assert problems == [*own, "in float64 too"]
     assert limits == [64]
