@@ -161,7 +161,11 @@ def test_heat_maps_show_the_reject_class_and_no_rejected_window() -> None:
 def test_probabilities_that_half_precision_rounded_below_zero_count_as_zero() -> None:
     """Such a window is certain: its entropy is 0, as with a probability of exactly 0."""
     scores = np.array([[1.0, 1.0, 0.875], [-(2.0**-12), 0.0, 0.125]], np.float32)
-    assert Rejection(max_entropy=0.0).accepted(scores, ScoreKind("probabilities")).tolist() == [True, True, False]
+    assert Rejection(max_entropy=0.0).accepted(scores, ScoreKind("probabilities")).tolist() == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_detections_are_drawn_on_the_heat_of_the_windows_that_were_not_rejected() -> None:

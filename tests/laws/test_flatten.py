@@ -134,6 +134,17 @@ def test_every_small_index_repeats_add_up_and_absences_are_zeros():
                 np.testing.assert_array_equal(flatten.to_weight(kernel, index), weight)
 
 
+def test_repeated_weights_are_added_in_the_order_of_the_features():
+    """So the kernel does not depend on how a processor sorts: features in another order of elements give the same."""
+    index = np.random.default_rng(0).integers(0, 4, 200)
+    weight = np.random.default_rng(1).normal(size=(3, 200)).astype(np.float32)
+    by_element = sorted(range(200), key=lambda f: index[f])  # Python's sort is stable
+    kernel = flatten.to_kernel(weight, index, (1, 2, 2))
+    firsts = [int((index < element).sum()) for element in range(4)]
+    expected = np.add.reduceat(weight[:, by_element], firsts, axis=1)
+    assert kernel.tobytes() == expected.tobytes()
+
+
 def test_the_weight_can_be_gathered_in_one_and_three_dimensions():
     for block in ((3, 4), (2, 2, 3, 2)):
         for order in permutations(range(len(block))):

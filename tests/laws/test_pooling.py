@@ -166,6 +166,11 @@ def test_the_size_of_the_map_decides_where_it_is_known():
             pooling.why_not_commute("average", partial, sizes, divisor_override=2)
         )
     assert pooling.why_not_commute("average", [Sliding(2), Sliding(3)], divisor_override=6) is None
+    padded = [Sliding(1, pad_before=1)]  # its first position averages no element, so its weights sum to 0
+    for sizes in ((3,), None):
+        assert "divisor_override 1" in str(
+            pooling.why_not_commute("average", padded, sizes, divisor_override=1)
+        )
 
 
 def test_a_dilated_pool_averages_its_taps():

@@ -142,6 +142,15 @@ def test_rows_of_zeros_stay_zeros_and_what_is_not_finite_stays_where_it_is() -> 
     assert np.array_equal(nonfinite_rows(x[[2, 4, 6]], w), direct[[2, 4, 6]], equal_nan=True)
 
 
+@pytest.mark.parametrize("places", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_an_infinity_beside_finite_values_whose_sum_would_overflow_is_infinite(
+    places: tuple[int, ...],
+) -> None:
+    x = np.array([[np.inf, -3e38, -3e38]], np.float32)[:, places]
+    assert nonfinite_rows(x, np.ones((2, 3), np.float32)).tolist() == [[np.inf, np.inf]]
+    assert nonfinite_rows(-x, np.ones((2, 3), np.float32)).tolist() == [[-np.inf, -np.inf]]
+
+
 def test_numbers_at_the_ends_of_the_range() -> None:
     rng = np.random.default_rng(3)
     x, w = rng.choice([-1.0, 1.0], (8, 8)) * 3e38, rng.uniform(-1, 1, (8, 8)) / 8

@@ -119,6 +119,7 @@ def test_the_wider_dtype_is_used() -> None:
     assert F4X3.correlate(tiles, weight).dtype == np.float64
     assert F4X3.correlate(tiles.astype(np.float64), weight.astype(np.float32)).dtype == np.float64
     assert F4X3.correlate(tiles, weight.astype(np.float32)).dtype == np.float32
+    assert F4X3.reach(tiles, weight.astype(np.float32)).dtype == np.float64
 
 
 def test_tiles_of_one_axis() -> None:

@@ -46,7 +46,7 @@ def significand_bits(dtype_name: str) -> int:
     >>> significand_bits("float32"), significand_bits("bfloat16")
     (24, 8)
     """
-    bits = _SIGNIFICAND_BITS.get(str(dtype_name).rsplit(".", 1)[-1])
+    bits = _SIGNIFICAND_BITS.get(str(dtype_name).rpartition(".")[-1])
     if bits is None:
         raise BadInput(f"dtype={dtype_name!r}: expected one of {', '.join(_SIGNIFICAND_BITS)}")
     return bits

@@ -65,7 +65,7 @@ def flatten_index(block: Sequence[int], order: Sequence[int] | None = None, star
     """
     order = _check_order(block, order, start)
     part = merged_block(block, order, start)
-    return np.arange(prod(part)).reshape(part).transpose(order).reshape(-1)
+    return np.arange(prod(part)).reshape(part).transpose(order).ravel()
 
 
 def why_not_kernel(weight_shape: Sequence[int], index: Index, block: Sequence[int]) -> str | None:
@@ -113,9 +113,7 @@ def axis_order(index: Index, block: Sequence[int]) -> tuple[int, ...] | None:
         return None
     elements = np.arange(prod(block)).reshape(block)
     orders = permutations(range(len(block)))
-    return next(
-        (order for order in orders if np.array_equal(elements.transpose(order).reshape(-1), index)), None
-    )
+    return next((order for order in orders if np.array_equal(elements.transpose(order).ravel(), index)), None)
 
 
 def to_kernel(weight: Array, index: Index, block: Sequence[int]) -> Array:
@@ -170,10 +168,10 @@ def to_weight(kernel: Array, index: Index) -> Array:
     reason = why_not_weight(index, block)
     if reason:
         raise BadInput(reason)
-    order = axis_order(index, block)
+    order, shape = axis_order(index, block), (kernel.shape[0], prod(block))
     if order is not None:
-        return kernel.transpose(0, *(1 + axis for axis in order)).reshape(kernel.shape[0], -1)
-    gathered: Array = kernel.reshape(kernel.shape[0], -1)[:, index]
+        return kernel.transpose(0, *(1 + axis for axis in order)).reshape(shape)
+    gathered: Array = kernel.reshape(shape)[:, index]
     return gathered
 
 

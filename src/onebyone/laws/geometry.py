@@ -331,7 +331,7 @@ class Geometry:
         try:
             axes = {name: tuple(operator.index(v) for v in data[name]) for name in _AXES}
             reasons = tuple(str(reason) for reason in data["inexact_because"])
-            wide = bool(data.get("image_wide", False))
+            wide = bool(data.get("image_wide"))
             return cls(**axes, exact=bool(data["exact"]), inexact_because=reasons, image_wide=wide)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"not a geometry: {error!r} in {data!r}") from error

@@ -104,4 +104,4 @@ def to_linear(kernel: Array) -> Array:
     """
     if kernel.ndim not in (3, 4, 5):
         raise BadInput(f"a convolution's weight has shape (O, C, *kernel), not {kernel.shape}")
-    return kernel.reshape(kernel.shape[0], -1)
+    return kernel.reshape(kernel.shape[0], prod(kernel.shape[1:]))

@@ -151,10 +151,8 @@ def image_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
     if not shape:
         raise BadInput("shape=(): expected at least one axis")
     *lead, channels = shape
-    if len(lead) < 3:
-        batch, height, width = (*lead, *(1,) * (3 - len(lead)))
-        return batch, channels, height, width
-    return prod(lead[:-2]), channels, lead[-2], lead[-1]
+    *batch, height, width = (*lead, *(1,) * (3 - len(lead)))
+    return prod(batch), channels, height, width
 
 
 def _need_axes(x: Array, axes: int, what: str) -> None:

@@ -119,8 +119,7 @@ def scaled_weight(w: Array, scales: Array | None) -> Array:
     """W·S⁻¹ (N, K) in float64; 0 in channels with s_k = 0."""
     if scales is None:
         return w.astype(np.float64)
-    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales > 0)
-    scaled: Array = w.astype(np.float64) * inverse
+    scaled: Array = w.astype(np.float64) * _inverse(scales)
     return scaled
 
 
@@ -139,9 +138,8 @@ def nonfinite_rows(x: Array, w: Array) -> Array:
     array([[-inf,  nan,  inf]])
     """
     with np.errstate(invalid="ignore"):
-        nonfinite = np.where(np.isfinite(x), 0.0, x)
-        terms = np.where(nonfinite[:, None, :] == 0, 0.0, nonfinite[:, None, :] * np.sign(w)[None])
-        y: Array = terms.sum(axis=2)
+        nonfinite = x * ~np.isfinite(x)  # finite values times 0, which cannot overflow when they are added
+        y: Array = (nonfinite[:, None, :] * np.sign(w)).sum(axis=2)
     return y
 
 
@@ -157,9 +155,8 @@ def multiply(x: Array, w: Array, levels: int) -> Array:
     scales = channel_scales(w)
     scaled, rows = scaled_rows(x, scales)
     y = product(scaled.astype(x.dtype), scaled_weight(w, scales).astype(w.dtype), levels)
-    back = np.divide(1.0, rows, out=np.zeros_like(rows), where=rows > 0)
     with np.errstate(over="ignore"):
-        y = (y.astype(np.float64) * back[:, None]).astype(x.dtype)
+        y = (y.astype(np.float64) * _inverse(rows)[:, None]).astype(x.dtype)
     nonfinite = ~np.isfinite(x).all(axis=1)
     y[nonfinite] = nonfinite_rows(x[nonfinite], w)
     return y
@@ -189,3 +186,9 @@ def row_reach(x: Array, w: Array, levels: int) -> Array:
     largest = (np.abs(x.astype(np.float64)) * weight_sizes(w)).max(axis=1)
     factor: Array = 18.0**levels * (w.shape[1] >> levels) * ROWS * spread * largest
     return factor
+
+
+def _inverse(scales: Array) -> Array:
+    """1 / s for each scale s, and 0 for 0."""
+    with np.errstate(divide="ignore"):
+        return np.where(scales > 0, 1 / scales, 0.0)

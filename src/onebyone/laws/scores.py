@@ -158,8 +158,8 @@ def _sums_to_one(values: Floats) -> bool:
 
 
 def _softmax(scores: Floats) -> Floats:
-    shifted: Any = np.exp(scores - scores.max(axis=0, keepdims=True))
-    shifted /= shifted.sum(axis=0, keepdims=True)
+    shifted: Any = np.exp(scores - scores.max(axis=0))
+    shifted /= shifted.sum(axis=0)
     out: Floats = shifted
     return out
 

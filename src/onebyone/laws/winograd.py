@@ -123,7 +123,7 @@ class Winograd:
 
 def entries(matrix: Matrix, dtype: Any) -> NDArray[Any]:
     """The matrix as an array of a dtype; dtype object gives Fractions."""
-    return np.array([list(row) for row in matrix], dtype=object).astype(dtype)
+    return np.array(matrix, dtype=dtype)
 
 
 def winograd(outputs: int, taps: int, points: Sequence[Fraction | int]) -> Winograd:
