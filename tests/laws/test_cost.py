@@ -196,6 +196,82 @@ def test_a_fit_finds_the_processor_that_made_the_times() -> None:
         assert fitted.seconds(w) == pytest.approx(known.seconds(w), rel=1e-2)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_fit_is_the_minimum_also_where_amounts_of_work_are_nearly_proportional(seed: int) -> None:
+    """A convex function has its minimum over x ≥ 0 exactly where its slope is 0, or not negative where x is 0."""
+    draw = np.random.default_rng(seed)
+    spread, noise = 10.0 ** -(seed % 4), 0.3 * (seed % 3)
+    measured = []
+    for path in cost.PATHS:
+        for _ in range(10):
+            macs = 10 ** draw.uniform(5, 9)
+            size, weights, copied = (int(macs * draw.uniform(1 - spread, 1)) for _ in range(3))
+            work = cost.Work(path, path, int(macs), size, weights, copied)
+            measured.append((work, cost.DEFAULT.seconds(work) * draw.uniform(1 - noise, 1 + noise)))
+    fitted = cost.fit(measured)
+    errors = np.array([fitted.seconds(work) / seconds - 1 for work, seconds in measured])
+    zeros = 0
+    for part, path in [*product(("macs", "weights", ""), cost.PATHS), ("bytes", None), ("copied", None)]:
+        amounts = np.array(
+            [
+                (getattr(w, part) if part else 1) * (path in (None, w.path)) / seconds
+                for w, seconds in measured
+            ]
+        )
+        rates = {"macs": fitted.seconds_per_mac, "weights": fitted.seconds_per_weight_byte,
+                 "": fitted.seconds_per_call, "bytes": {None: fitted.seconds_per_byte},
+                 "copied": {None: fitted.seconds_per_copied_byte}}  # fmt: skip
+        slope = errors @ amounts / np.linalg.norm(amounts)
+        zeros += rates[part][path] == 0
+        assert rates[part][path] >= 0
+        assert slope >= -1e-9
+        assert rates[part][path] == 0 or slope <= 1e-9
+    assert zeros or not noise
+
+
+@pytest.mark.parametrize(
+    ("columns", "target"),
+    [
+        ([[0, 1, 4, 1], [0, 0, 0, 3], [4, 5, 0, 0], [3, 5, 2, 5]], [1, 5, 0, 1]),
+        ([[3, 2, 1, 5], [3, 3, 5, 5], [1, 3, 5, 2], [3, 1, 5, 0]], [2, 1, 2, 4]),
+        (
+            [[4, 4, 2, 4, 5], [5, 3, 5, 5, 2], [4, 1, 4, 0, 5], [0, 0, 3, 2, 4], [2, 0, 5, 3, 0]],
+            [4, 2, 4, 5, 5],
+        ),
+    ],
+)
+def test_least_squares_are_those_of_the_best_choice_of_positive_entries(
+    columns: list[list[int]], target: list[int]
+) -> None:
+    """By trying every choice. In these cases more than one entry would become negative when another one joins."""
+    a, b = np.array(columns, float).T, np.array(target, float)
+    a /= np.linalg.norm(a, axis=0)
+    least = np.linalg.norm(b)
+    for chosen in product((False, True), repeat=len(columns)):
+        part = a[:, chosen]
+        x = np.linalg.lstsq(part, b, rcond=None)[0]
+        if (x >= 0).all():
+            least = min(least, np.linalg.norm(part @ x - b))
+    found = cost._nonnegative(a, b)
+    assert (found >= 0).all()
+    assert np.linalg.norm(a @ found - b) == pytest.approx(least, rel=1e-12)
+
+
+def test_a_fit_has_the_rates_of_slow_and_of_fast_paths() -> None:
+    """A call that takes an hour beside a product of 10^12 MACs per second, and nothing that was copied."""
+    calls = dict(zip(cost.PATHS, (1e-6, 1e-3, 1.0, 3600.0), strict=True))
+    measured = [
+        (cost.Work(path, path, macs, 0), calls[path] + macs * calls[path] * 1e-6)
+        for path in cost.PATHS
+        for macs in (0, 10**6, 3 * 10**6)
+    ]
+    fitted = cost.fit(measured)
+    assert fitted.seconds_per_call == pytest.approx(calls, rel=1e-9)
+    assert fitted.seconds_per_mac == pytest.approx({p: s * 1e-6 for p, s in calls.items()}, rel=1e-9)
+    assert (fitted.seconds_per_byte, fitted.seconds_per_copied_byte) == (0.0, 0.0)
+    assert set(fitted.seconds_per_weight_byte.values()) == {0.0}
+
+
 def test_predictions_are_sums() -> None:
     p = cost.DEFAULT
     work = cost.Work("conv", "conv", 10**6, 10**5, 10**4, 10**3)

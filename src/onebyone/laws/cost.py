@@ -310,9 +310,9 @@ def rank(works: Sequence[Work], processor: Processor | None = None) -> tuple[str
 
 
 def fit(measured: Sequence[tuple[Work, float]]) -> Processor:
-    """Fit the rates to measured seconds: nonnegative least squares of the relative errors, by coordinate descent.
+    """Fit the rates to measured seconds: nonnegative least squares of the relative errors.
 
-    Source: Lawson and Hanson, "Solving Least Squares Problems", 1974, ch. 23.
+    Source: Lawson and Hanson, "Solving Least Squares Problems", 1974, ch. 23 (algorithm NNLS).
 
     Raises
     ------
@@ -326,8 +326,9 @@ def fit(measured: Sequence[tuple[Work, float]]) -> Processor:
         )
     rows = np.array([_features(work, paths) for work, _ in measured], dtype=float)
     rows /= np.array([[seconds] for _, seconds in measured])
-    scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
-    rates = _nonnegative(rows / scale, np.ones(len(rows))) / scale
+    used = rows.any(axis=0)  # the rate of work that was not measured is 0
+    scale, rates = np.linalg.norm(rows[:, used], axis=0), np.zeros(len(used))
+    rates[used] = _nonnegative(rows[:, used] / scale, np.ones(len(rows))) / scale
     n = len(paths)
     macs, weights, calls = (
         dict(zip(paths, map(float, rates[i * n : (i + 1) * n]), strict=True)) for i in range(3)
@@ -343,17 +344,28 @@ def _features(work: Work, paths: Sequence[str]) -> list[float]:
     return [*by_path[0], *by_path[1], *by_path[2], work.bytes, work.copied]
 
 
-def _nonnegative(a: np.ndarray, b: np.ndarray, sweeps: int = 5000) -> np.ndarray:
-    """The x ≥ 0 that minimises |a·x − b|."""
-    gram, target = a.T @ a, a.T @ b
-    x = np.zeros(a.shape[1])
-    for _ in range(sweeps):
-        before = x.copy()
-        for i in np.flatnonzero(np.diag(gram)):
-            x[i] = max(0.0, x[i] + (target[i] - gram[i] @ x) / gram[i, i])
-        if np.abs(x - before).max() <= 1e-12 * max(1.0, x.max()):
-            break
-    return x
+def _nonnegative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The x ≥ 0 that minimises |a·x − b|, for columns of norm 1.
+
+    The entries that are not held at 0 minimise it without a limit. The entry that reduces it the most joins them, and
+    those that would become negative are held at 0 again, one by one, until nothing is gained.
+    """
+    x, free = np.zeros(a.shape[1]), np.zeros(a.shape[1], bool)
+    while True:
+        free[np.argmax(a.T @ (b - a @ x))] = True
+        y = x
+        while True:
+            best = np.zeros(len(x))
+            best[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
+            negative = np.flatnonzero(best < 0)
+            steps = y[negative] / (y[negative] - best[negative])  # to where each is 0 on the way to the best
+            y = y + steps.min(initial=1) * (best - y)
+            if not len(negative):
+                break
+            free[negative[steps.argmin()]] = False
+        if np.linalg.norm(a @ y - b) >= np.linalg.norm(a @ x - b):
+            return x
+        x = y
 
 
 def _positions_read(op: Sliding, size: int) -> int:
