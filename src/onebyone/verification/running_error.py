@@ -64,7 +64,7 @@ class RunningError:
         with torch.no_grad():
             outputs = interpreter.run(*self._inputs(x))
         bounds = []
-        for output in outputs if isinstance(outputs, list | tuple) else [outputs]:
+        for output in outputs:  # an exported graph returns a tuple, also of one output
             if output is _WITHOUT_BOUND:
                 raise NoRuleError("an output that has no bound, such as the positions of maxima")
             if not isinstance(output, Approx):

@@ -141,10 +141,9 @@ def _verify_conversion(
     model: Any, conversion: Converted, x: Any, seed: int, gradients: bool, report: Progress
 ) -> Verification:
     after = as_callable(conversion.runnable(conversion.model), "converted.model")
-    findings = _Findings()
     with proof_settings(seed, model, after):
-        if isinstance(model, nn.Module) and isinstance(after, nn.Module):
-            _check_structure(model, after, conversion, findings)
+        has_modules = isinstance(model, nn.Module) and isinstance(after, nn.Module)
+        findings = _check_structure(model, after, conversion) if has_modules else _Findings()
         inputs = {} if x is None else _recorded_inputs(model, conversion, x, seed)
         for done, pair in enumerate(conversion.pairs, 1):
             _check_pair(pair, conversion, inputs.get(pair.path), x is not None, seed + done, findings)
@@ -159,23 +158,22 @@ def _verify_conversion(
         return _compare_end_to_end(model, after, x, seed, gradients, map_gradients, findings)
 
 
-def _check_structure(model: nn.Module, after: nn.Module, conversion: Converted, findings: _Findings) -> None:
+def _check_structure(model: nn.Module, after: nn.Module, conversion: Converted) -> _Findings:
     """The checks that need no run: finite weights, equal weights, tied weights, converted layers at their paths."""
-    findings.problems += structure_checks.not_finite(model, "original")
-    if not findings.problems:
-        shared = {id(p) for p in model.parameters()}
-        findings.problems += structure_checks.not_finite(after, "converted", except_ids=shared)
-    findings.problems += structure_checks.misplaced(conversion.pairs, model, after)
-    problems, notes = structure_checks.untied(model, after)
-    findings.problems += problems
-    findings.unverified += notes
-    findings.weights = compare_weights(
+    weights = compare_weights(
         model,
         after,
         conversion.state_dict_to_original,
         conversion.state_dict_from_original,
         [pair.path for pair in conversion.pairs],
     )
+    shared = {id(p) for p in model.parameters()}
+    not_finite = structure_checks.not_finite(model, "original") or structure_checks.not_finite(
+        after, "converted", except_ids=shared
+    )
+    misplaced = structure_checks.misplaced(conversion.pairs, model, after)
+    untied, notes = structure_checks.untied(model, after)
+    return _Findings(weights=weights, problems=[*not_finite, *misplaced, *untied], unverified=notes)
 
 
 def _recorded_inputs(model: Any, conversion: Converted, x: Any, seed: int) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def compare_weights(
             f"{_listed(missing)}: not held by the converted network under the original's names"
         )
     if from_original is not None and not comparison.differing and not problems:
-        problems += _problems_of_map(original, actual, from_original)
+        problems = _problems_of_map(original, actual, from_original)
     return WeightCheck(
         compared=len(comparison.compared),
         values=comparison.values,

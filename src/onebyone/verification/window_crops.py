@@ -137,7 +137,7 @@ class DifferenceBounds:
 
     def __init__(self, network: Any, dense: Any, image: Tensor, windows: WindowPositions, batch: int) -> None:
         self.missing, self.batch = "", batch
-        example = windows.crops(image, slice(0, 1)).expand(batch, *(-1,) * (image.dim() - 1)).contiguous()
+        example = windows.crops(image, slice(1)).expand(batch, *(-1,) * (image.dim() - 1)).contiguous()
         try:
             self.original = _analysis(network, example)
             self.dense = _analysis(dense, image)
@@ -178,8 +178,8 @@ class Differences:
     mean: float
     spread: float
     agreement: float | None
-    bound: float | None = None
-    ratio: float | None = None
+    bound: float | None
+    ratio: float | None
 
 
 def compare_rows(dense: list[Tensor], crops: list[Tensor], bounds: list[Tensor]) -> Differences:

@@ -71,10 +71,9 @@ def _probe(pair: WindowPair, converted: Layer, seed: int) -> tuple[bool, str, li
         if not torch.equal(expected, actual):
             wrong = int((expected != actual).sum())
             return False, f"the integer probe differs in {wrong} of {expected.numel()} values", []
-        map_shape = tuple(pair.map_shape) if math.prod(sizes) > 1 else None
         faults = [
             Fault(name, seen_by_integers=not torch.equal(converted(feature_map, make()), expected))
-            for name, make in injected(params, map_shape).items()
+            for name, make in injected(params, tuple(pair.map_shape)).items()
         ]
         late = converted(feature_map.roll(1, -1), params)
         faults.append(Fault("offset by one position", seen_by_integers=not torch.equal(late, expected)))
