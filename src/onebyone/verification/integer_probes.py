@@ -91,7 +91,7 @@ def _longest_sum(layer: LayerFunctions, with_gradients: bool) -> int:
     if with_gradients:
         # With respect to an input: every output channel at every position of the kernel, on whichever of the first
         # two axes the weight has its outputs. With respect to a weight: every position of the input.
-        per_input = weight.numel() // max(1, min(weight.shape[:2]))
+        per_input = max(weight.shape[0], weight.numel() // max(1, min(weight.shape[:2])))
         longest = max(longest, per_input, *(math.prod(s) for s in layer.shapes))
     return longest * (2 if weight.is_complex() else 1)  # a complex product is two real ones
 
