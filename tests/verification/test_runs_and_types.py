@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.verification import verify
-from onebyone.verification.network_run import Runner, observe
+from onebyone.verification.network_run import Runner, observe, plain_call
 from onebyone.verification.output_comparison import compare, copies_in, difference, network_runs, unit_of
 from onebyone.verification.pytree import cast, leaves, map_tensors
 from onebyone.verification.result import Fault, LayerCheck
@@ -121,3 +122,22 @@ def test_a_number_and_an_integer_that_are_equal_do_not_differ() -> None:
         assert difference(a, b) == 0.0
     for a, b in ((one, two + 1j), (two - 1j, one), (one.double() + 1, one)):
         assert difference(a, b) == 1.0
+
+
+def test_of_random_outputs_only_the_rounding_of_their_size_is_known() -> None:
+    random = replace(seen(8.0), random=True)
+    check = compare(runs(2.0**-11), random, seen(7.0), seen(8.0), seen(9.0))
+    assert (check.float64_limit, check.rounding_ratio, check.problems) == (8 * 2.0**-32, None, [])
+
+
+def test_a_traced_network_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """PyTorch's own call of such a network prints the generated code around the error."""
+
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ x
+
+    traced = torch.fx.symbolic_trace(Product())
+    with pytest.raises(RuntimeError):
+        plain_call(traced)(torch.ones(2, 3))
+    assert capfd.readouterr() == ("", "")

@@ -89,5 +89,15 @@ def test_a_weight_that_is_tied_under_two_names_of_one_module_is_tied_once_more()
     before = network(weight, weight, weight)
     assert structure_checks.untied(before, network(weight, weight, other)) == ([sentence], [])
     assert structure_checks.untied(before, network(other, other, other)) == ([], [])
+    elsewhere = "the weight tied under b, c is no longer one parameter"
+    before_two, own = network(other, weight, weight), nn.Parameter(torch.ones(2, 2))
+    assert structure_checks.untied(before_two, network(weight, weight, own)) == ([elsewhere], [])
     empty = ConvertedByHand(network(other, weight, weight), ())
     assert sentence in verify(before, empty).problems
+
+
+def test_a_parameter_is_searched_for_in_its_own_module() -> None:
+    network = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)))
+    layer = network[0][0]
+    for path, problems in (("0.0.weight", 0), ("0.1.weight", 1), ("0.1", 1)):
+        assert len(misplaced([ModulePair(path, layer, layer)], network, network)) == problems
