@@ -12,19 +12,16 @@ from onebyone.verification import result, verify
 from onebyone.verification.result import Fault, LayerCheck, Verification, WeightCheck, WeightDifference
 
 
-@pytest.mark.parametrize(
-    ("target", "text"),
-    [
+def test_the_names_of_what_was_verified() -> None:
+    for target, text in (
         (result.SAME_FUNCTION, "converted = original"),
         (result.DENSE_EXACT, "dense = crops"),
         (result.DENSE_PADDED, "dense ≈ crops (padded)"),
         (result.CLASS_MAP, "means of the class map = crops"),
         (result.CLASS_MAP_MEASURED, "means of the class map ≈ crops (measured)"),
         (result.TILED, "tiled = whole"),
-    ],
-)
-def test_the_names_of_what_was_verified(target: str, text: str) -> None:
-    assert str(Verification(True, target)) == f"equivalent ({text})"
+    ):
+        assert str(Verification(True, target)) == f"equivalent ({text})"
 
 
 def test_faults_and_weights_without_figures() -> None:
