@@ -40,7 +40,7 @@ def test_a_law_imports_numpy_the_standard_library_and_other_laws_alone(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_law_has_a_name_and_an_equation_and_is_in_the_index(name):
     law = importlib.import_module(f"onebyone.laws.{name}")
-    assert " " in law.NAME or law.NAME == name
+    assert " " in law.NAME or name == law.NAME
     assert law.EQUATION
     assert "Equation" in (law.__doc__ or "")
     assert f"    {name} " in (laws.__doc__ or "")

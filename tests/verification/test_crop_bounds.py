@@ -92,7 +92,7 @@ def test_a_network_that_rounds_inside_may_exceed_the_limit_in_float64() -> None:
     assert (check.float64_difference, check.float64_limit, problems) == (difference, difference, [])
     for factor in (0.99, 0.4):
         assert compared(0.25, factor * difference)[1] != []
-        with pytest.raises(_ShortOfFloat64Error, match="^it casts to a shorter type inside$"):
+        with pytest.raises(_ShortOfFloat64Error, match=r"^it casts to a shorter type inside$"):
             compared(0.25, factor * difference, to=torch.float32)
 
 

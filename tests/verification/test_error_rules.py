@@ -184,7 +184,7 @@ def test_maxima_with_their_positions(operator: Any) -> None:
 
 def test_a_shape_that_is_that_of_a_value_of_the_image_is_refused() -> None:
     """Rules of shape operators apply them to the errors too, for which they take plain operands."""
-    with pytest.raises(NoRuleError, match="view_as.* with an index that depends on the input"):
+    with pytest.raises(NoRuleError, match=r"view_as.* with an index that depends on the input"):
         apply(aten.view_as.default, approx(draw(2, 3)), approx(draw(3, 2)))
 
 

@@ -327,7 +327,7 @@ def fit(measured: Sequence[tuple[Work, float]]) -> Processor:
     rows = np.array([_features(work, paths) for work, _ in measured], dtype=float)
     rows /= np.array([[seconds] for _, seconds in measured])
     used = rows.any(axis=0)  # the rate of work that was not measured is 0
-    scale, rates = np.linalg.norm(rows[:, used], axis=0), np.zeros(len(used))
+    scale, rates = np.linalg.norm(rows[:, used], axis=0), np.zeros(rows.shape[1])
     rates[used] = _nonnegative(rows[:, used] / scale, np.ones(len(rows))) / scale
     n = len(paths)
     macs, weights, calls = (
