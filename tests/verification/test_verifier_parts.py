@@ -217,3 +217,22 @@ def test_a_network_that_cannot_be_copied_is_compared_in_its_own_type_with_the_re
         "gradients, rounding_ratio: no float64 reference (TypeError: there is only one); "
         "outputs compared in their own dtype"
     ]
+
+
+def test_a_tied_weight_that_a_converted_layer_stores_in_another_shape_is_compared_and_noted() -> None:
+    """Without a map between state dicts: the paths of the converted layers tell which weights have other shapes."""
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    after = nn.Sequential(model[0], nn.Conv2d(3, 3, 1, bias=False))
+    with torch.no_grad():
+        after[1].weight.copy_(model[1].weight[..., None, None])
+    pair = SimpleNamespace(path="1", original=model[1], converted=after[1])
+    conversion = SimpleNamespace(pairs=[pair], state_dict_to_original=None, state_dict_from_original=None)
+    findings = verifier._check_structure(model, after, conversion)  # type: ignore[arg-type]
+    assert findings.problems == []
+    assert findings.unverified == ["the weight tied under 0.weight, 1.weight is no longer one parameter"]
+    assert findings.weights is not None
+    assert findings.weights.ok
+    with torch.no_grad():
+        after[1].weight[0, 0] += 1
+    assert not verifier._check_structure(model, after, conversion).weights.ok  # type: ignore[arg-type, union-attr]
