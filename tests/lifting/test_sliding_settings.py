@@ -161,20 +161,6 @@ def test_pools_that_reach_past_the_only_element_of_a_further_axis_are_refused(
         pool(a_lifter(12), a_call(2, 11, 1), operator)
 
 
-@pytest.mark.parametrize("reduction", ["max", "mean"])
-def test_every_second_feature_of_tokens(reduction: str) -> None:
-    """A pool of one element at stride 2, along the channels of each position."""
-    network = [
-        CONV,
-        Op("rows", "reshape", ("conv",), {"shape": (4, 12)}),
-        Op("tokens", "transpose", ("rows",), {"order": (0, 2, 1)}),
-        Op("out", "pool", ("tokens",), {"reduction": reduction, "kernel": (1,), "stride": (2,)}),
-        Op("flat", "reshape", ("out",), {"shape": (24,)}),
-        Op("last", "linear", ("flat", "weight", "bias")),
-    ]
-    assert_equals_crops(network, with_head(24))
-
-
 # pools of maps, on an image of one window
 
 

@@ -248,13 +248,14 @@ def test_axes_of_one_element_are_put_back(kept: tuple[int, ...], shape: Sequence
 
 
 @pytest.mark.parametrize("reduction", ["max", "mean"])
-def test_pools_over_the_features_of_tokens(reduction: str) -> None:
-    """One axis for an image of two: the channels of each position."""
+@pytest.mark.parametrize("kernel", [1, 2])
+def test_pools_over_the_features_of_tokens(kernel: int, reduction: str) -> None:
+    """One axis for an image of two: the channels of each position, or every second of them."""
     network = [
         CONV,
         Op("flat", "reshape", ("conv",), {"shape": (4, 12)}),
         Op("tokens", "transpose", ("flat",), {"order": (0, 2, 1)}),
-        Op("out", "pool", ("tokens",), {"reduction": reduction, "kernel": (2,), "stride": (2,)}),
+        Op("out", "pool", ("tokens",), {"reduction": reduction, "kernel": (kernel,), "stride": (2,)}),
         Op("all", "reshape", ("out",), {"shape": (24,)}),
         Op("last", "linear", ("all", "weight", "bias")),
     ]

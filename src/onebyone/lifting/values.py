@@ -76,9 +76,9 @@ class Const:
 class Lifted:
     """A value that depends on the image: the map's handle, its grid, and the index (None: the identity).
 
-    `pooled` holds the keys of the reductions over positions that the value came through since it was a map of many
-    positions. `affine` holds a scale and a shift, two handles of the value's shape, that the next linear layer
-    absorbs; None where there is nothing to absorb.
+    `pooled` holds the keys of all reductions over the window that the value, or an operand of it, came through.
+    `affine` holds a scale and a shift, two handles of the value's shape, that the next linear layer absorbs; None where
+    there is nothing to absorb.
     """
 
     handle: Handle
