@@ -23,7 +23,12 @@ def known_numbers(node: fx.Node, target: Any, values: dict[fx.Node, Any]) -> tor
         return None
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n].known)
     result = target(*args, **kwargs)
-    return result if isinstance(result, torch.Tensor) else None
+    return on_processor(result) if isinstance(result, torch.Tensor) else None
+
+
+def on_processor(tensor: torch.Tensor) -> torch.Tensor:
+    """Where known numbers are computed with, whatever device the code names; those of the meta device stay there."""
+    return tensor if tensor.device.type == "meta" else tensor.cpu()
 
 
 def known_number(node: fx.Node, values: dict[fx.Node, Any]) -> Any:

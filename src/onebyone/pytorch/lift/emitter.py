@@ -31,16 +31,17 @@ _MAX_POOLS: tuple[Callable[..., Any], ...] = (F.max_pool1d, F.max_pool2d, F.max_
 
 
 class Recorder(fx.proxy.GraphAppendingTracer):
-    """Appends what is done to proxies to a graph; index constants become buffers, kept in `buffers` by name."""
+    """Appends what is done to proxies to a graph; index constants become buffers on `device`, in `buffers` by name."""
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, device: torch.device) -> None:
         super().__init__(graph)
+        self.device = device
         self.buffers: dict[str, torch.Tensor] = {}
 
     def constant(self, ids: Integers) -> fx.Proxy:
         """A proxy for an index tensor."""
         name = f"_index_{len(self.buffers)}"
-        self.buffers[name] = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64))
+        self.buffers[name] = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.device)
         return fx.Proxy(self.graph.get_attr(name), self)
 
 

@@ -21,7 +21,7 @@ from onebyone.lifting.rules.table import RULES, lift
 from onebyone.lifting.values import Cannot, Const, Deferred, Lifted, Unknown
 from onebyone.pytorch.lift import emitter
 from onebyone.pytorch.lift.arguments import arguments
-from onebyone.pytorch.lift.constants import known_number, known_numbers
+from onebyone.pytorch.lift.constants import known_number, known_numbers, on_processor
 from onebyone.pytorch.lift.exported_graph import Traced, is_inplace, is_random, module_path, unread
 
 #: Why dropout that is always on, noise and the like are refused.
@@ -58,7 +58,7 @@ class GraphLifter(Lifter):
         self.rearrangements: set[fx.Node] = set()
         self.pairs: list[Any] = []
         self.graph = fx.Graph()
-        self.recorder = emitter.Recorder(self.graph)
+        self.recorder = emitter.Recorder(self.graph, device_of_indices(traced))
 
     def run(
         self,
@@ -94,7 +94,7 @@ class GraphLifter(Lifter):
             return Lifted(checked, grid, identity(self.window) if self.channels is None else None)
         assert name is not None, "exported_graph.read accepts one input"
         tensor, attribute = self.traced.tensors[name], name
-        known = tensor.detach() if name in self.traced.fixed else None
+        known = on_processor(tensor.detach()) if name in self.traced.fixed else None
         source = Deferred(lambda: self.proxy(self.graph.get_attr(attribute)))
         return Const(source, tuple(tensor.shape), name, known)
 
@@ -228,3 +228,10 @@ def functional(target: Any) -> Any:
     if overload is None:
         raise Cannot("an in-place operator without a functional twin")
     return overload
+
+
+def device_of_indices(traced: Traced) -> torch.device:
+    """The device of the network's tensors; the processor for a network on the meta device, which keeps no numbers."""
+    floating = (t.device for t in traced.tensors.values() if t.is_floating_point())
+    device = next(floating, torch.device("cpu"))
+    return torch.device("cpu") if device.type == "meta" else device
