@@ -8,8 +8,7 @@ of the pixels to the division. The buffer has the memory order that the network 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import cycle
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -22,6 +21,7 @@ from onebyone.dense.checks import PixelCheck
 from onebyone.dense.plan import Tile
 from onebyone.dense.preprocessing import in_colour_order, scale_of
 from onebyone.dense.runner import strides_of
+from onebyone.dense.tile_buffers import TileBuffers
 from onebyone.records import Labels
 from onebyone.stores.source import ImageSource
 
@@ -45,10 +45,9 @@ class BatchReader:
     buffers: int = 1
     check: PixelCheck | None = None
     pinned: bool = False
-    _memory: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self._next_buffer = cycle(range(self.buffers))
+        self._memory = TileBuffers(self.buffers, self.pinned)
 
     @torch.inference_mode()
     def __call__(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
@@ -56,7 +55,8 @@ class BatchReader:
 
         Raises BadInput where `check` finds a value that is not finite.
         """
-        batch = self._buffer((len(tiles), self.source.channels, *tiles[0].read_shape))
+        shape = (len(tiles), self.source.channels, *tiles[0].read_shape)
+        batch = self._memory.take(shape, strides_of(shape, self.channels_last), torch.float32)
         for tile, sample in zip(tiles, batch, strict=True):
             values = self.source.read(tile.read)
             if self.check is not None:
@@ -67,16 +67,7 @@ class BatchReader:
 
     def release(self) -> None:
         """Free the buffers that nothing else uses. The reader allocates others where it is used again."""
-        self._memory.clear()
-
-    def _buffer(self, shape: tuple[int, ...]) -> Tensor:
-        number = next(self._next_buffer)
-        buffer = self._memory.get(number)
-        if buffer is None or tuple(buffer.shape) != shape:
-            self._memory.pop(number, None)  # freed before the next one is allocated
-            buffer = torch.empty_strided(shape, strides_of(shape, self.channels_last), pin_memory=self.pinned)
-            self._memory[number] = buffer
-        return buffer
+        self._memory.release()
 
     def _normalise_into(self, out: Tensor, values: NDArray[Any]) -> None:
         """Write the normalised pixels of a tile (h, w, C) into `out` (h, w, C), some rows at a time."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +27,18 @@ PENDING_WRITES = 2
 class TileJob:
     """What is done to each batch of tiles, in three steps that an executor can overlap or distribute.
 
-    `read` gives the network's input for tiles of one shape, `run` is the network, a `TileRunner`, and `take` gets the
-    scores (channels, h, w) of the positions that each tile owns. `computed` is called when the network has run on the
-    last batch, so that only writing may be left.
+    `read` gives a batch for tiles of one shape, `run` is the network on such batches, and `take` gets the scores
+    (channels, h, w) of the positions that each tile owns. `computed` is called when the network has run on the last
+    batch, so that only writing may be left.
     """
 
     plan: ScanPlan
-    read: Callable[[Sequence[Tile]], _Floats]
-    run: Callable[[_Floats], _Floats]
+    read: Callable[[Sequence[Tile]], NDArray[Any]]
+    run: Callable[[NDArray[Any]], _Floats]
     take: Callable[[Tile, _Floats], None]
     computed: Callable[[], None] = lambda: None
 
-    def predict(self, tiles: Sequence[Tile], batch: _Floats) -> _Floats:
+    def predict(self, tiles: Sequence[Tile], batch: NDArray[Any]) -> _Floats:
         """The network's output for the batch of some tiles: (tiles, channels, *positions).
 
         Raises BadInput where it has other positions than the geometry of the network says.

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from onebyone.dense.agreement import Agreement, PositionScores, default_sample_size, measure_agreement
-from onebyone.dense.batch_reader import BatchReader
 from onebyone.dense.checks import PixelCheck
 from onebyone.dense.coverage import Coverage
+from onebyone.dense.device_pixels import reader_and_runner
 from onebyone.dense.executor import LocalExecutor, TileJob, prefetch_pays, tile_batches
 from onebyone.dense.network import ScoreOutput
 from onebyone.dense.plan import Tile
@@ -41,14 +41,6 @@ def scan_in_memory(
     tiles_inside = [tile for tile in plan if tile.block not in outside]
     executor = LocalExecutor(prefetch=reads_ahead(work, source))
     check = PixelCheck(source, work.labels)
-    reader = BatchReader(
-        source,
-        work.labels,
-        work.settings.channels_last,
-        buffers=executor.buffers,
-        check=check,
-        pinned=work.settings.device.type == "cuda",
-    )
     sinks: list[ArraySink] = []  # made when the number of channels is known
 
     def take(tile: Tile, scores: NDArray[np.float32]) -> None:
@@ -59,7 +51,8 @@ def scan_in_memory(
     start = time.perf_counter()
     with work.runner() as run, progress_reporter(progress, len(tiles_inside), "scanning") as report:
         done = 0
-        job = TileJob(plan, reader, run, take)
+        reader, on_batch = reader_and_runner(run, source, work.labels, work.settings, executor.buffers, check)
+        job = TileJob(plan, reader, on_batch, take)
         for tiles in executor.execute(job, tile_batches(tiles_inside, work.batch)):
             done += len(tiles)
             report(done)

@@ -92,7 +92,12 @@ class TorchRunner:
         """
         inputs = torch.from_numpy(batch)
         # pinned memory is copied while the processor goes on; `cpu` below waits for it
-        inputs = inputs.to(self.settings.device, floating_dtype(self.model), non_blocking=inputs.is_pinned())
+        return self.on_tensor(inputs.to(self.settings.device, non_blocking=inputs.is_pinned()))
+
+    @torch.inference_mode()
+    def on_tensor(self, inputs: torch.Tensor) -> NDArray[np.float32]:
+        """The same for normalised pixels that are on the device, in any memory order."""
+        inputs = inputs.to(floating_dtype(self.model))
         result = select_output(
             self.model(in_memory_order(inputs, self.settings.channels_last)), self.settings.output
         )

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebyone.dense.agreement import Agreement
-from onebyone.dense.batch_reader import BatchReader
 from onebyone.dense.blocks import Block, block_groups
 from onebyone.dense.checks import PixelCheck
 from onebyone.dense.coverage import FILL, Coverage
+from onebyone.dense.device_pixels import reader_and_runner
 from onebyone.dense.executor import LocalExecutor, TileJob, tile_batches
 from onebyone.dense.fingerprint import of_image
 from onebyone.dense.guarded_source import GuardedSource, place
@@ -82,13 +82,7 @@ def compute(
     guard = GuardedSource(source)
     failed: dict[Block, tuple[str, str]] = {}
     left_out: set[Block] = set()
-    reader = BatchReader(
-        guard,
-        work.labels,
-        work.settings.channels_last,
-        buffers=executor.buffers,
-        pinned=work.settings.device.type == "cuda",
-    )
+    reader, on_batch = reader_and_runner(run, guard, work.labels, work.settings, executor.buffers)
 
     def take(tile: Tile, scores: NDArray[np.float32]) -> None:
         if tile.block in left_out:
@@ -100,7 +94,7 @@ def compute(
     waiting: deque[list[Tile]] = deque()  # groups whose batches were handed out and are not read yet
     held: set[Block] = set()
 
-    def read(tiles: Sequence[Tile]) -> NDArray[np.float32]:
+    def read(tiles: Sequence[Tile]) -> NDArray[Any]:
         if tiles[0].block not in held:  # batches are read in order, so the next group begins
             group = waiting.popleft()
             held.clear()
@@ -122,7 +116,7 @@ def compute(
         reader.release()
         computed()
 
-    job = TileJob(work.plan, read, run, take, end_computing)
+    job = TileJob(work.plan, read, on_batch, take, end_computing)
     for tiles in executor.execute(job, batches()):
         new = {tile.block: failed.pop(tile.block) for tile in tiles if tile.block in failed}
         yield Done(len(tiles), new)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onebyone.dense.outputs import select_output
-from onebyone.dense.runner import TorchRunner, TorchSettings, floating_dtype, torch_runner
+from onebyone.dense.runner import TorchRunner, TorchSettings, floating_dtype, moved_to, torch_runner
 from onebyone.pytorch.lift.exported_graph import evaluating
 from onebyone.tuning import TuningPlan
 from onebyone.tuning import tune as tune_network
@@ -87,7 +87,8 @@ def tuned_tile(
     example = random_tile(shape, seed=0)
     select = _selection(model, probe)
     if isinstance(model, nn.Module):
-        example = example.to(floating_dtype(model))
+        model = moved_to(model, device)
+        example = example.to(device, floating_dtype(model))
     kept = None if out is None else Path(out).with_name(f"{Path(out).name}.tuning.json")
     plan = kept if tune is True and kept is not None and kept.exists() else tune
     if plan is True:
@@ -121,6 +122,8 @@ def _seconds_of_run(model: nn.Module, example: torch.Tensor) -> float:
     start = time.perf_counter()
     with evaluating(model), torch.inference_mode():
         model(example)
+        if example.device.type == "cuda":
+            torch.cuda.synchronize(example.device)
     return time.perf_counter() - start
 
 
