@@ -244,6 +244,7 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
     if onnx is not None:
         return _verify_onnx(onnx, converted, x, seed=seed, **options)
 
+    from onebyone.pytorch.precision import tf32_warning
     from onebyone.verification import verify as run_verification
 
     other = onnx_model(converted)
@@ -256,7 +257,9 @@ def verify(model: Source, converted: Any, x: Any = None, *, seed: int = 0, **opt
         converted = require_network(converted)
     original = original_of(model, converted)
     example = example_of(original) if x is None else x
-    return run_verification(original, converted, example, seed=seed, **options)
+    proof = run_verification(original, converted, example, seed=seed, **options)
+    warning = tf32_warning(original)
+    return proof if warning is None else replace(proof, warnings=(*proof.warnings, warning))
 
 
 def _verify_onnx(

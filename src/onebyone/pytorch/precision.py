@@ -1,0 +1,35 @@
+"""What PyTorch's settings make of float32 on a GPU, where they treat linear layers and convolutions differently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+#: The first generation of NVIDIA's GPUs that has TF32 (Ampere).
+_FIRST_WITH_TF32 = (8, 0)
+
+
+def tf32_warning(network: Any) -> str | None:
+    """Why the two forms of a float32 network on a GPU round differently as PyTorch is set; None if they do not.
+
+    By default PyTorch rounds the inputs of convolutions to TF32, whose mantissa has 10 bits, and computes matrix
+    products in IEEE float32 (PyTorch documentation, "CUDA semantics: TensorFloat-32 on Ampere devices").
+
+    >>> tf32_warning(torch.nn.Linear(2, 3)) is None
+    True
+    """
+    devices = {p.device for p in network.parameters() if p.device.type == "cuda" and p.dtype == torch.float32}
+    if not any(torch.cuda.get_device_capability(d) >= _FIRST_WITH_TF32 for d in devices):
+        return None
+    backends: Any = torch.backends  # these flags tell what was set through the older ones too
+    convolutions = backends.cudnn.conv.fp32_precision == "tf32"
+    products = backends.cuda.matmul.fp32_precision == "tf32"
+    if convolutions == products:
+        return None
+    less, more = ("linear layers", "convolutions") if convolutions else ("convolutions", "linear layers")
+    return (
+        f"as PyTorch is set, {more} on this GPU round their inputs to TF32 (10 bits) and {less} do not, so that the "
+        f"two forms differ by more than float32 rounding outside this proof, which is computed without TF32; "
+        f"torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32 decide it"
+    )
