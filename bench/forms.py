@@ -3,6 +3,9 @@
 Linear layers, 1×1 and other convolutions run with the shapes and memory formats that the networks call them with. The
 measured times are compared with the cost model, which predicts from shapes alone, with its default rates and with rates
 fitted to all other networks: how often its first choice is the fastest form, and how much slower its first choice is.
+
+With `--device cuda`, `--dtype` and `--batch` name what is measured; float32 is IEEE's, or TF32 for both layers with
+`--tf32`, because PyTorch's defaults would compare convolutions in TF32 with linear layers in float32.
 """
 
 from __future__ import annotations
@@ -29,14 +32,17 @@ from onebyone.tuning.layer_groups import group_layers
 from onebyone.tuning.layer_times import LayerTimes, measure_group, peak_gflops, work_of
 from onebyone.tuning.machine import describe_machine
 
-RESULTS = ROOT / "bench" / "results" / "forms.json"
+RESULTS = ROOT / "bench" / "results"
 TIE = 1.05
 """Forms within 5 % of the fastest count as equally fast."""
 
 
-def shapes(network: Network, clock: Clock, seconds: float, seen: set[Any]) -> Iterator[LayerTimes]:
-    """Time the layers of one network whose shapes no earlier network had."""
+def shapes(
+    network: Network, clock: Clock, seconds: float, seen: set[Any], place: dict[str, Any], batch: int
+) -> Iterator[LayerTimes]:
+    """Time the layers of one network whose shapes no earlier network had; `place` is the device and the dtype."""
     model, x = network.make()
+    model, x = model.to(**place), x.repeat(batch, *[1] * (x.dim() - 1)).to(**place)
     for group in group_layers(model, CallSignature.of(model, x)):
         key = (group.kind, group.weight, tuple(group.sample.shape), group.sample.stride(), group.cost.macs)
         if key not in seen and group.convertible:
@@ -113,30 +119,44 @@ def _summary(slowdowns: Sequence[float]) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print the table, and write `bench/results/forms.json`."""
-    parser = argparse.ArgumentParser(prog="python -m bench.forms", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each shape")
-    seconds = parser.parse_args(arguments).seconds
-    console, clock = Console(stderr=True), Clock(monitor=ContentionMonitor())
-    peak = peak_gflops(clock, torch.device("cpu"), 5.0)
+    """Measure, print the table, and write the results."""
+    options = _options().parse_args(arguments)
+    gpu, device = options.device == "cuda", torch.device(options.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+    clock = Clock(wait=torch.cuda.synchronize) if gpu else Clock(monitor=ContentionMonitor())
+    console, place = Console(stderr=True), {"device": device, "dtype": getattr(torch, options.dtype)}
+    peak = peak_gflops(clock, device, 5.0)
     measured: dict[str, list[LayerTimes]] = defaultdict(list)
     seen: set[Any] = set()
     for network in NETWORKS:
         with console.status(network.name), torch.inference_mode():
-            measured[network.name] = list(shapes(network, clock, seconds, seen))
+            measured[network.name] = list(shapes(network, clock, options.seconds, seen, place, options.batch))
     rows = [row(name, t) for name, times in measured.items() for t in times]
     data = {
-        "machine": machine() | describe_machine(torch.device("cpu")),
+        "machine": machine() | describe_machine(device),
         "threads": torch.get_num_threads(),
-        "dtype": "float32",
+        "dtype": options.dtype,
+        **({"batch": options.batch, "tf32": options.tf32} if gpu else {}),
         "peak_gflops": round(peak, 1),
         "shapes": rows,
         "wins": {k: sum(r["fastest"] == k for r in rows) for k in sorted({r["fastest"] for r in rows})},
         "cost_model": predictions(measured),
     }
-    RESULTS.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    tf32 = "-tf32" if options.tf32 else ""
+    name = f"forms-cuda-{options.dtype}{tf32}.json" if gpu else "forms.json"
+    (RESULTS / name).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     _print(data)
     return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.forms", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1.0, help="time for each shape")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--tf32", action="store_true", help="round the inputs of float32 products to TF32")
+    parser.add_argument("--batch", type=int, default=1, help="times the batch of the network's input")
+    return parser
 
 
 def _print(data: dict[str, Any]) -> None:

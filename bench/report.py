@@ -8,12 +8,14 @@ import re
 from typing import Any
 
 from bench.models.summary import PEER_COLUMNS, geomean
+from bench.report_gpu import gpu_section
 from bench.report_images import section
 from bench.report_mutants import mutation_section
 from bench.zoo.work import ROOT
 
-PARTS = ("models", "forms", "convert", "profiles", "dense", "gigapixel", "mutants")
+PARTS = ("models", "forms", "convert", "profiles", "dense", "gigapixel", "mutants", "gpu")
 """The results that the page shows, in the order of the arguments of `page`."""
+FORMS_ON_GPU = ("forms-cuda-float32-tf32", "forms-cuda-bfloat16")
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 NAMES = {
     "eager": "eager",
@@ -39,7 +41,8 @@ MARKS = ("o", "o", "s", "s", "D", "^")
 def main() -> int:
     """Write the page and the plot."""
     models = _read("models")
-    (DOCS / "bench.md").write_text(page(*(_read(name) for name in PARTS)), encoding="utf-8")
+    forms = [_read(name) for name in FORMS_ON_GPU]
+    (DOCS / "bench.md").write_text(page(*(_read(name) for name in PARTS), forms), encoding="utf-8")
     for theme in INK:
         (DOCS / f"bench-models-{theme}.svg").write_bytes(plot(models, theme))
     print("docs/bench.md written")
@@ -58,6 +61,8 @@ def page(
     dense: dict[str, Any],
     scans: dict[str, Any],
     mutants: dict[str, Any],
+    gpu: dict[str, Any],
+    forms_on_gpu: list[dict[str, Any]],
 ) -> str:
     """Return the page as Markdown."""
     machine, versions = models["machine"], models["versions"]
@@ -115,7 +120,8 @@ def page(
         ]
     lines += ["", _ceiling(models["models"])]
     lines += ["", *profiled(profiles, models["models"]), "", *_forms(forms), "", *_convert(convert)]
-    return "\n".join([*lines, *section(dense, scans), *mutation_section(mutants)]) + "\n"
+    lines += [*section(dense, scans), *gpu_section(gpu, forms_on_gpu), *mutation_section(mutants)]
+    return "\n".join(lines) + "\n"
 
 
 def _row(m: dict[str, Any], key: str, label: str) -> str:

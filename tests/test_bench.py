@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import report
+from bench import report, report_gpu
 from bench.models.profile import faster_peers
 from bench.models.summary import HEAD, PEER_COLUMNS, geomean, means, rows
 from bench.report_mutants import SOURCES, mutation_section
@@ -99,8 +99,25 @@ def test_the_plot_is_valid_svg_and_reproducible(theme: str) -> None:
 
 def test_the_page_is_up_to_date() -> None:
     """docs/bench.md equals the page generated from the committed results."""
-    data = [json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in report.PARTS]
-    assert (ROOT / "docs" / "bench.md").read_text(encoding="utf-8") == report.page(*data)
+    names = (*report.PARTS, *report.FORMS_ON_GPU)
+    *data, first, second = (json.loads((RESULTS / f"{n}.json").read_text(encoding="utf-8")) for n in names)
+    assert (ROOT / "docs" / "bench.md").read_text(encoding="utf-8") == report.page(*data, [first, second])
+
+
+def test_the_other_form_of_layers_with_several_positions_is_compared() -> None:
+    def shape(kind: str, size: list[int], **milliseconds: float) -> dict[str, Any]:
+        return {"kind": kind, "input": size, "forms": {k: {"median_ms": v} for k, v in milliseconds.items()}}
+
+    shapes = [
+        shape("linear", [2, 5, 8], linear=2.0, conv=3.0),
+        shape("linear", [2, 8], linear=2.0, conv=9.0),  # one position
+        shape("linear", [2, 1, 8], linear=2.0, conv=9.0),
+        shape("conv", [2, 8, 1, 3], linear=1.0, conv=4.0),
+        shape("conv", [2, 8, 1, 1], linear=1.0, conv=9.0),
+        shape("conv", [2, 8, 4, 4], conv=9.0),  # has no other form
+    ]
+    assert report_gpu._other_form({"shapes": shapes}, "linear") == [1.5]
+    assert report_gpu._other_form({"shapes": shapes}, "conv") == [0.25]
 
 
 def test_the_committed_results_are_consistent() -> None:

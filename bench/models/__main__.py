@@ -1,7 +1,8 @@
 """`python -m bench.models`: tune ten networks, and compare each with other engines in a new interleaved run.
 
 Each network has its own process, so that the threads and the memory of its engines do not affect the next network.
-Results are stored in the ignored folder `work` as they arrive; `--keep` reuses those of an earlier run.
+Results are stored in the ignored folder `work` as they arrive; `--keep` reuses those of an earlier run. The summary is
+written when all networks were measured; for a GPU, when some were.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         "models": results,
     }
     name = "models" if options.device == "cpu" and options.dtype == "float32" else _tag(options)
-    if len(results) == len(NETWORKS):
+    if len(results) == len(NETWORKS) or options.device != "cpu":
         (RESULTS / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(table(HEAD, rows(results)))
     print("geometric means, the peer's time ÷ ours:")
