@@ -63,6 +63,10 @@ def test_permissions_and_links_stay(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     write_bytes(fresh, b"\0")
     assert fresh.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with atomic_path(tmp_path / "replaced") as part:
+        part.unlink()
+        part.touch(0o600)  # as safetensors does
+    assert (tmp_path / "replaced").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     requested, target = Path(path), Path(os.path.realpath(path))
     temporary = _create_temporary(target, requested)
+    permissions = temporary.stat().st_mode & 0o7777  # some writers replace the file by one of their own
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o7777)
+        temporary.chmod(target.stat().st_mode & 0o7777 if target.exists() else permissions)
         os.replace(temporary, target)
     except BaseException as error:
         with suppress(OSError):

@@ -357,6 +357,13 @@ def runnable(model: Source, example: Any) -> tuple[nn.Module, Any]:
     return network, example
 
 
+def nonfinite_notes(network: Network) -> tuple[str, ...]:
+    """A note for the user where weights of a network are NaN or infinite."""
+    from onebyone.pytorch.files.checkpoints import nonfinite_weights
+
+    return _notes(nonfinite_weights(network))
+
+
 def _notes(nonfinite: Sequence[str]) -> tuple[str, ...]:
     if not nonfinite:
         return ()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebyone.errors import BadInput
+from onebyone.errors import BadInput, OnebyoneWarning
 from onebyone.records import Labels
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def predict(
     save: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
     name: str | None = None,
+    cache: bool = True,
     **scanning: Any,
 ) -> Predictions:
     """Find the objects of a classifier's classes in pictures of any size.
@@ -67,6 +69,8 @@ def predict(
         progress: a function of (done, total) images.
         name: the source that `model` comes from, for its class names, preprocessing and window; None takes `model` if
             that is a name.
+        cache: whether the any-size network of a `.pt2` file is kept beside it, as `NAME.pt2.any-size.safetensors`, and
+            read from there where nothing it depends on has changed.
         scanning: device, batch, shifts, tile, output, page, mode, compared: see `onebyone.dense.scan`.
 
     Returns:
@@ -92,7 +96,7 @@ def predict(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise BadInput(f"save={os.fspath(folder)!r}: is a file; expected a folder")
     source = name or (os.fspath(model) if isinstance(model, str | os.PathLike) else None)
-    dense = _dense(model, source, window, channels, context, score_kind)
+    dense = _kept_or_made(model, source, window, channels, context, score_kind, cache)
     labels = (labels.with_preprocessing(dense.labels) if labels else None) or dense.labels
     predictions = predict_images(
         dense,
@@ -110,6 +114,35 @@ def predict(
         ]
         write_scan_parts(folder, [ScanParts(scores, image or None) for scores, image in files])
     return predictions
+
+
+def _kept_or_made(
+    model: Any,
+    source: str | None,
+    window: int | Sequence[int] | None,
+    channels: int | None,
+    context: str | None,
+    score_kind: str | None,
+    cache: bool,
+) -> Dense:
+    """The network for images of any size; for a program file, the one that is kept beside it, if there is one."""
+
+    def make() -> Any:
+        return _dense(model, source, window, channels, context, score_kind)
+
+    program = Path(model) if cache and isinstance(model, str | os.PathLike) else None
+    if program is None or program.suffix != ".pt2" or not program.is_file():
+        dense: Dense = make()
+        return dense
+    from onebyone.loading import nonfinite_notes
+    from onebyone.pytorch.lift.any_size_cache import kept_or_made
+
+    sizes = window if window is None or isinstance(window, int) else [int(n) for n in window]
+    arguments = {"window": sizes, "channels": channels, "context": context, "score_kind": score_kind}
+    kept = kept_or_made(program, arguments, make)
+    for note in nonfinite_notes(kept.model):
+        warnings.warn(note, OnebyoneWarning, stacklevel=3)
+    return kept
 
 
 def _dense(

@@ -51,6 +51,10 @@ def predict(
     save: Annotated[
         Path, o.output_option("Folder for boxes, heat maps, drawings and what view shows.", metavar="FOLDER")
     ] = Path("predictions"),
+    no_cache: Annotated[
+        bool,
+        typer.Option("--no-cache", help="Keep no any-size network beside a .pt2 file for the next run."),
+    ] = False,
     no_save: Annotated[bool, o.output_option("Write no files: only print the result.", "--no-save")] = False,
 ) -> None:
     """Find the objects of a classifier's classes in pictures of any size, and write boxes, heat maps and drawings.
@@ -65,7 +69,7 @@ def predict(
         notes: tuple[str, ...] = ()
         model: Any = source
         with run.step(f"Opening {source}"):
-            if loading.opens_densely(source):
+            if loading.opens_densely(source) or source.endswith(".pt2"):
                 loading.require_own_weights(source, weights, pretrained)
             else:
                 model, notes = loading.open_network(source, weights, seed=seed, pretrained=pretrained)
@@ -93,6 +97,7 @@ def predict(
                 save=None if no_save else save,
                 progress=report,
                 name=source,
+                cache=not no_cache,
                 device=device,
                 output=output,
             )

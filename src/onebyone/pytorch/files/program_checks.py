@@ -126,7 +126,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _why_unsafe_text(key: str, text: str) -> str | None:
     if key == "target" or key == "as_operator":
-        return _why_unsafe_operator(text)
+        return why_unsafe_operator(text)
     if key == "expr_str":
         return why_unsafe_expression(text)
     if key == "guards_code":
@@ -145,7 +145,7 @@ def _why_unsafe_text(key: str, text: str) -> str | None:
     return None if _LABEL.fullmatch(text) else f"has an unsafe label ({text[:60]!r})"
 
 
-def _why_unsafe_operator(target: str) -> str | None:
+def why_unsafe_operator(target: str) -> str | None:
     if _TOUCHES_FILES.match(target):
         return f"calls {target!r}, which reads or writes files"
     if _OPERATOR.fullmatch(target):
