@@ -146,6 +146,11 @@ def _why_unsafe_text(key: str, text: str) -> str | None:
 
 
 def why_unsafe_operator(target: str) -> str | None:
+    """Why the name of an operator is not that of a tensor operator that touches no files; else None.
+
+    >>> why_unsafe_operator("torch.ops.aten.from_file.default")
+    "calls 'torch.ops.aten.from_file.default', which reads or writes files"
+    """
     if _TOUCHES_FILES.match(target):
         return f"calls {target!r}, which reads or writes files"
     if _OPERATOR.fullmatch(target):
