@@ -54,6 +54,11 @@ def test_where_no_tf32_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert precision.tf32_warning(on_gpu()) is None
 
 
+def test_functions_are_verified_without_it() -> None:
+    layer = torch.nn.Linear(4, 3)
+    assert onebyone.verify(lambda x: layer(x), layer, torch.randn(2, 4)).equivalent  # type: ignore[arg-type]
+
+
 def test_verifications_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
     network = torch.nn.Sequential(torch.nn.Linear(4, 3))
     c = onebyone.convert(network)
