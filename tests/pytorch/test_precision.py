@@ -26,7 +26,7 @@ def flags(monkeypatch: pytest.MonkeyPatch, convolutions: str, products: str) -> 
     backends: Any = torch.backends
     conv, matmul = SimpleNamespace(fp32_precision=convolutions), SimpleNamespace(fp32_precision=products)
     fake = SimpleNamespace(cudnn=SimpleNamespace(conv=conv), cuda=SimpleNamespace(matmul=matmul))
-    monkeypatch.setattr(precision.torch, "backends", fake)
+    monkeypatch.setattr(torch, "backends", fake)
     assert backends is not fake
 
 

@@ -19,7 +19,7 @@ def tf32_warning(network: Any) -> str | None:
     >>> tf32_warning(torch.nn.Linear(2, 3)) is None
     True
     """
-    parameters = getattr(network, "parameters", tuple)()  # a function has none
+    parameters: Any = getattr(network, "parameters", tuple)()  # a function has none
     devices = {p.device for p in parameters if p.device.type == "cuda" and p.dtype == torch.float32}
     if not any(torch.cuda.get_device_capability(d) >= _FIRST_WITH_TF32 for d in devices):
         return None
