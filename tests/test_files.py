@@ -51,6 +51,21 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_made_of_another_one_gives_it_no_new_readers(tmp_path: Path) -> None:
+    source, made = tmp_path / "source", tmp_path / "made"
+    source.touch(0o600)
+    with atomic_path(made, readers_of=source) as part:
+        assert stat.S_IMODE(part.stat().st_mode) == 0o600  # before anything is in it
+        part.write_text("secret")
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    source.chmod(0o404)
+    made.chmod(0o664)
+    with atomic_path(made, readers_of=source) as part:
+        part.unlink()
+        part.touch(0o600)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o604  # the owner may replace it again
+
+
 def test_permissions_and_links_stay(tmp_path: Path) -> None:
     target, link, fresh = tmp_path / "a.txt", tmp_path / "link.txt", tmp_path / "fresh.txt"
     target.write_text("old")

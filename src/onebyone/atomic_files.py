@@ -19,11 +19,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(
+    path: str | os.PathLike[str], readers_of: str | os.PathLike[str] | None = None
+) -> Iterator[Path]:
     """Provide a temporary path in the folder of `path`; on success it replaces `path`, on failure it is removed.
 
     The temporary name has the suffix of `path`, because some writers choose the format by it. An existing file keeps
-    its permissions. If `path` is a symbolic link, its target is replaced.
+    its permissions. If `path` is a symbolic link, its target is replaced. Who may not read the file `readers_of`, from
+    which the new one is made, may not read the new one either.
 
     Raises
     ------
@@ -43,10 +46,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = _create_temporary(target, requested)
     permissions = temporary.stat().st_mode & 0o7777  # some writers replace the file by one of their own
     try:
+        allowed = 0o7777 if readers_of is None else _permissions_like(Path(readers_of), temporary)
+        temporary.chmod(permissions & allowed)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(target.stat().st_mode & 0o7777 if target.exists() else permissions)
+        temporary.chmod((target.stat().st_mode & 0o7777 if target.exists() else permissions) & allowed)
         os.replace(temporary, target)
     except BaseException as error:
         with suppress(OSError):
@@ -146,6 +151,13 @@ def _create_temporary(target: Path, requested: Path) -> Path:
     except OSError as error:
         raise _unwritable(requested, error) from error
     return temporary
+
+
+def _permissions_like(other: Path, temporary: Path) -> int:
+    """The permissions that do not give a new file to anyone who may not read another one; the owner may write it."""
+    theirs, own = other.stat(), temporary.stat()
+    same_group = theirs.st_gid == own.st_gid
+    return 0o600 | (theirs.st_mode & (0o777 if same_group else 0o707))
 
 
 def _about(temporary: Path, error: OSError) -> bool:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import onebyone
 from onebyone.cli.main import app
 from onebyone.dense import ScoreMap
-from onebyone.errors import BadInput, InexactWarning, OnebyoneWarning, Refused
+from onebyone.errors import BadInput, InexactWarning, Refused
 from onebyone.prediction.inputs import image_files
 from onebyone.viewing import ScanView
 from onebyone.viewing.scan_folder import ScanParts, scan_parts
@@ -333,62 +333,3 @@ def test_global_pooling_of_an_onnx_file_pools_over_what_is_asked_for(tmp_path: P
     onebyone.convolutionalize(file, 8, context="window").save(tmp_path / "dense.onnx")
     with pytest.raises(BadInput, match=r"context=image: .* was made with context=window"):
         onebyone.predict(tmp_path / "dense.onnx", image, context="image", **given)
-
-
-def test_the_network_of_a_program_is_kept_beside_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, kept = tmp_path / "bright.pt2", tmp_path / "bright.pt2.any-size.safetensors"
-    torch.export.save(torch.export.export(bright(), (torch.zeros(1, 3, 8, 8),)), path)
-    options = {"window": 8, "labels": RAW, "threshold": 0.9}
-    without = onebyone.predict(path, folder / "a.png", cache=False, **options)
-    assert not kept.exists()
-    first = onebyone.predict(path, folder / "a.png", **options)
-    assert kept.exists()
-    monkeypatch.setattr("onebyone.api.prediction._dense", lambda *_: pytest.fail("it is kept"))
-    second = onebyone.predict(str(path), folder / "a.png", **options)
-    expected = [p.detections.boxes.tolist() for p in without]
-    assert (
-        expected
-        == [p.detections.boxes.tolist() for p in first]
-        == [p.detections.boxes.tolist() for p in second]
-    )
-    assert len(expected[0]) == 2
-
-
-def test_the_command_keeps_it_unless_told_otherwise(folder: Path, tmp_path: Path) -> None:
-    path, kept = tmp_path / "bright.pt2", tmp_path / "bright.pt2.any-size.safetensors"
-    torch.export.save(torch.export.export(bright(), (torch.zeros(1, 3, 8, 8),)), path)
-    words = [
-        "predict",
-        str(path),
-        str(folder / "a.png"),
-        "--window",
-        "8",
-        "--std",
-        "1",
-        "--no-save",
-        "--json",
-    ]
-    without = CliRunner().invoke(app, [*words, "--no-cache"])
-    assert without.exit_code == 0, without.output
-    assert not kept.exists()
-    first, second = CliRunner().invoke(app, words), CliRunner().invoke(app, words)
-    assert kept.exists()
-    found = [json.loads(r.stdout)["images"][0]["objects"] for r in (without, first, second)]
-    assert found[0]
-    assert found[0] == found[1] == found[2]
-
-
-def test_weights_that_are_not_finite_are_named_whether_kept_or_not(folder: Path, tmp_path: Path) -> None:
-    network = bright()
-    with torch.no_grad():
-        network[0].weight[0, 0, 0, 0] = float("nan")
-    path = tmp_path / "bright.pt2"
-    torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 8, 8),)), path)
-    for _ in range(2):
-        with (
-            pytest.warns(OnebyoneWarning, match=r"1 weight tensor holds NaN or infinity \(0.weight\)"),
-            pytest.raises(BadInput, match="not finite"),
-        ):
-            onebyone.predict(path, folder / "a.png", window=8, labels=RAW)

@@ -160,7 +160,12 @@ def test_one_tensor_under_two_names_is_stored_once() -> None:
     tensors, same = any_size_cache._distinct({"a": weight, "b": other, "c": weight, "part": weight[:1]})
     assert list(tensors) == ["a", "b", "part"]
     assert same == {"c": "a"}
-    assert any_size_cache._all(tensors, same)["c"] is tensors["a"]
+    names = [("c", "a", True), ("b", "b", False), ("a", "a", True), ("part", "part", False)]
+    kept = any_size_cache._all(tensors, names)
+    assert list(kept) == ["c", "b", "a", "part"]
+    assert kept["c"] is kept["a"]
+    assert isinstance(kept["a"], nn.Parameter)
+    assert not isinstance(kept["b"], nn.Parameter)
     assert tensors["part"].data_ptr() != tensors["a"].data_ptr()
 
 
@@ -216,6 +221,7 @@ def rewritten(path: Path, change: Callable[[dict[str, str], dict[str, torch.Tens
         notes = dict(file.metadata())
     tensors = load_file(path)
     change(notes, tensors)
+    notes["crc32"] = any_size_cache._checksum(tensors, notes)  # as whoever plants a file would
     save_file(tensors, path, notes)
 
 
@@ -251,6 +257,28 @@ PLANTED: dict[str, dict[str, Any]] = {
     "two kinds of one value": {"args": [{"node": 0, "tuple": []}]},
     "a dtype that is none": {"args": [{"dtype": "torch.load"}]},
     "an unknown kind of node": {"op": "call_everything"},
+    "an attribute that is no tensor": {"op": "get_attr", "target": "forward.__globals__"},
+    "a module in place of a method": {
+        "op": "call_module",
+        "target": {"path": "forward", "module": {"class": "Dropout", "p": 0.5}},
+    },
+    "a second input": {"op": "placeholder", "target": "second", "args": []},
+    "a second output": {"op": "output", "target": "output", "args": [None]},
+    "deep nesting": {"args": json.loads("[" * 400 + "]" * 400)},
+    "a shape of another size than 64 bits": {
+        "op": "call_module",
+        "target": {
+            "path": "m",
+            "module": {
+                "class": "BatchNorm2d",
+                "num_features": 2**70,
+                "eps": 1e-5,
+                "momentum": None,
+                "affine": True,
+                "track_running_stats": True,
+            },
+        },
+    },
 }
 
 
@@ -265,15 +293,24 @@ def test_what_a_file_could_plant_is_not_read(name: str, program: Path) -> None:
     kept_or_made(program, ARGUMENTS, lambda: pytest.fail("the sound one has replaced it"))
 
 
-@pytest.mark.parametrize("key", ["graph.json", "same.json", "advice.json", "onebyone.json", "fingerprint"])
+@pytest.mark.parametrize("key", ["graph.json", "names.json", "advice.json", "onebyone.json", "fingerprint"])
 @pytest.mark.parametrize("text", ["", "{}", "[", "null"])
 def test_damaged_notes_are_not_read(key: str, text: str, program: Path) -> None:
     made: list[str] = []
     kept_or_made(program, ARGUMENTS, maker(program, made))
     rewritten(cache_path(program), lambda notes, _: notes.update({key: text}))
     kept_or_made(program, ARGUMENTS, maker(program, made))
-    sound = text == "{}" and key in ("advice.json", "same.json")  # no advice, no second names
+    sound = text == "{}" and key == "advice.json"  # no advice
     assert len(made) == (1 if sound else 2)
+
+
+@pytest.mark.parametrize("key", ["graph.json", "names.json", "advice.json", "onebyone.json"])
+def test_notes_that_are_nested_too_deeply_are_not_read(key: str, program: Path) -> None:
+    made: list[str] = []
+    kept_or_made(program, ARGUMENTS, maker(program, made))
+    rewritten(cache_path(program), lambda notes, _: notes.update({key: "[" * 100_000}))
+    kept_or_made(program, ARGUMENTS, maker(program, made))
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("cut", [0, 1, 8, 100, -1])

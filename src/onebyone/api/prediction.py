@@ -70,7 +70,7 @@ def predict(
         name: the source that `model` comes from, for its class names, preprocessing and window; None takes `model` if
             that is a name.
         cache: whether the any-size network of a `.pt2` file is kept beside it, as `NAME.pt2.any-size.safetensors`, and
-            read from there where nothing it depends on has changed.
+            read from there where nothing it depends on has changed; not where `name` is another source.
         scanning: device, batch, shifts, tile, output, page, mode, compared: see `onebyone.dense.scan`.
 
     Returns:
@@ -96,7 +96,8 @@ def predict(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise BadInput(f"save={os.fspath(folder)!r}: is a file; expected a folder")
     source = name or (os.fspath(model) if isinstance(model, str | os.PathLike) else None)
-    dense = _kept_or_made(model, source, window, channels, context, score_kind, cache)
+    own = name is None or (isinstance(model, str | os.PathLike) and name == os.fspath(model))
+    dense = _kept_or_made(model, source, window, channels, context, score_kind, cache and own)
     labels = (labels.with_preprocessing(dense.labels) if labels else None) or dense.labels
     predictions = predict_images(
         dense,
@@ -130,16 +131,16 @@ def _kept_or_made(
     def make() -> Any:
         return _dense(model, source, window, channels, context, score_kind)
 
-    program = Path(model) if cache and isinstance(model, str | os.PathLike) else None
-    if program is None or program.suffix != ".pt2" or not program.is_file():
+    program = Path(model) if isinstance(model, str | os.PathLike) else None
+    if program is None or program.suffix != ".pt2" or not os.path.isfile(program):
         dense: Dense = make()
         return dense
     from onebyone.loading import nonfinite_notes
     from onebyone.pytorch.lift.any_size_cache import kept_or_made
 
-    sizes = window if window is None or isinstance(window, int) else [int(n) for n in window]
-    arguments = {"window": sizes, "channels": channels, "context": context, "score_kind": score_kind}
-    kept = kept_or_made(program, arguments, make)
+    given = {"window": window, "channels": channels, "context": context, "score_kind": score_kind}
+    arguments = {key: repr(value) for key, value in given.items()}
+    kept = kept_or_made(program, arguments, make) if cache else make()
     for note in nonfinite_notes(kept.model):
         warnings.warn(note, OnebyoneWarning, stacklevel=3)
     return kept

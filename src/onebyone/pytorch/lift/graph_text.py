@@ -59,9 +59,13 @@ _DTYPES = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)
 _FORMATS = {str(f): f for f in vars(torch).values() if isinstance(f, torch.memory_format)}
 
 
-_DAMAGED = (
+#: What reading a text may raise that is not what `graph_text` writes.
+DAMAGED = (
     *(KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SyntaxError, AssertionError),
-    OverflowError,
+    *(
+        OverflowError,
+        MemoryError,
+    ),  # the second one by an expression that is nested too deeply for the compiler
 )
 
 
@@ -107,7 +111,7 @@ def graph_module(text: str, tensors: Mapping[str, torch.Tensor]) -> fx.GraphModu
     """
     try:
         return _read(json.loads(text), tensors)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise BadInput(f"the graph of the any-size network is damaged ({error!r})") from error
 
 
@@ -181,9 +185,12 @@ def _plain(value: Any, numbers: Mapping[fx.Node, int]) -> Any:
 def _read(data: Any, tensors: Mapping[str, torch.Tensor]) -> fx.GraphModule:
     if data["version"] != VERSION:
         raise ValueError(f"version {data['version']}")
-    root, graph, nodes = nn.Module(), fx.Graph(), list[fx.Node]()
+    root, graph, nodes = fx.GraphModule(nn.Module(), fx.Graph(), "AnySize"), fx.Graph(), list[fx.Node]()
     for name, tensor in tensors.items():
         _attach(root, name, tensor)
+    operations = [entry["op"] for entry in data["nodes"]]
+    if operations.count("placeholder") != 1 or operations.index("output") != len(operations) - 1:
+        raise ValueError("not one input and, at the end, one output")
     for entry in data["nodes"]:
         op, target = str(entry["op"]), entry["target"]
         args = tuple(_value(a, nodes) for a in entry["args"])
@@ -194,16 +201,16 @@ def _read(data: Any, tensors: Mapping[str, torch.Tensor]) -> fx.GraphModule:
         nodes.append(
             graph.create_node(op, _target(op, target, args, root), args, kwargs, _identifier(entry["name"]))
         )
-    network = fx.GraphModule(root, graph, "AnySize")
-    graph.lint()
-    return network.eval()
+    root.graph = graph
+    root.graph.lint()
+    return root.eval()
 
 
 def _target(op: str, target: Any, args: tuple[Any, ...], root: nn.Module) -> Any:
     if op == "placeholder":
         return _identifier(target)
     if op == "get_attr":
-        return _path(target)
+        return _stored(root, _path(target))
     if op == "call_module":
         path = _path(target["path"])
         _attach(root, path, _module(target["module"]))
@@ -249,20 +256,35 @@ def _attach(root: nn.Module, path: str, item: nn.Module | torch.Tensor) -> None:
         if parent not in holder._modules:
             holder.add_module(parent, nn.Module())
         holder = holder.get_submodule(parent)
+    if isinstance(item, nn.Parameter):
+        holder.register_parameter(name, item)
+        return
     if isinstance(item, torch.Tensor):
         holder.register_buffer(name, item)
         return
     before = holder._modules.get(name)
-    stored = {} if before is None else dict(before.named_buffers(recurse=False))
+    stored: dict[str, Any] = {} if before is None else {**before._parameters, **before._buffers}
     expected = dict([*item.named_parameters(recurse=False), *item.named_buffers(recurse=False)])
     for key, tensor in expected.items():
         if stored[key].shape != tensor.shape:
             raise ValueError(f"the shape of {path}.{key}")
         if key in item._parameters:
-            item._parameters[key] = nn.Parameter(stored[key], requires_grad=False)
+            item._parameters[key] = stored[key]
         else:
             item._buffers[key] = stored[key]
-    holder._modules[name] = item
+    if before is None:
+        holder.add_module(name, item)  # which refuses the names of attributes
+    else:
+        holder._modules[name] = item
+
+
+def _stored(root: nn.Module, path: str) -> str:
+    """The path of a parameter or buffer, and of no other attribute."""
+    parent, _, name = path.rpartition(".")
+    holder = root.get_submodule(parent)
+    if name not in holder._parameters and name not in holder._buffers:
+        raise ValueError(f"no tensor {path[:60]!r}")
+    return path
 
 
 def _value(value: Any, nodes: list[fx.Node]) -> Any:
