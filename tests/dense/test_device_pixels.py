@@ -75,6 +75,58 @@ def test_the_network_gives_the_same_scores(channels_last: bool, half: str | None
     assert scores.dtype == np.float32
 
 
+LAYOUTS: dict[str, Any] = {
+    "packed": lambda v: v,
+    "read only": lambda v: np.broadcast_to(v, v.shape),
+    "negative strides": lambda v: v[::-1, ::-1],
+    "channels in reverse": lambda v: v[..., ::-1],
+    "columns first": np.asfortranarray,
+    "part of a larger image": lambda v: np.repeat(np.repeat(v, 2, 1), 2, 2)[:, ::2, ::2],
+    "big-endian": lambda v: v.astype(v.dtype.newbyteorder(">")),
+}
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_in_any_memory_order(layout: str, kind: str) -> None:
+    values, labels = LAYOUTS[layout](image(2, 3, kind)), Labels(scale=0.3, mean=(0.1, 0.2, 0.3))
+    source = ArraySource(values)
+    with torch_runner(exact_net(3).model, CPU) as run:
+        reader, on_batch = reader_and_runner(run, source, labels, CUDA, 1)
+    assert isinstance(reader, StoredPixelReader)
+    assert isinstance(on_batch, PixelRunner)
+    reader.buffers.pinned = False  # there is no GPU here
+    tile = next(iter(plan_scan(geometry(2), values.shape[:-1], tile=3)))
+    pixels = torch.from_numpy(reader([tile]))
+    inputs = normalised(pixels, labels, scale_of(source.dtype, labels))
+    expected = by_formula(values[tuple(s.slice for s in tile.read)], labels)
+    np.testing.assert_array_equal(inputs[0].numpy(), expected)
+
+
+def test_the_default_type_of_pytorch_does_not_matter() -> None:
+    values, labels = image(2, 3, "uint8"), Labels(scale=1 / 255, mean=(0.485,), std=(0.229,))
+    torch.set_default_dtype(torch.float64)
+    try:
+        inputs = normalised(torch.from_numpy(values[None]), labels, labels.scale)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(inputs[0].numpy(), by_formula(values, labels))
+
+
+def test_values_of_another_type_than_stated_are_refused() -> None:
+    """16-bit values that were cut to 8 bits would be wrong numbers."""
+
+    class Misstated(ArraySource):
+        dtype = np.dtype(np.uint8)
+
+        def read(self, region: Any) -> Any:
+            return self.values[tuple(span.slice for span in region)]
+
+    source = Misstated(np.full((20, 20, 1), 300, np.uint16))
+    with pytest.raises(BadInput, match="gives values of type uint16; it states uint8"):
+        StoredPixelReader(source)(list(plan_scan(geometry(2), (20, 20), tile=20)))
+
+
 def test_only_a_gpu_gets_pixels_as_they_are_stored() -> None:
     net, labels = exact_net(), Labels()
 

@@ -20,6 +20,7 @@ from onebyone.dense.plan import Tile
 from onebyone.dense.preprocessing import scale_of
 from onebyone.dense.runner import TileRunner, TorchRunner, TorchSettings
 from onebyone.dense.tile_buffers import TileBuffers
+from onebyone.errors import BadInput
 from onebyone.records import Labels
 from onebyone.stores.source import ImageSource
 
@@ -72,7 +73,8 @@ class StoredPixelReader:
     def __call__(self, tiles: Sequence[Tile]) -> NDArray[Any]:
         """Pixels of tiles of one shape: (tiles, *read_shape, C), in one of the buffers.
 
-        Raises BadInput where `check` finds a value that is not finite.
+        Raises BadInput where `check` finds a value that is not finite, or the image gives values of another type than
+        it states: such values would be truncated to that type.
         """
         shape = (len(tiles), *tiles[0].read_shape, self.source.channels)
         packed = torch.empty(shape, device="meta").stride()
@@ -81,6 +83,10 @@ class StoredPixelReader:
             values = self.source.read(tile.read)
             if self.check is not None:
                 self.check.add(values)
+            if values.dtype.newbyteorder("=") != batch.dtype:
+                raise BadInput(
+                    f"the image gives values of type {values.dtype}; it states {self.source.dtype}"
+                )
             np.copyto(pixels, values)
         return batch
 
@@ -118,7 +124,7 @@ def normalised(pixels: torch.Tensor, labels: Labels, scale: float) -> torch.Tens
     if scale != 1.0:
         values.mul_(scale)
     if labels.mean:
-        values.sub_(torch.tensor(labels.mean, device=values.device))
+        values.sub_(torch.tensor(labels.mean, dtype=torch.float32, device=values.device))
     if labels.std:
-        values.div_(torch.tensor(labels.std, device=values.device))
+        values.div_(torch.tensor(labels.std, dtype=torch.float32, device=values.device))
     return values.movedim(-1, 1)
