@@ -333,3 +333,12 @@ def test_global_pooling_of_an_onnx_file_pools_over_what_is_asked_for(tmp_path: P
     onebyone.convolutionalize(file, 8, context="window").save(tmp_path / "dense.onnx")
     with pytest.raises(BadInput, match=r"context=image: .* was made with context=window"):
         onebyone.predict(tmp_path / "dense.onnx", image, context="image", **given)
+
+
+def test_a_network_of_signals_is_refused_at_any_scales(folder: Path) -> None:
+    signals = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(24, 3))
+    for scales in ((1,), (1, 0.5)):
+        with pytest.raises(BadInput, match="axes"):
+            onebyone.predict(
+                signals, folder / "a.png", window=8, scales=scales, labels=onebyone.Labels(std=(1,))
+            )

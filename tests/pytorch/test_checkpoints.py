@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from onebyone.pytorch.files.checkpoints import load_weights, nonfinite_weights, read_checkpoint
+from onebyone.pytorch.files.program_file import load_program
 from onebyone.pytorch.files.sources import load_source
 from tests.pytorch.source_files import Evil, fresh, recompress, same, saved, sentence
 
@@ -91,6 +92,10 @@ def test_damaged_weights(kind: str, suffix: str, tmp_path: Path) -> None:
 
 def test_weights_that_are_not_there_or_hold_no_tensors(tmp_path: Path) -> None:
     assert "there is no such file" in sentence(lambda: read_checkpoint(tmp_path / "no.pth"))
+    for suffix in (".pth", ".pt2"):
+        longer = tmp_path / ("x" * 300 + suffix)  # than a name may be
+        read = load_program if suffix == ".pt2" else read_checkpoint
+        assert "there is no such file" in sentence(lambda read=read, longer=longer: read(longer))
     assert "is a directory" in sentence(lambda: read_checkpoint(tmp_path))
     assert "holds list" in sentence(lambda: read_checkpoint(saved([1], tmp_path / "l.pth")))
     assert "no tensors by name" in sentence(lambda: read_checkpoint(saved({"a": 1}, tmp_path / "n.pth")))

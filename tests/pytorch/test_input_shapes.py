@@ -128,6 +128,9 @@ def test_a_window_of_other_axes_says_what_was_expected() -> None:
         BadInput, match=r"its first layer slides over 1 axis: expected a window such as \(33,\)"
     ):
         convolutionalize(SIGNALS, (33, 33))
+    for wrong in (33.0, np.int64(33), "33", ()):
+        with pytest.raises(BadInput, match="one to three positive whole numbers of pixels were expected"):
+            convolutionalize(SIGNALS, wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pool", [nn.AvgPool2d(1280, ceil_mode=True), nn.MaxPool2d(1280, ceil_mode=True)])

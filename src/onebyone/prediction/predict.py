@@ -137,6 +137,8 @@ def _fitting(image: Any, dense: Dense, scales: Sequence[float], options: Mapping
     chosen: dict[str, Any] = {name: options.get(name) for name in ("page", "level", "mpp")}
     size = open_image(image, axis_names=options.get("axes"), **chosen).size
     window = dense.geometry.window
+    if len(window) != len(size):
+        return list(scales)  # scan says which axes are missing
     fitting = [f for f in scales if all(round(n * f) >= w for n, w in zip(size, window, strict=True))]
     if not fitting:
         listed = ", ".join(f"{f:g}" for f in scales)

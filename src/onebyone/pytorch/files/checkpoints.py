@@ -70,8 +70,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if the file is missing, truncated or of another format, or is a pickle with code in it, which is not run.
     """
     path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"weights {path}: {'is a directory' if path.is_dir() else 'there is no such file'}")
+    if not os.path.isfile(path):  # which is false also of a name that is too long for the system
+        raise BadInput(
+            f"weights {path}: {'is a directory' if os.path.isdir(path) else 'there is no such file'}"
+        )
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except SafetensorError as error:

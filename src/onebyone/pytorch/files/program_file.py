@@ -69,8 +69,8 @@ def load_program(path: str | os.PathLike[str]) -> ProgramFile:
     from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2  # it imports torch.compile
 
     path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"{path}: {'is a directory' if path.is_dir() else 'there is no such file'}")
+    if not os.path.isfile(path):  # which is false also of a name that is too long for the system
+        raise BadInput(f"{path}: {'is a directory' if os.path.isdir(path) else 'there is no such file'}")
     with _as_bad_input(path), path.open("rb") as stream:
         _check_container(stream, path)
         with PT2ArchiveReader(stream) as reader:
