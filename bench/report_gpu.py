@@ -35,8 +35,13 @@ def gpu_section(gpu: dict[str, Any], forms: list[dict[str, Any]]) -> list[str]:
         cells = [f"{r['error']:.1e} | {r['ms']:.3f}" for r in gpu["precision"] if r["precision"] == name]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     lines += ["", "Errors are relative to the largest output, against float64.", ""]
-    lines += ["| layers, batch 32 | precision | shapes | time of the other form ÷ its own | range |"]
-    lines += ["|---|---|---|---|---|"]
+    lines += [
+        f"Inputs are repeated {forms[0]['batch']} times along the batch. Times are those of the other form ÷ those of "
+        "the layer as it is: geometric mean, and range over all shapes.",
+        "",
+        "| layers | precision | shapes | mean | range |",
+        "|---|---|---|---|---|",
+    ]
     for data in forms:
         for kind, title in LAYERS.items():
             ratios = _other_form(data, kind)
@@ -70,23 +75,24 @@ def _dense(gpu: dict[str, Any]) -> list[str]:
     lines = [
         "",
         f"The any-size form against every window, on an image of {side} × {side} pixels. Seconds are wall-clock time "
-        f"from pixels to scores in the processor's memory. ResNet-18 is padded, so its difference is not rounding.",
+        f"from pixels to scores in the processor's memory. MONAI's "
+        "windows were timed once, without a warm-up. The last column has the largest difference between scores of the "
+        "any-size form and of every window, and the largest score. ResNet-18 is padded, so its difference is not "
+        "rounding.",
         "",
-        "| network | precision | windows | any size, s | every window, s | ÷ any size | MONAI's windows ÷ any size | "
-        "difference, of scores up to |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | precision | any size, s | every window ÷ any size | MONAI ÷ any size | largest difference |",
+        "|---|---|---|---|---|---|",
     ]
     for r in float32:
         monai = f"{r['monai_over_dense']:.0f}" if "monai_over_dense" in r else "–"
         lines.append(
-            f"| {r['network']} | {TITLES[r['precision']]} | {r['windows']:,} | {r['seconds_dense']:.3f} | "
-            f"{r['seconds_windows']:.2f} | {r['windows_over_dense']:.0f} | {monai} | "
-            f"{r['difference']:.1e}, {r['largest']:.2f} |"
+            f"| {r['network']}, {r['windows']:,} windows | {TITLES[r['precision']]} | {r['seconds_dense']:.3f} | "
+            f"{r['windows_over_dense']:.0f} | {monai} | {r['difference']:.1e} of {r['largest']:.2f} |"
         )
     lines += [
         "",
-        f"`half=` takes {min(half):.2f} to {max(half):.2f} s on this image, because the scan first measures its error "
-        f"on a tile; it is for larger ones.",
+        f"With `half=`, a scan takes {min(half):.2f} to {max(half):.2f} s on this image, because it first measures the "
+        f"error of 16 bits on a tile; it was not measured on a larger image.",
         "",
         "| network | megapixels | megapixels per second | the network alone ÷ the scan |",
         "|---|---|---|---|",
