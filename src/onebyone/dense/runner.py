@@ -125,20 +125,23 @@ def moved_to(model: nn.Module, device: str | torch.device) -> nn.Module:
     """
     target = usable_device(device)
     current = next((p.device for p in [*model.parameters(), *model.buffers()]), target)
-    if current.type == target.type and (target.index is None or current.index == target.index):
+    if current == target:
         return model
     return copy.deepcopy(model).to(target)
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device, tested by an allocation. Raises BadInput where it cannot be used."""
+    """The device, with its number where there are several, tested by an allocation.
+
+    Raises BadInput where it cannot be used.
+    """
     try:
-        usable = torch.device(device)
-        torch.zeros(1, device=usable).cpu()  # the meta device allocates, but its tensors hold no numbers
+        allocated = torch.zeros(1, device=torch.device(device))
+        allocated.cpu()  # the meta device allocates, but its tensors hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"device={str(device)!r}: cannot be used here: {reason}") from error
-    return usable
+    return allocated.device
 
 
 def floating_dtype(model: nn.Module) -> torch.dtype:
