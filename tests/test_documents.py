@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from onebyone.cli.main import app
 from tests.interpreter import run_python
 from tools.site_hooks import REPORT
 
@@ -47,6 +49,18 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
             linked = page.parent / target
             assert linked.exists() or linked == RENDERED, f"{page.name} links to {target}"
+
+
+def test_commands_that_pages_name_exist() -> None:
+    pages = (ROOT / "README.md", ROOT / "PACKAGE.md", *sorted((ROOT / "docs").rglob("*.md")))
+    named = {
+        (page.name, verb)
+        for page in pages
+        for verb in re.findall(r"(?:`|^ *|\$ )onebyone ([a-z][a-z-]*)", page.read_text("utf-8"), re.M)
+    }
+    commands = get_command(app).commands.keys()  # type: ignore[attr-defined]
+    assert len({verb for _, verb in named}) > 10
+    assert {(page, verb) for page, verb in named if verb not in commands} == set()
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
