@@ -68,3 +68,8 @@ def test_verifications_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proof.equivalent
     assert proof.warnings == ("the forms round differently",)
     assert "warning: the forms round differently" in str(proof)
+    convolutions = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))
+    unchanged = onebyone.convolutionalize(convolutions, window=3)
+    assert not unchanged.changes
+    assert not onebyone.verify(convolutions, unchanged).warnings
+    assert not onebyone.verify(network, network, torch.randn(2, 4)).warnings
