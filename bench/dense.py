@@ -93,10 +93,18 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     return int(counter.get_total_flops() // 2)
 
 
-def monai_windows(model: nn.Module, image: np.ndarray, window: int, stride: int, splitter: Any) -> np.ndarray:
-    """The scores of every window that MONAI's splitter gives, in batches of 16."""
-    x = torch.from_numpy(np.moveaxis(image.astype(np.float32), -1, 0)[None])
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (LABELS.mean, LABELS.std))
+def monai_windows(
+    model: nn.Module,
+    image: np.ndarray,
+    window: int,
+    stride: int,
+    splitter: Any,
+    device: str | torch.device = "cpu",
+    batch_size: int = 16,
+) -> np.ndarray:
+    """The scores of every window that MONAI's splitter gives of an image on a device, in batches."""
+    x = torch.from_numpy(np.moveaxis(image, -1, 0)[None].copy()).to(device).float()
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (LABELS.mean, LABELS.std))
     x = (x * LABELS.scale - mean) / std
     windows = splitter(patch_size=(window, window), overlap=1 - stride / window, pad_mode=None)(x)
     scores: list[torch.Tensor] = []
@@ -104,12 +112,12 @@ def monai_windows(model: nn.Module, image: np.ndarray, window: int, stride: int,
     with torch.inference_mode():
         for patch, _ in windows:
             batch.append(patch)
-            if len(batch) == 16:
+            if len(batch) == batch_size:
                 scores.append(model(torch.cat(batch)))
                 batch = []
         if batch:
             scores.append(model(torch.cat(batch)))
-    return torch.cat(scores).numpy()
+    return torch.cat(scores).cpu().numpy()
 
 
 def monai_splitter() -> tuple[Any, str]:

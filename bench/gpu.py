@@ -30,7 +30,7 @@ from rich.console import Console
 from torch import nn
 
 import onebyone
-from bench.dense import LABELS, monai_splitter
+from bench.dense import LABELS, monai_splitter, monai_windows
 from bench.dense_networks import resnet18, unpadded
 from bench.zoo.totals import machine
 from bench.zoo.work import ROOT
@@ -92,22 +92,6 @@ def measure_precision(rows: int = 8192, width: int = 1024) -> list[dict[str, Any
     return found
 
 
-def monai_windows(model: nn.Module, image: np.ndarray, window: int, stride: int, splitter: Any) -> np.ndarray:
-    """The scores of every window that MONAI's splitter gives of an image on the GPU, in batches of 256."""
-    x = torch.from_numpy(np.moveaxis(image, -1, 0)[None].copy()).to(DEVICE).float()
-    mean, std = (torch.tensor(v, device=DEVICE).view(1, 3, 1, 1) for v in (LABELS.mean, LABELS.std))
-    x = (x * LABELS.scale - mean) / std
-    scores, batch = [], []
-    with torch.inference_mode():
-        for patch, _ in splitter(patch_size=(window, window), overlap=1 - stride / window, pad_mode=None)(x):
-            batch.append(patch)
-            if len(batch) == 256:
-                scores.append(model(torch.cat(batch)))
-                batch = []
-        scores += [model(torch.cat(batch))] if batch else []
-    return torch.cat(scores).cpu().numpy()
-
-
 def measure_dense(name: str, model: nn.Module, window: int, side: int) -> list[dict[str, Any]]:
     """One network on one image in every precision: the any-size form, MONAI's windows, and `scan_windows`."""
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -133,7 +117,7 @@ def measure_dense(name: str, model: nn.Module, window: int, side: int) -> list[d
                 start = (
                     time.perf_counter()
                 )  # its result is on the processor, so that nothing is left in the queue
-                monai_windows(model, image, window, stride, splitter)
+                monai_windows(model, image, window, stride, splitter, DEVICE, 256)
                 row["seconds_monai"] = time.perf_counter() - start
                 row |= {"monai": version, "monai_over_dense": row["seconds_monai"] / dense}
         found.append(row)

@@ -63,7 +63,7 @@ def without_tf32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def there(value: Any) -> Any:
+def to_gpu(value: Any) -> Any:
     """Tensors of a structure on the GPU."""
     return tree_map(lambda t: t.to(DEVICE) if isinstance(t, torch.Tensor) else t, value)
 
@@ -81,8 +81,8 @@ def on_gpu(model: nn.Module) -> nn.Module:
     ("name", "to"),
     [(n, "linear" if "convolutions" in n else "conv") for n in BLOCKS] + [("bottleneck", "linear")],
 )
-def test_conversions_are_verified_there(name: str, to: str, level: str) -> None:
-    network, inputs = on_gpu(BLOCKS[name][0]), there(BLOCKS[name][1])
+def test_conversions_are_verified_on_the_gpu(name: str, to: str, level: str) -> None:
+    network, inputs = on_gpu(BLOCKS[name][0]), to_gpu(BLOCKS[name][1])
     c = onebyone.convert(network, to=to, level=level, example=inputs)
     proof = onebyone.verify(network, c, inputs)
     assert proof.equivalent, proof.problems
@@ -104,9 +104,9 @@ def test_integers_are_exact_and_the_weights_are_shared() -> None:
         assert torch.equal(linear[0](x), linear[1](x))
 
 
-def test_a_fault_of_one_unit_in_the_last_place_is_caught_there() -> None:
+def test_a_fault_of_one_unit_in_the_last_place_is_caught_on_the_gpu() -> None:
     network = on_gpu(tuned.tokens())
-    x = there(torch.randn(2, 4, 8))
+    x = to_gpu(torch.randn(2, 4, 8))
     c = onebyone.convert(network, to="conv", copy=True)
     with torch.no_grad():
         weight = next(p for p in c.model.parameters() if p.dim() > 1)
@@ -140,7 +140,7 @@ def test_proofs_are_computed_without_tf32() -> None:
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_any_size_equals_every_window_there(name: str) -> None:
+def test_any_size_equals_every_window_on_the_gpu(name: str) -> None:
     build, window, channels = EXACT[name]
     if name in MAKE_CONSTANTS_ON_THE_PROCESSOR - {"channels by a list"}:
         pytest.skip("the network makes constants on the processor, and does not run there itself")
@@ -155,7 +155,7 @@ def test_any_size_equals_every_window_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lenet with batch norms", "dilation and stride", "channel shuffle"])
-def test_any_size_is_verified_there(name: str) -> None:
+def test_any_size_is_verified_on_the_gpu(name: str) -> None:
     build, window, channels = EXACT[name]
     model = on_gpu(randomise(build()))
     d = onebyone.convolutionalize(model, window=window, channels=channels)
@@ -212,7 +212,7 @@ def test_a_scan_in_a_tuned_form(where: str) -> None:
     assert next(net.model.parameters()).device.type == where
 
 
-def test_a_network_that_is_there_already_is_scanned_there() -> None:
+def test_a_network_on_the_gpu_is_scanned_on_the_gpu() -> None:
     net, image = scanned.exact_net(), scanned.integer_image(60, 50)
     expected = onebyone.scan(net, image).scores
     net.model.to(DEVICE)
@@ -235,7 +235,7 @@ def test_boxes_and_pictures_in_one_step() -> None:
 # ---------------------------------------------------------------- tuning and evidence
 
 
-def test_tuned_there_and_the_plan_applied_again(tmp_path: Path) -> None:
+def test_tuned_on_the_gpu_and_the_plan_applied_again(tmp_path: Path) -> None:
     network, x = on_gpu(tuned.images()), torch.randn(2, 3, 8, 8).to(DEVICE)
     t = onebyone.tune(network, x, engines=["eager", "compile"], budget=10.0, dtypes="bfloat16")
     assert t.plan.device.startswith(DEVICE)
@@ -260,7 +260,7 @@ def test_every_engine_gives_a_result_or_a_reason() -> None:
     assert str(t)
 
 
-def test_evidence_on_a_network_that_is_there() -> None:
+def test_evidence_from_a_network_on_the_gpu() -> None:
     network, x = tuned.images().eval(), torch.randn(2, 3, 8, 8)
     here = onebyone.compare(network, x, budget=5.0)
     gpu = onebyone.compare(on_gpu(network), x.to(DEVICE), budget=5.0)
@@ -275,7 +275,7 @@ def test_evidence_on_a_network_that_is_there() -> None:
     }
 
 
-def test_drawings_of_a_network_that_is_there() -> None:
+def test_drawings_of_a_network_on_the_gpu() -> None:
     network = on_gpu(tuned.images())
     assert onebyone.draw(network, torch.randn(1, 3, 8, 8).to(DEVICE), figures=["F1"])
 

@@ -38,11 +38,10 @@ def open_network(
 
     `pretrained` loads the weights that torchvision or timm provides for a network of theirs.
     """
-    from onebyone.pytorch.files.checkpoints import nonfinite_weights
     from onebyone.pytorch.files.sources import load_source
 
     network = load_source(spec, weights, seed=seed, pretrained=pretrained)
-    return network, _notes(nonfinite_weights(network))
+    return network, nonfinite_notes(network)
 
 
 def open_model(
@@ -118,7 +117,6 @@ def open_dense(
     `context` is that of `convolutionalize`. Raises BadInput if `window` or `context` differs from that of a saved dense
     network.
     """
-    from onebyone.pytorch.files.checkpoints import nonfinite_weights
     from onebyone.pytorch.lift.dense_file import load_dense
 
     onnx = onnx_model(spec)
@@ -131,7 +129,7 @@ def open_dense(
         require_own_weights(spec, weights, pretrained)
         saved = load_dense(spec)
         _require_same(saved, window, context, spec)
-        return saved, _notes(nonfinite_weights(saved.model))
+        return saved, nonfinite_notes(saved.model)
     network, notes = open_network(os.fspath(spec), weights, seed=seed, pretrained=pretrained)
     from onebyone.pytorch.lift.convolutionalize import convolutionalize as lift
 
@@ -361,10 +359,7 @@ def nonfinite_notes(network: Network) -> tuple[str, ...]:
     """A note for the user where weights of a network are NaN or infinite."""
     from onebyone.pytorch.files.checkpoints import nonfinite_weights
 
-    return _notes(nonfinite_weights(network))
-
-
-def _notes(nonfinite: Sequence[str]) -> tuple[str, ...]:
+    nonfinite = nonfinite_weights(network)
     if not nonfinite:
         return ()
     names = ", ".join(nonfinite[:3]) + (", …" if len(nonfinite) > 3 else "")

@@ -50,6 +50,16 @@ def image(axes: int, channels: int, kind: str) -> np.ndarray:
     return generator.integers(0, np.iinfo(kind).max, (*size, channels), dtype=kind, endpoint=True)
 
 
+def preprocessing(count: int, scale: float, mean: bool, std: bool, order: str) -> Labels:
+    """A scale, and `count` different means and standard deviations where they are wanted."""
+    return Labels(
+        scale=scale,
+        mean=tuple(0.1 + 0.3 * c for c in range(count)) if mean else (),
+        std=tuple(0.7 + 0.1 * c for c in range(count)) if std else (),
+        colour_order=order,
+    )
+
+
 @given(
     axes=st.integers(1, 3),
     channels=st.sampled_from([1, 3, 5]),
@@ -76,13 +86,7 @@ def test_a_batch_is_the_formula_bit_for_bit(
     frozen: bool,
     chunk: int,
 ) -> None:
-    count = channels if each else 1
-    labels = Labels(
-        scale=scale,
-        mean=tuple(0.1 + 0.3 * c for c in range(count)) if mean else (),
-        std=tuple(0.7 + 0.1 * c for c in range(count)) if std else (),
-        colour_order=order,
-    )
+    labels = preprocessing(channels if each else 1, scale, mean, std, order)
     values = image(axes, channels, kind)
     values.flags.writeable = not frozen  # as in a memory-mapped file
     plan = plan_scan(geometry(axes), values.shape[:-1], tile=3)

@@ -22,7 +22,7 @@ from onebyone.errors import BadInput
 from onebyone.records import Labels
 from onebyone.stores.source import ArraySource
 from tests.dense.networks import exact_net
-from tests.dense.test_batch_reader import by_formula, geometry, image
+from tests.dense.test_batch_reader import by_formula, geometry, image, preprocessing
 
 CPU = TorchSettings(torch.device("cpu"), channels_last=False)
 CUDA = TorchSettings(torch.device("cuda"), channels_last=False)
@@ -41,13 +41,7 @@ CUDA = TorchSettings(torch.device("cuda"), channels_last=False)
 def test_the_formula_bit_for_bit(
     axes: int, channels: int, kind: str, order: str, scale: float, each: bool, mean: bool, std: bool
 ) -> None:
-    count = channels if each else 1
-    labels = Labels(
-        scale=scale,
-        mean=tuple(0.1 + 0.3 * c for c in range(count)) if mean else (),
-        std=tuple(0.7 + 0.1 * c for c in range(count)) if std else (),
-        colour_order=order,
-    )
+    labels = preprocessing(channels if each else 1, scale, mean, std, order)
     values = image(axes, channels, kind)
     before = values.copy()
     reader = StoredPixelReader(ArraySource(values))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,8 @@ def predict(
         raise BadInput(f"save={os.fspath(folder)!r}: is a file; expected a folder")
     source = name or (os.fspath(model) if isinstance(model, str | os.PathLike) else None)
     own = name is None or (isinstance(model, str | os.PathLike) and name == os.fspath(model))
-    dense = _kept_or_made(model, source, window, channels, context, score_kind, cache and own)
+    arguments = {"window": window, "channels": channels, "context": context, "score_kind": score_kind}
+    dense = _kept_or_made(model, source, arguments, cache and own)
     labels = (labels.with_preprocessing(dense.labels) if labels else None) or dense.labels
     predictions = predict_images(
         dense,
@@ -117,20 +119,9 @@ def predict(
     return predictions
 
 
-def _kept_or_made(
-    model: Any,
-    source: str | None,
-    window: int | Sequence[int] | None,
-    channels: int | None,
-    context: str | None,
-    score_kind: str | None,
-    cache: bool,
-) -> Dense:
-    """The network for images of any size; for a program file, the one that is kept beside it, if there is one."""
-
-    def make() -> Any:
-        return _dense(model, source, window, channels, context, score_kind)
-
+def _kept_or_made(model: Any, source: str | None, arguments: Mapping[str, Any], cache: bool) -> Dense:
+    """What `_dense` gives; for a program file, the network that is cached beside it, if there is one."""
+    make: Any = partial(_dense, model, source, **arguments)
     program = Path(model) if isinstance(model, str | os.PathLike) else None
     if program is None or program.suffix != ".pt2" or not os.path.isfile(program):
         dense: Dense = make()
@@ -138,9 +129,8 @@ def _kept_or_made(
     from onebyone.loading import nonfinite_notes
     from onebyone.pytorch.lift.any_size_cache import kept_or_made
 
-    given = {"window": window, "channels": channels, "context": context, "score_kind": score_kind}
-    arguments = {key: repr(value) for key, value in given.items()}
-    kept = kept_or_made(program, arguments, make) if cache else make()
+    given = {key: repr(value) for key, value in arguments.items()}
+    kept = kept_or_made(program, given, make) if cache else make()
     for note in nonfinite_notes(kept.model):
         warnings.warn(note, OnebyoneWarning, stacklevel=3)
     return kept

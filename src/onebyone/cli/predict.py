@@ -53,7 +53,7 @@ def predict(
     ] = Path("predictions"),
     no_cache: Annotated[
         bool,
-        typer.Option("--no-cache", help="Keep no any-size network beside a .pt2 file for the next run."),
+        typer.Option("--no-cache", help="Do not cache the any-size network of a .pt2 file beside it."),
     ] = False,
     no_save: Annotated[bool, o.output_option("Write no files: only print the result.", "--no-save")] = False,
 ) -> None:

@@ -58,14 +58,11 @@ _PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _DTYPES = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _FORMATS = {str(f): f for f in vars(torch).values() if isinstance(f, torch.memory_format)}
 
-
-#: What reading a text may raise that is not what `graph_text` writes.
+#: What reading a text may raise that is not what `graph_text` writes; MemoryError comes from the compiler, for an
+#: expression that is nested too deeply.
 DAMAGED = (
-    *(KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SyntaxError, AssertionError),
-    *(
-        OverflowError,
-        MemoryError,
-    ),  # the second one by an expression that is nested too deeply for the compiler
+    *(KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SyntaxError),
+    *(AssertionError, OverflowError, MemoryError),
 )
 
 
@@ -187,7 +184,7 @@ def _read(data: Any, tensors: Mapping[str, torch.Tensor]) -> fx.GraphModule:
         raise ValueError(f"version {data['version']}")
     root, graph, nodes = fx.GraphModule(nn.Module(), fx.Graph(), "AnySize"), fx.Graph(), list[fx.Node]()
     for name, tensor in tensors.items():
-        _attach(root, name, tensor)
+        _put(root, name, tensor)
     operations = [entry["op"] for entry in data["nodes"]]
     if operations.count("placeholder") != 1 or operations.index("output") != len(operations) - 1:
         raise ValueError("not one input and, at the end, one output")
@@ -213,7 +210,7 @@ def _target(op: str, target: Any, args: tuple[Any, ...], root: nn.Module) -> Any
         return _stored(root, _path(target))
     if op == "call_module":
         path = _path(target["path"])
-        _attach(root, path, _module(target["module"]))
+        _put(root, path, _module(target["module"]))
         return path
     if op == "call_method" and target in _METHODS:
         return target
@@ -248,7 +245,7 @@ def _module(record: Mapping[str, Any]) -> nn.Module:
     )
 
 
-def _attach(root: nn.Module, path: str, item: nn.Module | torch.Tensor) -> None:
+def _put(root: nn.Module, path: str, item: nn.Module | torch.Tensor) -> None:
     """Put a module or a tensor at a dotted path. Tensors that were there before a module become the module's."""
     *parents, name = _path(path).split(".")
     holder = root

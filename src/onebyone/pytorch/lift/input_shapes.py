@@ -25,9 +25,8 @@ def window_of(model: nn.Module | ExportedProgram, window: int | Sequence[int]) -
     >>> window_of(nn.Conv1d(1, 1, 3), 33), window_of(nn.Conv2d(1, 1, 3), 33), window_of(nn.Conv2d(1, 1, 3), (8, 9))
     ((33,), (33, 33), (8, 9))
     """
-    listed = (
-        tuple(window) if isinstance(window, Iterable) else ()
-    )  # a number that is no `int` is refused below
+    # a number that is no `int` is refused below
+    listed = tuple(window) if isinstance(window, Iterable) else ()
     size = (window,) * axes_of(model) if isinstance(window, int) else listed
     if not 1 <= len(size) <= 3 or not all(isinstance(n, int) and n > 0 for n in size):
         raise BadInput(f"window is {window!r}; one to three positive whole numbers of pixels were expected")
